@@ -1,0 +1,1 @@
+"""Run coding agents in sandboxes and never lose an event."""

@@ -1,0 +1,443 @@
+"""The one error tree, and one table: error <-> urn <-> HTTP status <-> CLI exit code <-> retryable.
+
+::
+
+    SandboxAgentError                      everything this package raises on purpose
+    +-- ProblemError                       an RFC 9457 problem: one subclass per urn of the HTTP contract
+    |   +-- InvalidRequestError            invalid_request          400
+    |   +-- UnsupportedAgentError          unsupported_agent        400
+    |   +-- ModeNotSupportedError          mode_not_supported       400
+    |   +-- TokenInvalidError              token_invalid            401
+    |   +-- PermissionDeniedError          permission_denied        403
+    |   +-- NotFoundError                  not_found                404
+    |   +-- ServerSessionNotFoundError     session_not_found        404
+    |   +-- AgentNotInstalledError         agent_not_installed      404
+    |   +-- NotAcceptableError             not_acceptable           406
+    |   +-- ConflictError                  conflict                 409
+    |   +-- SessionAlreadyExistsError      session_already_exists   409
+    |   +-- GoneError                      gone                     410
+    |   +-- PayloadTooLargeError           payload_too_large        413
+    |   +-- UnsupportedMediaTypeError      unsupported_media_type   415
+    |   +-- InstallFailedError             install_failed           500
+    |   +-- AgentProcessExitedError        agent_process_exited     500
+    |   +-- StreamError                    stream_error             502
+    |   +-- RequestTimeoutError            timeout                  504
+    +-- AcpRpcError                        the agent answered a JSON-RPC error
+    +-- ConnectionLostError                the server or its connection went away under a request
+    +-- HealthTimeoutError                 the server did not become healthy in time
+    +-- SandboxDestroyedError              the sandbox no longer exists
+    +-- SessionNotFoundError               the persist driver holds no such session
+    +-- PersistError                       the store refused or failed
+    +-- UnsupportedSessionCategoryError    no config option of that category
+    +-- UnsupportedSessionConfigOptionError  no config option of that id
+    +-- UnsupportedSessionValueError       the option does not take that value
+    +-- UnsupportedPermissionReplyError    the request offers no such reply
+
+Codes and data are API, wording is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+__all__ = [
+    "TABLE",
+    "URN_PREFIX",
+    "AcpRpcError",
+    "AgentNotInstalledError",
+    "AgentProcessExitedError",
+    "ConflictError",
+    "ConnectionLostError",
+    "ErrorRow",
+    "GoneError",
+    "HealthTimeoutError",
+    "InstallFailedError",
+    "InvalidRequestError",
+    "ModeNotSupportedError",
+    "NotAcceptableError",
+    "NotFoundError",
+    "PayloadTooLargeError",
+    "PermissionDeniedError",
+    "PersistError",
+    "ProblemError",
+    "RequestTimeoutError",
+    "SandboxAgentError",
+    "SandboxDestroyedError",
+    "ServerSessionNotFoundError",
+    "SessionAlreadyExistsError",
+    "SessionNotFoundError",
+    "StreamError",
+    "TokenInvalidError",
+    "UnsupportedAgentError",
+    "UnsupportedMediaTypeError",
+    "UnsupportedPermissionReplyError",
+    "UnsupportedSessionCategoryError",
+    "UnsupportedSessionConfigOptionError",
+    "UnsupportedSessionValueError",
+    "error_from_problem",
+]
+
+URN_PREFIX = "urn:sandbox-agent:error:"
+
+
+class SandboxAgentError(Exception):
+    """Base of the tree.
+
+    Attributes:
+        status: HTTP status where the error crossed HTTP, else None.
+        problem: the RFC 9457 problem document where there was one, else None.
+    """
+
+    status: int | None = None
+    problem: Mapping[str, Any] | None = None
+
+    def __init__(
+        self, message: str, *, status: int | None = None, problem: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        if status is not None:
+            self.status = status
+        self.problem = problem
+
+
+class ProblemError(SandboxAgentError):
+    """An error of the HTTP contract; raised by the server's routes and, from its answer, by the SDK.
+
+    Args:
+        detail: one line that says what happened and what to do.
+        **extensions: members added to the problem document (``agent="codex"``); None is left out.
+    """
+
+    name: ClassVar[str] = "stream_error"
+    title: ClassVar[str] = "Stream Error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        status: int | None = None,
+        problem: Mapping[str, Any] | None = None,
+        **extensions: Any,
+    ) -> None:
+        super().__init__(detail, status=status, problem=problem)
+        self.detail = detail
+        self.extensions = {key: value for key, value in extensions.items() if value is not None}
+
+    def to_problem(self) -> dict[str, Any]:
+        """Return the problem document: type, title, status, detail, then the extensions."""
+        return {
+            "type": URN_PREFIX + self.name,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **self.extensions,
+        }
+
+
+class InvalidRequestError(ProblemError):
+    """The request can't be understood or breaks a rule of the contract."""
+
+    name, title, status = "invalid_request", "Invalid Request", 400
+
+
+class UnsupportedAgentError(ProblemError):
+    """The catalogue holds no agent of that id."""
+
+    name, title, status = "unsupported_agent", "Unsupported Agent", 400
+
+
+class ModeNotSupportedError(ProblemError):
+    """The agent has no such mode."""
+
+    name, title, status = "mode_not_supported", "Mode Not Supported", 400
+
+
+class TokenInvalidError(ProblemError):
+    """The bearer token is missing or wrong."""
+
+    name, title, status = "token_invalid", "Token Invalid", 401
+
+
+class PermissionDeniedError(ProblemError):
+    """The caller may not do that."""
+
+    name, title, status = "permission_denied", "Permission Denied", 403
+
+
+class NotFoundError(ProblemError):
+    """There is no such thing."""
+
+    name, title, status = "not_found", "Not Found", 404
+
+
+class ServerSessionNotFoundError(ProblemError):
+    """The server holds no such connection or session."""
+
+    name, title, status = "session_not_found", "Session Not Found", 404
+
+
+class AgentNotInstalledError(ProblemError):
+    """The agent is known and not installed."""
+
+    name, title, status = "agent_not_installed", "Agent Not Installed", 404
+
+
+class NotAcceptableError(ProblemError):
+    """The Accept header allows nothing that the route can send."""
+
+    name, title, status = "not_acceptable", "Not Acceptable", 406
+
+
+class ConflictError(ProblemError):
+    """The request contradicts what is there."""
+
+    name, title, status = "conflict", "Conflict", 409
+
+
+class SessionAlreadyExistsError(ProblemError):
+    """A session of that id exists."""
+
+    name, title, status = "session_already_exists", "Session Already Exists", 409
+
+
+class GoneError(ProblemError):
+    """It was there and has been removed."""
+
+    name, title, status = "gone", "Gone", 410
+
+
+class PayloadTooLargeError(ProblemError):
+    """The body is over the server's limit."""
+
+    name, title, status = "payload_too_large", "Payload Too Large", 413
+
+
+class UnsupportedMediaTypeError(ProblemError):
+    """The content type is not the one that the route takes."""
+
+    name, title, status = "unsupported_media_type", "Unsupported Media Type", 415
+
+
+class InstallFailedError(ProblemError):
+    """The agent could not be installed."""
+
+    name, title, status = "install_failed", "Install Failed", 500
+
+
+class AgentProcessExitedError(ProblemError):
+    """The agent's process ended; extensions: agent, exitCode, stderr (its tail)."""
+
+    name, title, status = "agent_process_exited", "Agent Process Exited", 500
+
+
+class StreamError(ProblemError):
+    """The agent or a stream could not be reached."""
+
+    name, title, status = "stream_error", "Stream Error", 502
+
+
+class RequestTimeoutError(ProblemError):
+    """The agent did not answer in time."""
+
+    name, title, status = "timeout", "Timeout", 504
+
+
+class AcpRpcError(SandboxAgentError):
+    """The agent answered a request with a JSON-RPC error.
+
+    Attributes:
+        code: the JSON-RPC code.
+        data: the error's data as it came, or None.
+        rpc_message: the message as it came; ``str(error)`` puts a readable label in front.
+    """
+
+    LABELS: ClassVar[dict[int, str]] = {
+        -32700: "Parse error",
+        -32600: "Invalid request",
+        -32601: "Method not supported by agent",
+        -32602: "Invalid parameters",
+        -32603: "Internal agent error",
+        -32000: "Authentication required",
+        -32002: "Resource not found",
+    }
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        label = self.LABELS.get(code)
+        super().__init__(f"{label}: {message}" if label else message)
+        self.code = code
+        self.data = data
+        self.rpc_message = message
+
+
+class ConnectionLostError(SandboxAgentError):
+    """The server, or its connection, went away under a request; the next call restores the session."""
+
+
+class HealthTimeoutError(SandboxAgentError):
+    """The server did not become healthy within ``health_timeout``."""
+
+
+class SandboxDestroyedError(SandboxAgentError):
+    """The sandbox no longer exists and can't be reconnected."""
+
+    def __init__(self, sandbox_id: str, provider: str) -> None:
+        super().__init__(f"Sandbox '{provider}/{sandbox_id}' no longer exists: start a new one.")
+        self.sandbox_id = sandbox_id
+        self.provider = provider
+
+
+class SessionNotFoundError(SandboxAgentError):
+    """The persist driver holds no session of that id."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session '{session_id}' not found: create it, or check which store is in use")
+        self.session_id = session_id
+
+
+class PersistError(SandboxAgentError):
+    """The store failed or refused; nothing that was acknowledged is lost.
+
+    Attributes:
+        session_id: the session whose events could not be stored, where known.
+    """
+
+    def __init__(self, message: str, *, session_id: str | None = None) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(values) or "(none)"
+
+
+class UnsupportedSessionCategoryError(SandboxAgentError):
+    """The session has no config option of that category."""
+
+    def __init__(self, session_id: str, category: str, available_categories: Sequence[str]) -> None:
+        super().__init__(
+            f"Session '{session_id}' does not support category '{category}'. "
+            f"Available categories: {_listed(available_categories)}"
+        )
+        self.session_id = session_id
+        self.category = category
+        self.available_categories = list(available_categories)
+
+
+class UnsupportedSessionConfigOptionError(SandboxAgentError):
+    """The session has no config option of that id."""
+
+    def __init__(self, session_id: str, config_id: str, available_config_ids: Sequence[str]) -> None:
+        super().__init__(
+            f"Session '{session_id}' does not expose config option '{config_id}'. "
+            f"Available config ids: {_listed(available_config_ids)}"
+        )
+        self.session_id = session_id
+        self.config_id = config_id
+        self.available_config_ids = list(available_config_ids)
+
+
+class UnsupportedSessionValueError(SandboxAgentError):
+    """The config option does not take that value."""
+
+    def __init__(
+        self,
+        session_id: str,
+        category: str,
+        config_id: str,
+        requested_value: str,
+        allowed_values: Sequence[str],
+    ) -> None:
+        super().__init__(
+            f"Session '{session_id}' does not support value '{requested_value}' for category "
+            f"'{category}' (config id '{config_id}'). Allowed values: {_listed(allowed_values)}"
+        )
+        self.session_id = session_id
+        self.category = category
+        self.config_id = config_id
+        self.requested_value = requested_value
+        self.allowed_values = list(allowed_values)
+
+
+class UnsupportedPermissionReplyError(SandboxAgentError):
+    """The permission request offers no option for that reply."""
+
+    def __init__(self, permission_id: str, requested_reply: str, available_replies: Sequence[str]) -> None:
+        super().__init__(
+            f"Permission '{permission_id}' does not support reply '{requested_reply}'. "
+            f"Available replies: {_listed(available_replies)}"
+        )
+        self.permission_id = permission_id
+        self.requested_reply = requested_reply
+        self.available_replies = list(available_replies)
+
+
+class ErrorRow(NamedTuple):
+    """One row of the table: what an error is called and means on each side.
+
+    ``name`` and ``status`` are None for errors that never cross HTTP; ``exit_code`` is the CLI's
+    (sysexits.h where one fits); ``retryable`` says whether the same call may succeed later.
+    """
+
+    error: type[SandboxAgentError]
+    name: str | None
+    status: int | None
+    exit_code: int
+    retryable: bool
+
+
+def _problem(error: type[ProblemError], exit_code: int, *, retryable: bool = False) -> ErrorRow:
+    return ErrorRow(error, error.name, error.status, exit_code, retryable)
+
+
+TABLE: tuple[ErrorRow, ...] = (
+    _problem(InvalidRequestError, 64),
+    _problem(UnsupportedAgentError, 64),
+    _problem(ModeNotSupportedError, 64),
+    _problem(TokenInvalidError, 77),
+    _problem(PermissionDeniedError, 77),
+    _problem(NotFoundError, 66),
+    _problem(ServerSessionNotFoundError, 66),
+    _problem(AgentNotInstalledError, 69),
+    _problem(NotAcceptableError, 64),
+    _problem(ConflictError, 73),
+    _problem(SessionAlreadyExistsError, 73),
+    _problem(GoneError, 66),
+    _problem(PayloadTooLargeError, 64),
+    _problem(UnsupportedMediaTypeError, 64),
+    _problem(InstallFailedError, 69, retryable=True),
+    _problem(AgentProcessExitedError, 70, retryable=True),
+    _problem(StreamError, 75, retryable=True),
+    _problem(RequestTimeoutError, 75, retryable=True),
+    ErrorRow(AcpRpcError, None, None, 70, False),
+    ErrorRow(ConnectionLostError, None, None, 75, True),
+    ErrorRow(HealthTimeoutError, None, None, 75, True),
+    ErrorRow(SandboxDestroyedError, None, None, 69, False),
+    ErrorRow(SessionNotFoundError, None, None, 66, False),
+    ErrorRow(PersistError, None, None, 74, True),
+    ErrorRow(UnsupportedSessionCategoryError, None, None, 64, False),
+    ErrorRow(UnsupportedSessionConfigOptionError, None, None, 64, False),
+    ErrorRow(UnsupportedSessionValueError, None, None, 64, False),
+    ErrorRow(UnsupportedPermissionReplyError, None, None, 64, False),
+)
+
+_BY_NAME = {row.name: row.error for row in TABLE if row.name is not None}
+
+
+def error_from_problem(status: int, problem: Mapping[str, Any] | None) -> SandboxAgentError:
+    """Return the error for an HTTP answer that is not a success.
+
+    Args:
+        status: the HTTP status.
+        problem: the decoded problem document, or None where the body was none.
+
+    Returns:
+        The ProblemError subclass for the document's urn, or a plain SandboxAgentError.
+    """
+    document = problem or {}
+    kind = str(document.get("type") or "").removeprefix(URN_PREFIX)
+    detail = str(document.get("detail") or document.get("title") or f"Request failed with status {status}")
+    error = _BY_NAME.get(kind)
+    if error is not None and issubclass(error, ProblemError):
+        return error(detail, status=status, problem=problem)
+    return SandboxAgentError(detail, status=status, problem=problem)

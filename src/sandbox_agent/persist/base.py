@@ -1,0 +1,157 @@
+"""The driver interface: five methods, and declared capabilities with slower defaults built on them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+
+__all__ = [
+    "DEFAULT_LIST_LIMIT",
+    "MAX_LIST_LIMIT",
+    "Capability",
+    "Keyset",
+    "SessionPersistDriver",
+    "decode_cursor",
+    "encode_cursor",
+    "normalize_limit",
+]
+
+DEFAULT_LIST_LIMIT = 100
+# A page is held in memory; anything above this is a mistake and falls back to the default.
+MAX_LIST_LIMIT = 10_000
+
+
+class Capability(enum.Enum):
+    """What a driver does beyond the five methods, natively."""
+
+    APPEND = "append"
+    TAIL = "tail"
+    LAST_INDEX = "last_index"
+    DELETE = "delete"
+
+
+class SessionPersistDriver(ABC):
+    """Keeps session records and their events (seed 001, custom driver).
+
+    A driver implements the first five methods. The others have defaults built on those; a driver that
+    can do better overrides them and names them in ``capabilities``. Drivers are safe to use from many
+    tasks of one event loop.
+
+    Every method raises PersistError when the store fails; what it acknowledged (returned from) is kept.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+
+    @abstractmethod
+    async def get_session(self, session_id: str, /) -> SessionRecord | None:
+        """Return the record, or None."""
+
+    @abstractmethod
+    async def list_sessions(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionRecord]:
+        """Return a page of records by (created_at, id), oldest first."""
+
+    @abstractmethod
+    async def update_session(self, session: SessionRecord, /) -> None:
+        """Insert the record, or replace the one of that id."""
+
+    @abstractmethod
+    async def list_events(
+        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]:
+        """Return a page of a session's events by (event_index, id), oldest first."""
+
+    @abstractmethod
+    async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
+        """Insert the event as it is, or replace the one of that id."""
+
+    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+        """Append the events and set their ``event_index``: contiguous, after the last one stored.
+
+        All of them are kept when it returns; an event whose id is already stored in the session (a
+        retry) keeps the index that it has and is not stored again.
+        """
+        index = await self.last_event_index(session_id)
+        for event in events:
+            index += 1
+            event.event_index = index
+            await self.insert_event(session_id, event)
+
+    async def last_event_index(self, session_id: str, /) -> int:
+        """Return the highest event index of the session, 0 where it has none."""
+        tail = await self.tail_events(session_id, limit=1)
+        return tail[-1].event_index if tail else 0
+
+    async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
+        """Return the newest ``limit`` events, oldest of them first."""
+        tail: list[SessionEvent] = []
+        cursor: str | None = None
+        while True:
+            page = await self.list_events(session_id, limit=max(limit, DEFAULT_LIST_LIMIT), cursor=cursor)
+            tail = [*tail, *page.items][-limit:]
+            cursor = page.next_cursor
+            if cursor is None:
+                return tail
+
+    async def delete_session(self, session_id: str, /) -> None:
+        """Erase the record and its events; nothing happens where there is none.
+
+        Raises:
+            NotImplementedError: the driver does not declare Capability.DELETE.
+        """
+        raise NotImplementedError(f"{type(self).__name__} can't delete sessions: it declares no DELETE")
+
+    async def close(self) -> None:  # noqa: B027 - optional hook
+        """Release what the driver opened itself; never what it was handed. Safe to call twice."""
+
+
+class Keyset(NamedTuple):
+    """Where a page begins: after ``(position, id)``, or after ``offset`` rows for a peer's cursor."""
+
+    position: int
+    id: str
+    offset: int = 0
+
+
+_CURSOR_PREFIX = "k"
+
+
+def encode_cursor(position: int, row_id: str) -> str:
+    """Return the opaque cursor of the row that a page ended with."""
+    raw = f"{position}:{row_id}".encode()
+    return _CURSOR_PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> Keyset | None:
+    """Return where a listing goes on, or None for its beginning.
+
+    A cursor of the peer's drivers (a decimal offset) is understood; a stranger's string begins anew,
+    as the peer's drivers do (seed 002, parseCursor).
+    """
+    if not cursor:
+        return None
+    if cursor.startswith(_CURSOR_PREFIX):
+        body = cursor[len(_CURSOR_PREFIX) :]
+        try:
+            raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
+            position, _, row_id = raw.partition(":")
+            return Keyset(int(position), row_id)
+        except (binascii.Error, UnicodeError, ValueError):
+            return None
+    if cursor.isascii() and cursor.isdigit() and len(cursor) <= len(str(2**63)):
+        return Keyset(0, "", int(cursor)) if int(cursor) else None
+    return None
+
+
+def normalize_limit(limit: int | None) -> int:
+    """Return a usable page size: non-positive or absurd values fall back to the default."""
+    if limit is None or not 1 <= limit <= MAX_LIST_LIMIT:
+        return DEFAULT_LIST_LIMIT
+    return limit

@@ -1,0 +1,3 @@
+"""What crosses the wire: msgspec structs, no I/O."""
+
+__all__: list[str] = []

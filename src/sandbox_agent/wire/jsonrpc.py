@@ -1,0 +1,114 @@
+"""JSON-RPC 2.0 envelopes whose params and results stay raw bytes (jsonrpc.org/specification)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import msgspec
+
+__all__ = ["NULL", "Head", "InvalidEnvelopeError", "dumps", "loads", "read_head", "replace_id"]
+
+NULL = b"null"
+
+
+class InvalidEnvelopeError(ValueError):
+    """The bytes are no JSON-RPC envelope; the message says why, in one line."""
+
+
+class Head(msgspec.Struct, gc=False):
+    """What the hot path needs of an envelope; the rest stays in the bytes.
+
+    Attributes:
+        id: the id's JSON bytes (``b'1'``, ``b'"a"'``), or empty where there is none.
+        method: the method, or None in a response.
+    """
+
+    id: msgspec.Raw = msgspec.Raw()
+    method: str | None = None
+
+    @property
+    def is_request(self) -> bool:
+        """Whether an answer is owed: a method and an id that is not null."""
+        return self.method is not None and bool(self.id) and bytes(self.id) != NULL
+
+    @property
+    def is_response(self) -> bool:
+        """Whether it answers a request: an id and no method."""
+        return self.method is None and bool(self.id)
+
+
+_head_decoder = msgspec.json.Decoder(Head)
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+
+
+def read_head(line: bytes) -> Head:
+    """Decode an envelope's id and method and check that the whole line is JSON.
+
+    Args:
+        line: one JSON object as UTF-8 bytes, without its newline.
+
+    Raises:
+        InvalidEnvelopeError: it isn't JSON, isn't an object, or its method is no string.
+    """
+    try:
+        return _head_decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return _read_head_slowly(line)
+
+
+def _read_head_slowly(line: bytes) -> Head:
+    # msgspec refuses lone surrogates ("\ud800"), which JavaScript writes; the standard library reads them.
+    value = loads(line)
+    if not isinstance(value, dict):
+        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
+    method: object = value.get("method")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    if method is not None and not isinstance(method, str):
+        raise InvalidEnvelopeError("method must be a string")
+    raw_id = msgspec.Raw(dumps(value["id"])) if "id" in value else msgspec.Raw()
+    return Head(raw_id, method)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def loads(data: bytes) -> Any:
+    """Decode JSON, lone surrogates included.
+
+    Raises:
+        InvalidEnvelopeError: the bytes are not UTF-8 JSON, or are nested too deeply to read.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        pass
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidEnvelopeError("nested too deeply") from None
+    except ValueError as error:
+        raise InvalidEnvelopeError(str(error)) from None
+
+
+def dumps(value: Any) -> bytes:
+    """Encode to compact JSON bytes, lone surrogates included."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def replace_id(envelope: bytes, new_id: bytes) -> bytes:
+    """Return the envelope with another id, every other member's bytes as they were."""
+    try:
+        members: dict[str, Any] = dict(_members_decoder.decode(envelope))
+    except (msgspec.DecodeError, RecursionError):
+        members = loads(envelope)
+    members["id"] = msgspec.Raw(new_id)
+    try:
+        return _encoder.encode(members)
+    except UnicodeEncodeError:
+        members["id"] = loads(new_id)
+        return dumps(members)
