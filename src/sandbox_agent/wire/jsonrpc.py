@@ -53,9 +53,19 @@ def read_head(line: bytes) -> Head:
         InvalidEnvelopeError: it isn't JSON, isn't an object, or its method is no string.
     """
     try:
-        return _head_decoder.decode(line)
+        head = _head_decoder.decode(line)
     except (msgspec.DecodeError, RecursionError):
         return _read_head_slowly(line)
+    if not line.isascii():
+        _check_utf8(line)  # msgspec doesn't look into the strings that it skips
+    return head
+
+
+def _check_utf8(line: bytes) -> None:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidEnvelopeError(f"not UTF-8 at byte {error.start}") from None
 
 
 def _read_head_slowly(line: bytes) -> Head:

@@ -1,0 +1,181 @@
+"""Requests and answers over one agent's pipe: many clients, ids that collide, the first answer wins."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head, replace_id
+
+__all__ = ["EVERYONE", "UNNAMED", "Answer", "Correlator", "Pending", "Submitted"]
+
+# Whom an envelope of the agent is for: a client's name, all clients without one, or everyone.
+UNNAMED: Final = ""
+EVERYONE: Final = None
+
+# Ids of ours begin where JSON numbers of JavaScript are still exact and no client counts to.
+_FIRST_ALIAS = 2**52
+
+
+class Pending:
+    """A client's request that the agent has not answered.
+
+    Attributes:
+        client: the name of the client that asked, or UNNAMED.
+        method: the method.
+        contested: another request of the same audience had the same id while this one was pending.
+    """
+
+    __slots__ = ("client", "contested", "method", "original_id", "wire_id")
+
+    def __init__(self, client: str, method: str, original_id: bytes, wire_id: bytes) -> None:
+        self.client = client
+        self.method = method
+        self.original_id = original_id
+        self.wire_id = wire_id
+        self.contested = False
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the agent sees another id than the client's."""
+        return self.wire_id is not self.original_id
+
+
+class Submitted:
+    """What becomes of a client's envelope.
+
+    Attributes:
+        line: the bytes for the agent, without a newline; None when nothing is to be sent (an answer
+            that came second).
+        method: its method, None in an answer.
+        pending: the request to wait for, None for a notification or an answer.
+    """
+
+    __slots__ = ("line", "method", "pending")
+
+    def __init__(self, line: bytes | None, method: str | None, pending: Pending | None) -> None:
+        self.line = line
+        self.method = method
+        self.pending = pending
+
+
+class Answer:
+    """The agent's answer to a request.
+
+    Attributes:
+        pending: the request.
+        line: the response with the client's own id, for its POST.
+        feed_line: the response as the feed carries it.
+    """
+
+    __slots__ = ("feed_line", "line", "pending")
+
+    def __init__(self, pending: Pending, line: bytes, feed_line: bytes) -> None:
+        self.pending = pending
+        self.line = line
+        self.feed_line = feed_line
+
+
+class Correlator:
+    """The ids of one connection.
+
+    An id is rewritten only where an equal one is pending. The feed carries an answer under the client's
+    own id, except where two requests of one audience had the same id at once: there the id would be
+    taken for either's, so the feed shows an id that nobody waits for and each POST gets its own answer.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[bytes, Pending] = {}
+        self._asked: set[bytes] = set()
+        self._aliases = 0
+
+    @property
+    def pending(self) -> list[Pending]:
+        """The requests that are not answered, oldest first."""
+        return list(self._pending.values())
+
+    def submit(self, client: str, envelope: bytes) -> Submitted:
+        """Take an envelope from a client.
+
+        Raises:
+            InvalidEnvelopeError: it is no JSON-RPC envelope, or its id is neither string nor number.
+        """
+        head = read_head(envelope)
+        if b"\n" in envelope or b"\r" in envelope:
+            # raw line ends can only stand between JSON tokens; on the pipe they would end the message
+            envelope = envelope.replace(b"\n", b" ").replace(b"\r", b" ")
+        if head.is_request:
+            return self._submit_request(client, envelope, head)
+        if head.method is None and head.id:
+            key = _key(head.id)
+            if key not in self._asked:
+                return Submitted(None, None, None)
+            self._asked.discard(key)
+        return Submitted(envelope, head.method, None)
+
+    def _submit_request(self, client: str, envelope: bytes, head: Head) -> Submitted:
+        original = bytes(head.id)
+        wire_id = key = _key(original)
+        if key in self._pending:
+            wire_id = key = self._alias(key)
+            envelope = replace_id(envelope, wire_id)
+        else:
+            wire_id = original
+        pending = Pending(client, head.method or "", original, wire_id)
+        if pending.rewritten:
+            for other in self._pending.values():
+                if other.client == client and _key(other.original_id) == _key(original):
+                    other.contested = pending.contested = True
+        self._pending[key] = pending
+        return Submitted(envelope, head.method, pending)
+
+    def asked(self, head: Head) -> None:
+        """Note a request of the agent: the first answer to it will go through."""
+        self._asked.add(_key(head.id))
+
+    def answer(self, head: Head, line: bytes) -> Answer | None:
+        """Match a response of the agent with its request; None where nobody asked."""
+        try:
+            pending = self._pending.pop(_key(head.id), None)
+        except InvalidEnvelopeError:
+            return None
+        if pending is None:
+            return None
+        if not pending.rewritten:
+            feed_line = line
+            if pending.contested:
+                feed_line = replace_id(line, self._alias(_key(pending.original_id)))
+            return Answer(pending, line, feed_line)
+        restored = replace_id(line, pending.original_id)
+        return Answer(pending, restored, line if pending.contested else restored)
+
+    def forget(self, pending: Pending) -> None:
+        """Drop a request that was never sent."""
+        self._pending.pop(_key(pending.wire_id), None)
+
+    def fail_all(self) -> list[Pending]:
+        """Return the requests that will not be answered any more, and forget them."""
+        failed = list(self._pending.values())
+        self._pending.clear()
+        self._asked.clear()
+        return failed
+
+    def _alias(self, key: bytes) -> bytes:
+        while True:
+            self._aliases += 1
+            number = _FIRST_ALIAS + self._aliases
+            alias = b'"sandbox-agent-%d"' % number if key.startswith(b'"') else b"%d" % number
+            if alias not in self._pending:
+                return alias
+
+
+def _key(raw: bytes) -> bytes:
+    """Return an id's canonical bytes: agents write ``1`` for ``1.0`` and unescape strings."""
+    raw = bytes(raw)
+    if raw.isdigit():
+        return raw
+    value = loads(raw)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InvalidEnvelopeError("id must be a string or a number")
+    return dumps(value)

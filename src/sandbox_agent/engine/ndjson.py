@@ -1,0 +1,81 @@
+"""Line framing: bytes of a pipe in, lines out, memory bounded by the longest line allowed."""
+
+from __future__ import annotations
+
+__all__ = ["MAX_LINE_BYTES", "LineFramer", "OversizedLine"]
+
+# An agent may send a file's whole content in one envelope; anything above this is a runaway.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+# How much of a line that is too long is kept to show what it was.
+OVERSIZED_PREFIX_BYTES = 4096
+
+
+class OversizedLine(bytes):
+    """The beginning of a line that was longer than allowed; the rest was dropped.
+
+    Attributes:
+        size: the length of the whole line in bytes.
+    """
+
+    size: int
+
+
+class LineFramer:
+    r"""Splits a byte stream into lines at ``\n``; a ``\r`` before it belongs to the line end.
+
+    Blank lines are skipped. A line over ``max_line_bytes`` comes out as an OversizedLine, once, at its
+    place among the others, and costs no more memory than the limit.
+    """
+
+    def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max = max_line_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._overflowing = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the next bytes and return the lines that they complete."""
+        pieces = data.split(b"\n")
+        tail = pieces.pop()
+        lines: list[bytes] = []
+        if pieces:
+            if self._parts:
+                self._hold(pieces[0])
+                pieces[0] = self._take()
+            for piece in pieces:
+                if len(piece) > self._max and type(piece) is bytes:
+                    lines.append(_oversized(piece, len(piece)))
+                elif piece and not piece.isspace():
+                    lines.append(piece[:-1] if piece[-1] == 13 and type(piece) is bytes else piece)
+        if tail:
+            self._hold(tail)
+        return lines
+
+    def finish(self) -> list[bytes]:
+        """Return what stands after the last newline, at the end of the stream."""
+        return self.feed(b"\n") if self._parts else []
+
+    def _hold(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._overflowing:
+            return
+        self._parts.append(piece)
+        # one more byte than allowed may be the "\r" of the line's end
+        if self._size > self._max + 1:
+            self._overflowing = True
+            self._parts = [b"".join(self._parts)[:OVERSIZED_PREFIX_BYTES]]
+
+    def _take(self) -> bytes:
+        line = b"".join(self._parts)
+        if self._overflowing:
+            line = _oversized(line, self._size)
+        elif len(line) > self._max and line.endswith(b"\r"):
+            line = line[:-1]
+        self._parts, self._size, self._overflowing = [], 0, False
+        return line
+
+
+def _oversized(line: bytes, size: int) -> OversizedLine:
+    cut = OversizedLine(line[:OVERSIZED_PREFIX_BYTES])
+    cut.size = size
+    return cut
