@@ -43,10 +43,14 @@ class LineFramer:
                 self._hold(pieces[0])
                 pieces[0] = self._take()
             for piece in pieces:
-                if len(piece) > self._max and type(piece) is bytes:
-                    lines.append(_oversized(piece, len(piece)))
-                elif piece and not piece.isspace():
-                    lines.append(piece[:-1] if piece[-1] == 13 and type(piece) is bytes else piece)
+                if isinstance(piece, OversizedLine):
+                    lines.append(piece)
+                    continue
+                line = piece[:-1] if piece[-1:] == b"\r" else piece
+                if len(line) > self._max:
+                    lines.append(_oversized(line, len(line)))
+                elif line and not line.isspace():
+                    lines.append(line)
         if tail:
             self._hold(tail)
         return lines
@@ -69,8 +73,6 @@ class LineFramer:
         line = b"".join(self._parts)
         if self._overflowing:
             line = _oversized(line, self._size)
-        elif len(line) > self._max and line.endswith(b"\r"):
-            line = line[:-1]
         self._parts, self._size, self._overflowing = [], 0, False
         return line
 

@@ -1,0 +1,3 @@
+"""The machine: processes, their pipes, their groups and their end."""
+
+__all__: list[str] = []

@@ -1,0 +1,145 @@
+"""A child's pipes: read as much as is there at once, write whole messages, and let the pipe push back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+__all__ = ["READ_BYTES", "PipeReader", "PipeWriter"]
+
+# One read takes what the pipe holds; Linux lets a pipe hold up to 1 MiB.
+READ_BYTES = 1024 * 1024
+
+
+class PipeReader:
+    """The reading end of a pipe, without a buffer of its own.
+
+    What isn't read stays in the pipe, so a slow reader stops the writer: that is the backpressure.
+
+    Args:
+        fd: the descriptor; it is made non-blocking and closed by close().
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        """Wait for bytes and return them; ``b""`` at the end of the stream."""
+        while True:
+            data = self.read_nowait()
+            if data is not None:
+                return data
+            await self._readable()
+
+    def read_nowait(self) -> bytes | None:
+        """Return what is there now, ``b""`` at the end of the stream, None when nothing is there."""
+        if self._fd < 0:
+            return b""
+        try:
+            return os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        fd = self._fd
+        self._waiter = waiter = loop.create_future()
+        loop.add_reader(fd, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if self._fd == fd:
+                loop.remove_reader(fd)
+
+    def close(self) -> None:
+        """Close the pipe; a reader that waits sees the end of the stream."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        if self._waiter is not None:
+            asyncio.get_running_loop().remove_reader(fd)
+            _wake(self._waiter)
+        os.close(fd)
+
+
+class PipeWriter:
+    """The writing end of a pipe: one message at a time, each of them whole.
+
+    Args:
+        fd: the descriptor; it is made non-blocking and closed by close().
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._rest = memoryview(b"")
+        self._turn = asyncio.Lock()
+        self._flushed: asyncio.Future[None] | None = None
+
+    async def write(self, data: bytes) -> None:
+        """Write a message; returns when the pipe has taken all of it.
+
+        A caller that is cancelled before its turn has written nothing; one that is cancelled in the
+        middle leaves the rest to be written in the background, so that no message is ever cut.
+
+        Raises:
+            BrokenPipeError: nobody reads the pipe any more, or it is closed.
+        """
+        async with self._turn:
+            while self._flushed is not None:
+                await asyncio.shield(self._flushed)
+            self._rest = memoryview(data)
+            if self._flush():
+                return
+            self._flushed = flushed = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().add_writer(self._fd, self._on_writable)
+            await asyncio.shield(flushed)
+
+    def _flush(self) -> bool:
+        if self._fd < 0:
+            raise BrokenPipeError("stdin is closed")
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._fd, self._rest) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    def _on_writable(self) -> None:
+        error: Exception | None = None
+        try:
+            if not self._flush():
+                return
+        except OSError as broken:
+            error = BrokenPipeError(f"stdin is closed: {broken.strerror}")
+        self._finish(error)
+
+    def _finish(self, error: Exception | None) -> None:
+        asyncio.get_running_loop().remove_writer(self._fd)
+        self._rest = memoryview(b"")
+        flushed, self._flushed = self._flushed, None
+        if flushed is not None and not flushed.done():
+            if error is None:
+                flushed.set_result(None)
+            else:
+                flushed.set_exception(error)
+                flushed.exception()  # the writer may have been cancelled: then nobody else looks
+
+    def close(self) -> None:
+        """Close the pipe; a writer that waits gets BrokenPipeError."""
+        if self._fd < 0:
+            return
+        if self._flushed is not None:
+            self._finish(BrokenPipeError("stdin is closed"))
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

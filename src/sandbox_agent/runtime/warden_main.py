@@ -1,0 +1,33 @@
+"""What the warden does: see warden, which starts it."""
+
+import signal
+import sys
+
+from sandbox_agent.runtime.tree import signal_tree, tagged
+
+__all__ = ["main"]
+
+# A tree that forks while it is killed is looked for again, but not for ever.
+_SWEEPS = 5
+
+
+def main() -> None:
+    """Read group ids from stdin until it closes, then kill what is left."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    tag = sys.argv[1]
+    groups: set[int] = set()
+    for line in sys.stdin:
+        (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+    for group in groups:
+        signal_tree(group, tag, signal.SIGKILL)
+    for _ in range(_SWEEPS):
+        left = tagged(tag)
+        if not left:
+            return
+        for pid in left:
+            signal_tree(pid, tag, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
