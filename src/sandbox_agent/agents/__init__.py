@@ -1,0 +1,3 @@
+"""Which agents exist."""
+
+__all__: list[str] = []

@@ -1,0 +1,254 @@
+"""The mock's ACP methods, and the loop that reads stdin while turns run."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+
+from sandbox_agent.agents.mock import commands, options
+from sandbox_agent.agents.mock.peer import INVALID_PARAMS, Peer, RpcError, as_list, as_object
+from sandbox_agent.agents.mock.sessions import Session, SessionStore
+from sandbox_agent.agents.mock.turn import Cancelled, Turn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    JsonObject = dict[str, Any]
+
+__all__ = ["Agent", "serve"]
+
+PROTOCOL_VERSION = 1
+VERSION = "1.0.0"
+_METHOD_NOT_FOUND, _PARSE_ERROR, _INVALID_REQUEST, _INTERNAL = -32601, -32700, -32600, -32603
+# A deaf agent that nobody killed goes by itself.
+_DEAF_LIFETIME = 600
+
+
+class Agent:
+    """Answers the client. Requests are taken in order; each session's turns run in a thread of its own."""
+
+    def __init__(self, peer: Peer, store: SessionStore) -> None:
+        self._peer = peer
+        self._store = store
+        self._turns: dict[str, list[Turn]] = {}
+        self._queues: dict[str, queue.SimpleQueue[tuple[Turn, list[JsonObject]]]] = {}
+        self._lock = threading.Lock()
+        self._methods: dict[str, Callable[[JsonObject], JsonObject]] = {
+            "initialize": self._initialize,
+            "authenticate": lambda _params: {},
+            "session/new": self._new,
+            "session/load": self._load,
+            "session/resume": self._resume,
+            "session/list": self._list,
+            "session/set_mode": self._set_mode,
+            "session/set_config_option": self._set_config_option,
+        }
+
+    def handle(self, line: bytes) -> None:
+        """Take one line of stdin."""
+        try:
+            message = as_object(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            self._peer.respond_error(None, RpcError(_PARSE_ERROR, f"Parse error: {error}"))
+            return
+        if message is None:
+            self._peer.respond_error(None, RpcError(_INVALID_REQUEST, "Invalid Request: expected an object"))
+        else:
+            self._dispatch(message)
+
+    def _dispatch(self, message: JsonObject) -> None:
+        method = message.get("method")
+        if method is None:
+            self._peer.answered(message)
+        elif "id" not in message:
+            self._notified(str(method), message.get("params"))
+        else:
+            try:
+                self._requested(str(method), message.get("params"), message["id"])
+            except RpcError as error:
+                self._peer.respond_error(message["id"], error)
+
+    def _notified(self, method: str, params: object) -> None:
+        if method == "session/cancel":
+            session_id = (as_object(params) or {}).get("sessionId")
+            with self._lock:
+                turns = list(self._turns.get(str(session_id), []))
+            for turn in turns:
+                turn.cancel()
+
+    def _requested(self, method: str, params: object, request_id: object) -> None:
+        known = self._methods.get(method)
+        if known is None and method != "session/prompt":
+            raise RpcError(_METHOD_NOT_FOUND, f'"Method not found": {method}', {"method": method})
+        members = {} if params is None else as_object(params)
+        if members is None:
+            raise RpcError(INVALID_PARAMS, "Invalid params: expected an object")
+        if known is None:
+            self._prompt(members, request_id)
+        else:
+            self._peer.respond(request_id, known(members))
+
+    def _initialize(self, params: JsonObject) -> JsonObject:
+        version = params.get("protocolVersion")
+        if isinstance(version, bool) or not str(version).isdigit():
+            raise RpcError(INVALID_PARAMS, "Invalid params: protocolVersion must be a number")
+        return {
+            "protocolVersion": PROTOCOL_VERSION,
+            "agentInfo": {"name": "mock", "title": "Mock", "version": VERSION},
+            "agentCapabilities": {
+                "loadSession": True,
+                "promptCapabilities": {"image": True, "audio": True, "embeddedContext": True},
+                "mcpCapabilities": {"http": True, "sse": True},
+                "sessionCapabilities": {"list": {}, "resume": {}},
+            },
+            "authMethods": [],
+        }
+
+    def _new(self, params: JsonObject) -> JsonObject:
+        session = self._store.create(_string(params, "cwd"))
+        return {"sessionId": session.id, **self._state(session)}
+
+    def _load(self, params: JsonObject) -> JsonObject:
+        session = self._store.open(_string(params, "sessionId"))
+        for update in list(session.history):
+            self._update(session, update)
+        return self._state(session)
+
+    def _resume(self, params: JsonObject) -> JsonObject:
+        return self._state(self._store.open(_string(params, "sessionId")))
+
+    def _list(self, params: JsonObject) -> JsonObject:
+        cwd = params.get("cwd")
+        return {"sessions": self._store.list(None if cwd is None else _string(params, "cwd"))}
+
+    def _set_mode(self, params: JsonObject) -> JsonObject:
+        session = self._store.get(_string(params, "sessionId"))
+        self._set(session, "mode", _string(params, "modeId"))
+        return {}
+
+    def _set_config_option(self, params: JsonObject) -> JsonObject:
+        session = self._store.get(_string(params, "sessionId"))
+        self._set(session, _string(params, "configId"), _string(params, "value"))
+        return {"configOptions": options.config_options(session.settings)}
+
+    def _set(self, session: Session, config_id: str, value: str) -> None:
+        allowed = options.values(config_id)
+        if not allowed:
+            raise RpcError(INVALID_PARAMS, f"Invalid params: no config option {config_id!r}")
+        if value not in allowed:
+            raise RpcError(INVALID_PARAMS, f"Invalid params: {config_id} takes {', '.join(allowed)}")
+        session.set(config_id, value)
+        if config_id == "mode":
+            self._update(session, {"sessionUpdate": "current_mode_update", "currentModeId": value})
+        current = options.config_options(session.settings)
+        self._update(session, {"sessionUpdate": "config_option_update", "configOptions": current})
+
+    def _state(self, session: Session) -> JsonObject:
+        return {
+            "modes": options.modes(session.settings),
+            "configOptions": options.config_options(session.settings),
+        }
+
+    def _update(self, session: Session, update: JsonObject) -> None:
+        self._peer.notify("session/update", {"sessionId": session.id, "update": update})
+
+    def _prompt(self, params: JsonObject, request_id: object) -> None:
+        session = self._store.get(_string(params, "sessionId"))
+        blocks = [as_object(block) for block in as_list(params.get("prompt")) or [None]]
+        known_blocks = [block for block in blocks if block is not None]
+        if len(known_blocks) != len(blocks):
+            raise RpcError(INVALID_PARAMS, "Invalid params: prompt must be a list of content blocks")
+        turn = Turn(self._peer, session, request_id)
+        with self._lock:
+            self._turns.setdefault(session.id, []).append(turn)
+            work = self._queues.get(session.id)
+            if work is None:
+                work = self._queues[session.id] = queue.SimpleQueue()
+                threading.Thread(target=self._work, args=(work,), daemon=True).start()
+        work.put((turn, known_blocks))
+
+    def _work(self, work: queue.SimpleQueue[tuple[Turn, list[JsonObject]]]) -> None:
+        while True:
+            turn, blocks = work.get()
+            try:
+                response = self._run(turn, blocks)
+            except RpcError as error:
+                self._done(turn)
+                self._peer.respond_error(turn.request_id, error)
+            except Exception as error:  # noqa: BLE001 - the boundary: a bug is an answer, not a hang
+                self._done(turn)
+                self._peer.respond_error(turn.request_id, RpcError(_INTERNAL, f"Internal error: {error!r}"))
+            else:
+                self._done(turn)
+                self._peer.respond(turn.request_id, response)
+
+    def _run(self, turn: Turn, blocks: list[JsonObject]) -> JsonObject:
+        for block in blocks:
+            turn.session.record({"sessionUpdate": "user_message_chunk", "content": block})
+        texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
+        others = [_described(block) for block in blocks if block.get("type") != "text"]
+        try:
+            turn.check()
+            if others:
+                turn.say(f"I was also sent {', '.join(others)}.\n")
+            # A restored session puts its history in front: what the user said is the last text.
+            commands.run(turn, texts[-1] if texts else "nothing")
+        except Cancelled:
+            return {"stopReason": "cancelled"}
+        return (
+            {"stopReason": "end_turn"}
+            if turn.usage is None
+            else {
+                "stopReason": "end_turn",
+                "usage": turn.usage,
+            }
+        )
+
+    def _done(self, turn: Turn) -> None:
+        with self._lock:
+            self._turns[turn.session.id].remove(turn)
+
+
+def _string(params: JsonObject, name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise RpcError(INVALID_PARAMS, f"Invalid params: {name} must be a string")
+    return value
+
+
+def _described(block: JsonObject) -> str:
+    kind = str(block.get("type"))
+    inner = as_object(block.get("resource")) or block
+    facts = [str(inner[key]) for key in ("uri", "mimeType") if inner.get(key)]
+    bodies = [inner[key] for key in ("data", "text", "blob") if isinstance(inner.get(key), str)]
+    facts += [f"{len(body)} characters" for body in bodies]
+    return f"{kind} ({', '.join(facts)})"
+
+
+def serve() -> int:
+    """Serve ACP on stdin and stdout; returns the exit code once stdin ends."""
+    peer = Peer(sys.stdout.fileno())
+
+    def terminate(_signal: int, _frame: object) -> None:
+        if not peer.deaf:
+            os._exit(143)
+
+    def interrupt(_signal: int, _frame: object) -> NoReturn:
+        os._exit(130)
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, interrupt)
+    agent = Agent(peer, SessionStore(os.environ.get("SANDBOX_AGENT_MOCK_STATE") or None))
+    for line in sys.stdin.buffer:
+        if line.strip():
+            agent.handle(line)
+    if peer.deaf:
+        time.sleep(_DEAF_LIFETIME)
+    return 0

@@ -1,0 +1,137 @@
+"""The client's end of the pipe: whole lines out, requests to the client and their answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+TYPE_CHECKING = False  # typing is not imported at run time: it would be a third of the start
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    JsonObject = dict[str, Any]
+
+    class Waiting(Protocol):
+        """Who asked the client something."""
+
+        def answered(self, response: JsonObject) -> None:
+            """Take the client's response."""
+
+
+__all__ = ["INVALID_PARAMS", "NOT_FOUND", "Peer", "RpcError", "as_list", "as_object", "encode"]
+
+INVALID_PARAMS = -32602
+NOT_FOUND = -32002
+
+
+class RpcError(Exception):
+    """A request that is answered with a JSON-RPC error."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+def as_object(value: Any) -> JsonObject | None:
+    """Return the value if it is a JSON object."""
+    return value if _is(value, dict) else None
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """Return the value if it is a JSON array."""
+    return value if _is(value, list) else None
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind)
+
+
+def encode(message: object) -> bytes:
+    """Return compact JSON; non-ASCII as UTF-8, lone surrogates as escapes."""
+    try:
+        return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(message, separators=(",", ":")).encode()
+
+
+class Peer:
+    """Writes to the client; threads may share it, a line is never torn.
+
+    Attributes:
+        deaf: SIGTERM and the end of stdin are ignored from now on.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.deaf = False
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._next_id = 0
+        self._pending: dict[int, Waiting] = {}
+
+    def write(self, data: bytes) -> None:
+        """Write bytes that end with a newline."""
+        with self._lock:
+            self._write(data)
+
+    def write_parts(self, parts: list[bytes], pause: threading.Event) -> None:
+        """Write parts of a line one by one, so that the reader gets them in several reads."""
+        with self._lock:
+            for part in parts:
+                self._write(part)
+                pause.wait(0.02)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BrokenPipeError:
+            # Nobody listens any more: a normal agent goes too, a deaf one doesn't notice.
+            if not self.deaf:
+                os._exit(0)
+
+    def send(self, message: JsonObject) -> None:
+        """Write one envelope."""
+        self.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
+
+    def notify(self, method: str, params: JsonObject) -> None:
+        """Send a notification."""
+        self.send({"method": method, "params": params})
+
+    def respond(self, request_id: object, result: object) -> None:
+        """Answer a request."""
+        self.send({"id": request_id, "result": result})
+
+    def respond_error(self, request_id: object, error: RpcError) -> None:
+        """Answer a request with an error."""
+        body: JsonObject = {"code": error.code, "message": error.message}
+        if error.data is not None:
+            body["data"] = error.data
+        self.send({"id": request_id, "error": body})
+
+    def request(self, method: str, params: JsonObject, waiting: Waiting) -> int:
+        """Ask the client; ids count from 0 and live apart from the client's, as real agents' do."""
+        with self._lock:
+            request_id = self._next_id
+            self._next_id += 1
+            self._pending[request_id] = waiting
+        self.send({"id": request_id, "method": method, "params": params})
+        return request_id
+
+    def answered(self, response: JsonObject) -> None:
+        """Hand the client's response to who asked; an answer to no question is dropped."""
+        request_id = response.get("id")
+        if isinstance(request_id, int):
+            with self._lock:
+                waiting = self._pending.pop(request_id, None)
+            if waiting is not None:
+                waiting.answered(response)
+
+    def forget(self, request_ids: list[int]) -> None:
+        """Stop waiting for these answers."""
+        with self._lock:
+            for request_id in request_ids:
+                self._pending.pop(request_id, None)

@@ -1,0 +1,148 @@
+"""The mock's sessions: in memory, and in a folder where one is given, so that they outlive the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+
+from sandbox_agent.agents.mock.options import DEFAULTS
+from sandbox_agent.agents.mock.peer import NOT_FOUND, RpcError, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    JsonObject = dict[str, Any]
+
+__all__ = ["Session", "SessionStore"]
+
+
+class Session:
+    """One conversation.
+
+    A session's file is a journal, one JSON object a line: ``{"session": …}`` first, then ``{"update":
+    …}``, ``{"settings": …}`` and ``{"title": …}`` as they happen.
+    """
+
+    def __init__(self, session_id: str, cwd: str, path: str | None) -> None:
+        self.id = session_id
+        self.cwd = cwd
+        self.title: str | None = None
+        self.updated_at = _now()
+        self.settings = dict(DEFAULTS)
+        self.history: list[JsonObject] = []
+        self._path = path
+        self._lock = threading.Lock()
+
+    def record(self, update: JsonObject) -> None:
+        """Keep an update for ``session/load``."""
+        self.apply({"update": update})
+
+    def set(self, config_id: str, value: str) -> None:
+        """Keep a setting."""
+        self.apply({"settings": {config_id: value}})
+
+    def set_title(self, title: str) -> None:
+        """Keep the title."""
+        self.apply({"title": title})
+
+    def apply(self, entry: JsonObject, *, write: bool = True) -> None:
+        """Apply a journal entry, and write it down unless it came from the journal."""
+        with self._lock:
+            if "update" in entry:
+                self.history.append(entry["update"])
+            elif "settings" in entry:
+                self.settings.update(entry["settings"])
+            elif "title" in entry:
+                self.title = entry["title"]
+            self.updated_at = entry.setdefault("at", _now())
+            if write and self._path is not None:
+                with open(self._path, "ab", buffering=0) as journal:  # noqa: PTH123 - pathlib costs start-up
+                    journal.write(encode(entry) + b"\n")
+
+    def info(self) -> JsonObject:
+        """Return ACP's SessionInfo."""
+        return {"sessionId": self.id, "cwd": self.cwd, "title": self.title, "updatedAt": self.updated_at}
+
+
+class SessionStore:
+    """All sessions of this process, and those that its folder holds.
+
+    Args:
+        folder: where sessions are kept, or None for memory only.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._sessions: dict[str, Session] = {}
+        if folder is not None:
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103 - pathlib costs start-up
+
+    def create(self, cwd: str) -> Session:
+        """Make a session."""
+        raw = os.urandom(16).hex()
+        session_id = f"mock-{raw[:8]}-{raw[8:16]}-{raw[16:]}"
+        session = self._sessions[session_id] = Session(session_id, cwd, self._path(session_id))
+        session.apply({"session": session_id, "cwd": cwd})
+        return session
+
+    def get(self, session_id: str) -> Session:
+        """Return the session that this process has open.
+
+        Raises:
+            RpcError: -32002, it was neither made nor loaded here.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise RpcError(NOT_FOUND, f"Resource not found: {session_id}", {"uri": session_id})
+        return session
+
+    def open(self, session_id: str) -> Session:
+        """Return the session, from its file where this process hasn't got it.
+
+        Raises:
+            RpcError: -32002, there is none.
+        """
+        if session_id not in self._sessions and (session := self._read(session_id)) is not None:
+            self._sessions[session_id] = session
+        return self.get(session_id)
+
+    def list(self, cwd: str | None) -> list[JsonObject]:
+        """Return every session's info, of that folder where one is given, newest first."""
+        if self._folder is not None:
+            for name in os.listdir(self._folder):  # noqa: PTH208 - pathlib costs start-up
+                session_id = name.removesuffix(".jsonl")
+                if session_id not in self._sessions and (session := self._read(session_id)) is not None:
+                    self._sessions[session_id] = session
+        infos = [s.info() for s in self._sessions.values() if cwd is None or s.cwd == cwd]
+        return sorted(infos, key=lambda info: str(info["updatedAt"]), reverse=True)
+
+    def _path(self, session_id: str) -> str | None:
+        return None if self._folder is None else f"{self._folder}/{session_id}.jsonl"
+
+    def _read(self, session_id: str) -> Session | None:
+        path = self._path(session_id)
+        # The id comes from the client and becomes a file name: only what create() makes is looked for.
+        if path is None or not session_id.replace("-", "").isalnum():
+            return None
+        try:
+            with open(path, "rb") as journal:  # noqa: PTH123 - pathlib costs start-up
+                lines = journal.read().splitlines()
+            head = json.loads(lines[0])
+        except (OSError, ValueError, IndexError):
+            return None
+        session = Session(session_id, head["cwd"], path)
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the process died inside this line
+            session.apply(entry, write=False)
+        return session
+
+
+def _now() -> str:
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"

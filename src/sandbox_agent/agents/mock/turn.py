@@ -1,0 +1,129 @@
+"""One prompt being answered: what a command may say, ask and wait for."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+
+from sandbox_agent.agents.mock.peer import encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandbox_agent.agents.mock.peer import Peer
+    from sandbox_agent.agents.mock.sessions import Session
+
+    JsonObject = dict[str, Any]
+
+__all__ = ["Cancelled", "Turn"]
+
+# A text is streamed in about this many chunks, however long it is.
+_CHUNKS = 12
+_MIN_CHUNK = 8
+
+
+class Cancelled(Exception):  # noqa: N818 - it is an outcome, not an error
+    """The client cancelled the turn."""
+
+
+class Turn:
+    """A prompt, from its request to its response.
+
+    Attributes:
+        session: whose prompt it is.
+        peer: the client.
+        cancelled: set once the client cancels.
+        usage: the prompt response's ``usage``, where a command wants one.
+    """
+
+    def __init__(self, peer: Peer, session: Session, request_id: object) -> None:
+        self.peer = peer
+        self.session = session
+        self.request_id = request_id
+        self.cancelled = threading.Event()
+        self.usage: JsonObject | None = None
+        self._answers: queue.SimpleQueue[JsonObject | None] = queue.SimpleQueue()
+        self._message_id = _new_id("msg")
+
+    def update(self, kind: str, /, *, keep: bool = True, **fields: Any) -> None:
+        """Send a session/update; ``keep`` it for session/load."""
+        self.check()
+        update = {"sessionUpdate": kind, **fields}
+        if keep:
+            self.session.record(update)
+        self.peer.notify("session/update", {"sessionId": self.session.id, "update": update})
+
+    def say(self, text: str, kind: str = "agent_message_chunk") -> None:
+        """Stream a text in several chunks; it is kept as one."""
+        size = max(_MIN_CHUNK, -(-len(text) // _CHUNKS))
+        for start in range(0, len(text), size):
+            self.chunk(text[start : start + size], kind)
+        self.keep_text(text, kind)
+
+    def chunk(self, text: str, kind: str = "agent_message_chunk") -> None:
+        """Send one chunk that isn't kept."""
+        content = {"type": "text", "text": text}
+        self.update(kind, keep=False, content=content, messageId=self._message_id)
+
+    def keep_text(self, text: str, kind: str = "agent_message_chunk") -> None:
+        """Keep a text for session/load without sending it."""
+        content = {"type": "text", "text": text}
+        self.session.record({"sessionUpdate": kind, "content": content, "messageId": self._message_id})
+
+    def next_message(self) -> None:
+        """Begin a new message."""
+        self._message_id = _new_id("msg")
+
+    def tool_call_id(self) -> str:
+        """Return a new tool call id."""
+        return _new_id("call")
+
+    def ask(self, method: str, params: list[JsonObject]) -> list[JsonObject]:
+        """Send requests to the client, all pending at once; return its responses in their order.
+
+        Raises:
+            Cancelled: the client cancelled the turn before it had answered all.
+        """
+        self.check()
+        ids = [self.peer.request(method, {"sessionId": self.session.id, **each}, self) for each in params]
+        responses: dict[object, JsonObject] = {}
+        while len(responses) < len(ids):
+            response = self._answers.get()
+            if response is None:
+                self.peer.forget(ids)
+                raise Cancelled
+            responses[response["id"]] = response
+        return [responses[request_id] for request_id in ids]
+
+    def answered(self, response: JsonObject) -> None:
+        """Take the client's response to one of this turn's requests."""
+        self._answers.put(response)
+
+    def cancel(self) -> None:
+        """Stop: whoever waits is woken."""
+        self.cancelled.set()
+        self._answers.put(None)
+
+    def check(self) -> None:
+        """Raise Cancelled if the client cancelled."""
+        if self.cancelled.is_set():
+            raise Cancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, or raise Cancelled as soon as the client cancels."""
+        if self.cancelled.wait(seconds):
+            raise Cancelled
+
+    def template(self) -> tuple[bytes, bytes]:
+        """Return a chunk's line up to its text, and after it, for bulk writing."""
+        update = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "\0"}}
+        params = {"sessionId": self.session.id, "update": update}
+        line = encode({"jsonrpc": "2.0", "method": "session/update", "params": params})
+        before, _, after = line.partition(b"\\u0000")
+        return before, after + b"\n"
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{os.urandom(8).hex()}"
