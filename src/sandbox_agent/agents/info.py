@@ -1,0 +1,117 @@
+"""What ``/v1/agents`` says of an agent: AgentInfo of the HTTP contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+
+from sandbox_agent.agents.catalogue import CATALOGUE, AgentCapabilities
+from sandbox_agent.agents.credentials import credentials_available
+from sandbox_agent.agents.launch import Launch, resolve
+from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
+from sandbox_agent.errors import AgentNotInstalledError
+
+__all__ = ["AgentInfo", "ServerStatusInfo", "agent_info", "installed_version"]
+
+# A launcher that isn't in the catalogue is an ACP agent; that much is known of it.
+_UNKNOWN = AgentCapabilities(
+    permissions=True, tool_calls=True, tool_results=True, text_messages=True, streaming_deltas=True
+)
+
+
+class ServerStatusInfo(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Whether a process of the agent runs, and since how many milliseconds."""
+
+    status: Literal["running", "stopped"]
+    uptime_ms: int | None = None
+
+
+class AgentInfo(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+    """One agent of the list; what is None is left out of the JSON.
+
+    Attributes:
+        id: its id.
+        installed: whether it can be started here.
+        credentials_available: whether it finds credentials here.
+        capabilities: what it can do.
+        version: of the adapter, where it is known without starting it.
+        path: the launcher or adapter.
+        config_options: ACP's ``configOptions``.
+        config_error: why they could not be asked for.
+        server_status: of its process.
+    """
+
+    id: str
+    installed: bool
+    credentials_available: bool
+    capabilities: AgentCapabilities
+    version: str | None = None
+    path: str | None = None
+    config_options: list[dict[str, Any]] | None = None
+    config_error: str | None = None
+    server_status: ServerStatusInfo | None = None
+
+
+def agent_info(
+    agent_id: str,
+    *,
+    config_options: list[dict[str, Any]] | None = None,
+    config_error: str | None = None,
+    server_status: ServerStatusInfo | None = None,
+) -> AgentInfo:
+    """Return what is known of an agent without starting it.
+
+    Args:
+        agent_id: a known id, or that of a launcher.
+        config_options: put in as they are; the catalogue's are ``CATALOGUE[id].config_options``.
+        config_error: put in as it is.
+        server_status: put in as it is.
+
+    Raises:
+        UnsupportedAgentError: there is no agent of that id.
+    """
+    try:
+        launch = resolve(agent_id)
+    except AgentNotInstalledError:
+        launch = None
+    agent = CATALOGUE.get(agent_id)
+    return AgentInfo(
+        id=agent_id,
+        installed=launch is not None,
+        credentials_available=credentials_available(agent_id),
+        capabilities=_UNKNOWN if agent is None else agent.capabilities,
+        version=None if launch is None else installed_version(launch),
+        path=None if launch is None or launch.path is None else str(launch.path),
+        config_options=config_options,
+        config_error=config_error,
+        server_status=server_status,
+    )
+
+
+def installed_version(launch: Launch) -> str | None:
+    """Return the version in the npm package that a launch leads into, or None; starts nothing."""
+    if launch.source == "builtin":
+        return MOCK_VERSION
+    package = None if launch.path is None else _npm_package(launch.path)
+    if package is None:
+        return None
+    try:
+        manifest: Any = json.loads((package / "package.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    version = cast("dict[str, Any]", manifest).get("version") if isinstance(manifest, dict) else None
+    return version if isinstance(version, str) else None
+
+
+def _npm_package(path: Path) -> Path | None:
+    """Return the folder of the npm package that a file is in: node_modules/name or node_modules/@scope/name."""
+    inside: Path | None = None
+    for folder in path.resolve().parents:
+        if folder.name == "node_modules":
+            return inside
+        if not folder.name.startswith("@"):
+            inside = folder
+    return None

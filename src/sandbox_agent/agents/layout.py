@@ -1,0 +1,54 @@
+"""Where agents lie on disk: the layout of the published server, so that both find the same ones."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import platformdirs
+
+__all__ = ["bin_dir", "data_dir", "is_agent_id", "launcher_ids", "launcher_path", "native_path"]
+
+_SUFFIX = "-acp"
+# An id becomes a file name: no separators, nothing hidden, nothing long.
+_AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def is_agent_id(agent_id: str) -> bool:
+    """Return whether the string may be an agent's id at all."""
+    return _AGENT_ID.fullmatch(agent_id) is not None
+
+
+def data_dir() -> Path:
+    """Return ``$XDG_DATA_HOME/sandbox-agent``, or the platform's place for it; read at each call."""
+    home = os.environ.get("XDG_DATA_HOME", "")
+    if Path(home).is_absolute():
+        return Path(home) / "sandbox-agent"
+    return platformdirs.user_data_path("sandbox-agent", appauthor=False)
+
+
+def bin_dir() -> Path:
+    """Return the folder of the agents' own binaries."""
+    return data_dir() / "bin"
+
+
+def native_path(name: str) -> Path:
+    """Return where an agent's own binary would lie."""
+    return bin_dir() / name
+
+
+def launcher_path(agent_id: str) -> Path:
+    """Return where an agent's launcher would lie: an executable that speaks ACP."""
+    return bin_dir() / "agent_processes" / f"{agent_id}{_SUFFIX}"
+
+
+def launcher_ids() -> list[str]:
+    """Return the ids of all launchers in the layout, sorted."""
+    folder = bin_dir() / "agent_processes"
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    except OSError:
+        return []
+    ids = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
+    return sorted(agent_id for agent_id in ids if is_agent_id(agent_id))
