@@ -107,7 +107,7 @@ def installed_version(launch: Launch) -> str | None:
 
 
 def _npm_package(path: Path) -> Path | None:
-    """Return the folder of the npm package that a file is in: node_modules/name or node_modules/@scope/name."""
+    """Return the npm package that a file is in: node_modules/name or node_modules/@scope/name."""
     inside: Path | None = None
     for folder in path.resolve().parents:
         if folder.name == "node_modules":
