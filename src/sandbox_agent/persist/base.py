@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Capability",
     "Keyset",
     "SessionPersistDriver",
+    "check_session",
     "decode_cursor",
     "encode_cursor",
     "normalize_limit",
@@ -112,6 +114,19 @@ class SessionPersistDriver(ABC):
         """Release what the driver opened itself; never what it was handed. Safe to call twice."""
 
 
+def check_session(session_id: str, event: SessionEvent) -> None:
+    """Refuse an event of another session.
+
+    Raises:
+        PersistError: the event names another session than the caller.
+    """
+    if event.session_id != session_id:
+        raise PersistError(
+            f"event '{event.id}' was not stored: it names session '{event.session_id}', not '{session_id}'",
+            session_id=session_id,
+        )
+
+
 class Keyset(NamedTuple):
     """Where a page begins: after ``(position, id)``, or after ``offset`` rows for a peer's cursor."""
 
@@ -121,6 +136,8 @@ class Keyset(NamedTuple):
 
 
 _CURSOR_PREFIX = "k"
+# What a store's integer column holds.
+_MAX_INTEGER = 2**63 - 1
 
 
 def encode_cursor(position: int, row_id: str) -> str:
@@ -142,11 +159,13 @@ def decode_cursor(cursor: str | None) -> Keyset | None:
         try:
             raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
             position, _, row_id = raw.partition(":")
-            return Keyset(int(position), row_id)
+            keyset = Keyset(int(position), row_id)
         except (binascii.Error, UnicodeError, ValueError):
             return None
-    if cursor.isascii() and cursor.isdigit() and len(cursor) <= len(str(2**63)):
-        return Keyset(0, "", int(cursor)) if int(cursor) else None
+        return keyset if abs(keyset.position) <= _MAX_INTEGER else None
+    if cursor.isascii() and cursor.isdigit() and len(cursor) <= len(str(_MAX_INTEGER)):
+        offset = min(int(cursor), _MAX_INTEGER)
+        return Keyset(0, "", offset) if offset else None
     return None
 
 
