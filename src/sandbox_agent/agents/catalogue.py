@@ -9,34 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from sandbox_agent.agents.fallback_options import fallback_options
+from sandbox_agent.wire.api import AgentCapabilities
 
-__all__ = ["CATALOGUE", "Agent", "AgentCapabilities", "CredentialFile"]
-
-
-class AgentCapabilities(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What an agent can do: AgentCapabilities of the HTTP contract."""
-
-    plan_mode: bool = False
-    permissions: bool = False
-    questions: bool = False
-    tool_calls: bool = False
-    tool_results: bool = False
-    text_messages: bool = False
-    images: bool = False
-    file_attachments: bool = False
-    session_lifecycle: bool = False
-    error_events: bool = False
-    reasoning: bool = False
-    status: bool = False
-    command_execution: bool = False
-    file_changes: bool = False
-    mcp_tools: bool = False
-    streaming_deltas: bool = False
-    item_started: bool = False
-    shared_process: bool = False
+__all__ = ["CATALOGUE", "Agent", "CredentialFile"]
 
 
 @dataclass(frozen=True)

@@ -4,55 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import msgspec
-
-from sandbox_agent.agents.catalogue import CATALOGUE, AgentCapabilities
+from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.agents.credentials import credentials_available
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
+from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, ServerStatusInfo
 
-__all__ = ["AgentInfo", "ServerStatusInfo", "agent_info", "installed_version"]
+__all__ = ["agent_info", "installed_version"]
 
 # A launcher that isn't in the catalogue is an ACP agent; that much is known of it.
 _UNKNOWN = AgentCapabilities(
     permissions=True, tool_calls=True, tool_results=True, text_messages=True, streaming_deltas=True
 )
-
-
-class ServerStatusInfo(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Whether a process of the agent runs, and since how many milliseconds."""
-
-    status: Literal["running", "stopped"]
-    uptime_ms: int | None = None
-
-
-class AgentInfo(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """One agent of the list; what is None is left out of the JSON.
-
-    Attributes:
-        id: its id.
-        installed: whether it can be started here.
-        credentials_available: whether it finds credentials here.
-        capabilities: what it can do.
-        version: of the adapter, where it is known without starting it.
-        path: the launcher or adapter.
-        config_options: ACP's ``configOptions``.
-        config_error: why they could not be asked for.
-        server_status: of its process.
-    """
-
-    id: str
-    installed: bool
-    credentials_available: bool
-    capabilities: AgentCapabilities
-    version: str | None = None
-    path: str | None = None
-    config_options: list[dict[str, Any]] | None = None
-    config_error: str | None = None
-    server_status: ServerStatusInfo | None = None
 
 
 def agent_info(

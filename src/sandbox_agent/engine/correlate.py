@@ -88,11 +88,6 @@ class Correlator:
         self._asked: set[bytes] = set()
         self._aliases = 0
 
-    @property
-    def pending(self) -> list[Pending]:
-        """The requests that are not answered, oldest first."""
-        return list(self._pending.values())
-
     def submit(self, client: str, envelope: bytes) -> Submitted:
         """Take an envelope from a client.
 
@@ -147,10 +142,6 @@ class Correlator:
             return Answer(pending, line, feed_line)
         restored = replace_id(line, pending.original_id)
         return Answer(pending, restored, line if pending.contested else restored)
-
-    def forget(self, pending: Pending) -> None:
-        """Drop a request that was never sent."""
-        self._pending.pop(_key(pending.wire_id), None)
 
     def fail_all(self) -> list[Pending]:
         """Return the requests that will not be answered any more, and forget them."""

@@ -93,7 +93,7 @@ class Process:
         argv: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
         tag_prefix: str = "",
     ) -> Process:
         """Start a command as the leader of a new session.

@@ -1,0 +1,57 @@
+"""Logging: text or JSON lines on stderr, without secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+__all__ = ["LOG_FORMATS", "LOG_LEVELS", "configure_logging"]
+
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_REDACTED = "[redacted]"
+
+
+class _Redacting(logging.Formatter):
+    """Takes the secrets out of whatever is logged, tracebacks included."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._secrets = tuple(secret for secret in secrets if secret)
+
+    def redact(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, _REDACTED)
+        return text
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.redact(super().format(record))
+
+
+class _Json(_Redacting):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps({key: self.redact(value) for key, value in entry.items()}, ensure_ascii=False)
+
+
+def configure_logging(level: str, log_format: str, *, secrets: Sequence[str] = ()) -> None:
+    """Send the program's log to stderr.
+
+    Args:
+        level: one of LOG_LEVELS.
+        log_format: one of LOG_FORMATS.
+        secrets: strings that must not appear in it.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(secrets) if log_format == "json" else _Redacting(secrets))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,0 +1,103 @@
+"""``sandbox-agent server``."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
+from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
+from sandbox_agent.server.serve import serve
+from sandbox_agent.server.store import check_store
+
+__all__ = ["server"]
+
+
+@click.command()
+@click.option("--host", "-H", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    "-p",
+    default=DEFAULT_PORT,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0: any free one.",
+)
+@click.option("--token", "-t", envvar="SANDBOX_AGENT_TOKEN", help="Bearer token that clients must send.")
+@click.option("--no-token", "-n", is_flag=True, help="No authentication, also not on other addresses.")
+@click.option(
+    "--store", default="memory", show_default=True, metavar="sqlite:PATH|memory", help="Where events go."
+)
+@click.option(
+    "--feed-memory-bytes",
+    default=32 * 1024 * 1024,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Bound on events in memory, over all connections; more is spilled to the store.",
+)
+@click.option(
+    "--max-body-bytes",
+    default=64 * 1024 * 1024,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Bound on a request's body.",
+)
+@click.option(
+    "--request-timeout",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds an agent has to answer anything but a prompt.",
+)
+@click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
+@click.option("--log-format", default="text", show_default=True, type=click.Choice(LOG_FORMATS))
+@click.option(
+    "--cors-allow-origin", "-O", multiple=True, metavar="ORIGIN", help="May be repeated; turns CORS on."
+)
+@click.option("--cors-allow-method", "-M", multiple=True, metavar="METHOD", help="May be repeated.")
+@click.option("--cors-allow-header", "-A", multiple=True, metavar="HEADER", help="May be repeated.")
+@click.option("--cors-allow-credentials", "-C", is_flag=True, help="Let browsers send credentials.")
+def server(
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    no_token: bool,
+    store: str,
+    feed_memory_bytes: int,
+    max_body_bytes: int,
+    request_timeout: float,
+    log_level: str,
+    log_format: str,
+    cors_allow_origin: tuple[str, ...],
+    cors_allow_method: tuple[str, ...],
+    cors_allow_header: tuple[str, ...],
+    cors_allow_credentials: bool,
+) -> None:
+    """Serve coding agents over HTTP and server-sent events, inside the sandbox.
+
+    Ends its agents and itself on SIGTERM or Ctrl-C.
+    """
+    if no_token:
+        token = None
+    check_binding(host, token=token, no_token=no_token)
+    config = ServerConfig(
+        host=host,
+        port=port,
+        token=token,
+        store=check_store(store),
+        feed_memory_bytes=feed_memory_bytes,
+        max_body_bytes=max_body_bytes,
+        request_timeout=request_timeout,
+        cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
+    )
+    configure_logging(log_level, log_format, secrets=[token] if token else [])
+    try:
+        code = serve(config)
+    except OSError as error:
+        raise click.ClickException(
+            f"can't listen on {host}:{port}: {error.strerror}; give --port another one, or 0 for any"
+        ) from error
+    logging.shutdown()
+    raise SystemExit(code)

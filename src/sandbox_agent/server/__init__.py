@@ -1,0 +1,3 @@
+"""HTTP inside the sandbox."""
+
+__all__: list[str] = []

@@ -1,0 +1,290 @@
+"""One agent process behind one server id: its pipe, its ids, its feed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import anyio
+
+from sandbox_agent.engine.correlate import EVERYONE, Correlator, Pending
+from sandbox_agent.engine.feed import Feed, Slice
+from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
+from sandbox_agent.errors import (
+    AgentProcessExitedError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    StreamError,
+)
+from sandbox_agent.runtime.process import ExitStatus, Process
+from sandbox_agent.server.spill import Spiller
+from sandbox_agent.server.viewers import Bell
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads, read_head
+
+__all__ = ["AgentConnection"]
+
+logger = logging.getLogger("sandbox_agent.server")
+
+# An agent that closed its stdout can't be heard any more; it has this long to exit by itself.
+EOF_EXIT_SECONDS = 1.0
+# An agent that closed its stdin is about to exit; its end explains more than a broken pipe.
+BROKEN_PIPE_EXIT_SECONDS = 1.0
+# How much of a line that isn't JSON is shown.
+INVALID_RAW_BYTES = 1024 * 1024
+# Of these the agent takes as long as it needs.
+UNTIMED_METHODS = frozenset({"session/prompt"})
+
+Adapter = Callable[[str | None, bytes], bytes]
+
+
+class AgentConnection:
+    """A live agent, and its feed, which outlives it until the server id is used again or deleted.
+
+    Args:
+        server_id: the id in the path.
+        agent: the agent's id.
+        process: its process; run() owns it from here.
+        spiller: keeps the feed within its memory.
+        request_timeout: seconds for requests other than session/prompt.
+        adapt: changes an envelope on its way in, for agents that are strict.
+    """
+
+    def __init__(
+        self,
+        server_id: str,
+        agent: str,
+        process: Process,
+        spiller: Spiller,
+        *,
+        request_timeout: float,
+        adapt: Adapter,
+    ) -> None:
+        self.server_id = server_id
+        self.agent = agent
+        self.created_at_ms = time.time_ns() // 1_000_000
+        self.bell = Bell()
+        self.feed = Feed(uuid.uuid4().hex, spiller.memory)
+        self.ended = asyncio.Event()
+        self._process = process
+        self._spiller = spiller
+        self._timeout = request_timeout
+        self._adapt = adapt
+        self._framer = LineFramer()
+        self._correlator = Correlator()
+        self._answers: dict[Pending, asyncio.Future[bytes]] = {}
+        self._status: ExitStatus | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._status is None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the feed is closed: the server id was deleted or is used by another process."""
+        return self._closed
+
+    async def run(self) -> None:
+        """Read the agent until it ends. Its owner calls this once, in a task of its own."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._process.pump_stderr)
+            tasks.start_soon(self._pump)
+            await self._process.wait()
+            tasks.cancel_scope.cancel()
+        self._end(await self._process.wait())
+
+    async def _pump(self) -> None:
+        stdout = self._process.stdout
+        while data := await stdout.read():
+            self._publish(self._framer.feed(data))
+            await self._spiller.relieve()
+            # a pipe that always has more would keep viewers and requests waiting
+            await asyncio.sleep(0)
+        await anyio.sleep(EOF_EXIT_SECONDS)
+        logger.warning("agent %s closed its stdout and goes on: ending it", self.agent)
+        await self._process.stop()
+
+    def _end(self, status: ExitStatus) -> None:
+        """Take what the process left in its pipes, then tell everyone, all at once."""
+        self._process.sweep()  # first: a grandchild that goes on writing would keep the pipe from draining
+        while data := self._process.stdout.read_nowait():
+            self._publish(self._framer.feed(data))
+        self._publish(self._framer.finish())
+        self._process.drain_stderr()
+        self._process.close()
+        self._status = status
+        params = {"success": status.success, "code": status.code}
+        self._append([dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})])
+        error = self._exit_error()
+        for pending in self._correlator.fail_all():
+            answer = self._answers.pop(pending, None)
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
+        self.bell.ring()
+        self.ended.set()
+
+    def _exit_error(self) -> AgentProcessExitedError:
+        status = self._status or ExitStatus(None, None)
+        how = f"signal {status.signal}" if status.signal is not None else f"exit code {status.code}"
+        return AgentProcessExitedError(
+            f"agent process exited: {self.agent} ended with {how}; POST again with ?agent={self.agent} "
+            "to start it anew",
+            agent=self.agent,
+            exitCode=status.code,
+            signal=status.signal,
+            stderr=self._process.stderr_tail,
+        )
+
+    def _append(self, lines: Sequence[bytes], audience: str | None = EVERYONE) -> None:
+        if not self._closed:
+            self.feed.append(lines, audience)
+
+    def _publish(self, lines: Sequence[bytes]) -> None:
+        """Number the agent's lines and hand them to viewers and to whoever waits for an answer."""
+        batch: list[bytes] = []
+        answered: list[tuple[Pending, bytes]] = []
+        for line in lines:
+            try:
+                if isinstance(line, OversizedLine):
+                    raise InvalidEnvelopeError(f"line of {line.size} bytes is over the limit")
+                head = read_head(line)
+                if head.method is not None:
+                    if head.is_request:
+                        self._correlator.asked(head)
+                    batch.append(line)
+                    continue
+                answer = self._correlator.answer(head, line) if head.id else None
+            except InvalidEnvelopeError as error:
+                batch.append(_invalid_stdout(line, str(error)))
+                continue
+            if answer is None:
+                batch.append(line)
+                continue
+            if batch:
+                self._append(batch)
+                batch = []
+            self._append([answer.feed_line], answer.pending.client)
+            answered.append((answer.pending, answer.line))
+        if batch:
+            self._append(batch)
+        for pending, line in answered:
+            future = self._answers.pop(pending, None)
+            if future is not None and not future.done():
+                future.set_result(line)
+        if lines:
+            self.bell.ring()
+
+    async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
+        """Return what stands in the feed behind the cursor, from memory or from the spill.
+
+        Raises:
+            PersistError: the spill can't be read.
+        """
+        if self._closed:
+            return Slice(b"", cursor)
+        part = self.feed.read(cursor, viewer, max_bytes=max_bytes)
+        if part is None:
+            part = await self._spiller.read(self.feed.epoch, cursor, viewer, max_bytes)
+        return part
+
+    async def send(self, client: str, envelope: bytes) -> bytes | None:
+        """Send a client's envelope to the agent and wait for the answer where one is owed.
+
+        A caller that is cancelled or times out leaves the request running: its answer will be in the
+        feed.
+
+        Args:
+            client: the client's name, or UNNAMED.
+            envelope: one JSON-RPC object.
+
+        Returns:
+            The agent's response with the client's id, or None for a notification or an answer.
+
+        Raises:
+            InvalidRequestError: the envelope is none.
+            AgentProcessExitedError: the agent has ended, or ends before it answers.
+            RequestTimeoutError: the agent did not answer in time.
+            StreamError: the agent does not take input and does not exit.
+        """
+        if self._status is not None:
+            raise self._exit_error()
+        try:
+            head = read_head(envelope)
+            submitted = self._correlator.submit(client, self._adapt(head.method, envelope))
+        except InvalidEnvelopeError as error:
+            raise InvalidRequestError(f"invalid request: body is no JSON-RPC envelope: {error}") from None
+        if submitted.line is None:
+            return None
+        pending, answer = submitted.pending, None
+        if pending is not None:
+            answer = self._answers[pending] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(None if submitted.method in UNTIMED_METHODS else self._timeout):
+                await self._write(submitted.line)
+                return None if answer is None else await answer
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"timeout: {self.agent} did not answer {submitted.method or 'the message'} within "
+                f"{self._timeout:g} s; it may still do so: its answer will be in the event stream"
+            ) from None
+        finally:
+            if pending is not None:
+                self._answers.pop(pending, None)
+
+    async def _write(self, line: bytes) -> None:
+        try:
+            await self._process.write(line + b"\n")
+        except BrokenPipeError:
+            try:
+                async with asyncio.timeout(BROKEN_PIPE_EXIT_SECONDS):
+                    await self.ended.wait()
+            except TimeoutError:
+                raise StreamError(
+                    f"stream error: {self.agent} closed its stdin but goes on; DELETE the connection"
+                ) from None
+            raise self._exit_error() from None
+
+    def with_stderr(self, response: bytes) -> bytes:
+        """Return an error response with the stderr tail in ``error.data.agentStderr``.
+
+        Data that is neither an object nor absent is left as the agent wrote it.
+        """
+        if b'"error"' not in response:
+            return response
+        document: dict[str, Any] = loads(response)
+        error: Any = document.get("error")
+        tail = self._process.stderr_tail
+        if not tail or not isinstance(error, dict):
+            return response
+        members = cast("dict[str, Any]", error)
+        data: Any = members.get("data")
+        if data is None:
+            data = members["data"] = {}
+        if not isinstance(data, dict):
+            return response
+        data["agentStderr"] = tail
+        return dumps(document)
+
+    async def stop(self) -> None:
+        """End the agent and wait until its feed says so."""
+        await self._process.stop()
+        await self.ended.wait()
+
+    async def close(self) -> None:
+        """End the agent, the feed and its viewers."""
+        await self.stop()
+        if not self._closed:
+            self._closed = True
+            self.feed.close()
+            self.bell.ring()
+            await self._spiller.drop(self.feed.epoch)
+
+
+def _invalid_stdout(line: bytes, error: str) -> bytes:
+    params = {"error": error, "raw": line[:INVALID_RAW_BYTES].decode("utf-8", "replace")}
+    return dumps({"jsonrpc": "2.0", "method": "_adapter/invalid_stdout", "params": params})

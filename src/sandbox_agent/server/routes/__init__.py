@@ -1,0 +1,3 @@
+"""The routes, one file per path prefix."""
+
+__all__: list[str] = []

@@ -1,0 +1,243 @@
+"""``/v1/acp``: agents over HTTP and server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sandbox_agent.engine.correlate import UNNAMED
+from sandbox_agent.engine.sse import encode_comment, encode_event, encode_retry
+from sandbox_agent.errors import (
+    AgentNotInstalledError,
+    AgentProcessExitedError,
+    ConflictError,
+    InvalidRequestError,
+    NotAcceptableError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+    ServerSessionNotFoundError,
+    StreamError,
+    UnsupportedAgentError,
+    UnsupportedMediaTypeError,
+)
+from sandbox_agent.server.connection import AgentConnection
+from sandbox_agent.server.operations import (
+    Answer,
+    Operation,
+    Parameter,
+    accepts,
+    read_body,
+    require_json,
+    text,
+)
+from sandbox_agent.server.state import json_response, state_of
+from sandbox_agent.server.viewers import Viewer
+from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
+from sandbox_agent.wire.jsonrpc import dumps
+
+__all__ = ["CLIENT_HEADER", "EPOCH_HEADER", "OPERATIONS"]
+
+CLIENT_HEADER = "sandbox-agent-client"
+EPOCH_HEADER = "sandbox-agent-epoch"
+# How long a client whose stream broke waits before it asks again.
+RETRY_MS = 500
+MAX_SERVER_ID = 256
+# Sequences are contiguous from 1: nothing beyond this has ever been sent.
+MAX_EVENT_ID = 2**63 - 1
+
+
+def _server_id(request: Request) -> str:
+    server_id: str = request.path_params["server_id"]
+    if len(server_id) > MAX_SERVER_ID or not server_id.isprintable():
+        raise InvalidRequestError(
+            f"invalid request: a server id is at most {MAX_SERVER_ID} printable characters"
+        )
+    return server_id
+
+
+def _client(request: Request) -> str:
+    return request.headers.get(CLIENT_HEADER, UNNAMED)
+
+
+async def list_servers(request: Request) -> Response:
+    """List the live connections."""
+    servers = [
+        AcpServerInfo(
+            server_id=connection.server_id, agent=connection.agent, created_at_ms=connection.created_at_ms
+        )
+        for connection in state_of(request).bridge.live()
+    ]
+    return json_response(AcpServerListResponse(servers=servers))
+
+
+async def post_envelope(request: Request) -> Response:
+    """Send an envelope; the first one names the agent and starts it."""
+    server_id = _server_id(request)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
+    require_json(request)
+    state = state_of(request)
+    body = await read_body(request, state.config.max_body_bytes)
+    connection = await state.bridge.open(server_id, text(request, "agent"))
+    response = await connection.send(_client(request), body)
+    if response is None:
+        return Response(status_code=202)
+    return Response(connection.with_stderr(response), media_type="application/json")
+
+
+async def stream_events(request: Request) -> Response:
+    """Stream what the agent sends."""
+    if not accepts(request, "text/event-stream"):
+        raise NotAcceptableError("not acceptable: accept must allow text/event-stream")
+    last_event_id = request.headers.get("last-event-id", "0")
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
+        raise InvalidRequestError("invalid request: Last-Event-ID must be a positive integer")
+    connection = state_of(request).bridge.get(_server_id(request))
+    return EventStream(connection, _client(request), int(last_event_id), request.query_params.get("epoch"))
+
+
+async def delete_server(request: Request) -> Response:
+    """End a connection and its agent."""
+    await state_of(request).bridge.delete(_server_id(request))
+    return Response(status_code=204)
+
+
+class EventStream(Response):
+    """The feed of a connection as an open response."""
+
+    def __init__(
+        self, connection: AgentConnection, client: str, last_event_id: int, epoch: str | None
+    ) -> None:
+        self._connection = connection
+        self._client = client
+        self._position = connection.feed.begin(last_event_id, epoch)
+        self._last_event_id = last_event_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        epoch = self._connection.feed.epoch
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            (EPOCH_HEADER.encode(), epoch.encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        opening = encode_comment("connected") + encode_retry(RETRY_MS)
+        if self._position.reset:
+            opening += _reset(epoch, self._last_event_id)
+        await send({"type": "http.response.body", "body": opening, "more_body": True})
+        viewer = Viewer(self._connection, self._position.cursor, self._client)
+        watching = asyncio.ensure_future(_leave_on_disconnect(receive, viewer))
+        try:
+            async for data in viewer:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            watching.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _reset(epoch: str, last_event_id: int) -> bytes:
+    data = dumps({"epoch": epoch, "lastEventId": last_event_id})
+    return encode_event("reset", data, event_id=0)
+
+
+async def _leave_on_disconnect(receive: Receive, viewer: Viewer) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    viewer.leave()
+
+
+_SERVER_ID = Parameter("server_id", "path", "The client's own name for the connection.")
+_CLIENT = Parameter(
+    CLIENT_HEADER,
+    "header",
+    "Names the client: answers to its requests go to its streams only.",
+)
+_ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/acp",
+        endpoint=list_servers,
+        operation_id="get_v1_acp_servers",
+        summary="List live connections",
+        description="Connections whose agent runs, oldest first.",
+        tag="acp",
+        answers={200: Answer("The connections.", AcpServerListResponse)},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/acp/{server_id}",
+        endpoint=post_envelope,
+        operation_id="post_v1_acp",
+        summary="Send a JSON-RPC envelope",
+        description=(
+            "The first POST names the agent and starts its process. A request answers 200 with the agent's "
+            "response, errors included; a notification or a response answers 202 without a body. A client "
+            "that goes away leaves its request running: the answer is in the event stream."
+        ),
+        tag="acp",
+        parameters=(
+            _SERVER_ID,
+            Parameter("agent", "query", "The agent; due on the first POST of a server id."),
+            _CLIENT,
+        ),
+        request_body=_ENVELOPE,
+        answers={200: Answer("The agent's response.", _ENVELOPE), 202: Answer("Taken.")},
+        errors=(
+            InvalidRequestError,
+            UnsupportedAgentError,
+            AgentNotInstalledError,
+            NotAcceptableError,
+            ConflictError,
+            PayloadTooLargeError,
+            UnsupportedMediaTypeError,
+            AgentProcessExitedError,
+            StreamError,
+            RequestTimeoutError,
+        ),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/acp/{server_id}",
+        endpoint=stream_events,
+        operation_id="get_v1_acp",
+        summary="Stream the agent's envelopes",
+        description=(
+            "Server-sent events: `message` with the envelope as data and its sequence as id, every one "
+            "since the connection began. `reset` says that the id or epoch asked for is not of this "
+            "connection's feed; the stream then goes on from its beginning."
+        ),
+        tag="acp",
+        parameters=(
+            _SERVER_ID,
+            Parameter(
+                "Last-Event-ID",
+                "header",
+                "The last sequence that the client has; the stream goes on behind it.",
+                {"type": "integer", "format": "int64", "minimum": 0, "maximum": MAX_EVENT_ID},
+            ),
+            Parameter("epoch", "query", "The Sandbox-Agent-Epoch that the id belongs to."),
+            _CLIENT,
+        ),
+        answers={200: Answer("The stream.", {"type": "string"}, "text/event-stream")},
+        errors=(InvalidRequestError, ServerSessionNotFoundError, NotAcceptableError),
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/acp/{server_id}",
+        endpoint=delete_server,
+        operation_id="delete_v1_acp",
+        summary="End a connection",
+        description="The agent's process tree is gone when this answers; nothing happens where none is.",
+        tag="acp",
+        parameters=(_SERVER_ID,),
+        answers={204: Answer("It is gone.")},
+        errors=(InvalidRequestError,),
+    ),
+)

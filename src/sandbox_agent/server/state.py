@@ -1,0 +1,45 @@
+"""What the routes share: settings, the connections, and how an answer is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.directory import Directory
+
+__all__ = ["ServerState", "json_response", "state_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What a running server has.
+
+    Attributes:
+        config: its settings.
+        bridge: its connections.
+        agents: the agents of this machine.
+        openapi: its OpenAPI document as JSON.
+    """
+
+    config: ServerConfig
+    bridge: Bridge
+    agents: Directory
+    openapi: bytes
+
+
+def state_of(request: Request) -> ServerState:
+    """Return the state of the server that handles the request."""
+    state: ServerState = request.app.state.server
+    return state
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """Return an answer with a msgspec struct, a dict or bytes of JSON as its body."""
+    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return Response(content, status, media_type="application/json")

@@ -1,0 +1,74 @@
+"""``--store``: where the server keeps what is more than its memory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from sandbox_agent.errors import InvalidRequestError, PersistError
+from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
+from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.server.spill import Spill
+
+__all__ = ["MEMORY_STORE", "check_store", "open_store"]
+
+MEMORY_STORE = "memory"
+_SQLITE = "sqlite:"
+
+
+def check_store(store: str) -> str:
+    """Return the value of ``--store``.
+
+    Raises:
+        InvalidRequestError: it names no kind of store.
+    """
+    if store == MEMORY_STORE or (store.startswith(_SQLITE) and len(store) > len(_SQLITE)):
+        return store
+    raise InvalidRequestError(f"store '{store}' is of no known kind: give 'sqlite:PATH' or 'memory'")
+
+
+@asynccontextmanager
+async def open_store(store: str) -> AsyncGenerator[Spill]:
+    """Open the store and close it at the end.
+
+    Raises:
+        InvalidRequestError: it names no kind of store.
+        PersistError: it can't be opened, or another server has it.
+    """
+    if check_store(store) == MEMORY_STORE:
+        yield FileSegments()
+        return
+    path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
+    with _owned(path):
+        writer, reader = SQLiteThread(path), SQLiteThread(path, read_only=True)
+        try:
+            segments = SQLiteSegments(writer, reader)
+            await segments.open()
+            yield segments
+        finally:
+            await reader.close()
+            await writer.close()
+
+
+@contextmanager
+def _owned(path: Path) -> Generator[None]:
+    """Hold the store against other servers; the kernel lets go of it however this one ends."""
+    lock = path.with_name(path.name + ".lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("wb")
+    except OSError as error:
+        raise PersistError(
+            f"the store '{path}' can't be opened: {error.strerror}: {error.filename}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PersistError(
+                f"the store '{path}' belongs to another running server: stop it, or give --store another path"
+            ) from error
+        yield

@@ -1,0 +1,112 @@
+"""Viewers of a feed: cursors that sleep until there is more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from sandbox_agent.engine.feed import Slice
+from sandbox_agent.engine.sse import encode_comment
+
+__all__ = ["KEEPALIVE_SECONDS", "Bell", "Viewed", "Viewer"]
+
+# Proxies drop a silent connection after 30 to 60 s.
+KEEPALIVE_SECONDS = 15.0
+# One write to a socket: large enough to be cheap, small enough not to hold the loop.
+SLICE_BYTES = 256 * 1024
+
+
+class Bell:
+    """Wakes whoever waits for something new.
+
+    Attributes:
+        ticks: how often it rang only to keep connections alive.
+    """
+
+    __slots__ = ("_waiters", "ticks")
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+        self.ticks = 0
+
+    def ring(self) -> None:
+        """Wake all that wait now."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def tick(self) -> None:
+        """Wake all that wait now, for a sign of life."""
+        self.ticks += 1
+        self.ring()
+
+    def wait(self) -> asyncio.Future[None]:
+        """Return a future that is done at the next ring."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+
+class Viewed(Protocol):
+    """What a viewer looks at."""
+
+    bell: Bell
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will come any more."""
+        ...
+
+    async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
+        """Return what stands behind the cursor, from memory or from the spill."""
+        ...
+
+
+class Viewer:
+    """A cursor into a feed; iterating it yields server-sent events until it ends or the viewer left.
+
+    A viewer holds its cursor and nothing else: it reads from memory while it can, from the spill when
+    it has fallen behind, so a slow one costs what a fast one costs.
+
+    Args:
+        viewed: whose feed.
+        cursor: the last sequence that the client has.
+        name: the client's name, or UNNAMED.
+    """
+
+    __slots__ = ("_cursor", "_left", "_name", "_ticks", "_viewed", "_waiter")
+
+    def __init__(self, viewed: Viewed, cursor: int, name: str) -> None:
+        self._viewed = viewed
+        self._cursor = cursor
+        self._name = name
+        self._ticks = viewed.bell.ticks
+        self._left = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def leave(self) -> None:
+        """End the iteration: the client has gone."""
+        self._left = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        bell = self._viewed.bell
+        while not self._left:
+            finished = self._viewed.finished
+            part = await self._viewed.read(self._cursor, self._name, max_bytes=SLICE_BYTES)
+            if part.cursor != self._cursor:
+                self._cursor = part.cursor
+                if part.data:
+                    self._ticks = bell.ticks
+                    yield part.data
+            elif finished:
+                return
+            elif bell.ticks != self._ticks:
+                self._ticks = bell.ticks
+                yield encode_comment()
+            else:
+                self._waiter = bell.wait()
+                await self._waiter
