@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import msgspec
 
 from sandbox_agent.wire.jsonrpc import loads
 
-__all__ = ["ListPage", "Sender", "SessionEvent", "SessionRecord"]
+if TYPE_CHECKING:
+    from sandbox_agent.wire.acp import SessionUpdate
+
+__all__ = ["RESTORED_METHOD", "ListPage", "Sender", "SessionEvent", "SessionRecord", "SessionRestored"]
+
+RESTORED_METHOD = "_sandbox_agent/session_restored"
 
 T = TypeVar("T")
 Sender = Literal["client", "agent"]
@@ -31,6 +36,29 @@ class SessionRecord(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=
     session_init: dict[str, Any] | None = None
     config_options: list[dict[str, Any]] | None = None
     modes: dict[str, Any] | None = None
+
+
+class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """The session went on in a new agent session; kept in its history as an event of the client's.
+
+    Attributes:
+        method: by which means; "replay" puts the recent history in front of the next prompt.
+        replayed: how many of the newest events the replay covers.
+        left_out: how many older ones it does not.
+        failed: what could not be set again, by category ("model", "mode", "thought_level"), and why.
+    """
+
+    name: ClassVar[str] = "session.restored"
+
+    session_id: str
+    method: str = "replay"
+    replayed: int = 0
+    left_out: int = 0
+    failed: dict[str, str] | None = None
+
+
+class _RestoredEnvelope(msgspec.Struct, frozen=True):
+    params: SessionRestored
 
 
 class SessionEvent:
@@ -84,6 +112,16 @@ class SessionEvent:
         if self._payload is None:
             self._payload = cast("dict[str, Any]", loads(self.payload_json))
         return self._payload
+
+    @property
+    def update(self) -> SessionUpdate | SessionRestored | None:
+        """A typed view of the session update that it carries, SessionRestored, or None for the rest."""
+        if RESTORED_METHOD.encode() in self.payload_json and self.payload.get("method") == RESTORED_METHOD:
+            return msgspec.convert(self.payload, _RestoredEnvelope).params
+        # Records are kept by programs that never look at an update: they need not load its views.
+        from sandbox_agent.wire.acp import read_update
+
+        return read_update(self.payload_json)
 
     def _key(self) -> tuple[object, ...]:
         return (

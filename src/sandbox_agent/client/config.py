@@ -1,0 +1,167 @@
+"""Rules for config options and modes as ACP gives them: find, check, change. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sandbox_agent.errors import (
+    UnsupportedSessionCategoryError,
+    UnsupportedSessionConfigOptionError,
+    UnsupportedSessionValueError,
+)
+from sandbox_agent.wire.records import SessionRecord
+
+__all__ = [
+    "allowed_values",
+    "check_value",
+    "current_value",
+    "find_category",
+    "modes_from_options",
+    "option_of_category",
+    "option_of_id",
+    "setting",
+    "valid_options",
+    "with_current_mode",
+    "with_mode_option",
+    "with_value",
+]
+
+Option = dict[str, Any]
+Options = list[Option]
+
+
+def valid_options(value: object) -> Options | None:
+    """Return the options that are well formed, or None where the value is no list."""
+    if not isinstance(value, list):
+        return None
+    return [
+        cast("Option", item)
+        for item in cast("list[object]", value)
+        if isinstance(item, dict)
+        and all(isinstance(cast("Option", item).get(name), str) for name in ("id", "name", "type"))
+    ]
+
+
+def find_category(options: Sequence[Option], category: str) -> Option | None:
+    """Return the first option of the category, or None."""
+    return next((option for option in options if option.get("category") == category), None)
+
+
+def option_of_category(session_id: str, options: Sequence[Option], category: str) -> Option:
+    """Return the first option of the category.
+
+    Raises:
+        UnsupportedSessionCategoryError: there is none.
+    """
+    option = find_category(options, category)
+    if option is None:
+        known = sorted({str(item["category"]) for item in options if item.get("category")})
+        raise UnsupportedSessionCategoryError(session_id, category, known)
+    return option
+
+
+def option_of_id(session_id: str, options: Sequence[Option], config_id: str) -> Option:
+    """Return the option of that id.
+
+    Raises:
+        UnsupportedSessionConfigOptionError: there is none.
+    """
+    for option in options:
+        if option.get("id") == config_id:
+            return option
+    raise UnsupportedSessionConfigOptionError(
+        session_id, config_id, [str(item.get("id")) for item in options]
+    )
+
+
+def _choices(entries: object) -> list[Option]:
+    found: list[Option] = []
+    if not isinstance(entries, list):
+        return found
+    for entry in cast("list[object]", entries):
+        if not isinstance(entry, dict):
+            continue
+        choice = cast("Option", entry)
+        if isinstance(choice.get("value"), str):
+            found.append(choice)
+        else:
+            found += _choices(choice.get("options"))
+    return found
+
+
+def allowed_values(option: Mapping[str, Any]) -> list[str]:
+    """Return the values of a select option, groups included; empty where any value may do."""
+    if option.get("type") != "select":
+        return []
+    return list(dict.fromkeys(str(choice["value"]) for choice in _choices(option.get("options"))))
+
+
+def check_value(session_id: str, option: Mapping[str, Any], category: str | None, value: str) -> None:
+    """Refuse a value that the option does not list.
+
+    Raises:
+        UnsupportedSessionValueError: it is not among the allowed ones.
+    """
+    allowed = allowed_values(option)
+    if allowed and value not in allowed:
+        label = category or str(option.get("category") or "uncategorized")
+        raise UnsupportedSessionValueError(session_id, label, str(option.get("id")), value, allowed)
+
+
+def current_value(options: Sequence[Option] | None, category: str) -> str | None:
+    """Return the current value of the category's option, or None."""
+    option = find_category(options or [], category)
+    value: object = option.get("currentValue") if option else None
+    return value if isinstance(value, str) and value else None
+
+
+def with_value(options: Options | None, config_id: str, value: object) -> Options | None:
+    """Return the options with one current value changed; None where there are none."""
+    if options is None:
+        return None
+    return [
+        {**option, "currentValue": value} if option.get("id") == config_id else option for option in options
+    ]
+
+
+def with_mode_option(options: Options | None, mode_id: str) -> Options | None:
+    """Return the options with the mode option's current value changed."""
+    option = find_category(options or [], "mode")
+    return options if option is None else with_value(options, str(option["id"]), mode_id)
+
+
+def with_current_mode(modes: Mapping[str, Any] | None, mode_id: str) -> dict[str, Any]:
+    """Return the modes with another current one."""
+    base = dict(modes) if modes and isinstance(modes.get("availableModes"), list) else {"availableModes": []}
+    return {**base, "currentModeId": mode_id}
+
+
+def modes_from_options(options: Sequence[Option] | None) -> dict[str, Any] | None:
+    """Return modes as session/new gives them, made from the mode option, or None where there is none."""
+    option = find_category(options or [], "mode")
+    if option is None or option.get("type") != "select" or not isinstance(option.get("options"), list):
+        return None
+    available = [
+        {
+            "id": choice["value"],
+            "name": choice.get("name") or choice["value"],
+            "description": choice.get("description"),
+        }
+        for choice in _choices(option["options"])
+    ]
+    current: object = option.get("currentValue")
+    first = available[0]["id"] if available else ""
+    return {
+        "currentModeId": current if isinstance(current, str) and current else first,
+        "availableModes": available,
+    }
+
+
+def setting(record: SessionRecord, category: str) -> str | None:
+    """Return what a session is set to, or None where that is unknown."""
+    value = current_value(record.config_options, category)
+    if value is None and category == "mode":
+        current: object = (record.modes or {}).get("currentModeId")
+        return current if isinstance(current, str) and current else None
+    return value

@@ -1,0 +1,536 @@
+"""One ACP connection over HTTP: requests out, the feed in, everything of a session into its journal."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+import httpx2
+import msgspec
+
+from sandbox_agent.client.envelopes import Answer, Envelope, decode, notification, request, response
+from sandbox_agent.client.feed import Feed, gap_params
+from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
+from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.sse import SseEvent
+from sandbox_agent.errors import (
+    AcpRpcError,
+    AgentProcessExitedError,
+    ConnectionLostError,
+    SandboxAgentError,
+)
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.records import SessionEvent
+
+__all__ = ["ClientSession", "Connection", "NotSentError", "Outgoing"]
+
+logger = logging.getLogger("sandbox_agent.client")
+
+PROTOCOL_VERSION = 1
+CLIENT_HEADER = "Sandbox-Agent-Client"
+AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})
+# A response comes twice; the feed's copy has the right place. When the POST has answered and the feed says
+# nothing for this long, its copy is lost (the peer's server drops events under load): take the POST's.
+FEED_SILENCE = 1.0
+# A prompt lasts as long as its turn; any other request whose POST was cut off is given up after this.
+LOST_ANSWER_TIMEOUT = 130.0
+# After the agent's exit was seen, its POSTs have this long to answer with the reason (stderr, exit code).
+EXIT_GRACE = 0.5
+CLOSE_TIMEOUT = 2.0
+# Updates may come before the answer that says whose they are; more than this for strangers is a fault.
+MAX_HELD = 10_000
+STATE_UPDATES = frozenset({"config_option_update", "current_mode_update"})
+
+
+class NotSentError(ConnectionLostError):
+    """The request did not reach the agent, so it may be sent again."""
+
+
+class ClientSession(Protocol):
+    """What a connection needs of the session that is bound to it."""
+
+    @property
+    def journal(self) -> Journal:
+        """Where its envelopes go."""
+        ...
+
+    def observe_update(self, line: bytes) -> None:
+        """Take an update that changes the session's configuration."""
+        ...
+
+    def on_agent_request(self, connection: Connection, head: Envelope, event: SessionEvent) -> None:
+        """Answer a request of the agent's, later, through ``connection.respond``."""
+        ...
+
+    def unbound(self, connection: Connection) -> None:
+        """Take notice that the connection is gone."""
+        ...
+
+
+class Outgoing:
+    """A request that is stored once, however often it is sent.
+
+    Attributes:
+        id: its JSON-RPC id, unique over the client's connections.
+        event: its event, once stored.
+        answer_event: the event of its answer, once that came.
+    """
+
+    def __init__(self, request_id: int) -> None:
+        self.id = request_id
+        self.event: SessionEvent | None = None
+        self.answer_event: SessionEvent | None = None
+
+
+class _Pending:
+    def __init__(self, outgoing: Outgoing, method: str, session: ClientSession | None) -> None:
+        self.outgoing = outgoing
+        self.method = method
+        self.session = session
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # marks it as seen: the caller may have gone
+
+
+class Connection:
+    """A live ACP connection; made by ``Connection.open``.
+
+    Attributes:
+        agent: which agent it runs.
+        connection_id: what records and events call it.
+        server_id: its name on the server.
+        lost: why it can't be used any more, or None.
+        closing: whether ``close`` was called.
+        initialize_result: what the agent said about itself.
+    """
+
+    def __init__(
+        self,
+        http: Http,
+        tasks: TaskOwner,
+        agent: str,
+        request_ids: itertools.count[int],
+        on_lost: Callable[[Connection], None],
+    ) -> None:
+        self.agent = agent
+        self.connection_id = str(uuid.uuid4())
+        self.server_id = f"sdk-{agent}-{uuid.uuid4()}"
+        self.lost: SandboxAgentError | None = None
+        self.closing = False
+        self.initialize_result: dict[str, Any] = {}
+        self._http = http
+        self._tasks = tasks
+        self._request_ids = request_ids
+        self._on_lost = on_lost
+        self._path = f"/v1/acp/{quote_segment(self.server_id)}"
+        self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
+        self._pending: dict[int, _Pending] = {}
+        self._bound: dict[str, ClientSession] = {}
+        self._held: dict[str, list[bytes]] = {}
+        self._held_count = 0
+        self._forgotten: set[str] = set()
+        self._feed = Feed(http, self._path, self._headers, self._on_events)
+        self._feed_task: asyncio.Task[None] | None = None
+        self._handlers: dict[str, Callable[[Any], Awaitable[object] | object]] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        http: Http,
+        tasks: TaskOwner,
+        agent: str,
+        request_ids: itertools.count[int],
+        on_lost: Callable[[Connection], None],
+        handlers: dict[str, Callable[[Any], Awaitable[object] | object]],
+    ) -> Connection:
+        """Start the agent, open the feed, shake hands and authenticate where that needs no user."""
+        self = cls(http, tasks, agent, request_ids, on_lost)
+        self._handlers = handlers
+        params = {
+            "protocolVersion": PROTOCOL_VERSION,
+            "clientCapabilities": {},
+            "clientInfo": {"name": "sandbox-agent-sdk", "version": "v1"},
+        }
+        line = await self._bootstrap(request(next(request_ids), "initialize", params))
+        self.initialize_result = Answer.read(line).unwrap() or {}
+        self._feed_task = tasks.spawn(self._run_feed(), name=f"feed {self.server_id}")
+        await self._authenticate()
+        return self
+
+    async def _bootstrap(self, body: bytes) -> bytes:
+        try:
+            status, answer = await self._post(body, {"agent": self.agent})
+        except httpx2.TransportError as error:
+            raise NotSentError(
+                f"agent '{self.agent}' could not be started: no answer from {self._http.base_url} "
+                f"({describe(error)})"
+            ) from error
+        raise_for_problem(status, answer)
+        return answer
+
+    async def _authenticate(self) -> None:
+        methods: list[dict[str, Any]] = self.initialize_result.get("authMethods") or []
+        method_id = next((method["id"] for method in methods if method.get("id") in AUTH_METHODS), None)
+        if method_id is None:
+            return
+        try:
+            await self.request("authenticate", {"methodId": method_id})
+        except AcpRpcError as error:
+            # The agent may have its credentials already; if not, its first prompt says so.
+            logger.info("agent %s did not authenticate with %s: %s", self.agent, method_id, error)
+
+    async def _post(self, body: bytes, params: dict[str, str] | None = None) -> tuple[int, bytes]:
+        headers = {**self._headers, "Content-Type": "application/json", "Accept": "application/json"}
+        return await self._http.send("POST", self._path, content=body, params=params, headers=headers)
+
+    # sessions
+
+    def bind(self, agent_session_id: str, session: ClientSession) -> None:
+        """Say whose the envelopes of that agent session are; what came before is handed over."""
+        self._bound[agent_session_id] = session
+        held = self._held.pop(agent_session_id, None)
+        if held:
+            self._held_count -= len(held)
+            self._take(held)
+
+    def unbind(self, agent_session_id: str) -> None:
+        """Keep nothing of that agent session any more."""
+        if self._bound.pop(agent_session_id, None) is not None:
+            self._forgotten.add(agent_session_id)
+
+    def is_bound(self, agent_session_id: str, session: ClientSession) -> bool:
+        """Whether the agent holds that session on this connection."""
+        return self.lost is None and self._bound.get(agent_session_id) is session
+
+    # out
+
+    async def request(
+        self,
+        method: str,
+        params: object,
+        *,
+        session: ClientSession | None = None,
+        stored_params: object = None,
+        outgoing: Outgoing | None = None,
+    ) -> Any:
+        """Send a request and return its result.
+
+        Args:
+            method: the JSON-RPC method.
+            params: as the agent gets them.
+            session: into whose journal request and answer go.
+            stored_params: as they are stored, where that differs.
+            outgoing: an earlier try of the same request.
+
+        Raises:
+            NotSentError: the agent did not get it.
+            ConnectionLostError: the connection was lost under it.
+            AgentProcessExitedError: the agent ended.
+            AcpRpcError: the agent answered an error.
+        """
+        if self.lost is not None:
+            raise NotSentError(f"{method} was not sent: {self.lost}") from self.lost
+        sent = outgoing or Outgoing(next(self._request_ids))
+        pending = _Pending(sent, method, session)
+        self._pending[sent.id] = pending
+        body = request(sent.id, method, params)
+        if session is not None and sent.event is None:
+            stored = body if stored_params is None else request(sent.id, method, stored_params)
+            sent.event = session.journal.put("client", [stored], self.connection_id)
+        self._tasks.spawn(self._send(pending, body), name=f"{method} {sent.id}")
+        return Answer.read(await pending.future).unwrap()
+
+    async def notify(self, method: str, params: object, *, session: ClientSession) -> None:
+        """Send a notification; it is stored."""
+        await self._post_accepted(notification(method, params), session, method)
+
+    async def respond(
+        self,
+        raw_id: msgspec.Raw,
+        session: ClientSession | None,
+        *,
+        result: object = None,
+        error: object = None,
+    ) -> None:
+        """Answer a request of the agent's; the answer is stored."""
+        await self._post_accepted(response(raw_id, result=result, error=error), session, "the answer")
+
+    async def _post_accepted(self, body: bytes, session: ClientSession | None, what: str) -> None:
+        if self.lost is not None:
+            raise NotSentError(f"{what} was not sent: {self.lost}") from self.lost
+        if session is not None:
+            session.journal.put("client", [body], self.connection_id)
+        try:
+            status, answer = await self._post(body)
+        except httpx2.TransportError as error:
+            raise ConnectionLostError(f"{what} may not have arrived ({describe(error)})") from error
+        raise_for_problem(status, answer)
+
+    async def _send(self, pending: _Pending, body: bytes) -> None:
+        try:
+            status, answer = await self._post(body)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            self._drop(
+                pending,
+                NotSentError(
+                    f"{pending.method} was not sent: no way to {self._http.base_url} ({describe(error)})"
+                ),
+            )
+            return
+        except httpx2.TransportError as error:
+            # The answer's way is gone, the turn is not: its answer is in the feed, too.
+            logger.info(
+                "the POST of %s was cut off (%s): waiting for the feed", pending.method, describe(error)
+            )
+            if pending.method != "session/prompt":
+                await asyncio.wait({pending.future}, timeout=LOST_ANSWER_TIMEOUT)
+                self._drop(
+                    pending, ConnectionLostError(f"{pending.method}: no answer came ({describe(error)})")
+                )
+            return
+        if status >= 400:
+            await self._refused(pending, status, answer)
+        elif answer:
+            await self._prefer_feed(pending, answer)
+
+    async def _refused(self, pending: _Pending, status: int, answer: bytes) -> None:
+        if status in {400, 404, 410} and not await self._known():
+            self._lose(ConnectionLostError("the server no longer knows this connection (it restarted?)"))
+            self._drop(pending, NotSentError(f"{pending.method} was not sent: the server restarted"))
+            return
+        try:
+            raise_for_problem(status, answer)
+        except SandboxAgentError as error:
+            self._drop(pending, error)
+
+    async def _known(self) -> bool:
+        try:
+            answer: dict[str, Any] | None = await self._http.json("GET", "/v1/acp")
+        except SandboxAgentError:
+            return True
+        servers: list[dict[str, Any]] = (answer or {}).get("servers") or []
+        return any(server.get("serverId") == self.server_id for server in servers)
+
+    async def _prefer_feed(self, pending: _Pending, answer: bytes) -> None:
+        answered = time.monotonic()
+        while not pending.future.done() and self.lost is None:
+            quiet = time.monotonic() - max(self._feed.last_activity, answered)
+            if quiet >= FEED_SILENCE and self._feed.live:
+                break
+            await asyncio.wait({pending.future}, timeout=max(FEED_SILENCE - quiet, 0.05))
+        if not pending.future.done():
+            logger.warning("the feed lost the answer to %s: taking the POST's", pending.method)
+            self._take([answer.strip()])
+
+    def _drop(self, pending: _Pending, error: SandboxAgentError) -> None:
+        if self._pending.get(pending.outgoing.id) is pending:
+            del self._pending[pending.outgoing.id]
+        pending.fail(error)
+
+    # in
+
+    async def _run_feed(self) -> None:
+        self._lose(await self._feed.run())
+
+    async def _on_events(self, events: list[SseEvent]) -> None:
+        journals = self._take([event.data for event in events if event.event == "message"])
+        for event in events:
+            if event.event == "gap":
+                self._tell_gap(event.data)
+        for journal in journals:
+            if journal.crowded:
+                await journal.room()
+
+    def _take(self, lines: list[bytes]) -> set[Journal]:
+        touched: set[Journal] = set()
+        runs: dict[str, list[bytes]] = {}
+        bound = self._bound
+        for line in lines:
+            try:
+                head = decode(line)
+            except InvalidEnvelopeError as error:
+                logger.warning("the feed of %s holds a line that is no envelope: %s", self.server_id, error)
+                continue
+            if head.method is not None and not head.id and (params := head.params) is not None:
+                agent_session = params.sessionId
+                if agent_session is not None:
+                    run = runs.get(agent_session)
+                    if run is None:
+                        run = runs[agent_session] = []
+                    run.append(line)
+                    if params.update is not None and params.update.sessionUpdate in STATE_UPDATES:
+                        session = bound.get(agent_session)
+                        if session is not None:
+                            session.observe_update(line)
+                    continue
+            self._put_runs(runs, touched)
+            runs = {}
+            self._take_one(line, head, touched)
+        self._put_runs(runs, touched)
+        return touched
+
+    def _put_runs(self, runs: dict[str, list[bytes]], touched: set[Journal]) -> None:
+        for agent_session, lines in runs.items():
+            session = self._bound.get(agent_session)
+            if session is None:
+                self._hold(agent_session, lines)
+            else:
+                session.journal.put("agent", lines, self.connection_id)
+                touched.add(session.journal)
+
+    def _hold(self, agent_session: str, lines: list[bytes]) -> None:
+        if agent_session in self._forgotten:
+            return
+        if self._held_count + len(lines) > MAX_HELD:
+            logger.warning(
+                "%d events of agent session %s belong to no session of this client: not kept",
+                len(lines),
+                agent_session,
+            )
+            return
+        self._held.setdefault(agent_session, []).extend(lines)
+        self._held_count += len(lines)
+
+    def _take_one(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
+        if head.is_response:
+            self._take_response(line, head, touched)
+        elif head.is_request:
+            session = self._bound.get(head.session_id or "")
+            if session is None:
+                self._answer_stranger(line, head)
+                return
+            event = session.journal.put("agent", [line], self.connection_id)
+            touched.add(session.journal)
+            if head.method == "session/request_permission":
+                session.on_agent_request(self, head, event)
+            else:
+                self._handle(line, head, session)
+        elif head.method == "_adapter/agent_exited":
+            self._agent_exited(line)
+        elif head.method is not None:
+            logger.debug("notification %s of %s belongs to no session", head.method, self.server_id)
+
+    def _take_response(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
+        request_id = head.own_id()
+        pending = self._pending.pop(request_id, None) if request_id is not None else None
+        if pending is None:
+            return  # the second copy, or the answer to initialize
+        session = pending.session
+        if session is not None:
+            if pending.method == "session/new":
+                self._bind_new(line, session)
+            pending.outgoing.answer_event = session.journal.put("agent", [line], self.connection_id)
+            touched.add(session.journal)
+        if not pending.future.done():
+            pending.future.set_result(line)
+
+    def _bind_new(self, line: bytes, session: ClientSession) -> None:
+        result: object = Answer.read(line).result
+        fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+        agent_session: object = fields.get("sessionId")
+        if isinstance(agent_session, str):
+            self.bind(agent_session, session)
+
+    def _answer_stranger(self, line: bytes, head: Envelope) -> None:
+        if head.method == "session/request_permission":
+            answer = {"outcome": {"outcome": "cancelled"}}
+            self._tasks.spawn(self.respond(head.id, None, result=answer), name="cancel a stranger's request")
+        else:
+            self._handle(line, head, None)
+
+    def _handle(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
+        self._tasks.spawn(self._handle_request(line, head, session), name=f"answer {head.method}")
+
+    async def _handle_request(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
+        handler = self._handlers.get(head.method or "")
+        if handler is None:
+            message = f'"Method not found": {head.method}'
+            await self.respond(head.id, session, error={"code": -32601, "message": message})
+            return
+        try:
+            answer = handler(loads(line).get("params"))
+            result: object = await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:
+            logger.exception("the handler of %s failed", head.method)
+            await self.respond(head.id, session, error={"code": -32603, "message": describe(error)})
+            return
+        await self.respond(head.id, session, result=result)
+
+    def _tell_gap(self, data: bytes) -> None:
+        params = gap_params(data)
+        logger.warning("the server no longer has some events of %s: %s", self.server_id, params)
+        for session in set(self._bound.values()):
+            line = notification(
+                "_sandbox_agent/events_lost", {**params, "reason": "the server no longer has them"}
+            )
+            session.journal.put("client", [line], self.connection_id)
+
+    # the end
+
+    def _agent_exited(self, line: bytes) -> None:
+        params: dict[str, Any] = loads(line).get("params") or {}
+        code = params.get("code")
+        error = AgentProcessExitedError(
+            f"agent '{self.agent}' exited (code {code}): the next call starts it and restores the session",
+            agent=self.agent,
+            exitCode=code,
+        )
+        for session in set(self._bound.values()):
+            session.journal.put("agent", [line], self.connection_id)
+        self._tasks.spawn(self._lose_after_exit(error), name=f"exit of {self.agent}")
+
+    async def _lose_after_exit(self, error: AgentProcessExitedError) -> None:
+        self._mark_lost(error)
+        futures = {pending.future for pending in self._pending.values()}
+        if futures:
+            await asyncio.wait(futures, timeout=EXIT_GRACE)
+        self._fail_pending(error)
+        await self.close()
+
+    def _lose(self, error: SandboxAgentError) -> None:
+        self._mark_lost(error)
+        self._fail_pending(
+            ConnectionLostError(
+                f"{self.lost or error}: the turn's outcome is unknown; the next call restores the session"
+            )
+        )
+
+    def _mark_lost(self, error: SandboxAgentError) -> None:
+        if self.lost is not None:
+            return
+        self.lost = error
+        if self._held_count:
+            logger.warning("%d events of %s never found their session", self._held_count, self.server_id)
+        for session in set(self._bound.values()):
+            session.unbound(self)
+        self._bound.clear()
+        self._on_lost(self)
+
+    def _fail_pending(self, error: SandboxAgentError) -> None:
+        pendings, self._pending = list(self._pending.values()), {}
+        for pending in pendings:
+            pending.fail(error)
+
+    async def close(self) -> None:
+        """End the agent, at most CLOSE_TIMEOUT; what is pending fails."""
+        if self.closing:
+            return
+        self.closing = True
+        self._lose(ConnectionLostError("the connection was closed"))
+        if self._feed_task is not None and self._feed_task is not asyncio.current_task():
+            self._feed_task.cancel()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._http.send("DELETE", self._path, headers=self._headers)
+        except (httpx2.TransportError, TimeoutError) as error:
+            logger.info("connection %s was not deleted: %s", self.server_id, describe(error))

@@ -1,0 +1,130 @@
+"""One connection's event stream: read, resumed after a loss, told apart from one that began anew."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx2
+
+from sandbox_agent.client.http import Http, describe
+from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
+from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+
+__all__ = ["Feed"]
+
+logger = logging.getLogger("sandbox_agent.client")
+
+# The server sends a comment every 15 s; a stream that is silent for longer is dead and is opened again.
+READ_TIMEOUT = 60.0
+RECONNECT_MIN_DELAY = 0.05
+RECONNECT_MAX_DELAY = 1.0
+# A server that can't be reached for this long is gone.
+RECONNECT_FOR = 5.0
+EPOCH_HEADER = "Sandbox-Agent-Epoch"
+GONE = frozenset({404, 410})
+
+
+class Feed:
+    """Reads ``GET /v1/acp/{server_id}`` from its beginning until it is closed or lost.
+
+    Args:
+        http: where.
+        path: the connection's path.
+        headers: sent with every request.
+        on_events: takes the events of one chunk; the stream is not read on until it returns.
+
+    Attributes:
+        live: whether the stream is open right now.
+        last_activity: when the last bytes came, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        http: Http,
+        path: str,
+        headers: dict[str, str],
+        on_events: Callable[[list[SseEvent]], Awaitable[None]],
+    ) -> None:
+        self._http = http
+        self._path = path
+        self._headers = headers
+        self._on_events = on_events
+        self._last_id = "0"
+        self._epoch: str | None = None
+        self.live = False
+        self.last_activity = time.monotonic()
+
+    async def run(self) -> SandboxAgentError:
+        """Read until the stream can't be had any more and return why."""
+        delay = RECONNECT_MIN_DELAY
+        lost_since: float | None = None
+        while True:
+            began = time.monotonic()
+            try:
+                reason = await self._read_once()
+                if isinstance(reason, SandboxAgentError):
+                    return reason
+                cause = reason
+            except httpx2.TransportError as error:
+                cause = describe(error)
+            finally:
+                was_live, self.live = self.live, False
+            now = time.monotonic()
+            if was_live:
+                lost_since = now
+                if now - began > RECONNECT_FOR:
+                    delay = RECONNECT_MIN_DELAY
+                logger.info("event stream of %s ended (%s): connecting again", self._path, cause)
+            elif now - (lost_since or began) > RECONNECT_FOR:
+                return ConnectionLostError(f"the server at {self._http.base_url} is gone ({cause})")
+            lost_since = lost_since or began
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RECONNECT_MAX_DELAY)
+
+    async def _read_once(self) -> SandboxAgentError | str:
+        headers = {**self._headers, "Accept": "text/event-stream", "Last-Event-ID": self._last_id}
+        params = {"epoch": self._epoch} if self._epoch is not None else {}
+        async with self._http.stream(
+            self._path, params=params, headers=headers, read_timeout=READ_TIMEOUT
+        ) as response:
+            if response.status_code in GONE:
+                return ConnectionLostError("the server no longer knows this connection (it restarted?)")
+            if response.status_code >= 400:
+                await response.aread()
+                return f"status {response.status_code}: {response.text[:200]}"
+            epoch = response.headers.get(EPOCH_HEADER)
+            if self._epoch is not None and epoch != self._epoch:
+                return ConnectionLostError("the event stream began anew (the server or the agent restarted)")
+            self._epoch = epoch
+            return await self._consume(response)
+
+    async def _consume(self, response: httpx2.Response) -> SandboxAgentError | str:
+        decoder = SseDecoder()
+        self.live = True
+        self.last_activity = time.monotonic()
+        async for chunk in response.aiter_raw():
+            self.last_activity = time.monotonic()
+            try:
+                events = decoder.feed(chunk)
+            except SseTooLargeError as error:
+                return ConnectionLostError(f"the event stream can't be read: {error}")
+            if not events:
+                continue
+            if any(event.event == "reset" for event in events):
+                return ConnectionLostError("the event stream began anew (the server or the agent restarted)")
+            await self._on_events(events)
+            self._last_id = decoder.last_event_id or self._last_id
+        return "end of stream"
+
+
+def gap_params(data: bytes) -> dict[str, object]:
+    """Return what a ``gap`` event says, as a dict."""
+    try:
+        value: object = loads(data)
+    except InvalidEnvelopeError:
+        return {"detail": data.decode("utf-8", "replace")}
+    return dict(value) if isinstance(value, dict) else {"detail": value}  # pyright: ignore[reportUnknownArgumentType]

@@ -1,0 +1,146 @@
+"""Waiting until a server is healthy, so that no request is sent before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sandbox_agent.client.http import Http, describe
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError
+
+__all__ = ["HealthGate", "wait_until_healthy"]
+
+logger = logging.getLogger("sandbox_agent.client")
+
+MIN_DELAY = 0.5
+MAX_DELAY = 15.0
+WARN_AFTER = 5.0
+WARN_EVERY = 10.0
+ENSURE_SERVER_AFTER = 3
+# One probe: a server that takes longer counts as one failure.
+PROBE_TIMEOUT = 10.0
+
+EnsureServer = Callable[[], Awaitable[object]]
+
+
+async def wait_until_healthy(
+    probe: Callable[[], Awaitable[Any]],
+    *,
+    where: str,
+    timeout: float | None = None,
+    ensure_server: EnsureServer | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
+    """Probe with delays of 0.5 s doubling to 15 s until the answer's status is "ok".
+
+    Args:
+        probe: asks for the health document.
+        where: the server's address, for messages.
+        timeout: how long to wait, in seconds; None waits for ever.
+        ensure_server: called after every three failures in a row.
+        clock: the time in seconds.
+        sleep: waits.
+
+    Raises:
+        HealthTimeoutError: not healthy within ``timeout``.
+    """
+    began = clock()
+    delay = MIN_DELAY
+    warn_at = began + WARN_AFTER
+    failures = 0
+    while True:
+        try:
+            health = await probe()
+            if isinstance(health, dict) and health.get("status") == "ok":  # pyright: ignore[reportUnknownMemberType]
+                return
+            problem = f"unexpected answer {health!r}"
+        except SandboxAgentError as error:
+            problem = describe(error)
+        failures += 1
+        if failures >= ENSURE_SERVER_AFTER and ensure_server is not None:
+            failures = 0
+            try:
+                await ensure_server()
+            except Exception as error:
+                # The provider's code; the wait goes on and its timeout decides.
+                logger.exception("ensure_server failed")
+                problem = f"{problem}; ensure_server: {describe(error)}"
+        now = clock()
+        if now >= warn_at:
+            logger.warning("%s is not healthy after %.0f s; still waiting (%s)", where, now - began, problem)
+            warn_at = now + WARN_EVERY
+        if timeout is not None and now - began + delay >= timeout:
+            remaining = timeout - (now - began)
+            if remaining <= 0:
+                raise HealthTimeoutError(
+                    f"{where} was not healthy within {timeout:g} s ({problem}): is the server running?"
+                )
+            await sleep(remaining)
+        else:
+            await sleep(delay)
+        delay = min(delay * 2, MAX_DELAY)
+
+
+class HealthGate:
+    """Holds requests back until the server is healthy; asks again after a loss."""
+
+    def __init__(
+        self,
+        http: Http,
+        tasks: TaskOwner,
+        *,
+        enabled: bool,
+        timeout: float | None,
+        ensure_server: EnsureServer | None = None,
+    ) -> None:
+        self._http = http
+        self._tasks = tasks
+        self._enabled = enabled
+        self._timeout = timeout
+        self._ensure_server = ensure_server
+        self._waiting: asyncio.Future[None] | None = None
+        self._suspect = False
+
+    async def probe(self) -> Any:
+        """Ask once."""
+        return await self._http.json("GET", "/v1/health", read_timeout=PROBE_TIMEOUT)
+
+    def check(self) -> None:
+        """Begin to wait, unless a wait is under way."""
+        if self._enabled and (self._waiting is None or self._waiting.done()):
+            wait = wait_until_healthy(
+                self.probe,
+                where=f"sandbox-agent at {self._http.base_url}",
+                timeout=self._timeout,
+                ensure_server=self._ensure_server,
+            )
+            self._waiting = self._tasks.run(wait, name="health")
+        self._suspect = False
+
+    def suspect(self) -> None:
+        """Say that the server may be gone: the next request waits until it is healthy again."""
+        self._suspect = True
+
+    async def ready(self) -> None:
+        """Return once the server was healthy.
+
+        Raises:
+            HealthTimeoutError: it did not become so in time; the next call waits anew.
+        """
+        if self._suspect:
+            self.check()
+        if self._waiting is None:
+            return
+        waiting = self._waiting
+        await asyncio.wait({waiting})
+        if waiting.cancelled():
+            raise SandboxAgentError("this SandboxAgent is disposed: connect a new one")
+        error = waiting.exception()
+        if error is not None:
+            self._suspect = True
+            raise error

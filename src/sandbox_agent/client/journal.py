@@ -1,0 +1,316 @@
+"""A session's events on their way to the store: one writer, in order, retried, never dropped silently."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+import secrets
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.client.viewer import NOTICE_INDEX, Viewer
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
+
+__all__ = ["EventIds", "EventListener", "Journal"]
+
+logger = logging.getLogger("sandbox_agent.client")
+
+EventListener = Callable[[SessionEvent], Awaitable[object] | object]
+
+# One append: large enough to amortise a commit, small enough that its events soon reach the readers.
+MAX_BATCH = 2_048
+# Above this the feed is not read on until the store has caught up.
+CROWDED_EVENTS = 8_192
+CROWDED_BYTES = 32 * 1024 * 1024
+# While the store fails, events wait here for the next append; beyond it they are counted as missing.
+MAX_UNSTORED_EVENTS = 100_000
+MAX_UNSTORED_BYTES = 256 * 1024 * 1024
+
+
+class EventIds:
+    """Ids that are unique over all stores and rise with time: a prefix of this process, then a counter."""
+
+    def __init__(self) -> None:
+        self._prefix = f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(8)}"
+        self._counter = itertools.count(1)
+
+    def __call__(self) -> str:
+        """Return the next id."""
+        return f"{self._prefix}-{next(self._counter):08x}"
+
+
+class _Waiter(msgspec.Struct):
+    events: int
+    changes: int
+    future: asyncio.Future[None]
+
+
+class Journal:
+    """Takes a session's envelopes as they happen, stores them, then tells listeners and readers.
+
+    ``put`` never waits. One writer appends everything that waits as one batch; when the driver fails,
+    the batch stays at the front and goes again, with the same ids, at the next put or flush.
+
+    Attributes:
+        record: the session's record as it should be in the store.
+    """
+
+    def __init__(
+        self, record: SessionRecord, driver: SessionPersistDriver, tasks: TaskOwner, ids: EventIds
+    ) -> None:
+        self.record = record
+        self._driver = driver
+        self._tasks = tasks
+        self._ids = ids
+        self._pending: list[SessionEvent] = []
+        self._pending_bytes = 0
+        self._put = 0
+        self._stored = 0
+        self._missing = 0
+        self._record_changes = 0
+        self._record_saved = 0
+        self._held = False
+        self._error: Exception | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._waiters: list[_Waiter] = []
+        self._listeners: dict[object, EventListener] = {}
+        self._viewers: weakref.WeakSet[Viewer] = weakref.WeakSet()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something is not stored yet."""
+        return bool(self._pending) or self._record_saved < self._record_changes or self._missing > 0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the one who puts should wait for ``room`` first."""
+        return len(self._pending) > CROWDED_EVENTS or self._pending_bytes > CROWDED_BYTES
+
+    def hold(self) -> None:
+        """Keep everything until ``release``: the session's record is not in the store yet."""
+        self._held = True
+
+    def release(self) -> None:
+        """Store what was held."""
+        self._held = False
+        self._wake()
+
+    def discard(self) -> None:
+        """Take nothing any more and drop what is not stored: the session is being deleted."""
+        self._held = True
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.close()
+
+    async def idle(self) -> None:
+        """Return when no append is under way."""
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
+
+    def put(self, sender: Sender, payloads: Sequence[bytes], connection_id: str) -> SessionEvent:
+        """Take envelopes in the order in which they happened and return the last as an event."""
+        now = time.time_ns() // 1_000_000
+        ids = self._ids
+        session_id = self.record.id
+        events = [
+            SessionEvent(ids(), NOTICE_INDEX, session_id, now, connection_id, sender, payload)
+            for payload in payloads
+        ]
+        size = sum(map(len, payloads))
+        if self._error is not None and (
+            len(self._pending) + len(events) > MAX_UNSTORED_EVENTS
+            or self._pending_bytes + size > MAX_UNSTORED_BYTES
+        ):
+            self._missing += len(events)
+        else:
+            self._pending += events
+            self._pending_bytes += size
+            self._put += len(events)
+        self._wake()
+        return events[-1]
+
+    def change(self, **changes: Any) -> None:
+        """Change fields of the record; the writer saves it."""
+        self.record = msgspec.structs.replace(self.record, **changes)
+        self._record_changes += 1
+        self._wake()
+
+    async def flush(self) -> None:
+        """Return when everything put so far is stored.
+
+        Raises:
+            PersistError: the driver failed; what could not be stored goes again with the next append.
+        """
+        if not self.dirty:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(self._put, self._record_changes, future)
+        self._waiters.append(waiter)
+        self._wake()
+        await waiter.future
+
+    async def room(self) -> None:
+        """Wait until the store has caught up; a failing store does not hold the feed back."""
+        try:
+            await self.flush()
+        except PersistError:
+            return
+
+    def _wake(self) -> None:
+        if self._writer is None and not self._held and self.dirty and self._tasks.running:
+            self._writer = self._tasks.spawn(self._write(), name=f"store {self.record.id}")
+
+    async def _write(self) -> None:
+        try:
+            while self.dirty and not self._held:
+                batch = self._pending[:MAX_BATCH]
+                changes = self._record_changes
+                try:
+                    if batch:
+                        await self._driver.append_events(self.record.id, batch)
+                    if self._record_saved < changes:
+                        await self._driver.update_session(self.record)
+                except Exception as error:  # noqa: BLE001 - a driver may raise anything; it reaches the callers
+                    self._fail(error)
+                    return
+                self._error = None
+                del self._pending[: len(batch)]
+                self._pending_bytes -= sum(len(event.payload_json) for event in batch)
+                self._stored += len(batch)
+                self._record_saved = max(self._record_saved, changes)
+                if self._missing:
+                    self._tell_missing()
+                self._deliver(batch)
+                self._settle()
+        finally:
+            self._writer = None
+
+    def _tell_missing(self) -> None:
+        count, self._missing = self._missing, 0
+        self.put(
+            "client",
+            [_notification("_sandbox_agent/events_lost", {"count": count, "reason": "the store failed"})],
+            self.record.last_connection_id,
+        )
+
+    def _settle(self) -> None:
+        kept: list[_Waiter] = []
+        for waiter in self._waiters:
+            if waiter.future.done():
+                continue
+            if waiter.events <= self._stored and waiter.changes <= self._record_saved:
+                waiter.future.set_result(None)
+            else:
+                kept.append(waiter)
+        self._waiters = kept
+
+    def _fail(self, error: Exception) -> None:
+        first = self._error is None
+        self._error = error
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(self._persist_error(error))
+        if first:
+            logger.error("the store failed for session %s: %s", self.record.id, error)
+            message = str(self._persist_error(error))
+            params = {"message": message, "unstored": len(self._pending), "missing": self._missing}
+            notice = SessionEvent(
+                self._ids(),
+                NOTICE_INDEX,
+                self.record.id,
+                time.time_ns() // 1_000_000,
+                self.record.last_connection_id,
+                "client",
+                _notification("_sandbox_agent/persist_failed", params),
+            )
+            self._deliver([notice])
+
+    def _persist_error(self, cause: Exception) -> PersistError:
+        message = (
+            f"session '{self.record.id}': the store failed ({cause or type(cause).__name__}); "
+            f"{len(self._pending)} event(s) wait and go again with the next append"
+        )
+        if self._missing:
+            message += f", {self._missing} more are lost because too many were waiting"
+        error = PersistError(message, session_id=self.record.id)
+        error.__cause__ = cause
+        return error
+
+    def _deliver(self, events: Sequence[SessionEvent]) -> None:
+        for viewer in list(self._viewers):
+            viewer.push(events)
+        for listener in list(self._listeners.values()):
+            for event in events:
+                self._tell(listener, event)
+
+    def _tell(self, listener: EventListener, event: SessionEvent) -> None:
+        try:
+            result = listener(event)
+        except Exception:
+            # The boundary to the user's code: a listener that raises must not stop the stream.
+            logger.exception("an event listener of session %s failed", self.record.id)
+            return
+        if inspect.isawaitable(result) and self._tasks.running:
+            self._tasks.spawn(_await(result), name=f"listener of {self.record.id}")
+
+    def listen(self, listener: EventListener) -> Callable[[], None]:
+        """Call it with every event once it is stored; returns what ends that.
+
+        A coroutine function is awaited event by event in a task of its own, so it may use the session.
+        """
+        key = object()
+        if not inspect.iscoroutinefunction(listener):
+            self._listeners[key] = listener
+            return lambda: _forget(self._listeners, key)
+        viewer = self.view(live=True)
+        task = self._tasks.spawn(self._follow(viewer, listener), name=f"listener of {self.record.id}")
+
+        def unsubscribe() -> None:
+            self._viewers.discard(viewer)
+            if task is not asyncio.current_task():
+                task.cancel()
+
+        return unsubscribe
+
+    async def _follow(self, viewer: Viewer, listener: EventListener) -> None:
+        async for event in viewer:
+            try:
+                result = listener(event)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                logger.exception("an event listener of session %s failed", self.record.id)
+
+    def view(self, after: int = 0, *, live: bool = False) -> Viewer:
+        """Return a reader: from the index on, or (live) from the next event on."""
+        viewer = Viewer(self._driver, self.record.id, after, live=live)
+        self._viewers.add(viewer)
+        return viewer
+
+    def close(self) -> None:
+        """End the readers."""
+        for viewer in list(self._viewers):
+            viewer.close()
+
+
+async def _await(awaitable: Awaitable[object]) -> None:
+    await awaitable
+
+
+def _forget(listeners: dict[object, EventListener], key: object) -> None:
+    listeners.pop(key, None)
+
+
+def _notification(method: str, params: dict[str, Any]) -> bytes:
+    return dumps({"jsonrpc": "2.0", "method": method, "params": params})

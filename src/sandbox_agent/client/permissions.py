@@ -1,0 +1,211 @@
+"""A session's permission requests: asked, answered, cancelled."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.permissions import (
+    PermissionReply,
+    available_replies,
+    cancelled_outcome,
+    is_reply,
+    select_option,
+)
+from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyError
+
+__all__ = ["PermissionDesk", "PermissionListener", "PermissionPolicy", "PermissionRequest"]
+
+logger = logging.getLogger("sandbox_agent.client")
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionRequest:
+    """An agent asks whether it may use a tool.
+
+    Attributes:
+        id: the name of the request for ``respond_permission``; not the agent's own id.
+        session_id: the local session.
+        agent_session_id: the agent's.
+        created_at: when it came, milliseconds since the epoch.
+        tool_call: what it wants to do, as ACP gives it.
+        options: what may be answered, as ACP gives it.
+        available_replies: which of "once", "always", "reject" the options stand for.
+        raw_request: the request's params.
+    """
+
+    id: str
+    session_id: str
+    agent_session_id: str
+    created_at: int
+    tool_call: dict[str, Any]
+    options: list[dict[str, Any]]
+    available_replies: list[PermissionReply]
+    raw_request: dict[str, Any] = field(repr=False)
+
+
+PermissionListener = Callable[[PermissionRequest], Awaitable[object] | object]
+PolicyFunction = Callable[[PermissionRequest], "Awaitable[PermissionReply] | PermissionReply"]
+PermissionPolicy = Literal["ask", "allow_once", "allow_always", "reject"] | PolicyFunction
+
+_POLICY_REPLIES: dict[str, PermissionReply] = {
+    "allow_once": "once",
+    "allow_always": "always",
+    "reject": "reject",
+}
+
+
+class _Responder(Protocol):
+    """Sends the answer to a request of the agent's."""
+
+    def __call__(self, raw_id: msgspec.Raw, result: object, /) -> Coroutine[Any, Any, None]: ...
+
+
+@dataclass(slots=True)
+class _Pending:
+    request: PermissionRequest
+    raw_id: msgspec.Raw
+    respond: _Responder
+
+
+class PermissionDesk:
+    """Where one session's requests wait for their answers.
+
+    Listeners are asked first; without any the policy answers; without a policy a request is cancelled.
+    With the policy "ask" it waits for a listener that comes later.
+    """
+
+    def __init__(self, session_id: str, tasks: TaskOwner) -> None:
+        self.policy: PermissionPolicy | None = None
+        self._session_id = session_id
+        self._tasks = tasks
+        self._prefix = secrets.token_hex(8)
+        self._counter = itertools.count(1)
+        self._pending: dict[str, _Pending] = {}
+        self._listeners: dict[object, PermissionListener] = {}
+
+    def listen(self, listener: PermissionListener) -> Callable[[], None]:
+        """Ask the listener about requests, those that wait already included; returns what ends that."""
+        key = object()
+        self._listeners[key] = listener
+        for pending in list(self._pending.values()):
+            self._ask(listener, pending.request)
+
+        def unsubscribe() -> None:
+            self._listeners.pop(key, None)
+
+        return unsubscribe
+
+    async def open(self, raw_id: msgspec.Raw, params: Mapping[str, Any], respond: _Responder) -> None:
+        """Take a request and see that it gets an answer."""
+        options: list[dict[str, Any]] = [
+            option for option in params.get("options") or [] if isinstance(option, dict)
+        ]
+        request = PermissionRequest(
+            id=f"perm-{self._prefix}-{next(self._counter)}",
+            session_id=self._session_id,
+            agent_session_id=str(params.get("sessionId") or ""),
+            created_at=time.time_ns() // 1_000_000,
+            tool_call=params.get("toolCall") or {},
+            options=options,
+            available_replies=available_replies(options),
+            raw_request=dict(params),
+        )
+        pending = self._pending[request.id] = _Pending(request, raw_id, respond)
+        if self._listeners:
+            for listener in list(self._listeners.values()):
+                self._ask(listener, request)
+        elif self.policy is None:
+            await self._answer(pending, cancelled_outcome())
+        elif self.policy != "ask":
+            await self._answer_by_policy(pending, self.policy)
+
+    async def _answer_by_policy(self, pending: _Pending, policy: PermissionPolicy) -> None:
+        request = pending.request
+        try:
+            if callable(policy):
+                decided = policy(request)
+                reply: object = await decided if inspect.isawaitable(decided) else decided
+            else:
+                reply = _POLICY_REPLIES.get(policy)
+            if not is_reply(reply):
+                raise UnsupportedPermissionReplyError(request.id, str(reply), request.available_replies)
+            result = select_option(request.id, request.options, reply)
+        except Exception:
+            # The boundary to the user's policy; the agent must get an answer all the same.
+            logger.exception(
+                "the permission policy of session %s gave no answer: cancelled", self._session_id
+            )
+            result = cancelled_outcome()
+        if request.id in self._pending:
+            await self._answer(pending, result)
+
+    def _ask(self, listener: PermissionListener, request: PermissionRequest) -> None:
+        try:
+            result = listener(request)
+        except Exception:
+            # The boundary to the user's code; the request stays open for another listener or an answer.
+            logger.exception("a permission listener of session %s failed", self._session_id)
+            return
+        if inspect.isawaitable(result) and self._tasks.running:
+            self._tasks.spawn(_await(result), name=f"permission listener of {self._session_id}")
+
+    def respond(self, permission_id: str, reply: PermissionReply) -> Awaitable[None]:
+        """Answer with the option that the reply means; sent at once, awaitable for the outcome.
+
+        Raises:
+            UnsupportedPermissionReplyError: no option for it; the request stays open.
+            SandboxAgentError: no such request is open.
+        """
+        pending = self._find(permission_id)
+        return self._send(pending, select_option(permission_id, pending.request.options, reply))
+
+    def respond_raw(self, permission_id: str, response: Mapping[str, Any]) -> Awaitable[None]:
+        """Answer with a result as ACP has it.
+
+        Raises:
+            SandboxAgentError: no such request is open.
+        """
+        return self._send(self._find(permission_id), dict(response))
+
+    async def cancel_all(self) -> None:
+        """Answer everything that is open with cancelled."""
+        for pending in list(self._pending.values()):
+            try:
+                await self._answer(pending, cancelled_outcome())
+            except SandboxAgentError as error:
+                logger.info("permission %s could not be cancelled: %s", pending.request.id, error)
+
+    def forget_all(self) -> None:
+        """Drop what is open: the agent that asked is gone."""
+        self._pending.clear()
+
+    def _find(self, permission_id: str) -> _Pending:
+        pending = self._pending.get(permission_id)
+        if pending is None:
+            raise SandboxAgentError(
+                f"permission '{permission_id}' is not open: it was answered, cancelled, or its agent is gone"
+            )
+        return pending
+
+    def _send(self, pending: _Pending, result: object) -> Awaitable[None]:
+        # A task, not a coroutine: a listener that does not await or return it has answered all the same.
+        self._pending.pop(pending.request.id, None)
+        return self._tasks.run(pending.respond(pending.raw_id, result), name=f"answer {pending.request.id}")
+
+    async def _answer(self, pending: _Pending, result: object) -> None:
+        self._pending.pop(pending.request.id, None)
+        await pending.respond(pending.raw_id, result)
+
+
+async def _await(awaitable: Awaitable[object]) -> None:
+    await awaitable

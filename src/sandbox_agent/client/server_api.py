@@ -1,0 +1,100 @@
+"""The plain HTTP calls of a client: health, agents, connections."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.http import Http, quote_segment
+from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.wire.api import (
+    AcpServerInfo,
+    AcpServerListResponse,
+    AgentInfo,
+    AgentListResponse,
+    HealthResponse,
+)
+
+__all__ = ["ServerApi", "build_inspector_url"]
+
+T = TypeVar("T")
+
+
+def build_inspector_url(base_url: str, token: str | None = None) -> str:
+    """Return the address of a server's web inspector.
+
+    Args:
+        base_url: the server's address.
+        token: put into the address where given, so that the page is signed in.
+    """
+    url = f"{base_url.rstrip('/')}/ui/"
+    return f"{url}?token={quote(token, safe='')}" if token else url
+
+
+class ServerApi:
+    """What a client asks its server beside the sessions; every call waits until the server is healthy."""
+
+    _http: Http
+    _gate: HealthGate
+
+    async def _get(self, path: str, kind: type[T], **params: str | None) -> T:
+        await self._gate.ready()
+        return _convert(await self._http.json("GET", path, params=params), kind, path)
+
+    async def get_health(self) -> HealthResponse:
+        """Ask whether the server is healthy, now."""
+        return _convert(await self._gate.probe(), HealthResponse, "/v1/health")
+
+    async def list_agents(self, *, config: bool = False, no_cache: bool = False) -> list[AgentInfo]:
+        """Return the agents that the server knows.
+
+        Args:
+            config: with their config options.
+            no_cache: asked again, not from the server's memory.
+        """
+        answer = await self._get("/v1/agents", AgentListResponse, **_query(config=config, no_cache=no_cache))
+        return answer.agents
+
+    async def get_agent(self, agent: str, *, config: bool = False, no_cache: bool = False) -> AgentInfo:
+        """Return one agent.
+
+        Raises:
+            UnsupportedAgentError: the server knows no such agent.
+        """
+        path = f"/v1/agents/{quote_segment(agent)}"
+        return await self._get(path, AgentInfo, **_query(config=config, no_cache=no_cache))
+
+    async def install_agent(self, agent: str, *, reinstall: bool = False, **options: Any) -> dict[str, Any]:
+        """Install an agent on the server and return what was installed.
+
+        Args:
+            agent: its id.
+            reinstall: even if it is there.
+            **options: members of the contract's body beyond that (``agentVersion``, ``agentProcessVersion``).
+
+        Raises:
+            InstallFailedError: the installation failed.
+        """
+        await self._gate.ready()
+        body = {**({"reinstall": True} if reinstall else {}), **options}
+        return await self._http.json("POST", f"/v1/agents/{quote_segment(agent)}/install", body=body)
+
+    async def list_acp_servers(self) -> list[AcpServerInfo]:
+        """Return the server's live connections."""
+        return (await self._get("/v1/acp", AcpServerListResponse)).servers
+
+
+def _query(**flags: bool) -> dict[str, str | None]:
+    return {name: "true" if value else None for name, value in flags.items()}
+
+
+def _convert(value: object, kind: type[T], path: str) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise SandboxAgentError(
+            f"GET {path}: the answer is not what the contract says ({error}): is that a sandbox-agent server?"
+        ) from error

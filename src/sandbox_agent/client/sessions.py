@@ -1,0 +1,338 @@
+"""A client's sessions and connections: made, found, bound, restored."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+import uuid
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar, cast
+
+from sandbox_agent.client import config
+from sandbox_agent.client.connection import Connection, NotSentError
+from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.http import Http, quote_segment
+from sandbox_agent.client.journal import EventIds, Journal
+from sandbox_agent.client.permissions import PermissionDesk, PermissionPolicy
+from sandbox_agent.client.session import Session
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.restore import build_replay
+from sandbox_agent.errors import (
+    AgentProcessExitedError,
+    PersistError,
+    SandboxAgentError,
+    SessionAlreadyExistsError,
+    SessionNotFoundError,
+)
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.records import RESTORED_METHOD, SessionRecord
+
+__all__ = ["SessionBook"]
+
+T = TypeVar("T")
+logger = logging.getLogger("sandbox_agent.client")
+
+# What a restored session is given back, and by which call.
+_RESTORED_SETTINGS = ("model", "mode", "thought_level")
+
+
+class SessionBook:
+    """Owns the connections, one per agent, and the handles, one per session while anyone holds it."""
+
+    def __init__(
+        self,
+        http: Http,
+        tasks: TaskOwner,
+        gate: HealthGate,
+        driver: SessionPersistDriver,
+        *,
+        replay_max_events: int,
+        replay_max_chars: int,
+    ) -> None:
+        self.sandbox_id: str | None = None
+        self.default_cwd: str | None = None
+        self.handlers: dict[str, Callable[[Any], Awaitable[object] | object]] = {}
+        self._http = http
+        self._tasks = tasks
+        self._gate = gate
+        self._driver = driver
+        self._replay_max_events = replay_max_events
+        self._replay_max_chars = replay_max_chars
+        self._event_ids = EventIds()
+        self._request_ids = itertools.count(1)
+        self._connections: dict[str, Connection] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+        self._handles: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+
+    # what sessions ask for
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether new requests are possible at all."""
+        return self._tasks.running
+
+    def next_request_id(self) -> int:
+        """Return a JSON-RPC id that no request of this client has had."""
+        return next(self._request_ids)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
+        """Run it in the background; it ends with the client."""
+        self._tasks.spawn(work, name=name)
+
+    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
+        """Run it in the background and return its outcome as a future."""
+        return self._tasks.run(work, name=name)
+
+    async def agent_options(self, agent: str) -> list[dict[str, Any]]:
+        """Ask the server for the agent's config options."""
+        await self._gate.ready()
+        info: Any = await self._http.json(
+            "GET", f"/v1/agents/{quote_segment(agent)}", params={"config": "true"}
+        )
+        return config.valid_options((info or {}).get("configOptions")) or []
+
+    # connections
+
+    async def connection(self, agent: str) -> Connection:
+        """Return the agent's live connection, made where there is none."""
+        async with self._opening.setdefault(agent, asyncio.Lock()):
+            await self._gate.ready()
+            existing = self._connections.get(agent)
+            if existing is not None:
+                return existing
+            made = self._connections[agent] = await Connection.open(
+                self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
+            )
+            if made.lost is not None:
+                del self._connections[agent]
+                raise made.lost
+            return made
+
+    def _on_lost(self, connection: Connection) -> None:
+        if self._connections.get(connection.agent) is connection:
+            del self._connections[connection.agent]
+        if self._tasks.running and not isinstance(connection.lost, AgentProcessExitedError):
+            self._gate.suspect()
+            # Should it still run, it must not go on next to the session that replaces it.
+            self._tasks.spawn(connection.close(), name=f"close {connection.server_id}")
+
+    async def bound_connection(self, session: Session) -> Connection:
+        """Return the session's connection; where it lost the session, the session is restored first."""
+        async with session.binding:
+            connection = await self.connection(session.agent)
+            if connection.is_bound(session.agent_session_id, session):
+                return connection
+            try:
+                await self._restore(session, connection)
+            except NotSentError:
+                connection = await self.connection(session.agent)
+                await self._restore(session, connection)
+            return connection
+
+    # sessions
+
+    def handle(self, record: SessionRecord) -> Session:
+        """Return the session's handle with what the store says, unless newer changes wait to be stored."""
+        session = self._handles.get(record.id)
+        if session is None:
+            journal = Journal(record, self._driver, self._tasks, self._event_ids)
+            session = Session(self, journal, PermissionDesk(record.id, self._tasks))
+            self._handles[record.id] = session
+        elif not session.journal.dirty:
+            session.journal.record = record
+        return session
+
+    def handles(self) -> list[Session]:
+        """Return all handles that are held."""
+        return list(self._handles.values())
+
+    async def load(self, session_id: str) -> Session | None:
+        """Return the handle of a stored session, or None."""
+        record = await self._driver.get_session(session_id)
+        return None if record is None else self.handle(record)
+
+    async def require(self, session_id: str) -> Session:
+        """Return the handle of a stored session.
+
+        Raises:
+            SessionNotFoundError: the store has none.
+        """
+        session = await self.load(session_id)
+        if session is None:
+            raise SessionNotFoundError(session_id)
+        return session
+
+    async def create(
+        self,
+        agent: str,
+        session_id: str | None,
+        init: dict[str, Any],
+        policy: PermissionPolicy | None,
+    ) -> Session:
+        """Make a session at the agent and in the store."""
+        local_id = session_id or str(uuid.uuid4())
+        if session_id is not None and await self._driver.get_session(local_id) is not None:
+            raise SessionAlreadyExistsError(
+                f"session '{local_id}' exists: resume it, or use resume_or_create_session", sessionId=local_id
+            )
+        record = SessionRecord(
+            id=local_id,
+            agent=agent,
+            agent_session_id="",
+            last_connection_id="",
+            created_at=time.time_ns() // 1_000_000,
+            sandbox_id=self.sandbox_id,
+            session_init=init,
+        )
+        session = self.handle(record)
+        session.journal.hold()
+        session.permission_policy = policy
+        try:
+            connection = await self.connection(agent)
+            try:
+                result = await self._new(session, connection)
+            except NotSentError:
+                connection = await self.connection(agent)
+                result = await self._new(session, connection)
+        except BaseException:
+            self._handles.pop(local_id, None)
+            raise
+        self._apply_new(session, connection, result)
+        session.journal.release()
+        await session.journal.flush()
+        return session
+
+    async def _new(self, session: Session, connection: Connection) -> dict[str, Any]:
+        init = session.record.session_init or self.session_init(None, None)
+        result = await connection.request("session/new", init, session=session)
+        fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+        if not isinstance(fields.get("sessionId"), str):
+            raise SandboxAgentError(
+                f"agent '{connection.agent}' answered session/new without a sessionId: it breaks the protocol"
+            )
+        return fields
+
+    def _apply_new(self, session: Session, connection: Connection, result: Mapping[str, Any]) -> None:
+        options = config.valid_options(result.get("configOptions"))
+        modes: object = result.get("modes")
+        session.journal.change(
+            agent_session_id=result["sessionId"],
+            last_connection_id=connection.connection_id,
+            destroyed_at=None,
+            config_options=options,
+            modes=modes if isinstance(modes, dict) else config.modes_from_options(options),
+        )
+
+    async def destroy(self, session: Session) -> Session:
+        """Cancel what the session does and mark it destroyed; an agent that is gone needs no telling."""
+        await self._cancel_if_bound(session)
+        session.journal.change(destroyed_at=time.time_ns() // 1_000_000)
+        await session.journal.flush()
+        return session
+
+    async def _cancel_if_bound(self, session: Session) -> None:
+        await session.desk.cancel_all()
+        connection = self._connections.get(session.agent)
+        if connection is None or not connection.is_bound(session.agent_session_id, session):
+            return
+        try:
+            await connection.notify(
+                "session/cancel", {"sessionId": session.agent_session_id}, session=session
+            )
+        except SandboxAgentError as error:
+            logger.info("session %s could not be cancelled: %s", session.id, error)
+
+    async def delete(self, session_id: str) -> None:
+        """Erase the session; its agent's later envelopes are not kept."""
+        session = self._handles.get(session_id)
+        if session is not None:
+            await self._cancel_if_bound(session)
+            connection = self._connections.get(session.agent)
+            if connection is not None:
+                connection.unbind(session.agent_session_id)
+            session.journal.discard()
+            await session.journal.idle()
+            self._handles.pop(session_id, None)
+        await self._driver.delete_session(session_id)
+
+    def session_init(
+        self, session_init: Mapping[str, Any] | None, cwd: str | None, mcp_servers: list[Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the params of session/new."""
+        given = dict(session_init or {})
+        return {
+            **given,
+            "cwd": given.get("cwd") or cwd or self.default_cwd or os.getcwd(),  # noqa: PTH109 - a string goes out
+            "mcpServers": given.get("mcpServers") or mcp_servers or [],
+        }
+
+    # restore
+
+    async def _restore(self, session: Session, connection: Connection) -> None:
+        await session.journal.flush()
+        total = await self._driver.last_event_index(session.id)
+        tail = await self._driver.tail_events(session.id, limit=self._replay_max_events)
+        replay = build_replay(
+            tail, total, max_events=self._replay_max_events, max_chars=self._replay_max_chars
+        )
+        before = session.record
+        result = await self._new(session, connection)
+        self._apply_new(session, connection, result)
+        session.set_replay(replay.text)
+        failed = await self._set_again(session, connection, before)
+        params = {
+            "sessionId": session.id,
+            "method": "replay",
+            "replayed": replay.replayed,
+            "leftOut": replay.left_out,
+            **({"failed": failed} if failed else {}),
+        }
+        envelope = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": params})
+        session.journal.put("client", [envelope], connection.connection_id)
+        await session.journal.flush()
+
+    async def _set_again(
+        self, session: Session, connection: Connection, before: SessionRecord
+    ) -> dict[str, str]:
+        failed: dict[str, str] = {}
+        for category in _RESTORED_SETTINGS:
+            wanted = config.setting(before, category)
+            if wanted is None or wanted == config.setting(session.record, category):
+                continue
+            try:
+                await session.set_again(connection, category, wanted)
+            except NotSentError:
+                raise
+            except SandboxAgentError as error:
+                logger.warning(
+                    "session %s: %s '%s' could not be set again: %s", session.id, category, wanted, error
+                )
+                failed[category] = str(error)
+        return failed
+
+    # the end
+
+    async def close(self) -> None:
+        """Cancel what waits for the user, end the connections, store what is left.
+
+        Raises:
+            PersistError: something could not be stored.
+        """
+        sessions = self.handles()
+        await asyncio.gather(*(session.desk.cancel_all() for session in sessions))
+        connections, self._connections = list(self._connections.values()), {}
+        await asyncio.gather(*(connection.close() for connection in connections))
+        errors: list[PersistError] = []
+        for session in sessions:
+            try:
+                await session.journal.flush()
+            except PersistError as error:
+                errors.append(error)
+            session.journal.close()
+        if errors:
+            raise errors[0]

@@ -1,0 +1,110 @@
+"""The one owner of a client's background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from sandbox_agent.errors import SandboxAgentError
+
+__all__ = ["TaskOwner"]
+
+T = TypeVar("T")
+logger = logging.getLogger("sandbox_agent.client")
+
+# How long stop() waits for cancelled tasks: they hold no lock and only close sockets.
+STOP_TIMEOUT = 5.0
+
+
+class TaskOwner:
+    """Hosts a task group in a task of its own.
+
+    A task group has to be left by the task that entered it; an SDK object is made in one task and
+    disposed in any other. So one task enters, waits to be told, cancels the others and leaves.
+    """
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._children: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Begin; ``spawn`` works once this returned."""
+        ready = asyncio.Event()
+        self._task = asyncio.create_task(self._run(ready), name="sandbox-agent")
+        await ready.wait()
+
+    @property
+    def running(self) -> bool:
+        """Whether ``spawn`` is possible."""
+        return self._group is not None and not self._stopping.is_set()
+
+    async def _run(self, ready: asyncio.Event) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                ready.set()
+                await self._stopping.wait()
+                for task in list(self._children):
+                    task.cancel()
+        finally:
+            self._stopping.set()
+            self._group = None
+
+    def spawn(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T | None]:
+        """Run it until it ends or the owner stops; an error is logged and gives None.
+
+        Raises:
+            SandboxAgentError: the owner has stopped.
+        """
+        if self._group is None or self._stopping.is_set():
+            work.close()
+            raise SandboxAgentError("this SandboxAgent is disposed: connect a new one")
+        task = self._group.create_task(_guarded(work, name), name=name)
+        self._children.add(task)
+        task.add_done_callback(self._children.discard)
+        return task
+
+    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
+        """Run it now, whether anyone awaits the future or not; its error goes to who awaits.
+
+        Raises:
+            SandboxAgentError: the owner has stopped.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.spawn(_into(future, work, name), name=name)
+        return future
+
+    async def stop(self) -> None:
+        """Cancel everything and wait for it, at most STOP_TIMEOUT."""
+        self._stopping.set()
+        if self._task is not None and self._task is not asyncio.current_task():
+            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT)
+
+
+async def _guarded(work: Coroutine[Any, Any, T], name: str) -> T | None:
+    try:
+        return await work
+    except Exception:
+        # The boundary of a background task: one that fails must not take its siblings along.
+        logger.exception("background task %r failed", name)
+        return None
+
+
+async def _into(future: asyncio.Future[T], work: Coroutine[Any, Any, T], name: str) -> None:
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    except Exception as error:  # noqa: BLE001 - it is handed over, not swallowed
+        logger.debug("%s failed: %s", name, error)
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # seen: who doesn't await does not want to know
+    else:
+        if not future.done():
+            future.set_result(result)

@@ -1,0 +1,217 @@
+"""From a session's history to the text that tells a new agent session what was before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+from sandbox_agent.wire.records import SessionEvent
+
+__all__ = ["CLOSING", "OPENING", "Replay", "build_replay"]
+
+OPENING = "<conversation_history>"
+CLOSING = "</conversation_history>"
+_INTRODUCTION = (
+    "This conversation began earlier, in a session that was lost. What was said and done so far, oldest "
+    "first, is between the tags. Use it as context for the message that follows; don't repeat or answer it."
+)
+# How the TypeScript SDK's replays begin: it stores them as if the user had said them.
+_PEER_OPENING = "Previous session history is replayed below as JSON-RPC envelopes."
+# Between two entries, and the line that says what is left out: kept free in the budget.
+_SEPARATOR = "\n\n"
+# The longest outcome of a tool call that is told in full.
+_MAX_OUTCOME = 2_000
+
+
+class Replay(NamedTuple):
+    """What is put in front of the next prompt.
+
+    Attributes:
+        text: the text block, or None where there is nothing to tell.
+        replayed: how many of the newest events it covers, those that say nothing included.
+        left_out: how many older events it does not.
+    """
+
+    text: str | None
+    replayed: int
+    left_out: int
+
+
+class _Entry:
+    """One thing that was said or done, and the events that it is made of.
+
+    ``first`` is the position of its first event in the tail: when it is cut off, so is all before it.
+    """
+
+    def __init__(self, first: int, role: str, text: str) -> None:
+        self.first = first
+        self.role = role
+        self.text = text
+        self.status = ""
+        self.outcome = ""
+
+    def render(self) -> str:
+        if self.role != "Tool":
+            return f"{self.role}: {self.text.strip()}"
+        line = f"Tool: {self.text}" + (f" [{self.status}]" if self.status else "")
+        return line + (f"\n{self.outcome}" if self.outcome else "")
+
+
+def build_replay(tail: Sequence[SessionEvent], total: int, *, max_events: int, max_chars: int) -> Replay:
+    """Return the newest history that fits.
+
+    Args:
+        tail: the newest events, oldest of them first.
+        total: how many events the history has.
+        max_events: at most so many events are replayed.
+        max_chars: at most so many characters are in the text, its frame included.
+    """
+    events = list(tail)[-max_events:] if max_events > 0 else []
+    entries = _read(events)
+    if not entries:
+        return Replay(None, len(events), max(total - len(events), 0))
+    frame = len(_INTRODUCTION) + len(OPENING) + len(CLOSING) + 4
+    # The line is longest when everything is left out.
+    budget = max_chars - frame - len(_left_out_line(total)) - len(_SEPARATOR)
+    kept: list[str] = []
+    covered_from = len(events)
+    for position in range(len(entries) - 1, -1, -1):
+        rendered = entries[position].render()
+        room = budget - len(_SEPARATOR) * bool(kept)
+        if len(rendered) > room:
+            # The newest entry alone is over the budget: its end is what counts.
+            if not kept and room > 2:
+                kept.append("…" + rendered[len(rendered) - room + 1 :])
+                covered_from = entries[position].first
+            break
+        kept.append(rendered)
+        budget = room - len(rendered)
+        covered_from = 0 if position == 0 else entries[position].first
+    if not kept:
+        return Replay(None, 0, total)
+    replayed = len(events) - covered_from
+    left_out = max(total - replayed, 0)
+    lines = [_left_out_line(left_out)] if left_out else []
+    body = _SEPARATOR.join([*lines, *reversed(kept)])
+    return Replay(f"{_INTRODUCTION}\n{OPENING}\n{body}\n{CLOSING}", replayed, left_out)
+
+
+def _left_out_line(count: int) -> str:
+    return f"[{count} earlier events are left out]"
+
+
+def _read(events: Sequence[SessionEvent]) -> list[_Entry]:
+    reader = _Reader()
+    for position, event in enumerate(events):
+        reader.take(position, event.payload)
+    return [entry for entry in reader.entries if entry.text.strip()]
+
+
+class _Reader:
+    """Turns envelopes into entries: chunks of one speaker are joined, a tool call is one entry."""
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self._tools: dict[str, _Entry] = {}
+        self._plan: _Entry | None = None
+
+    def take(self, position: int, payload: dict[str, Any]) -> None:
+        method: object = payload.get("method")
+        params = _dict(payload.get("params"))
+        if method == "session/prompt":
+            self._plan = None
+            self.entries.append(_Entry(position, "User", _without_replay(_blocks_text(params.get("prompt")))))
+        elif method == "session/update":
+            self._take_update(position, _dict(params.get("update")))
+
+    def _take_update(self, position: int, update: dict[str, Any]) -> None:
+        kind: object = update.get("sessionUpdate")
+        if kind == "agent_message_chunk":
+            self._say(position, _block_text(update.get("content")))
+        elif kind in {"tool_call", "tool_call_update"}:
+            self._tool(position, update)
+        elif kind == "plan":
+            self._take_plan(position, update)
+
+    def _say(self, position: int, text: str) -> None:
+        last = self.entries[-1] if self.entries else None
+        if last is not None and last.role == "Assistant":
+            last.text = _without_replay(last.text + text)
+        else:
+            self.entries.append(_Entry(position, "Assistant", _without_replay(text)))
+
+    def _tool(self, position: int, update: dict[str, Any]) -> None:
+        call_id = str(update.get("toolCallId"))
+        entry = self._tools.get(call_id)
+        if entry is None:
+            entry = self._tools[call_id] = _Entry(position, "Tool", call_id)
+            self.entries.append(entry)
+        title: object = update.get("title")
+        if isinstance(title, str) and title:
+            entry.text = title
+        status: object = update.get("status")
+        if isinstance(status, str):
+            entry.status = status
+        outcome = _outcome(update)
+        if outcome:
+            entry.outcome = outcome
+
+    def _take_plan(self, position: int, update: dict[str, Any]) -> None:
+        entries = [_dict(item) for item in _list(update.get("entries"))]
+        text = "".join(
+            f"\n- [{item.get('status') or 'pending'}] {item.get('content') or ''}" for item in entries
+        )
+        if self._plan is None:
+            self._plan = _Entry(position, "Plan", text)
+            self.entries.append(self._plan)
+        else:
+            self._plan.text = text
+
+
+def _outcome(update: dict[str, Any]) -> str:
+    parts: list[str] = []
+    for item in map(_dict, _list(update.get("content"))):
+        if item.get("type") == "content":
+            parts.append(_block_text(item.get("content")))
+        elif item.get("type") == "diff":
+            parts.append(f"(changed {item.get('path')})")
+    text = "\n".join(part for part in parts if part).strip()
+    return text if len(text) <= _MAX_OUTCOME else text[:_MAX_OUTCOME] + "…"
+
+
+def _blocks_text(blocks: object) -> str:
+    return "\n".join(text for text in map(_block_text, _list(blocks)) if text)
+
+
+def _block_text(block: object) -> str:
+    content = _dict(block)
+    kind: object = content.get("type")
+    if kind == "text":
+        text: object = content.get("text")
+        return text if isinstance(text, str) else ""
+    if kind == "resource_link":
+        return f"[{content.get('name') or 'file'}: {content.get('uri')}]"
+    if kind == "resource":
+        return f"[{_dict(content.get('resource')).get('uri')}]"
+    return f"[{kind}]" if isinstance(kind, str) else ""
+
+
+def _without_replay(text: str) -> str:
+    while (start := text.find(OPENING)) >= 0:
+        end = text.find(CLOSING, start)
+        if end < 0:
+            break
+        text = text[:start].removesuffix("\n").removesuffix(_INTRODUCTION) + text[end + len(CLOSING) :]
+    if text.startswith(_PEER_OPENING):
+        # Its lines are JSON; what the user said follows the last of them.
+        lines = text.splitlines()
+        text = "\n".join(line for line in lines[1:] if not line.startswith(("{", "[history truncated]")))
+    return text
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []

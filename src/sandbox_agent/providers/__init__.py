@@ -1,0 +1,3 @@
+"""Where sandboxes come from: the provider protocol, one file per provider."""
+
+__all__: list[str] = []
