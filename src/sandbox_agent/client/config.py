@@ -133,7 +133,9 @@ def with_mode_option(options: Options | None, mode_id: str) -> Options | None:
 
 def with_current_mode(modes: Mapping[str, Any] | None, mode_id: str) -> dict[str, Any]:
     """Return the modes with another current one."""
-    base = dict(modes) if modes and isinstance(modes.get("availableModes"), list) else {"availableModes": []}
+    base: dict[str, Any] = {"availableModes": []}
+    if modes and isinstance(modes.get("availableModes"), list):
+        base = dict(modes)
     return {**base, "currentModeId": mode_id}
 
 

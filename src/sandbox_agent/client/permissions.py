@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
@@ -107,9 +107,8 @@ class PermissionDesk:
 
     async def open(self, raw_id: msgspec.Raw, params: Mapping[str, Any], respond: _Responder) -> None:
         """Take a request and see that it gets an answer."""
-        options: list[dict[str, Any]] = [
-            option for option in params.get("options") or [] if isinstance(option, dict)
-        ]
+        given: list[object] = params.get("options") or []
+        options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
         request = PermissionRequest(
             id=f"perm-{self._prefix}-{next(self._counter)}",
             session_id=self._session_id,

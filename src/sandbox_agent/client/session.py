@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -168,10 +169,9 @@ class Session:
         return result
 
     async def _flush_quietly(self) -> None:
-        try:
+        # The error at hand comes first; the journal tells its listeners.
+        with contextlib.suppress(PersistError):
             await self.journal.flush()
-        except PersistError:
-            pass  # the error at hand comes first; the journal has told its listeners
 
     async def _try_call(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
         try:

@@ -91,9 +91,8 @@ class SessionBook:
     async def agent_options(self, agent: str) -> list[dict[str, Any]]:
         """Ask the server for the agent's config options."""
         await self._gate.ready()
-        info: Any = await self._http.json(
-            "GET", f"/v1/agents/{quote_segment(agent)}", params={"config": "true"}
-        )
+        path = f"/v1/agents/{quote_segment(agent)}"
+        info: dict[str, Any] | None = await self._http.json("GET", path, params={"config": "true"})
         return config.valid_options((info or {}).get("configOptions")) or []
 
     # connections
@@ -116,7 +115,9 @@ class SessionBook:
     def _on_lost(self, connection: Connection) -> None:
         if self._connections.get(connection.agent) is connection:
             del self._connections[connection.agent]
-        if self._tasks.running and not isinstance(connection.lost, AgentProcessExitedError):
+        if connection.closing or not self._tasks.running:
+            return
+        if not isinstance(connection.lost, AgentProcessExitedError):
             self._gate.suspect()
             # Should it still run, it must not go on next to the session that replaces it.
             self._tasks.spawn(connection.close(), name=f"close {connection.server_id}")

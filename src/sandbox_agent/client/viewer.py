@@ -93,7 +93,7 @@ class Viewer:
         if caught_up_from_overflow and fresh and fresh[0].event_index != self._position + 1:
             raise SandboxAgentError(
                 f"events {self._position + 1} to {fresh[0].event_index - 1} of session "
-                f"'{self._session_id}' are no longer in the store: read faster, or use a driver that keeps them"
+                f"'{self._session_id}' are no longer in the store: read faster, or keep more"
             )
         self._page.extend(fresh)
         self._cursor = page.next_cursor

@@ -31,8 +31,12 @@ def is_reply(value: object) -> TypeGuard[PermissionReply]:
 
 def available_replies(options: Sequence[Mapping[str, Any]]) -> list[PermissionReply]:
     """Return the replies that the options stand for, each once, in the options' order."""
-    replies = (_REPLY_OF_KIND.get(str(option.get("kind"))) for option in options)
-    return list(dict.fromkeys(reply for reply in replies if reply is not None))
+    found: dict[PermissionReply, None] = {}
+    for option in options:
+        reply = _REPLY_OF_KIND.get(str(option.get("kind")))
+        if reply is not None:
+            found[reply] = None
+    return list(found)
 
 
 def select_option(

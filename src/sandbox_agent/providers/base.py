@@ -51,9 +51,11 @@ class SandboxProvider(ABC):
         Raises:
             SandboxDestroyedError: it no longer exists.
         """
+        return
 
     async def ensure_server(self, sandbox_id: str, /) -> None:
         """See that the server runs in the sandbox; called when it does not answer."""
+        return
 
     async def pause(self, sandbox_id: str, /) -> None:
         """Put the sandbox to sleep; destroyed where the provider can't do that."""
@@ -82,6 +84,6 @@ def split_sandbox_id(sandbox_id: str, provider: SandboxProvider) -> str:
         )
     if name != provider.name:
         raise SandboxAgentError(
-            f"sandbox '{sandbox_id}' belongs to provider '{name}', not '{provider.name}': start it with that one"
+            f"sandbox '{sandbox_id}' is of provider '{name}', not '{provider.name}': start it with that one"
         )
     return raw_id
