@@ -1,0 +1,181 @@
+"""Servers under test: ours and the published one, as child processes on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.npm import rust_server
+
+__all__ = ["ServerProcess", "free_port", "our_server", "published_server", "put_launcher"]
+
+HEALTHY_SECONDS = 20.0
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def put_launcher(data_home: Path, agent: str, command: Sequence[str]) -> None:
+    """Put a launcher for an agent into the layout that both servers use, and a dummy native binary."""
+    binaries = data_home / "sandbox-agent/bin"
+    (binaries / "agent_processes").mkdir(parents=True, exist_ok=True)
+    quoted = " ".join(f"'{word}'" for word in command)
+    for path, script in (
+        (binaries / "agent_processes" / f"{agent}-acp", f"exec {quoted}"),
+        (binaries / agent, "exit 0"),
+    ):
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+
+class ServerProcess:
+    """A server as a child process; entering starts it and waits until it is healthy.
+
+    Attributes:
+        url: its base URL; the port stays the same over a restart.
+        log: the file that its stdout and stderr go to.
+        started_in: seconds from the spawn to the first healthy answer.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.log = log
+        self.token = token
+        self.started_in = 0.0
+        self._command = list(command)
+        self._env = dict(env or {})
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._child is not None
+        return self._child.pid
+
+    def start(self) -> None:
+        """Start it and wait until it is healthy."""
+        begun = time.perf_counter()
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._env},
+            )
+        while not self._healthy():
+            if self._child.poll() is not None or time.perf_counter() - begun > HEALTHY_SECONDS:
+                raise RuntimeError(f"{self._command} is not healthy:\n{self.log.read_text()}")
+            time.sleep(0.005)
+        self.started_in = time.perf_counter() - begun
+
+    def _healthy(self) -> bool:
+        request = urllib.request.Request(f"{self.url}/v1/health")
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL it, as a crash or the kernel would, and reap it."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def stop(self) -> int:
+        """SIGTERM it and return its exit code (negative: a signal)."""
+        assert self._child is not None
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            return self._child.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def memory(self) -> int:
+        """Return its resident memory in bytes (Linux)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self.stop()
+
+
+def our_server(
+    folder: Path,
+    *options: str,
+    token: str | None = None,
+    env: Mapping[str, str] | None = None,
+    port: int | None = None,
+) -> ServerProcess:
+    """Return our server; its agents' layout and its log are in ``folder``.
+
+    Args:
+        folder: a folder of the test's own.
+        *options: further options of ``sandbox-agent server``.
+        token: its token; None for --no-token.
+        env: variables on top of this process's.
+        port: its port; a free one by default.
+    """
+    port = port or free_port()
+    auth = ["--token", token] if token else ["--no-token"]
+    command = [sys.executable, "-m", "sandbox_agent.cli.main", "server", "--port", str(port), *auth, *options]
+    variables = {"XDG_DATA_HOME": str(folder / "data"), **(env or {})}
+    return ServerProcess(command, port=port, log=folder / "server.log", env=variables, token=token)
+
+
+def published_server(
+    folder: Path, *, token: str | None = None, env: Mapping[str, str] | None = None
+) -> ServerProcess:
+    """Return the published Rust server, with our mock agent as its ``claude``.
+
+    Raises:
+        NpmMissingError: npm is not on PATH.
+    """
+    put_launcher(folder / "data", "claude", [sys.executable, "-m", "sandbox_agent.agents.mock"])
+    port = free_port()
+    auth = ["--token", token] if token else ["--no-token"]
+    command = [str(rust_server()), "server", "--port", str(port), "--no-telemetry", *auth]
+    variables = {
+        "XDG_DATA_HOME": str(folder / "data"),
+        "SANDBOX_AGENT_REQUIRE_PREINSTALL": "1",
+        **(env or {}),
+    }
+    return ServerProcess(command, port=port, log=folder / "published.log", env=variables, token=token)
