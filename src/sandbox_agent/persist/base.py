@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.numbering import Numberings
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 __all__ = [
@@ -49,6 +50,7 @@ class SessionPersistDriver(ABC):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    _numberings: Numberings | None = None
 
     @abstractmethod
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -78,13 +80,13 @@ class SessionPersistDriver(ABC):
         """Append the events and set their ``event_index``: contiguous, after the last one stored.
 
         All of them are kept when it returns; an event whose id is already stored in the session (a
-        retry) keeps the index that it has and is not stored again.
+        retry) keeps the index that it has and is not stored again. A native append keeps all of them or
+        none; this default inserts one at a time, reads the whole session first, remembers the ids, and
+        assumes that no other process appends to the session.
         """
-        index = await self.last_event_index(session_id)
-        for event in events:
-            index += 1
-            event.event_index = index
-            await self.insert_event(session_id, event)
+        if self._numberings is None:
+            self._numberings = Numberings()
+        await self._numberings.of(session_id).append(self, session_id, events)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, 0 where it has none."""
@@ -92,7 +94,9 @@ class SessionPersistDriver(ABC):
         return tail[-1].event_index if tail else 0
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
+        """Return the newest ``limit`` events, oldest of them first; none for a limit below 1."""
+        if limit < 1:
+            return []
         tail: list[SessionEvent] = []
         cursor: str | None = None
         while True:

@@ -1,0 +1,236 @@
+"""The in-memory driver: bounded, for local work and for tests."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import ClassVar, Final, TypeVar
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.base import (
+    Capability,
+    SessionPersistDriver,
+    check_session,
+    decode_cursor,
+    encode_cursor,
+    normalize_limit,
+)
+from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+
+__all__ = ["InMemorySessionPersistDriver"]
+
+T = TypeVar("T")
+_Position = tuple[int, str]
+
+_MAX_SESSIONS: Final = 1_024
+_MAX_EVENTS_PER_SESSION: Final = 500
+
+
+class InMemorySessionPersistDriver(SessionPersistDriver):
+    """Keeps the newest sessions, and the newest events of each, in this object.
+
+    Records and events are copied in and out. Beyond the bounds the oldest are dropped: sessions by
+    (created_at, id) with their events, events by (event_index, id). Indexes go on after the last one
+    stored, dropped or not (seed 001).
+
+    Args:
+        max_sessions: how many sessions are kept.
+        max_events_per_session: how many events of each.
+
+    Raises:
+        ValueError: a bound is below 1.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+
+    def __init__(
+        self,
+        *,
+        max_sessions: int = _MAX_SESSIONS,
+        max_events_per_session: int = _MAX_EVENTS_PER_SESSION,
+    ) -> None:
+        if max_sessions < 1 or max_events_per_session < 1:
+            raise ValueError("max_sessions and max_events_per_session must be at least 1")
+        self._max_sessions = max_sessions
+        self._max_events = max_events_per_session
+        self._sessions: dict[str, SessionRecord] = {}
+        self._order: list[_Position] = []
+        self._histories: dict[str, _History] = {}
+        # Which session an event id belongs to: ids are unique over the store.
+        self._owners: dict[str, str] = {}
+
+    async def get_session(self, session_id: str, /) -> SessionRecord | None:
+        """Return a copy of the record, or None."""
+        return copy.deepcopy(self._sessions.get(session_id))
+
+    async def list_sessions(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionRecord]:
+        """Return a page of records by (created_at, id), oldest first."""
+        return _page(self._order, lambda at: copy.deepcopy(self._sessions[at[1]]), limit, cursor)
+
+    async def update_session(self, session: SessionRecord, /) -> None:
+        """Insert the record, or replace the one of that id; the oldest session goes if there are too many."""
+        known = self._sessions.get(session.id)
+        if known is not None:
+            _remove(self._order, (known.created_at, known.id))
+        self._sessions[session.id] = copy.deepcopy(session)
+        insort(self._order, (session.created_at, session.id))
+        while len(self._sessions) > self._max_sessions:
+            await self.delete_session(self._order[0][1])
+
+    async def list_events(
+        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]:
+        """Return a page of a session's events by (event_index, id), oldest first."""
+        history = self._histories.get(session_id, _EMPTY)
+        return _page(history.order, lambda at: _copy(history.events[at[1]]), limit, cursor)
+
+    async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
+        """Insert a copy of the event, or replace the one of that id.
+
+        Raises:
+            PersistError: another event of the session has its index.
+        """
+        check_session(session_id, event)
+        order = self._history(session_id).order
+        at = bisect_left(order, (event.event_index, ""))
+        if at < len(order) and order[at][0] == event.event_index and order[at][1] != event.id:
+            raise PersistError(
+                f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
+                f"{event.event_index}",
+                session_id=session_id,
+            )
+        owner = self._owners.get(event.id)
+        if owner is not None:
+            self._histories[owner].remove(event.id)
+        self._store(event)
+
+    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+        """Append copies of the events and set their ``event_index``: all of them or none.
+
+        Raises:
+            PersistError: an id is stored in another session.
+        """
+        for event in events:
+            check_session(session_id, event)
+            owner = self._owners.get(event.id, session_id)
+            if owner != session_id:
+                raise PersistError(
+                    f"event '{event.id}' was not stored: its id is taken by an event of session '{owner}'",
+                    session_id=session_id,
+                )
+        history = self._history(session_id)
+        indexes: dict[str, int] = {}
+        for event in events:
+            stored = history.events.get(event.id)
+            if stored is not None:
+                indexes[event.id] = stored.event_index
+            elif event.id not in indexes:
+                indexes[event.id] = event.event_index = history.last_index + 1
+                self._store(event)
+        for event in events:
+            event.event_index = indexes[event.id]
+
+    async def last_event_index(self, session_id: str, /) -> int:
+        """Return the highest event index that the session had, dropped events included."""
+        return self._histories.get(session_id, _EMPTY).last_index
+
+    async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
+        """Return the newest ``limit`` events, oldest of them first."""
+        history = self._histories.get(session_id, _EMPTY)
+        start = max(0, len(history.order) - max(0, limit))
+        return [_copy(history.events[row_id]) for _, row_id in islice(history.order, start, None)]
+
+    async def delete_session(self, session_id: str, /) -> None:
+        """Drop the record and its events; nothing happens where there is none."""
+        record = self._sessions.pop(session_id, None)
+        if record is not None:
+            _remove(self._order, (record.created_at, record.id))
+        history = self._histories.pop(session_id, None)
+        if history is not None:
+            for event_id in history.events:
+                del self._owners[event_id]
+
+    def _history(self, session_id: str) -> _History:
+        history = self._histories.get(session_id)
+        if history is None:
+            self._drop_orphan()
+            history = self._histories[session_id] = _History()
+        return history
+
+    def _drop_orphan(self) -> None:
+        """Keep histories without a record (the session was dropped, its agent talks on) bounded too."""
+        if len(self._histories) < 2 * self._max_sessions:
+            return
+        orphan = next(session_id for session_id in self._histories if session_id not in self._sessions)
+        for event_id in self._histories.pop(orphan).events:
+            del self._owners[event_id]
+
+    def _store(self, event: SessionEvent) -> None:
+        history = self._history(event.session_id)
+        history.add(_copy(event))
+        self._owners[event.id] = event.session_id
+        while len(history.order) > self._max_events:
+            oldest = history.order[0][1]
+            history.remove(oldest)
+            del self._owners[oldest]
+
+
+class _History:
+    """A session's events, by id and in order."""
+
+    __slots__ = ("events", "last_index", "order")
+
+    def __init__(self) -> None:
+        self.events: dict[str, SessionEvent] = {}
+        self.order: list[_Position] = []
+        self.last_index = 0
+
+    def add(self, event: SessionEvent) -> None:
+        self.events[event.id] = event
+        insort(self.order, (event.event_index, event.id))
+        self.last_index = max(self.last_index, event.event_index)
+
+    def remove(self, event_id: str) -> None:
+        event = self.events.pop(event_id)
+        _remove(self.order, (event.event_index, event.id))
+
+
+_EMPTY: Final = _History()
+
+
+def _copy(event: SessionEvent) -> SessionEvent:
+    return SessionEvent(
+        event.id,
+        event.event_index,
+        event.session_id,
+        event.created_at,
+        event.connection_id,
+        event.sender,
+        event.payload_json,
+    )
+
+
+def _remove(order: list[_Position], position: _Position) -> None:
+    del order[bisect_left(order, position)]
+
+
+def _page(
+    order: list[_Position], item: Callable[[_Position], T], limit: int | None, cursor: str | None
+) -> ListPage[T]:
+    size = normalize_limit(limit)
+    after = decode_cursor(cursor)
+    if after is None:
+        start = 0
+    elif after.offset:
+        start = after.offset
+    else:
+        start = bisect_right(order, (after.position, after.id))
+    positions = order[start : start + size]
+    more = start + size < len(order)
+    return ListPage(
+        [item(position) for position in positions], encode_cursor(*positions[-1]) if more else None
+    )

@@ -1,0 +1,3 @@
+"""Public test kit."""
+
+__all__: list[str] = []

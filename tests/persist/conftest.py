@@ -1,0 +1,5 @@
+"""Fixtures of the persist tests."""
+
+import pytest
+
+pytest.register_assert_rewrite("sandbox_agent.testing.drivers")
