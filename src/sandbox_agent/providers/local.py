@@ -1,0 +1,284 @@
+"""The local provider: the server as a child process of this one."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
+from sandbox_agent.providers.base import SandboxProvider
+
+__all__ = ["LocalProvider", "local"]
+
+# The server drains and ends its agents on SIGTERM; then its group is killed.
+STOP_TIMEOUT = 5.0
+# A server that does not listen after this long never will.
+START_TIMEOUT = 30.0
+POLL_INTERVAL = 0.02
+CONNECT_TIMEOUT = 2.0
+LOG_TAIL_BYTES = 2_000
+
+Log = Literal["inherit", "silent"] | str | os.PathLike[str]
+
+
+@dataclass(slots=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    host: str
+    port: int
+    token: str | None
+    output: Path | None
+
+
+class LocalProvider(SandboxProvider):
+    """Starts sandbox-agent servers on this machine; made by ``local``."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        token: str | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Log = "inherit",
+        binary: str | os.PathLike[str] | None = None,
+        store: str | None = None,
+        args: Sequence[str] = (),
+    ) -> None:
+        """Prepare; arguments as ``local``."""
+        self._host = host
+        self._port = port
+        self._token = token
+        self._env = dict(env or {})
+        self._log = log
+        self._binary = binary
+        self._store = store
+        self._args = list(args)
+        self._children: dict[str, _Child] = {}
+        _providers.add(self)
+
+    async def create(self) -> str:
+        """Start a server and return ``host:port`` once it listens.
+
+        Raises:
+            SandboxAgentError: it did not start; with a log file the message ends with what it said.
+        """
+        port = self._port or _free_port(self._host)
+        raw_id = f"{self._host}:{port}"
+        running = self._children.get(raw_id)
+        if running is not None and running.process.poll() is None:
+            raise SandboxAgentError(f"a local server of this provider already listens on {raw_id}")
+        await self._start(raw_id, port, self._token or secrets.token_urlsafe(24))
+        return raw_id
+
+    async def _start(self, raw_id: str, port: int, token: str) -> None:
+        child = self._children[raw_id] = self._spawn(port, token)
+        try:
+            await _until_it_listens(child)
+        except BaseException:
+            await self.destroy(raw_id)
+            raise
+
+    def _command(self, port: int, token: str) -> list[str]:
+        if self._binary is not None:
+            base = [os.fspath(self._binary), "server"]
+        else:
+            base = [sys.executable, "-m", "sandbox_agent.cli.main", "server"]
+        command = [*base, "--host", self._host, "--port", str(port)]
+        if self._binary is not None:
+            # Another server may know the token by its flag only.
+            command += ["--token", token]
+        if self._store is not None:
+            command += ["--store", self._store]
+        return [*command, *self._args]
+
+    def _spawn(self, port: int, token: str) -> _Child:
+        output: Path | None = None
+        with contextlib.ExitStack() as stack:
+            target: int | IO[bytes] | None = None
+            if self._log == "silent":
+                target = subprocess.DEVNULL
+            elif self._log != "inherit":
+                output = Path(self._log)
+                output.parent.mkdir(parents=True, exist_ok=True)
+                target = stack.enter_context(output.open("ab"))
+            try:
+                process = subprocess.Popen(  # noqa: S603 - the command is ours or the caller's
+                    self._command(port, token),
+                    stdin=subprocess.DEVNULL,
+                    stdout=target,
+                    stderr=subprocess.STDOUT if target is not None else None,
+                    env={**os.environ, **self._env, "SANDBOX_AGENT_TOKEN": token},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise SandboxAgentError(f"the local server could not be started: {error}") from error
+        return _Child(process, self._host, port, token, output)
+
+    async def destroy(self, sandbox_id: str, /) -> None:
+        """Stop the server: SIGTERM, 5 s, SIGKILL to its group; a server of someone else is left alone."""
+        child = self._children.pop(sandbox_id, None)
+        if child is not None:
+            await asyncio.to_thread(_stop, child, STOP_TIMEOUT)
+
+    async def kill(self, sandbox_id: str, /) -> None:
+        """End the server and its group without grace."""
+        child = self._children.pop(sandbox_id, None)
+        if child is not None:
+            await asyncio.to_thread(_stop, child, 0.0)
+
+    async def get_url(self, sandbox_id: str, /) -> str:
+        """Return ``http://host:port``."""
+        return f"http://{sandbox_id}"
+
+    async def get_token(self, sandbox_id: str, /) -> str | None:
+        """Return the token of a server that was started here, else the one that was given."""
+        child = self._children.get(sandbox_id)
+        return child.token if child is not None else self._token
+
+    async def reconnect(self, sandbox_id: str, /) -> None:
+        """Look whether the server is there.
+
+        Raises:
+            SandboxDestroyedError: nothing listens there and it was not started by this provider.
+        """
+        if sandbox_id in self._children:
+            return
+        host, _, port = sandbox_id.rpartition(":")
+        if not port.isdigit() or not await _listens(host, int(port)):
+            raise SandboxDestroyedError(sandbox_id, self.name)
+
+    async def ensure_server(self, sandbox_id: str, /) -> None:
+        """Start the server again, on the same port, where it was started here and has ended."""
+        child = self._children.get(sandbox_id)
+        if child is None or child.process.poll() is None:
+            return
+        assert child.token is not None
+        await self._start(sandbox_id, child.port, child.token)
+
+    def pid(self, sandbox_id: str, /) -> int | None:
+        """Return the process id of a server that was started here, or None."""
+        child = self._children.get(sandbox_id)
+        return child.process.pid if child is not None else None
+
+    def stop_all(self) -> None:
+        """Stop every server that was started here; runs by itself when the interpreter exits."""
+        children, self._children = list(self._children.values()), {}
+        for child in children:
+            _stop(child, STOP_TIMEOUT)
+
+
+def local(
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    token: str | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Log = "inherit",
+    binary: str | os.PathLike[str] | None = None,
+    store: str | None = None,
+    args: Sequence[str] = (),
+) -> LocalProvider:
+    """Return a provider that starts the server on this machine; its sandbox ids are ``host:port``.
+
+    The server ends with ``destroy_sandbox`` and when the interpreter exits.
+
+    Args:
+        host: where it listens.
+        port: the port; None finds a free one.
+        token: its bearer token; None makes a random one.
+        env: added to its environment.
+        log: where its output goes: "inherit", "silent", or a file.
+        binary: another ``sandbox-agent`` program than this package's.
+        store: its ``--store`` (``memory``, ``sqlite:PATH``).
+        args: more arguments for it.
+    """
+    return LocalProvider(
+        host=host, port=port, token=token, env=env, log=log, binary=binary, store=store, args=args
+    )
+
+
+_providers: weakref.WeakSet[LocalProvider] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    for provider in list(_providers):
+        provider.stop_all()
+
+
+def _stop(child: _Child, grace: float) -> None:
+    process = child.process
+    if grace > 0:
+        _signal(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+    # The group, also when its leader is gone: what it left behind goes with it.
+    _signal(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if number is signal.SIGKILL:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind((host, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def _listens(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, writer = await asyncio.open_connection(host.strip("[]"), port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+async def _until_it_listens(child: _Child) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + START_TIMEOUT
+    while True:
+        code = child.process.poll()
+        if code is not None:
+            raise SandboxAgentError(f"the local server ended with code {code} at its start{_tail(child)}")
+        if await _listens(child.host, child.port):
+            return
+        if loop.time() > deadline:
+            raise SandboxAgentError(
+                f"the local server did not listen on {child.host}:{child.port} within "
+                f"{START_TIMEOUT:g} s{_tail(child)}"
+            )
+        await asyncio.sleep(POLL_INTERVAL)
+
+
+def _tail(child: _Child) -> str:
+    if child.output is None:
+        return ": its output says why (log='inherit' shows it)"
+    said = child.output.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
+    return f": {said}" if said else ""
