@@ -52,7 +52,7 @@ def resolve(agent_id: str) -> Launch:
     if agent is None and not is_agent_id(agent_id):
         raise UnsupportedAgentError(f"unsupported agent: {agent_id}", agent=agent_id)
     launcher = launcher_path(agent_id)
-    if launcher.is_file():
+    if launcher.is_file() and not (agent_id == "mock" and _is_peers_mock(launcher)):
         if not os.access(launcher, os.X_OK):
             raise AgentNotInstalledError(
                 f"agent not installed: {agent_id}: its launcher isn't executable, run chmod +x on it",
@@ -68,6 +68,15 @@ def resolve(agent_id: str) -> Launch:
     if found is None:
         raise AgentNotInstalledError(_how_to_install(agent), agent=agent_id)
     return found
+
+
+def _is_peers_mock(launcher: Path) -> bool:
+    """Return whether it is what the peer's ``install-agent mock`` writes: it runs a command of the peer's."""
+    try:
+        with launcher.open("rb") as file:
+            return b"mock-agent-process" in file.read(1024)
+    except OSError:
+        return False
 
 
 def _native(agent: Agent) -> Launch | None:

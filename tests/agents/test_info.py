@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.credentials import credentials_available
+from sandbox_agent.agents.info import ServerStatusInfo, agent_info
+from sandbox_agent.errors import UnsupportedAgentError
+from tests.agents.conftest import Machine
+
+# How this file was made is in its "$comment".
+PEER: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/agents-0.4.2.json").read_text())[
+    "agents"
+]
+SECRET = "sk-very-secret"
+
+
+def encoded(agent_id: str, **more: Any) -> dict[str, Any]:
+    return json.loads(msgspec.json.encode(agent_info(agent_id, **more)))
+
+
+def test_the_catalogue_begins_with_the_peers_agents() -> None:
+    assert list(CATALOGUE)[: len(PEER)] == [agent["id"] for agent in PEER]
+    assert [agent.id for agent in CATALOGUE.values()] == list(CATALOGUE)
+
+
+@pytest.mark.parametrize("peer", PEER, ids=lambda peer: peer["id"])
+def test_an_agent_that_is_not_here_looks_as_on_the_peer(machine: Machine, peer: dict[str, Any]) -> None:
+    ours = encoded(peer["id"], config_options=CATALOGUE[peer["id"]].config_options)
+    if peer["id"] == "mock":  # ours is built in, and its options are its own
+        peer = peer | {"installed": True, "version": "1.0.0", "configOptions": ours["configOptions"]}
+    assert ours == peer
+
+
+def test_config_options_are_a_fresh_copy() -> None:
+    for agent in CATALOGUE.values():
+        agent.config_options.append({"id": "mine"})
+        assert {"id": "mine"} not in agent.config_options
+
+
+def test_an_installed_agent_has_its_path(machine: Machine) -> None:
+    launcher = machine.launcher("codex")
+    info = encoded("codex")
+    assert (info["installed"], info["path"]) == (True, str(launcher))
+    assert set(info) == {"id", "installed", "credentialsAvailable", "capabilities", "path"}
+
+
+@pytest.mark.parametrize("name", ["codex-acp", "@scope/codex-acp"])
+def test_an_agent_from_npm_has_its_version(machine: Machine, name: str) -> None:
+    package = machine.home / "node_modules" / name
+    script = machine.executable(package / "dist" / "index.js")
+    (package / "package.json").write_text(json.dumps({"name": name, "version": "2.6.0"}))
+    (machine.path / "codex-acp").symlink_to(script)
+    assert encoded("codex")["version"] == "2.6.0"
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{", '{"version": 3}'])
+def test_an_agent_with_a_broken_manifest_has_no_version(machine: Machine, manifest: str) -> None:
+    package = machine.home / "node_modules" / "codex-acp"
+    (machine.path / "codex-acp").symlink_to(machine.executable(package / "index.js"))
+    (package / "package.json").write_text(manifest)
+    assert "version" not in encoded("codex")
+
+
+def test_a_manifest_outside_node_modules_is_not_the_agents(machine: Machine) -> None:
+    (machine.path / "package.json").write_text('{"version": "9.9.9"}')
+    machine.command("codex-acp")
+    assert "version" not in encoded("codex")
+
+
+def test_what_the_server_knows_is_put_in(machine: Machine) -> None:
+    info = encoded("mock", config_options=[], config_error="no", server_status=ServerStatusInfo("running", 5))
+    assert (info["configOptions"], info["configError"]) == ([], "no")
+    assert info["serverStatus"] == {"status": "running", "uptimeMs": 5}
+
+
+def test_an_agent_outside_the_catalogue_has_info_when_it_has_a_launcher(machine: Machine) -> None:
+    with pytest.raises(UnsupportedAgentError):
+        agent_info("mine")
+    machine.launcher("mine")
+    info = encoded("mine")
+    assert (info["installed"], info["credentialsAvailable"]) == (True, True)
+    assert set(info["capabilities"]) == set(PEER[0]["capabilities"])
+
+
+@pytest.mark.parametrize(
+    ("agent_id", "name"),
+    [(agent.id, name) for agent in CATALOGUE.values() for name in agent.credential_env],
+)
+def test_credentials_are_found_in_the_environment(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, agent_id: str, name: str
+) -> None:
+    assert not credentials_available(agent_id)
+    monkeypatch.setenv(name, "")
+    assert not credentials_available(agent_id)
+    monkeypatch.setenv(name, SECRET)
+    assert credentials_available(agent_id)
+
+
+@pytest.mark.parametrize(
+    ("agent_id", "index"),
+    [(agent.id, index) for agent in CATALOGUE.values() for index in range(len(agent.credential_files))],
+)
+def test_credentials_are_found_in_files(machine: Machine, agent_id: str, index: int) -> None:
+    file = CATALOGUE[agent_id].credential_files[index]
+    path = machine.home / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    assert not credentials_available(agent_id)
+    if file.members:
+        for useless in ("{", "[]", '{"theme": "dark"}', json.dumps({file.members[0]: None})):
+            path.write_text(useless)
+            assert not credentials_available(agent_id)
+    path.write_text(json.dumps({file.members[0]: SECRET} if file.members else "anything"))
+    assert credentials_available(agent_id)
+
+
+def test_a_folder_in_place_of_a_credentials_file_holds_none(machine: Machine) -> None:
+    (machine.home / ".codex/auth.json").mkdir(parents=True)
+    assert not credentials_available("codex")
+
+
+def test_the_value_of_a_credential_is_in_no_answer(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    assert SECRET not in json.dumps([encoded(agent_id) for agent_id in CATALOGUE])
+
+
+@pytest.mark.parametrize("agent_id", ["pi", "cursor", "mock", "my-own"])
+def test_an_agent_whose_credentials_are_its_own_matter_counts_as_having_them(
+    machine: Machine, agent_id: str
+) -> None:
+    assert credentials_available(agent_id)
