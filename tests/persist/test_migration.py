@@ -172,7 +172,8 @@ async def test_driver_reads_every_value_of_its_own_first_version(tmp_path: Path)
     ]
     assert [(event.event_index, event.id) for event in events["main"]] == [(1, "a"), (2, "b")]
     # The bytes as they came, spaces and escapes included.
-    text = '{"jsonrpc": "2.0","id":1,"method":"session/prompt","params":{"t":"Grüße \U0001f980 \\ud800 \\u0000"}}'
+    params = '{"t":"Grüße \U0001f980 \\ud800 \\u0000"}'
+    text = f'{{"jsonrpc": "2.0","id":1,"method":"session/prompt","params":{params}}}'
     assert events["main"][0].payload_json == text.encode()
 
 

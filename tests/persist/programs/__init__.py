@@ -1,0 +1,1 @@
+"""Programs that the persist tests run as processes of their own."""
