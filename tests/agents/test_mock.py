@@ -330,6 +330,13 @@ async def test_a_burst_is_complete_and_in_order() -> None:
     assert {len(text.encode()) for text in texts} == {200}
 
 
+async def test_a_burst_of_small_texts_keeps_their_numbers() -> None:
+    async with mock_agent() as client:
+        session = await client.new_session()
+        await client.prompt(session, "burst 3 0")
+    assert client.text() == "000001 000002 000003 "
+
+
 async def test_a_stream_is_complete_and_in_order() -> None:
     async with mock_agent() as client:
         session = await client.new_session()
@@ -364,6 +371,23 @@ async def test_the_mock_exits_when_it_gets_sigterm() -> None:
         await client.start_prompt(session, "sleep 600")
         client.process.terminate()
         assert await client.process.wait() == 143
+
+
+async def test_the_mock_exits_when_it_gets_sigterm_while_nobody_reads() -> None:
+    async with mock_agent() as client:
+        session = await client.new_session()
+        await client.start_prompt(session, "burst 100000000 200")
+        await client.read()
+        client.process.terminate()
+        assert await client.process.wait() == 143
+
+
+async def test_the_mock_says_so_when_its_folder_is_none(tmp_path: Path) -> None:
+    await AsyncPath(tmp_path / "file").write_text("")
+    async with mock_agent(SANDBOX_AGENT_MOCK_STATE=str(tmp_path / "file" / "folder")) as client:
+        assert await client.process.wait() == 1
+        assert client.process.stderr
+        assert b"SANDBOX_AGENT_MOCK_STATE" in await client.process.stderr.receive()
 
 
 def test_the_mock_exits_when_nobody_reads_it_any_more() -> None:

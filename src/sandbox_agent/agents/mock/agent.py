@@ -245,7 +245,12 @@ def serve() -> int:
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, interrupt)
-    agent = Agent(peer, SessionStore(os.environ.get("SANDBOX_AGENT_MOCK_STATE") or None))
+    try:
+        store = SessionStore(os.environ.get("SANDBOX_AGENT_MOCK_STATE") or None)
+    except OSError as error:
+        sys.stderr.write(f"mock: SANDBOX_AGENT_MOCK_STATE is no folder to write to: {error}\n")
+        return 1
+    agent = Agent(peer, store)
     for line in sys.stdin.buffer:
         if line.strip():
             agent.handle(line)

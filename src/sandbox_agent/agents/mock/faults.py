@@ -43,7 +43,8 @@ def _burst(turn: Turn, rest: str) -> None:
     for start in range(1, count + 1, batch):
         turn.check()
         stop = min(start + batch, count + 1)
-        texts = [(b"%06d " % number + filler)[: max(size, 7)] for number in range(start, stop)]
+        heads = [b"%06d " % number for number in range(start, stop)]
+        texts = [head + filler[len(head) :] for head in heads]
         turn.peer.write(before + (after + before).join(texts) + after)
 
 
