@@ -130,8 +130,10 @@ class SQLiteThread:
     async def close(self) -> None:
         """Finish what was accepted, close the file and end the thread. Safe to call twice."""
         self._worker.stop()
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._worker.join)
+        if self._worker.is_running:
+            # Bounded by the join's own timeout.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._worker.join)
 
 
 class _Worker:
@@ -169,6 +171,10 @@ class _Worker:
             if not self._stopped:
                 self._stopped = True
                 self._queue.put(None)
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def join(self) -> None:
         if self._thread is not None:
@@ -271,6 +277,8 @@ class _Worker:
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None:
             return self._connection
+        if "\0" in self._path:
+            raise PersistError(f"the store's path {self._path!r} has a null character: name another file")
         if self._path != MEMORY and not self._read_only:
             self._make_folder()
         # A reader must not make the file that it misses.
@@ -302,7 +310,7 @@ class _Worker:
         folder = Path(self._path).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise PersistError(
                 f"the store's folder '{folder}' can't be made: name another file, or make it ({error})"
             ) from error
