@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sandbox_agent.client.http import Http, describe
-from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.client.tasks import DISPOSED, TaskOwner
 from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError
 
 __all__ = ["HealthGate", "wait_until_healthy"]
@@ -132,6 +132,8 @@ class HealthGate:
         Raises:
             HealthTimeoutError: it did not become so in time; the next call waits anew.
         """
+        if not self._tasks.running:
+            raise SandboxAgentError(DISPOSED)
         if self._suspect:
             self.check()
         if self._waiting is None:
@@ -139,7 +141,7 @@ class HealthGate:
         waiting = self._waiting
         await asyncio.wait({waiting})
         if waiting.cancelled():
-            raise SandboxAgentError("this SandboxAgent is disposed: connect a new one")
+            raise SandboxAgentError(DISPOSED)
         error = waiting.exception()
         if error is not None:
             self._suspect = True

@@ -132,9 +132,15 @@ class Session:
 
     async def cancel(self) -> None:
         """Stop the turn; open permission requests are cancelled. The prompt's answer says so."""
-        await self._desk.cancel_all()
         connection = await self._book.bound_connection(self)
-        await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
+        await self.cancel_on(connection)
+
+    async def cancel_on(self, connection: Connection) -> None:
+        """Send the cancellation over a connection, then answer what is open: in that order, says ACP."""
+        try:
+            await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
+        finally:
+            await self._desk.cancel_all()
 
     async def raw_send(
         self, method: str, params: Mapping[str, Any] | None = None, *, notification: bool = False

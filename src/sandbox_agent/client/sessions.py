@@ -237,14 +237,11 @@ class SessionBook:
         return session
 
     async def _cancel_if_bound(self, session: Session) -> None:
-        await session.desk.cancel_all()
         connection = self._connections.get(session.agent)
         if connection is None or not connection.is_bound(session.agent_session_id, session):
             return
         try:
-            await connection.notify(
-                "session/cancel", {"sessionId": session.agent_session_id}, session=session
-            )
+            await session.cancel_on(connection)
         except SandboxAgentError as error:
             logger.info("session %s could not be cancelled: %s", session.id, error)
 

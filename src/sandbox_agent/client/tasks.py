@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["TaskOwner"]
+__all__ = ["DISPOSED", "TaskOwner"]
 
 T = TypeVar("T")
 logger = logging.getLogger("sandbox_agent.client")
 
 # How long stop() waits for cancelled tasks: they hold no lock and only close sockets.
 STOP_TIMEOUT = 5.0
+DISPOSED = "this SandboxAgent is disposed: connect a new one"
 
 
 class TaskOwner:
@@ -62,7 +63,7 @@ class TaskOwner:
         """
         if self._group is None or self._stopping.is_set():
             work.close()
-            raise SandboxAgentError("this SandboxAgent is disposed: connect a new one")
+            raise SandboxAgentError(DISPOSED)
         task = self._group.create_task(_guarded(work, name), name=name)
         self._children.add(task)
         task.add_done_callback(self._children.discard)

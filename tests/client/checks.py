@@ -1,0 +1,45 @@
+"""What several tests look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandbox_agent import AgentMessageChunk, SandboxAgent, Session, SessionEvent
+
+__all__ = ["all_events", "methods", "said", "sent_prompts"]
+
+
+async def all_events(sdk: SandboxAgent, session: Session) -> list[SessionEvent]:
+    """Return the whole stored history, over all pages, and check that its indexes are contiguous."""
+    events: list[SessionEvent] = []
+    cursor: str | None = None
+    while True:
+        page = await sdk.get_events(session_id=session.id, limit=1000, cursor=cursor)
+        events += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert [event.event_index for event in events] == list(range(1, len(events) + 1))
+    assert len({event.id for event in events}) == len(events)
+    return events
+
+
+def said(events: list[SessionEvent]) -> str:
+    """Return what the agent said, joined."""
+    return "".join(event.update.text for event in events if isinstance(event.update, AgentMessageChunk))
+
+
+def methods(events: list[SessionEvent]) -> list[str]:
+    """Return each event's method, or "result"/"error" for responses."""
+    return [
+        event.payload.get("method") or ("error" if "error" in event.payload else "result") for event in events
+    ]
+
+
+def sent_prompts(events: list[SessionEvent]) -> list[Any]:
+    """Return the blocks of each stored prompt."""
+    return [
+        event.payload["params"]["prompt"]
+        for event in events
+        if event.payload.get("method") == "session/prompt"
+    ]

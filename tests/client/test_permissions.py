@@ -1,0 +1,267 @@
+"""Permission requests: asked, answered in every way, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import anyio
+import pytest
+
+from sandbox_agent import (
+    PermissionPolicy,
+    PermissionRequest,
+    SandboxAgent,
+    SandboxAgentError,
+    Session,
+    UnsupportedPermissionReplyError,
+)
+from sandbox_agent.engine.permissions import PermissionReply
+from tests.client.checks import all_events, methods, said
+
+pytestmark = pytest.mark.anyio
+
+
+async def outcome(sdk: SandboxAgent, session: Session, prompt: str = "permission") -> str:
+    """Return what the mock says of the answer that it got."""
+    with anyio.fail_after(10):
+        await session.prompt(prompt)
+    return said(await all_events(sdk, session))
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("once", "Permission granted (allow_once)"),
+        ("always", "Permission granted (allow_always)"),
+        ("reject", "Permission rejected (reject_once)"),
+    ],
+)
+async def test_a_listener_answers_by_reply(sdk: SandboxAgent, reply: PermissionReply, expected: str) -> None:
+    session = await sdk.create_session(agent="mock")
+    seen: list[PermissionRequest] = []
+
+    def listener(request: PermissionRequest) -> object:
+        seen.append(request)
+        return session.respond_permission(request.id, reply)
+
+    session.on_permission_request(listener)
+    assert (await outcome(sdk, session)).startswith(expected)
+    (request,) = seen
+    assert request.session_id == session.id
+    assert request.agent_session_id == session.agent_session_id
+    assert request.tool_call["title"] == "Write hello.txt"
+    assert request.available_replies == ["once", "always", "reject"]
+    assert [option["kind"] for option in request.options] == ["allow_once", "allow_always", "reject_once"]
+    assert request.raw_request["sessionId"] == session.agent_session_id
+
+
+async def test_a_listener_that_only_starts_the_answer_has_answered(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    def listener(request: PermissionRequest) -> None:
+        session.respond_permission(request.id, "once")
+
+    session.on_permission_request(listener)
+    assert "granted" in await outcome(sdk, session)
+
+
+async def test_a_coroutine_function_may_answer(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    async def listener(request: PermissionRequest) -> None:
+        await session.raw_respond_permission(
+            request.id, {"outcome": {"outcome": "selected", "optionId": "reject_once"}}
+        )
+
+    session.on_permission_request(listener)
+    assert "rejected (reject_once)" in await outcome(sdk, session)
+
+
+async def test_request_and_answer_are_in_the_history_in_their_place(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", permission_policy="allow_once")
+    await session.prompt("permission")
+    events = await all_events(sdk, session)
+    asked = next(event for event in events if event.payload.get("method") == "session/request_permission")
+    answer = events[asked.event_index]
+    assert answer.sender == "client"
+    assert answer.payload["id"] == asked.payload["id"]
+    assert answer.payload["result"]["outcome"]["optionId"] == "allow_once"
+
+
+async def test_a_listener_sees_the_request_after_the_events_before_it(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    order: list[str] = []
+    session.on_event(lambda event: order.extend(methods([event])))
+
+    def listener(request: PermissionRequest) -> object:
+        order.append("asked")
+        return session.respond_permission(request.id, "once")
+
+    session.on_permission_request(listener)
+    await session.prompt("permission")
+    assert order.index("asked") > order.index("session/request_permission")
+
+
+async def test_without_a_listener_a_request_is_cancelled(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    assert "Permission cancelled" in await outcome(sdk, session)
+
+
+async def test_a_listener_that_unsubscribed_is_not_asked(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    unsubscribe = session.on_permission_request(lambda request: pytest.fail("asked"))
+    unsubscribe()
+    assert "Permission cancelled" in await outcome(sdk, session)
+
+
+def _once(_request: PermissionRequest) -> PermissionReply:
+    return "once"
+
+
+async def _reject(_request: PermissionRequest) -> PermissionReply:
+    return "reject"
+
+
+def _broken(_request: PermissionRequest) -> PermissionReply:
+    raise RuntimeError("broken policy")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("allow_once", "granted (allow_once)"),
+        ("allow_always", "granted (allow_always)"),
+        ("reject", "rejected (reject_once)"),
+        (_once, "granted (allow_once)"),
+        (_reject, "rejected (reject_once)"),
+        (_broken, "cancelled"),
+    ],
+)
+async def test_a_policy_answers_when_there_is_no_listener(
+    sdk: SandboxAgent, policy: PermissionPolicy, expected: str
+) -> None:
+    session = await sdk.create_session(agent="mock", permission_policy=policy)
+    assert expected in await outcome(sdk, session)
+
+
+async def test_a_listener_goes_before_the_policy(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", permission_policy="allow_once")
+    session.on_permission_request(lambda request: session.respond_permission(request.id, "reject"))
+    assert "rejected" in await outcome(sdk, session)
+
+
+async def test_ask_waits_for_a_listener_that_comes_later(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", permission_policy="ask")
+    with anyio.fail_after(10):
+        turn = session.stream("permission")
+        async for event in turn:
+            if event.payload.get("method") == "session/request_permission":
+                break
+        session.on_permission_request(lambda request: session.respond_permission(request.id, "once"))
+        async for _ in turn:
+            pass
+    assert "granted" in said(await all_events(sdk, session))
+
+
+async def test_many_requests_at_once_each_get_their_own_answer(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    replies: list[PermissionReply] = ["once", "reject", "always"]
+    session.on_permission_request(lambda request: session.respond_permission(request.id, replies.pop(0)))
+    text = await outcome(sdk, session, "permission 3")
+    assert [part.split(")")[0] for part in text.split("(")[1:]] == [
+        "allow_once",
+        "reject_once",
+        "allow_always",
+    ]
+
+
+async def test_a_reply_without_an_option_is_refused_and_the_request_stays_open(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude")
+    refused: list[UnsupportedPermissionReplyError] = []
+
+    def listener(request: PermissionRequest) -> object:
+        for reply in ("once", "reject"):
+            with pytest.raises(UnsupportedPermissionReplyError) as caught:
+                session.respond_permission(request.id, reply)
+            refused.append(caught.value)
+        return session.respond_permission(request.id, "always")
+
+    session.on_permission_request(listener)
+    assert '"optionId": "a"' in await outcome(sdk, session, "ask 7")
+    assert [error.available_replies for error in refused] == [["always"], ["always"]]
+
+
+@pytest.mark.parametrize("raw_id", [0, "0", "a5a9a8ff-7ad4-4c4b-9a10-2f2f5f9a31a4", 3, -1])
+async def test_ids_of_the_agents_own_space_come_back_as_they_were(sdk: SandboxAgent, raw_id: object) -> None:
+    session = await sdk.create_session(agent="claude", permission_policy="allow_always")
+    assert '"selected"' in await outcome(sdk, session, f"ask {json.dumps(raw_id)}")
+    answers = [event.payload for event in await all_events(sdk, session) if event.sender == "client"]
+    assert answers[-1]["id"] == raw_id
+
+
+async def test_cancel_cancels_what_is_open(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", permission_policy="ask")
+    asked = asyncio.Event()
+    requests: list[PermissionRequest] = []
+
+    def listener(request: PermissionRequest) -> None:
+        requests.append(request)
+        asked.set()
+
+    session.on_permission_request(listener)
+    with anyio.fail_after(10):
+        turn = asyncio.create_task(session.prompt("permission"))
+        await asked.wait()
+        await session.cancel()
+        assert (await turn).stop_reason == "cancelled"
+    payloads: list[dict[str, Any]] = [event.payload for event in await all_events(sdk, session)]
+    assert {"outcome": {"outcome": "cancelled"}} in [payload.get("result") for payload in payloads]
+    with pytest.raises(SandboxAgentError, match="is not open"):
+        session.respond_permission(requests[0].id, "once")
+
+
+async def test_an_answer_to_nothing_is_refused(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    with pytest.raises(SandboxAgentError, match="'nothing' is not open"):
+        session.respond_permission("nothing", "once")
+
+
+async def test_a_listener_that_raises_leaves_the_request_to_the_next(
+    sdk: SandboxAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    def broken(_request: PermissionRequest) -> None:
+        raise RuntimeError("broken listener")
+
+    session.on_permission_request(broken)
+    session.on_permission_request(lambda request: session.respond_permission(request.id, "once"))
+    assert "granted" in await outcome(sdk, session)
+    assert "broken listener" in caplog.text
+
+
+async def test_a_request_for_a_session_that_is_not_ours_is_cancelled(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude")
+    assert '"cancelled"' in await outcome(sdk, session, "stranger")
+
+
+async def test_other_requests_of_the_agent_are_refused(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude")
+    assert "-32601" in await outcome(sdk, session, "read a file")
+
+
+async def test_other_requests_go_to_their_handler(sdk: SandboxAgent) -> None:
+    sdk.on_request("fs/read_text_file", lambda params: {"content": f"of {params['path']}"})
+    session = await sdk.create_session(agent="claude")
+    assert '"content": "of /x"' in await outcome(sdk, session, "read a file")
+
+
+async def test_a_handler_that_raises_is_an_error_for_the_agent(sdk: SandboxAgent) -> None:
+    async def handler(params: dict[str, Any]) -> object:
+        raise RuntimeError(f"no {params['path']}")
+
+    sdk.on_request("fs/read_text_file", handler)
+    session = await sdk.create_session(agent="claude")
+    assert "no /x" in await outcome(sdk, session, "read a file")
