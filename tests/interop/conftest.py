@@ -1,0 +1,75 @@
+"""Both servers with the same scripted agent, and the npm packages that they are held against."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.interop.leftovers import Leftovers
+from tests.support.npm import PEERS, NpmMissingError, node_modules
+from tests.support.servers import ServerProcess, our_server, published_server
+
+OURS, PUBLISHED = "our server", "the published server"
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server, the agent that it runs, and what it leaves behind.
+
+    Attributes:
+        process: the server.
+        agent: the id of the scripted agent: the same program on both servers.
+        leftovers: finds its processes.
+        spoken: the folder where the agent writes down what it is told.
+    """
+
+    process: ServerProcess
+    agent: str
+    leftovers: Leftovers
+    spoken: Path
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return self.process.url
+
+    def restart(self) -> None:
+        """SIGKILL it and start it again on the same port."""
+        self.process.kill()
+        self.process.start()
+
+    def told(self) -> str:
+        """Return all that its agents were ever told, as JSON lines."""
+        return "\n".join(path.read_text() for path in sorted(self.spoken.iterdir()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def npm_packages() -> Path:
+    """The published packages; without npm the tests of this folder are skipped, loudly."""
+    try:
+        return node_modules(PEERS)
+    except NpmMissingError as error:
+        message = f"NOT TESTED: compatibility with the published npm packages ({error})"
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[RunningServer]:
+    """A server; ours unless the test is parametrised with ``PUBLISHED``."""
+    leftovers = Leftovers()
+    spoken = tmp_path / "spoken"
+    env = {**leftovers.env, "SANDBOX_AGENT_MOCK_STATE": str(spoken)}
+    if getattr(request, "param", OURS) == OURS:
+        process, agent = our_server(tmp_path, "--store", f"sqlite:{tmp_path}/server.db", env=env), "mock"
+    else:
+        process, agent = published_server(tmp_path, env=env), "claude"
+    with process:
+        yield RunningServer(process, agent, leftovers, spoken)
+    assert not leftovers.find(), "processes outlived the server"
