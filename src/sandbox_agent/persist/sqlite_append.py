@@ -78,19 +78,22 @@ def _append_missing(
     connection: sqlite3.Connection, session_id: str, events: Sequence[SessionEvent]
 ) -> list[int]:
     indexes: dict[str, int] = {}
+    missing: dict[str, SessionEvent] = {}
     for event in events:
-        row = connection.execute("SELECT session_id, event_index FROM events WHERE id = ?", (event.id,))
-        for owner, index in row.fetchall():
-            if owner != session_id:
-                raise PersistError(
-                    f"event '{event.id}' was not stored: its id is taken by an event of session '{owner}'",
-                    session_id=session_id,
-                )
-            indexes[event.id] = index
-    missing = list({event.id: event for event in reversed(events) if event.id not in indexes}.values())[::-1]
+        query = "SELECT session_id, event_index FROM events WHERE id = ?"
+        stored = connection.execute(query, (event.id,)).fetchone()
+        if stored is None:
+            missing.setdefault(event.id, event)
+        elif stored[0] != session_id:
+            raise PersistError(
+                f"event '{event.id}' was not stored: its id is taken by an event of session '{stored[0]}'",
+                session_id=session_id,
+            )
+        else:
+            indexes[event.id] = stored[1]
     first = _last_index(connection, session_id) + 1
-    _insert(connection, missing, first)
-    indexes.update((event.id, index) for index, event in enumerate(missing, first))
+    _insert(connection, list(missing.values()), first)
+    indexes.update((event_id, index) for index, event_id in enumerate(missing, first))
     return [indexes[event.id] for event in events]
 
 

@@ -312,9 +312,9 @@ class SessionPersistDriverSuite:
     ) -> None:
         """The retry gives the stored index, also mixed with new events and twice in one batch."""
         await driver.append_events("s", [make_event("a"), make_event("b")])
-        retried = [make_event("b"), make_event("c"), make_event("a"), make_event("c"), make_event("d")]
+        retried = [make_event(event_id) for event_id in "bcdac"]
         await driver.append_events("s", retried)
-        assert [event.event_index for event in retried] == [2, 3, 1, 3, 4]
+        assert [event.event_index for event in retried] == [2, 3, 4, 1, 3]
         assert [(one.id, one.event_index) for one in await all_events(driver, "s")] == [
             ("a", 1),
             ("b", 2),
