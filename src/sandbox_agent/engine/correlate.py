@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Final
 
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head, replace_id
@@ -101,7 +102,10 @@ class Correlator:
         if head.is_request:
             return self._submit_request(client, envelope, head)
         if head.method is None and head.id:
-            key = _key(head.id)
+            try:
+                key = _key(head.id)
+            except InvalidEnvelopeError:
+                return Submitted(None, None, None)  # no request of the agent has such an id
             if key not in self._asked:
                 return Submitted(None, None, None)
             self._asked.discard(key)
@@ -167,6 +171,8 @@ def _key(raw: bytes) -> bytes:
     value = loads(raw)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, float) and not isfinite(value):
+        raise InvalidEnvelopeError("id is a number that nobody can read")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InvalidEnvelopeError("id must be a string or a number")
     return dumps(value)

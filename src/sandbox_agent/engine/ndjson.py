@@ -29,7 +29,7 @@ class LineFramer:
 
     def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._max = max_line_bytes
-        self._parts: list[bytes] = []
+        self._held = bytearray()  # one buffer: a list of tiny reads would cost many times their bytes
         self._size = 0
         self._overflowing = False
 
@@ -39,7 +39,7 @@ class LineFramer:
         tail = pieces.pop()
         lines: list[bytes] = []
         if pieces:
-            if self._parts:
+            if self._held:
                 self._hold(pieces[0])
                 pieces[0] = self._take()
             for piece in pieces:
@@ -57,23 +57,23 @@ class LineFramer:
 
     def finish(self) -> list[bytes]:
         """Return what stands after the last newline, at the end of the stream."""
-        return self.feed(b"\n") if self._parts else []
+        return self.feed(b"\n") if self._held else []
 
     def _hold(self, piece: bytes) -> None:
         self._size += len(piece)
         if self._overflowing:
             return
-        self._parts.append(piece)
+        self._held += piece
         # one more byte than allowed may be the "\r" of the line's end
         if self._size > self._max + 1:
             self._overflowing = True
-            self._parts = [b"".join(self._parts)[:OVERSIZED_PREFIX_BYTES]]
+            self._held = self._held[:OVERSIZED_PREFIX_BYTES]
 
     def _take(self) -> bytes:
-        line = b"".join(self._parts)
+        line = bytes(self._held)
         if self._overflowing:
             line = _oversized(line, self._size)
-        self._parts, self._size, self._overflowing = [], 0, False
+        self._held, self._size, self._overflowing = bytearray(), 0, False
         return line
 
 

@@ -19,6 +19,8 @@ __all__ = [
 
 # One event carries one envelope: the longest line an agent may write, escaped, and room for its frame.
 MAX_EVENT_BYTES = 6 * 64 * 1024 * 1024 + 4096
+# A byte order mark may stand at the beginning of a stream.
+_BOM = b"\xef\xbb\xbf"
 
 
 def encode_messages(first: int, lines: Iterable[bytes]) -> bytes:
@@ -85,8 +87,8 @@ class SseDecoder:
         self._max = max_event_bytes
         self._parts: list[bytes] = []
         self._size = 0
-        self._at_start = True
-        self._pending_cr = False
+        self._start: bytes | None = b""
+        self._after_cr = False
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """Take the next bytes and return the events that they complete.
@@ -116,15 +118,19 @@ class SseDecoder:
         return events
 
     def _normalise(self, data: bytes) -> bytes:
-        if self._at_start and data:
-            self._at_start = False
-            data = data.removeprefix(b"\xef\xbb\xbf")
-        if self._pending_cr:
-            data = b"\r" + data
-            self._pending_cr = False
+        if self._start is not None:
+            data = self._start + data
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._start = data
+                return b""
+            self._start = None
+            data = data.removeprefix(_BOM)
+        if self._after_cr and data:
+            # the line has ended at the "\r", so that its event did not wait for what follows
+            data = data.removeprefix(b"\n")
+            self._after_cr = False
         if b"\r" in data:
-            if data.endswith(b"\r"):
-                data, self._pending_cr = data[:-1], True
+            self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return data
 
