@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 
 __all__ = ["READ_BYTES", "PipeReader", "PipeWriter"]
 
@@ -43,6 +44,16 @@ class PipeReader:
             return None
         except OSError:
             return b""
+
+    def leftover(self) -> Iterator[bytes]:
+        """Yield what an exited process left in the pipe, and no more than a pipe can hold.
+
+        Somebody who escaped the process's tree may go on writing; that one is not listened to for ever.
+        """
+        size = 0
+        while size < READ_BYTES and (data := self.read_nowait()):
+            size += len(data)
+            yield data
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()

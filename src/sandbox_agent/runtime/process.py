@@ -109,9 +109,7 @@ class Process:
         """
         tag = f"{tag_prefix}{uuid.uuid4().hex}"
         # pipes of our own, not asyncio's: its wait() would last until grandchildren let go of them
-        in_read, in_write = os.pipe()
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
+        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(argv[0])
         try:
             child = await asyncio.create_subprocess_exec(
                 *argv,
@@ -125,8 +123,7 @@ class Process:
         except (OSError, ValueError) as error:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise SpawnError(f"can't start {argv[0]}: {reason}") from error
+            raise SpawnError(f"can't start {argv[0]}: {_reason(error)}") from error
         finally:
             for fd in (in_read, out_write, err_write):
                 os.close(fd)
@@ -163,7 +160,7 @@ class Process:
 
     def drain_stderr(self) -> None:
         """Take what is in stderr now; after the exit that is all the process wrote."""
-        while data := self._stderr.read_nowait():
+        for data in self._stderr.leftover():
             self._keep(data)
 
     def _keep(self, data: bytes) -> None:
@@ -218,3 +215,20 @@ class Process:
         except TimeoutError:
             return False
         return True
+
+
+def _pipes(program: str) -> list[tuple[int, int]]:
+    """Return three pipes, or none at all."""
+    pipes: list[tuple[int, int]] = []
+    try:
+        while len(pipes) < 3:
+            pipes.append(os.pipe())
+    except OSError as error:
+        for fd in (fd for pipe in pipes for fd in pipe):
+            os.close(fd)
+        raise SpawnError(f"can't start {program}: {_reason(error)}") from error
+    return pipes
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -31,14 +31,27 @@ class Warden:
         self._groups: set[int] = set()
         self._starting = asyncio.Lock()
 
+    async def ready(self) -> None:
+        """Start the warden where none runs; call it before there is a process to watch.
+
+        Raises:
+            OSError: it can't be started.
+        """
+        async with self._starting:
+            if self._child is None or self._child.returncode is not None:
+                await self._start()
+
     async def watch(self, group: int) -> None:
-        """Have a process group killed should the server die; starts the warden where none runs."""
+        """Have a process group killed should the server die; starts the warden where none runs.
+
+        Raises:
+            OSError: it can't be started.
+        """
         self._groups.add(group)
         async with self._starting:
             if self._stdin is not None and await self._tell(f"+{group}\n"):
                 return
             await self._start()
-            await self._tell("".join(f"+{known}\n" for known in self._groups))
 
     async def release(self, group: int) -> None:
         """Forget a group that has ended."""
@@ -63,9 +76,16 @@ class Warden:
                 start_new_session=True,
                 env={"PYTHONPATH": str(Path(__file__).parents[2])},
             )
+        except BaseException:
+            os.close(write)
+            raise
         finally:
             os.close(read)
+        if self._stdin is not None:
+            self._stdin.close()
         self._stdin = PipeWriter(write)
+        if self._groups:
+            await self._tell("".join(f"+{known}\n" for known in self._groups))
 
     async def _tell(self, line: str) -> bool:
         """Return whether a warden was there to hear it."""
