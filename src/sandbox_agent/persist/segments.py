@@ -61,7 +61,7 @@ class SQLiteSegments:
         await self._writer.run(prepare)
 
     async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        """Keep the chunks, neighbours of one audience together.
+        """Keep the chunks, neighbours of one audience together; the same ones again change nothing.
 
         Raises:
             PersistError: the store failed; nothing of them is kept.
@@ -70,7 +70,9 @@ class SQLiteSegments:
 
         def insert(connection: sqlite3.Connection) -> None:
             connection.executemany(
-                "INSERT INTO feed_segments (epoch, last, first, audience, data) VALUES (?, ?, ?, ?, ?)", rows
+                "INSERT OR REPLACE INTO feed_segments (epoch, last, first, audience, data) "
+                "VALUES (?, ?, ?, ?, ?)",
+                rows,
             )
 
         await self._writer.run(insert)
@@ -145,10 +147,13 @@ class FileSegments:
                 if epoch not in self._files:
                     self._files[epoch] = (tempfile.TemporaryFile(buffering=0), [])  # noqa: SIM115 - drop() closes
                 file, extents = self._files[epoch]
+                known = extents[-1].last if extents else 0
                 offset = end = extents[-1].offset + extents[-1].size if extents else 0
                 file.seek(end)
                 added: list[_Extent] = []
                 for chunk in chunks:
+                    if chunk.last <= known:  # a writer that was cancelled comes again
+                        continue
                     view = memoryview(chunk.data)
                     while view:
                         view = view[file.write(view) :]
@@ -188,10 +193,13 @@ class FileSegments:
 
     async def drop(self, epoch: str) -> None:
         """Forget a feed."""
+        await anyio.to_thread.run_sync(self._drop, epoch)
+
+    def _drop(self, epoch: str) -> None:
         with self._lock:
             file, _ = self._files.pop(epoch, (None, None))
         if file is not None:
-            await anyio.to_thread.run_sync(file.close)
+            file.close()
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:

@@ -25,7 +25,7 @@ class Spill(Protocol):
     """Keeps chunks of feeds by epoch and sequence. A feed's chunks come in order, without holes."""
 
     async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        """Keep the chunks.
+        """Keep the chunks. They may come again, and more with them, when the writer was cancelled.
 
         Raises:
             PersistError: the store failed; nothing of them is kept.
@@ -53,7 +53,9 @@ class MemorySpill:
 
     async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
         """Keep the chunks."""
-        self._chunks.setdefault(epoch, []).extend(chunks)
+        kept = self._chunks.setdefault(epoch, [])
+        known = kept[-1].last if kept else 0
+        kept.extend(chunk for chunk in chunks if chunk.last > known)
 
     async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
         """Return the chunks behind the cursor."""
@@ -99,6 +101,7 @@ class Spiller:
                     continue
                 self._works()
                 feed.forget(chunks[-1].last)
+            self._works()  # also where the feeds that were too much are gone: nobody waits any more
 
     async def read(self, epoch: str, cursor: int, viewer: str, max_bytes: int) -> Slice:
         """Return what was spilled behind the cursor.
@@ -114,7 +117,8 @@ class Spiller:
         try:
             await self._spill.drop(epoch)
         except PersistError as error:
-            self._refused(error)
+            # no event is lost and nobody waits: what stays behind goes when the store is opened next
+            logger.warning("a feed that ended stays in the store until the next start (%s)", error)
 
     def _refused(self, error: PersistError) -> None:
         if self.degraded is None:
