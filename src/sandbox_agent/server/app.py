@@ -10,6 +10,8 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from sandbox_agent.engine.feed import FeedMemory
@@ -18,7 +20,7 @@ from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.directory import Directory
 from sandbox_agent.server.openapi import build_document
-from sandbox_agent.server.operations import Operation
+from sandbox_agent.server.operations import Endpoint, Operation
 from sandbox_agent.server.problems import EXCEPTION_HANDLERS
 from sandbox_agent.server.routes import acp, agents, meta
 from sandbox_agent.server.spill import Spiller
@@ -52,12 +54,14 @@ def create_app(config: ServerConfig) -> Starlette:
         middleware.append(Middleware(CORSMiddleware, **_cors(config.cors)))
     if config.token is not None:
         middleware.append(Middleware(BearerAuth, token=config.token))
-    return Starlette(
+    app = Starlette(
         routes=_routes(),
         middleware=middleware,
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a path is there or it isn't
+    return app
 
 
 def openapi_json() -> bytes:
@@ -66,7 +70,20 @@ def openapi_json() -> bytes:
 
 
 def _routes() -> list[Route]:
-    return [Route(operation.path, operation.endpoint, methods=[operation.method]) for operation in OPERATIONS]
+    paths: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = operation
+    return [Route(path, _by_method(methods), methods=list(methods)) for path, methods in paths.items()]
+
+
+def _by_method(operations: Mapping[str, Operation]) -> Endpoint:
+    """Return one endpoint for a path: a method that it doesn't have is then told of all that it has."""
+
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await operations[method].endpoint(request)
+
+    return endpoint
 
 
 def _cors(cors: CorsConfig) -> Mapping[str, Any]:

@@ -138,12 +138,11 @@ class Bridge:
                 "invalid request: missing required 'agent' query parameter for first POST to "
                 f"/v1/acp/{server_id}"
             )
-        former = self._connections.get(server_id)
         connection = await self._spawn(server_id, agent)
+        former = self._connections.pop(server_id, None)
+        self._connections[server_id] = connection
         if former is not None:
             await former.close()
-            del self._connections[server_id]
-        self._connections[server_id] = connection
         await self._make_room()
         return connection
 
@@ -152,9 +151,12 @@ class Bridge:
             raise StreamError("stream error: the server is shutting down")
         launch = resolve(agent)
         try:
+            await self._warden.ready()  # first: from here on a killed server leaves nobody behind
             process = await Process.spawn(launch.argv, env=launch.env, cwd=launch.cwd, tag_prefix=self._tag)
         except SpawnError as error:
             raise StreamError(f"stream error: {error}", agent=agent) from error
+        except OSError as error:
+            raise StreamError(f"stream error: can't start {agent}: {error.strerror}", agent=agent) from error
         connection = AgentConnection(
             server_id,
             agent,
@@ -167,7 +169,10 @@ class Bridge:
         return connection
 
     async def _run(self, connection: AgentConnection, group: int) -> None:
-        await self._warden.watch(group)
+        try:
+            await self._warden.watch(group)
+        except OSError:
+            logger.exception("no warden: should this server be killed, its agents may outlive it")
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
         try:
             await connection.run()
@@ -178,8 +183,10 @@ class Bridge:
     async def _make_room(self) -> None:
         ended = [connection for connection in self._connections.values() if not connection.alive]
         for connection in ended[: max(0, len(ended) - MAX_ENDED)]:
-            await connection.close()
-            self._connections.pop(connection.server_id, None)
+            # one that was closed before it may have a successor by now
+            if self._connections.get(connection.server_id) is connection:
+                del self._connections[connection.server_id]
+                await connection.close()
 
     async def _keep_alive(self) -> None:
         while True:

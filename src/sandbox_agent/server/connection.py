@@ -112,7 +112,7 @@ class AgentConnection:
     def _end(self, status: ExitStatus) -> None:
         """Take what the process left in its pipes, then tell everyone, all at once."""
         self._process.sweep()  # first: a grandchild that goes on writing would keep the pipe from draining
-        while data := self._process.stdout.read_nowait():
+        for data in self._process.stdout.leftover():
             self._publish(self._framer.feed(data))
         self._publish(self._framer.finish())
         self._process.drain_stderr()
@@ -256,7 +256,10 @@ class AgentConnection:
         """
         if b'"error"' not in response:
             return response
-        document: dict[str, Any] = loads(response)
+        try:
+            document: dict[str, Any] = loads(response)
+        except InvalidEnvelopeError:  # nested as deeply as can just be forwarded
+            return response
         error: Any = document.get("error")
         tail = self._process.stderr_tail
         if not tail or not isinstance(error, dict):

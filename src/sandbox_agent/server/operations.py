@@ -11,7 +11,17 @@ from starlette.responses import Response
 
 from sandbox_agent.errors import InvalidRequestError, NotAcceptableError, PayloadTooLargeError
 
-__all__ = ["Answer", "Operation", "Parameter", "accepts", "flag", "read_body", "text"]
+__all__ = [
+    "Answer",
+    "Endpoint",
+    "Operation",
+    "Parameter",
+    "accepts",
+    "flag",
+    "read_body",
+    "require_json",
+    "text",
+]
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -39,7 +39,8 @@ class _Server(uvicorn.Server):
 def serve(config: ServerConfig) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     app = create_app(config)
-    listener = socket.create_server((config.host, config.port), backlog=2048, reuse_port=False)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.create_server((config.host, config.port), family=family, backlog=2048, reuse_port=False)
     host, port = listener.getsockname()[:2]
     server = _Server(
         uvicorn.Config(
@@ -54,7 +55,7 @@ def serve(config: ServerConfig) -> int:
         ),
         app,
     )
-    logger.info("sandbox-agent listens on http://%s:%d", host, port)
+    logger.info("sandbox-agent listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve([listener]))
     return 0 if server.started else 1

@@ -104,6 +104,8 @@ class Viewer:
                     yield part.data
             elif finished:
                 return
+            elif self._viewed.finished:
+                continue  # it ended while the spill was read: nobody rings for that again
             elif bell.ticks != self._ticks:
                 self._ticks = bell.ticks
                 yield encode_comment()

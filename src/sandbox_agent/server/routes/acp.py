@@ -36,7 +36,7 @@ from sandbox_agent.server.operations import (
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
-from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, read_head
 
 __all__ = ["CLIENT_HEADER", "EPOCH_HEADER", "OPERATIONS"]
 
@@ -82,6 +82,7 @@ async def post_envelope(request: Request) -> Response:
     require_json(request)
     state = state_of(request)
     body = await read_body(request, state.config.max_body_bytes)
+    _check_envelope(body)
     connection = await state.bridge.open(server_id, text(request, "agent"))
     response = await connection.send(_client(request), body)
     if response is None:
@@ -89,11 +90,19 @@ async def post_envelope(request: Request) -> Response:
     return Response(connection.with_stderr(response), media_type="application/json")
 
 
+def _check_envelope(body: bytes) -> None:
+    """Refuse what is no envelope before an agent is started for it."""
+    try:
+        read_head(body)
+    except InvalidEnvelopeError as error:
+        raise InvalidRequestError(f"invalid request: the body is no JSON-RPC object: {error}") from None
+
+
 async def stream_events(request: Request) -> Response:
     """Stream what the agent sends."""
     if not accepts(request, "text/event-stream"):
         raise NotAcceptableError("not acceptable: accept must allow text/event-stream")
-    last_event_id = request.headers.get("last-event-id", "0")
+    last_event_id = request.headers.get("last-event-id") or "0"
     if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
         raise InvalidRequestError("invalid request: Last-Event-ID must be a positive integer")
     connection = state_of(request).bridge.get(_server_id(request))
@@ -126,6 +135,9 @@ class EventStream(Response):
             (EPOCH_HEADER.encode(), epoch.encode()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         opening = encode_comment("connected") + encode_retry(RETRY_MS)
         if self._position.reset:
             opening += _reset(epoch, self._last_event_id)
