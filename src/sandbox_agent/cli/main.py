@@ -46,7 +46,7 @@ def main() -> None:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:
         click.echo(f"sandbox-agent: {error}", err=True)
-        sys.exit(next(row.exit_code for row in TABLE if isinstance(error, row.error)))
+        sys.exit(next((row.exit_code for row in TABLE if isinstance(error, row.error)), 1))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import click
 
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
+from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_store
@@ -81,6 +82,8 @@ def server(
     """
     if no_token:
         token = None
+    elif token is not None and not token.strip():
+        raise InvalidRequestError("the token is empty: give --token one, or --no-token if none is meant")
     check_binding(host, token=token, no_token=no_token)
     config = ServerConfig(
         host=host,
