@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 
-class LossyProxy:
-    """Forwards to a server; ``cut`` aborts the connections whose requests begin with a method.
+@dataclass(eq=False)
+class _Link:
+    line: str
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
 
-    Attributes:
-        requests: the request lines that came, in order.
-    """
+
+class LossyProxy:
+    """Forwards to a server; ``cut`` aborts the connections whose requests begin with a method."""
 
     def __init__(self, port: int) -> None:
-        self.requests: list[str] = []
         self._port = port
-        self._open: list[tuple[str, asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._open: list[_Link] = []
         self._server: asyncio.Server | None = None
-        self._came = asyncio.Condition()
-        self.refusing: str | None = None
 
     @property
     def url(self) -> str:
@@ -46,17 +47,12 @@ class LossyProxy:
         try:
             head = await reader.readuntil(b"\r\n")
             line = head.decode().strip()
-            if self.refusing and line.startswith(self.refusing):
-                writer.transport.abort()
-                return
-            async with self._came:
-                self.requests.append(line)
-                self._came.notify_all()
             back, upstream = await asyncio.open_connection("127.0.0.1", self._port)
-            self._open.append((line, writer, upstream))
+            link = _Link(line, writer, upstream)
+            self._open.append(link)
             upstream.write(head)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, upstream))
+                group.create_task(self._pump(reader, upstream, link))
                 group.create_task(self._pump(back, writer))
         except (asyncio.IncompleteReadError, OSError):
             pass
@@ -67,23 +63,22 @@ class LossyProxy:
                     with contextlib.suppress(OSError):
                         await side.wait_closed()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link | None = None
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if link is not None and data.startswith((b"GET ", b"POST ", b"DELETE ")):
+                    link.line = data.partition(b"\r\n")[0].decode()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
 
     def cut(self, method: str) -> int:
-        """Abort the connections whose first request line begins so; returns how many."""
-        hit = [entry for entry in self._open if entry[0].startswith(method)]
-        self._open = [entry for entry in self._open if entry not in hit]
-        for _, writer, upstream in hit:
-            writer.transport.abort()
-            upstream.transport.abort()
+        """Abort the connections whose newest request line begins so; returns how many."""
+        hit = [link for link in self._open if link.line.startswith(method)]
+        self._open = [link for link in self._open if link not in hit]
+        for link in hit:
+            link.client.transport.abort()
+            link.server.transport.abort()
         return len(hit)
-
-    async def wait_for(self, method: str, count: int) -> None:
-        """Return when so many requests of the method came (as first of their connections)."""
-        async with self._came:
-            await self._came.wait_for(lambda: sum(line.startswith(method) for line in self.requests) >= count)

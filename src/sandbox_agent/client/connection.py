@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import logging
@@ -94,6 +95,7 @@ class _Pending:
         self.outgoing = outgoing
         self.method = method
         self.session = session
+        self.post_open = True
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
@@ -139,6 +141,7 @@ class Connection:
         self._held: dict[str, list[bytes]] = {}
         self._held_count = 0
         self._forgotten: set[str] = set()
+        self._exit_seen = asyncio.Event()
         self._feed = Feed(http, self._path, self._headers, self._on_events)
         self._feed_task: asyncio.Task[None] | None = None
         self._handlers: dict[str, Callable[[Any], Awaitable[object] | object]] = {}
@@ -278,6 +281,12 @@ class Connection:
 
     async def _send(self, pending: _Pending, body: bytes) -> None:
         try:
+            await self._send_and_wait(pending, body)
+        finally:
+            pending.post_open = False
+
+    async def _send_and_wait(self, pending: _Pending, body: bytes) -> None:
+        try:
             status, answer = await self._post(body)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             self._drop(
@@ -289,6 +298,9 @@ class Connection:
             return
         except httpx2.TransportError as error:
             # The answer's way is gone, the turn is not: its answer is in the feed, too.
+            pending.post_open = False
+            if self.lost is not None:
+                self._drop(pending, self._why_lost())
             logger.info(
                 "the POST of %s was cut off (%s): waiting for the feed", pending.method, describe(error)
             )
@@ -305,11 +317,21 @@ class Connection:
 
     async def _refused(self, pending: _Pending, status: int, answer: bytes) -> None:
         if status in {400, 404, 410} and not await self._known():
-            self._lose(ConnectionLostError("the server no longer knows this connection (it restarted?)"))
-            self._drop(pending, NotSentError(f"{pending.method} was not sent: the server restarted"))
+            gone = NotSentError(f"{pending.method} was not sent: the server no longer knows this connection")
+            self._mark_lost(gone)
+            self._drop(pending, gone)
+            self._tasks.spawn(self._retire(gone), name=f"retire {self.server_id}")
             return
         try:
             raise_for_problem(status, answer)
+        except AgentProcessExitedError as error:
+            # Its last words are in the feed, before its exit.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_GRACE):
+                    await self._exit_seen.wait()
+            self._mark_lost(error)
+            self._drop(pending, error)
+            self._tasks.spawn(self._retire(error), name=f"exit of {self.agent}")
         except SandboxAgentError as error:
             self._drop(pending, error)
 
@@ -340,7 +362,7 @@ class Connection:
     # in
 
     async def _run_feed(self) -> None:
-        self._lose(await self._feed.run())
+        await self._retire(await self._feed.run())
 
     async def _on_events(self, events: list[SseEvent]) -> None:
         journals = self._take([event.data for event in events if event.event == "message"])
@@ -487,22 +509,27 @@ class Connection:
         )
         for session in set(self._bound.values()):
             session.journal.put("agent", [line], self.connection_id)
-        self._tasks.spawn(self._lose_after_exit(error), name=f"exit of {self.agent}")
+        self._exit_seen.set()
+        self._tasks.spawn(self._retire(error), name=f"exit of {self.agent}")
 
-    async def _lose_after_exit(self, error: AgentProcessExitedError) -> None:
+    async def _retire(self, error: SandboxAgentError) -> None:
         self._mark_lost(error)
-        futures = {pending.future for pending in self._pending.values()}
-        if futures:
-            await asyncio.wait(futures, timeout=EXIT_GRACE)
-        self._fail_pending(error)
+        for pending in [pending for pending in self._pending.values() if not pending.post_open]:
+            self._drop(pending, self._why_lost())
+        await self._let_posts_answer()
         await self.close()
 
-    def _lose(self, error: SandboxAgentError) -> None:
-        self._mark_lost(error)
-        self._fail_pending(
-            ConnectionLostError(
-                f"{self.lost or error}: the turn's outcome is unknown; the next call restores the session"
-            )
+    async def _let_posts_answer(self) -> None:
+        # An open POST knows more: the agent's last words, or that it was refused and may be sent again.
+        futures = {pending.future for pending in self._pending.values() if pending.post_open}
+        if futures:
+            await asyncio.wait(futures, timeout=EXIT_GRACE)
+
+    def _why_lost(self) -> SandboxAgentError:
+        if isinstance(self.lost, AgentProcessExitedError):
+            return self.lost
+        return ConnectionLostError(
+            f"{self.lost}: the turn's outcome is unknown; the next call restores the session"
         )
 
     def _mark_lost(self, error: SandboxAgentError) -> None:
@@ -526,7 +553,8 @@ class Connection:
         if self.closing:
             return
         self.closing = True
-        self._lose(ConnectionLostError("the connection was closed"))
+        self._mark_lost(ConnectionLostError("the connection was closed"))
+        self._fail_pending(self._why_lost())
         if self._feed_task is not None and self._feed_task is not asyncio.current_task():
             self._feed_task.cancel()
         try:

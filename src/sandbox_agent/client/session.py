@@ -131,9 +131,13 @@ class Session:
         return self.journal.view(after)
 
     async def cancel(self) -> None:
-        """Stop the turn; open permission requests are cancelled. The prompt's answer says so."""
-        connection = await self._book.bound_connection(self)
-        await self.cancel_on(connection)
+        """Stop the turn; open permission requests are cancelled. The prompt's answer says so.
+
+        Nothing happens where no agent holds the session.
+        """
+        connection = self._book.live_connection(self)
+        if connection is not None:
+            await self.cancel_on(connection)
 
     async def cancel_on(self, connection: Connection) -> None:
         """Send the cancellation over a connection, then answer what is open: in that order, says ACP."""

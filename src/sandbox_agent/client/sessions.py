@@ -119,8 +119,12 @@ class SessionBook:
             return
         if not isinstance(connection.lost, AgentProcessExitedError):
             self._gate.suspect()
-            # Should it still run, it must not go on next to the session that replaces it.
-            self._tasks.spawn(connection.close(), name=f"close {connection.server_id}")
+
+    def live_connection(self, session: Session) -> Connection | None:
+        """Return the connection whose agent holds the session now, or None."""
+        connection = self._connections.get(session.agent)
+        held = connection is not None and connection.is_bound(session.agent_session_id, session)
+        return connection if held else None
 
     async def bound_connection(self, session: Session) -> Connection:
         """Return the session's connection; where it lost the session, the session is restored first."""
@@ -237,8 +241,8 @@ class SessionBook:
         return session
 
     async def _cancel_if_bound(self, session: Session) -> None:
-        connection = self._connections.get(session.agent)
-        if connection is None or not connection.is_bound(session.agent_session_id, session):
+        connection = self.live_connection(session)
+        if connection is None:
             return
         try:
             await session.cancel_on(connection)

@@ -1,0 +1,263 @@
+"""What happens when the server, the agent or a connection goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import anyio
+import httpx2
+import pytest
+
+from sandbox_agent import (
+    AgentProcessExitedError,
+    ConnectionLostError,
+    SandboxAgent,
+    Session,
+    SessionEvent,
+    SessionRestored,
+    SQLiteSessionPersistDriver,
+)
+from tests.client.checks import all_events, methods, said, sent_prompts
+from tests.client.proxy import LossyProxy
+from tests.client.scripted import ScriptedServer
+from tests.support.servers import ServerProcess
+
+pytestmark = pytest.mark.anyio
+
+
+def restored(events: list[SessionEvent]) -> list[SessionRestored]:
+    """Return what is said about restores."""
+    return [event.update for event in events if isinstance(event.update, SessionRestored)]
+
+
+async def begun(session: Session) -> asyncio.Event:
+    """Return an event that is set by the next update."""
+    event = asyncio.Event()
+    session.on_event(lambda seen: event.set() if seen.update is not None else None)
+    return event
+
+
+async def test_a_server_killed_in_a_turn_fails_it_and_the_next_call_restores(
+    own_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(40):
+        async with SandboxAgent.connect(base_url=own_server.url, persist=driver) as sdk:
+            session = await sdk.create_session(agent="mock", model="mock-fast", mode="plan")
+            await session.prompt("echo remember me")
+            first = session.agent_session_id
+            started = await begun(session)
+            turn = asyncio.create_task(session.prompt("stream 1000 20"))
+            await started.wait()
+            own_server.kill()
+            await asyncio.to_thread(own_server.start)
+            with pytest.raises(ConnectionLostError, match="outcome is unknown"):
+                await turn
+            assert (await session.prompt("echo back again")).stop_reason == "end_turn"
+            events = await all_events(sdk, session)
+    assert session.agent_session_id != first
+    assert said(events).endswith("back again")
+    (told,) = restored(events)
+    assert (told.method, told.left_out, told.failed) == ("replay", 0, None)
+    assert [blocks[0]["text"] for blocks in sent_prompts(events)] == [
+        "echo remember me",
+        "stream 1000 20",
+        "echo back again",
+    ]
+    values = {option["id"]: option["currentValue"] for option in session.record.config_options or []}
+    assert (values["model"], values["mode"]) == ("mock-fast", "plan")
+
+
+async def test_a_server_that_restarted_between_turns_goes_unnoticed(
+    own_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(40):
+        async with SandboxAgent.connect(base_url=own_server.url, persist=driver) as sdk:
+            session = await sdk.create_session(agent="mock")
+            await session.prompt("echo one")
+            own_server.kill()
+            await asyncio.to_thread(own_server.start)
+            assert (await session.prompt("echo two")).stop_reason == "end_turn"
+            events = await all_events(sdk, session)
+    assert len(sent_prompts(events)) == 2
+    assert len(restored(events)) == 1
+    assert said(events) == "onetwo"
+
+
+async def test_another_client_resumes_with_the_history_in_front_of_the_prompt(
+    own_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    async with SandboxAgent.connect(base_url=own_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="mock", id="mine")
+        await session.prompt("echo the answer is 42")
+    async with SandboxAgent.connect(base_url=own_server.url, persist=driver) as sdk:
+        session = await sdk.resume_session("mine")
+        sent: list[bytes] = []
+        async for event in session.stream("echo what was the answer"):
+            sent.append(event.payload_json)
+        assert b"conversation_history" not in sent[0]
+        (told,) = restored(await all_events(sdk, session))
+        assert told.replayed == 6
+        await session.prompt("echo no second replay")
+        assert len(restored(await all_events(sdk, session))) == 1
+
+
+async def test_the_agent_gets_the_replay_once_and_the_store_never(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="claude", id="mine")
+        await session.prompt("hello there")
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.resume_session("mine")
+        events = [event async for event in session.stream("blocks")]
+        blocks = json.loads(said(events))
+        assert "User: hello there" in blocks[0]["text"]
+        assert blocks[1:] == [{"type": "text", "text": "blocks"}]
+        assert events[0].payload["params"]["prompt"] == [{"type": "text", "text": "blocks"}]
+        events = [event async for event in session.stream("blocks")]
+        assert json.loads(said(events)) == [{"type": "text", "text": "blocks"}]
+
+
+async def test_an_event_stream_that_is_cut_loses_and_repeats_nothing(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(30):
+        async with (
+            LossyProxy(shared_server.port) as proxy,
+            SandboxAgent.connect(base_url=proxy.url, persist=driver) as sdk,
+        ):
+            session = await sdk.create_session(agent="mock")
+            cuts = 0
+            expected = "".join(f"{number:06d} " for number in range(1, 301))
+            async for event in session.stream("stream 300 3"):
+                if event.event_index % 60 == 0:
+                    cuts += proxy.cut("GET /v1/acp/")
+            assert cuts >= 4
+            assert said(await all_events(sdk, session)) == expected
+
+
+async def test_a_prompt_whose_post_is_cut_goes_on_and_is_not_sent_again(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(30):
+        async with (
+            LossyProxy(shared_server.port) as proxy,
+            SandboxAgent.connect(base_url=proxy.url, persist=driver) as sdk,
+        ):
+            session = await sdk.create_session(agent="mock")
+            started = await begun(session)
+            turn = asyncio.create_task(session.prompt("stream 40 20"))
+            await started.wait()
+            assert proxy.cut("POST") >= 1
+            assert (await turn).stop_reason == "end_turn"
+            events = await all_events(sdk, session)
+            assert len(sent_prompts(events)) == 1
+            assert methods(events).count("session/update") == 40
+
+
+async def test_a_server_that_stays_away_fails_the_turn(
+    own_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(30):
+        async with SandboxAgent.connect(base_url=own_server.url, persist=driver) as sdk:
+            session = await sdk.create_session(agent="mock")
+            started = await begun(session)
+            turn = asyncio.create_task(session.prompt("stream 1000 20"))
+            await started.wait()
+            own_server.kill()
+            with pytest.raises(ConnectionLostError, match="restores the session"):
+                await turn
+
+
+async def test_a_dead_agent_fails_the_turn_with_its_exit_code_and_is_started_again(
+    sdk: SandboxAgent,
+) -> None:
+    session = await sdk.create_session(agent="mock")
+    with anyio.fail_after(10), pytest.raises(AgentProcessExitedError) as caught:
+        await session.prompt("die 3")
+    problem = caught.value.problem or caught.value.extensions
+    assert problem["exitCode"] == 3
+    assert (await session.prompt("echo alive")).stop_reason == "end_turn"
+    events = await all_events(sdk, session)
+    assert "_adapter/agent_exited" in methods(events)
+    assert len(restored(events)) == 1
+
+
+async def test_a_connection_that_began_anew_is_dropped(
+    sdk: SandboxAgent, shared_server: ServerProcess
+) -> None:
+    session = await sdk.create_session(agent="mock")
+    (server_id,) = [server.server_id for server in await sdk.list_acp_servers() if server.agent == "mock"]
+    url = f"{shared_server.url}/v1/acp/{server_id}"
+    initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}}
+    async with httpx2.AsyncClient() as client:
+        await client.delete(url)
+        await client.post(url, params={"agent": "mock"}, json=initialize)
+        with anyio.fail_after(20):
+            assert (await session.prompt("echo still here")).stop_reason == "end_turn"
+        events = await all_events(sdk, session)
+        assert len(restored(events)) == 1
+        assert said(events) == "still here"
+        await client.delete(url)
+
+
+async def test_an_answer_that_the_feed_lost_is_taken_from_the_post() -> None:
+    server = ScriptedServer()
+    async with SandboxAgent.connect(transport=server) as sdk:
+        session = await sdk.create_session(agent="mock")
+        server.feed_answers = False
+        with anyio.fail_after(10):
+            assert (await session.prompt("hello")).stop_reason == "end_turn"
+        late = {"jsonrpc": "2.0", "id": server.posted[-1]["id"], "result": {"stopReason": "late"}}
+        server.say(json.dumps(late).encode())
+        server.feed_answers = True
+        await session.prompt("again")
+        results = [event.payload.get("result", {}) for event in await all_events(sdk, session)]
+    assert [result["stopReason"] for result in results if "stopReason" in result] == ["end_turn", "end_turn"]
+
+
+async def test_a_gap_that_the_server_announces_is_an_event_of_the_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = ScriptedServer()
+    async with SandboxAgent.connect(transport=server) as sdk:
+        session = await sdk.create_session(agent="mock")
+        server.announce("gap", first=4, last=9)
+        await session.prompt("hello")
+        events = await all_events(sdk, session)
+        (lost,) = [event for event in events if event.payload.get("method") == "_sandbox_agent/events_lost"]
+        assert (lost.payload["params"]["first"], lost.payload["params"]["last"]) == (4, 9)
+        assert "no longer has some events" in caplog.text
+
+
+async def test_a_reset_makes_a_new_connection_for_the_next_call() -> None:
+    server = ScriptedServer()
+    async with SandboxAgent.connect(transport=server) as sdk:
+        session = await sdk.create_session(agent="mock")
+        before = session.last_connection_id
+        server.announce("reset")
+        with anyio.fail_after(10):
+            while session.last_connection_id == before:
+                await session.prompt("hello")
+        assert len(restored(await all_events(sdk, session))) == 1
+
+
+async def test_a_stream_is_resumed_by_its_last_id() -> None:
+    server = ScriptedServer()
+    async with SandboxAgent.connect(transport=server) as sdk:
+        session = await sdk.create_session(agent="mock")
+        server.end_feed()
+        with anyio.fail_after(10):
+            await session.prompt("hello")
+    assert [request.headers["last-event-id"] for request in server.gets] == ["0", "2"]
+    names = {request.headers["sandbox-agent-client"] for request in server.gets}
+    assert len(names) == 1
+
+
+async def test_a_held_session_costs_nothing_when_its_connection_lives(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    before = session.agent_session_id
+    assert (await sdk.resume_session(session.id)) is session
+    assert session.agent_session_id == before
+    assert restored(await all_events(sdk, session)) == []
