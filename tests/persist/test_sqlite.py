@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from blockbuster import blockbuster_ctx
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import DEFAULT_LIST_LIMIT
@@ -82,6 +83,17 @@ async def test_driver_keeps_to_the_folder_that_a_relative_path_meant(
     await driver.update_session(make_session("s"))
     await driver.close()
     assert await anyio.Path(tmp_path / "here.db").exists()
+
+
+async def test_driver_never_blocks_the_event_loop(driver: SQLiteSessionPersistDriver) -> None:
+    with blockbuster_ctx("sandbox_agent"):
+        await driver.update_session(make_session("s"))
+        for batch in range(20):
+            calls = [driver.append_events("s", [make_event(f"{batch}-{number}")]) for number in range(20)]
+            await asyncio.gather(*calls)
+        assert len((await driver.list_events("s")).items) == DEFAULT_LIST_LIMIT
+        await driver.delete_session("s")
+        await driver.close()
 
 
 async def test_memory_store_is_each_drivers_own() -> None:

