@@ -185,8 +185,9 @@ async def test_driver_waits_for_a_lock_and_recovers(driver: SQLiteSessionPersist
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         event = make_event("b")
-        with pytest.raises(PersistError, match=r"locked by another program.*close the program"):
+        with pytest.raises(PersistError, match=r"locked by another program.*close the program") as refusal:
             await driver.append_events("s", [event])
+        assert refusal.value.session_id == "s"
         # A failed append leaves no trace, on the caller's event neither. Reading goes on.
         assert event.event_index == 0
         assert len(await all_events(driver, "s")) == 1

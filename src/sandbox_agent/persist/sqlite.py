@@ -96,7 +96,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
     async def update_session(self, session: SessionRecord, /) -> None:
         """Insert the record, or replace the one of that id."""
         row = _to_row(session)
-        await self.writer.run(lambda connection: connection.execute(_SAVE_SESSION, row).close())
+        await self._store(session.id, lambda connection: connection.execute(_SAVE_SESSION, row).close())
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
@@ -114,7 +114,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
             PersistError: another event of the session has its index, or the store failed.
         """
         check_session(session_id, event)
-        await self.writer.run(lambda connection: insert_or_replace(connection, event))
+        await self._store(session_id, lambda connection: insert_or_replace(connection, event))
 
     async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
         """Append the events and set their ``event_index``, in one transaction: all of them or none.
@@ -125,7 +125,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         for event in events:
             check_session(session_id, event)
         batch = list(events)
-        indexes = await self.writer.run(lambda connection: append(connection, session_id, batch))
+        indexes = await self._store(session_id, lambda connection: append(connection, session_id, batch))
         for event, index in zip(batch, indexes, strict=True):
             event.event_index = index
 
@@ -150,7 +150,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
             connection.execute("DELETE FROM events WHERE session_id = ?", (session_id,))
             connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
 
-        await self.writer.run(erase)
+        await self._store(session_id, erase)
         # The log still holds the erased pages; a reader of another process may keep it from being cut.
         await self.writer.run(
             lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close(),
@@ -161,6 +161,13 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         """Write what was accepted and close the file. Safe to call twice."""
         await self.reader.close()
         await self.writer.close()
+
+    async def _store(self, session_id: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self.writer.run(work)
+        except PersistError as error:
+            error.session_id = session_id
+            raise
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if not self._prepared:
