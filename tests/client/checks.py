@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from sandbox_agent import AgentMessageChunk, SandboxAgent, Session, SessionEvent
 
-__all__ = ["all_events", "methods", "said", "sent_prompts"]
+__all__ = ["all_events", "methods", "said", "sent_prompts", "until"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until the condition holds."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0)
 
 
 async def all_events(sdk: SandboxAgent, session: Session) -> list[SessionEvent]:

@@ -67,6 +67,8 @@ class TaskOwner:
         task = self._group.create_task(_guarded(work, name), name=name)
         self._children.add(task)
         task.add_done_callback(self._children.discard)
+        # A task that is cancelled before its first step never touches its coroutine.
+        task.add_done_callback(lambda _: work.close())
         return task
 
     def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
@@ -76,7 +78,9 @@ class TaskOwner:
             SandboxAgentError: the owner has stopped.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.spawn(_into(future, work, name), name=name)
+        task = self.spawn(_into(future, work, name), name=name)
+        task.add_done_callback(lambda _: work.close())
+        task.add_done_callback(lambda _: future.cancel())
         return future
 
     async def stop(self) -> None:

@@ -1,0 +1,157 @@
+"""The wait for a healthy server, on a clock that the test drives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from sandbox_agent import ConnectionLostError, HealthTimeoutError, SandboxAgent
+from sandbox_agent.client.health import wait_until_healthy
+from tests.client.checks import until
+from tests.client.scripted import ScriptedServer
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    """Time that passes when someone sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, delay: float) -> None:
+        self.slept.append(delay)
+        self.now += delay
+
+
+def failing(times: int) -> tuple[Callable[[], Awaitable[Any]], list[int]]:
+    """Return a probe that fails so often, and its calls."""
+    calls: list[int] = []
+
+    async def probe() -> Any:
+        calls.append(1)
+        if len(calls) <= times:
+            raise ConnectionLostError("refused")
+        return {"status": "ok"}
+
+    return probe, calls
+
+
+async def test_a_healthy_server_is_asked_once() -> None:
+    clock = Clock()
+    probe, calls = failing(0)
+    await wait_until_healthy(probe, where="x", clock=clock, sleep=clock.sleep)
+    assert (len(calls), clock.slept) == (1, [])
+
+
+async def test_delays_double_from_half_a_second_to_fifteen() -> None:
+    clock = Clock()
+    probe, _ = failing(8)
+    await wait_until_healthy(probe, where="x", clock=clock, sleep=clock.sleep)
+    assert clock.slept == [0.5, 1, 2, 4, 8, 15, 15, 15]
+
+
+async def test_the_server_is_ensured_after_three_failures_in_a_row() -> None:
+    clock = Clock()
+    probe, calls = failing(7)
+    ensured: list[int] = []
+
+    async def ensure() -> None:
+        ensured.append(len(calls))
+
+    await wait_until_healthy(probe, where="x", ensure_server=ensure, clock=clock, sleep=clock.sleep)
+    assert ensured == [3, 6]
+
+
+async def test_an_ensure_that_fails_does_not_end_the_wait(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    probe, _ = failing(4)
+
+    async def ensure() -> None:
+        raise RuntimeError("no way")
+
+    await wait_until_healthy(probe, where="x", ensure_server=ensure, clock=clock, sleep=clock.sleep)
+    assert "no way" in caplog.text
+
+
+async def test_warnings_come_after_five_seconds_and_then_every_ten(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    probe, _ = failing(8)
+    with caplog.at_level(logging.WARNING):
+        await wait_until_healthy(probe, where="the server", clock=clock, sleep=clock.sleep)
+    told = [record.getMessage() for record in caplog.records]
+    # Probes are at 0, 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5 s.
+    assert [text.split("after ")[1].split(" s")[0] for text in told] == ["8", "30", "46"]
+    assert told[0].startswith("the server is not healthy")
+
+
+@pytest.mark.parametrize("timeout", [0.1, 1.0, 4.0, 100.0])
+async def test_the_wait_ends_at_its_timeout(timeout: float) -> None:
+    clock = Clock()
+    probe, _ = failing(1000)
+    with pytest.raises(HealthTimeoutError, match="is the server running"):
+        await wait_until_healthy(probe, where="x", timeout=timeout, clock=clock, sleep=clock.sleep)
+    assert clock.now == pytest.approx(timeout)
+
+
+async def test_an_answer_other_than_ok_is_a_failure() -> None:
+    clock = Clock()
+    answers: list[Any] = [{"status": "starting"}, "hello", {"status": "ok"}]
+
+    async def probe() -> Any:
+        return answers.pop(0)
+
+    await wait_until_healthy(probe, where="x", clock=clock, sleep=clock.sleep)
+    assert len(clock.slept) == 2
+
+
+async def test_no_request_is_sent_before_the_server_is_healthy() -> None:
+    server = ScriptedServer()
+    server.healthy = False
+    async with SandboxAgent.connect(transport=server) as sdk:
+        making = asyncio.create_task(sdk.create_session(agent="mock"))
+        with anyio.fail_after(10):
+            await until(lambda: len(server.paths) >= 2)
+            assert set(server.paths) == {"GET /v1/health"}
+            server.healthy = True
+            await making
+
+
+async def test_the_check_can_be_skipped() -> None:
+    server = ScriptedServer()
+    server.healthy = False
+    async with SandboxAgent.connect(transport=server, skip_health_check=True) as sdk:
+        await sdk.create_session(agent="mock")
+    assert "GET /v1/health" not in server.paths
+
+
+async def test_the_timeout_reaches_who_asked() -> None:
+    server = ScriptedServer()
+    server.healthy = False
+    async with SandboxAgent.connect(transport=server, health_timeout=0.05) as sdk:
+        with pytest.raises(HealthTimeoutError):
+            await sdk.create_session(agent="mock")
+        server.healthy = True
+        await sdk.create_session(agent="mock")
+
+
+async def test_dispose_ends_the_wait() -> None:
+    server = ScriptedServer()
+    server.healthy = False
+    sdk = await SandboxAgent.connect(transport=server)
+    with anyio.fail_after(5):
+        await sdk.dispose()
+
+
+async def test_an_address_is_required_unless_there_is_a_transport() -> None:
+    with pytest.raises(ValueError, match="base_url is required"):
+        await SandboxAgent.connect()
