@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -42,9 +43,12 @@ class RunningServer:
         self.process.kill()
         self.process.start()
 
-    def told(self) -> str:
-        """Return all that its agents were ever told, as JSON lines."""
-        return "\n".join(path.read_text() for path in sorted(self.spoken.iterdir()))
+    def told(self, agent_session_id: str) -> list[str]:
+        """Return what the agent was told in that session: each text block of each prompt."""
+        lines = (self.spoken / f"{agent_session_id}.jsonl").read_text().splitlines()
+        updates = [json.loads(line).get("update", {}) for line in lines]
+        said = [update for update in updates if update.get("sessionUpdate") == "user_message_chunk"]
+        return [update["content"]["text"] for update in said]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,201 @@
+"""The main job on a real coding agent: Claude Code behind our server, driven by our SDK."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from sandbox_agent import (
+    AgentMessageChunk,
+    AgentThoughtChunk,
+    ConnectionLostError,
+    PermissionReply,
+    PermissionRequest,
+    SandboxAgent,
+    Session,
+    SessionEvent,
+    SessionRestored,
+    SQLiteSessionPersistDriver,
+    TextContent,
+    ToolCallUpdate,
+    UnsupportedSessionValueError,
+)
+from tests.real_agent.conftest import ClaudeServer
+from tests.support.fake_llm import HANGING
+
+pytestmark = pytest.mark.anyio
+
+# The longest step: the agent's start on a loaded machine.
+STEP_SECONDS = 60.0
+
+
+@asynccontextmanager
+async def connected(claude: ClaudeServer, file: Path) -> AsyncGenerator[SandboxAgent]:
+    """Give a client with its sessions in that file."""
+    driver = SQLiteSessionPersistDriver(file)
+    try:
+        with anyio.fail_after(STEP_SECONDS):
+            async with SandboxAgent.connect(base_url=claude.url, persist=driver) as sdk:
+                yield sdk
+    finally:
+        await driver.close()
+
+
+async def history(sdk: SandboxAgent, session: Session) -> list[SessionEvent]:
+    """Return all stored events, and see that none is missing or there twice."""
+    events = (await sdk.get_events(session_id=session.id, limit=1_000)).items
+    assert [event.event_index for event in events] == list(range(1, len(events) + 1))
+    return events
+
+
+def spoken(events: Sequence[SessionEvent], kind: type[AgentMessageChunk | AgentThoughtChunk]) -> str:
+    """Return what the agent said, or thought."""
+    chunks = [event.update for event in events if isinstance(event.update, kind)]
+    return "".join(chunk.content.text for chunk in chunks if isinstance(chunk.content, TextContent))
+
+
+def write_call(path: Path, text: str) -> str:
+    """Return a prompt that makes the model write a file."""
+    return f"[[call Write {json.dumps({'file_path': str(path), 'content': text})}]]"
+
+
+async def test_claude_says_the_models_text_when_it_is_prompted(claude: ClaudeServer, tmp_path: Path) -> None:
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work))
+        turn = session.stream("Summarize this. [[say It is empty, as a new folder is. 👋]]")
+        streamed = [event async for event in turn]
+        assert turn.response is not None
+        assert turn.response.stop_reason == "end_turn"
+        assert spoken(streamed, AgentMessageChunk) == "It is empty, as a new folder is. 👋"
+        stored = await history(sdk, session)
+        assert [event.id for event in stored[-len(streamed) :]] == [event.id for event in streamed]
+        assert len(claude.llm.said) == 1
+    await claude.leftovers.gone("claude-agent-acp", "claude-agent-sdk")
+
+
+async def test_claude_shows_its_thinking_when_the_model_thinks(claude: ClaudeServer, tmp_path: Path) -> None:
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work))
+        response = await session.prompt("[[think Seven times six, then.]][[say 42]]")
+        assert response.stop_reason == "end_turn"
+        events = await history(sdk, session)
+        assert spoken(events, AgentThoughtChunk) == "Seven times six, then."
+        assert spoken(events, AgentMessageChunk) == "42"
+
+
+@pytest.mark.parametrize(("reply", "status"), [("once", "completed"), ("reject", "failed")])
+async def test_claude_writes_a_file_only_when_it_may(
+    claude: ClaudeServer, tmp_path: Path, reply: PermissionReply, status: str
+) -> None:
+    path = claude.work / "hello.txt"
+    asked: list[tuple[PermissionRequest, bool]] = []
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work))
+
+        def answer(request: PermissionRequest) -> object:
+            asked.append((request, path.exists()))
+            return session.respond_permission(request.id, reply)
+
+        session.on_permission_request(answer)
+        response = await session.prompt(write_call(path, "hello\n"))
+        assert response.stop_reason == "end_turn"
+        ((request, written_before),) = asked
+        assert not written_before
+        assert set(request.available_replies) == {"once", "always", "reject"}
+        assert request.tool_call["rawInput"] == {"file_path": str(path), "content": "hello\n"}
+        updates = [event.update for event in await history(sdk, session)]
+        assert [u.status for u in updates if isinstance(u, ToolCallUpdate) and u.status] == [status]
+    assert (path.read_text() if path.exists() else None) == ("hello\n" if reply == "once" else None)
+
+
+async def test_claude_goes_on_when_a_turn_was_cancelled(claude: ClaudeServer, tmp_path: Path) -> None:
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work))
+        turn = session.stream("[[hang]]")
+        text = ""
+        async for event in turn:
+            text += spoken([event], AgentMessageChunk)
+            if text == HANGING:
+                await session.cancel()
+        assert turn.response is not None
+        assert turn.response.stop_reason in {"cancelled", "end_turn"}
+        after = len(await history(sdk, session))
+        response = await session.prompt("[[say Still here.]]")
+        assert response.stop_reason == "end_turn"
+        assert spoken((await history(sdk, session))[after:], AgentMessageChunk) == "Still here."
+
+
+async def test_claude_uses_the_settings_when_they_are_changed(claude: ClaudeServer, tmp_path: Path) -> None:
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work), model="haiku")
+        await session.prompt("[[say one]]")
+        await session.set_model("sonnet")
+        await session.set_thought_level("low")
+        await session.set_mode("plan")
+        await session.prompt("[[say two]]")
+        first, second = claude.llm.said
+        assert "haiku" in first.model
+        assert "sonnet" in second.model
+        assert second.effort == "low"
+        assert "Plan mode is active" not in first.text
+        assert "Plan mode is active" in second.text
+        options = await session.get_config_options()
+        current = {option["category"]: option["currentValue"] for option in options}
+        assert current | {"model": "sonnet", "mode": "plan", "thought_level": "low"} == current
+        modes = await session.get_modes()
+        assert modes is not None
+        assert modes["currentModeId"] == "plan"
+        with pytest.raises(UnsupportedSessionValueError):
+            await session.set_model("gpt-99")
+        await history(sdk, session)
+
+
+async def hang_and_kill(session: Session, claude: ClaudeServer) -> None:
+    """Prompt, and once the answer has begun SIGKILL the server and start it again."""
+    text = ""
+    async for event in session.stream("[[hang]]"):
+        text += spoken([event], AgentMessageChunk)
+        if text == HANGING:
+            await anyio.to_thread.run_sync(claude.process.kill)
+            await claude.leftovers.gone()  # nothing outlives the server, killed or not
+            await anyio.to_thread.run_sync(claude.process.start)
+
+
+async def test_claude_knows_the_history_when_the_server_was_killed_in_a_turn(
+    claude: ClaudeServer, tmp_path: Path
+) -> None:
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(
+            agent="claude", cwd=str(claude.work), model="sonnet", permission_policy="allow_once"
+        )
+        await session.prompt(write_call(claude.work / "recipe.txt", "boil oranges\n"))
+        await session.prompt("The secret word is marmalade. [[say I will remember marmalade.]]")
+        first_agent_session = session.agent_session_id
+        with pytest.raises(ConnectionLostError):
+            await hang_and_kill(session, claude)
+        session_id = session.id
+
+    heard = len(claude.llm.said)
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.resume_session(session_id)
+        assert session.agent_session_id != first_agent_session
+        response = await session.prompt("What was the word? [[say You said it before.]]")
+        assert response.stop_reason == "end_turn"
+        (said,) = claude.llm.said[heard:]
+        assert "The secret word is marmalade." in said.text
+        assert "I will remember marmalade." in said.text
+        assert "Write recipe.txt" in said.text
+        assert HANGING in said.text
+        assert "sonnet" in said.model
+        events = await history(sdk, session)
+        (restored,) = [event.update for event in events if isinstance(event.update, SessionRestored)]
+        assert (restored.method, restored.failed) == ("replay", None)
+        assert restored.replayed + restored.left_out > 0
+        assert spoken(events, AgentMessageChunk).endswith(f"{HANGING}You said it before.")
+    await claude.leftovers.gone("claude-agent-acp", "claude-agent-sdk")
