@@ -93,10 +93,17 @@ class AgentConnection:
         """Read the agent until it ends. Its owner calls this once, in a task of its own."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._process.pump_stderr)
-            tasks.start_soon(self._pump)
+            tasks.start_soon(self._read_on)
             await self._process.wait()
             tasks.cancel_scope.cancel()
         self._end(await self._process.wait())
+
+    async def _read_on(self) -> None:
+        try:
+            await self._pump()
+        except Exception:  # the boundary: what goes wrong with one agent must not end the others
+            logger.exception("the output of agent %s can't be taken: ending it", self.agent)
+            await self._process.stop()
 
     async def _pump(self) -> None:
         stdout = self._process.stdout

@@ -54,7 +54,7 @@ def read_head(line: bytes) -> Head:
     """
     try:
         head = _head_decoder.decode(line)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _read_head_slowly(line)
     if not line.isascii():
         _check_utf8(line)  # msgspec doesn't look into the strings that it skips
@@ -111,10 +111,14 @@ def dumps(value: Any) -> bytes:
 
 
 def replace_id(envelope: bytes, new_id: bytes) -> bytes:
-    """Return the envelope with another id, every other member's bytes as they were."""
+    """Return the envelope with another id, every other member's bytes as they were.
+
+    Raises:
+        InvalidEnvelopeError: it is no JSON object.
+    """
     try:
         members: dict[str, Any] = dict(_members_decoder.decode(envelope))
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         members = loads(envelope)
     members["id"] = msgspec.Raw(new_id)
     try:
