@@ -38,21 +38,29 @@ class LineFramer:
         pieces = data.split(b"\n")
         tail = pieces.pop()
         lines: list[bytes] = []
-        if pieces:
-            if self._held:
-                self._hold(pieces[0])
-                pieces[0] = self._take()
-            for piece in pieces:
-                if isinstance(piece, OversizedLine):
-                    lines.append(piece)
-                    continue
-                line = piece[:-1] if piece[-1:] == b"\r" else piece
-                if len(line) > self._max:
-                    lines.append(_oversized(line, len(line)))
-                elif line and not line.isspace():
-                    lines.append(line)
+        if pieces and self._held:
+            self._hold(pieces.pop(0))
+            lines = self._checked([self._take()])
+        if b"\r" in data or len(data) > self._max:
+            lines += self._checked(pieces)
+        else:
+            lines += [piece for piece in pieces if piece and not piece.isspace()]
         if tail:
             self._hold(tail)
+        return lines
+
+    def _checked(self, pieces: list[bytes]) -> list[bytes]:
+        """Take carriage returns and lines that are too long into account, which most data has none of."""
+        lines: list[bytes] = []
+        for piece in pieces:
+            if isinstance(piece, OversizedLine):
+                lines.append(piece)
+                continue
+            line = piece[:-1] if piece[-1:] == b"\r" else piece
+            if len(line) > self._max:
+                lines.append(_oversized(line, len(line)))
+            elif line and not line.isspace():
+                lines.append(line)
         return lines
 
     def finish(self) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 __all__ = [
@@ -19,24 +19,21 @@ __all__ = [
 
 # One event carries one envelope: the longest line an agent may write, escaped, and room for its frame.
 MAX_EVENT_BYTES = 6 * 64 * 1024 * 1024 + 4096
+_MESSAGE = b"event: message\nid: %d\ndata: %b\n\n"
 # A byte order mark may stand at the beginning of a stream.
 _BOM = b"\xef\xbb\xbf"
 
 
-def encode_messages(first: int, lines: Iterable[bytes]) -> bytes:
+def encode_messages(first: int, lines: Sequence[bytes]) -> bytes:
     r"""Encode envelopes as ``message`` events with ids counting up from ``first``.
 
     The lines are one-line JSON: a raw ``\r`` can only be whitespace between its tokens, where it would
     end the SSE line, so it becomes a space; every other byte stays.
     """
-    return b"".join(
-        [
-            b"event: message\nid: %d\ndata: %b\n\n" % (first + index, line)
-            if b"\r" not in line
-            else b"event: message\nid: %d\ndata: %b\n\n" % (first + index, line.replace(b"\r", b" "))
-            for index, line in enumerate(lines)
-        ]
-    )
+    encoded = b"".join([_MESSAGE % numbered for numbered in enumerate(lines, first)])
+    if b"\r" in encoded:
+        return encode_messages(first, [line.replace(b"\r", b" ") for line in lines])
+    return encoded
 
 
 def encode_event(event: str, data: bytes, *, event_id: int | None = None) -> bytes:
