@@ -12,6 +12,8 @@ import pytest
 from sandbox_agent import (
     AgentProcessExitedError,
     ConnectionLostError,
+    InMemorySessionPersistDriver,
+    ListPage,
     SandboxAgent,
     Session,
     SessionEvent,
@@ -261,3 +263,40 @@ async def test_a_held_session_costs_nothing_when_its_connection_lives(sdk: Sandb
     assert (await sdk.resume_session(session.id)) is session
     assert session.agent_session_id == before
     assert restored(await all_events(sdk, session)) == []
+
+
+class TailOnlyDriver(InMemorySessionPersistDriver):
+    """A store whose history may not be walked."""
+
+    async def list_events(
+        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]:
+        raise AssertionError("the whole history was asked for")
+
+
+async def test_a_restore_reads_the_tail_of_the_history_only(shared_server: ServerProcess) -> None:
+    driver = TailOnlyDriver()
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="mock", id="long")
+        await session.prompt("burst 400 10")
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver, replay_max_events=20) as sdk:
+        await sdk.resume_session("long")
+    (event,) = await driver.tail_events("long", limit=1)
+    assert isinstance(event.update, SessionRestored)
+    assert (event.update.replayed, event.update.left_out) == (20, 384)
+
+
+async def test_a_session_of_a_client_that_was_killed_is_resumed_by_another(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    sdk = await SandboxAgent.connect(base_url=shared_server.url, persist=driver)
+    session = await sdk.create_session(agent="mock", id="orphan")
+    started = await begun(session)
+    turn = asyncio.create_task(session.prompt("stream 1000 10"))
+    await started.wait()
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as other:
+        resumed = await other.resume_session("orphan")
+        assert (await resumed.prompt("echo mine now")).stop_reason == "end_turn"
+    await sdk.dispose()
+    with pytest.raises(ConnectionLostError):
+        await turn

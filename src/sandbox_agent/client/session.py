@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from sandbox_agent.client.sessions import SessionBook
 
 __all__ = ["Prompt", "Session"]
+
+# A request that did not reach the agent is sent again for this long, so often.
+RESEND_FOR = 10.0
+RESEND_DELAY = 0.1
 
 Prompt = str | Sequence[Mapping[str, Any] | object]
 
@@ -184,13 +189,16 @@ class Session:
             await self.journal.flush()
 
     async def _try_call(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
-        try:
-            return await self._call_once(method, params, sent)
-        except NotSentError:
-            # The connection was stale and nobody knew: the agent saw nothing, so it may go again.
-            if not self._book.is_reachable:
-                raise
-        return await self._call_once(method, params, sent)
+        deadline = time.monotonic() + RESEND_FOR
+        while True:
+            try:
+                return await self._call_once(method, params, sent)
+            except NotSentError:
+                # The agent saw nothing, so it may go again: over the same connection when its server is
+                # back, or over a new one, for which the book waits.
+                if not self._book.is_reachable or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(RESEND_DELAY)
 
     async def _call_once(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
         connection = await self._book.bound_connection(self)

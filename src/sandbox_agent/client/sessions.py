@@ -104,9 +104,14 @@ class SessionBook:
             existing = self._connections.get(agent)
             if existing is not None:
                 return existing
-            made = self._connections[agent] = await Connection.open(
-                self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
-            )
+            try:
+                made = await Connection.open(
+                    self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
+                )
+            except NotSentError:
+                self._gate.suspect()
+                raise
+            self._connections[agent] = made
             if made.lost is not None:
                 del self._connections[agent]
                 raise made.lost

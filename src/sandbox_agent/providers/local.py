@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ LOG_TAIL_BYTES = 2_000
 Log = Literal["inherit", "silent"] | str | os.PathLike[str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Child:
     process: subprocess.Popen[bytes]
     host: str
@@ -69,7 +68,6 @@ class LocalProvider(SandboxProvider):
         self._store = store
         self._args = list(args)
         self._children: dict[str, _Child] = {}
-        _providers.add(self)
 
     async def create(self) -> str:
         """Start a server and return ``host:port`` once it listens.
@@ -127,7 +125,9 @@ class LocalProvider(SandboxProvider):
                 )
             except OSError as error:
                 raise SandboxAgentError(f"the local server could not be started: {error}") from error
-        return _Child(process, self._host, port, token, output)
+        child = _Child(process, self._host, port, token, output)
+        _running.add(child)
+        return child
 
     async def destroy(self, sandbox_id: str, /) -> None:
         """Stop the server: SIGTERM, 5 s, SIGKILL to its group; a server of someone else is left alone."""
@@ -168,18 +168,13 @@ class LocalProvider(SandboxProvider):
         if child is None or child.process.poll() is None:
             return
         assert child.token is not None
+        _running.discard(child)
         await self._start(sandbox_id, child.port, child.token)
 
     def pid(self, sandbox_id: str, /) -> int | None:
         """Return the process id of a server that was started here, or None."""
         child = self._children.get(sandbox_id)
         return child.process.pid if child is not None else None
-
-    def stop_all(self) -> None:
-        """Stop every server that was started here; runs by itself when the interpreter exits."""
-        children, self._children = list(self._children.values()), {}
-        for child in children:
-            _stop(child, STOP_TIMEOUT)
 
 
 def local(
@@ -212,13 +207,14 @@ def local(
     )
 
 
-_providers: weakref.WeakSet[LocalProvider] = weakref.WeakSet()
+# Whoever forgets a provider has not stopped its servers: the end of the interpreter does.
+_running: set[_Child] = set()
 
 
 @atexit.register
 def _stop_at_exit() -> None:
-    for provider in list(_providers):
-        provider.stop_all()
+    for child in list(_running):
+        _stop(child, STOP_TIMEOUT)
 
 
 def _stop(child: _Child, grace: float) -> None:
@@ -230,6 +226,7 @@ def _stop(child: _Child, grace: float) -> None:
     # The group, also when its leader is gone: what it left behind goes with it.
     _signal(process.pid, signal.SIGKILL)
     process.wait()
+    _running.discard(child)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -1,0 +1,130 @@
+"""The public API: one page, sorted, lazy, typed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sandbox_agent
+
+PUBLIC = [
+    "AcpRpcError",
+    "AgentMessageChunk",
+    "AgentNotInstalledError",
+    "AgentProcessExitedError",
+    "AgentThoughtChunk",
+    "AvailableCommandsUpdate",
+    "Capability",
+    "CompactionSummaryChunk",
+    "CompactionUpdate",
+    "ConfigOptionUpdate",
+    "ConflictError",
+    "ConnectionLostError",
+    "CurrentModeUpdate",
+    "GoneError",
+    "HealthTimeoutError",
+    "InMemorySessionPersistDriver",
+    "InstallFailedError",
+    "InvalidRequestError",
+    "ListPage",
+    "LocalProvider",
+    "ModeNotSupportedError",
+    "NotAcceptableError",
+    "NotFoundError",
+    "Notice",
+    "PayloadTooLargeError",
+    "PermissionDeniedError",
+    "PermissionPolicy",
+    "PermissionReply",
+    "PermissionRequest",
+    "PersistError",
+    "Plan",
+    "ProblemError",
+    "PromptResponse",
+    "RequestTimeoutError",
+    "SQLiteSessionPersistDriver",
+    "SandboxAgent",
+    "SandboxAgentError",
+    "SandboxDestroyedError",
+    "SandboxProvider",
+    "ServerSessionNotFoundError",
+    "Session",
+    "SessionAlreadyExistsError",
+    "SessionEvent",
+    "SessionInfoUpdate",
+    "SessionNotFoundError",
+    "SessionPersistDriver",
+    "SessionRecord",
+    "SessionRestored",
+    "SessionUpdate",
+    "StreamError",
+    "TextContent",
+    "TokenInvalidError",
+    "ToolCall",
+    "ToolCallUpdate",
+    "Turn",
+    "UnknownUpdate",
+    "UnsupportedAgentError",
+    "UnsupportedMediaTypeError",
+    "UnsupportedPermissionReplyError",
+    "UnsupportedSessionCategoryError",
+    "UnsupportedSessionConfigOptionError",
+    "UnsupportedSessionValueError",
+    "UsageUpdate",
+    "UserMessageChunk",
+    "build_inspector_url",
+    "local",
+]
+
+
+def test_the_api_is_this_page() -> None:
+    assert sorted(sandbox_agent.__all__) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(sandbox_agent, name) is not None
+    assert name in dir(sandbox_agent)
+
+
+def test_what_is_not_there_is_said_not_to_be() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(sandbox_agent, "nothing")  # noqa: B009 - pyright knows better
+
+
+def test_type_checkers_see_what_is_there() -> None:
+    assert sandbox_agent.__file__ is not None
+    tree = ast.parse(Path(sandbox_agent.__file__).read_text())
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sandbox_agent.")
+        for alias in node.names
+    }
+    assert sorted(seen) == sorted(PUBLIC)
+    for name, module in seen.items():
+        assert module is not None
+        __import__(module)
+        assert getattr(sys.modules[module], name) is getattr(sandbox_agent, name), name
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    script = "import sys, sandbox_agent; print([n for n in sys.modules if n.startswith('sandbox_agent.')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "token", "expected"),
+    [
+        ("http://127.0.0.1:2468", None, "http://127.0.0.1:2468/ui/"),
+        ("http://127.0.0.1:2468/", None, "http://127.0.0.1:2468/ui/"),
+        ("https://x.dev/box", "a b&c", "https://x.dev/box/ui/?token=a%20b%26c"),
+    ],
+)
+def test_the_inspectors_address_is_built(base_url: str, token: str | None, expected: str) -> None:
+    assert sandbox_agent.build_inspector_url(base_url, token) == expected
