@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
 import anyio
 import pytest
@@ -92,6 +92,17 @@ def test_memory_is_counted_over_all_feeds_and_given_back() -> None:
     assert memory.largest() is None
 
 
+@dataclass
+class Reader:
+    """A viewer of the model: where it began, where it is, what it saw."""
+
+    feed: int
+    name: str
+    start: int
+    cursor: int
+    seen: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
+
+
 class FeedMachine(RuleBasedStateMachine):
     """Two feeds over one bound, against plain lists; viewers read at their own pace."""
 
@@ -102,7 +113,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.spiller = Spiller(self.memory, self.spill)
         self.feeds = [Feed("a", self.memory), Feed("b", self.memory)]
         self.model: list[list[tuple[str | None, bytes]]] = [[], []]
-        self.viewers: list[dict[str, Any]] = []
+        self.viewers: list[Reader] = []
 
     @initialize(limit=st.integers(0, 2000))
     def start(self, limit: int) -> None:
@@ -136,7 +147,7 @@ class FeedMachine(RuleBasedStateMachine):
         position = self.feeds[which].begin(start, self.feeds[which].epoch)
         assert position.reset is (start > len(self.model[which]))
         cursor = position.cursor
-        self.viewers.append({"feed": which, "name": name, "from": cursor, "cursor": cursor, "seen": []})
+        self.viewers.append(Reader(which, name, cursor, cursor))
 
     @rule(index=st.integers(0, 30), max_bytes=st.integers(1, 1500), slices=st.integers(1, 4))
     def read(self, index: int, max_bytes: int, slices: int) -> None:
@@ -145,15 +156,15 @@ class FeedMachine(RuleBasedStateMachine):
             for _ in range(slices):
                 self._read(viewer, max_bytes)
 
-    def _read(self, viewer: dict[str, Any], max_bytes: int) -> bool:
-        feed = self.feeds[viewer["feed"]]
-        part = feed.read(viewer["cursor"], viewer["name"], max_bytes=max_bytes)
+    def _read(self, viewer: Reader, max_bytes: int) -> bool:
+        feed = self.feeds[viewer.feed]
+        part = feed.read(viewer.cursor, viewer.name, max_bytes=max_bytes)
         if part is None:
-            part = anyio.run(self.spiller.read, feed.epoch, viewer["cursor"], viewer["name"], max_bytes)
-            assert part.cursor > viewer["cursor"]
-        moved = part.cursor > viewer["cursor"]
-        viewer["cursor"] = part.cursor
-        viewer["seen"] += [(int(event.id or 0), event.data) for event in SseDecoder().feed(part.data)]
+            part = anyio.run(self.spiller.read, feed.epoch, viewer.cursor, viewer.name, max_bytes)
+            assert part.cursor > viewer.cursor
+        moved = part.cursor > viewer.cursor
+        viewer.cursor = part.cursor
+        viewer.seen += [(int(event.id or 0), event.data) for event in SseDecoder().feed(part.data)]
         return moved
 
     @invariant()
@@ -161,10 +172,10 @@ class FeedMachine(RuleBasedStateMachine):
         for viewer in self.viewers:
             expected = [
                 (sequence, line)
-                for sequence, (audience, line) in enumerate(self.model[viewer["feed"]], start=1)
-                if viewer["from"] < sequence <= viewer["cursor"] and audience in (None, viewer["name"])
+                for sequence, (audience, line) in enumerate(self.model[viewer.feed], start=1)
+                if viewer.start < sequence <= viewer.cursor and audience in (None, viewer.name)
             ]
-            assert viewer["seen"] == expected
+            assert viewer.seen == expected
 
     @invariant()
     def memory_counts_what_is_held(self) -> None:
@@ -174,7 +185,7 @@ class FeedMachine(RuleBasedStateMachine):
         for viewer in self.viewers:
             while self._read(viewer, 700):
                 pass
-            assert viewer["cursor"] == len(self.model[viewer["feed"]])
+            assert viewer.cursor == len(self.model[viewer.feed])
         self.each_viewer_saw_exactly_its_events_up_to_its_cursor()
 
 

@@ -165,10 +165,10 @@ def test_the_decoder_gives_an_event_that_ends_in_a_lone_cr_at_once() -> None:
 
 def test_the_decoder_refuses_an_event_over_its_limit() -> None:
     decoder = SseDecoder(max_event_bytes=100)
-    for _ in range(6):
-        assert decoder.feed(b"data: 0123456789\n") == []
+    for _ in range(6):  # 96 bytes
+        assert decoder.feed(b"data: 012345678\n") == []
     with pytest.raises(SseTooLargeError):
-        decoder.feed(b"data: 0123456789\n")
+        decoder.feed(b"data: 012345678\n")
 
 
 def test_the_decoder_takes_any_number_of_events_under_its_limit() -> None:
