@@ -15,6 +15,8 @@ from tests.support.npm import PEERS, NpmMissingError, node_modules
 from tests.support.servers import ServerProcess, our_server, published_server
 
 OURS, PUBLISHED = "our server", "the published server"
+# A word of the command line of the scripted agent.
+AGENT_PROCESS = "sandbox_agent.agents.mock"
 
 
 @dataclass(frozen=True)

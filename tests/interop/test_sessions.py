@@ -7,24 +7,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.interop.conftest import OURS, PUBLISHED, RunningServer
+from tests.interop.conftest import AGENT_PROCESS, RunningServer
+from tests.interop.pairs import BOTH_SDKS, EVERY_PAIR
 from tests.interop.peers import PYTHON, TYPESCRIPT, Peer, PeerError, open_peer
 from tests.interop.seen import chunks, indexes, text_of
 
 pytestmark = pytest.mark.anyio
-
-# The published SDK on the published server says what the scenario may expect.
-EVERY_PAIR = pytest.mark.parametrize(
-    ("sdk", "server"),
-    [
-        pytest.param(TYPESCRIPT, OURS, id="theirs-on-ours"),
-        pytest.param(PYTHON, PUBLISHED, id="ours-on-theirs"),
-        pytest.param(PYTHON, OURS, id="ours-on-ours"),
-        pytest.param(TYPESCRIPT, PUBLISHED, id="theirs-on-theirs"),
-    ],
-    indirect=["server"],
-)
-AGENT_PROCESS = "sandbox_agent.agents.mock"
 
 
 async def answer_permission(peer: Peer, session_id: str, number: int, reply: str) -> None:
@@ -85,6 +73,7 @@ async def test_an_sdk_runs_a_whole_session_when_the_server_is_the_other_sides(
         destroyed = await peer.destroy(session_id)
         assert destroyed["destroyedAt"] >= destroyed["createdAt"]
         assert await peer.sessions() == [session_id]
+        assert server.leftovers.find(AGENT_PROCESS)
         await peer.dispose()
         await server.leftovers.gone(AGENT_PROCESS)
 
@@ -153,7 +142,7 @@ async def wait_for_ever(peer: Peer, session_id: str, text: str) -> None:
     raise AssertionError("the turn was longer than this test")
 
 
-@pytest.mark.parametrize("sdk", [TYPESCRIPT, PYTHON])
+@BOTH_SDKS
 async def test_an_sdk_sees_every_event_in_order_when_the_agent_bursts(
     sdk: str, server: RunningServer, tmp_path: Path
 ) -> None:
@@ -196,7 +185,7 @@ async def test_two_sdks_get_their_own_events_when_they_share_a_server(
         await server.leftovers.gone(AGENT_PROCESS)
 
 
-@pytest.mark.parametrize("sdk", [TYPESCRIPT, PYTHON])
+@BOTH_SDKS
 async def test_an_sdk_lists_the_agents_when_the_server_is_ours(sdk: str, server: RunningServer) -> None:
     async with open_peer(sdk) as peer:
         await peer.connect(server.url)
