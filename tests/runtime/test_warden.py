@@ -1,0 +1,110 @@
+"""The warden: a parent that is killed leaves no tree behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sandbox_agent.runtime.process import Process
+from sandbox_agent.runtime.warden import Warden
+from tests.runtime.children import alive, gone, program
+
+PARENT = """
+import asyncio, sys
+from sandbox_agent.runtime.process import Process
+from sandbox_agent.runtime.warden import Warden
+
+CHILD = '''
+import os, signal, subprocess, sys, time
+signal.signal(15, signal.SIG_IGN)
+c = subprocess.Popen(['sleep', '60'], start_new_session=True)
+os.write(1, b'%d %d' % (os.getpid(), c.pid))
+time.sleep(60)
+'''
+
+async def main():
+    warden = Warden('warden-test-' + sys.argv[1])
+    await warden.ready()
+    pids = []
+    for _ in range(2):
+        process = await Process.spawn([sys.executable, '-c', CHILD], tag_prefix=warden.tag)
+        await warden.watch(process.pid)
+        pids += (await process.stdout.read()).split()
+    print(*[int(pid) for pid in pids], flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_parent_leaves_no_child_and_no_grandchild(how: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(how)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 4
+        assert all(alive(pid) for pid in pids)
+        parent.send_signal(how)
+        parent.wait(10)
+        assert gone(pids)
+
+
+@pytest.mark.anyio
+async def test_a_released_group_is_left_alone_and_a_warden_that_was_killed_is_replaced() -> None:
+    warden = Warden("warden-test-release")
+    await warden.ready()
+    kept = await Process.spawn(program("time.sleep(60)"), tag_prefix="somebody-else-")
+    watched = await Process.spawn(program("time.sleep(60)"), tag_prefix=warden.tag)
+    try:
+        with anyio.fail_after(20):
+            await warden.watch(kept.pid)
+            first = _warden_pid(warden)
+            os.kill(first, signal.SIGKILL)
+            assert gone([first])
+            await warden.watch(watched.pid)
+            assert _warden_pid(warden) != first
+            await warden.release(kept.pid)
+            await warden.close()
+            await watched.wait()
+        assert alive(kept.pid)
+    finally:
+        for process in (kept, watched):
+            await process.stop(eof_grace=0)
+            process.close()
+
+
+def _warden_pid(warden: Warden) -> int:
+    """Return the pid of the process that has the warden's tag as its argument."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if warden.tag.encode() in command and alive(int(entry.name)):
+                return int(entry.name)
+    raise AssertionError("no warden runs")
+
+
+def test_the_warden_needs_nothing_but_the_standard_library() -> None:
+    source = Path(__file__).parents[2] / "src"
+    code = (
+        "import sys; import sandbox_agent.runtime.warden_main;"
+        "heavy = ('anyio', 'msgspec', 'starlette', 'uvloop');"
+        "print([name for name in sys.modules if name.split('.')[0] in heavy])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "[]"
