@@ -73,6 +73,10 @@ def prompt(request: dict[str, Any]) -> None:
         params = {"sessionId": "nobody", "toolCall": {"toolCallId": "t1"}, "options": OPTIONS}
         send({"id": "stranger", "method": "session/request_permission", "params": params})
         return
+    elif text == "subagent":
+        for _ in range(100):
+            say("sub-1", "of no concern")
+        say(session, "done")
     elif text == "unknown update":
         update(session, sessionUpdate="from_the_future", flux=1.21)
     send(done)

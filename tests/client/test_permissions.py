@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from sandbox_agent import (
+    InMemorySessionPersistDriver,
     PermissionPolicy,
     PermissionRequest,
     SandboxAgent,
@@ -19,6 +20,7 @@ from sandbox_agent import (
 )
 from sandbox_agent.engine.permissions import PermissionReply
 from tests.client.checks import all_events, methods, said
+from tests.support.servers import ServerProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -265,3 +267,19 @@ async def test_a_handler_that_raises_is_an_error_for_the_agent(sdk: SandboxAgent
     sdk.on_request("fs/read_text_file", handler)
     session = await sdk.create_session(agent="claude")
     assert "no /x" in await outcome(sdk, session, "read a file")
+
+
+async def test_dispose_cancels_what_is_open(shared_server: ServerProcess) -> None:
+    driver = InMemorySessionPersistDriver()
+    sdk = await SandboxAgent.connect(base_url=shared_server.url, persist=driver)
+    session = await sdk.create_session(agent="mock")
+    asked = asyncio.Event()
+    session.on_permission_request(lambda _request: asked.set())
+    turn = asyncio.create_task(session.prompt("permission"))
+    with anyio.fail_after(10):
+        await asked.wait()
+        await sdk.dispose()
+        await asyncio.wait({turn})
+    turn.exception()
+    payloads = [event.payload for event in await all_events(sdk, session)]
+    assert {"outcome": {"outcome": "cancelled"}} in [payload.get("result") for payload in payloads]

@@ -18,6 +18,7 @@ from sandbox_agent import (
     UnknownUpdate,
     UnsupportedAgentError,
 )
+from sandbox_agent.client import connection as connection_module
 from tests.client.checks import all_events, methods, said, sent_prompts
 from tests.support.servers import ServerProcess
 
@@ -307,4 +308,41 @@ async def test_dispose_ends_the_agents_and_the_readers(shared_server: ServerProc
             rest = [event async for event in reader]
         assert first.event_index == 1
         assert methods(rest) == ["result"]
+        assert {server.server_id for server in await observer.list_acp_servers()} == before
+
+
+async def test_a_session_deleted_in_a_turn_leaves_nothing(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    started = asyncio.Event()
+    session.on_event(lambda event: started.set() if event.update is not None else None)
+    turn = asyncio.create_task(session.prompt("stream 1000 5"))
+    with anyio.fail_after(10):
+        await started.wait()
+        await sdk.delete_session(session.id)
+        assert (await turn).stop_reason == "cancelled"
+    assert (await sdk.get_events(session_id=session.id)).items == []
+    assert await sdk.get_session(session.id) is None
+
+
+async def test_sessions_of_the_agents_own_do_not_fill_the_memory(
+    sdk: SandboxAgent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection_module, "MAX_HELD", 50)
+    session = await sdk.create_session(agent="claude")
+    await session.prompt("subagent")
+    await session.prompt("subagent")
+    assert caplog.text.count("is no session of this client") == 1
+    assert said(await all_events(sdk, session)).endswith("donedone")
+
+
+async def test_a_client_disposed_while_it_connects_leaves_no_agent(shared_server: ServerProcess) -> None:
+    async with SandboxAgent.connect(base_url=shared_server.url) as observer:
+        before = {server.server_id for server in await observer.list_acp_servers()}
+        sdk = await SandboxAgent.connect(base_url=shared_server.url)
+        making = asyncio.create_task(sdk.create_session(agent="mock"))
+        await asyncio.sleep(0)
+        with anyio.fail_after(10):
+            await sdk.dispose()
+            with pytest.raises(SandboxAgentError):
+                await making
         assert {server.server_id for server in await observer.list_acp_servers()} == before

@@ -47,6 +47,7 @@ EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
 # Updates may come before the answer that says whose they are; more than this for strangers is a fault.
 MAX_HELD = 10_000
+MAX_HELD_BYTES = 16 * 1024 * 1024
 STATE_UPDATES = frozenset({"config_option_update", "current_mode_update"})
 
 
@@ -140,6 +141,7 @@ class Connection:
         self._bound: dict[str, ClientSession] = {}
         self._held: dict[str, list[bytes]] = {}
         self._held_count = 0
+        self._held_bytes = 0
         self._forgotten: set[str] = set()
         self._exit_seen = asyncio.Event()
         self._feed = Feed(http, self._path, self._headers, self._on_events)
@@ -165,9 +167,13 @@ class Connection:
             "clientInfo": {"name": "sandbox-agent-sdk", "version": "v1"},
         }
         line = await self._bootstrap(request(next(request_ids), "initialize", params))
-        self.initialize_result = Answer.read(line).unwrap() or {}
-        self._feed_task = tasks.spawn(self._run_feed(), name=f"feed {self.server_id}")
-        await self._authenticate()
+        try:
+            self.initialize_result = Answer.read(line).unwrap() or {}
+            self._feed_task = tasks.spawn(self._run_feed(), name=f"feed {self.server_id}")
+            await self._authenticate()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def _bootstrap(self, body: bytes) -> bytes:
@@ -204,6 +210,7 @@ class Connection:
         held = self._held.pop(agent_session_id, None)
         if held:
             self._held_count -= len(held)
+            self._held_bytes -= sum(map(len, held))
             self._take(held)
 
     def unbind(self, agent_session_id: str) -> None:
@@ -362,7 +369,13 @@ class Connection:
     # in
 
     async def _run_feed(self) -> None:
-        await self._retire(await self._feed.run())
+        try:
+            reason = await self._feed.run()
+        except Exception as error:
+            # A bug of ours must not leave requests waiting for ever.
+            logger.exception("the feed of %s failed", self.server_id)
+            reason = ConnectionLostError(f"the event stream could not be taken in: {describe(error)}")
+        await self._retire(reason)
 
     async def _on_events(self, events: list[SseEvent]) -> None:
         journals = self._take([event.data for event in events if event.event == "message"])
@@ -413,15 +426,15 @@ class Connection:
     def _hold(self, agent_session: str, lines: list[bytes]) -> None:
         if agent_session in self._forgotten:
             return
-        if self._held_count + len(lines) > MAX_HELD:
-            logger.warning(
-                "%d events of agent session %s belong to no session of this client: not kept",
-                len(lines),
-                agent_session,
-            )
+        size = sum(map(len, lines))
+        if self._held_count + len(lines) > MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
+            # Once per session: it is one of the agent's own that this client never asked for.
+            self._forgotten.add(agent_session)
+            logger.warning("agent session %s is no session of this client: not kept", agent_session)
             return
         self._held.setdefault(agent_session, []).extend(lines)
         self._held_count += len(lines)
+        self._held_bytes += size
 
     def _take_one(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
         if head.is_response:

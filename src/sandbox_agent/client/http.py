@@ -54,6 +54,10 @@ class Http:
         """Return the absolute URL of a path of the contract."""
         return self.base_url + path
 
+    def _check_open(self) -> None:
+        if self._client.is_closed:
+            raise httpx2.ConnectError("this client is disposed")
+
     async def json(
         self,
         method: str,
@@ -70,6 +74,7 @@ class Http:
             SandboxAgentError: the answer is an error; the subclass of its urn where it has one.
         """
         try:
+            self._check_open()
             response = await self._client.request(
                 method,
                 self.url(path),
@@ -107,6 +112,7 @@ class Http:
         Raises:
             httpx2.TransportError: what the transport says.
         """
+        self._check_open()
         response = await self._client.request(
             method, self.url(path), content=content, params=params, headers=headers
         )
@@ -120,6 +126,7 @@ class Http:
         timeout = httpx2.Timeout(
             READ_TIMEOUT, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read_timeout
         )
+        self._check_open()
         async with self._client.stream(
             "GET", self.url(path), params=params, headers=headers, timeout=timeout
         ) as response:

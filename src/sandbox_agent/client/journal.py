@@ -80,6 +80,7 @@ class Journal:
         self._record_changes = 0
         self._record_saved = 0
         self._held = False
+        self._discarded = False
         self._error: Exception | None = None
         self._writer: asyncio.Task[None] | None = None
         self._waiters: list[_Waiter] = []
@@ -106,10 +107,12 @@ class Journal:
         self._wake()
 
     def discard(self) -> None:
-        """Take nothing any more and drop what is not stored: the session is being deleted."""
-        self._held = True
-        self._pending.clear()
-        self._pending_bytes = 0
+        """Take nothing any more and forget what is not stored: the session is being deleted."""
+        self._discarded = True
+        self._pending = []
+        self._pending_bytes = self._missing = 0
+        self._stored, self._record_saved = self._put, self._record_changes
+        self._settle()
         self.close()
 
     async def idle(self) -> None:
@@ -126,6 +129,8 @@ class Journal:
             SessionEvent(ids(), NOTICE_INDEX, session_id, now, connection_id, sender, payload)
             for payload in payloads
         ]
+        if self._discarded:
+            return events[-1]
         size = sum(map(len, payloads))
         if self._error is not None and (
             len(self._pending) + len(events) > MAX_UNSTORED_EVENTS
@@ -142,8 +147,9 @@ class Journal:
     def change(self, **changes: Any) -> None:
         """Change fields of the record; the writer saves it."""
         self.record = msgspec.structs.replace(self.record, **changes)
-        self._record_changes += 1
-        self._wake()
+        if not self._discarded:
+            self._record_changes += 1
+            self._wake()
 
     async def flush(self) -> None:
         """Return when everything put so far is stored.
@@ -184,6 +190,8 @@ class Journal:
                     self._fail(error)
                     return
                 self._error = None
+                if self._discarded:
+                    return
                 del self._pending[: len(batch)]
                 self._pending_bytes -= sum(len(event.payload_json) for event in batch)
                 self._stored += len(batch)

@@ -341,6 +341,8 @@ class Session:
 
     def unbound(self, connection: Connection) -> None:
         """Forget what the lost connection's agent asked."""
+        if self.journal.dirty:
+            self._book.keep(self)
         if self.last_connection_id == connection.connection_id:
             self._desk.forget_all()
 

@@ -37,6 +37,8 @@ __all__ = ["SessionBook"]
 T = TypeVar("T")
 logger = logging.getLogger("sandbox_agent.client")
 
+# What the store gets to take the last events when the client is disposed.
+FLUSH_TIMEOUT = 30.0
 # What a restored session is given back, and by which call.
 _RESTORED_SETTINGS = ("model", "mode", "thought_level")
 
@@ -67,6 +69,7 @@ class SessionBook:
         self._request_ids = itertools.count(1)
         self._connections: dict[str, Connection] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        self._kept: set[Session] = set()
         self._handles: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
 
     # what sessions ask for
@@ -157,6 +160,10 @@ class SessionBook:
             session.journal.record = record
         return session
 
+    def keep(self, session: Session) -> None:
+        """Hold a session until the end: it has events that are not stored, and maybe no one else does."""
+        self._kept.add(session)
+
     def handles(self) -> list[Session]:
         """Return all handles that are held."""
         return list(self._handles.values())
@@ -210,6 +217,7 @@ class SessionBook:
                 connection = await self.connection(agent)
                 result = await self._new(session, connection)
         except BaseException:
+            session.journal.discard()
             self._handles.pop(local_id, None)
             raise
         self._apply_new(session, connection, result)
@@ -337,9 +345,13 @@ class SessionBook:
         errors: list[PersistError] = []
         for session in sessions:
             try:
-                await session.journal.flush()
+                async with asyncio.timeout(FLUSH_TIMEOUT):
+                    await session.journal.flush()
             except PersistError as error:
                 errors.append(error)
+            except TimeoutError:
+                message = f"session '{session.id}': the store took more than {FLUSH_TIMEOUT:g} s at the end"
+                errors.append(PersistError(message, session_id=session.id))
             session.journal.close()
         if errors:
             raise errors[0]

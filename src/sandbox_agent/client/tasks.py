@@ -93,6 +93,9 @@ class TaskOwner:
 async def _guarded(work: Coroutine[Any, Any, T], name: str) -> T | None:
     try:
         return await work
+    except SandboxAgentError as error:
+        logger.warning("%s: %s", name, error)
+        return None
     except Exception:
         # The boundary of a background task: one that fails must not take its siblings along.
         logger.exception("background task %r failed", name)
