@@ -18,7 +18,7 @@ from sandbox_agent import (
     UnknownUpdate,
     UnsupportedAgentError,
 )
-from sandbox_agent.client import connection as connection_module
+from sandbox_agent.client import router as router_module
 from tests.client.checks import all_events, methods, said, sent_prompts
 from tests.support.servers import ServerProcess
 
@@ -327,7 +327,7 @@ async def test_a_session_deleted_in_a_turn_leaves_nothing(sdk: SandboxAgent) -> 
 async def test_sessions_of_the_agents_own_do_not_fill_the_memory(
     sdk: SandboxAgent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connection_module, "MAX_HELD", 50)
+    monkeypatch.setattr(router_module, "MAX_HELD", 50)
     session = await sdk.create_session(agent="claude")
     await session.prompt("subagent")
     await session.prompt("subagent")

@@ -10,15 +10,16 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httpx2
 import msgspec
 
-from sandbox_agent.client.envelopes import Answer, Envelope, decode, notification, request, response
+from sandbox_agent.client.envelopes import Answer, Envelope, notification, request, response
 from sandbox_agent.client.feed import Feed, gap_params
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
 from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import (
@@ -27,10 +28,10 @@ from sandbox_agent.errors import (
     ConnectionLostError,
     SandboxAgentError,
 )
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["ClientSession", "Connection", "NotSentError", "Outgoing"]
+__all__ = ["Connection", "NotSentError", "Outgoing"]
 
 logger = logging.getLogger("sandbox_agent.client")
 
@@ -45,35 +46,10 @@ LOST_ANSWER_TIMEOUT = 130.0
 # After the agent's exit was seen, its POSTs have this long to answer with the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
-# Updates may come before the answer that says whose they are; more than this for strangers is a fault.
-MAX_HELD = 10_000
-MAX_HELD_BYTES = 16 * 1024 * 1024
-STATE_UPDATES = frozenset({"config_option_update", "current_mode_update"})
 
 
 class NotSentError(ConnectionLostError):
     """The request did not reach the agent, so it may be sent again."""
-
-
-class ClientSession(Protocol):
-    """What a connection needs of the session that is bound to it."""
-
-    @property
-    def journal(self) -> Journal:
-        """Where its envelopes go."""
-        ...
-
-    def observe_update(self, line: bytes) -> None:
-        """Take an update that changes the session's configuration."""
-        ...
-
-    def on_agent_request(self, connection: Connection, head: Envelope, event: SessionEvent) -> None:
-        """Answer a request of the agent's, later, through ``connection.respond``."""
-        ...
-
-    def unbound(self, connection: Connection) -> None:
-        """Take notice that the connection is gone."""
-        ...
 
 
 class Outgoing:
@@ -138,11 +114,7 @@ class Connection:
         self._path = f"/v1/acp/{quote_segment(self.server_id)}"
         self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
         self._pending: dict[int, _Pending] = {}
-        self._bound: dict[str, ClientSession] = {}
-        self._held: dict[str, list[bytes]] = {}
-        self._held_count = 0
-        self._held_bytes = 0
-        self._forgotten: set[str] = set()
+        self._router = Router(self.connection_id, self._take_one)
         self._exit_seen = asyncio.Event()
         self._feed = Feed(http, self._path, self._headers, self._on_events)
         self._feed_task: asyncio.Task[None] | None = None
@@ -204,23 +176,14 @@ class Connection:
 
     # sessions
 
-    def bind(self, agent_session_id: str, session: ClientSession) -> None:
-        """Say whose the envelopes of that agent session are; what came before is handed over."""
-        self._bound[agent_session_id] = session
-        held = self._held.pop(agent_session_id, None)
-        if held:
-            self._held_count -= len(held)
-            self._held_bytes -= sum(map(len, held))
-            self._take(held)
-
-    def unbind(self, agent_session_id: str) -> None:
-        """Keep nothing of that agent session any more."""
-        if self._bound.pop(agent_session_id, None) is not None:
-            self._forgotten.add(agent_session_id)
+    @property
+    def router(self) -> Router:
+        """Whose envelopes go where."""
+        return self._router
 
     def is_bound(self, agent_session_id: str, session: ClientSession) -> bool:
         """Whether the agent holds that session on this connection."""
-        return self.lost is None and self._bound.get(agent_session_id) is session
+        return self.lost is None and self._router.get(agent_session_id) is session
 
     # out
 
@@ -359,7 +322,7 @@ class Connection:
             await asyncio.wait({pending.future}, timeout=max(FEED_SILENCE - quiet, 0.05))
         if not pending.future.done():
             logger.warning("the feed lost the answer to %s: taking the POST's", pending.method)
-            self._take([answer.strip()])
+            self._router.take([answer.strip()])
 
     def _drop(self, pending: _Pending, error: SandboxAgentError) -> None:
         if self._pending.get(pending.outgoing.id) is pending:
@@ -378,7 +341,7 @@ class Connection:
         await self._retire(reason)
 
     async def _on_events(self, events: list[SseEvent]) -> None:
-        journals = self._take([event.data for event in events if event.event == "message"])
+        journals = self._router.take([event.data for event in events if event.event == "message"])
         for event in events:
             if event.event == "gap":
                 self._tell_gap(event.data)
@@ -386,61 +349,11 @@ class Connection:
             if journal.crowded:
                 await journal.room()
 
-    def _take(self, lines: list[bytes]) -> set[Journal]:
-        touched: set[Journal] = set()
-        runs: dict[str, list[bytes]] = {}
-        bound = self._bound
-        for line in lines:
-            try:
-                head = decode(line)
-            except InvalidEnvelopeError as error:
-                logger.warning("the feed of %s holds a line that is no envelope: %s", self.server_id, error)
-                continue
-            if head.method is not None and not head.id and (params := head.params) is not None:
-                agent_session = params.sessionId
-                if agent_session is not None:
-                    run = runs.get(agent_session)
-                    if run is None:
-                        run = runs[agent_session] = []
-                    run.append(line)
-                    if params.update is not None and params.update.sessionUpdate in STATE_UPDATES:
-                        session = bound.get(agent_session)
-                        if session is not None:
-                            session.observe_update(line)
-                    continue
-            self._put_runs(runs, touched)
-            runs = {}
-            self._take_one(line, head, touched)
-        self._put_runs(runs, touched)
-        return touched
-
-    def _put_runs(self, runs: dict[str, list[bytes]], touched: set[Journal]) -> None:
-        for agent_session, lines in runs.items():
-            session = self._bound.get(agent_session)
-            if session is None:
-                self._hold(agent_session, lines)
-            else:
-                session.journal.put("agent", lines, self.connection_id)
-                touched.add(session.journal)
-
-    def _hold(self, agent_session: str, lines: list[bytes]) -> None:
-        if agent_session in self._forgotten:
-            return
-        size = sum(map(len, lines))
-        if self._held_count + len(lines) > MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
-            # Once per session: it is one of the agent's own that this client never asked for.
-            self._forgotten.add(agent_session)
-            logger.warning("agent session %s is no session of this client: not kept", agent_session)
-            return
-        self._held.setdefault(agent_session, []).extend(lines)
-        self._held_count += len(lines)
-        self._held_bytes += size
-
     def _take_one(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
         if head.is_response:
             self._take_response(line, head, touched)
         elif head.is_request:
-            session = self._bound.get(head.session_id or "")
+            session = self._router.get(head.session_id)
             if session is None:
                 self._answer_stranger(line, head)
                 return
@@ -474,7 +387,7 @@ class Connection:
         fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
         agent_session: object = fields.get("sessionId")
         if isinstance(agent_session, str):
-            self.bind(agent_session, session)
+            self._router.bind(agent_session, session)
 
     def _answer_stranger(self, line: bytes, head: Envelope) -> None:
         if head.method == "session/request_permission":
@@ -504,7 +417,7 @@ class Connection:
     def _tell_gap(self, data: bytes) -> None:
         params = gap_params(data)
         logger.warning("the server no longer has some events of %s: %s", self.server_id, params)
-        for session in set(self._bound.values()):
+        for session in self._router.sessions:
             line = notification(
                 "_sandbox_agent/events_lost", {**params, "reason": "the server no longer has them"}
             )
@@ -520,7 +433,7 @@ class Connection:
             agent=self.agent,
             exitCode=code,
         )
-        for session in set(self._bound.values()):
+        for session in self._router.sessions:
             session.journal.put("agent", [line], self.connection_id)
         self._exit_seen.set()
         self._tasks.spawn(self._retire(error), name=f"exit of {self.agent}")
@@ -549,11 +462,9 @@ class Connection:
         if self.lost is not None:
             return
         self.lost = error
-        if self._held_count:
-            logger.warning("%d events of %s never found their session", self._held_count, self.server_id)
-        for session in set(self._bound.values()):
+        for session in self._router.sessions:
             session.unbound(self)
-        self._bound.clear()
+        self._router.close()
         self._on_lost(self)
 
     def _fail_pending(self, error: SandboxAgentError) -> None:

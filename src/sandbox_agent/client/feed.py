@@ -23,7 +23,7 @@ READ_TIMEOUT = 60.0
 RECONNECT_MIN_DELAY = 0.05
 RECONNECT_MAX_DELAY = 1.0
 # A server that can't be reached for this long is gone.
-RECONNECT_FOR = 5.0
+RECONNECT_FOR = 3.0
 EPOCH_HEADER = "Sandbox-Agent-Epoch"
 GONE = frozenset({404, 410})
 

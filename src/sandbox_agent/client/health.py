@@ -66,6 +66,7 @@ async def wait_until_healthy(
             failures = 0
             try:
                 await ensure_server()
+                delay = MIN_DELAY
             except Exception as error:
                 # The provider's code; the wait goes on and its timeout decides.
                 logger.exception("ensure_server failed")

@@ -269,7 +269,7 @@ class SessionBook:
             await self._cancel_if_bound(session)
             connection = self._connections.get(session.agent)
             if connection is not None:
-                connection.unbind(session.agent_session_id)
+                connection.router.unbind(session.agent_session_id)
             session.journal.discard()
             await session.journal.idle()
             self._handles.pop(session_id, None)
