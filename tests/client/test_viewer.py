@@ -59,6 +59,15 @@ async def test_a_live_one_begins_with_what_is_pushed() -> None:
     assert await indexes(reader) == [6, 7]
 
 
+async def test_a_live_one_of_a_new_session_skips_nothing() -> None:
+    driver = InMemorySessionPersistDriver()
+    reader = Viewer(driver, "s", 0, live=True)
+    for _ in range(3):
+        reader.push(await store(driver, 2))
+    reader.close()
+    assert await indexes(reader) == [1, 2, 3, 4, 5, 6]
+
+
 async def fall_behind(driver: InMemorySessionPersistDriver, reader: Viewer, batches: Sequence[int]) -> None:
     """Store and push more than a reader keeps."""
     for count in batches:

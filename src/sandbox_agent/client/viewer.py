@@ -33,6 +33,7 @@ class Viewer:
         self._driver = driver
         self._session_id = session_id
         self._position = position
+        self._unplaced = live
         self._behind = not live
         self._fell_behind = False
         self._cursor: str | None = None
@@ -43,9 +44,10 @@ class Viewer:
 
     def push(self, events: Sequence[SessionEvent]) -> None:
         """Give it events that are stored, or a notice."""
-        if self._position == 0 and not self._behind:
+        if self._unplaced and events[0].event_index != NOTICE_INDEX:
             # It began live: where, the first event says.
-            self._position = max(events[0].event_index - 1, 0)
+            self._unplaced = False
+            self._position = events[0].event_index - 1
         if not self._fell_behind:
             self._backlog.extend(events)
             if len(self._backlog) > MAX_BACKLOG:
