@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
 from typing import Any, cast
 
-__all__ = ["Connection", "EventReader", "open_session", "percentile"]
+__all__ = ["Connection", "EventReader", "end_session", "open_session", "percentile"]
 
+END_SECONDS = 2.0
 _UPDATE = b'"agent_message_chunk"'
 
 
@@ -65,6 +67,14 @@ async def open_session(port: int, agent: str, server_id: str) -> tuple[Connectio
     answer = await connection.rpc(path, 2, "session/new", {"cwd": "/tmp", "mcpServers": []})
     session_id: str = answer["result"]["sessionId"]
     return connection, path, session_id
+
+
+async def end_session(connection: Connection, path: str) -> None:
+    """End the agent and disconnect."""
+    # the published server's DELETE hangs here now and then
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(connection.request("DELETE", path), END_SECONDS)
+    connection.close()
 
 
 class EventReader(asyncio.Protocol):

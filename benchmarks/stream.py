@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 import uuid
 from typing import NamedTuple
 
-from benchmarks.load import EventReader, open_session
+from benchmarks.load import EventReader, end_session, open_session
 
 __all__ = ["Burst", "run_burst"]
 
@@ -44,8 +43,5 @@ async def run_burst(port: int, agent: str, *, events: int, size: int, readers: i
     slowest = min(viewer.count for viewer in viewers)
     for viewer in viewers:
         viewer.close()
-    # the published server's DELETE hangs here now and then
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(connection.request("DELETE", path), QUIET_SECONDS)
-    connection.close()
+    await end_session(connection, path)
     return Burst(slowest / (ended - begun), lost)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 __all__ = ["READ_BYTES", "PipeReader", "PipeWriter"]
 
-# One read takes what the pipe holds; Linux lets a pipe hold up to 1 MiB.
-READ_BYTES = 1024 * 1024
+# One read takes what a pipe holds unless somebody made it larger.
+READ_BYTES = 64 * 1024
+# Linux lets a pipe be made this large.
+MAX_PIPE_BYTES = 1024 * 1024
 
 
 class PipeReader:
-    """The reading end of a pipe, without a buffer of its own.
+    """The reading end of a pipe, with a buffer of one read.
 
     What isn't read stays in the pipe, so a slow reader stops the writer: that is the backpressure.
 
@@ -25,17 +27,20 @@ class PipeReader:
         os.set_blocking(fd, False)
         self._fd = fd
         self._waiter: asyncio.Future[None] | None = None
+        self._watched = False
+        self._ahead: bytes | None = None
 
     async def read(self) -> bytes:
         """Wait for bytes and return them; ``b""`` at the end of the stream."""
-        while True:
-            data = self.read_nowait()
-            if data is not None:
-                return data
+        while (data := self.read_nowait()) is None:
             await self._readable()
+        return data
 
     def read_nowait(self) -> bytes | None:
         """Return what is there now, ``b""`` at the end of the stream, None when nothing is there."""
+        if self._ahead is not None:
+            data, self._ahead = self._ahead, None
+            return data
         if self._fd < 0:
             return b""
         try:
@@ -51,29 +56,42 @@ class PipeReader:
         Somebody who escaped the process's tree may go on writing; that one is not listened to for ever.
         """
         size = 0
-        while size < READ_BYTES and (data := self.read_nowait()):
+        while size < MAX_PIPE_BYTES and (data := self.read_nowait()):
             size += len(data)
             yield data
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
-        fd = self._fd
         self._waiter = waiter = loop.create_future()
-        loop.add_reader(fd, _wake, waiter)
+        if not self._watched:
+            loop.add_reader(self._fd, self._on_readable)
+            self._watched = True
         try:
             await waiter
         finally:
             self._waiter = None
-            if self._fd == fd:
-                loop.remove_reader(fd)
+
+    def _on_readable(self) -> None:
+        # watched on between reads, which spares two system calls for each; unwatched when nobody reads
+        if self._waiter is None or self._ahead is not None:
+            self._unwatch()
+            return
+        self._ahead = self.read_nowait()
+        if self._ahead is not None:
+            _wake(self._waiter)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            asyncio.get_running_loop().remove_reader(self._fd)
 
     def close(self) -> None:
         """Close the pipe; a reader that waits sees the end of the stream."""
         if self._fd < 0:
             return
+        self._unwatch()
         fd, self._fd = self._fd, -1
         if self._waiter is not None:
-            asyncio.get_running_loop().remove_reader(fd)
             _wake(self._waiter)
         os.close(fd)
 

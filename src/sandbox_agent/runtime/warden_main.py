@@ -1,14 +1,19 @@
 """What the warden does: see warden, which starts it."""
 
+import contextlib
+import os
 import signal
 import sys
+import time
 
 from sandbox_agent.runtime.tree import signal_tree, tagged
 
 __all__ = ["main"]
 
-# A tree that forks while it is killed is looked for again, but not for ever.
-_SWEEPS = 5
+# A tree that forks while it is killed is looked for again, but not for ever; and a process that is just
+# being executed shows no environment for a moment, so that finding nothing once proves nothing.
+_SWEEPS = 10
+_PAUSE = 0.05
 
 
 def main() -> None:
@@ -22,11 +27,10 @@ def main() -> None:
     for group in groups:
         signal_tree(group, tag, signal.SIGKILL)
     for _ in range(_SWEEPS):
-        left = tagged(tag)
-        if not left:
-            return
-        for pid in left:
-            signal_tree(pid, tag, signal.SIGKILL)
+        for pid in tagged(tag):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_PAUSE)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
 
 from sandbox_agent.errors import (
     InvalidRequestError,
@@ -19,7 +18,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.wire.jsonrpc import dumps
 
-__all__ = ["EXCEPTION_HANDLERS", "PROBLEM_JSON", "problem_response"]
+__all__ = ["PROBLEM_JSON", "answer_for", "method_not_allowed", "no_endpoint", "problem_response"]
 
 logger = logging.getLogger("sandbox_agent.server")
 
@@ -37,26 +36,12 @@ def _response(document: dict[str, Any], headers: dict[str, str] | None = None) -
     return Response(dumps(document), document["status"], headers, media_type=PROBLEM_JSON)
 
 
-async def _on_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)
-    return problem_response(error)
-
-
-async def _on_persist(_: Request, error: Exception) -> Response:
-    return problem_response(StreamError(f"stream error: {error}"))
-
-
-async def _on_http(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        problem = InvalidRequestError("endpoint not found").to_problem()
-        return _response({**problem, "title": "Not Found", "status": 404})
-    problem = InvalidRequestError(error.detail).to_problem()
-    title = "Method Not Allowed" if error.status_code == 405 else problem["title"]
-    return _response({**problem, "title": title, "status": error.status_code}, dict(error.headers or {}))
-
-
-async def _on_unexpected(request: Request, error: Exception) -> Response:
+def answer_for(request: Request, error: Exception) -> Response:
+    """Return the answer for whatever an operation raised; what it doesn't know is logged, not shown."""
+    if isinstance(error, ProblemError):
+        return problem_response(error)
+    if isinstance(error, PersistError):
+        return problem_response(StreamError(f"stream error: {error}"))
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _response(
         {
@@ -68,9 +53,14 @@ async def _on_unexpected(request: Request, error: Exception) -> Response:
     )
 
 
-EXCEPTION_HANDLERS: dict[Any, ExceptionHandler] = {
-    ProblemError: _on_problem,
-    PersistError: _on_persist,
-    HTTPException: _on_http,
-    Exception: _on_unexpected,
-}
+def no_endpoint() -> Response:
+    """Return the answer for a path that isn't served."""
+    problem = InvalidRequestError("endpoint not found").to_problem()
+    return _response({**problem, "title": "Not Found", "status": 404})
+
+
+def method_not_allowed(allowed: Iterable[str]) -> Response:
+    """Return the answer for a path that is served, but not with that method."""
+    methods = ", ".join(sorted(allowed))
+    problem = InvalidRequestError(f"method not allowed: this path takes {methods}").to_problem()
+    return _response({**problem, "title": "Method Not Allowed", "status": 405}, {"Allow": methods})

@@ -7,9 +7,8 @@ import logging
 import socket
 
 import uvicorn
-from starlette.applications import Starlette
 
-from sandbox_agent.server.app import create_app
+from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
 
 __all__ = ["serve"]
@@ -23,22 +22,20 @@ DRAIN_SECONDS = 2
 class _Server(uvicorn.Server):
     """uvicorn, which ends agents before it waits for their streams to end."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+    def __init__(self, config: uvicorn.Config, app: Application) -> None:
         super().__init__(config)
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        if self.lifespan.should_exit is False:
-            logger.info("shutting down: ending agents")
-            await self._app.state.server.bridge.close()
+        await self._app.end_agents()
         await super().shutdown(sockets)
 
 
 def serve(config: ServerConfig) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
-    app = create_app(config)
+    app = Application(config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048, reuse_port=False)
     host, port = listener.getsockname()[:2]
@@ -48,6 +45,7 @@ def serve(config: ServerConfig) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here asks where a request came from
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             lifespan="on",

@@ -35,7 +35,7 @@ class ServerState:
 
 def state_of(request: Request) -> ServerState:
     """Return the state of the server that handles the request."""
-    state: ServerState = request.app.state.server
+    state: ServerState = request.scope["server_state"]
     return state
 
 
