@@ -16,6 +16,7 @@ from sandbox_agent import (
     SessionEvent,
     SessionRecord,
 )
+from sandbox_agent.client import connection as connection_module
 from sandbox_agent.client import journal as journal_module
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.tasks import TaskOwner
@@ -116,6 +117,23 @@ async def test_a_store_that_fails_at_creation_fails_it(shared_server: ServerProc
         with pytest.raises(PersistError):
             await sdk.create_session(agent="mock")
         driver.failing = False
+
+
+async def test_a_store_that_is_slower_than_the_answer_keeps_it_behind_its_updates(
+    shared_server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "COMPLETE_FEED_SILENCE", 0.5)
+    monkeypatch.setattr(journal_module, "CROWDED_EVENTS", 10)
+    driver = FailingDriver()
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="mock")
+        driver.gate = asyncio.Event()
+        with anyio.fail_after(20):
+            turn = asyncio.create_task(session.prompt("burst 60000 200"))
+            await until(lambda: session.journal.crowded)
+            asyncio.get_running_loop().call_later(1.5, driver.gate.set)
+            await turn
+        assert methods(await all_events(sdk, session))[-1] == "result"
 
 
 async def test_a_slow_store_holds_the_feed_back_and_keeps_everything(shared_server: ServerProcess) -> None:

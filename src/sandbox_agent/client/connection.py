@@ -41,6 +41,8 @@ AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"
 # A response comes twice; the feed's copy has the right place. When the POST has answered and the feed says
 # nothing for this long, its copy is lost (the peer's server drops events under load): take the POST's.
 FEED_SILENCE = 1.0
+# A server that names its feed's epoch loses none: its feed is only late.
+COMPLETE_FEED_SILENCE = 15.0
 # A prompt lasts as long as its turn; any other request whose POST was cut off is given up after this.
 LOST_ANSWER_TIMEOUT = 130.0
 # After the agent's exit was seen, its POSTs have this long to answer with the reason (stderr, exit code).
@@ -315,11 +317,12 @@ class Connection:
 
     async def _prefer_feed(self, pending: _Pending, answer: bytes) -> None:
         answered = time.monotonic()
+        patience = COMPLETE_FEED_SILENCE if self._feed.complete else FEED_SILENCE
         while not pending.future.done() and self.lost is None:
-            quiet = time.monotonic() - max(self._feed.last_activity, answered)
-            if quiet >= FEED_SILENCE and self._feed.live:
+            quiet = self._feed.quiet_since(answered)
+            if quiet >= patience and self._feed.live:
                 break
-            await asyncio.wait({pending.future}, timeout=max(FEED_SILENCE - quiet, 0.05))
+            await asyncio.wait({pending.future}, timeout=max(patience - quiet, 0.05))
         if not pending.future.done():
             logger.warning("the feed lost the answer to %s: taking the POST's", pending.method)
             self._router.take([answer.strip()])

@@ -57,6 +57,16 @@ class Feed:
         self._epoch: str | None = None
         self.live = False
         self.last_activity = time.monotonic()
+        self._busy = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server promises that the stream loses nothing: one that names its epoch does."""
+        return self._epoch is not None
+
+    def quiet_since(self, moment: float) -> float:
+        """Return for how long nothing came, at most since the moment; 0 while events are being taken in."""
+        return 0.0 if self._busy else time.monotonic() - max(self.last_activity, moment)
 
     async def run(self) -> SandboxAgentError:
         """Read until the stream can't be had any more and return why."""
@@ -105,6 +115,7 @@ class Feed:
     async def _consume(self, response: httpx2.Response) -> SandboxAgentError | str:
         decoder = SseDecoder()
         self.live = True
+        self._busy = False
         self.last_activity = time.monotonic()
         async for chunk in response.aiter_raw():
             self.last_activity = time.monotonic()
@@ -116,7 +127,10 @@ class Feed:
                 continue
             if any(event.event == "reset" for event in events):
                 return ConnectionLostError("the event stream began anew (the server or the agent restarted)")
+            self._busy = True
             await self._on_events(events)
+            self._busy = False
+            self.last_activity = time.monotonic()
             self._last_id = decoder.last_event_id or self._last_id
         return "end of stream"
 
