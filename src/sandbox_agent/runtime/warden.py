@@ -62,6 +62,7 @@ class Warden:
         """Let the warden go; with nothing left to kill it just ends."""
         if self._child is None or self._stdin is None:
             return
+        await self._tell("=\n")
         self._stdin.close()
         await self._child.wait()
 

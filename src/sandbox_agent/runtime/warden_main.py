@@ -22,15 +22,20 @@ def main() -> None:
         signal.signal(signum, signal.SIG_IGN)
     tag = sys.argv[1]
     groups: set[int] = set()
+    sweeps = _SWEEPS
     for line in sys.stdin:
+        if line[0] == "=":  # the server ends in peace: its agents have been waited for
+            sweeps = 1
+            continue
         (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
     for group in groups:
         signal_tree(group, tag, signal.SIGKILL)
-    for _ in range(_SWEEPS):
+    for sweep in range(sweeps):
+        if sweep:
+            time.sleep(_PAUSE)
         for pid in tagged(tag):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(_PAUSE)
 
 
 if __name__ == "__main__":
