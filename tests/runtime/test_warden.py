@@ -82,15 +82,14 @@ async def test_a_released_group_is_left_alone_and_a_warden_that_was_killed_is_re
 
 async def _warden_pid(warden: Warden) -> int:
     """Return the pid of the process that has the warden's tag as its argument, once it can be seen."""
-    while True:
-        for entry in os.scandir("/proc"):
-            if (
-                entry.name.isdigit()
-                and warden.tag.encode() in _arguments(entry.name)
-                and alive(int(entry.name))
-            ):
-                return int(entry.name)
+    while (pid := _find(warden.tag.encode())) is None:
         await anyio.lowlevel.checkpoint()
+    return pid
+
+
+def _find(argument: bytes) -> int | None:
+    names = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return next((int(name) for name in names if argument in _arguments(name) and alive(int(name))), None)
 
 
 def _arguments(pid: str) -> list[bytes]:
