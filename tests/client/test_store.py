@@ -129,11 +129,13 @@ async def test_a_store_that_is_slower_than_the_answer_keeps_it_behind_its_update
         session = await sdk.create_session(agent="mock")
         driver.gate = asyncio.Event()
         with anyio.fail_after(20):
-            turn = asyncio.create_task(session.prompt("burst 60000 200"))
+            turn = asyncio.create_task(session.prompt("burst 20000 200"))
             await until(lambda: session.journal.crowded)
             asyncio.get_running_loop().call_later(1.5, driver.gate.set)
             await turn
-        assert methods(await all_events(sdk, session))[-1] == "result"
+        kinds = methods(await all_events(sdk, session))
+        assert kinds.count("session/update") == 20_000
+        assert kinds[-1] == "result"
 
 
 async def test_a_slow_store_holds_the_feed_back_and_keeps_everything(shared_server: ServerProcess) -> None:
