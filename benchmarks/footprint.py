@@ -6,8 +6,9 @@ import asyncio
 import json
 import uuid
 
-from benchmarks.load import EventReader, end_session, open_session
 from tests.support.servers import ServerProcess
+
+from benchmarks.load import EventReader, end_session, open_session
 
 __all__ = ["idle_viewers", "stalled_reader"]
 

@@ -45,7 +45,7 @@ class Connection:
         self._writer.write(head.encode() + body)
         header = await self._reader.readuntil(b"\r\n\r\n")
         status = int(header[9:12])
-        length = re.search(rb"content-length: (\d+)", header, re.I)
+        length = re.search(rb"content-length: (\d+)", header, re.IGNORECASE)
         answer = await self._reader.readexactly(int(length[1])) if length else b""
         return status, answer
 
@@ -123,7 +123,8 @@ class EventReader(asyncio.Protocol):
         """Return the running numbers of the burst that arrived, in order."""
         # chunked transfer coding may cut anywhere: its size lines are taken out first
         raw = b"".join(self.parts)
-        body, position = [], raw.index(b"\r\n\r\n") + 4
+        body: list[bytes] = []
+        position = raw.index(b"\r\n\r\n") + 4
         while position < len(raw):
             end = raw.find(b"\r\n", position)
             if end < 0:

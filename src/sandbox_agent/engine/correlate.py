@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import isfinite
 from typing import Final
 
@@ -128,8 +129,12 @@ class Correlator:
         return Submitted(envelope, head.method, pending)
 
     def asked(self, head: Head) -> None:
-        """Note a request of the agent: the first answer to it will go through."""
-        self._asked.add(_key(head.id))
+        """Note a request of the agent: the first answer to it will go through.
+
+        One whose id is null or unreadable can't be answered, and is shown all the same.
+        """
+        with suppress(InvalidEnvelopeError):
+            self._asked.add(_key(head.id))
 
     def answer(self, head: Head, line: bytes) -> Answer | None:
         """Match a response of the agent with its request; None where nobody asked."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import anyio
 
-from sandbox_agent.engine.correlate import EVERYONE, Correlator, Pending
+from sandbox_agent.engine.correlate import EVERYONE, Answer, Correlator, Pending
 from sandbox_agent.engine.feed import Feed, Slice
 from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
 from sandbox_agent.errors import (
@@ -23,7 +23,7 @@ from sandbox_agent.errors import (
 from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.spill import Spiller
 from sandbox_agent.server.viewers import Bell
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads, read_head
+from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads, read_head, read_heads
 
 __all__ = ["AgentConnection"]
 
@@ -39,6 +39,9 @@ INVALID_RAW_BYTES = 1024 * 1024
 UNTIMED_METHODS = frozenset({"session/prompt"})
 
 Adapter = Callable[[str | None, bytes], bytes]
+
+
+INVALID_STDOUT = "_adapter/invalid_stdout"
 
 
 class AgentConnection:
@@ -148,43 +151,34 @@ class AgentConnection:
         )
 
     def _append(self, lines: Sequence[bytes], audience: str | None = EVERYONE) -> None:
-        if not self._closed:
+        if lines and not self._closed:
             self.feed.append(lines, audience)
 
     def _publish(self, lines: Sequence[bytes]) -> None:
         """Number the agent's lines and hand them to viewers and to whoever waits for an answer."""
-        batch: list[bytes] = []
-        answered: list[tuple[Pending, bytes]] = []
-        for line in lines:
-            try:
-                if isinstance(line, OversizedLine):
-                    raise InvalidEnvelopeError(f"line of {line.size} bytes is over the limit")
-                head = read_head(line)
-                if head.method is not None:
-                    if head.is_request:
-                        self._correlator.asked(head)
-                    batch.append(line)
-                    continue
-                answer = self._correlator.answer(head, line) if head.id else None
-            except InvalidEnvelopeError as error:
-                batch.append(_invalid_stdout(line, str(error)))
+        if not lines:
+            return
+        heads = read_heads(lines)
+        if heads is None:
+            lines, heads = _mended(lines)
+        published = 0
+        answers: list[Answer] = []
+        for position, head in enumerate(heads):
+            if head.id is NO_ID:
                 continue
-            if answer is None:
-                batch.append(line)
-                continue
-            if batch:
-                self._append(batch)
-                batch = []
-            self._append([answer.feed_line], answer.pending.client)
-            answered.append((answer.pending, answer.line))
-        if batch:
-            self._append(batch)
-        for pending, line in answered:
-            future = self._answers.pop(pending, None)
+            if head.method is not None:
+                self._correlator.asked(head)
+            elif (answer := self._correlator.answer(head, lines[position])) is not None:
+                self._append(lines[published:position])
+                self._append([answer.feed_line], answer.pending.client)
+                answers.append(answer)
+                published = position + 1
+        self._append(lines[published:])
+        for answer in answers:
+            future = self._answers.pop(answer.pending, None)
             if future is not None and not future.done():
-                future.set_result(line)
-        if lines:
-            self.bell.ring()
+                future.set_result(answer.line)
+        self.bell.ring()
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
         """Return what stands in the feed behind the cursor, from memory or from the spill.
@@ -295,6 +289,22 @@ class AgentConnection:
             await self._spiller.drop(self.feed.epoch)
 
 
+def _mended(lines: Sequence[bytes]) -> tuple[list[bytes], list[Head]]:
+    """Read lines one by one; what is no envelope becomes a notification that says so."""
+    mended: list[bytes] = []
+    heads: list[Head] = []
+    for line in lines:
+        try:
+            if isinstance(line, OversizedLine):
+                raise InvalidEnvelopeError(f"line of {line.size} bytes is over the limit")
+            heads.append(read_head(line))
+            mended.append(line)
+        except InvalidEnvelopeError as error:
+            heads.append(Head(method=INVALID_STDOUT))
+            mended.append(_invalid_stdout(line, str(error)))
+    return mended, heads
+
+
 def _invalid_stdout(line: bytes, error: str) -> bytes:
     params = {"error": error, "raw": line[:INVALID_RAW_BYTES].decode("utf-8", "replace")}
-    return dumps({"jsonrpc": "2.0", "method": "_adapter/invalid_stdout", "params": params})
+    return dumps({"jsonrpc": "2.0", "method": INVALID_STDOUT, "params": params})

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
-__all__ = ["NULL", "Head", "InvalidEnvelopeError", "dumps", "loads", "read_head", "replace_id"]
+__all__ = [
+    "NO_ID",
+    "NULL",
+    "Head",
+    "InvalidEnvelopeError",
+    "dumps",
+    "loads",
+    "read_head",
+    "read_heads",
+    "replace_id",
+]
 
 NULL = b"null"
 
 
 class InvalidEnvelopeError(ValueError):
     """The bytes are no JSON-RPC envelope; the message says why, in one line."""
+
+
+# shared by all heads without an id, so that "is" tells
+NO_ID = msgspec.Raw()
 
 
 class Head(msgspec.Struct, gc=False):
@@ -24,18 +39,13 @@ class Head(msgspec.Struct, gc=False):
         method: the method, or None in a response.
     """
 
-    id: msgspec.Raw = msgspec.Raw()
+    id: msgspec.Raw = NO_ID
     method: str | None = None
 
     @property
     def is_request(self) -> bool:
         """Whether an answer is owed: a method and an id that is not null."""
         return self.method is not None and bool(self.id) and bytes(self.id) != NULL
-
-    @property
-    def is_response(self) -> bool:
-        """Whether it answers a request: an id and no method."""
-        return self.method is None and bool(self.id)
 
 
 _head_decoder = msgspec.json.Decoder(Head)
@@ -61,6 +71,25 @@ def read_head(line: bytes) -> Head:
     return head
 
 
+def read_heads(lines: Sequence[bytes]) -> list[Head] | None:
+    """Decode many envelopes at once, a third of the time of one by one.
+
+    Returns:
+        A head for each line; None where not all lines are plain JSON objects, to be read one by one.
+    """
+    data = b"\n".join(lines)
+    # "}" before and "{" behind every line end: no object can reach over it, so objects are lines
+    if data[:1] != b"{" or data[-1:] != b"}" or data.count(b"}\n{") != len(lines) - 1:
+        return None
+    try:
+        if not data.isascii():
+            data.decode("utf-8")
+        heads = _head_decoder.decode_lines(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return heads if len(heads) == len(lines) else None
+
+
 def _check_utf8(line: bytes) -> None:
     try:
         line.decode("utf-8")
@@ -76,7 +105,7 @@ def _read_head_slowly(line: bytes) -> Head:
     method: object = value.get("method")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     if method is not None and not isinstance(method, str):
         raise InvalidEnvelopeError("method must be a string")
-    raw_id = msgspec.Raw(dumps(value["id"])) if "id" in value else msgspec.Raw()
+    raw_id = msgspec.Raw(dumps(value["id"])) if "id" in value else NO_ID
     return Head(raw_id, method)
 
 

@@ -1,0 +1,282 @@
+"""``python -m benchmarks``: all rows side by side in one run; prints a table, writes RESULTS.md.
+
+Rounds alternate between ours and the peer's, so that a machine that changes its speed changes both. Each
+figure is the median of its rounds, each ratio the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import uvloop
+from tests.support.npm import PEERS, node_modules
+from tests.support.servers import ServerProcess, our_server, published_server
+
+from benchmarks.footprint import idle_viewers, stalled_reader
+from benchmarks.latency import run_latency
+from benchmarks.sdk import run_page, run_resume, run_turn
+from benchmarks.stream import run_burst
+
+T = TypeVar("T")
+
+OURS, PEER = "mock", "claude"  # the same agent: the peer has it behind one of its own names
+RESULTS = Path(__file__).parent / "RESULTS.md"
+MEBIBYTE = 1024 * 1024
+
+
+class Row(NamedTuple):
+    """One line of the table; ``passed`` is whether the bar is met."""
+
+    work: str
+    ours: str
+    peer: str
+    ratio: str
+    bar: str
+    passed: bool
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop, as the servers' clients do."""
+    return uvloop.run(coroutine)
+
+
+def show(row: Row) -> Row:
+    """Print a row as it is done."""
+    verdict = "ok" if row.passed else "MISSED"
+    print(f"{row.work:58} {row.ours:>22} {row.peer:>22} {row.ratio:>8}  {row.bar:28} {verdict}", flush=True)
+    return row
+
+
+def bursts(ours: ServerProcess, peer: ServerProcess, rounds: int) -> list[Row]:
+    """Events through the server."""
+    rows: list[Row] = []
+    for events, size, readers, bar in ((20_000, 200, 1, 5.0), (20_000, 200, 10, 10.0), (2_000, 8192, 1, 1.8)):
+        pairs = [
+            (
+                run(run_burst(ours.port, OURS, events=events, size=size, readers=readers)),
+                run(run_burst(peer.port, PEER, events=events, size=size, readers=readers)),
+            )
+            for _ in range(rounds)
+        ]
+        lost = sum(mine.lost for mine, _ in pairs)
+        lost_by_peer = sum(theirs.lost for _, theirs in pairs)
+        mine = statistics.median(mine.events_per_second for mine, _ in pairs)
+        theirs = statistics.median(theirs.events_per_second for _, theirs in pairs)
+        ratio = statistics.median(mine.events_per_second / theirs.events_per_second for mine, theirs in pairs)
+        rows.append(
+            show(
+                Row(
+                    f"{events:,} events of {size:,} B, {readers} reader{'s' * (readers > 1)}",
+                    f"{mine:,.0f}/s, {lost} lost",
+                    f"{theirs:,.0f}/s, {lost_by_peer:,} lost",
+                    f"{ratio:.2f}x",
+                    f">= {bar:g}x, none lost",
+                    ratio >= bar and lost == 0,
+                )
+            )
+        )
+    return rows
+
+
+def latency(ours: ServerProcess, peer: ServerProcess, rounds: int) -> Row:
+    """Request and response."""
+    pairs = [
+        (run(run_latency(ours.port, OURS, requests=500)), run(run_latency(peer.port, PEER, requests=500)))
+        for _ in range(rounds)
+    ]
+    ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+    return show(
+        Row(
+            "request and response over HTTP keep-alive, p50",
+            f"{statistics.median(mine for mine, _ in pairs) * 1e6:.0f} us",
+            f"{statistics.median(theirs for _, theirs in pairs) * 1e6:.0f} us",
+            f"{ratio:.2f}x",
+            "<= 1.0x",
+            ratio <= 1.0,
+        )
+    )
+
+
+def turns(ours: ServerProcess, peer: ServerProcess, folder: Path, rounds: int) -> Row:
+    """The SDKs end to end, each with its own server."""
+    events, size = 20_000, 200
+    script = Path(__file__).parent / "ts_turn.mjs"
+    modules = node_modules(PEERS)
+    mine = [
+        run(run_turn(ours.url, OURS, folder / f"turn-{number}.db", events=events, size=size))
+        for number in range(rounds)
+    ]
+    command = [
+        "node",
+        str(script),
+        str(modules),
+        peer.url,
+        PEER,
+        str(folder / "ts.db"),
+        str(events),
+        str(size),
+    ]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+    speed = statistics.median(turn.events_per_second for turn in mine)
+    stored = min(turn.stored for turn in mine)
+    theirs = answer["stored"] / answer["seconds"]
+    return show(
+        Row(
+            f"SDK end to end, {events:,}-event turn into SQLite",
+            f"{speed:,.0f}/s, {stored:,} stored",
+            f"{theirs:,.0f}/s, {answer['stored']:,} stored",
+            f"{speed / theirs:.0f}x",
+            ">= 15,000/s, all stored",
+            speed >= 15_000 and stored == events,
+        )
+    )
+
+
+def history(ours: ServerProcess, folder: Path, rounds: int) -> list[Row]:
+    """Sessions with a long history."""
+    short = statistics.median(
+        run(run_resume(ours.url, OURS, folder / "short.db", events=1_000, rounds=rounds))
+    )
+    database = folder / "long.db"
+    resume = statistics.median(run(run_resume(ours.url, OURS, database, events=1_000_000, rounds=rounds)))
+    first, last = run(run_page(database, events=1_000_000, rounds=100))
+    return [
+        show(
+            Row(
+                "resume_session with 1,000,000 events of history",
+                f"{resume * 1e3:.1f} ms ({short * 1e3:.1f} with 1,000)",
+                "",
+                f"{resume / short:.2f}x",
+                "<= 20 ms, <= 2x of 1,000",
+                resume <= 0.020 and resume <= 2 * short,
+            )
+        ),
+        show(
+            Row(
+                "page of 100 at the end of 1,000,000 events",
+                f"{last * 1e6:.0f} us (first {first * 1e6:.0f})",
+                "",
+                f"{last / first:.2f}x",
+                "<= 2x of the first page",
+                last <= 2 * first,
+            )
+        ),
+    ]
+
+
+def footprint(start: Callable[[], ServerProcess], start_peer: Callable[[], ServerProcess]) -> list[Row]:
+    """Memory, and the time to be healthy."""
+    with start() as server:
+        peak, lost = run(stalled_reader(server, OURS, events=1_000_000, size=300))
+    rows = [
+        show(
+            Row(
+                "1,000,000 events of 300 B while a reader stalls",
+                f"{peak / MEBIBYTE:.0f} MiB peak, {lost} lost",
+                "",
+                "",
+                "< 150 MB, none lost",
+                peak < 150_000_000 and lost == 0,
+            )
+        )
+    ]
+    with start() as server, start_peer() as peer:
+        mine = run(idle_viewers(server, OURS, viewers=2_000))
+        theirs = run(idle_viewers(peer, PEER, viewers=500))
+    rows.append(
+        show(
+            Row(
+                "2,000 idle SSE viewers, each",
+                f"{mine / 1000:.1f} KB",
+                f"{theirs / 1000:.1f} KB",
+                f"{mine / theirs:.2f}x",
+                "<= 25 KB",
+                mine <= 25_000,
+            )
+        )
+    )
+    starts: list[float] = []
+    for _ in range(5):
+        with start() as server:
+            starts.append(server.started_in)
+    rows.append(
+        show(
+            Row(
+                "server start to healthy",
+                f"{statistics.median(starts):.2f} s",
+                "",
+                "",
+                "<= 0.4 s",
+                statistics.median(starts) <= 0.4,
+            )
+        )
+    )
+    return rows
+
+
+def write_results(rows: Sequence[Row], rounds: int) -> None:
+    """Write RESULTS.md."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    about = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({cpu}), {platform.system()} "
+        f"{platform.release()}, Python {platform.python_version()}. Made by `make bench`; medians of "
+        f"{rounds} alternating rounds, server, agent and load on the same cores. The peer is the published "
+        "0.4.2 server with the same agent; in the SDK's row the published TypeScript SDK on that server."
+    )
+    table = [f"| {' | '.join(row[:5])} | {'yes' if row.passed else 'no'} |" for row in (*rows,)]
+    head = ["| work | ours | peer | ratio | bar | met |", "|---|---|---|---|---|---|"]
+    lines = ["# Results", "", about, "", *head, *table, ""]
+    RESULTS.write_text("\n".join(lines))
+
+
+def main() -> int:
+    """Run all rows; the exit code is 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each row (default: 5)")
+    parser.add_argument("--no-write", action="store_true", help="leave RESULTS.md as it is")
+    options = parser.parse_args()
+    rounds: int = options.rounds
+    with tempfile.TemporaryDirectory(prefix="sandbox-agent-bench-") as name:
+        folder = Path(name)
+        homes = {home: folder / home for home in ("ours", "peer")}
+        for home in homes.values():
+            home.mkdir()
+
+        def start() -> ServerProcess:
+            return our_server(homes["ours"], "--store", f"sqlite:{homes['ours'] / 'server.db'}")
+
+        def start_peer() -> ServerProcess:
+            return published_server(homes["peer"])
+
+        rows: list[Row] = []
+        with start() as ours, start_peer() as peer:
+            rows += bursts(ours, peer, rounds)
+            rows.append(latency(ours, peer, rounds))
+            rows.append(turns(ours, peer, folder, rounds))
+            rows += history(ours, folder, rounds)
+        rows += footprint(start, start_peer)
+    if not options.no_write:
+        write_results(rows, rounds)
+    return 0 if all(row.passed for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
