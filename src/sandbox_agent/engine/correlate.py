@@ -102,7 +102,7 @@ class Correlator:
             envelope = envelope.replace(b"\n", b" ").replace(b"\r", b" ")
         if head.is_request:
             return self._submit_request(client, envelope, head)
-        if head.method is None and head.id:
+        if head.is_response:
             try:
                 key = _key(head.id)
             except InvalidEnvelopeError:

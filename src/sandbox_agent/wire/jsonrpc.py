@@ -47,6 +47,11 @@ class Head(msgspec.Struct, gc=False):
         """Whether an answer is owed: a method and an id that is not null."""
         return self.method is not None and bool(self.id) and bytes(self.id) != NULL
 
+    @property
+    def is_response(self) -> bool:
+        """Whether it answers a request: an id and no method."""
+        return self.method is None and bool(self.id)
+
 
 _head_decoder = msgspec.json.Decoder(Head)
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
