@@ -52,7 +52,7 @@ with_pip() {
     fi
     "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip --upgrade >/dev/null
     # 25.1 is the first that reads dependency groups.
-    pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
+    pip() { "$python" -m pip -qq --disable-pip-version-check "$@"; }
     pip install 'pip>=25.1'
     "$python" scripts/constraints.py uv.lock >"$venv/constraints.txt"
     local wanted=(--editable .)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 
 from sandbox_agent.errors import TABLE, SandboxAgentError
 
-__all__ = ["cli", "main"]
+__all__ = ["COMMANDS", "Entry", "cli", "main"]
 
-# Where each command lives; it is imported when it is run or helped with.
+
+class Entry(NamedTuple):
+    """A command: where it lives, and what the list of commands says of it."""
+
+    where: str
+    help: str
+
+
+# A command is imported when it is run or helped with; the list of them imports none.
 COMMANDS: Final = {
-    "demo": "sandbox_agent.cli.demo:demo",
-    "run": "sandbox_agent.cli.run:run",
-    "server": "sandbox_agent.cli.server:server",
-    "sessions": "sandbox_agent.cli.sessions:sessions",
+    "demo": Entry("sandbox_agent.cli.demo:demo", "Show the main job: a session outlives its killed server."),
+    "run": Entry("sandbox_agent.cli.run:run", "Give an agent one prompt and stream what it does."),
+    "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
+    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show and export stored sessions."),
 }
 
 
@@ -26,12 +34,16 @@ class _LazyGroup(click.Group):
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        where = COMMANDS.get(cmd_name)
-        if where is None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
             return None
-        module, _, name = where.partition(":")
+        module, _, name = entry.where.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +57,7 @@ def main() -> None:
     try:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:
-        click.echo(f"sandbox-agent: {error}", err=True)
+        click.echo(f"sandbox-agent: {' '.join(str(error).split())}", err=True)
         sys.exit(next((row.exit_code for row in TABLE if isinstance(error, row.error)), 1))
 
 

@@ -1,0 +1,135 @@
+"""Events of a session, told to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from sandbox_agent.cli.terminal import Screen, Style
+from sandbox_agent.wire.acp import (
+    AgentMessageChunk,
+    AgentThoughtChunk,
+    CurrentModeUpdate,
+    Notice,
+    Plan,
+    SessionInfoUpdate,
+    ToolCall,
+    ToolCallUpdate,
+    UsageUpdate,
+)
+from sandbox_agent.wire.records import SessionEvent, SessionRestored
+
+__all__ = ["Narrator"]
+
+_PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}
+_STATUS_STYLES: Final[dict[str, Style]] = {"completed": "green", "failed": "red"}
+
+
+class Narrator:
+    """Takes events in their order and writes them to a screen.
+
+    Args:
+        screen: where to.
+        client: tell what the client said, too: prompts, and answers to permission requests.
+    """
+
+    def __init__(self, screen: Screen, *, client: bool = False) -> None:
+        self._screen = screen
+        self._client = client
+        self._titles: dict[str, str] = {}
+        self._statuses: dict[str, str] = {}
+        self._plan: list[str] = []
+        # The kind and message of the piece before: another one begins a line.
+        self._piece: tuple[object, ...] = ()
+
+    def tell(self, event: SessionEvent) -> None:
+        """Write what an event means to a reader; most of the protocol means nothing."""
+        match event.update:
+            case AgentMessageChunk(message_id=message_id) as chunk:
+                self._continue("message", message_id)
+                self._screen.say(chunk.text)
+            case AgentThoughtChunk(message_id=message_id) as chunk:
+                self._continue("thought", message_id)
+                self._screen.think(chunk.text)
+            case ToolCall() | ToolCallUpdate() as call:
+                self._tool(call)
+            case Plan() as plan:
+                self._tell_plan(plan)
+            case UsageUpdate(used=used, size=size, cost=cost):
+                price = f", {cost.amount:g} {cost.currency}" if cost is not None else ""
+                self._screen.note(f"usage  {used:,} of {size:,} tokens{price}", "dim")
+            case SessionInfoUpdate(title=str(title)):
+                self._screen.note(f"title  {title}", "dim")
+            case CurrentModeUpdate(current_mode_id=mode):
+                self._screen.note(f"mode   {mode}", "dim")
+            case Notice() as notice:
+                detail = f": {notice.description}" if notice.description else ""
+                self._screen.note(f"{notice.severity}  {notice.title}{detail}", "yellow")
+            case SessionRestored() as restored:
+                self._restored(restored)
+            case None:
+                self._envelope(event)
+            case _:
+                pass
+
+    def _continue(self, *piece: object) -> None:
+        if piece != self._piece:
+            self._screen.end_line()
+        self._piece = piece
+
+    def _tool(self, call: ToolCall | ToolCallUpdate) -> None:
+        key = call.tool_call_id
+        if call.title:
+            self._titles[key] = call.title
+        status = call.status or self._statuses.get(key, "pending")
+        if self._statuses.get(key) == status:
+            return
+        self._statuses[key] = status
+        title = " ".join(self._titles.get(key, key).split())
+        self._screen.note(f"tool   {title}: {status}", _STATUS_STYLES.get(status, "cyan"))
+
+    def _tell_plan(self, plan: Plan) -> None:
+        entries = [f"{_PLAN_MARKS.get(entry.status, '[ ]')} {entry.content}" for entry in plan.entries]
+        for entry in entries:
+            if entry not in self._plan:
+                self._screen.note(f"plan   {entry}", "cyan")
+        self._plan = entries
+
+    def _restored(self, restored: SessionRestored) -> None:
+        left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
+        self._screen.note(
+            f"restored  in a new agent session by {restored.method}: {restored.replayed} events{left_out}",
+            "yellow",
+        )
+        for what, why in (restored.failed or {}).items():
+            self._screen.note(f"not restored  {what}: {why}", "red")
+
+    def _envelope(self, event: SessionEvent) -> None:
+        payload = event.payload
+        params = _object(payload.get("params"))
+        method = payload.get("method")
+        if method == "session/prompt" and self._client:
+            self._screen.note(f"> {_text(params.get('prompt'))}", "bold")
+        elif method == "_adapter/agent_exited":
+            self._screen.note(f"agent exited (code {params.get('code')})", "red")
+        elif method == "_sandbox_agent/persist_failed":
+            self._screen.note(f"store failed: {params.get('message') or params}", "red")
+        elif method == "_sandbox_agent/events_lost":
+            self._screen.note(f"events lost: {params.get('reason') or params}", "red")
+        elif self._client and event.sender == "client" and "result" in payload:
+            self._answered(_object(_object(payload["result"]).get("outcome")))
+
+    def _answered(self, outcome: Mapping[str, Any]) -> None:
+        if outcome:
+            answer = outcome.get("optionId") if outcome.get("outcome") == "selected" else "cancelled"
+            self._screen.note(f"permission  {answer}", "yellow")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _text(prompt: object) -> str:
+    blocks = cast("list[object]", prompt) if isinstance(prompt, list) else []
+    words = [str(_object(block).get("text") or f"[{_object(block).get('type')}]") for block in blocks]
+    return "\n".join(words)
