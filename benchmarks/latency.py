@@ -12,17 +12,16 @@ __all__ = ["run_latency"]
 
 
 async def run_latency(port: int, agent: str, *, requests: int) -> float:
-    """Return the median seconds of a small request that the agent answers at once."""
-    connection, path, session_id = await open_session(port, agent, f"bench-{uuid.uuid4().hex}")
+    """Return the median seconds of a small request that the agent answers at once, with one line."""
+    connection, path, _ = await open_session(port, agent, f"bench-{uuid.uuid4().hex}")
     times: list[float] = []
     for number in range(requests):
-        params = {"sessionId": session_id, "modeId": "default"}
-        envelope = {"jsonrpc": "2.0", "id": 10 + number, "method": "session/set_mode", "params": params}
+        envelope = {"jsonrpc": "2.0", "id": 10 + number, "method": "session/list", "params": {}}
         body = json.dumps(envelope).encode()
         begun = time.perf_counter()
         status, _ = await connection.request("POST", path, body)
         times.append(time.perf_counter() - begun)
         if status != 200:
-            raise RuntimeError(f"set_mode answered {status}")
+            raise RuntimeError(f"session/list answered {status}")
     await end_session(connection, path)
     return percentile(times, 0.5)

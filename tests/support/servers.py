@@ -88,7 +88,7 @@ class ServerProcess:
             )
         while not self._healthy():
             if self._child.poll() is not None or time.perf_counter() - begun > HEALTHY_SECONDS:
-                raise RuntimeError(f"{self._command} is not healthy:\n{self.log.read_text()}")
+                raise RuntimeError(f"{self._command} is not healthy:\n{self.log.read_text()[-2000:]}")
             time.sleep(0.005)
         self.started_in = time.perf_counter() - begun
 

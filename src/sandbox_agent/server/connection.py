@@ -31,8 +31,9 @@ logger = logging.getLogger("sandbox_agent.server")
 
 # An agent that closed its stdout can't be heard any more; it has this long to exit by itself.
 EOF_EXIT_SECONDS = 1.0
-# An agent that closed its stdin is about to exit; its end explains more than a broken pipe.
-BROKEN_PIPE_EXIT_SECONDS = 1.0
+# An agent that closed its stdin is about to exit, or walks down the ladder (a second and a bit); its end
+# explains more than a broken pipe.
+BROKEN_PIPE_EXIT_SECONDS = 2.0
 # How much of a line that isn't JSON is shown.
 INVALID_RAW_BYTES = 1024 * 1024
 # Of these the agent takes as long as it needs.

@@ -42,6 +42,7 @@ def serve(config: ServerConfig) -> int:
     server = _Server(
         uvicorn.Config(
             app,
+            http=_http_protocol(),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -57,3 +58,12 @@ def serve(config: ServerConfig) -> int:
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve([listener]))
     return 0 if server.started else 1
+
+
+def _http_protocol() -> type[asyncio.Protocol] | str:
+    """Return the fast protocol where httptools is installed, else what uvicorn finds."""
+    try:
+        from sandbox_agent.server.cork import CorkedHttpProtocol
+    except ImportError:
+        return "auto"
+    return CorkedHttpProtocol
