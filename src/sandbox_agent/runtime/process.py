@@ -17,11 +17,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sandbox_agent.runtime.exits import watch_exit
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter
 from sandbox_agent.runtime.tree import TAG_VARIABLE, signal_tree, tagged
 
@@ -69,7 +71,7 @@ class Process:
 
     def __init__(
         self,
-        child: asyncio.subprocess.Process,
+        child: subprocess.Popen[bytes],
         tag: str,
         *,
         stdin: PipeWriter,
@@ -85,6 +87,7 @@ class Process:
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
         self._status: ExitStatus | None = None
+        self._exited = asyncio.Event()
         self._stopping: asyncio.Lock = asyncio.Lock()
 
     @classmethod
@@ -108,11 +111,12 @@ class Process:
             SpawnError: there is no such program, or the kernel refuses.
         """
         tag = f"{tag_prefix}{uuid.uuid4().hex}"
-        # pipes of our own, not asyncio's: its wait() would last until grandchildren let go of them
+        # subprocess and pipes of our own: asyncio's wait() would last until grandchildren let go of the
+        # pipes, and uvloop leaves the child copies of their ends, so that closing one goes unnoticed
         (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(argv[0])
         try:
-            child = await asyncio.create_subprocess_exec(
-                *argv,
+            child = subprocess.Popen(  # noqa: S603, ASYNC220 - running what it is told; it forks in a millisecond
+                argv,
                 stdin=in_read,
                 stdout=out_write,
                 stderr=err_write,
@@ -127,13 +131,15 @@ class Process:
         finally:
             for fd in (in_read, out_write, err_write):
                 os.close(fd)
-        return cls(
+        process = cls(
             child,
             tag,
             stdin=PipeWriter(in_write),
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
+        watch_exit(child, process._note_exit)
+        return process
 
     @property
     def status(self) -> ExitStatus | None:
@@ -171,10 +177,13 @@ class Process:
 
     async def wait(self) -> ExitStatus:
         """Wait for the leader's exit, whoever still holds its pipes."""
-        code = await self._child.wait()
-        if self._status is None:
-            self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
+        await self._exited.wait()
+        assert self._status is not None
         return self._status
+
+    def _note_exit(self, code: int) -> None:
+        self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
+        self._exited.set()
 
     async def stop(self, *, eof_grace: float = EOF_GRACE, term_grace: float = TERM_GRACE) -> ExitStatus:
         """Walk down the ladder; see the module's docstring. Safe to call twice.
