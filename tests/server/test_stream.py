@@ -15,7 +15,7 @@ import uvicorn
 from sandbox_agent.server import bridge
 from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
-from tests.server.talk import Talk, client_of, talk
+from tests.server.talk import Talk, talk
 from tests.support.servers import ServerProcess, free_port, our_server
 
 pytestmark = pytest.mark.anyio
@@ -166,10 +166,7 @@ async def test_two_hundred_viewers_that_vanish_leave_nothing_behind(
     async with talk(server, fresh()) as talking:
 
         async def vanish() -> None:
-            async with (
-                client_of(server) as client,
-                Talk(client, talking.path.rpartition("/")[2]).stream() as stream,
-            ):
+            async with talking.stream() as stream:  # leaving it unfinished closes its socket
                 await stream.next()
 
         async def round_of_viewers() -> int:
