@@ -72,10 +72,13 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[RunningS
     leftovers = Leftovers()
     spoken = tmp_path / "spoken"
     env = {**leftovers.env, "SANDBOX_AGENT_MOCK_STATE": str(spoken)}
-    if getattr(request, "param", OURS) == OURS:
+    ours = getattr(request, "param", OURS) == OURS
+    if ours:
         process, agent = our_server(tmp_path, "--store", f"sqlite:{tmp_path}/server.db", env=env), "mock"
     else:
         process, agent = published_server(tmp_path, env=env), "claude"
     with process:
         yield RunningServer(process, agent, leftovers, spoken)
+    if not ours:
+        leftovers.wait()  # the published server doesn't wait for its agents' end
     assert not leftovers.find(), "processes outlived the server"

@@ -6,11 +6,11 @@ import os
 import select
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
 
 __all__ = ["Leftovers"]
@@ -41,17 +41,20 @@ class Leftovers:
             if not words or any(word in command for word in words)
         }
 
-    async def gone(self, *words: str) -> None:
+    def wait(self, *words: str) -> None:
         """Wait until no marked process (of those with one of the words) is left.
 
         Raises:
             AssertionError: some are still there; the message lists them.
         """
-        with anyio.move_on_after(GONE_SECONDS):
-            while found := self.find(*words):
-                await anyio.to_thread.run_sync(_wait_for_exit, next(iter(found)), abandon_on_cancel=True)
-            return
-        raise AssertionError(f"still running after {GONE_SECONDS} s: {self.find(*words)}")
+        deadline = time.monotonic() + GONE_SECONDS
+        while found := self.find(*words):
+            assert time.monotonic() < deadline, f"still running after {GONE_SECONDS} s: {found}"
+            _wait_for_exit(next(iter(found)))
+
+    async def gone(self, *words: str) -> None:
+        """Wait beside the event loop."""
+        await anyio.to_thread.run_sync(lambda: self.wait(*words))
 
     def _linux(self) -> dict[int, str]:
         found: dict[int, str] = {}

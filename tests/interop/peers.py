@@ -254,13 +254,12 @@ class TypeScriptPeer:
 
 @contextlib.asynccontextmanager
 async def _open_python(file: Path | None) -> AsyncGenerator[Peer]:
-    if file is None:
-        yield PythonPeer(InMemorySessionPersistDriver())
-        return
-    driver = SQLiteSessionPersistDriver(file)
+    driver = SQLiteSessionPersistDriver(file) if file else InMemorySessionPersistDriver()
+    peer = PythonPeer(driver)
     try:
-        yield PythonPeer(driver)
+        yield peer
     finally:
+        await peer.dispose()
         await driver.close()
 
 
@@ -361,7 +360,8 @@ class PythonPeer:
         return msgspec.to_builtins(session.record)
 
     async def dispose(self) -> None:
-        await self.sdk.dispose()
+        if self._sdk is not None:
+            await self._sdk.dispose()
 
 
 @contextlib.contextmanager

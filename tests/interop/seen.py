@@ -46,11 +46,13 @@ class Seen:
     def __init__(self) -> None:
         self.events: defaultdict[str, list[Event]] = defaultdict(list)
         self.permissions: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._texts: defaultdict[str, str] = defaultdict(str)
         self._changed = anyio.Event()
 
     def take_event(self, event: Event) -> None:
         """Add an event."""
         self.events[event["sessionId"]].append(event)
+        self._texts[event["sessionId"]] += text_of([event])
         self._tell()
 
     def take_permission(self, permission: dict[str, Any]) -> None:
@@ -70,7 +72,7 @@ class Seen:
 
     async def says(self, session_id: str, text: str) -> None:
         """Wait until the agent has said that in the session."""
-        await self.until(lambda: text in text_of(self.events[session_id]))
+        await self.until(lambda: text in self._texts[session_id])
 
     async def permission(self, session_id: str, number: int = 1) -> dict[str, Any]:
         """Wait for the session's permission request of that number and return it."""
