@@ -13,8 +13,6 @@ __all__ = ["demo"]
 @click.option(
     "--agent",
     "-a",
-    envvar="AGENT",
-    show_envvar=True,
     default="mock",
     show_default=True,
     metavar="ID",
