@@ -1,4 +1,4 @@
-"""What users can reach is in the docs: routes, options, names, drivers, errors, agents, the mock's commands."""
+"""What users can reach is in the docs: routes, options, names, drivers, errors, agents, the mock."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from sandbox_agent.server.operations import Operation
 from tests.docs.pages import PAGES, text_of
 
 
-def commands(
-    command: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+Words = tuple[str, ...]
+
+
+def commands(command: click.Command, path: Words = ()) -> Iterator[tuple[Words, click.Command]]:
     """Return every command with its path."""
     yield path, command
     if isinstance(command, click.Group):
@@ -66,9 +67,11 @@ def test_an_option_explains_itself_in_help(path: Words, option: click.Option) ->
     assert option.help or isinstance(option.type, click.Choice), f"{path}: {long_name(option)}"
 
 
-@pytest.mark.parametrize(
-    "operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}"
-)
+def route_of(operation: Operation) -> str:
+    return f"{operation.method} {operation.path}"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=route_of)
 def test_a_route_is_in_the_docs(operation: Operation) -> None:
     assert f"| `{route_of(operation)}` |" in text_of("docs/http.md")
 
