@@ -20,7 +20,6 @@ from sandbox_agent.server.app import OPERATIONS
 from sandbox_agent.server.operations import Operation
 from tests.docs.pages import PAGES, text_of
 
-
 Words = tuple[str, ...]
 
 
