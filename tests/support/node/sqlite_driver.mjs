@@ -36,6 +36,8 @@ function upsert(table, columns) {
 export class SQLiteDriver {
   constructor(Database, filename) {
     this.db = new Database(filename);
+    // Its process is not killed here, so what it says is stored need not survive a power cut.
+    this.db.pragma("synchronous = OFF");
     this.db.exec(`
       CREATE TABLE IF NOT EXISTS sessions (
         id TEXT PRIMARY KEY, agent TEXT NOT NULL, agent_session_id TEXT NOT NULL,
