@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+from types import FrameType
 
 import click
 
@@ -95,6 +97,9 @@ def server(
         request_timeout=request_timeout,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
     )
+    # uvicorn shuts down at a signal and then passes it on to these: what was asked for is no error.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     configure_logging(log_level, log_format, secrets=[token] if token else [])
     try:
         code = serve(config)
@@ -104,3 +109,7 @@ def server(
         ) from error
     logging.shutdown()
     raise SystemExit(code)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
