@@ -25,7 +25,7 @@ class Pipe:
         """Submit a request; return it with what the agent reads."""
         raw = request_id if isinstance(request_id, bytes) else json.dumps(request_id).encode()
         envelope = b'{"jsonrpc":"2.0","id":%b,"method":"%b"}' % (raw, method.encode())
-        submitted = self.correlator.submit(client, envelope)
+        submitted = self.correlator.submit(client, read_head(envelope), envelope)
         assert submitted.line is not None
         assert submitted.pending is not None
         return submitted.pending, json.loads(submitted.line)
@@ -40,18 +40,20 @@ class Pipe:
         self.correlator.asked(read_head(line))
 
     def client_answers(self, raw_id: bytes, client: str = UNNAMED) -> bytes | None:
-        return self.correlator.submit(client, b'{"id":%b,"result":{}}' % raw_id).line
+        envelope = b'{"id":%b,"result":{}}' % raw_id
+        return self.correlator.submit(client, read_head(envelope), envelope).line
 
 
 def test_a_request_goes_through_byte_for_byte_when_its_id_is_free() -> None:
     envelope = b'{ "params" : {"x":1.0} ,"id":7, "method":"m"}'
-    submitted = Correlator().submit("", envelope)
+    submitted = Correlator().submit("", read_head(envelope), envelope)
     assert submitted.line is envelope
     assert submitted.method == "m"
 
 
 def test_an_envelope_over_several_lines_is_one_line_on_the_pipe() -> None:
-    submitted = Correlator().submit("", b'{\r\n  "method": "m"\n}')
+    envelope = b'{\r\n  "method": "m"\n}'
+    submitted = Correlator().submit("", read_head(envelope), envelope)
     assert submitted.line is not None
     assert b"\n" not in submitted.line
     assert b"\r" not in submitted.line

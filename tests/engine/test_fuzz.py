@@ -65,7 +65,7 @@ def test_a_mutated_line_is_an_envelope_or_refused_and_the_next_line_is_read(seed
                 assert isinstance(head, Head)
                 if head.id:
                     assert bytes(read_head(replace_id(line, b"77")).id) == b"77"
-                correlator.submit("", line)
+                correlator.submit("", head, line)
                 correlator.answer(head, line)
                 accepted += 1
             except InvalidEnvelopeError:

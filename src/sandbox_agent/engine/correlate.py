@@ -6,7 +6,7 @@ from contextlib import suppress
 from math import isfinite
 from typing import Final
 
-from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head, replace_id
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, replace_id
 
 __all__ = ["EVERYONE", "UNNAMED", "Answer", "Correlator", "Pending", "Submitted"]
 
@@ -90,13 +90,17 @@ class Correlator:
         self._asked: set[bytes] = set()
         self._aliases = 0
 
-    def submit(self, client: str, envelope: bytes) -> Submitted:
+    def submit(self, client: str, head: Head, envelope: bytes) -> Submitted:
         """Take an envelope from a client.
 
+        Args:
+            client: its name, or UNNAMED.
+            head: the envelope's, from read_head.
+            envelope: the whole of it.
+
         Raises:
-            InvalidEnvelopeError: it is no JSON-RPC envelope, or its id is neither string nor number.
+            InvalidEnvelopeError: its id is neither string nor number.
         """
-        head = read_head(envelope)
         if b"\n" in envelope or b"\r" in envelope:
             # raw line ends can only stand between JSON tokens; on the pipe they would end the message
             envelope = envelope.replace(b"\n", b" ").replace(b"\r", b" ")

@@ -21,10 +21,14 @@ class PipeReader:
 
     Args:
         fd: the descriptor; it is made non-blocking and closed by close().
+
+    Attributes:
+        drained: whether the last read took all that was there.
     """
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
+        self.drained = False
         self._fd = fd
         self._waiter: asyncio.Future[None] | None = None
         self._watched = False
@@ -32,8 +36,11 @@ class PipeReader:
 
     async def read(self) -> bytes:
         """Wait for bytes and return them; ``b""`` at the end of the stream."""
+        if self.drained and self._ahead is None and self._fd >= 0:
+            await self._readable()
         while (data := self.read_nowait()) is None:
             await self._readable()
+        self.drained = 0 < len(data) < READ_BYTES
         return data
 
     def read_nowait(self) -> bytes | None:
@@ -125,9 +132,29 @@ class PipeWriter:
             self._rest = memoryview(data)
             if self._flush():
                 return
-            self._flushed = flushed = asyncio.get_running_loop().create_future()
-            asyncio.get_running_loop().add_writer(self._fd, self._on_writable)
-            await asyncio.shield(flushed)
+            await asyncio.shield(self._flush_later())
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Write a message if it is nobody's turn and the pipe takes it; write() says why it did not.
+
+        A pipe that takes a part of it gets the rest in the background, before any other message.
+        """
+        if self._turn.locked() or self._flushed is not None or self._fd < 0:
+            return False
+        try:
+            written = os.write(self._fd, data)
+        except OSError:
+            return False
+        if written < len(data):
+            self._rest = memoryview(data)[written:]
+            self._flush_later()
+        return True
+
+    def _flush_later(self) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        self._flushed = flushed = loop.create_future()
+        loop.add_writer(self._fd, self._on_writable)
+        return flushed
 
     def _flush(self) -> bool:
         if self._fd < 0:

@@ -159,6 +159,10 @@ class Process:
         """
         await self._stdin.write(data)
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Write to stdin if it takes the message at once; see PipeWriter.write_nowait."""
+        return self._stdin.write_nowait(data)
+
     async def pump_stderr(self) -> None:
         """Read stderr to its end, keeping the tail; its owner runs this beside the process."""
         while data := await self._stderr.read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
@@ -45,7 +46,7 @@ class Application:
         self._config = config
         self._bridge: Bridge | None = None
         self._entry: ASGIApp | None = None
-        self._lifespan = Router(lifespan=self._run).lifespan
+        self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -60,7 +61,12 @@ class Application:
             await self._bridge.close()
 
     @asynccontextmanager
-    async def _run(self, _: object) -> AsyncGenerator[None]:
+    async def running(self) -> AsyncGenerator[None]:
+        """Open the store and serve while the context lasts; what an ASGI server's lifespan does too.
+
+        Raises:
+            PersistError: the store can't be opened, or another server has it.
+        """
         config = self._config
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(config.store))
@@ -75,6 +81,7 @@ class Application:
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             self._entry = entry
+            gc.freeze()  # what is here now stays: the collector need not look at it again
             yield
 
 

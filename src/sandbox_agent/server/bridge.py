@@ -178,6 +178,7 @@ class Bridge:
             await connection.run()
         finally:
             await self._warden.release(group)
+        await self.spiller.relieve()  # its own reading was cut off, maybe while the store refused
         logger.info("agent %s ended for %s", connection.agent, connection.server_id)
 
     async def _make_room(self) -> None:

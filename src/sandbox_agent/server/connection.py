@@ -34,6 +34,8 @@ EOF_EXIT_SECONDS = 1.0
 # An agent that closed its stdin is about to exit, or walks down the ladder (a second and a bit); its end
 # explains more than a broken pipe.
 BROKEN_PIPE_EXIT_SECONDS = 2.0
+# A store that hangs must not hold up a DELETE; it does what it was told to when it comes back.
+DROP_SECONDS = 0.3
 # How much of a line that isn't JSON is shown.
 INVALID_RAW_BYTES = 1024 * 1024
 # Of these the agent takes as long as it needs.
@@ -114,8 +116,8 @@ class AgentConnection:
         while data := await stdout.read():
             self._publish(self._framer.feed(data))
             await self._spiller.relieve()
-            # a pipe that always has more would keep viewers and requests waiting
-            await asyncio.sleep(0)
+            if not stdout.drained:
+                await asyncio.sleep(0)  # a pipe that always has more would keep everyone else waiting
         await anyio.sleep(EOF_EXIT_SECONDS)
         logger.warning("agent %s closed its stdout and goes on: ending it", self.agent)
         await self._process.stop()
@@ -194,7 +196,7 @@ class AgentConnection:
             part = await self._spiller.read(self.feed.epoch, cursor, viewer, max_bytes)
         return part
 
-    async def send(self, client: str, envelope: bytes) -> bytes | None:
+    async def send(self, client: str, head: Head, envelope: bytes) -> bytes | None:
         """Send a client's envelope to the agent and wait for the answer where one is owed.
 
         A caller that is cancelled or times out leaves the request running: its answer will be in the
@@ -202,45 +204,63 @@ class AgentConnection:
 
         Args:
             client: the client's name, or UNNAMED.
+            head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
 
         Returns:
             The agent's response with the client's id, or None for a notification or an answer.
 
         Raises:
-            InvalidRequestError: the envelope is none.
+            InvalidRequestError: the envelope's id is none.
             AgentProcessExitedError: the agent has ended, or ends before it answers.
-            RequestTimeoutError: the agent did not answer in time.
+            RequestTimeoutError: the agent did not take the envelope, or did not answer, in time.
             StreamError: the agent does not take input and does not exit.
         """
         if self._status is not None:
             raise self._exit_error()
         try:
-            head = read_head(envelope)
-            submitted = self._correlator.submit(client, self._adapt(head.method, envelope))
+            submitted = self._correlator.submit(client, head, self._adapt(head.method, envelope))
         except InvalidEnvelopeError as error:
-            raise InvalidRequestError(f"invalid request: body is no JSON-RPC envelope: {error}") from None
+            raise InvalidRequestError(f"invalid request: {error}") from None
         if submitted.line is None:
             return None
-        pending, answer = submitted.pending, None
-        if pending is not None:
-            answer = self._answers[pending] = asyncio.get_running_loop().create_future()
+        pending = submitted.pending
+        timeout = None if head.method in UNTIMED_METHODS else self._timeout
+        if pending is None:
+            await self._write(submitted.line, head.method, timeout)
+            return None
+        loop = asyncio.get_running_loop()
+        answer = self._answers[pending] = loop.create_future()
+        timer = None
         try:
-            async with asyncio.timeout(None if submitted.method in UNTIMED_METHODS else self._timeout):
-                await self._write(submitted.line)
-                return None if answer is None else await answer
-        except TimeoutError:
-            raise RequestTimeoutError(
-                f"timeout: {self.agent} did not answer {submitted.method or 'the message'} within "
-                f"{self._timeout:g} s; it may still do so: its answer will be in the event stream"
-            ) from None
+            await self._write(submitted.line, head.method, timeout)
+            if timeout is not None:
+                timer = loop.call_later(timeout, self._expire, answer, head.method)
+            return await answer
         finally:
-            if pending is not None:
-                self._answers.pop(pending, None)
+            if timer is not None:
+                timer.cancel()
+            self._answers.pop(pending, None)
 
-    async def _write(self, line: bytes) -> None:
+    def _expire(self, answer: asyncio.Future[bytes], method: str | None) -> None:
+        if not answer.done():
+            answer.set_exception(self._timed_out(method))
+
+    def _timed_out(self, method: str | None) -> RequestTimeoutError:
+        return RequestTimeoutError(
+            f"timeout: {self.agent} did not answer {method or 'the message'} within {self._timeout:g} s; "
+            "it may still do so: its answer will be in the event stream"
+        )
+
+    async def _write(self, line: bytes, method: str | None, timeout: float | None) -> None:
+        line += b"\n"
+        if self._process.write_nowait(line):
+            return
         try:
-            await self._process.write(line + b"\n")
+            async with asyncio.timeout(timeout):
+                await self._process.write(line)
+        except TimeoutError:
+            raise self._timed_out(method) from None
         except BrokenPipeError:
             try:
                 async with asyncio.timeout(BROKEN_PIPE_EXIT_SECONDS):
@@ -287,7 +307,8 @@ class AgentConnection:
             self._closed = True
             self.feed.close()
             self.bell.ring()
-            await self._spiller.drop(self.feed.epoch)
+            with anyio.move_on_after(DROP_SECONDS):
+                await self._spiller.drop(self.feed.epoch)
 
 
 def _mended(lines: Sequence[bytes]) -> tuple[list[bytes], list[Head]]:

@@ -14,8 +14,9 @@ from sandbox_agent.agents.launch import agent_ids
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
-from sandbox_agent.wire.jsonrpc import dumps, loads
+from sandbox_agent.wire.jsonrpc import dumps, loads, read_head
 
 __all__ = ["Directory"]
 
@@ -89,10 +90,8 @@ class Directory:
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):
-                        await connection.send(UNNAMED, _request(1, "initialize", {"protocolVersion": 1}))
-                        answer = await connection.send(
-                            UNNAMED, _request(2, "session/new", {"cwd": folder, "mcpServers": []})
-                        )
+                        await _ask(connection, 1, "initialize", {"protocolVersion": 1})
+                        answer = await _ask(connection, 2, "session/new", {"cwd": folder, "mcpServers": []})
                 except TimeoutError:
                     raise SandboxAgentError(
                         f"{agent} did not open a session in {PROBE_SECONDS:g} s"
@@ -104,5 +103,8 @@ class Directory:
         return cast("dict[str, Any]", document.get("result") or {}).get("configOptions") or []
 
 
-def _request(request_id: int, method: str, params: dict[str, Any]) -> bytes:
-    return dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+async def _ask(
+    connection: AgentConnection, request_id: int, method: str, params: dict[str, Any]
+) -> bytes | None:
+    request = dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    return await connection.send(UNNAMED, read_head(request), request)

@@ -18,6 +18,7 @@ __all__ = [
     "Parameter",
     "accepts",
     "flag",
+    "header",
     "read_body",
     "require_json",
     "text",
@@ -66,16 +67,19 @@ class Operation:
     request_body: Any = None
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """Return the values of a header, joined as RFC 9110 does; ``name`` is lower case."""
+    values = [value for key, value in request.scope["headers"] if key == name]
+    return b", ".join(values).decode("latin-1") if values else None
+
+
 def accepts(request: Request, media_type: str) -> bool:
     """Return whether the Accept header allows a media type; none at all allows everything."""
-    kind = media_type.partition("/")[0]
-    allowed = {media_type, f"{kind}/*", "*/*"}
-    header = request.headers.getlist("accept")
-    if not header:
+    accepted = header(request, b"accept")
+    if accepted is None or accepted == media_type:
         return True
-    return any(
-        part.partition(";")[0].strip().lower() in allowed for value in header for part in value.split(",")
-    )
+    allowed = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return any(part.partition(";")[0].strip().lower() in allowed for part in accepted.split(","))
 
 
 def require_json(request: Request) -> None:
@@ -94,6 +98,8 @@ def text(request: Request, name: str) -> str | None:
     Raises:
         InvalidRequestError: it holds a control character.
     """
+    if not request.scope["query_string"]:
+        return None
     value = request.query_params.get(name)
     if value and any(ord(character) < 32 for character in value):
         raise InvalidRequestError(f"invalid request: query parameter '{name}' holds a control character")
@@ -121,12 +127,9 @@ async def read_body(request: Request, limit: int) -> bytes:
         PayloadTooLargeError: it is over ``limit`` bytes; no more than that was held.
         InvalidRequestError: the client went away in the middle.
     """
-    too_large = PayloadTooLargeError(
-        f"payload too large: the body is over {limit} bytes; raise --max-body-bytes if it is meant to be"
-    )
-    declared = request.headers.get("content-length")
+    declared = header(request, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -136,7 +139,13 @@ async def read_body(request: Request, limit: int) -> bytes:
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"payload too large: the body is over {limit} bytes; raise --max-body-bytes if it is meant to be"
+    )

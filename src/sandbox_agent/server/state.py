@@ -13,7 +13,7 @@ from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.directory import Directory
 
-__all__ = ["ServerState", "json_response", "state_of"]
+__all__ = ["JsonResponse", "ServerState", "json_response", "state_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,19 @@ class ServerState:
     openapi: bytes
 
 
+class JsonResponse(Response):
+    """An answer whose body is JSON already."""
+
+    def __init__(self, content: bytes, status: int = 200) -> None:
+        self.status_code = status
+        self.body = content
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(content)),
+        ]
+
+
 def state_of(request: Request) -> ServerState:
     """Return the state of the server that handles the request."""
     state: ServerState = request.scope["server_state"]
@@ -42,4 +55,4 @@ def state_of(request: Request) -> ServerState:
 def json_response(body: Any, status: int = 200) -> Response:
     """Return an answer with a msgspec struct, a dict or bytes of JSON as its body."""
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    return Response(content, status, media_type="application/json")
+    return JsonResponse(content, status)

@@ -25,7 +25,7 @@ def check_store(store: str) -> str:
     Raises:
         InvalidRequestError: it names no kind of store.
     """
-    if store == MEMORY_STORE or (store.startswith(_SQLITE) and len(store) > len(_SQLITE)):
+    if store == MEMORY_STORE or (store.startswith(_SQLITE) and Path(store.removeprefix(_SQLITE)).name):
         return store
     raise InvalidRequestError(f"store '{store}' is of no known kind: give 'sqlite:PATH' or 'memory'")
 

@@ -29,18 +29,20 @@ from sandbox_agent.server.operations import (
     Operation,
     Parameter,
     accepts,
+    header,
     read_body,
     require_json,
     text,
 )
-from sandbox_agent.server.state import json_response, state_of
+from sandbox_agent.server.state import JsonResponse, json_response, state_of
 from sandbox_agent.server.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, read_head
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
 __all__ = ["CLIENT_HEADER", "EPOCH_HEADER", "OPERATIONS"]
 
 CLIENT_HEADER = "sandbox-agent-client"
+_CLIENT_NAME = CLIENT_HEADER.encode()
 EPOCH_HEADER = "sandbox-agent-epoch"
 # How long a client whose stream broke waits before it asks again.
 RETRY_MS = 500
@@ -59,7 +61,7 @@ def _server_id(request: Request) -> str:
 
 
 def _client(request: Request) -> str:
-    return request.headers.get(CLIENT_HEADER, UNNAMED)
+    return header(request, _CLIENT_NAME) or UNNAMED
 
 
 async def list_servers(request: Request) -> Response:
@@ -76,24 +78,24 @@ async def list_servers(request: Request) -> Response:
 async def post_envelope(request: Request) -> Response:
     """Send an envelope; the first one names the agent and starts it."""
     server_id = _server_id(request)
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
     require_json(request)
     state = state_of(request)
     body = await read_body(request, state.config.max_body_bytes)
-    _check_envelope(body)
+    head = _head(body)
     connection = await state.bridge.open(server_id, text(request, "agent"))
-    response = await connection.send(_client(request), body)
+    response = await connection.send(_client(request), head, body)
     if response is None:
         return Response(status_code=202)
-    return Response(connection.with_stderr(response), media_type="application/json")
+    return JsonResponse(connection.with_stderr(response))
 
 
-def _check_envelope(body: bytes) -> None:
-    """Refuse what is no envelope before an agent is started for it."""
+def _head(body: bytes) -> Head:
+    """Read the envelope's head, before an agent is started for it."""
     try:
-        read_head(body)
+        return read_head(body)
     except InvalidEnvelopeError as error:
         raise InvalidRequestError(f"invalid request: the body is no JSON-RPC object: {error}") from None
 
@@ -102,7 +104,7 @@ async def stream_events(request: Request) -> Response:
     """Stream what the agent sends."""
     if not accepts(request, "text/event-stream"):
         raise NotAcceptableError("not acceptable: accept must allow text/event-stream")
-    last_event_id = request.headers.get("last-event-id") or "0"
+    last_event_id = header(request, b"last-event-id") or "0"
     if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
         raise InvalidRequestError("invalid request: Last-Event-ID must be a positive integer")
     connection = state_of(request).bridge.get(_server_id(request))
