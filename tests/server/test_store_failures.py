@@ -1,0 +1,168 @@
+"""A store that fails: said in health, agents wait, nothing is lost, and all goes on once it works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.server.talk import Talk, talk
+from tests.server.test_death import agent_of
+from tests.support.servers import ServerProcess, our_server
+
+pytestmark = pytest.mark.anyio
+
+EVENTS = 30_000
+
+
+async def health(talking: Talk) -> dict[str, Any]:
+    found: dict[str, Any] = (await talking.client.get("/v1/health")).json()
+    return found
+
+
+async def until(condition: Callable[[dict[str, Any]], bool], talking: Talk) -> dict[str, Any]:
+    """Ask for health until it says so."""
+    with anyio.fail_after(60):
+        while not condition(found := await health(talking)):
+            pass
+    return found
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Hold the database's write lock, as a backup or a curious shell would."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+async def recover_from(talking: Talk, server: ServerProcess, *, restore: Callable[[], None]) -> None:
+    """Fill the feed while the store fails, restore the store, and check that nothing is missing."""
+    prompt = talking.start(f"burst {EVENTS} 100")
+    degraded = await until(lambda found: found.get("store") == "degraded", talking)
+    assert degraded["status"] == "ok"
+    assert degraded["reason"]
+    assert "\n" not in degraded["reason"]
+    assert not prompt.done()
+    assert server.memory() < 150_000_000
+    restore()
+    with anyio.fail_after(60):
+        assert (await prompt).json()["result"]["stopReason"] == "end_turn"
+        await until(lambda found: found == {"status": "ok"}, talking)
+        async with talking.stream() as stream:
+            await stream.until("end_turn")
+    assert stream.ids == list(range(1, len(stream.ids) + 1))
+    assert sum(b"agent_message_chunk" in event.data for event in stream.events) == EVENTS
+
+
+async def test_a_locked_database_holds_the_agent_up_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--feed-memory-bytes", "100000", "--store", f"sqlite:{path}") as server:
+        async with talk(server) as talking:
+            lock = ExitStack()
+            lock.enter_context(locked(path))
+            await recover_from(talking, server, restore=lock.close)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Generator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("FULL DISK NOT TESTED: this user can't mount a small tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "memory"])
+async def test_a_full_disk_holds_the_agent_up_and_loses_nothing(
+    tmp_path: Path, small_disk: Path, store: str
+) -> None:
+    option = f"sqlite:{small_disk}/store.db" if store == "sqlite" else "memory"
+    options = ("--feed-memory-bytes", "100000", "--store", option)
+
+    def restore() -> None:
+        subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+
+    with our_server(tmp_path, *options, env={"TMPDIR": str(small_disk)}) as server:
+        async with talk(server) as talking:
+            await recover_from(talking, server, restore=restore)
+
+
+async def test_other_agents_and_delete_go_on_while_the_store_fails(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--feed-memory-bytes", "100000", "--store", f"sqlite:{path}") as server:
+        async with talk(server) as talking, talk(server, "other") as other:
+            with locked(path):
+                prompt = talking.start(f"burst {EVENTS} 100")
+                await until(lambda found: found.get("store") == "degraded", talking)
+                listed = await other.client.get("/v1/acp")
+                assert len(listed.json()["servers"]) == 2
+                with anyio.fail_after(20):
+                    assert (await talking.delete()).status_code == 204
+                assert (await prompt).status_code == 500
+            # what was too much is gone: nobody waits, and it says so
+            await until(lambda found: found == {"status": "ok"}, other)
+            await other.prompt(f"burst {EVENTS} 100")
+            async with other.stream() as stream:
+                await stream.until("end_turn")
+            assert stream.ids == list(range(1, len(stream.ids) + 1))
+
+
+async def test_an_agent_that_dies_while_the_store_fails_leaves_a_store_that_recovers(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--feed-memory-bytes", "100000", "--store", f"sqlite:{path}") as server:
+        async with talk(server) as talking:
+            first = agent_of(server)
+            other = Talk(talking.client, "other")
+            await other.open()
+            lock = ExitStack()
+            lock.enter_context(locked(path))
+            prompt = talking.start(f"burst {EVENTS} 100")
+            await until(lambda found: found.get("store") == "degraded", talking)
+            os.kill(first, signal.SIGKILL)
+            assert (await prompt).status_code == 500
+            lock.close()
+            with anyio.fail_after(60):
+                await other.prompt(f"burst {EVENTS} 100")
+                await until(lambda found: found == {"status": "ok"}, other)
+                for reader in (talking, other):
+                    async with reader.stream() as stream:
+                        await stream.until("agent_exited" if reader is talking else "end_turn")
+                        assert stream.ids == list(range(1, len(stream.ids) + 1))
+
+
+@pytest.mark.parametrize("store", ["sqlite:/proc/nowhere/x.db", "sqlite:/", "redis://x", "sqlite:"])
+def test_a_store_that_cannot_be_is_refused_with_one_line(store: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sandbox_agent.cli.main",
+        "server",
+        "--port",
+        "0",
+        "--no-token",
+        "--store",
+        store,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (64, 74)
+    said = [line for line in done.stderr.splitlines() if " INFO " not in line]
+    assert len(said) == 1, done.stderr
+    assert "store" in said[0]
+    assert "Traceback" not in done.stderr
