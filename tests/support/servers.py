@@ -88,6 +88,7 @@ class ServerProcess:
             )
         while not self._healthy():
             if self._child.poll() is not None or time.perf_counter() - begun > HEALTHY_SECONDS:
+                self.kill()
                 raise RuntimeError(f"{self._command} is not healthy:\n{self.log.read_text()[-2000:]}")
             time.sleep(0.005)
         self.started_in = time.perf_counter() - begun

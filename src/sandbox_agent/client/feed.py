@@ -22,8 +22,11 @@ logger = logging.getLogger("sandbox_agent.client")
 READ_TIMEOUT = 60.0
 RECONNECT_MIN_DELAY = 0.05
 RECONNECT_MAX_DELAY = 1.0
-# A server that can't be reached for this long is gone.
-RECONNECT_FOR = 3.0
+# A port at which nobody listens for this long has no server any more.
+REFUSED_FOR = 3.0
+# A server that is there and can't be used (a proxy's 502, a network that is down) may come back: the turn
+# goes on meanwhile, and is found again.
+UNREACHABLE_FOR = 30.0
 EPOCH_HEADER = "Sandbox-Agent-Epoch"
 GONE = frozenset({404, 410})
 
@@ -74,6 +77,7 @@ class Feed:
         lost_since: float | None = None
         while True:
             began = time.monotonic()
+            patience = UNREACHABLE_FOR
             try:
                 reason = await self._read_once()
                 if isinstance(reason, SandboxAgentError):
@@ -81,15 +85,17 @@ class Feed:
                 cause = reason
             except httpx2.TransportError as error:
                 cause = describe(error)
+                if isinstance(error, httpx2.ConnectError):
+                    patience = REFUSED_FOR
             finally:
                 was_live, self.live = self.live, False
             now = time.monotonic()
             if was_live:
                 lost_since = now
-                if now - began > RECONNECT_FOR:
+                if now - began > REFUSED_FOR:
                     delay = RECONNECT_MIN_DELAY
                 logger.info("event stream of %s ended (%s): connecting again", self._path, cause)
-            elif now - (lost_since or began) > RECONNECT_FOR:
+            elif now - (lost_since or began) > patience:
                 return ConnectionLostError(f"the server at {self._http.base_url} is gone ({cause})")
             lost_since = lost_since or began
             await asyncio.sleep(delay)
