@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from sandbox_agent.cli.demo_count import Count
 from sandbox_agent.cli.demo_reader import Reader
 from sandbox_agent.cli.demo_wire import Wire
 from sandbox_agent.cli.logs import configure_logging
@@ -50,7 +51,7 @@ _REAL: Final = _Script(
     "sentence what you did.",
     "Write a story of 600 words about a lighthouse. Use no tools.",
     "What was the very first thing that I asked you to do in this session? One sentence, no tools.",
-    5,
+    1,
 )
 
 
@@ -185,21 +186,19 @@ class _Story:
         finally:
             await driver.close()
         sent = [line for wire in self._wires for line in wire.session_events()]
-        stored = [event.payload_json for event in kept if event.sender == "agent"]
-        seen = [event.payload_json for event in self._reader.seen if event.sender == "agent"]
-        numbered = [event.event_index for event in kept] == list(range(1, len(kept) + 1))
+        count = Count.of(sent, kept, self._reader.seen)
         self._head("The count: what the agent said in this session, over both servers")
-        for what, count, where in (
-            ("sent", len(sent), "events that the servers put on their streams, taken from the wire"),
-            ("stored", len(stored), f"in {self._store}"),
-            ("seen", len(seen), "by a reader of session.events()"),
+        for what, events, where in (
+            ("sent", count.sent, "events that the servers put on their streams, taken from the wire"),
+            ("stored", count.stored, f"in {self._store}"),
+            ("seen", count.seen, "by a reader of session.events()"),
         ):
-            self._screen.note(f"{what:<7}{count:>6}  {where}")
+            self._screen.note(f"{what:<7}{len(events):>6}  {where}")
         self._screen.note(
             "What died with the server before it was on the wire was promised to no one and is in no count.",
             "dim",
         )
-        if sent == stored == seen and numbered:
+        if count.agrees:
             self._screen.note("Equal, byte for byte and in order: nothing lost, nothing twice.", "green")
             command = f"sandbox-agent sessions show {session_id} --store {self._store}"
             self._screen.note(f"Read it: {command}", "dim")
