@@ -14,9 +14,6 @@ from sandbox_agent.engine.sse import encode_event, encode_messages
 __all__ = ["ScriptedServer"]
 
 
-RESULTS = {"session/new": {"sessionId": "agent-session"}, "session/prompt": {"stopReason": "end_turn"}}
-
-
 class _Body(httpx2.AsyncByteStream):
     def __init__(self, chunks: asyncio.Queue[bytes | None]) -> None:
         self._chunks = chunks
@@ -32,6 +29,7 @@ class ScriptedServer(httpx2.AsyncBaseTransport):
     Attributes:
         posted: the envelopes that came.
         feed_answers: whether the feed carries the answers, too.
+        failing_gets: how many of the next GETs of the feed a proxy answers with 502.
         healthy: what the health route says.
     """
 
@@ -41,6 +39,7 @@ class ScriptedServer(httpx2.AsyncBaseTransport):
         self.feed_answers = True
         self.healthy = True
         self.feed_status = 200
+        self.failing_gets = 0
         self.paths: list[str] = []
         self._sequence = 0
         self._feed: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -53,6 +52,9 @@ class ScriptedServer(httpx2.AsyncBaseTransport):
             return httpx2.Response(204)
         if request.method == "GET":
             self.gets.append(request)
+            if self.failing_gets:
+                self.failing_gets -= 1
+                return httpx2.Response(502, text="bad gateway")
             return httpx2.Response(self.feed_status, stream=_Body(self._feed))
         envelope = json.loads(request.content)
         self.posted.append(envelope)

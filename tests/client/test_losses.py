@@ -257,6 +257,20 @@ async def test_a_stream_is_resumed_by_its_last_id() -> None:
     assert len(names) == 1
 
 
+async def test_a_stream_behind_a_failing_proxy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox_agent.client.feed.REFUSED_FOR", 0.0)
+    monkeypatch.setattr("sandbox_agent.client.feed.RECONNECT_MAX_DELAY", 0.01)
+    server = ScriptedServer()
+    async with SandboxAgent.connect(transport=server, skip_health_check=True) as sdk:
+        session = await sdk.create_session(agent="mock", cwd="/")
+        server.failing_gets = 5
+        server.end_feed()
+        response = await session.prompt("hello")
+        assert response.stop_reason == "end_turn"
+        assert server.failing_gets == 0
+        assert sum(envelope.get("method") == "session/new" for envelope in server.posted) == 1
+
+
 async def test_a_held_session_costs_nothing_when_its_connection_lives(sdk: SandboxAgent) -> None:
     session = await sdk.create_session(agent="mock")
     before = session.agent_session_id
