@@ -34,7 +34,7 @@ check: $(VENV)/.ready-dev ## lint, format, types, import rules, dependencies, ne
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
-	$(BIN)/towncrier build --draft --version draft > /dev/null
+	$(BIN)/towncrier build --draft --version draft > /dev/null 2>&1 || $(BIN)/towncrier build --draft --version draft
 	$(BIN)/pyright
 
 bench: $(VENV)/.ready-dev ## the benchmarks, beside the published server where npm is
