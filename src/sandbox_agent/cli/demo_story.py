@@ -153,10 +153,15 @@ class _Story:
 
     def _take(self, event: SessionEvent) -> None:
         self._narrator.tell(event)
-        if self._kill_in is not None and isinstance(event.update, AgentMessageChunk):
-            self._kill_in -= 1
-            if self._kill_in == 0:
-                self._kill()
+        if self._kill_in is None:
+            return
+        match event.update:
+            case AgentMessageChunk() as chunk if chunk.text:
+                self._kill_in -= 1
+                if self._kill_in == 0:
+                    self._kill()
+            case _:
+                pass
 
     def _kill(self) -> None:
         self._kill_in = None

@@ -101,6 +101,9 @@ def server(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     configure_logging(log_level, log_format, secrets=[token] if token else [])
+    if log_level == "info":
+        # Its own start and end are told by ours.
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         code = serve(config)
     except OSError as error:

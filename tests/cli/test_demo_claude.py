@@ -1,0 +1,57 @@
+"""The demo on a real agent: Claude Code, its language model a script."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Shell
+from tests.support.fake_llm import FakeLlm
+from tests.support.npm import CLAUDE_AGENT, NpmMissingError, node_modules
+from tests.support.servers import put_launcher
+
+ENTRY = "@agentclientprotocol/claude-agent-acp/dist/index.js"
+
+
+@pytest.fixture(scope="module")
+def entry() -> Path:
+    """The adapter; without npm the test is skipped, loudly."""
+    try:
+        return node_modules(CLAUDE_AGENT) / ENTRY
+    except NpmMissingError as error:
+        message = f"NOT TESTED: the demo on a real agent ({error})"
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+
+
+def test_the_demo_runs_on_claude_code(shell: Shell, entry: Path, tmp_path: Path) -> None:
+    put_launcher(tmp_path / "data", "claude", ["node", str(entry)])
+    home = tmp_path / "home"
+    home.mkdir()
+    with FakeLlm() as llm:
+        env = {
+            "HOME": str(home),
+            "CLAUDE_CONFIG_DIR": str(home / ".claude"),
+            "ANTHROPIC_BASE_URL": llm.url,
+            "ANTHROPIC_API_KEY": "sk-ant-scripted",
+            "ANTHROPIC_AUTH_TOKEN": "",
+            "ANTHROPIC_MODEL": "",
+            "IS_SANDBOX": "",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+            "HTTP_PROXY": "http://127.0.0.1:9",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        done = shell.run("demo", "--agent", "claude", "--folder", tmp_path / "demo", env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "very first thing" in llm.said[-1].text
+        assert "Create the file hello.txt" in llm.said[-1].text, "the history was not given again"
+    counts = re.findall(r"^(?:sent|stored|seen) +(\d+) ", done.stdout, flags=re.MULTILINE)
+    assert len(counts) == 3
+    assert len(set(counts)) == 1
