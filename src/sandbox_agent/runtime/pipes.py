@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 __all__ = ["READ_BYTES", "PipeReader", "PipeWriter"]
 
@@ -15,39 +15,56 @@ MAX_PIPE_BYTES = 1024 * 1024
 
 
 class PipeReader:
-    """The reading end of a pipe, with a buffer of one read.
+    """The reading end of a pipe, without a buffer of its own.
 
     What isn't read stays in the pipe, so a slow reader stops the writer: that is the backpressure.
 
     Args:
         fd: the descriptor; it is made non-blocking and closed by close().
-
-    Attributes:
-        drained: whether the last read took all that was there.
     """
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
-        self.drained = False
         self._fd = fd
-        self._waiter: asyncio.Future[None] | None = None
-        self._watched = False
-        self._ahead: bytes | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        self._heard: asyncio.Future[bool] | None = None
+
+    async def listen(self, take: Callable[[bytes], bool]) -> bool:
+        """Hand bytes to ``take`` as they come, one read each turn of the event loop, while it wants more.
+
+        Args:
+            take: called by the loop itself, which spares a task's wake-up; returns whether it wants more.
+
+        Returns:
+            True when ``take`` wanted no more, False at the end of the stream.
+
+        Raises:
+            Exception: whatever ``take`` raised; what it was given counts as read.
+        """
+        if self._fd < 0:
+            return False
+        loop = asyncio.get_running_loop()
+        self._take = take
+        self._heard = loop.create_future()
+        loop.add_reader(self._fd, self._on_readable)
+        try:
+            return await self._heard
+        finally:
+            self._finish()
 
     async def read(self) -> bytes:
         """Wait for bytes and return them; ``b""`` at the end of the stream."""
-        if self.drained and self._ahead is None and self._fd >= 0:
-            await self._readable()
-        while (data := self.read_nowait()) is None:
-            await self._readable()
-        self.drained = 0 < len(data) < READ_BYTES
-        return data
+        read: list[bytes] = []
+
+        def take(data: bytes) -> bool:
+            read.append(data)
+            return False
+
+        await self.listen(take)
+        return read[0] if read else b""
 
     def read_nowait(self) -> bytes | None:
         """Return what is there now, ``b""`` at the end of the stream, None when nothing is there."""
-        if self._ahead is not None:
-            data, self._ahead = self._ahead, None
-            return data
         if self._fd < 0:
             return b""
         try:
@@ -67,39 +84,34 @@ class PipeReader:
             size += len(data)
             yield data
 
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        if not self._watched:
-            loop.add_reader(self._fd, self._on_readable)
-            self._watched = True
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-
     def _on_readable(self) -> None:
-        # watched on between reads, which spares two system calls for each; unwatched when nobody reads
-        if self._waiter is None or self._ahead is not None:
-            self._unwatch()
+        heard, take = self._heard, self._take
+        if heard is None or take is None or (data := self.read_nowait()) is None:
             return
-        self._ahead = self.read_nowait()
-        if self._ahead is not None:
-            _wake(self._waiter)
+        try:
+            more = take(data) if data else False
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever listens
+            heard.set_exception(error)
+        else:
+            if more:
+                return
+            heard.set_result(bool(data))
+        self._finish()
 
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
+    def _finish(self) -> None:
+        if self._heard is not None:
+            self._heard = self._take = None
             asyncio.get_running_loop().remove_reader(self._fd)
 
     def close(self) -> None:
-        """Close the pipe; a reader that waits sees the end of the stream."""
+        """Close the pipe; whoever listens sees the end of the stream."""
         if self._fd < 0:
             return
-        self._unwatch()
+        heard = self._heard
+        self._finish()
+        if heard is not None and not heard.done():
+            heard.set_result(False)
         fd, self._fd = self._fd, -1
-        if self._waiter is not None:
-            _wake(self._waiter)
         os.close(fd)
 
 
@@ -194,8 +206,3 @@ class PipeWriter:
             self._finish(BrokenPipeError("stdin is closed"))
         fd, self._fd = self._fd, -1
         os.close(fd)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -165,19 +165,19 @@ class Process:
 
     async def pump_stderr(self) -> None:
         """Read stderr to its end, keeping the tail; its owner runs this beside the process."""
-        while data := await self._stderr.read():
-            self._keep(data)
+        await self._stderr.listen(self._keep)
 
     def drain_stderr(self) -> None:
         """Take what is in stderr now; after the exit that is all the process wrote."""
         for data in self._stderr.leftover():
             self._keep(data)
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes) -> bool:
         self._tail.append(data[-STDERR_TAIL_BYTES:])
         self._tail_size += len(self._tail[-1])
         while self._tail_size - len(self._tail[0]) >= STDERR_TAIL_BYTES:
             self._tail_size -= len(self._tail.popleft())
+        return True
 
     async def wait(self) -> ExitStatus:
         """Wait for the leader's exit, whoever still holds its pipes."""

@@ -41,10 +41,9 @@ INVALID_RAW_BYTES = 1024 * 1024
 # Of these the agent takes as long as it needs.
 UNTIMED_METHODS = frozenset({"session/prompt"})
 
-Adapter = Callable[[str | None, bytes], bytes]
-
-
 INVALID_STDOUT = "_adapter/invalid_stdout"
+
+Adapter = Callable[[str | None, bytes], bytes]
 
 
 class AgentConnection:
@@ -112,15 +111,15 @@ class AgentConnection:
             await self._process.stop()
 
     async def _pump(self) -> None:
-        stdout = self._process.stdout
-        while data := await stdout.read():
-            self._publish(self._framer.feed(data))
+        while await self._process.stdout.listen(self._take):
             await self._spiller.relieve()
-            if not stdout.drained:
-                await asyncio.sleep(0)  # a pipe that always has more would keep everyone else waiting
         await anyio.sleep(EOF_EXIT_SECONDS)
         logger.warning("agent %s closed its stdout and goes on: ending it", self.agent)
         await self._process.stop()
+
+    def _take(self, data: bytes) -> bool:
+        self._publish(self._framer.feed(data))
+        return not self._spiller.memory.exceeded
 
     def _end(self, status: ExitStatus) -> None:
         """Take what the process left in its pipes, then tell everyone, all at once."""

@@ -12,6 +12,7 @@ import msgspec
 from sandbox_agent.errors import ProblemError, TokenInvalidError
 from sandbox_agent.server.operations import Answer, Operation
 from sandbox_agent.server.problems import PROBLEM_JSON
+from sandbox_agent.wire import api
 from sandbox_agent.wire.api import ProblemDetails
 
 __all__ = ["ACP_ENVELOPE_SCHEMA", "build_document"]
@@ -41,6 +42,10 @@ def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(
         sorted(bodies | {ProblemDetails}, key=lambda body: body.__name__), ref_template=_REF
     )
+    for name in api.__all__:
+        struct: type[msgspec.Struct] = getattr(api, name)
+        if name in components and not struct.__struct_config__.omit_defaults:
+            components[name]["required"] = list(components[name]["properties"])  # always written
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
