@@ -1,0 +1,81 @@
+"""Whatever fits our document, and whatever doesn't: a documented answer, never a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import schemathesis
+import schemathesis.checks
+from hypothesis import HealthCheck, Phase, settings
+
+from sandbox_agent.server.app import openapi_json
+from tests.support.servers import ServerProcess, our_server
+
+# A body that asks an agent something it never answers ends after a second, not after two minutes.
+OPTIONS = ("--request-timeout", "1", "--max-body-bytes", "200000")
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+EXAMPLES = 150
+
+document: dict[str, Any] = json.loads(openapi_json())
+post = document["paths"]["/v1/acp/{server_id}"]["post"]
+# the agent that every machine has, and what no machine has; and methods that the agent knows
+for parameter in post["parameters"]:
+    if parameter["name"] == "agent":
+        parameter["schema"] = {"type": "string", "enum": ["mock", "mock", "bogus", "codex", "", "m/ock"]}
+post["requestBody"]["content"]["application/json"]["schema"] = {
+    "type": "object",
+    "required": ["jsonrpc"],
+    "properties": {
+        "jsonrpc": {"type": "string"},
+        "id": {"anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "number"}, {}]},
+        "method": {"anyOf": [{"enum": ["initialize", "session/new", "session/list"]}, {"type": "string"}]},
+        "params": {"anyOf": [{"type": "object"}, {"type": "array"}, {}]},
+        "result": {},
+    },
+}
+# schemathesis' own types are partly unknown to a strict checker
+registry: Any = schemathesis.checks.CHECKS
+checks: Any = [registry.get_one(name) for name in CHECKS]
+schema: Any = schemathesis.openapi.from_dict(document)
+each_operation: Callable[[Callable[..., None]], Callable[..., None]] = schema.parametrize()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
+    """A server that is sent what schemathesis thinks of."""
+    with our_server(
+        tmp_path_factory.mktemp("schemathesis"), *OPTIONS, env={"PATH": "/usr/bin:/bin"}
+    ) as running:
+        yield running
+
+
+seen: set[tuple[str, int]] = set()
+
+
+@each_operation
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+def test_every_answer_is_a_documented_one(case: Any, target: ServerProcess) -> None:
+    response = case.call_and_validate(base_url=target.url, checks=checks, timeout=30)
+    seen.add((case.operation.method.upper(), response.status_code))
+    if case.operation.method == "post":
+        # the stream of events has no end: there is one only where a POST left a connection behind
+        case.call(base_url=target.url, method="DELETE")
+
+
+def test_the_examples_reached_what_they_are_for() -> None:
+    assert {("POST", 200), ("POST", 202), ("POST", 400), ("POST", 404), ("DELETE", 204), ("GET", 200)} <= seen
