@@ -18,7 +18,7 @@ from sandbox_agent.cli.stops import EXIT_CODES
 from sandbox_agent.errors import TABLE
 from sandbox_agent.server.app import OPERATIONS
 from sandbox_agent.server.operations import Operation
-from tests.docs.pages import PAGES, text_of
+from tests.docs.pages import PAGES, ROOT, text_of
 
 Words = tuple[str, ...]
 
@@ -128,6 +128,14 @@ def test_an_agent_is_in_the_docs_with_its_commands_and_keys(agent: Agent) -> Non
 @pytest.mark.parametrize("name", MOCK_COMMANDS)
 def test_a_command_of_the_mock_is_in_the_docs(name: str) -> None:
     assert f"| `{name}` | {MOCK_COMMANDS[name][1]} |" in text_of("docs/agents.md")
+
+
+def test_every_variable_of_the_environment_is_in_the_docs() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    names = {name for source in sources for name in re.findall(r'"(SANDBOX_AGENT_[A-Z_]+)"', source)}
+    assert names
+    docs = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in sorted(names) if f"`{name}`" not in docs] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
