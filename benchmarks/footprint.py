@@ -30,7 +30,7 @@ async def stalled_reader(server: ServerProcess, agent: str, *, events: int, size
     while not posted.done():
         await asyncio.wait([posted], timeout=0.05)
         peak = max(peak, server.memory())
-    late = await EventReader.connect(server.port, path, events)
+    late = await EventReader.connect(server.port, path, events=events, size=size)
     while not late.complete.done():
         await asyncio.wait([late.complete], timeout=0.05)
         peak = max(peak, server.memory())
@@ -44,10 +44,10 @@ async def stalled_reader(server: ServerProcess, agent: str, *, events: int, size
 async def idle_viewers(server: ServerProcess, agent: str, *, viewers: int) -> float:
     """Return the bytes of server memory that an idle viewer costs."""
     connection, path, _ = await open_session(server.port, agent, f"bench-{uuid.uuid4().hex}")
-    warm = [await EventReader.connect(server.port, path, 1) for _ in range(50)]
+    warm = [await EventReader.connect(server.port, path, events=1, size=0) for _ in range(50)]
     await asyncio.sleep(SETTLE_SECONDS)
     before = server.memory()
-    idle = [await EventReader.connect(server.port, path, 1) for _ in range(viewers)]
+    idle = [await EventReader.connect(server.port, path, events=1, size=0) for _ in range(viewers)]
     await asyncio.sleep(SETTLE_SECONDS)
     each = (server.memory() - before) / viewers
     for reader in (*warm, *idle):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from typing import Any
 
 from benchmarks.load import end_session, open_session, percentile
 
@@ -16,7 +17,12 @@ async def run_latency(port: int, agent: str, *, requests: int) -> float:
     connection, path, _ = await open_session(port, agent, f"bench-{uuid.uuid4().hex}")
     times: list[float] = []
     for number in range(requests):
-        envelope = {"jsonrpc": "2.0", "id": 10 + number, "method": "session/list", "params": {}}
+        envelope: dict[str, Any] = {
+            "jsonrpc": "2.0",
+            "id": 10 + number,
+            "method": "session/list",
+            "params": {},
+        }
         body = json.dumps(envelope).encode()
         begun = time.perf_counter()
         status, _ = await connection.request("POST", path, body)

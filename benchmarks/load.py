@@ -12,7 +12,8 @@ from typing import Any, cast
 __all__ = ["Connection", "EventReader", "end_session", "open_session", "percentile"]
 
 END_SECONDS = 2.0
-_UPDATE = b'"agent_message_chunk"'
+# What may stand behind the burst's last event: its frame, the prompt's answer, a comment.
+TAIL_BYTES = 2048
 
 
 class Connection:
@@ -78,24 +79,32 @@ async def end_session(connection: Connection, path: str) -> None:
 
 
 class EventReader(asyncio.Protocol):
-    """A viewer of the event stream that counts, and keeps what it got for a later check."""
+    """A viewer of the event stream that does next to nothing but keep what it got for a later check.
 
-    def __init__(self, path: str, wanted: int) -> None:
-        self.count = 0
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    Attributes:
+        size: bytes that came.
+        last_at: when the last of them came.
+        complete: done when the last event of the burst came.
+    """
+
+    def __init__(self, path: str, events: int, size: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self.complete: asyncio.Future[None] = loop.create_future()
+        self.size = 0
         self.last_at = 0.0
         self.parts: list[bytes] = []
-        self._wanted = wanted
+        self._last = b'"%06d ' % events
+        self._window = size + TAIL_BYTES
+        self._tail = b""
         self._path = path
-        self._carry = b""
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def connect(cls, port: int, path: str, wanted: int) -> EventReader:
-        """Open the stream and wait for its head."""
+    async def connect(cls, port: int, path: str, *, events: int, size: int) -> EventReader:
+        """Open the stream, wait for its head, and wait for that many events of that size."""
         loop = asyncio.get_running_loop()
-        _, reader = await loop.create_connection(lambda: cls(path, wanted), "127.0.0.1", port)
+        _, reader = await loop.create_connection(lambda: cls(path, events, size), "127.0.0.1", port)
         await reader.opened
         return reader
 
@@ -107,11 +116,10 @@ class EventReader(asyncio.Protocol):
         if not self.opened.done():
             self.opened.set_result(None)
         self.parts.append(data)
-        window = self._carry + data
-        self.count += window.count(_UPDATE)
-        self._carry = window[-(len(_UPDATE) - 1) :]
+        self.size += len(data)
         self.last_at = time.perf_counter()
-        if self.count >= self._wanted and not self.complete.done():
+        self._tail = (self._tail + data[-self._window :])[-self._window :]
+        if self._last in self._tail and not self.complete.done():
             self.complete.set_result(None)
 
     def close(self) -> None:

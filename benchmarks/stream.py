@@ -26,22 +26,21 @@ class Burst(NamedTuple):
 async def run_burst(port: int, agent: str, *, events: int, size: int, readers: int) -> Burst:
     """Let the agent write ``events`` updates of ``size`` bytes to ``readers`` viewers, and time it."""
     connection, path, session_id = await open_session(port, agent, f"bench-{uuid.uuid4().hex}")
-    viewers = [await EventReader.connect(port, path, events) for _ in range(readers)]
+    viewers = [await EventReader.connect(port, path, events=events, size=size) for _ in range(readers)]
     prompt = {"sessionId": session_id, "prompt": [{"type": "text", "text": f"burst {events} {size}"}]}
     envelope = {"jsonrpc": "2.0", "id": 3, "method": "session/prompt", "params": prompt}
     begun = time.perf_counter()
     posted = asyncio.ensure_future(connection.request("POST", path, json.dumps(envelope).encode()))
     while not all(viewer.complete.done() for viewer in viewers):
-        before = [viewer.count for viewer in viewers]
+        before = [viewer.size for viewer in viewers]
         waiting = [viewer.complete for viewer in viewers if not viewer.complete.done()]
         await asyncio.wait(waiting, timeout=QUIET_SECONDS)
-        if [viewer.count for viewer in viewers] == before:
+        if [viewer.size for viewer in viewers] == before:
             break
     ended = max(viewer.last_at for viewer in viewers)
     await posted
-    lost = sum(events - len(set(viewer.numbers())) for viewer in viewers)
-    slowest = min(viewer.count for viewer in viewers)
+    arrived = [len(set(viewer.numbers())) for viewer in viewers]
     for viewer in viewers:
         viewer.close()
     await end_session(connection, path)
-    return Burst(slowest / (ended - begun), lost)
+    return Burst(min(arrived) / (ended - begun), sum(events - each for each in arrived))

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.exits import watch_exit
-from sandbox_agent.runtime.pipes import PipeReader, PipeWriter
+from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen
 from sandbox_agent.runtime.tree import TAG_VARIABLE, signal_tree, tagged
 
 __all__ = ["EOF_GRACE", "STDERR_TAIL_BYTES", "TERM_GRACE", "ExitStatus", "Process", "SpawnError"]
@@ -114,6 +114,7 @@ class Process:
         # subprocess and pipes of our own: asyncio's wait() would last until grandchildren let go of the
         # pipes, and uvloop leaves the child copies of their ends, so that closing one goes unnoticed
         (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(argv[0])
+        widen(out_read)
         try:
             child = subprocess.Popen(  # noqa: S603, ASYNC220 - running what it is told; it forks in a millisecond
                 argv,
