@@ -7,6 +7,7 @@ import http.client
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,33 @@ async def test_the_list_of_agents_can_ask_them_for_their_options(server: ServerP
         listed = (await talking.client.get("/v1/agents", params={"config": "true"})).json()["agents"]
         assert "mock" in [each["id"] for each in listed]
         assert all("configOptions" in each for each in listed)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ('"result": 7', None),
+        ('"result": {"configOptions": {}}', None),
+        ('"result": {"configOptions": [1, null, "x"]}', None),
+        ('"error": {"code": 1, "message": "log in first"}', "log in first"),
+        ('"error": "no"', "refused"),
+    ],
+)
+async def test_an_agent_that_answers_nonsense_is_listed_with_the_others(
+    tmp_path: Path, answer: str, error: str | None
+) -> None:
+    script = "import sys, json\nfor line in sys.stdin:\n    request = json.loads(line)['id']\n"
+    script += f"    print('{{\"id\": ' + str(request) + ', {answer}}}', flush=True)\n"
+    (tmp_path / "odd.py").write_text(script)
+    put_launcher(tmp_path / "data", "odd", [sys.executable, str(tmp_path / "odd.py")])
+    with our_server(tmp_path) as server:
+        async with talk(server, open_=False) as talking:
+            response = await talking.client.get("/v1/agents", params={"config": "true"})
+            assert response.status_code == 200
+            agents = {each["id"]: each for each in response.json()["agents"]}
+            assert agents["odd"]["configOptions"] == []
+            assert (error or "") in agents["odd"].get("configError", "")
+            assert "configError" not in agents["mock"]
 
 
 async def test_a_server_that_ends_while_it_asks_an_agent_leaves_none(

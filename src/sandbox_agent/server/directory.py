@@ -96,11 +96,20 @@ class Directory:
                     raise SandboxAgentError(
                         f"{agent} did not open a session in {PROBE_SECONDS:g} s"
                     ) from None
-        document: dict[str, Any] = loads(answer or b"{}")
-        if "error" in document:
-            message = cast("dict[str, Any]", document["error"]).get("message")
-            raise SandboxAgentError(f"{agent} refused to open a session: {message}")
-        return cast("dict[str, Any]", document.get("result") or {}).get("configOptions") or []
+        return _options(agent, loads(answer or b"{}"))
+
+
+def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the options in an answer to session/new, in which an agent may have written anything."""
+    error: Any = document.get("error")
+    if error is not None:
+        reason: Any = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
+        raise SandboxAgentError(f"{agent} refused to open a session: {reason}")
+    result: Any = document.get("result")
+    options: Any = cast("dict[str, Any]", result).get("configOptions") if isinstance(result, dict) else None
+    if not isinstance(options, list):
+        return []
+    return [each for each in cast("list[Any]", options) if isinstance(each, dict)]
 
 
 async def _ask(
