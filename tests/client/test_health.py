@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from sandbox_agent import ConnectionLostError, HealthTimeoutError, SandboxAgent
+from sandbox_agent import ConnectionLostError, HealthTimeoutError, SandboxAgent, TokenInvalidError
 from sandbox_agent.client.health import wait_until_healthy
 from tests.client.checks import until
 from tests.client.scripted import ScriptedServer
+from tests.support.servers import our_server
 
 pytestmark = pytest.mark.anyio
 
@@ -155,3 +157,20 @@ async def test_dispose_ends_the_wait() -> None:
 async def test_an_address_is_required_unless_there_is_a_transport() -> None:
     with pytest.raises(ValueError, match="base_url is required"):
         await SandboxAgent.connect()
+
+
+async def test_a_probe_that_hangs_does_not_outlast_the_timeout() -> None:
+    async def probe() -> Any:
+        await asyncio.Event().wait()
+
+    with anyio.fail_after(5), pytest.raises(HealthTimeoutError, match="no answer"):
+        await wait_until_healthy(probe, where="x", timeout=0.05)
+
+
+@pytest.mark.parametrize("token", ["wrong", None])
+async def test_a_refused_token_ends_the_wait(tmp_path: Path, token: str | None) -> None:
+    with our_server(tmp_path, token="right") as server, anyio.fail_after(10):
+        async with SandboxAgent.connect(base_url=server.url, token=token) as sdk:
+            for _ in range(2):
+                with pytest.raises(TokenInvalidError):
+                    await sdk.create_session(agent="mock")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.client.tasks import DISPOSED, TaskOwner
-from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError
+from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
 
 __all__ = ["HealthGate", "wait_until_healthy"]
 
@@ -23,6 +23,8 @@ WARN_EVERY = 10.0
 ENSURE_SERVER_AFTER = 3
 # One probe: a server that takes longer counts as one failure.
 PROBE_TIMEOUT = 10.0
+# A probe at the end of the wait still gets a chance.
+MIN_PROBE = 0.1
 
 EnsureServer = Callable[[], Awaitable[object]]
 
@@ -48,6 +50,7 @@ async def wait_until_healthy(
 
     Raises:
         HealthTimeoutError: not healthy within ``timeout``.
+        TokenInvalidError: the server runs and refuses the token: waiting would not help.
     """
     began = clock()
     delay = MIN_DELAY
@@ -55,10 +58,15 @@ async def wait_until_healthy(
     failures = 0
     while True:
         try:
-            health = await probe()
+            async with asyncio.timeout(_left(timeout, clock() - began)):
+                health = await probe()
             if isinstance(health, dict) and health.get("status") == "ok":  # pyright: ignore[reportUnknownMemberType]
                 return
             problem = f"unexpected answer {health!r}"
+        except TokenInvalidError:
+            raise
+        except TimeoutError:
+            problem = "no answer"
         except SandboxAgentError as error:
             problem = describe(error)
         failures += 1
@@ -85,6 +93,10 @@ async def wait_until_healthy(
         else:
             await sleep(delay)
         delay = min(delay * 2, MAX_DELAY)
+
+
+def _left(timeout: float | None, waited: float) -> float | None:
+    return None if timeout is None else max(timeout - waited, MIN_PROBE)
 
 
 class HealthGate:
@@ -132,6 +144,7 @@ class HealthGate:
 
         Raises:
             HealthTimeoutError: it did not become so in time; the next call waits anew.
+        TokenInvalidError: it refuses the token; the next call asks again.
         """
         if not self._tasks.running:
             raise SandboxAgentError(DISPOSED)
