@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,9 +90,10 @@ async def test_another_provider_finds_a_server_that_runs_when_it_has_the_token()
         await sdk.destroy_sandbox()
 
 
-async def test_a_sandbox_that_is_gone_is_said_to_be() -> None:
+@pytest.mark.parametrize("port", ["", "x", "99999999", "²"])
+async def test_a_sandbox_that_is_gone_is_said_to_be(port: str) -> None:
     with pytest.raises(SandboxDestroyedError) as caught:
-        await SandboxAgent.start(sandbox=local(), sandbox_id=f"local/127.0.0.1:{free_port()}")
+        await SandboxAgent.start(sandbox=local(), sandbox_id=f"local/127.0.0.1:{port or free_port()}")
     assert caught.value.provider == "local"
 
 
@@ -197,3 +199,26 @@ async def test_a_provider_that_can_not_pause_destroys() -> None:
     assert provider.ended == ["box-1"]
     with pytest.raises(SandboxAgentError, match="has no sandbox"):
         await sdk.destroy_sandbox()
+
+
+async def test_a_port_at_which_another_listens_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(SandboxAgentError, match="another program listens"):
+            await local(port=port, log="silent").create()
+
+
+def test_a_fork_of_the_interpreter_leaves_the_server_alone() -> None:
+    script = (
+        "import asyncio, os, sys\n"
+        "from sandbox_agent import local\n"
+        "provider = local(log='silent')\n"
+        "raw_id = asyncio.run(provider.create())\n"
+        "fork = os.fork()\n"
+        "if fork:\n"
+        "    os.waitpid(fork, 0)\n"
+        "    os.kill(provider.pid(raw_id), 0)\n"
+        "    print(os.waitid(os.P_PID, provider.pid(raw_id), os.WEXITED | os.WNOHANG | os.WNOWAIT))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("None\n", "")

@@ -39,6 +39,7 @@ class _Child:
     port: int
     token: str | None
     output: Path | None
+    owner: int
 
 
 class LocalProvider(SandboxProvider):
@@ -73,7 +74,8 @@ class LocalProvider(SandboxProvider):
         """Start a server and return ``host:port`` once it listens.
 
         Raises:
-            SandboxAgentError: it did not start; with a log file the message ends with what it said.
+            SandboxAgentError: the port is taken, or it did not start; with a log file the message ends
+                with what it said.
         """
         port = self._port or _free_port(self._host)
         raw_id = f"{self._host}:{port}"
@@ -84,6 +86,12 @@ class LocalProvider(SandboxProvider):
         return raw_id
 
     async def _start(self, raw_id: str, port: int, token: str) -> None:
+        # What listens there already would be taken for the server.
+        if await _listens(self._host, port):
+            raise SandboxAgentError(
+                f"the local server could not be started: another program listens on {raw_id}, "
+                "end it or name another port"
+            )
         child = self._children[raw_id] = self._spawn(port, token)
         try:
             await _until_it_listens(child)
@@ -125,7 +133,7 @@ class LocalProvider(SandboxProvider):
                 )
             except OSError as error:
                 raise SandboxAgentError(f"the local server could not be started: {error}") from error
-        child = _Child(process, self._host, port, token, output)
+        child = _Child(process, self._host, port, token, output, os.getpid())
         _running.add(child)
         return child
 
@@ -159,7 +167,7 @@ class LocalProvider(SandboxProvider):
         if sandbox_id in self._children:
             return
         host, _, port = sandbox_id.rpartition(":")
-        if not port.isdigit() or not await _listens(host, int(port)):
+        if not port.isdecimal() or not await _listens(host, int(port)):
             raise SandboxDestroyedError(sandbox_id, self.name)
 
     async def ensure_server(self, sandbox_id: str, /) -> None:
@@ -214,7 +222,9 @@ _running: set[_Child] = set()
 @atexit.register
 def _stop_at_exit() -> None:
     for child in list(_running):
-        _stop(child, STOP_TIMEOUT)
+        # A fork of this interpreter has the list, too: the servers are not its own.
+        if child.owner == os.getpid():
+            _stop(child, STOP_TIMEOUT)
 
 
 def _stop(child: _Child, grace: float) -> None:
@@ -249,7 +259,7 @@ async def _listens(host: str, port: int) -> bool:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             _, writer = await asyncio.open_connection(host.strip("[]"), port)
-    except (OSError, TimeoutError):
+    except (OSError, OverflowError, TimeoutError):
         return False
     writer.close()
     with contextlib.suppress(OSError):
