@@ -19,6 +19,9 @@ from sandbox_agent.server.state import ServerState
 __all__ = ["Dispatcher"]
 
 _ANY = "{}"
+# What is remembered of paths is bounded, whatever clients ask for.
+_REMEMBERED = 1024
+_REMEMBERED_BYTES = 512
 
 
 class _Node:
@@ -45,6 +48,8 @@ class Dispatcher:
     def __init__(self, operations: Iterable[Operation], state: ServerState) -> None:
         self._state = state
         self._root = _Node()
+        # a client asks for the same few paths again and again
+        self._found: dict[bytes, tuple[Mapping[str, Operation], Mapping[str, str]]] = {}
         for operation in operations:
             self._add(operation)
 
@@ -74,16 +79,26 @@ class Dispatcher:
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> Mapping[str, Operation]:
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        found = self._found.get(path)
+        if found is None:
+            found = self._resolve(path.partition(b"?")[0].decode("latin-1"))
+            if len(path) <= _REMEMBERED_BYTES:
+                if len(self._found) >= _REMEMBERED:
+                    self._found.clear()
+                self._found[path] = found
+        operations, scope["path_params"] = found
+        return operations
+
+    def _resolve(self, path: str) -> tuple[Mapping[str, Operation], Mapping[str, str]]:
         node = self._root
         parameters: dict[str, str] = {}
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        for segment in raw.partition(b"?")[0].decode("latin-1").split("/")[1:]:
+        for segment in path.split("/")[1:]:
             child = node.children.get(segment)
             if child is None:
                 child = node.children.get(_ANY)
                 if child is None or not segment:
-                    return {}
+                    return {}, {}
                 parameters[child.parameter] = unquote(segment)
             node = child
-        scope["path_params"] = parameters
-        return node.operations
+        return node.operations, parameters

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.config import ServerConfig
@@ -44,6 +45,10 @@ class JsonResponse(Response):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
         ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def state_of(request: Request) -> ServerState:
