@@ -221,3 +221,18 @@ def test_a_port_that_is_taken_is_said_in_one_line(server: ServerProcess) -> None
     assert done.returncode == 1
     assert f"can't listen on 127.0.0.1:{server.port}" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+async def test_an_agent_does_not_see_the_servers_token(tmp_path: Path) -> None:
+    seen = tmp_path / "environment"
+    # it answers when the file is there
+    script = f'env > {seen}; read line; echo {{\\"id\\":1,\\"result\\":null}}; cat'
+    put_launcher(tmp_path / "data", "spy", ["sh", "-c", script])
+    variables = {"SANDBOX_AGENT_TOKEN": TOKEN, "SEEN_BY_AGENTS": "yes"}
+    with our_server(tmp_path, token=TOKEN, env=variables) as server:
+        async with talk(server, open_=False) as talking:
+            response = await talking.post(envelope("hello", request_id=1), agent="spy")
+    assert response.status_code == 200
+    text = seen.read_text()
+    assert "SEEN_BY_AGENTS=yes" in text
+    assert TOKEN not in text

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.exits import watch_exit
@@ -96,6 +96,7 @@ class Process:
         argv: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        without: Collection[str] = (),
         cwd: str | os.PathLike[str] | None = None,
         tag_prefix: str = "",
     ) -> Process:
@@ -104,6 +105,7 @@ class Process:
         Args:
             argv: the program and its arguments.
             env: variables added to this process's own.
+            without: variables of this process's own that it must not see.
             cwd: its working directory.
             tag_prefix: begins the tag, so that one search finds all trees of an owner.
 
@@ -115,13 +117,14 @@ class Process:
         # pipes, and uvloop leaves the child copies of their ends, so that closing one goes unnoticed
         (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(argv[0])
         widen(out_read)
+        inherited = {name: value for name, value in os.environ.items() if name not in without}
         try:
             child = subprocess.Popen(  # noqa: S603, ASYNC220 - running what it is told; it forks in a millisecond
                 argv,
                 stdin=in_read,
                 stdout=out_write,
                 stderr=err_write,
-                env={**os.environ, **(env or {}), TAG_VARIABLE: tag},
+                env={**inherited, **(env or {}), TAG_VARIABLE: tag},
                 cwd=cwd,
                 start_new_session=True,
             )

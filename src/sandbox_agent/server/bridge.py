@@ -32,6 +32,8 @@ logger = logging.getLogger("sandbox_agent.server")
 
 # Connections whose agent has ended stay readable; the oldest make room beyond this many.
 MAX_ENDED = 256
+# An agent that has the server's token could answer its own permission requests.
+SECRETS = frozenset({"SANDBOX_AGENT_TOKEN"})
 
 
 class Bridge:
@@ -152,7 +154,9 @@ class Bridge:
         launch = resolve(agent)
         try:
             await self._warden.ready()  # first: from here on a killed server leaves nobody behind
-            process = await Process.spawn(launch.argv, env=launch.env, cwd=launch.cwd, tag_prefix=self._tag)
+            process = await Process.spawn(
+                launch.argv, env=launch.env, without=SECRETS, cwd=launch.cwd, tag_prefix=self._tag
+            )
         except SpawnError as error:
             raise StreamError(f"stream error: {error}", agent=agent) from error
         except OSError as error:
