@@ -7,7 +7,9 @@ import asyncio
 import anyio
 import pytest
 
-from sandbox_agent import SandboxAgent, SessionEvent
+from sandbox_agent import InMemorySessionPersistDriver, SandboxAgent, SessionEvent, SessionRecord
+from sandbox_agent.client.journal import EventIds, Journal
+from sandbox_agent.client.tasks import TaskOwner
 from tests.client.checks import methods, said, until
 
 pytestmark = pytest.mark.anyio
@@ -91,3 +93,21 @@ async def test_who_unsubscribed_hears_nothing(sdk: SandboxAgent) -> None:
     unsubscribe()
     await session.prompt("echo hello")
     assert seen == []
+
+
+async def test_an_event_of_a_batch_reaches_no_listener_that_unsubscribed_in_it() -> None:
+    heard: list[SessionEvent] = []
+    owner = TaskOwner()
+    await owner.start()
+    record = SessionRecord(id="s", agent="a", agent_session_id="x", last_connection_id="c", created_at=1)
+    journal = Journal(record, InMemorySessionPersistDriver(), owner, EventIds())
+
+    def once(event: SessionEvent) -> None:
+        heard.append(event)
+        unsubscribe()
+
+    unsubscribe = journal.listen(once)
+    journal.put("agent", [b"{}", b"{}", b"{}"], "c")
+    await journal.flush()
+    await owner.stop()
+    assert len(heard) == 1

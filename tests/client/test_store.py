@@ -52,6 +52,17 @@ class FailingDriver(InMemorySessionPersistDriver):
         await super().update_session(session)
 
 
+class RecordFailingDriver(InMemorySessionPersistDriver):
+    """Stores events and, while failing, no records."""
+
+    failing = False
+
+    async def update_session(self, session: SessionRecord, /) -> None:
+        if self.failing:
+            raise OSError("No space left on device")
+        await super().update_session(session)
+
+
 async def test_a_failing_store_fails_the_prompt_and_nothing_is_lost(shared_server: ServerProcess) -> None:
     driver = FailingDriver()
     async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
@@ -220,3 +231,24 @@ async def test_nothing_is_stored_while_a_journal_is_held() -> None:
     assert stored is not None
     assert stored.agent_session_id == "b"
     await tasks.stop()
+
+
+async def test_events_are_stored_once_when_only_the_record_fails(shared_server: ServerProcess) -> None:
+    # Its bound is below the turn, so that it does not know the ids that come again.
+    driver = RecordFailingDriver(max_events_per_session=10)
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="mock")
+        told: list[int] = []
+        session.on_event(lambda event: told.append(event.event_index))
+        driver.failing = True
+        with pytest.raises(PersistError):
+            await session.set_model("mock-fast")
+        with pytest.raises(PersistError):
+            await session.prompt("burst 100 10")
+        driver.failing = False
+        await session.prompt("echo hi")
+        last = await driver.last_event_index(session.id)
+        assert [index for index in told if index] == list(range(3, last + 1))
+        stored = await driver.get_session(session.id)
+        assert stored is not None
+        assert stored == session.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -60,7 +61,8 @@ class SandboxAgent(ServerApi):
         self.persist = persist
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None
-        self._disposed = False
+        self._disposing = False
+        self._disposed = asyncio.Event()
         self._http = Http(base_url=self.base_url, token=token, headers=headers, transport=transport)
         self._tasks = TaskOwner()
         self._gate = HealthGate(
@@ -238,17 +240,25 @@ class SandboxAgent(ServerApi):
     async def dispose(self) -> None:
         """End the connections and store what is left; the sandbox stays. Safe to call twice.
 
+        Coroutine listeners get 5 s for the events that they have not seen.
+
         Raises:
             PersistError: something could not be stored.
         """
-        if self._disposed:
+        if self._disposing:
+            # A listener that waited here would be waited for.
+            if not self._tasks.is_inside:
+                await self._disposed.wait()
             return
-        self._disposed = True
+        self._disposing = True
         try:
             await self._book.close()
         finally:
-            await self._tasks.stop()
-            await self._http.aclose()
+            try:
+                await self._tasks.stop()
+            finally:
+                await self._http.aclose()
+                self._disposed.set()
 
     async def destroy_sandbox(self) -> None:
         """Dispose the client and end the sandbox."""

@@ -9,14 +9,14 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
-from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.client.tasks import DISPOSED, TaskOwner
 from sandbox_agent.client.viewer import NOTICE_INDEX, Viewer
-from sandbox_agent.errors import PersistError
+from sandbox_agent.errors import PersistError, SandboxAgentError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
@@ -35,6 +35,8 @@ CROWDED_BYTES = 32 * 1024 * 1024
 # While the store fails, events wait here for the next append; beyond it they are counted as missing.
 MAX_UNSTORED_EVENTS = 100_000
 MAX_UNSTORED_BYTES = 256 * 1024 * 1024
+# What coroutine listeners get to read the last events when the client is disposed.
+LISTENER_TIMEOUT = 5.0
 
 
 class EventIds:
@@ -63,6 +65,7 @@ class Journal:
 
     Attributes:
         record: the session's record as it should be in the store.
+        discarded: whether the session was deleted.
     """
 
     def __init__(
@@ -80,11 +83,13 @@ class Journal:
         self._record_changes = 0
         self._record_saved = 0
         self._held = False
-        self._discarded = False
+        self._closed = False
+        self.discarded = False
         self._error: Exception | None = None
         self._writer: asyncio.Task[None] | None = None
         self._waiters: list[_Waiter] = []
         self._listeners: dict[object, EventListener] = {}
+        self._following: set[asyncio.Task[None]] = set()
         self._viewers: weakref.WeakSet[Viewer] = weakref.WeakSet()
 
     @property
@@ -108,7 +113,7 @@ class Journal:
 
     def discard(self) -> None:
         """Take nothing any more and forget what is not stored: the session is being deleted."""
-        self._discarded = True
+        self.discarded = True
         self._pending = []
         self._pending_bytes = self._missing = 0
         self._stored, self._record_saved = self._put, self._record_changes
@@ -129,7 +134,7 @@ class Journal:
             SessionEvent(ids(), NOTICE_INDEX, session_id, now, connection_id, sender, payload)
             for payload in payloads
         ]
-        if self._discarded:
+        if self.discarded:
             return events[-1]
         size = sum(map(len, payloads))
         if self._error is not None and (
@@ -147,7 +152,7 @@ class Journal:
     def change(self, **changes: Any) -> None:
         """Change fields of the record; the writer saves it."""
         self.record = msgspec.structs.replace(self.record, **changes)
-        if not self._discarded:
+        if not self.discarded:
             self._record_changes += 1
             self._wake()
 
@@ -163,6 +168,8 @@ class Journal:
         waiter = _Waiter(self._put, self._record_changes, future)
         self._waiters.append(waiter)
         self._wake()
+        if not self._tasks.running:
+            self._give_up()
         await waiter.future
 
     async def room(self) -> None:
@@ -175,33 +182,47 @@ class Journal:
     def _wake(self) -> None:
         if self._writer is None and not self._held and self.dirty and self._tasks.running:
             self._writer = self._tasks.spawn(self._write(), name=f"store {self.record.id}")
+            self._writer.add_done_callback(self._writer_ended)
+
+    def _writer_ended(self, writer: asyncio.Task[None]) -> None:
+        # Cancelled, maybe before its first step: nobody stores any more.
+        if writer.cancelled():
+            self._writer = None
+            self._give_up()
 
     async def _write(self) -> None:
         try:
             while self.dirty and not self._held:
-                batch = self._pending[:MAX_BATCH]
-                changes = self._record_changes
                 try:
-                    if batch:
-                        await self._driver.append_events(self.record.id, batch)
-                    if self._record_saved < changes:
-                        await self._driver.update_session(self.record)
+                    await self._append_batch()
+                    await self._save_record()
                 except Exception as error:  # noqa: BLE001 - a driver may raise anything; it reaches the callers
                     self._fail(error)
                     return
                 self._error = None
-                if self._discarded:
-                    return
-                del self._pending[: len(batch)]
-                self._pending_bytes -= sum(len(event.payload_json) for event in batch)
-                self._stored += len(batch)
-                self._record_saved = max(self._record_saved, changes)
                 if self._missing:
                     self._tell_missing()
-                self._deliver(batch)
                 self._settle()
         finally:
             self._writer = None
+
+    async def _append_batch(self) -> None:
+        batch = self._pending[:MAX_BATCH]
+        if not batch:
+            return
+        await self._driver.append_events(self.record.id, batch)
+        if self.discarded:
+            return
+        del self._pending[: len(batch)]
+        self._pending_bytes -= sum(len(event.payload_json) for event in batch)
+        self._stored += len(batch)
+        self._deliver(batch)
+
+    async def _save_record(self) -> None:
+        changes = self._record_changes
+        if self._record_saved < changes:
+            await self._driver.update_session(self.record)
+            self._record_saved = max(self._record_saved, changes)
 
     def _tell_missing(self) -> None:
         count, self._missing = self._missing, 0
@@ -225,10 +246,8 @@ class Journal:
     def _fail(self, error: Exception) -> None:
         first = self._error is None
         self._error = error
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(self._persist_error(error))
+        self._settle()
+        self._fail_waiters(error)
         if first:
             logger.error("the store failed for session %s: %s", self.record.id, error)
             message = str(self._persist_error(error))
@@ -244,6 +263,16 @@ class Journal:
             )
             self._deliver([notice])
 
+    def _give_up(self) -> None:
+        self._settle()
+        self._fail_waiters(SandboxAgentError(DISPOSED))
+
+    def _fail_waiters(self, error: Exception) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(self._persist_error(error))
+
     def _persist_error(self, cause: Exception) -> PersistError:
         message = (
             f"session '{self.record.id}': the store failed ({cause or type(cause).__name__}); "
@@ -258,8 +287,10 @@ class Journal:
     def _deliver(self, events: Sequence[SessionEvent]) -> None:
         for viewer in list(self._viewers):
             viewer.push(events)
-        for listener in list(self._listeners.values()):
+        for key, listener in list(self._listeners.items()):
             for event in events:
+                if key not in self._listeners:
+                    break
                 self._tell(listener, event)
 
     def _tell(self, listener: EventListener, event: SessionEvent) -> None:
@@ -270,7 +301,7 @@ class Journal:
             logger.exception("an event listener of session %s failed", self.record.id)
             return
         if inspect.isawaitable(result) and self._tasks.running:
-            self._tasks.spawn(_await(result), name=f"listener of {self.record.id}")
+            self._follow(_await(result))
 
     def listen(self, listener: EventListener) -> Callable[[], None]:
         """Call it with every event once it is stored; returns what ends that.
@@ -282,7 +313,7 @@ class Journal:
             self._listeners[key] = listener
             return lambda: _forget(self._listeners, key)
         viewer = self.view(live=True)
-        task = self._tasks.spawn(self._follow(viewer, listener), name=f"listener of {self.record.id}")
+        task = self._follow(self._read(viewer, listener))
 
         def unsubscribe() -> None:
             self._viewers.discard(viewer)
@@ -291,7 +322,13 @@ class Journal:
 
         return unsubscribe
 
-    async def _follow(self, viewer: Viewer, listener: EventListener) -> None:
+    def _follow(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._tasks.spawn(work, name=f"listener of {self.record.id}")
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+        return task
+
+    async def _read(self, viewer: Viewer, listener: EventListener) -> None:
         async for event in viewer:
             try:
                 result = listener(event)
@@ -304,12 +341,21 @@ class Journal:
         """Return a reader: from the index on, or (live) from the next event on."""
         viewer = Viewer(self._driver, self.record.id, after, live=live)
         self._viewers.add(viewer)
+        if self._closed:
+            viewer.close()
         return viewer
 
     def close(self) -> None:
-        """End the readers."""
+        """End the readers once they have read what is stored."""
+        self._closed = True
         for viewer in list(self._viewers):
             viewer.close()
+
+    async def listened(self, caller: asyncio.Task[Any] | None) -> None:
+        """Return when the listeners' tasks but the caller's have ended, at most after LISTENER_TIMEOUT."""
+        others = self._following - {caller}
+        if others:
+            await asyncio.wait(others, timeout=LISTENER_TIMEOUT)
 
 
 async def _await(awaitable: Awaitable[object]) -> None:

@@ -135,7 +135,13 @@ class SessionBook:
         return connection if held else None
 
     async def bound_connection(self, session: Session) -> Connection:
-        """Return the session's connection; where it lost the session, the session is restored first."""
+        """Return the session's connection; where it lost the session, the session is restored first.
+
+        Raises:
+            SessionNotFoundError: the session was deleted.
+        """
+        if session.journal.discarded:
+            raise SessionNotFoundError(session.id)
         async with session.binding:
             connection = await self.connection(session.agent)
             if connection.is_bound(session.agent_session_id, session):
@@ -342,16 +348,23 @@ class SessionBook:
         await asyncio.gather(*(session.desk.cancel_all() for session in sessions))
         connections, self._connections = list(self._connections.values()), {}
         await asyncio.gather(*(connection.close() for connection in connections))
-        errors: list[PersistError] = []
-        for session in sessions:
-            try:
-                async with asyncio.timeout(FLUSH_TIMEOUT):
-                    await session.journal.flush()
-            except PersistError as error:
-                errors.append(error)
-            except TimeoutError:
-                message = f"session '{session.id}': the store took more than {FLUSH_TIMEOUT:g} s at the end"
-                errors.append(PersistError(message, session_id=session.id))
-            session.journal.close()
-        if errors:
-            raise errors[0]
+        caller = asyncio.current_task()
+        errors = await asyncio.gather(*(_finish(session.journal, caller) for session in sessions))
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:
+    failed: PersistError | None = None
+    try:
+        async with asyncio.timeout(FLUSH_TIMEOUT):
+            await journal.flush()
+    except PersistError as error:
+        failed = error
+    except TimeoutError:
+        message = f"session '{journal.record.id}': the store took more than {FLUSH_TIMEOUT:g} s at the end"
+        failed = PersistError(message, session_id=journal.record.id)
+    journal.close()
+    await journal.listened(caller)
+    return failed

@@ -31,6 +31,7 @@ class TaskOwner:
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._children: set[asyncio.Task[Any]] = set()
+        self._stopper: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
         """Begin; ``spawn`` works once this returned."""
@@ -49,7 +50,7 @@ class TaskOwner:
                 self._group = group
                 ready.set()
                 await self._stopping.wait()
-                for task in list(self._children):
+                for task in self._children - {self._stopper}:
                     task.cancel()
         finally:
             self._stopping.set()
@@ -77,17 +78,29 @@ class TaskOwner:
         Raises:
             SandboxAgentError: the owner has stopped.
         """
+        if not self.running:
+            work.close()
+            raise SandboxAgentError(DISPOSED)
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         task = self.spawn(_into(future, work, name), name=name)
         task.add_done_callback(lambda _: work.close())
         task.add_done_callback(lambda _: future.cancel())
         return future
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the caller is one of its tasks (a listener that disposes the client)."""
+        return asyncio.current_task() in self._children
+
     async def stop(self) -> None:
-        """Cancel everything and wait for it, at most STOP_TIMEOUT."""
+        """Cancel everything and wait for it, at most STOP_TIMEOUT; a caller of its own goes on."""
+        if self.is_inside:
+            self._stopper = asyncio.current_task()
         self._stopping.set()
-        if self._task is not None and self._task is not asyncio.current_task():
-            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT)
+        waited = self._children - {self._stopper} if self._stopper is not None else {self._task}
+        tasks = [task for task in waited if task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT)
 
 
 async def _guarded(work: Coroutine[Any, Any, T], name: str) -> T | None:
