@@ -52,6 +52,16 @@ def test_run_rejects_a_permission_and_says_so_when_there_is_no_terminal(shell: S
     assert "hello.txt is not written" in done.stdout
 
 
+def test_run_shows_a_permission_after_what_came_before_it(shell: Shell) -> None:
+    terminal = Terminal(shell, "run", "demo", "-a", "mock", "--yes", env={"NO_COLOR": "1"})
+    _, shown = terminal.end()
+    text = shown.decode().replace("\r\n", "\n")
+    before, _, after = text.partition("permission  Write hello.txt: allowed (--yes)\n")
+    assert before.startswith("Here is what an agent can say: text, and next")
+    assert before.endswith("The plan is done.\ntool   Write hello.txt: pending\n")
+    assert after.startswith("tool   Write hello.txt: in_progress\n")
+
+
 def test_run_takes_the_prompt_from_standard_input(shell: Shell) -> None:
     assert shell.run("run", "-", "-a", "mock", stdin="echo piped").stdout == "piped\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from sandbox_agent.cli.terminal import Screen
@@ -29,16 +30,22 @@ class Approval:
     Args:
         screen: where questions and decisions are shown.
         yes: allow everything.
+
+    Attributes:
+        ready: awaited before each answer, so that what came before the request is on the screen.
     """
 
     def __init__(self, screen: Screen, *, yes: bool) -> None:
         self._screen = screen
         self._decide = self._allow if yes else self._ask if can_ask() else self._refuse
         self._turn = asyncio.Lock()
+        self.ready: Callable[[], Awaitable[None]] | None = None
 
     async def __call__(self, request: PermissionRequest) -> PermissionReply:
         """Return the reply, one of those that the request offers where that is possible."""
         async with self._turn:
+            if self.ready is not None:
+                await self.ready()
             return await self._decide(request)
 
     async def _allow(self, request: PermissionRequest) -> PermissionReply:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from sandbox_agent.cli.progress import Progress
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 from sandbox_agent.wire.records import SessionEvent
@@ -26,7 +27,7 @@ class Reader:
     def __init__(self, tell: Callable[[SessionEvent], None]) -> None:
         self.seen: list[SessionEvent] = []
         self._tell = tell
-        self._moved = asyncio.Event()
+        self._progress = Progress()
         self._task: asyncio.Future[None] | None = None
 
     def follow(self, session: Session) -> None:
@@ -34,23 +35,15 @@ class Reader:
         self._task = asyncio.ensure_future(self._read(session))
 
     async def _read(self, session: Session) -> None:
-        async for event in session.events(after=len(self.seen)):
+        async for event in session.events(after=self._progress.index):
             self.seen.append(event)
             self._tell(event)
-            self._moved.set()
+            self._progress.reach(event.event_index)
 
     async def catch_up(self, sdk: SandboxAgent, session: Session) -> None:
-        """Return when everything that is stored has been seen."""
-        await session.refresh()
-        stored = await sdk.persist.last_event_index(session.id)
+        """Return when everything that is stored has been seen; give up when that takes too long."""
         async with asyncio.timeout(_PATIENCE):
-            while len(self.seen) < stored and self._task is not None and not self._task.done():
-                self._moved.clear()
-                await asyncio.wait(
-                    {self._task, waiter := asyncio.ensure_future(self._moved.wait())},
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                waiter.cancel()
+            await self._progress.catch_up(sdk, session)
 
     async def end(self) -> None:
         """Return when it has read to its end; its client is disposed."""

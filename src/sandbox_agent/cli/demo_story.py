@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -81,6 +81,7 @@ class _Story:
         self._reader = Reader(self._take)
         self._provider = local(store=f"sqlite:{folder / 'server.db'}", log=folder / "server.log")
         self._kill_in: int | None = None
+        self._caught_up: Callable[[], Awaitable[None]] | None = None
         self._restart: asyncio.Future[None] | None = None
         self._server = ""
 
@@ -141,12 +142,15 @@ class _Story:
             await driver.close()
 
     async def _prompt(self, sdk: SandboxAgent, session: Session, text: str) -> None:
+        self._caught_up = lambda: self._reader.catch_up(sdk, session)
         self._screen.note(f"> {text}", "bold")
         response = await session.prompt(text)
         await self._reader.catch_up(sdk, session)
         self._screen.note(f"the turn ended: {response.stop_reason}", "dim")
 
     async def _allow(self, request: PermissionRequest) -> PermissionReply:
+        if self._caught_up is not None:
+            await self._caught_up()
         title = request.tool_call.get("title") or "a tool call"
         self._screen.note(f"permission  {title}: allowed once, by the demo", "yellow")
         return "once"

@@ -15,6 +15,7 @@ from sandbox_agent.cli.approval import Approval
 from sandbox_agent.cli.interrupts import Interrupts, interrupts
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.narrate import Narrator
+from sandbox_agent.cli.progress import Progress
 from sandbox_agent.cli.stops import exit_code
 from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.agent import SandboxAgent
@@ -65,6 +66,7 @@ class OneTurn:
                 await signals.settle()
 
     async def _turn(self, screen: Screen, signals: Interrupts) -> int:
+        approval, progress = Approval(screen, yes=self.yes), Progress()
         async with self._sandbox() as sdk:
             session = await sdk.create_session(
                 agent=self.agent,
@@ -72,7 +74,7 @@ class OneTurn:
                 model=self.model,
                 mode=self.mode,
                 thought_level=self.thought_level,
-                permission_policy=Approval(screen, yes=self.yes),
+                permission_policy=approval,
             )
 
             async def cancel() -> None:
@@ -80,14 +82,15 @@ class OneTurn:
                 await session.cancel()
 
             signals.wish = cancel
-            stop_reason = await self._stream(session, screen)
+            approval.ready = lambda: progress.catch_up(sdk, session)
+            stop_reason = await self._stream(session, screen, progress)
             if self.store is not None:
                 screen.note(f"session {session.id} is in {self.store}", "dim")
         if stop_reason != "end_turn":
             screen.note(f"stopped: {stop_reason or 'without a reason'}", "yellow")
         return exit_code(stop_reason)
 
-    async def _stream(self, session: Session, screen: Screen) -> str:
+    async def _stream(self, session: Session, screen: Screen, progress: Progress) -> str:
         narrator = Narrator(screen)
         turn = session.stream(self.prompt)
         try:
@@ -97,6 +100,7 @@ class OneTurn:
                     sys.stdout.buffer.flush()
                 else:
                     narrator.tell(event)
+                progress.reach(event.event_index)
         finally:
             screen.end_line()
         return turn.response.stop_reason if turn.response is not None else ""
