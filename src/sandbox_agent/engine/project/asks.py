@@ -1,0 +1,119 @@
+"""What the agent asks of the user, and the answers: permissions and questions."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+
+from sandbox_agent.engine.project.emit import Emitter
+from sandbox_agent.engine.project.questions import Question, read_answer
+from sandbox_agent.engine.project.state import Ask, State
+from sandbox_agent.engine.project.tools import Tools
+from sandbox_agent.wire.acp import PermissionRequest
+from sandbox_agent.wire.jsonrpc import loads
+from sandbox_agent.wire.universal import PermissionEventData, PermissionStatus, QuestionEventData
+
+__all__ = ["Asks"]
+
+
+class Asks:
+    """The requests of the agent that wait for an answer, by the JSON of their id."""
+
+    def __init__(self, state: State, emit: Emitter, tools: Tools) -> None:
+        self._state = state
+        self._emit = emit
+        self._tools = tools
+
+    def permission(self, request_id: str, request: PermissionRequest, ask_id: str | None) -> None:
+        """Take a permission request; the call that it is about may not have been announced yet."""
+        self.drop(request_id, "superseded")
+        call = request.tool_call
+        item_id = self._tools.asked(call)
+        action = call.title or call.name or call.kind or "permission"
+        metadata: dict[str, Any] = {
+            "request_id": loads(request_id.encode()),
+            "tool_call_id": call.tool_call_id or None,
+            "item_id": item_id,
+            "kind": call.kind,
+            "options": msgspec.to_builtins(request.options),
+            "raw_input": call.raw_input,
+            "paths": [location.path for location in call.locations or []] or None,
+        }
+        ask = Ask(
+            ask_id or self._emit.next_id("perm"),
+            action,
+            {option.option_id: option.kind for option in request.options},
+            call.tool_call_id,
+        )
+        self._state.permissions[request_id] = ask
+        told = {name: value for name, value in metadata.items() if value is not None}
+        self._emit.event(
+            "permission.requested", PermissionEventData(ask.ask_id, action, "requested", told), "agent"
+        )
+
+    def question(self, request_id: str, question: Question, ask_id: str | None) -> None:
+        """Take a question."""
+        self.drop(request_id, "superseded")
+        ask = Ask(ask_id or self._emit.next_id("qst"), question.prompt, dict.fromkeys(question.options, ""))
+        self._state.questions[request_id] = ask
+        self._emit.event(
+            "question.requested",
+            QuestionEventData(ask.ask_id, ask.text, list(ask.options), "requested"),
+            "agent",
+        )
+
+    def answer(self, request_id: str, result: object, error: object, by: str | None) -> None:
+        """Take the client's response; one to nothing that waits is dropped."""
+        if request_id in self._state.permissions:
+            members = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+            outcome: Any = members.get("outcome")
+            told = cast("dict[str, Any]", outcome) if isinstance(outcome, dict) else {}
+            option_id: Any = told.get("optionId")
+            kind = self._state.permissions[request_id].options.get(str(option_id), "")
+            verdict = "error" if error is not None else str(told.get("outcome") or "cancelled")
+            metadata = {"outcome": verdict, "option_id": option_id, "kind": kind or None, "answered_by": by}
+            chosen = _verdict(kind) if verdict == "selected" else "reject"
+            self._resolve(request_id, chosen, metadata)
+        elif request_id in self._state.questions:
+            self._resolve_question(request_id, None if error is not None else read_answer(result))
+
+    def drop(self, request_id: str, why: str) -> None:
+        """Give up a request that nobody answers any more."""
+        if request_id in self._state.permissions:
+            self._resolve(request_id, "reject", {"outcome": why})
+        elif request_id in self._state.questions:
+            self._resolve_question(request_id, None)
+
+    def drop_all(self, why: str) -> None:
+        """Give up all requests."""
+        for request_id in [*self._state.permissions, *self._state.questions]:
+            self.drop(request_id, why)
+
+    def _resolve(self, request_id: str, status: PermissionStatus, metadata: dict[str, Any]) -> None:
+        ask = self._state.permissions.pop(request_id)
+        self._tools.answered(ask.call_id, rejected=status == "reject")
+        told = {name: value for name, value in metadata.items() if value is not None}
+        self._emit.event(
+            "permission.resolved", PermissionEventData(ask.ask_id, ask.text, status, told), "daemon"
+        )
+
+    def _resolve_question(self, request_id: str, response: str | None) -> None:
+        ask = self._state.questions.pop(request_id)
+        self._emit.event(
+            "question.resolved",
+            QuestionEventData(
+                ask.ask_id,
+                ask.text,
+                list(ask.options),
+                "rejected" if response is None else "answered",
+                response,
+            ),
+            "daemon",
+        )
+
+
+def _verdict(kind: str) -> PermissionStatus:
+    if kind.startswith("allow"):
+        return "accept_for_session" if kind.endswith("always") else "accept"
+    return "reject"

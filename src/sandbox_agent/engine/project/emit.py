@@ -1,0 +1,106 @@
+"""Numbers, names and times the events of one input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sandbox_agent.engine.project.state import State
+from sandbox_agent.wire.universal import (
+    ContentPart,
+    EventData,
+    EventSource,
+    EventType,
+    ItemDeltaData,
+    ItemEventData,
+    ItemKind,
+    ItemRole,
+    ItemStatus,
+    UniversalEvent,
+    UniversalItem,
+    event_time,
+)
+
+__all__ = ["Emitter"]
+
+
+class Emitter:
+    """Collects the events of one input; ids come from the session's id and the sequence alone."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._prefix = f"evt_{state.session_id}_"
+        self._time = ""
+        self._time_ms = -1
+        self.events: list[UniversalEvent] = []
+
+    def begin(self, time_ms: int) -> list[UniversalEvent]:
+        """Start the next input's list and return it."""
+        if time_ms != self._time_ms:
+            self._time_ms = time_ms
+            self._time = event_time(time_ms)
+        self.events = []
+        return self.events
+
+    def next_id(self, prefix: str) -> str:
+        """Return a name for what the next event starts, unique in the session."""
+        return f"{prefix}_{self._state.sequence + 1}"
+
+    def event(
+        self, kind: EventType, data: EventData, source: EventSource = "agent", *, raw: Any = msgspec.UNSET
+    ) -> None:
+        """Append an event; what the server says is synthetic."""
+        state = self._state
+        state.sequence = sequence = state.sequence + 1
+        self.events.append(
+            UniversalEvent(
+                f"{self._prefix}{sequence}",
+                sequence,
+                self._time,
+                state.session_id,
+                source,
+                source == "daemon",
+                kind,
+                data,
+                state.native_session_id,
+                raw,
+            )
+        )
+
+    def delta(
+        self, item_id: str, text: str, native_id: str | None = None, source: EventSource = "agent"
+    ) -> None:
+        """Append more of an item's text."""
+        self.event("item.delta", ItemDeltaData(item_id, text, native_id), source)
+
+    def start(
+        self,
+        item_id: str,
+        kind: ItemKind,
+        role: ItemRole | None,
+        content: list[ContentPart],
+        *,
+        native_id: str | None = None,
+        parent_id: str | None = None,
+        source: EventSource = "daemon",
+    ) -> None:
+        """Append an item's beginning."""
+        item = UniversalItem(item_id, kind, content, "in_progress", role, native_id, parent_id)
+        self.event("item.started", ItemEventData(item), source)
+
+    def complete(
+        self,
+        item_id: str,
+        kind: ItemKind,
+        role: ItemRole | None,
+        content: list[ContentPart],
+        *,
+        status: ItemStatus = "completed",
+        native_id: str | None = None,
+        parent_id: str | None = None,
+        source: EventSource = "daemon",
+    ) -> None:
+        """Append an item's end, with all of its content."""
+        item = UniversalItem(item_id, kind, content, status, role, native_id, parent_id)
+        self.event("item.completed", ItemEventData(item), source)

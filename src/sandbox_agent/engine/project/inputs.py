@@ -1,0 +1,161 @@
+"""What happens to a session that no envelope tells: its start and end, exits, interruptions, failures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandbox_agent.engine.project.emit import Emitter
+from sandbox_agent.engine.project.state import State
+from sandbox_agent.engine.project.statuses import Statuses
+from sandbox_agent.engine.project.turns import Turns
+from sandbox_agent.wire.universal import (
+    ErrorData,
+    SessionEndedData,
+    SessionEndReason,
+    SessionStartedData,
+    StderrOutput,
+    TerminatedBy,
+    TurnEventData,
+    UniversalEvent,
+)
+
+__all__ = ["Inputs"]
+
+
+class Inputs:
+    """The inputs beside ``feed``; each takes its time in milliseconds and returns its events."""
+
+    _state: State
+    _emit: Emitter
+    _statuses: Statuses
+    _turns: Turns
+
+    @property
+    def sequence(self) -> int:
+        """The sequence of the last event; 0 before the first."""
+        return self._state.sequence
+
+    @property
+    def native_session_id(self) -> str | None:
+        """The agent's own id of the session, where known."""
+        return self._state.native_session_id
+
+    @property
+    def open_turns(self) -> list[str]:
+        """The ids of the turns that run, oldest first."""
+        return [turn.turn_id for turn in self._state.turns.values()]
+
+    @property
+    def pending_permissions(self) -> dict[str, str]:
+        """The permissions that wait: permission id -> the JSON of the request's id."""
+        return {ask.ask_id: request_id for request_id, ask in self._state.permissions.items()}
+
+    @property
+    def pending_questions(self) -> dict[str, str]:
+        """The questions that wait: question id -> the JSON of the request's id."""
+        return {ask.ask_id: request_id for request_id, ask in self._state.questions.items()}
+
+    def session_started(
+        self, time_ms: int, *, native_session_id: str | None = None, metadata: Any = None
+    ) -> list[UniversalEvent]:
+        """The session was made; ``metadata`` is what it was made with."""
+        events = self._emit.begin(time_ms)
+        if native_session_id is not None:
+            self._state.native_session_id = native_session_id
+        self._emit.event("session.started", SessionStartedData(metadata), "daemon")
+        return events
+
+    def session_ended(
+        self,
+        time_ms: int,
+        *,
+        reason: SessionEndReason,
+        terminated_by: TerminatedBy,
+        message: str | None = None,
+        exit_code: int | None = None,
+        stderr: StderrOutput | None = None,
+    ) -> list[UniversalEvent]:
+        """The session is over; what is open ends with it."""
+        events = self._emit.begin(time_ms)
+        self._turns.interrupt("session_ended")
+        data = SessionEndedData(reason, terminated_by, message, exit_code, stderr)
+        self._emit.event("session.ended", data, "daemon")
+        return events
+
+    def turn_interrupted(
+        self, time_ms: int, *, reason: str, turn_id: str | None = None
+    ) -> list[UniversalEvent]:
+        """No response will come: the server died, or lost its agent.
+
+        Args:
+            time_ms: when that became known.
+            reason: why, in a word ("server_restarted").
+            turn_id: a turn that was accepted and maybe never sent; it ends too.
+        """
+        events = self._emit.begin(time_ms)
+        known = turn_id is None or turn_id in self.open_turns
+        self._turns.interrupt(reason)
+        if not known:
+            metadata = {"stop_reason": "interrupted", "reason": reason}
+            self._emit.event("turn.ended", TurnEventData("ended", turn_id, metadata), "daemon")
+        return events
+
+    def agent_exited(
+        self, time_ms: int, *, exit_code: int | None = None, stderr: str | None = None
+    ) -> list[UniversalEvent]:
+        """The agent's process is gone; told twice, also by ``_adapter/agent_exited``, it counts once."""
+        events = self._emit.begin(time_ms)
+        self._exited(exit_code, success=exit_code == 0, stderr=stderr)
+        return events
+
+    def error(
+        self, time_ms: int, *, message: str, code: str | None = None, details: Any = None
+    ) -> list[UniversalEvent]:
+        """Something of the server's failed, such as its store."""
+        events = self._emit.begin(time_ms)
+        self._emit.event("error", ErrorData(message, code, details), "daemon")
+        return events
+
+    def restored(
+        self,
+        time_ms: int,
+        *,
+        method: str,
+        replayed: int = 0,
+        left_out: int = 0,
+        failed: dict[str, str] | None = None,
+    ) -> list[UniversalEvent]:
+        """The session goes on in a new session of the agent's (fields as in ``SessionRestored``)."""
+        events = self._emit.begin(time_ms)
+        told = {"method": method, "replayed": replayed, "leftOut": left_out, "failed": failed}
+        self._show_restored(told)
+        return events
+
+    def status(self, time_ms: int, *, label: str, detail: str, value: Any = None) -> list[UniversalEvent]:
+        """Anything else that the server has to tell, as a status item."""
+        events = self._emit.begin(time_ms)
+        self._statuses.show(label, detail, value, source="daemon")
+        return events
+
+    def _exited(self, exit_code: int | None, *, success: bool, stderr: str | None = None) -> None:
+        state = self._state
+        if state.exited:
+            return
+        state.exited = True
+        if state.turns or not success:
+            code = "by a signal or with an unknown code" if exit_code is None else f"with code {exit_code}"
+            busy = " before it answered" if state.turns else ""
+            details = {"exit_code": exit_code, "stderr": stderr}
+            told = {name: value for name, value in details.items() if value is not None}
+            message = f"the agent's process exited {code}{busy}: the next message starts it again"
+            self._emit.event("error", ErrorData(message, "agent_process_exited", told or None), "daemon")
+        self._turns.interrupt("agent_exited")
+
+    def _show_restored(self, told: dict[str, Any]) -> None:
+        value = {name: told[name] for name in ("method", "replayed", "leftOut", "failed") if told.get(name)}
+        detail = (
+            f"{told.get('method') or 'replay'}: {told.get('replayed') or 0} events of the history replayed"
+        )
+        if told.get("leftOut"):
+            detail += f", {told['leftOut']} older ones left out"
+        self._statuses.show("restored", detail, value, source="daemon")

@@ -1,0 +1,94 @@
+"""Which of an agent's requests is a question to the user, and what it asks.
+
+ACP's own is ``elicitation/create``. Before it, agents made extension methods of that name or kind
+(``cursor/ask_question``, ``_x/ask_user_question``): they count where a question can be read in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+from sandbox_agent.engine.project.parts import to_json
+
+__all__ = ["Question", "read_answer", "read_question"]
+
+_METHODS = {"elicitation/create", "session/elicitation"}
+
+
+class Question(NamedTuple):
+    """What is asked, and the answers that are offered."""
+
+    prompt: str
+    options: list[str]
+
+
+def read_question(method: str, params: dict[str, Any]) -> Question | None:
+    """Return the question that a request asks, or None where it asks none."""
+    if method in _METHODS:
+        schema = _dict(params.get("requestedSchema"))
+        return Question(_first(params, "message"), _schema_options(_dict(schema.get("properties"))))
+    if "question" not in method.rpartition("/")[2].lower():
+        return None
+    nested = [_dict(item) for item in _list(params.get("questions"))]
+    asked = [params, *nested]
+    prompts = [prompt for part in asked if (prompt := _first(part, "prompt", "question", "message", "title"))]
+    if not prompts:
+        return None
+    options = [_label(option) for part in asked for option in _list(part.get("options"))]
+    return Question("\n".join(dict.fromkeys(prompts)), [option for option in options if option])
+
+
+def read_answer(result: object) -> str | None:
+    """Return the answer in a response's result as text, or None where the user gave none."""
+    members = _dict(result)
+    outcome: Any = members.get("outcome")
+    verdict = _first(members, "action") or (
+        outcome if isinstance(outcome, str) else _first(_dict(outcome), "outcome")
+    )
+    if verdict in {"decline", "cancel", "cancelled", "skipped", "rejected"} or not members:
+        return None
+    content: Any = next(
+        (part[name] for part in (members, _dict(outcome)) for name in ("content", "answers") if name in part),
+        result,
+    )
+    if isinstance(content, dict):
+        values = list(cast("dict[str, Any]", content).values())
+        if len(values) == 1 and isinstance(values[0], str):
+            return values[0]
+    return content if isinstance(content, str) else to_json(content)
+
+
+def _schema_options(properties: dict[str, Any]) -> list[str]:
+    options: list[str] = []
+    for value in properties.values():
+        field = _dict(value)
+        items = _dict(field.get("items"))
+        if field.get("type") == "boolean":
+            options += ["true", "false"]
+        for source in (field, items):
+            options += [str(name) for name in _list(source.get("enum"))]
+            choices = [*_list(source.get("oneOf")), *_list(source.get("anyOf"))]
+            options += [label for choice in choices if (label := _label(choice))]
+    return options
+
+
+def _label(option: object) -> str:
+    if isinstance(option, str):
+        return option
+    return _first(_dict(option), "label", "title", "name", "const", "id")
+
+
+def _first(members: dict[str, Any], *names: str) -> str:
+    for name in names:
+        value: Any = members.get(name)
+        if isinstance(value, str) and value:
+            return value
+    return ""
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []

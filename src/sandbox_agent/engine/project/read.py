@@ -1,0 +1,123 @@
+"""Takes envelopes apart: a chunk of text in one step, everything else as far as its kind needs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
+
+__all__ = ["Envelope", "TextChunk", "members", "read_chunk", "read_envelope", "value"]
+
+
+class TextChunk(NamedTuple):
+    """What most envelopes are."""
+
+    stream: str
+    native_id: str | None
+    text: str
+
+
+class _Content(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str | None = None
+
+
+class _Update(msgspec.Struct, rename="camel", gc=False):
+    content: _Content
+    session_update: str = ""
+    message_id: str | None = None
+    compaction_id: str | None = None
+
+
+class _Params(msgspec.Struct, gc=False):
+    update: _Update
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    params: _Params
+    method: str = ""
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """An envelope whose parts are still JSON; empty where they are not there."""
+
+    id: msgspec.Raw = NO_ID
+    method: str | None = None
+    params: msgspec.Raw = NO_ID
+    result: msgspec.Raw = NO_ID
+    error: msgspec.Raw = NO_ID
+
+    @property
+    def request_id(self) -> str:
+        """The id's JSON; empty in a notification."""
+        name = bytes(self.id).decode("utf-8", "replace")
+        return "" if name == "null" else name
+
+
+_chunk_decoder = msgspec.json.Decoder(_Chunk)
+_envelope_decoder = msgspec.json.Decoder(Envelope)
+_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def read_chunk(envelope: bytes) -> TextChunk | None:
+    """Return the piece of text that a ``session/update`` carries, or None where it is anything else."""
+    try:
+        chunk = _chunk_decoder.decode(envelope)
+    except _FAILURES:
+        return None
+    update = chunk.params.update
+    content = update.content
+    if chunk.method != "session/update" or content.type != "text" or content.text is None:
+        return None
+    return TextChunk(update.session_update, update.message_id or update.compaction_id, content.text)
+
+
+def read_envelope(envelope: bytes) -> Envelope:
+    """Take any envelope apart.
+
+    Raises:
+        InvalidEnvelopeError: it isn't a JSON-RPC object.
+    """
+    try:
+        found = _envelope_decoder.decode(envelope)
+    except _FAILURES:
+        found = _read_slowly(envelope)
+    if found.method is None and not (found.id and (found.result or found.error)):
+        raise InvalidEnvelopeError("neither a request, a notification nor a response")
+    return found
+
+
+def members(raw: msgspec.Raw) -> dict[str, Any]:
+    """Return the object that a part holds; an empty one where it holds something else."""
+    found = value(raw)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def value(raw: msgspec.Raw) -> Any:
+    """Return what a part holds; None where it isn't there or can't be read."""
+    try:
+        return loads(bytes(raw)) if raw else None
+    except InvalidEnvelopeError:
+        return None
+
+
+def _read_slowly(envelope: bytes) -> Envelope:
+    found = loads(envelope)
+    if not isinstance(found, dict):
+        raise InvalidEnvelopeError(f"expected a JSON object, got {type(found).__name__}")
+    parts = cast("dict[str, Any]", found)
+    method: Any = parts.get("method")
+    if method is not None and not isinstance(method, str):
+        raise InvalidEnvelopeError("method must be a string")
+    raws = {
+        name: msgspec.Raw(dumps(parts[name])) for name in ("id", "params", "result", "error") if name in parts
+    }
+    return Envelope(
+        raws.get("id", NO_ID),
+        method,
+        raws.get("params", NO_ID),
+        raws.get("result", NO_ID),
+        raws.get("error", NO_ID),
+    )

@@ -1,0 +1,261 @@
+"""A tool call becomes a tool_call item when its arguments are known and a tool_result item at its end."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, cast
+
+from sandbox_agent.engine.project.diffs import unified_diff
+from sandbox_agent.engine.project.emit import Emitter
+from sandbox_agent.engine.project.parts import block_part, location_refs, output_text, to_json
+from sandbox_agent.engine.project.state import DoneTool, OpenTool, State
+from sandbox_agent.engine.project.texts import Texts
+from sandbox_agent.wire import acp
+from sandbox_agent.wire.universal import (
+    ContentPart,
+    EventSource,
+    FileRefPart,
+    ItemStatus,
+    JsonPart,
+    StatusPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+__all__ = ["Tools"]
+
+_ENDED = {"completed", "failed"}
+
+
+class Tools:
+    """The open tool calls of a session."""
+
+    def __init__(self, state: State, emit: Emitter, texts: Texts) -> None:
+        self._state = state
+        self._emit = emit
+        self._texts = texts
+
+    def update(self, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
+        """Take what the agent says about a call, in whatever order it says it."""
+        state = self._state
+        if state.repeating:
+            state.skipped += 1
+            return
+        call_id = update.tool_call_id
+        done = state.done.get(call_id)
+        if done is not None:
+            if isinstance(update, acp.ToolCallUpdate) or update.status in _ENDED:
+                self._late(call_id, done, update)
+                return
+            del state.done[call_id]  # the agent uses the id again
+        tool = state.tools.get(call_id)
+        if tool is None:
+            tool = self._open(call_id, update)
+        else:
+            _merge(tool, update)
+        self._settle(tool)
+        if tool.status in _ENDED:
+            self._finish(tool, "failed" if tool.status == "failed" else "completed", "agent")
+
+    def asked(self, update: acp.ToolCallUpdate) -> str | None:
+        """Take the call that a permission is asked for; what the call itself said goes first.
+
+        Returns:
+            The id of its item; None where the request names no call.
+        """
+        call_id = update.tool_call_id
+        if not call_id:
+            return None
+        done = self._state.done.get(call_id)
+        if done is not None:
+            return done.item_id
+        tool = self._state.tools.get(call_id)
+        if tool is None:
+            tool = self._open(call_id, update)
+            tool.status = ""
+        self._settle(tool)
+        return tool.item_id
+
+    def answered(self, call_id: str, *, rejected: bool) -> None:
+        """Take the answer to the permission that a call needs."""
+        tool = self._state.tools.get(call_id)
+        if tool is not None:
+            tool.rejected = rejected
+
+    def close(self, status: ItemStatus = "completed") -> None:
+        """End the calls of which the agent has not told the end; refused ones have failed."""
+        for tool in list(self._state.tools.values()):
+            self._finish(tool, "failed" if tool.rejected else status, "daemon")
+
+    def _open(self, call_id: str, update: acp.ToolCall | acp.ToolCallUpdate) -> OpenTool:
+        self._texts.interrupt()
+        tool = OpenTool(self._emit.next_id("itm"), call_id, self._parent(update))
+        _merge(tool, update)
+        self._state.tools[call_id] = tool
+        self._state.seen = True
+        content = _call_content(tool, "")
+        self._emit.start(
+            tool.item_id,
+            "tool_call",
+            "assistant",
+            content,
+            native_id=call_id,
+            parent_id=tool.parent_id,
+            source="agent",
+        )
+        return tool
+
+    def _parent(self, update: acp.ToolCall | acp.ToolCallUpdate) -> str | None:
+        caller = _meta(update, "claudeCode").get("parentToolUseId")
+        parent = self._state.tools.get(caller) if isinstance(caller, str) else None
+        return parent.item_id if parent is not None else None
+
+    def _settle(self, tool: OpenTool, *, now: bool = False) -> None:
+        # Agents announce a call with empty arguments and tell them in an update.
+        if tool.called or not (now or tool.raw_input or tool.status in _ENDED):
+            return
+        tool.called = True
+        tool.arguments = to_json({} if tool.raw_input is None else tool.raw_input)
+        content = _call_content(tool, tool.arguments)
+        tool.call_files = [part for part in content if isinstance(part, FileRefPart)]
+        self._emit.complete(
+            tool.item_id, "tool_call", "assistant", content, native_id=tool.call_id, parent_id=tool.parent_id
+        )
+
+    def _finish(self, tool: OpenTool, status: ItemStatus, source: EventSource) -> None:
+        self._texts.interrupt()
+        self._settle(tool, now=True)
+        del self._state.tools[tool.call_id]
+        output = _output(tool)
+        content: list[ContentPart] = [ToolResultPart(tool.call_id, output)]
+        refs = location_refs(tool.places, tool.kind, tool.diffs)
+        content += [ref for ref in refs if ref not in tool.call_files]
+        content += tool.others
+        if tool.raw_input is not None and to_json(tool.raw_input) != tool.arguments:
+            content.append(JsonPart({"rawInput": tool.raw_input}))
+        self._result(tool.call_id, tool.item_id, content, status, source)
+        self._state.done[tool.call_id] = DoneTool(tool.item_id, _crc(output))
+
+    def _late(self, call_id: str, done: DoneTool, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
+        # A result behind the end of the turn, or one that is told twice: only a new output counts.
+        tool = OpenTool(done.item_id, call_id)
+        _merge(tool, update)
+        output = _output(tool)
+        if not output or tool.status not in _ENDED or _crc(output) == done.output:
+            return
+        self._texts.interrupt()
+        content: list[ContentPart] = [ToolResultPart(call_id, output), *tool.diffs, *tool.others]
+        status: ItemStatus = "failed" if tool.status == "failed" else "completed"
+        self._result(call_id, done.item_id, content, status, "agent")
+        done.output = _crc(output)
+
+    def _result(
+        self,
+        call_id: str,
+        parent_id: str,
+        content: list[ContentPart],
+        status: ItemStatus,
+        source: EventSource,
+    ) -> None:
+        item_id = self._emit.next_id("itm")
+        self._emit.start(
+            item_id,
+            "tool_result",
+            "tool",
+            [ToolResultPart(call_id, "")],
+            native_id=call_id,
+            parent_id=parent_id,
+        )
+        self._emit.complete(
+            item_id,
+            "tool_result",
+            "tool",
+            content,
+            status=status,
+            native_id=call_id,
+            parent_id=parent_id,
+            source=source,
+        )
+
+
+def _call_content(tool: OpenTool, arguments: str) -> list[ContentPart]:
+    name = tool.name or tool.title or tool.kind or "tool"
+    content: list[ContentPart] = [ToolCallPart(name, arguments, tool.call_id)]
+    if tool.title:
+        content.append(StatusPart(tool.title, tool.kind or None))
+    content += location_refs(tool.places, tool.kind, tool.diffs)
+    return content
+
+
+def _merge(tool: OpenTool, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
+    tool.title = update.title or tool.title
+    tool.name = update.name or _meta_name(update) or tool.name
+    if isinstance(update, acp.ToolCallUpdate) or update.kind != "other" or not tool.kind:
+        tool.kind = update.kind or tool.kind
+    if update.status is not None and tool.status not in _ENDED:
+        tool.status = update.status
+    if update.raw_input is not None:
+        tool.raw_input = update.raw_input
+    if update.raw_output is not None:
+        tool.raw_output = update.raw_output
+    if update.locations:
+        tool.places = [location.path for location in update.locations]
+    if update.content:
+        _merge_content(tool, update.content)
+        tool.final = update.status in _ENDED
+    data = _meta(update, "terminal_output").get("data")
+    if isinstance(data, str):
+        tool.terminal += data
+
+
+def _merge_content(tool: OpenTool, content: list[acp.ToolCallContent]) -> None:
+    texts: list[str] = []
+    diffs: list[FileRefPart] = []
+    others: list[ContentPart] = []
+    for item in content:
+        match item:
+            case acp.Content():
+                part = block_part(item.content)
+                if isinstance(part, TextPart):
+                    texts.append(part.text)
+                else:
+                    others.append(part)
+            case acp.Diff():
+                diff = unified_diff(item.old_text, item.new_text)
+                diffs.append(
+                    FileRefPart(item.path, "write" if item.old_text is None else "patch", diff or None)
+                )
+            case acp.Terminal():
+                pass  # its output comes another way, its id says nothing to a reader
+            case _:
+                others.append(JsonPart(item.raw))
+    tool.text = "\n".join(texts)
+    # A result's content replaces the call's; a diff that was shown stays true.
+    tool.diffs = diffs or tool.diffs
+    tool.others = others
+
+
+def _output(tool: OpenTool) -> str:
+    output = tool.terminal or output_text(tool.raw_output)
+    if tool.final and tool.text:
+        return tool.text
+    # While a call is pending its content is what it is about, and says nothing of its output.
+    return output or (tool.text if tool.status not in {"", "pending"} else "")
+
+
+def _meta(update: acp.ToolCall | acp.ToolCallUpdate, name: str) -> dict[str, Any]:
+    value = (update.meta or {}).get(name)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _meta_name(update: acp.ToolCall | acp.ToolCallUpdate) -> str:
+    plain = (update.meta or {}).get("toolName")
+    claude = _meta(update, "claudeCode").get("toolName")
+    goose = _meta(update, "goose").get("toolCall")
+    named = cast("dict[str, Any]", goose).get("toolName") if isinstance(goose, dict) else None
+    return next((name for name in (plain, claude, named) if isinstance(name, str)), "")
+
+
+def _crc(output: str) -> int:
+    return zlib.crc32(output.encode("utf-8", "surrogatepass"))

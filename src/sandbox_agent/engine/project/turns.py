@@ -1,0 +1,114 @@
+"""A turn lasts from the prompt to its response; all that is open ends with it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sandbox_agent.engine.project.asks import Asks
+from sandbox_agent.engine.project.emit import Emitter
+from sandbox_agent.engine.project.parts import parts_text, prompt_parts
+from sandbox_agent.engine.project.state import State, Turn
+from sandbox_agent.engine.project.texts import Texts
+from sandbox_agent.engine.project.tools import Tools
+from sandbox_agent.wire.acp import parse_prompt_response
+from sandbox_agent.wire.universal import ErrorData, EventSource, ItemStatus, TurnEventData
+
+__all__ = ["Turns", "error_data"]
+
+
+class Turns:
+    """The prompts of a session that have no response yet, oldest first."""
+
+    def __init__(self, state: State, emit: Emitter, texts: Texts, tools: Tools, asks: Asks) -> None:
+        self._state = state
+        self._emit = emit
+        self._texts = texts
+        self._tools = tools
+        self._asks = asks
+
+    def start(self, request_id: str, prompt: object, turn_id: str | None) -> None:
+        """Take a prompt: the turn begins, and the user's message is said."""
+        state = self._state
+        if request_id in state.turns:
+            self._end(request_id, {"stop_reason": "interrupted", "reason": "its id was used again"}, "daemon")
+        self._texts.close()
+        state.done = {}
+        state.repeating = False
+        turn = state.turns[request_id] = Turn(turn_id or self._emit.next_id("turn"))
+        self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")
+        parts = prompt_parts(prompt)
+        state.echo = parts_text(parts)
+        self._texts.whole("user_message_chunk", parts, state.echo)
+
+    def cancel(self) -> None:
+        """Take a cancel: the turns go on until their response, which may not speak of it."""
+        for turn in self._state.turns.values():
+            turn.cancelled = True
+
+    def respond(self, request_id: str, result: object) -> None:
+        """Take a prompt's result."""
+        members = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+        response = parse_prompt_response(members)
+        metadata: dict[str, Any] = {"stop_reason": response.stop_reason}
+        usage = response.usage or _quota(members)
+        if usage:
+            metadata["usage"] = usage
+        cancelled = self._state.turns[request_id].cancelled or response.stop_reason == "cancelled"
+        if cancelled:
+            metadata["cancelled"] = True
+        self._close("failed" if cancelled else "completed", cancelled=cancelled)
+        self._end(request_id, metadata, "agent")
+
+    def fail(self, request_id: str, error: object) -> None:
+        """Take a prompt's error."""
+        self._close("failed")
+        data = error_data(error, "session/prompt")
+        self._emit.event("error", data, "agent")
+        cancelled = {"cancelled": True} if self._state.turns[request_id].cancelled else {}
+        told = {"message": data.message, "code": data.code}
+        self._end(request_id, {"stop_reason": "error", "error": told, **cancelled}, "agent")
+
+    def interrupt(self, reason: str) -> None:
+        """End all turns, and everything that is open: their agent will not answer."""
+        self._asks.drop_all("interrupted")
+        self._close("failed")
+        for request_id in list(self._state.turns):
+            self._end(request_id, {"stop_reason": "interrupted", "reason": reason}, "daemon")
+        self._state.calls = {}
+        self._state.repeating = False
+
+    def _close(self, status: ItemStatus, *, cancelled: bool = False) -> None:
+        # Who cancels knows that the text stops there; a text that an error cuts off has failed.
+        self._texts.close("completed" if cancelled else status)
+        if len(self._state.turns) <= 1:
+            self._asks.drop_all("cancelled" if cancelled else "turn_ended")
+        self._tools.close(status)
+
+    def _end(self, request_id: str, metadata: dict[str, Any], source: EventSource) -> None:
+        turn = self._state.turns.pop(request_id)
+        if not self._state.turns:
+            self._state.echo = ""
+        self._emit.event("turn.ended", TurnEventData("ended", turn.turn_id, metadata), source)
+
+
+def error_data(error: object, method: str) -> ErrorData:
+    """Return the event data of a JSON-RPC error that answers a method."""
+    members = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
+    code: Any = members.get("code")
+    message: Any = members.get("message")
+    details: dict[str, Any] = {"method": method}
+    if members.get("data") is not None:
+        details["data"] = members["data"]
+    if not isinstance(message, str) or not message:
+        message = f"the agent answered {method} with an error that has no message"
+    return ErrorData(message, None if code is None else str(code), details)
+
+
+def _quota(result: dict[str, Any]) -> dict[str, Any] | None:
+    # Gemini tells the turn's tokens in _meta.
+    value: Any = result
+    for name in ("_meta", "quota", "token_count"):
+        value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+    count = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    usage = {"inputTokens": count.get("input_tokens"), "outputTokens": count.get("output_tokens")}
+    return usage if all(isinstance(tokens, int) for tokens in usage.values()) else None

@@ -1,0 +1,188 @@
+"""Events and their data, one struct per kind (openapi-0.1-sessions.json: UniversalEvent)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from sandbox_agent.wire.universal.items import UniversalItem
+
+__all__ = [
+    "AgentUnparsedData",
+    "ErrorData",
+    "EventData",
+    "EventSource",
+    "EventType",
+    "ItemDeltaData",
+    "ItemEventData",
+    "PermissionEventData",
+    "PermissionStatus",
+    "QuestionEventData",
+    "QuestionStatus",
+    "SessionEndReason",
+    "SessionEndedData",
+    "SessionStartedData",
+    "StderrOutput",
+    "TerminatedBy",
+    "TurnEventData",
+    "TurnPhase",
+    "UniversalEvent",
+]
+
+EventSource: TypeAlias = Literal["agent", "daemon"]
+EventType: TypeAlias = Literal[
+    "session.started",
+    "session.ended",
+    "turn.started",
+    "turn.ended",
+    "item.started",
+    "item.delta",
+    "item.completed",
+    "error",
+    "permission.requested",
+    "permission.resolved",
+    "question.requested",
+    "question.resolved",
+    "agent.unparsed",
+]
+PermissionStatus: TypeAlias = Literal["requested", "accept", "accept_for_session", "reject"]
+QuestionStatus: TypeAlias = Literal["requested", "answered", "rejected"]
+SessionEndReason: TypeAlias = Literal["completed", "error", "terminated"]
+TerminatedBy: TypeAlias = Literal["agent", "daemon"]
+TurnPhase: TypeAlias = Literal["started", "ended"]
+
+
+class _Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    pass
+
+
+class SessionStartedData(_Data, frozen=True):
+    """The session exists; ``metadata`` is what it was made with."""
+
+    metadata: Any = None
+
+
+class StderrOutput(_Data, frozen=True):
+    """What the agent's process wrote to stderr."""
+
+    truncated: bool
+    head: str | None = None
+    tail: str | None = None
+    total_lines: int | None = None
+
+
+class SessionEndedData(_Data, frozen=True):
+    """The session is over, by whom and why."""
+
+    reason: SessionEndReason
+    terminated_by: TerminatedBy
+    message: str | None = None
+    exit_code: int | None = None
+    stderr: StderrOutput | None = None
+
+
+class TurnEventData(_Data, frozen=True):
+    """A turn begins or ends; ``metadata`` of an end holds its stop_reason, usage and error."""
+
+    phase: TurnPhase
+    turn_id: str | None = None
+    metadata: Any = None
+
+
+class ItemEventData(_Data, frozen=True):
+    """An item begins or is complete."""
+
+    item: UniversalItem
+
+
+class ItemDeltaData(_Data, frozen=True):
+    """More of an item's text."""
+
+    item_id: str
+    delta: str
+    native_item_id: str | None = None
+
+
+class ErrorData(_Data, frozen=True):
+    """Something failed; ``code`` is a JSON-RPC code or a name of the HTTP contract."""
+
+    message: str
+    code: str | None = None
+    details: Any = None
+
+
+class PermissionEventData(_Data, frozen=True):
+    """A permission is asked for, or given or refused.
+
+    Attributes:
+        permission_id: unique in its session.
+        action: what the agent wants to do, for people.
+        status: requested, or the answer.
+        metadata: of a request: request_id (ACP's), tool_call_id, item_id, kind, options, raw_input, paths; of
+            an answer: outcome, option_id, answered_by.
+    """
+
+    permission_id: str
+    action: str
+    status: PermissionStatus
+    metadata: Any = None
+
+
+class QuestionEventData(_Data, frozen=True):
+    """The agent asks the user something, or has its answer."""
+
+    question_id: str
+    prompt: str
+    options: list[str]
+    status: QuestionStatus
+    response: str | None = None
+
+
+class AgentUnparsedData(_Data, frozen=True):
+    """The agent sent what can't be understood; ``raw_hash`` is its SHA-256, the event's raw holds it."""
+
+    error: str
+    location: str
+    raw_hash: str | None = None
+
+
+EventData: TypeAlias = (
+    SessionStartedData
+    | SessionEndedData
+    | TurnEventData
+    | ItemEventData
+    | ItemDeltaData
+    | ErrorData
+    | PermissionEventData
+    | QuestionEventData
+    | AgentUnparsedData
+)
+
+
+class UniversalEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One event of a session.
+
+    Attributes:
+        event_id: unique over all sessions; made from session id and sequence.
+        sequence: contiguous from 1 in its session.
+        time: RFC 3339 in UTC, with milliseconds.
+        session_id: the server's id of the session.
+        source: who made the event: the agent, or the server ("daemon").
+        synthetic: whether the server made it up for something that the agent did not say.
+        type: what happened.
+        data: the struct that belongs to the type; a dict where the type is not known here.
+        native_session_id: the agent's own id of the session.
+        raw: the envelope that it was made from, where asked for or not understood.
+    """
+
+    event_id: str
+    sequence: int
+    time: str
+    session_id: str
+    source: EventSource
+    synthetic: bool
+    type: EventType
+    data: EventData
+    native_session_id: str | None = None
+    raw: Any = msgspec.UNSET

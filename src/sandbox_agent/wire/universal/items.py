@@ -1,0 +1,126 @@
+"""Items and the parts that they are made of (openapi-0.1-sessions.json: UniversalItem, ContentPart)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "ContentPart",
+    "FileAction",
+    "FileRefPart",
+    "ImagePart",
+    "ItemKind",
+    "ItemRole",
+    "ItemStatus",
+    "JsonPart",
+    "ReasoningPart",
+    "ReasoningVisibility",
+    "StatusPart",
+    "TextPart",
+    "ToolCallPart",
+    "ToolResultPart",
+    "UniversalItem",
+]
+
+ItemKind: TypeAlias = Literal["message", "tool_call", "tool_result", "system", "status", "unknown"]
+ItemRole: TypeAlias = Literal["user", "assistant", "system", "tool"]
+ItemStatus: TypeAlias = Literal["in_progress", "completed", "failed"]
+FileAction: TypeAlias = Literal["read", "write", "patch"]
+ReasoningVisibility: TypeAlias = Literal["public", "private"]
+
+
+class _Part(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+class TextPart(_Part, frozen=True, tag="text"):
+    """What is said, usually Markdown."""
+
+    type: ClassVar[Literal["text"]] = "text"
+    text: str
+
+
+class JsonPart(_Part, frozen=True, tag="json"):
+    """Anything that no other part can hold."""
+
+    type: ClassVar[Literal["json"]] = "json"
+    json: Any
+
+
+class ToolCallPart(_Part, frozen=True, tag="tool_call"):
+    """A call; ``arguments`` is JSON in a string."""
+
+    type: ClassVar[Literal["tool_call"]] = "tool_call"
+    name: str
+    arguments: str
+    call_id: str
+
+
+class ToolResultPart(_Part, frozen=True, tag="tool_result"):
+    """What a call put out, as text."""
+
+    type: ClassVar[Literal["tool_result"]] = "tool_result"
+    call_id: str
+    output: str
+
+
+class FileRefPart(_Part, frozen=True, tag="file_ref"):
+    """A file that was read, written or patched; ``diff`` is a unified diff."""
+
+    type: ClassVar[Literal["file_ref"]] = "file_ref"
+    path: str
+    action: FileAction
+    diff: str | None = None
+
+
+class ReasoningPart(_Part, frozen=True, tag="reasoning"):
+    """What the agent thinks."""
+
+    type: ClassVar[Literal["reasoning"]] = "reasoning"
+    text: str
+    visibility: ReasoningVisibility = msgspec.field(default_factory=lambda: "public")
+
+
+class ImagePart(_Part, frozen=True, tag="image"):
+    """An image; ``path`` is a path, a URI, or a ``data:`` URI that holds it."""
+
+    type: ClassVar[Literal["image"]] = "image"
+    path: str
+    mime: str | None = None
+
+
+class StatusPart(_Part, frozen=True, tag="status"):
+    """A line of status: what changed, and how it is now."""
+
+    type: ClassVar[Literal["status"]] = "status"
+    label: str
+    detail: str | None = None
+
+
+ContentPart: TypeAlias = (
+    TextPart | JsonPart | ToolCallPart | ToolResultPart | FileRefPart | ReasoningPart | ImagePart | StatusPart
+)
+
+
+class UniversalItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A thing in a session: a message, a call, its result, a status.
+
+    Attributes:
+        item_id: unique in its session.
+        kind: what it is.
+        content: what is known of it; all of it when it is completed.
+        status: in_progress, completed or failed.
+        role: whose it is.
+        native_item_id: the agent's own id of it (ACP's messageId, toolCallId).
+        parent_id: the item it belongs to: a result's call, a sub-agent's caller.
+    """
+
+    item_id: str
+    kind: ItemKind
+    content: list[ContentPart]
+    status: ItemStatus
+    role: ItemRole | None = None
+    native_item_id: str | None = None
+    parent_id: str | None = None
