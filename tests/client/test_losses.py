@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from sandbox_agent import (
+    AcpRpcError,
     AgentProcessExitedError,
     ConnectionLostError,
     InMemorySessionPersistDriver,
@@ -314,3 +315,51 @@ async def test_a_session_of_a_client_that_was_killed_is_resumed_by_another(
     await sdk.dispose()
     with pytest.raises(ConnectionLostError):
         await turn
+
+
+class Refusing(httpx2.AsyncHTTPTransport):
+    """The usual transport; the next requests with that word in their body find nobody listening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = b""
+        self.times = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self.times and self.word in await request.aread():
+            self.times -= 1
+            raise httpx2.ConnectError("refused")
+        return await super().handle_async_request(request)
+
+
+async def test_a_restore_that_is_cut_off_knows_the_settings_when_it_comes_again(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="mock", model="mock-fast", mode="plan", id="s")
+    transport = Refusing()
+    transport.word, transport.times = b"session/set_", 3
+    with anyio.fail_after(20):
+        async with SandboxAgent.connect(
+            base_url=shared_server.url, persist=driver, transport=transport
+        ) as sdk:
+            session = await sdk.get_session("s")
+            assert session is not None
+            await session.prompt("hello")
+            values = {option["id"]: option["currentValue"] for option in session.record.config_options or []}
+    assert transport.times == 0
+    assert (values["model"], values["mode"]) == ("mock-fast", "plan")
+
+
+async def test_a_replay_goes_again_when_the_agent_refused_the_prompt_that_had_it(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
+) -> None:
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="claude", id="s")
+        await session.prompt("remember me")
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.resume_session("s")
+        with pytest.raises(AcpRpcError):
+            await session.prompt("fail")
+        await session.prompt("blocks")
+        assert "remember me" in said(await all_events(sdk, session))

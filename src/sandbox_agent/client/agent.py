@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.session import Session
 from sandbox_agent.client.sessions import SessionBook
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
 from sandbox_agent.wire.records import ListPage, SessionEvent
@@ -373,17 +374,18 @@ class SandboxAgent(ServerApi):
     ) -> Session:
         """Go on with the session of that id, or make it; arguments as ``create_session``."""
         if await self._book.load(id) is None:
-            return await self.create_session(
-                agent=agent,
-                id=id,
-                cwd=cwd,
-                model=model,
-                mode=mode,
-                thought_level=thought_level,
-                mcp_servers=mcp_servers,
-                session_init=session_init,
-                permission_policy=permission_policy,
-            )
+            with contextlib.suppress(SessionAlreadyExistsError):  # another task was quicker
+                return await self.create_session(
+                    agent=agent,
+                    id=id,
+                    cwd=cwd,
+                    model=model,
+                    mode=mode,
+                    thought_level=thought_level,
+                    mcp_servers=mcp_servers,
+                    session_init=session_init,
+                    permission_policy=permission_policy,
+                )
         session = await self.resume_session(id, permission_policy=permission_policy)
         await self._configure(session, mode, model, thought_level)
         return session

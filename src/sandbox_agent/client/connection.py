@@ -19,6 +19,7 @@ from sandbox_agent.client.envelopes import Answer, Envelope, notification, reque
 from sandbox_agent.client.feed import Feed, gap_params
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
 from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.sse import SseEvent
@@ -28,10 +29,9 @@ from sandbox_agent.errors import (
     ConnectionLostError,
     SandboxAgentError,
 )
-from sandbox_agent.wire.jsonrpc import loads
-from sandbox_agent.wire.records import SessionEvent
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
-__all__ = ["Connection", "NotSentError", "Outgoing"]
+__all__ = ["Connection"]
 
 logger = logging.getLogger("sandbox_agent.client")
 
@@ -48,39 +48,6 @@ LOST_ANSWER_TIMEOUT = 130.0
 # After the agent's exit was seen, its POSTs have this long to answer with the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
-
-
-class NotSentError(ConnectionLostError):
-    """The request did not reach the agent, so it may be sent again."""
-
-
-class Outgoing:
-    """A request that is stored once, however often it is sent.
-
-    Attributes:
-        id: its JSON-RPC id, unique over the client's connections.
-        event: its event, once stored.
-        answer_event: the event of its answer, once that came.
-    """
-
-    def __init__(self, request_id: int) -> None:
-        self.id = request_id
-        self.event: SessionEvent | None = None
-        self.answer_event: SessionEvent | None = None
-
-
-class _Pending:
-    def __init__(self, outgoing: Outgoing, method: str, session: ClientSession | None) -> None:
-        self.outgoing = outgoing
-        self.method = method
-        self.session = session
-        self.post_open = True
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # marks it as seen: the caller may have gone
 
 
 class Connection:
@@ -115,7 +82,7 @@ class Connection:
         self._on_lost = on_lost
         self._path = f"/v1/acp/{quote_segment(self.server_id)}"
         self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, PendingRequest] = {}
         self._router = Router(self.connection_id, self._take_one)
         self._exit_seen = asyncio.Event()
         self._feed = Feed(http, self._path, self._headers, self._on_events)
@@ -140,9 +107,10 @@ class Connection:
             "clientCapabilities": {},
             "clientInfo": {"name": "sandbox-agent-sdk", "version": "v1"},
         }
-        line = await self._bootstrap(request(next(request_ids), "initialize", params))
         try:
-            self.initialize_result = Answer.read(line).unwrap() or {}
+            # Who is cancelled here may have started the agent: closing ends it.
+            line = await self._bootstrap(request(next(request_ids), "initialize", params))
+            self.initialize_result = self._read_initialize(line)
             self._feed_task = tasks.spawn(self._run_feed(), name=f"feed {self.server_id}")
             await self._authenticate()
         except BaseException:
@@ -161,8 +129,19 @@ class Connection:
         raise_for_problem(status, answer)
         return answer
 
+    def _read_initialize(self, line: bytes) -> dict[str, Any]:
+        try:
+            result: object = Answer.read(line).unwrap()
+        except InvalidEnvelopeError as error:
+            raise SandboxAgentError(
+                f"the answer to initialize is no JSON-RPC envelope ({error}): "
+                f"is {self._http.base_url} a sandbox-agent server?"
+            ) from error
+        return cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+
     async def _authenticate(self) -> None:
-        methods: list[dict[str, Any]] = self.initialize_result.get("authMethods") or []
+        given: object = self.initialize_result.get("authMethods")
+        methods = [cast("dict[str, Any]", item) for item in _items(given) if isinstance(item, dict)]
         method_id = next((method["id"] for method in methods if method.get("id") in AUTH_METHODS), None)
         if method_id is None:
             return
@@ -216,9 +195,9 @@ class Connection:
         if self.lost is not None:
             raise NotSentError(f"{method} was not sent: {self.lost}") from self.lost
         sent = outgoing or Outgoing(next(self._request_ids))
-        pending = _Pending(sent, method, session)
-        self._pending[sent.id] = pending
         body = request(sent.id, method, params)
+        pending = PendingRequest(sent, method, session)
+        self._pending[sent.id] = pending
         if session is not None and sent.event is None:
             stored = body if stored_params is None else request(sent.id, method, stored_params)
             sent.event = session.journal.put("client", [stored], self.connection_id)
@@ -251,13 +230,13 @@ class Connection:
             raise ConnectionLostError(f"{what} may not have arrived ({describe(error)})") from error
         raise_for_problem(status, answer)
 
-    async def _send(self, pending: _Pending, body: bytes) -> None:
+    async def _send(self, pending: PendingRequest, body: bytes) -> None:
         try:
             await self._send_and_wait(pending, body)
         finally:
             pending.post_open = False
 
-    async def _send_and_wait(self, pending: _Pending, body: bytes) -> None:
+    async def _send_and_wait(self, pending: PendingRequest, body: bytes) -> None:
         try:
             status, answer = await self._post(body)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
@@ -287,7 +266,7 @@ class Connection:
         elif answer:
             await self._prefer_feed(pending, answer)
 
-    async def _refused(self, pending: _Pending, status: int, answer: bytes) -> None:
+    async def _refused(self, pending: PendingRequest, status: int, answer: bytes) -> None:
         if status in {400, 404, 410} and not await self._known():
             gone = NotSentError(f"{pending.method} was not sent: the server no longer knows this connection")
             self._mark_lost(gone)
@@ -315,7 +294,7 @@ class Connection:
         servers: list[dict[str, Any]] = (answer or {}).get("servers") or []
         return any(server.get("serverId") == self.server_id for server in servers)
 
-    async def _prefer_feed(self, pending: _Pending, answer: bytes) -> None:
+    async def _prefer_feed(self, pending: PendingRequest, answer: bytes) -> None:
         answered = time.monotonic()
         patience = COMPLETE_FEED_SILENCE if self._feed.complete else FEED_SILENCE
         while not pending.future.done() and self.lost is None:
@@ -327,7 +306,7 @@ class Connection:
             logger.warning("the feed lost the answer to %s: taking the POST's", pending.method)
             self._router.take([answer.strip()])
 
-    def _drop(self, pending: _Pending, error: SandboxAgentError) -> None:
+    def _drop(self, pending: PendingRequest, error: SandboxAgentError) -> None:
         if self._pending.get(pending.outgoing.id) is pending:
             del self._pending[pending.outgoing.id]
         pending.fail(error)
@@ -489,3 +468,7 @@ class Connection:
                 await self._http.send("DELETE", self._path, headers=self._headers)
         except (httpx2.TransportError, TimeoutError) as error:
             logger.info("connection %s was not deleted: %s", self.server_id, describe(error))
+
+
+def _items(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []

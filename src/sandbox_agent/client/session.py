@@ -8,9 +8,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from sandbox_agent.client.connection import Connection, NotSentError, Outgoing
+from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import EventListener, Journal
+from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionDesk, PermissionListener, PermissionPolicy
 from sandbox_agent.client.settings import Settings
 from sandbox_agent.client.turn import Turn
@@ -211,7 +212,8 @@ class Session:
             return await connection.request(
                 method, with_replay, session=self, stored_params=stored, outgoing=sent
             )
-        except NotSentError:
+        except (NotSentError, AcpRpcError):
+            # Not heard, or refused: the agent still doesn't know the history.
             self._replay = self._replay or replay
             raise
 
@@ -358,4 +360,9 @@ class Session:
 
 
 def _blocks(prompt: Prompt) -> list[object]:
-    return [{"type": "text", "text": prompt}] if isinstance(prompt, str) else list(prompt)
+    given = cast("object", prompt)
+    if isinstance(given, str):
+        return [{"type": "text", "text": given}]
+    if isinstance(given, bytes) or not isinstance(given, Sequence):
+        raise TypeError(f"a prompt is a str or a list of content blocks, not {type(given).__name__}")
+    return list(cast("Sequence[object]", given))

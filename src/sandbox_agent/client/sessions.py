@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 from sandbox_agent.client import config
-from sandbox_agent.client.connection import Connection, NotSentError
+from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthGate
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
+from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionDesk, PermissionPolicy
 from sandbox_agent.client.session import Session
 from sandbox_agent.client.tasks import TaskOwner
@@ -69,6 +70,7 @@ class SessionBook:
         self._request_ids = itertools.count(1)
         self._connections: dict[str, Connection] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        self._making_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._kept: set[Session] = set()
         self._handles: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
 
@@ -197,12 +199,30 @@ class SessionBook:
         init: dict[str, Any],
         policy: PermissionPolicy | None,
     ) -> Session:
-        """Make a session at the agent and in the store."""
+        """Make a session at the agent and in the store.
+
+        Raises:
+            SessionAlreadyExistsError: the store has a session of that id.
+        """
         local_id = session_id or str(uuid.uuid4())
-        if session_id is not None and await self._driver.get_session(local_id) is not None:
-            raise SessionAlreadyExistsError(
-                f"session '{local_id}' exists: resume it, or use resume_or_create_session", sessionId=local_id
-            )
+        async with self._making(local_id):
+            if session_id is not None and await self._driver.get_session(local_id) is not None:
+                raise SessionAlreadyExistsError(
+                    f"session '{local_id}' exists: resume it, or use resume_or_create_session",
+                    sessionId=local_id,
+                )
+            return await self._create(agent, local_id, init, policy)
+
+    def _making(self, session_id: str) -> asyncio.Lock:
+        # Gone when nobody makes that session any more.
+        lock = self._making_locks.get(session_id)
+        if lock is None:
+            lock = self._making_locks[session_id] = asyncio.Lock()
+        return lock
+
+    async def _create(
+        self, agent: str, local_id: str, init: dict[str, Any], policy: PermissionPolicy | None
+    ) -> Session:
         record = SessionRecord(
             id=local_id,
             agent=agent,
@@ -305,7 +325,16 @@ class SessionBook:
         result = await self._new(session, connection)
         self._apply_new(session, connection, result)
         session.set_replay(replay.text)
-        failed = await self._set_again(session, connection, before)
+        try:
+            failed = await self._set_again(session, connection, before)
+        except BaseException:
+            # Lost again, or the caller gave up: the next restore has to know what the session was set to.
+            session.journal.change(
+                agent_session_id=before.agent_session_id,
+                config_options=before.config_options,
+                modes=before.modes,
+            )
+            raise
         params = {
             "sessionId": session.id,
             "method": "replay",

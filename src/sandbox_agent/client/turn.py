@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sandbox_agent.client.connection import Outgoing
 from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.viewer import Viewer
 from sandbox_agent.wire.records import SessionEvent
 
