@@ -109,8 +109,13 @@ class ProblemError(SandboxAgentError):
         **extensions: members added to the problem document (``agent="codex"``); None is left out.
     """
 
-    name: ClassVar[str] = "stream_error"
-    title: ClassVar[str] = "Stream Error"
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init_subclass__(cls, *, name: str, title: str, status: int) -> None:
+        """Take what the contract calls the problem, and its HTTP status."""
+        super().__init_subclass__()
+        cls.name, cls.title, cls.status = name, title, status
 
     def __init__(
         self,
@@ -121,8 +126,10 @@ class ProblemError(SandboxAgentError):
         **extensions: Any,
     ) -> None:
         super().__init__(detail, status=status, problem=problem)
-        self.detail = detail
-        self.extensions = {key: value for key, value in extensions.items() if value is not None}
+        self.detail: str = detail
+        self.extensions: dict[str, Any] = {
+            key: value for key, value in extensions.items() if value is not None
+        }
 
     def to_problem(self) -> dict[str, Any]:
         """Return the problem document: type, title, status, detail, then the extensions."""
@@ -135,112 +142,86 @@ class ProblemError(SandboxAgentError):
         }
 
 
-class InvalidRequestError(ProblemError):
+class InvalidRequestError(ProblemError, name="invalid_request", title="Invalid Request", status=400):
     """The request can't be understood or breaks a rule of the contract."""
 
-    name, title, status = "invalid_request", "Invalid Request", 400
 
-
-class UnsupportedAgentError(ProblemError):
+class UnsupportedAgentError(ProblemError, name="unsupported_agent", title="Unsupported Agent", status=400):
     """The catalogue holds no agent of that id."""
 
-    name, title, status = "unsupported_agent", "Unsupported Agent", 400
 
-
-class ModeNotSupportedError(ProblemError):
+class ModeNotSupportedError(ProblemError, name="mode_not_supported", title="Mode Not Supported", status=400):
     """The agent has no such mode."""
 
-    name, title, status = "mode_not_supported", "Mode Not Supported", 400
 
-
-class TokenInvalidError(ProblemError):
+class TokenInvalidError(ProblemError, name="token_invalid", title="Token Invalid", status=401):
     """The bearer token is missing or wrong."""
 
-    name, title, status = "token_invalid", "Token Invalid", 401
 
-
-class PermissionDeniedError(ProblemError):
+class PermissionDeniedError(ProblemError, name="permission_denied", title="Permission Denied", status=403):
     """The caller may not do that."""
 
-    name, title, status = "permission_denied", "Permission Denied", 403
 
-
-class NotFoundError(ProblemError):
+class NotFoundError(ProblemError, name="not_found", title="Not Found", status=404):
     """There is no such thing."""
 
-    name, title, status = "not_found", "Not Found", 404
 
-
-class ServerSessionNotFoundError(ProblemError):
+class ServerSessionNotFoundError(
+    ProblemError, name="session_not_found", title="Session Not Found", status=404
+):
     """The server holds no such connection or session."""
 
-    name, title, status = "session_not_found", "Session Not Found", 404
 
-
-class AgentNotInstalledError(ProblemError):
+class AgentNotInstalledError(
+    ProblemError, name="agent_not_installed", title="Agent Not Installed", status=404
+):
     """The agent is known and not installed."""
 
-    name, title, status = "agent_not_installed", "Agent Not Installed", 404
 
-
-class NotAcceptableError(ProblemError):
+class NotAcceptableError(ProblemError, name="not_acceptable", title="Not Acceptable", status=406):
     """The Accept header allows nothing that the route can send."""
 
-    name, title, status = "not_acceptable", "Not Acceptable", 406
 
-
-class ConflictError(ProblemError):
+class ConflictError(ProblemError, name="conflict", title="Conflict", status=409):
     """The request contradicts what is there."""
 
-    name, title, status = "conflict", "Conflict", 409
 
-
-class SessionAlreadyExistsError(ProblemError):
+class SessionAlreadyExistsError(
+    ProblemError, name="session_already_exists", title="Session Already Exists", status=409
+):
     """A session of that id exists."""
 
-    name, title, status = "session_already_exists", "Session Already Exists", 409
 
-
-class GoneError(ProblemError):
+class GoneError(ProblemError, name="gone", title="Gone", status=410):
     """It was there and has been removed."""
 
-    name, title, status = "gone", "Gone", 410
 
-
-class PayloadTooLargeError(ProblemError):
+class PayloadTooLargeError(ProblemError, name="payload_too_large", title="Payload Too Large", status=413):
     """The body is over the server's limit."""
 
-    name, title, status = "payload_too_large", "Payload Too Large", 413
 
-
-class UnsupportedMediaTypeError(ProblemError):
+class UnsupportedMediaTypeError(
+    ProblemError, name="unsupported_media_type", title="Unsupported Media Type", status=415
+):
     """The content type is not the one that the route takes."""
 
-    name, title, status = "unsupported_media_type", "Unsupported Media Type", 415
 
-
-class InstallFailedError(ProblemError):
+class InstallFailedError(ProblemError, name="install_failed", title="Install Failed", status=500):
     """The agent could not be installed."""
 
-    name, title, status = "install_failed", "Install Failed", 500
 
-
-class AgentProcessExitedError(ProblemError):
+class AgentProcessExitedError(
+    ProblemError, name="agent_process_exited", title="Agent Process Exited", status=500
+):
     """The agent's process ended; extensions: agent, exitCode, stderr (its tail)."""
 
-    name, title, status = "agent_process_exited", "Agent Process Exited", 500
 
-
-class StreamError(ProblemError):
+class StreamError(ProblemError, name="stream_error", title="Stream Error", status=502):
     """The agent or a stream could not be reached."""
 
-    name, title, status = "stream_error", "Stream Error", 502
 
-
-class RequestTimeoutError(ProblemError):
+class RequestTimeoutError(ProblemError, name="timeout", title="Timeout", status=504):
     """The agent did not answer in time."""
-
-    name, title, status = "timeout", "Timeout", 504
 
 
 class AcpRpcError(SandboxAgentError):
@@ -321,7 +302,7 @@ class UnsupportedSessionCategoryError(SandboxAgentError):
         )
         self.session_id = session_id
         self.category = category
-        self.available_categories = list(available_categories)
+        self.available_categories: list[str] = list(available_categories)
 
 
 class UnsupportedSessionConfigOptionError(SandboxAgentError):
@@ -334,7 +315,7 @@ class UnsupportedSessionConfigOptionError(SandboxAgentError):
         )
         self.session_id = session_id
         self.config_id = config_id
-        self.available_config_ids = list(available_config_ids)
+        self.available_config_ids: list[str] = list(available_config_ids)
 
 
 class UnsupportedSessionValueError(SandboxAgentError):
@@ -356,7 +337,7 @@ class UnsupportedSessionValueError(SandboxAgentError):
         self.category = category
         self.config_id = config_id
         self.requested_value = requested_value
-        self.allowed_values = list(allowed_values)
+        self.allowed_values: list[str] = list(allowed_values)
 
 
 class UnsupportedPermissionReplyError(SandboxAgentError):
@@ -369,7 +350,7 @@ class UnsupportedPermissionReplyError(SandboxAgentError):
         )
         self.permission_id = permission_id
         self.requested_reply = requested_reply
-        self.available_replies = list(available_replies)
+        self.available_replies: list[str] = list(available_replies)
 
 
 class ErrorRow(NamedTuple):

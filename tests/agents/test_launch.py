@@ -138,6 +138,6 @@ def test_an_agent_that_is_unknown_is_unsupported(machine: Machine, agent_id: str
         "type": "urn:sandbox-agent:error:unsupported_agent",
         "title": "Unsupported Agent",
         "status": 400,
-        "detail": f"unsupported agent: {agent_id}",
+        "detail": f"unsupported agent: {agent_id}; known here: {', '.join(agent_ids())}",
         "agent": agent_id,
     }

@@ -50,7 +50,7 @@ def resolve(agent_id: str) -> Launch:
     """
     agent = CATALOGUE.get(agent_id)
     if agent is None and not is_agent_id(agent_id):
-        raise UnsupportedAgentError(f"unsupported agent: {agent_id}", agent=agent_id)
+        raise _unsupported(agent_id)
     launcher = launcher_path(agent_id)
     if launcher.is_file() and not (agent_id == "mock" and _is_peers_mock(launcher)):
         if not os.access(launcher, os.X_OK):
@@ -60,7 +60,7 @@ def resolve(agent_id: str) -> Launch:
             )
         return Launch([str(launcher)], "launcher", launcher)
     if agent is None:
-        raise UnsupportedAgentError(f"unsupported agent: {agent_id}", agent=agent_id)
+        raise _unsupported(agent_id)
     if agent.id == "mock":
         # -P: a module of the folder that it is started in must not stand in for one of ours.
         return Launch([sys.executable, "-P", "-m", "sandbox_agent.agents.mock"], "builtin")
@@ -77,6 +77,11 @@ def _is_peers_mock(launcher: Path) -> bool:
             return b"mock-agent-process" in file.read(1024)
     except OSError:
         return False
+
+
+def _unsupported(agent_id: str) -> UnsupportedAgentError:
+    known = ", ".join(agent_ids())
+    return UnsupportedAgentError(f"unsupported agent: {agent_id}; known here: {known}", agent=agent_id)
 
 
 def _native(agent: Agent) -> Launch | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from math import isfinite
 from typing import Final
 
@@ -18,6 +19,7 @@ EVERYONE: Final = None
 _FIRST_ALIAS = 2**52
 
 
+@dataclass(slots=True, eq=False)
 class Pending:
     """A client's request that the agent has not answered.
 
@@ -27,14 +29,11 @@ class Pending:
         contested: another request of the same audience had the same id while this one was pending.
     """
 
-    __slots__ = ("client", "contested", "method", "original_id", "wire_id")
-
-    def __init__(self, client: str, method: str, original_id: bytes, wire_id: bytes) -> None:
-        self.client = client
-        self.method = method
-        self.original_id = original_id
-        self.wire_id = wire_id
-        self.contested = False
+    client: str
+    method: str
+    original_id: bytes
+    wire_id: bytes
+    contested: bool = False
 
     @property
     def rewritten(self) -> bool:
@@ -42,6 +41,7 @@ class Pending:
         return self.wire_id is not self.original_id
 
 
+@dataclass(slots=True, eq=False)
 class Submitted:
     """What becomes of a client's envelope.
 
@@ -52,14 +52,12 @@ class Submitted:
         pending: the request to wait for, None for a notification or an answer.
     """
 
-    __slots__ = ("line", "method", "pending")
-
-    def __init__(self, line: bytes | None, method: str | None, pending: Pending | None) -> None:
-        self.line = line
-        self.method = method
-        self.pending = pending
+    line: bytes | None
+    method: str | None
+    pending: Pending | None
 
 
+@dataclass(slots=True, eq=False)
 class Answer:
     """The agent's answer to a request.
 
@@ -69,12 +67,9 @@ class Answer:
         feed_line: the response as the feed carries it.
     """
 
-    __slots__ = ("feed_line", "line", "pending")
-
-    def __init__(self, pending: Pending, line: bytes, feed_line: bytes) -> None:
-        self.pending = pending
-        self.line = line
-        self.feed_line = feed_line
+    pending: Pending
+    line: bytes
+    feed_line: bytes
 
 
 class Correlator:

@@ -76,6 +76,14 @@ class SessionPersistDriver(ABC):
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one of that id."""
 
+    def cursor_after(self, event_index: int, /) -> str | None:
+        """Return the cursor of ``list_events`` behind that index, or None where the driver has none.
+
+        Readers that begin in the middle use it; without it they read from the beginning. A driver whose
+        cursors are those of ``encode_cursor`` returns ``encode_cursor(event_index + 1, "")``.
+        """
+        return None
+
     async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
         """Append the events and set their ``event_index``: contiguous, after the last one stored.
 

@@ -88,6 +88,10 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         history = self._histories.get(session_id, _EMPTY)
         return _page(history.order, lambda at: _copy(history.events[at[1]]), limit, cursor)
 
+    def cursor_after(self, event_index: int, /) -> str:
+        """Return the cursor of ``list_events`` behind that index."""
+        return encode_cursor(event_index + 1, "")
+
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert a copy of the event, or replace the one of that id.
 

@@ -37,7 +37,7 @@ class Numbering:
     """
 
     def __init__(self) -> None:
-        self.lock = anyio.Lock()
+        self.lock: anyio.Lock = anyio.Lock()
         self._indexes: dict[str, int] | None = None
         self._last = 0
 

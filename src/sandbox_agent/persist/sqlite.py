@@ -71,9 +71,11 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
 
     def __init__(self, filename: str | os.PathLike[str] = MEMORY) -> None:
-        self.writer = SQLiteThread(filename, prepare=prepare_store)
+        self.writer: SQLiteThread = SQLiteThread(filename, prepare=prepare_store)
         in_memory = self.writer.path == MEMORY
-        self.reader = self.writer if in_memory else SQLiteThread(self.writer.path, read_only=True)
+        self.reader: SQLiteThread = (
+            self.writer if in_memory else SQLiteThread(self.writer.path, read_only=True)
+        )
         # The writer makes and migrates the file; only then can it be read.
         self._prepared = False
 
@@ -106,6 +108,10 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         events = [_to_event(row) for row in rows]
         end = events[-1] if has_more else None
         return ListPage(events, encode_cursor(end.event_index, end.id) if end else None)
+
+    def cursor_after(self, event_index: int, /) -> str:
+        """Return the cursor of ``list_events`` behind that index."""
+        return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one of that id.

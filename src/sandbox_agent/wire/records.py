@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import msgspec
@@ -87,6 +88,15 @@ class SessionEvent:
         "session_id",
     )
 
+    id: str
+    event_index: int
+    session_id: str
+    created_at: int
+    connection_id: str
+    sender: Sender
+    payload_json: bytes
+    _payload: dict[str, Any] | None
+
     def __init__(
         self,
         id: str,  # noqa: A002 - the contract's name
@@ -102,9 +112,9 @@ class SessionEvent:
         self.session_id = session_id
         self.created_at = created_at
         self.connection_id = connection_id
-        self.sender: Sender = sender
+        self.sender = sender
         self.payload_json = payload_json
-        self._payload: dict[str, Any] | None = None
+        self._payload = None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -117,7 +127,9 @@ class SessionEvent:
     def update(self) -> SessionUpdate | SessionRestored | None:
         """A typed view of the session update that it carries, SessionRestored, or None for the rest."""
         if RESTORED_METHOD.encode() in self.payload_json and self.payload.get("method") == RESTORED_METHOD:
-            return msgspec.convert(self.payload, _RestoredEnvelope).params
+            # An agent may use the name for something else.
+            with contextlib.suppress(msgspec.ValidationError):
+                return msgspec.convert(self.payload, _RestoredEnvelope).params
         # Records are kept by programs that never look at an update: they need not load its views.
         from sandbox_agent.wire.acp import read_update
 
