@@ -174,3 +174,18 @@ async def test_a_refused_token_ends_the_wait(tmp_path: Path, token: str | None) 
             for _ in range(2):
                 with pytest.raises(TokenInvalidError):
                     await sdk.create_session(agent="mock")
+
+
+@pytest.mark.parametrize(
+    "base_url", ["127.0.0.1:2468", "http://", "ftp://host", "http://[::1", "http://host:99999", "host"]
+)
+async def test_an_address_that_is_none_is_refused_at_once(base_url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        await SandboxAgent.connect(base_url=base_url)
+
+
+@pytest.mark.parametrize("token", ["secret\n", "sec\rret", "sec\ud800ret"])
+async def test_a_token_that_no_header_carries_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ValueError, match="token") as caught:
+        await SandboxAgent.connect(base_url="http://127.0.0.1:1", token=token)
+    assert "sec" not in str(caught.value)

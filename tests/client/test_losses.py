@@ -363,3 +363,12 @@ async def test_a_replay_goes_again_when_the_agent_refused_the_prompt_that_had_it
             await session.prompt("fail")
         await session.prompt("blocks")
         assert "remember me" in said(await all_events(sdk, session))
+
+
+@pytest.mark.parametrize(
+    "params", ["{}", "[]", "7", '{"sessionId": 1}', '{"sessionId": "s", "replayed": "x"}']
+)
+def test_a_restore_that_an_agent_made_up_is_no_update(params: str) -> None:
+    payload = f'{{"jsonrpc":"2.0","method":"_sandbox_agent/session_restored","params":{params}}}'
+    event = SessionEvent("e1", 1, "s", 1, "c", "agent", payload.encode())
+    assert event.update is None

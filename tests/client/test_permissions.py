@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import anyio
+import msgspec
 import pytest
 
 from sandbox_agent import (
@@ -18,6 +19,8 @@ from sandbox_agent import (
     Session,
     UnsupportedPermissionReplyError,
 )
+from sandbox_agent.client.permissions import PermissionDesk
+from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import PermissionReply
 from tests.client.checks import all_events, methods, said
 from tests.support.servers import ServerProcess
@@ -283,3 +286,22 @@ async def test_dispose_cancels_what_is_open(shared_server: ServerProcess) -> Non
     turn.exception()
     payloads = [event.payload for event in await all_events(sdk, session)]
     assert {"outcome": {"outcome": "cancelled"}} in [payload.get("result") for payload in payloads]
+
+
+async def test_a_policy_that_does_not_exist_is_refused(sdk: SandboxAgent) -> None:
+    with pytest.raises(ValueError, match="allow_once"):
+        await sdk.create_session(agent="mock", permission_policy=cast("PermissionPolicy", "allow"))
+    session = await sdk.create_session(agent="mock")
+    with pytest.raises(ValueError, match="allow_once"):
+        session.permission_policy = cast("PermissionPolicy", "yes")
+
+
+@pytest.mark.parametrize("params", [{}, {"options": 5, "toolCall": "x"}, {"options": [1, None]}])
+async def test_a_request_that_breaks_the_protocol_is_answered_all_the_same(params: dict[str, Any]) -> None:
+    answers: list[object] = []
+
+    async def respond(_raw_id: msgspec.Raw, result: object) -> None:
+        answers.append(result)
+
+    await PermissionDesk("s", TaskOwner()).open(msgspec.Raw(b"1"), params, respond)
+    assert answers == [{"outcome": {"outcome": "cancelled"}}]

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from sandbox_agent import (
+    InMemorySessionPersistDriver,
+    ListPage,
     SandboxAgent,
     Session,
+    SessionRecord,
     UnsupportedSessionCategoryError,
     UnsupportedSessionConfigOptionError,
     UnsupportedSessionValueError,
 )
 from tests.client.checks import all_events, methods
+from tests.support.servers import ServerProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +144,39 @@ async def test_session_init_wins_over_cwd_and_is_stored(sdk: SandboxAgent) -> No
     assert session.record.session_init == {"cwd": "/tmp", "mcpServers": servers}
     other = await sdk.create_session(agent="mock", cwd="/tmp", session_init={"cwd": "/", "_meta": {"a": 1}})
     assert other.record.session_init == {"cwd": "/", "mcpServers": [], "_meta": {"a": 1}}
+
+
+class LateDriver(InMemorySessionPersistDriver):
+    """Answers with what was stored when it was asked, once the test says so."""
+
+    gate: asyncio.Event | None = None
+
+    async def get_session(self, session_id: str, /) -> SessionRecord | None:
+        record = await super().get_session(session_id)
+        if self.gate is not None:
+            await self.gate.wait()
+        return record
+
+    async def list_sessions(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionRecord]:
+        page = await super().list_sessions(limit=limit, cursor=cursor)
+        if self.gate is not None:
+            await self.gate.wait()
+        return page
+
+
+async def test_a_store_that_answers_late_does_not_undo_what_was_set_meanwhile(
+    shared_server: ServerProcess,
+) -> None:
+    driver = LateDriver()
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="mock")
+        driver.gate = asyncio.Event()
+        asked = asyncio.gather(sdk.get_session(session.id), sdk.list_sessions())
+        await asyncio.sleep(0)
+        await session.set_model("mock-fast")
+        driver.gate.set()
+        await asked
+        options = await session.get_config_options()
+    assert [option["currentValue"] for option in options if option["id"] == "model"] == ["mock-fast"]

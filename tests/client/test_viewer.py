@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
-from sandbox_agent import InMemorySessionPersistDriver, SandboxAgentError, SessionEvent
+from sandbox_agent import (
+    InMemorySessionPersistDriver,
+    ListPage,
+    SandboxAgentError,
+    SessionEvent,
+    SessionPersistDriver,
+)
 from sandbox_agent.client import viewer as viewer_module
 from sandbox_agent.client.viewer import Viewer
 
@@ -100,3 +107,51 @@ async def test_a_notice_passes_through() -> None:
     reader.push([SessionEvent("n", 0, "s", 1, "c", "client", b'{"method":"_sandbox_agent/persist_failed"}')])
     reader.close()
     assert await indexes(reader) == [1, 0]
+
+
+class OffsetDriver(InMemorySessionPersistDriver):
+    """A driver of five methods whose cursors are its own."""
+
+    async def list_events(
+        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]:
+        start = int(cursor.removeprefix("offset ")) if cursor else 0
+        events = (await super().list_events(session_id, limit=10_000)).items
+        end = start + (limit or 100)
+        return ListPage(events[start:end], f"offset {end}" if end < len(events) else None)
+
+    def cursor_after(self, event_index: int, /) -> str:
+        cursor = SessionPersistDriver.cursor_after(self, event_index)
+        return cast("str", cursor)
+
+
+@pytest.mark.parametrize("after", [-5, 0, 1, 700, 5000])
+async def test_a_driver_may_have_cursors_of_its_own(after: int) -> None:
+    driver = OffsetDriver(max_events_per_session=2000)
+    await store(driver, 1200)
+    reader = Viewer(driver, "s", after, live=False)
+    reader.close()
+    assert await indexes(reader) == list(range(max(after, 0) + 1, 1201))
+
+
+async def test_a_backlog_of_large_events_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewer_module, "MAX_BACKLOG_BYTES", 100)
+    driver = InMemorySessionPersistDriver()
+    lists = 0
+
+    async def list_events(*args: Any, **options: Any) -> ListPage[SessionEvent]:
+        nonlocal lists
+        lists += 1
+        return await InMemorySessionPersistDriver.list_events(driver, *args, **options)
+
+    monkeypatch.setattr(driver, "list_events", list_events)
+    reader = Viewer(driver, "s", 0, live=True)
+    for _ in range(50):
+        reader.push(await store(driver, 1))
+    assert [(await anext(reader)).event_index for _ in range(50)] == list(range(1, 51))
+    assert lists == 0
+    for _ in range(60):
+        reader.push(await store(driver, 1))
+    reader.close()
+    assert await indexes(reader) == list(range(51, 111))
+    assert lists == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -110,6 +111,9 @@ class SandboxAgent(ServerApi):
             replay_max_chars: the same in characters.
             skip_health_check: don't wait for the server.
             health_timeout: how long to wait for it, in seconds; None for ever.
+
+        Raises:
+            ValueError: the address is missing or is none, or no header can carry the token.
         """
 
         async def make() -> Self:
@@ -314,6 +318,12 @@ class SandboxAgent(ServerApi):
 
         Raises:
             SessionAlreadyExistsError: the store has a session of that id.
+            UnsupportedAgentError: the server knows no such agent.
+            AgentNotInstalledError: the agent is not there yet.
+            AgentProcessExitedError: it ended at its start.
+            HealthTimeoutError: the server was not healthy in time.
+            TokenInvalidError: the server refuses the token.
+            ValueError: the agent or the permission policy is none.
             UnsupportedSessionCategoryError: a setting that the agent lacks; the session is destroyed.
             UnsupportedSessionValueError: a value that it does not take; the session is destroyed.
         """
@@ -349,6 +359,8 @@ class SandboxAgent(ServerApi):
 
         Raises:
             SessionNotFoundError: the store has none of that id.
+            UnsupportedAgentError: the server does not know its agent any more; others as in
+                ``create_session``.
         """
         session = await self._book.require(id)
         if permission_policy is not None:
@@ -398,8 +410,10 @@ class SandboxAgent(ServerApi):
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[Session]:
         """Return a page of the stored sessions, oldest first."""
+        asked_at = time.monotonic()
         page = await self.persist.list_sessions(limit=limit, cursor=cursor)
-        return ListPage([self._book.handle(record) for record in page.items], page.next_cursor)
+        sessions = [self._book.handle(record, asked_at) for record in page.items]
+        return ListPage(sessions, page.next_cursor)
 
     async def get_events(
         self, *, session_id: str, limit: int | None = None, cursor: str | None = None

@@ -26,7 +26,11 @@ KEEPALIVE_EXPIRY = 2.0
 
 
 class Http:
-    """One pooled client; many long POSTs and streams at once never wait for each other."""
+    """One pooled client; many long POSTs and streams at once never wait for each other.
+
+    Raises:
+        ValueError: the address or the token can't be one.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,10 @@ class Http:
         headers: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        if transport is None:
+            _check_url(base_url)
+        if token and not token.isprintable():
+            raise ValueError("the token holds a line break or another character that no header can carry")
         self.base_url = base_url.rstrip("/")
         merged = httpx2.Headers(dict(headers or {}))
         merged["Accept-Encoding"] = "identity"
@@ -135,6 +143,17 @@ class Http:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"base_url {base_url!r} can't be read: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"base_url {base_url!r} is no HTTP address: one looks like 'http://127.0.0.1:2468'")
+    if url.port is not None and not 0 < url.port < 65_536:
+        raise ValueError(f"base_url {base_url!r} has a port that does not exist")
 
 
 def describe(error: BaseException) -> str:

@@ -65,6 +65,7 @@ class Journal:
 
     Attributes:
         record: the session's record as it should be in the store.
+        changed_at: when it was changed or saved last, on the monotonic clock.
         discarded: whether the session was deleted.
     """
 
@@ -72,6 +73,7 @@ class Journal:
         self, record: SessionRecord, driver: SessionPersistDriver, tasks: TaskOwner, ids: EventIds
     ) -> None:
         self.record = record
+        self.changed_at = 0.0
         self._driver = driver
         self._tasks = tasks
         self._ids = ids
@@ -152,6 +154,7 @@ class Journal:
     def change(self, **changes: Any) -> None:
         """Change fields of the record; the writer saves it."""
         self.record = msgspec.structs.replace(self.record, **changes)
+        self.changed_at = time.monotonic()
         if not self.discarded:
             self._record_changes += 1
             self._wake()
@@ -223,6 +226,7 @@ class Journal:
         if self._record_saved < changes:
             await self._driver.update_session(self.record)
             self._record_saved = max(self._record_saved, changes)
+            self.changed_at = time.monotonic()
 
     def _tell_missing(self) -> None:
         count, self._missing = self._missing, 0

@@ -85,13 +85,25 @@ class PermissionDesk:
     """
 
     def __init__(self, session_id: str, tasks: TaskOwner) -> None:
-        self.policy: PermissionPolicy | None = None
+        self._policy: PermissionPolicy | None = None
         self._session_id = session_id
         self._tasks = tasks
         self._prefix = secrets.token_hex(8)
         self._counter = itertools.count(1)
         self._pending: dict[str, _Pending] = {}
         self._listeners: dict[object, PermissionListener] = {}
+
+    @property
+    def policy(self) -> PermissionPolicy | None:
+        """What answers when there is no listener."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: PermissionPolicy | None) -> None:
+        known = ("ask", *_POLICY_REPLIES)
+        if policy is not None and not callable(policy) and policy not in known:
+            raise ValueError(f"permission_policy {policy!r} is none of {', '.join(known)}, nor a function")
+        self._policy = policy
 
     def listen(self, listener: PermissionListener) -> Callable[[], None]:
         """Ask the listener about requests, those that wait already included; returns what ends that."""
@@ -107,14 +119,16 @@ class PermissionDesk:
 
     async def open(self, raw_id: msgspec.Raw, params: Mapping[str, Any], respond: _Responder) -> None:
         """Take a request and see that it gets an answer."""
-        given: list[object] = params.get("options") or []
-        options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
+        given: object = params.get("options")
+        items = cast("list[object]", given) if isinstance(given, list) else []
+        options = [cast("dict[str, Any]", option) for option in items if isinstance(option, dict)]
+        tool_call: object = params.get("toolCall")
         request = PermissionRequest(
             id=f"perm-{self._prefix}-{next(self._counter)}",
             session_id=self._session_id,
             agent_session_id=str(params.get("sessionId") or ""),
             created_at=time.time_ns() // 1_000_000,
-            tool_call=params.get("toolCall") or {},
+            tool_call=cast("dict[str, Any]", tool_call) if isinstance(tool_call, dict) else {},
             options=options,
             available_replies=available_replies(options),
             raw_request=dict(params),

@@ -91,7 +91,11 @@ class Session:
 
     @property
     def permission_policy(self) -> PermissionPolicy | None:
-        """How requests are answered when there is no listener; may be set."""
+        """How requests are answered when there is no listener; may be set.
+
+        Raises:
+            ValueError: it is neither a known name nor a function.
+        """
         return self._desk.policy
 
     @permission_policy.setter

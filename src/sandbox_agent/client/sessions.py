@@ -157,14 +157,19 @@ class SessionBook:
 
     # sessions
 
-    def handle(self, record: SessionRecord) -> Session:
-        """Return the session's handle with what the store says, unless newer changes wait to be stored."""
+    def handle(self, record: SessionRecord, asked_at: float) -> Session:
+        """Return the session's handle with what the store said, unless it was changed here since.
+
+        Args:
+            record: what the store said.
+            asked_at: when it was asked, on the monotonic clock.
+        """
         session = self._handles.get(record.id)
         if session is None:
             journal = Journal(record, self._driver, self._tasks, self._event_ids)
             session = Session(self, journal, PermissionDesk(record.id, self._tasks))
             self._handles[record.id] = session
-        elif not session.journal.dirty:
+        elif not session.journal.dirty and session.journal.changed_at < asked_at:
             session.journal.record = record
         return session
 
@@ -178,8 +183,9 @@ class SessionBook:
 
     async def load(self, session_id: str) -> Session | None:
         """Return the handle of a stored session, or None."""
+        asked_at = time.monotonic()
         record = await self._driver.get_session(session_id)
-        return None if record is None else self.handle(record)
+        return None if record is None else self.handle(record, asked_at)
 
     async def require(self, session_id: str) -> Session:
         """Return the handle of a stored session.
@@ -232,7 +238,7 @@ class SessionBook:
             sandbox_id=self.sandbox_id,
             session_init=init,
         )
-        session = self.handle(record)
+        session = self.handle(record, time.monotonic())
         session.journal.hold()
         session.permission_policy = policy
         try:

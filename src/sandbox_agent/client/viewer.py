@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Sequence
 
 from sandbox_agent.errors import SandboxAgentError
-from sandbox_agent.persist.base import SessionPersistDriver, encode_cursor
+from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["NOTICE_INDEX", "Viewer"]
 
 # A reader that is further behind gives its backlog up and reads from the store instead.
 MAX_BACKLOG = 16_384
+MAX_BACKLOG_BYTES = 16 * 1024 * 1024
 PAGE = 500
 # What is told to readers and is not part of the history (a failing store) has this index.
 NOTICE_INDEX = 0
@@ -38,6 +39,7 @@ class Viewer:
         self._fell_behind = False
         self._cursor: str | None = None
         self._backlog: deque[SessionEvent] = deque()
+        self._backlog_bytes = 0
         self._page: deque[SessionEvent] = deque()
         self._wakeup = asyncio.Event()
         self._closed = False
@@ -50,8 +52,10 @@ class Viewer:
             self._position = events[0].event_index - 1
         if not self._fell_behind:
             self._backlog.extend(events)
-            if len(self._backlog) > MAX_BACKLOG:
+            self._backlog_bytes += sum(len(event.payload_json) for event in events)
+            if len(self._backlog) > MAX_BACKLOG or self._backlog_bytes > MAX_BACKLOG_BYTES:
                 self._backlog.clear()
+                self._backlog_bytes = 0
                 self._fell_behind = self._behind = True
                 self._cursor = None
         self._wakeup.set()
@@ -74,6 +78,7 @@ class Viewer:
                 continue
             elif self._backlog:
                 event = self._backlog.popleft()
+                self._backlog_bytes -= len(event.payload_json)
             elif self._closed:
                 raise StopAsyncIteration
             else:
@@ -89,7 +94,9 @@ class Viewer:
     async def _read_page(self) -> None:
         # From here on pushes are kept again: the store holds all that was pushed before.
         caught_up_from_overflow, self._fell_behind = self._fell_behind, False
-        cursor = self._cursor or encode_cursor(self._position + 1, "")
+        cursor = self._cursor
+        if cursor is None and self._position > 0:
+            cursor = self._driver.cursor_after(self._position)
         page = await self._driver.list_events(self._session_id, limit=PAGE, cursor=cursor)
         fresh = [event for event in page.items if event.event_index > self._position]
         if caught_up_from_overflow and fresh and fresh[0].event_index != self._position + 1:

@@ -46,9 +46,20 @@ class _Entry:
     def __init__(self, first: int, role: str, text: str) -> None:
         self.first = first
         self.role = role
-        self.text = text
+        # Chunks of one speaker: joined at the end, they may be many.
+        self.parts = [text]
         self.status = ""
         self.outcome = ""
+
+    @property
+    def text(self) -> str:
+        if len(self.parts) > 1:
+            self.parts = ["".join(self.parts)]
+        return self.parts[0]
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self.parts = [text]
 
     def render(self) -> str:
         if self.role != "Tool":
@@ -104,6 +115,9 @@ def _read(events: Sequence[SessionEvent]) -> list[_Entry]:
     reader = _Reader()
     for position, event in enumerate(events):
         reader.take(position, event.payload)
+    for entry in reader.entries:
+        if entry.role == "Assistant":
+            entry.text = _without_replay(entry.text)
     return [entry for entry in reader.entries if entry.text.strip()]
 
 
@@ -136,9 +150,9 @@ class _Reader:
     def _say(self, position: int, text: str) -> None:
         last = self.entries[-1] if self.entries else None
         if last is not None and last.role == "Assistant":
-            last.text = _without_replay(last.text + text)
+            last.parts.append(text)
         else:
-            self.entries.append(_Entry(position, "Assistant", _without_replay(text)))
+            self.entries.append(_Entry(position, "Assistant", text))
 
     def _tool(self, position: int, update: dict[str, Any]) -> None:
         call_id = str(update.get("toolCallId"))
