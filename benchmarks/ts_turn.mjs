@@ -10,6 +10,7 @@ const [modules, baseUrl, agent, database, events, size] = process.argv.slice(2);
 const require = createRequire(path.join(modules, "from-here.cjs"));
 const { SandboxAgent } = await import(pathToFileURL(path.join(modules, "sandbox-agent/dist/index.js")).href);
 const persist = new SQLiteDriver(require("better-sqlite3"), database);
+persist.db.pragma("synchronous = FULL"); // SQLite's default, which the driver leaves as it is
 const sdk = await SandboxAgent.connect({ baseUrl, persist });
 const session = await sdk.createSession({ agent, cwd: "/tmp" });
 const count = () =>
