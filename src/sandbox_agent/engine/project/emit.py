@@ -32,16 +32,24 @@ class Emitter:
         self._state = state
         self._prefix = f"evt_{state.session_id}_"
         self._time = ""
-        self._time_ms = -1
+        self._time_ms: int | None = None
+        self._second: int | None = None
+        self._to_second = ""
         self.events: list[UniversalEvent] = []
 
     def begin(self, time_ms: int) -> list[UniversalEvent]:
         """Start the next input's list and return it."""
         if time_ms != self._time_ms:
             self._time_ms = time_ms
-            self._time = event_time(time_ms)
-        self.events = []
-        return self.events
+            second = time_ms // 1000
+            if second != self._second:
+                # Formatting a date costs more than all the rest of a chunk: once a second will do.
+                self._second = second
+                self._to_second = event_time(time_ms)[:-4]
+            self._time = f"{self._to_second}{time_ms % 1000:03d}Z"
+        events: list[UniversalEvent] = []
+        self.events = events
+        return events
 
     def next_id(self, prefix: str) -> str:
         """Return a name for what the next event starts, unique in the session."""

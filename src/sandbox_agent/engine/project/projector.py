@@ -47,7 +47,7 @@ class Projector(Inputs):
     def __init__(
         self, session_id: str, *, native_session_id: str | None = None, first_sequence: int = 1
     ) -> None:
-        self._build(State(session_id, first_sequence - 1, native_session_id))
+        self._build(State(session_id, sequence=first_sequence - 1, native_session_id=native_session_id))
 
     def _build(self, state: State) -> None:
         self._state = state
@@ -61,6 +61,8 @@ class Projector(Inputs):
 
     def snapshot(self) -> dict[str, Any]:
         """Return all that the fold remembers as JSON values; it shares nothing with the fold."""
+        for item in self._state.texts.values():
+            item.pieces = ["".join(item.pieces)] if item.pieces else []
         return cast("dict[str, Any]", msgspec.to_builtins(self._state))
 
     @classmethod

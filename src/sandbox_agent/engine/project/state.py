@@ -105,6 +105,7 @@ class State(msgspec.Struct):
     """All that the fold remembers between two envelopes.
 
     Attributes:
+        version: of these fields; a snapshot of another version is refused, its session is folded anew.
         sequence: that of the last event.
         texts: the open messages, one for each stream at most.
         current: the stream that the last item or chunk belongs to; empty where it was something else.
@@ -119,6 +120,7 @@ class State(msgspec.Struct):
     """
 
     session_id: str
+    version: Literal[1] = 1
     sequence: int = 0
     native_session_id: str | None = None
     texts: dict[str, OpenText] = {}
