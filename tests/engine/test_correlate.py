@@ -217,3 +217,23 @@ def _settle(pipe: Pipe, pending: Pending, client: str, request_id: Any, wire_id:
     assert answer.pending is pending
     assert pending.client == client
     assert json.loads(answer.line) == {"result": {"for": client}, "id": request_id}
+
+
+def test_an_answer_that_was_never_written_may_be_given_again() -> None:
+    pipe = Pipe()
+    pipe.agent_asks(0)
+    envelope = b'{"id":0,"result":{}}'
+    submitted = pipe.correlator.submit("", read_head(envelope), envelope)
+    assert pipe.client_answers(b"0") is None
+    pipe.correlator.retract(submitted)
+    assert pipe.client_answers(b"0") == b'{"id":0,"result":{}}'
+    assert pipe.client_answers(b"0") is None
+
+
+def test_the_id_of_a_request_that_was_never_written_is_free_again() -> None:
+    pipe = Pipe()
+    envelope = b'{"id":1,"method":"m"}'
+    pipe.correlator.retract(pipe.correlator.submit("", read_head(envelope), envelope))
+    _, wire = pipe.ask(1)
+    assert wire["id"] == 1
+    assert len(pipe.correlator.fail_all()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Generator
@@ -30,6 +31,17 @@ for line in sys.stdin:
         print(json.dumps({"id": message["id"], "result": None}), flush=True)
     else:
         held.append(message["id"])
+"""
+
+# Asks for a permission, then reads nothing until somebody writes to the pipe it is given.
+BUSY = """
+import json, sys
+print(json.dumps({"id": 0, "method": "session/request_permission", "params": {}}), flush=True)
+open(sys.argv[1]).read()
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("id") == 0:
+        print(json.dumps({"method": "permitted", "params": message["result"]}), flush=True)
 """
 
 
@@ -121,6 +133,27 @@ async def test_a_request_without_an_answer_is_a_504_and_its_late_answer_is_in_th
         await talking.post(envelope("release", {}, 2))
         async with talking.stream() as stream:
             assert (await stream.until('"late"'))["result"] == "late"
+
+
+async def test_an_answer_that_the_agent_did_not_take_in_time_may_be_given_again(
+    small: ServerProcess,
+) -> None:
+    gate = small.log.parent / "gate"
+    os.mkfifo(gate)
+    put_launcher(small.log.parent / "data", "busy", [sys.executable, "-c", BUSY, str(gate)])
+    answer = {"jsonrpc": "2.0", "id": 0, "result": {"outcome": "yes"}}
+    async with talk(small, open_=False) as talking:
+        await talking.post(envelope("hello"), agent="busy")
+        async with talking.stream() as stream:
+            await stream.until("request_permission")
+            filler = envelope("filler", {"pad": "x" * (LIMIT - 1000)})
+            assert (await talking.post(filler)).status_code == 202  # the pipe took a part of it
+            refused = await talking.post(answer)
+            assert refused.status_code == 504
+            assert "was not sent the answer" in refused.json()["detail"]
+            await anyio.Path(gate).write_text("")
+            assert (await talking.post(answer)).status_code == 202
+            assert (await stream.until("permitted"))["params"] == {"outcome": "yes"}
 
 
 async def test_a_prompt_never_times_out(small: ServerProcess) -> None:

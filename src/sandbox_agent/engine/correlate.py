@@ -50,11 +50,13 @@ class Submitted:
             that came second).
         method: its method, None in an answer.
         pending: the request to wait for, None for a notification or an answer.
+        answered: the id of the agent's request that it answers, as a key; else None.
     """
 
     line: bytes | None
-    method: str | None
-    pending: Pending | None
+    method: str | None = None
+    pending: Pending | None = None
+    answered: bytes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -105,11 +107,12 @@ class Correlator:
             try:
                 key = _key(head.id)
             except InvalidEnvelopeError:
-                return Submitted(None, None, None)  # no request of the agent has such an id
+                return Submitted(None)  # no request of the agent has such an id
             if key not in self._asked:
-                return Submitted(None, None, None)
+                return Submitted(None)
             self._asked.discard(key)
-        return Submitted(envelope, head.method, None)
+            return Submitted(envelope, answered=key)
+        return Submitted(envelope, head.method)
 
     def _submit_request(self, client: str, envelope: bytes, head: Head) -> Submitted:
         original = bytes(head.id)
@@ -126,6 +129,13 @@ class Correlator:
                     other.contested = pending.contested = True
         self._pending[key] = pending
         return Submitted(envelope, head.method, pending)
+
+    def retract(self, submitted: Submitted) -> None:
+        """Forget an envelope that was never written: its id is free again, its question open again."""
+        if submitted.pending is not None:
+            self._pending.pop(_key(submitted.pending.wire_id), None)
+        if submitted.answered is not None:
+            self._asked.add(submitted.answered)
 
     def asked(self, head: Head) -> None:
         """Note a request of the agent: the first answer to it will go through.

@@ -138,11 +138,15 @@ class PipeWriter:
         self._turn = asyncio.Lock()
         self._flushed: asyncio.Future[None] | None = None
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
         """Write a message; returns when the pipe has taken all of it.
 
         A caller that is cancelled before its turn has written nothing; one that is cancelled in the
         middle leaves the rest to be written in the background, so that no message is ever cut.
+
+        Args:
+            data: the message.
+            on_begin: called when its turn has come and it will be written.
 
         Raises:
             BrokenPipeError: nobody reads the pipe any more, or it is closed.
@@ -150,6 +154,8 @@ class PipeWriter:
         async with self._turn:
             while self._flushed is not None:
                 await asyncio.shield(self._flushed)
+            if on_begin is not None:
+                on_begin()
             self._rest = memoryview(data)
             if self._flush():
                 return

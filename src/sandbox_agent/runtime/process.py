@@ -20,7 +20,7 @@ import signal
 import subprocess
 import uuid
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.exits import watch_exit
@@ -155,13 +155,13 @@ class Process:
         """The last of what it wrote to stderr, at most STDERR_TAIL_BYTES."""
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
         """Write to stdin, whole and in order; see PipeWriter.write.
 
         Raises:
             BrokenPipeError: the process has ended or closed its stdin.
         """
-        await self._stdin.write(data)
+        await self._stdin.write(data, on_begin=on_begin)
 
     def write_nowait(self, data: bytes) -> bool:
         """Write to stdin if it takes the message at once; see PipeWriter.write_nowait."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import anyio
 
-from sandbox_agent.engine.correlate import EVERYONE, Answer, Correlator, Pending
+from sandbox_agent.engine.correlate import EVERYONE, Answer, Correlator, Pending, Submitted
 from sandbox_agent.engine.feed import Feed, Slice
 from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
 from sandbox_agent.errors import (
@@ -226,13 +226,13 @@ class AgentConnection:
         pending = submitted.pending
         timeout = None if head.method in UNTIMED_METHODS else self._timeout
         if pending is None:
-            await self._write(submitted.line, head.method, timeout)
+            await self._write(submitted, submitted.line, timeout)
             return None
         loop = asyncio.get_running_loop()
         answer = self._answers[pending] = loop.create_future()
         timer = None
         try:
-            await self._write(submitted.line, head.method, timeout)
+            await self._write(submitted, submitted.line, timeout)
             if timeout is not None:
                 timer = loop.call_later(timeout, self._expire, answer, head.method)
             return await answer
@@ -251,15 +251,22 @@ class AgentConnection:
             "it may still do so: its answer will be in the event stream"
         )
 
-    async def _write(self, line: bytes, method: str | None, timeout: float | None) -> None:
+    async def _write(self, submitted: Submitted, line: bytes, timeout: float | None) -> None:
         line += b"\n"
         if self._process.write_nowait(line):
             return
+        begun = asyncio.Event()
         try:
             async with asyncio.timeout(timeout):
-                await self._process.write(line)
+                await self._process.write(line, on_begin=begun.set)
         except TimeoutError:
-            raise self._timed_out(method) from None
+            if begun.is_set():
+                raise self._timed_out(submitted.method) from None
+            self._correlator.retract(submitted)
+            raise RequestTimeoutError(
+                f"timeout: {self.agent} took no input for {self._timeout:g} s and was not sent "
+                f"{submitted.method or 'the answer'}: send it again, or DELETE the connection"
+            ) from None
         except BrokenPipeError:
             try:
                 async with asyncio.timeout(BROKEN_PIPE_EXIT_SECONDS):
