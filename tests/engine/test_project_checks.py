@@ -142,11 +142,11 @@ def change(open_now: set[tuple[str, str]], kind: str, name: str, *, begins: bool
         open_now.remove((kind, name))
 
 
-def agent(method: str, **params: Any) -> tuple[str, bytes]:
+def agent(method: str, /, **params: Any) -> tuple[str, bytes]:
     return "agent", json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode()
 
 
-def update(kind: str, **members: Any) -> tuple[str, bytes]:
+def update(kind: str, /, **members: Any) -> tuple[str, bytes]:
     return agent("session/update", sessionId="native", update={"sessionUpdate": kind, **members})
 
 
@@ -155,17 +155,17 @@ def says(text: str, message_id: str | None = None, kind: str = "agent_message_ch
     return update(kind, content={"type": "text", "text": text}, **named)
 
 
-def asks(request_id: Any, method: str, **params: Any) -> tuple[str, bytes]:
+def asks(request_id: Any, method: str, /, **params: Any) -> tuple[str, bytes]:
     envelope = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
     return "agent", json.dumps(envelope).encode()
 
 
-def sends(request_id: Any, method: str, **params: Any) -> tuple[str, bytes]:
+def sends(request_id: Any, method: str, /, **params: Any) -> tuple[str, bytes]:
     envelope = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
     return "client", json.dumps(envelope).encode()
 
 
-def notifies(method: str, **params: Any) -> tuple[str, bytes]:
+def notifies(method: str, /, **params: Any) -> tuple[str, bytes]:
     return "client", json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode()
 
 
