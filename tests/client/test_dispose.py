@@ -179,3 +179,68 @@ async def test_a_deleted_session_can_not_be_used(sdk: SandboxAgent) -> None:
         with pytest.raises(SessionNotFoundError):
             await session.prompt("echo hi")
         assert [event async for event in session.events()] == []
+
+
+async def test_turns_that_wait_for_a_lost_server_end_when_the_client_is_disposed(
+    own_server: ServerProcess,
+) -> None:
+    sdk = await SandboxAgent.connect(base_url=own_server.url)
+    session = await sdk.create_session(agent="mock")
+    own_server.kill()
+    streaming = session.stream("echo one")
+
+    async def stream() -> list[SessionEvent]:
+        return [event async for event in streaming]
+
+    turns = [asyncio.create_task(stream()), asyncio.create_task(session.prompt("echo two"))]
+    with anyio.fail_after(5):
+        await anext(session.events(after=3))
+        await sdk.dispose()
+        for turn in turns:
+            with pytest.raises(SandboxAgentError):
+                await turn
+
+
+async def test_a_dispose_that_is_cut_short_leaves_no_turn_waiting(own_server: ServerProcess) -> None:
+    sdk = await SandboxAgent.connect(base_url=own_server.url)
+    session = await sdk.create_session(agent="mock")
+    turn = asyncio.create_task(session.prompt("sleep 5"))
+    await anext(session.events(after=2))
+    disposing = asyncio.create_task(sdk.dispose())
+    await asyncio.sleep(0)
+    disposing.cancel()
+    with anyio.fail_after(4):
+        with pytest.raises(asyncio.CancelledError):
+            await disposing
+        with pytest.raises(SandboxAgentError):
+            await turn
+
+
+def test_a_client_of_another_event_loop_says_so(shared_server: ServerProcess) -> None:
+    async def connect() -> SandboxAgent:
+        sdk = await SandboxAgent.connect(base_url=shared_server.url)
+        await sdk.get_health()
+        return sdk
+
+    async def use(sdk: SandboxAgent) -> None:
+        for call in (sdk.list_agents, sdk.dispose):
+            with anyio.fail_after(5), pytest.raises(SandboxAgentError, match="another event loop"):
+                await call()
+
+    with asyncio.Runner() as first:
+        sdk = first.run(connect())
+        with asyncio.Runner() as second:
+            second.run(use(sdk))
+        first.run(sdk.dispose())
+
+
+def test_a_client_whose_event_loop_ended_is_disposed(shared_server: ServerProcess) -> None:
+    async def connect() -> SandboxAgent:
+        return await SandboxAgent.connect(base_url=shared_server.url, skip_health_check=True)
+
+    async def use(sdk: SandboxAgent) -> None:
+        async with sdk:
+            with pytest.raises(SandboxAgentError, match="is disposed"):
+                await sdk.list_agents()
+
+    asyncio.run(use(asyncio.run(connect())))

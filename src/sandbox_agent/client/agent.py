@@ -249,12 +249,17 @@ class SandboxAgent(ServerApi):
 
         Raises:
             PersistError: something could not be stored.
+            SandboxAgentError: it was made in another event loop, which still lives.
         """
+        if self._tasks.loop is not None and self._tasks.loop.is_closed():
+            return  # and all that it had with it
         if self._disposing:
             # A listener that waited here would be waited for.
             if not self._tasks.is_inside:
                 await self._disposed.wait()
             return
+        if self._tasks.running:
+            self._tasks.check()
         self._disposing = True
         try:
             await self._book.close()

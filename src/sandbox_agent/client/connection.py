@@ -454,13 +454,17 @@ class Connection:
         for pending in pendings:
             pending.fail(error)
 
+    def abandon(self) -> None:
+        """Use it no more; what is pending fails."""
+        self._mark_lost(ConnectionLostError("the connection was closed"))
+        self._fail_pending(self._why_lost())
+
     async def close(self) -> None:
         """End the agent, at most CLOSE_TIMEOUT; what is pending fails."""
         if self.closing:
             return
         self.closing = True
-        self._mark_lost(ConnectionLostError("the connection was closed"))
-        self._fail_pending(self._why_lost())
+        self.abandon()
         if self._feed_task is not None and self._feed_task is not asyncio.current_task():
             self._feed_task.cancel()
         try:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sandbox_agent.client.http import Http, describe
-from sandbox_agent.client.tasks import DISPOSED, TaskOwner
+from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
 
 __all__ = ["HealthGate", "wait_until_healthy"]
@@ -146,16 +146,13 @@ class HealthGate:
             HealthTimeoutError: it did not become so in time; the next call waits anew.
         TokenInvalidError: it refuses the token; the next call asks again.
         """
-        if not self._tasks.running:
-            raise SandboxAgentError(DISPOSED)
+        self._tasks.check()
         if self._suspect:
             self.check()
         if self._waiting is None:
             return
         waiting = self._waiting
         await asyncio.wait({waiting})
-        if waiting.cancelled():
-            raise SandboxAgentError(DISPOSED)
         error = waiting.exception()
         if error is not None:
             self._suspect = True

@@ -380,9 +380,14 @@ class SessionBook:
             PersistError: something could not be stored.
         """
         sessions = self.handles()
-        await asyncio.gather(*(session.desk.cancel_all() for session in sessions))
         connections, self._connections = list(self._connections.values()), {}
-        await asyncio.gather(*(connection.close() for connection in connections))
+        try:
+            await asyncio.gather(*(session.desk.cancel_all() for session in sessions))
+            await asyncio.gather(*(connection.close() for connection in connections))
+        finally:
+            # Also where the caller has no time for that: nobody may wait for what never comes.
+            for connection in connections:
+                connection.abandon()
         caller = asyncio.current_task()
         errors = await asyncio.gather(*(_finish(session.journal, caller) for session in sessions))
         for error in errors:

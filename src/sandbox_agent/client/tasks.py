@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["DISPOSED", "TaskOwner"]
+__all__ = ["DISPOSED", "OTHER_LOOP", "TaskOwner"]
 
 T = TypeVar("T")
 logger = logging.getLogger("sandbox_agent.client")
@@ -17,6 +17,7 @@ logger = logging.getLogger("sandbox_agent.client")
 # How long stop() waits for cancelled tasks: they hold no lock and only close sockets.
 STOP_TIMEOUT = 5.0
 DISPOSED = "this SandboxAgent is disposed: connect a new one"
+OTHER_LOOP = "this SandboxAgent was made in another event loop: connect one in this loop"
 
 
 class TaskOwner:
@@ -28,6 +29,7 @@ class TaskOwner:
 
     def __init__(self) -> None:
         self._group: asyncio.TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._children: set[asyncio.Task[Any]] = set()
@@ -36,6 +38,7 @@ class TaskOwner:
     async def start(self) -> None:
         """Begin; ``spawn`` works once this returned."""
         ready = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(ready), name="sandbox-agent")
         await ready.wait()
 
@@ -43,6 +46,22 @@ class TaskOwner:
     def running(self) -> bool:
         """Whether ``spawn`` is possible."""
         return self._group is not None and not self._stopping.is_set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop in which it was started."""
+        return self._loop
+
+    def check(self) -> None:
+        """Return if the caller may use it.
+
+        Raises:
+            SandboxAgentError: it has stopped, or belongs to another event loop.
+        """
+        if not self.running:
+            raise SandboxAgentError(DISPOSED)
+        if self._loop is not asyncio.get_running_loop():
+            raise SandboxAgentError(OTHER_LOOP)
 
     async def _run(self, ready: asyncio.Event) -> None:
         try:
@@ -76,7 +95,7 @@ class TaskOwner:
         """Run it now, whether anyone awaits the future or not; its error goes to who awaits.
 
         Raises:
-            SandboxAgentError: the owner has stopped.
+            SandboxAgentError: the owner has stopped, now or while it runs.
         """
         if not self.running:
             work.close()
@@ -84,7 +103,7 @@ class TaskOwner:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         task = self.spawn(_into(future, work, name), name=name)
         task.add_done_callback(lambda _: work.close())
-        task.add_done_callback(lambda _: future.cancel())
+        task.add_done_callback(lambda _: _give_up(future))
         return future
 
     @property
@@ -115,12 +134,16 @@ async def _guarded(work: Coroutine[Any, Any, T], name: str) -> T | None:
         return None
 
 
+def _give_up(future: asyncio.Future[Any]) -> None:
+    # The work was cancelled; who awaits its outcome was not.
+    if not future.done():
+        future.set_exception(SandboxAgentError(DISPOSED))
+        future.exception()
+
+
 async def _into(future: asyncio.Future[T], work: Coroutine[Any, Any, T], name: str) -> None:
     try:
         result = await work
-    except asyncio.CancelledError:
-        future.cancel()
-        raise
     except Exception as error:  # noqa: BLE001 - it is handed over, not swallowed
         logger.debug("%s failed: %s", name, error)
         if not future.done():
