@@ -111,6 +111,7 @@ class ProblemError(SandboxAgentError):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    status: int | None
 
     def __init_subclass__(cls, *, name: str, title: str, status: int) -> None:
         """Take what the contract calls the problem, and its HTTP status."""

@@ -54,7 +54,7 @@ class FeedMemory:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.used = 0
+        self.used: int = 0
         self._feeds: set[Feed] = set()
 
     @property
@@ -89,8 +89,8 @@ class Feed:
 
     def __init__(self, epoch: str, memory: FeedMemory) -> None:
         self.epoch = epoch
-        self.last = 0
-        self.held_bytes = 0
+        self.last: int = 0
+        self.held_bytes: int = 0
         self._memory = memory
         self._chunks: list[Chunk] = []
         self._start = 0

@@ -78,7 +78,7 @@ class Process:
         stdout: PipeReader,
         stderr: PipeReader,
     ) -> None:
-        self.pid = child.pid
+        self.pid: int = child.pid
         self.tag = tag
         self.stdout = stdout
         self._child = child

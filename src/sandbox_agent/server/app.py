@@ -28,7 +28,7 @@ from sandbox_agent.server.store import open_store
 
 __all__ = ["OPERATIONS", "Application", "openapi_json"]
 
-logger = logging.getLogger("sandbox_agent.server")
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = (*meta.OPERATIONS, *acp.OPERATIONS, *agents.OPERATIONS)
 

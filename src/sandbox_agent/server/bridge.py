@@ -28,7 +28,7 @@ from sandbox_agent.server.viewers import KEEPALIVE_SECONDS
 
 __all__ = ["Bridge"]
 
-logger = logging.getLogger("sandbox_agent.server")
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Connections whose agent has ended stay readable; the oldest make room beyond this many.
 MAX_ENDED = 256

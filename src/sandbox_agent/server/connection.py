@@ -27,7 +27,7 @@ from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps,
 
 __all__ = ["AgentConnection"]
 
-logger = logging.getLogger("sandbox_agent.server")
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # An agent that closed its stdout can't be heard any more; it has this long to exit by itself.
 EOF_EXIT_SECONDS = 1.0
@@ -70,10 +70,10 @@ class AgentConnection:
     ) -> None:
         self.server_id = server_id
         self.agent = agent
-        self.created_at_ms = time.time_ns() // 1_000_000
-        self.bell = Bell()
-        self.feed = Feed(uuid.uuid4().hex, spiller.memory)
-        self.ended = asyncio.Event()
+        self.created_at_ms: int = time.time_ns() // 1_000_000
+        self.bell: Bell = Bell()
+        self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
+        self.ended: asyncio.Event = asyncio.Event()
         self._process = process
         self._spiller = spiller
         self._timeout = request_timeout

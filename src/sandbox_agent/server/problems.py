@@ -20,7 +20,7 @@ from sandbox_agent.wire.jsonrpc import dumps
 
 __all__ = ["PROBLEM_JSON", "answer_for", "method_not_allowed", "no_endpoint", "problem_response"]
 
-logger = logging.getLogger("sandbox_agent.server")
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PROBLEM_JSON = "application/problem+json"
 

@@ -16,7 +16,7 @@ from sandbox_agent.server.config import ServerConfig
 
 __all__ = ["serve"]
 
-logger = logging.getLogger("sandbox_agent.server")
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # After the agents have ended nothing is left to wait for; a client that doesn't read must not hold us.
 DRAIN_SECONDS = 2

@@ -13,7 +13,7 @@ from sandbox_agent.errors import PersistError
 
 __all__ = ["MemorySpill", "Spill", "Spiller"]
 
-logger = logging.getLogger("sandbox_agent.server")
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # One transaction: large enough to be cheap, small against the bound on memory.
 SPILL_BYTES = 4 * 1024 * 1024

@@ -40,8 +40,8 @@ class JsonResponse(Response):
     def __init__(self, content: bytes, status: int = 200) -> None:
         self.status_code = status
         self.body = content
-        self.background = None
-        self.raw_headers = [
+        self.background: None = None
+        self.raw_headers: list[tuple[bytes, bytes]] = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
         ]

@@ -28,7 +28,7 @@ class Bell:
 
     def __init__(self) -> None:
         self._waiters: list[asyncio.Future[None]] = []
-        self.ticks = 0
+        self.ticks: int = 0
 
     def ring(self) -> None:
         """Wake all that wait now."""

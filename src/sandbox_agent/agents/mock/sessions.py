@@ -31,7 +31,7 @@ class Session:
         self.cwd = cwd
         self.title: str | None = None
         self.updated_at = _now()
-        self.settings = dict(DEFAULTS)
+        self.settings: dict[str, str] = dict(DEFAULTS)
         self.history: list[JsonObject] = []
         self._path = path
         self._lock = threading.Lock()

@@ -42,7 +42,7 @@ class Turn:
         self.peer = peer
         self.session = session
         self.request_id = request_id
-        self.cancelled = threading.Event()
+        self.cancelled: threading.Event = threading.Event()
         self.usage: JsonObject | None = None
         self._answers: queue.SimpleQueue[JsonObject | None] = queue.SimpleQueue()
         self._message_id = _new_id("msg")
