@@ -10,6 +10,7 @@ from typing import Any
 HALF = {"type": "text", "text": "\ud83d"}
 OPTIONS = [{"optionId": "a", "name": "Always", "kind": "allow_always"}]
 CHOICES = [{"name": "Default", "value": "default"}, {"name": "Plan", "value": "plan"}]
+MODES = [{"name": "Default", "id": "default"}, {"name": "Plan", "id": "plan"}]
 VALUES = {"options": CHOICES, "currentValue": "default"}
 CONFIG = [
     {
@@ -109,7 +110,14 @@ def main() -> None:
             say(session, f"early, authenticated with {waiting.get('authenticated')}")
             # An adapter of before config options; the catalogue, here played by itself, has them.
             extra = {"configOptions": CONFIG} if waiting["probe"] else {}
-            send({"id": message["id"], "result": {"sessionId": session, **extra}})
+            if message["params"]["cwd"] == "/plan":
+                extra = {"modes": {"currentModeId": "default", "availableModes": MODES}}
+            answer = {"jsonrpc": "2.0", "id": message["id"], "result": {"sessionId": session, **extra}}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            if "modes" in extra:
+                # In one write with the answer.
+                update(session, sessionUpdate="current_mode_update", currentModeId="plan")
+            sys.stdout.flush()
         elif method == "session/prompt":
             prompt(message)
         elif method == "session/set_config_option":

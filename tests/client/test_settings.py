@@ -180,3 +180,11 @@ async def test_a_store_that_answers_late_does_not_undo_what_was_set_meanwhile(
         await asked
         options = await session.get_config_options()
     assert [option["currentValue"] for option in options if option["id"] == "model"] == ["mock-fast"]
+
+
+async def test_an_update_right_behind_the_session_is_newer_than_it(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude", cwd="/plan")
+    await session.prompt("hello")
+    modes = await session.get_modes()
+    assert modes is not None
+    assert modes["currentModeId"] == "plan"

@@ -33,7 +33,7 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
 __all__ = ["Connection"]
 
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 PROTOCOL_VERSION = 1
 CLIENT_HEADER = "Sandbox-Agent-Client"
@@ -358,17 +358,19 @@ class Connection:
         session = pending.session
         if session is not None:
             if pending.method == "session/new":
-                self._bind_new(line, session)
+                self._bind_new(line, session, pending)
             pending.outgoing.answer_event = session.journal.put("agent", [line], self.connection_id)
             touched.add(session.journal)
         if not pending.future.done():
             pending.future.set_result(line)
 
-    def _bind_new(self, line: bytes, session: ClientSession) -> None:
+    def _bind_new(self, line: bytes, session: ClientSession, pending: PendingRequest) -> None:
         result: object = Answer.read(line).result
         fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
         agent_session: object = fields.get("sessionId")
         if isinstance(agent_session, str):
+            if not pending.future.done():  # who gave up takes no answer
+                session.bound(self, fields)
             self._router.bind(agent_session, session)
 
     def _answer_stranger(self, line: bytes, head: Envelope) -> None:

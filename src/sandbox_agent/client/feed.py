@@ -16,7 +16,7 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
 __all__ = ["Feed"]
 
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # The server sends a comment every 15 s; a stream that is silent for longer is dead and is opened again.
 READ_TIMEOUT = 60.0

@@ -14,7 +14,7 @@ from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInv
 
 __all__ = ["HealthGate", "wait_until_healthy"]
 
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 MIN_DELAY = 0.5
 MAX_DELAY = 15.0

@@ -23,7 +23,7 @@ from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
 __all__ = ["EventIds", "EventListener", "Journal"]
 
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 EventListener = Callable[[SessionEvent], Awaitable[object] | object]
 

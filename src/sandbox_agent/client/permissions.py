@@ -25,7 +25,7 @@ from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyEr
 
 __all__ = ["PermissionDesk", "PermissionListener", "PermissionPolicy", "PermissionRequest"]
 
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientSession", "Router"]
 
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # Updates may come before the answer that says whose they are; more than this for strangers is a fault.
 MAX_HELD = 10_000
@@ -30,6 +30,10 @@ class ClientSession(Protocol):
     @property
     def journal(self) -> Journal:
         """Where its envelopes go."""
+        ...
+
+    def bound(self, connection: Connection, result: Mapping[str, Any]) -> None:
+        """Take what the agent answered to session/new, before its first update is routed."""
         ...
 
     def observe_update(self, line: bytes) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from sandbox_agent.client import config
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import EventListener, Journal
@@ -326,6 +327,18 @@ class Session:
         return self
 
     # what the connection tells
+
+    def bound(self, connection: Connection, result: Mapping[str, Any]) -> None:
+        """Take the new agent session into the record."""
+        options = config.valid_options(result.get("configOptions"))
+        modes: object = result.get("modes")
+        self.journal.change(
+            agent_session_id=result["sessionId"],
+            last_connection_id=connection.connection_id,
+            destroyed_at=None,
+            config_options=options,
+            modes=modes if isinstance(modes, dict) else config.modes_from_options(options),
+        )
 
     def observe_update(self, line: bytes) -> None:
         """Take a config_option_update or current_mode_update into the record."""

@@ -36,7 +36,7 @@ from sandbox_agent.wire.records import RESTORED_METHOD, SessionRecord
 __all__ = ["SessionBook"]
 
 T = TypeVar("T")
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # What the store gets to take the last events when the client is disposed.
 FLUSH_TIMEOUT = 30.0
@@ -244,20 +244,18 @@ class SessionBook:
         try:
             connection = await self.connection(agent)
             try:
-                result = await self._new(session, connection)
+                await self._new(session, connection)
             except NotSentError:
-                connection = await self.connection(agent)
-                result = await self._new(session, connection)
+                await self._new(session, await self.connection(agent))
         except BaseException:
             session.journal.discard()
             self._handles.pop(local_id, None)
             raise
-        self._apply_new(session, connection, result)
         session.journal.release()
         await session.journal.flush()
         return session
 
-    async def _new(self, session: Session, connection: Connection) -> dict[str, Any]:
+    async def _new(self, session: Session, connection: Connection) -> None:
         init = session.record.session_init or self.session_init(None, None)
         result = await connection.request("session/new", init, session=session)
         fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
@@ -265,18 +263,6 @@ class SessionBook:
             raise SandboxAgentError(
                 f"agent '{connection.agent}' answered session/new without a sessionId: it breaks the protocol"
             )
-        return fields
-
-    def _apply_new(self, session: Session, connection: Connection, result: Mapping[str, Any]) -> None:
-        options = config.valid_options(result.get("configOptions"))
-        modes: object = result.get("modes")
-        session.journal.change(
-            agent_session_id=result["sessionId"],
-            last_connection_id=connection.connection_id,
-            destroyed_at=None,
-            config_options=options,
-            modes=modes if isinstance(modes, dict) else config.modes_from_options(options),
-        )
 
     async def destroy(self, session: Session) -> Session:
         """Cancel what the session does and mark it destroyed; an agent that is gone needs no telling."""
@@ -328,10 +314,9 @@ class SessionBook:
             tail, total, max_events=self._replay_max_events, max_chars=self._replay_max_chars
         )
         before = session.record
-        result = await self._new(session, connection)
-        self._apply_new(session, connection, result)
-        session.set_replay(replay.text)
         try:
+            await self._new(session, connection)
+            session.set_replay(replay.text)
             failed = await self._set_again(session, connection, before)
         except BaseException:
             # Lost again, or the caller gave up: the next restore has to know what the session was set to.

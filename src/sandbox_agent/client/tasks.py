@@ -12,7 +12,7 @@ from sandbox_agent.errors import SandboxAgentError
 __all__ = ["DISPOSED", "OTHER_LOOP", "TaskOwner"]
 
 T = TypeVar("T")
-logger = logging.getLogger("sandbox_agent.client")
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # How long stop() waits for cancelled tasks: they hold no lock and only close sockets.
 STOP_TIMEOUT = 5.0
