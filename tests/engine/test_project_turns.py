@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from sandbox_agent.engine.project import Projector
+from sandbox_agent.engine.restore import build_replay
+from sandbox_agent.wire.records import SessionEvent
 from sandbox_agent.wire.universal import (
     ErrorData,
     ImagePart,
@@ -119,6 +121,16 @@ def test_a_prompt_that_the_agent_says_again_is_shown_once():
     echo = [says("Do ", None, "user_message_chunk"), says("this", None, "user_message_chunk")]
     events = project(prompts(text="Do this"), *echo, says("Yes"), ends())
     assert [joined(item.content) for item in completed(events)] == ["Do this", "Yes"]
+
+
+def test_a_history_in_front_of_a_prompt_is_not_what_the_user_said():
+    said = SessionEvent("e", 1, "s", 0, "c", "client", prompts()[1])
+    replay = build_replay([said], 1, max_events=5, max_chars=5_000).text
+    assert replay is not None
+    blocks = [{"type": "text", "text": text} for text in (replay, "and now?")]
+    echo = [says(text, None, "user_message_chunk") for text in (replay, "and now?")]
+    events = project(sends(1, "session/prompt", prompt=blocks), *echo, ends())
+    assert [item.content for item in completed(events)] == [[TextPart("and now?")]]
 
 
 @pytest.mark.parametrize(

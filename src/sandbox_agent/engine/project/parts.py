@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from sandbox_agent.engine.restore import CLOSING, OPENING
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import (
@@ -19,7 +20,7 @@ from sandbox_agent.wire.universal import (
     TextPart,
 )
 
-__all__ = ["block_part", "location_refs", "output_text", "parts_text", "prompt_parts", "to_json"]
+__all__ = ["block_part", "is_replay", "location_refs", "output_text", "parts_text", "prompt_parts", "to_json"]
 
 _ACTIONS: dict[str, FileAction] = {"edit": "patch", "delete": "write", "move": "write"}
 # Where agents put a tool's text in rawOutput, best first.
@@ -50,21 +51,23 @@ def block_part(block: acp.ContentBlock) -> ContentPart:
 
 
 def prompt_parts(blocks: object) -> list[ContentPart]:
-    """Return the parts of a prompt's blocks, in order."""
+    """Return the parts of what the user said in a prompt, in order."""
     if not isinstance(blocks, list):
         return []
     parts: list[ContentPart] = []
     for block in cast("list[Any]", blocks):
-        try:
-            # A chunk's view reads a block with all its tolerance for what breaks the schema.
-            chunk = acp.parse_update({"sessionUpdate": "user_message_chunk", "content": block})
-        except UnicodeEncodeError:
-            chunk = None
-        if isinstance(chunk, acp.UserMessageChunk):
-            parts.append(block_part(chunk.content))
-        else:
+        # A chunk's view reads a block with all its tolerance for what breaks the schema.
+        chunk = acp.parse_update({"sessionUpdate": "user_message_chunk", "content": block})
+        if not isinstance(chunk, acp.UserMessageChunk):
             parts.append(JsonPart(block))
+        elif not is_replay(chunk.text):
+            parts.append(block_part(chunk.content))
     return parts
+
+
+def is_replay(text: str) -> bool:
+    """Whether a text is the history that a restore puts in front of a prompt: nobody said it."""
+    return text.endswith(CLOSING) and f"\n{OPENING}\n" in text
 
 
 def parts_text(parts: Iterable[ContentPart]) -> str:

@@ -31,6 +31,8 @@ __all__ = ["Projector"]
 _SERVICES = ("fs/", "terminal/")
 _SILENT = {"elicitation/complete"}
 
+_permission_decoder = msgspec.json.Decoder(acp.PermissionRequest)
+
 
 class Projector(Inputs):
     """Turns one session's envelopes into universal events.
@@ -124,8 +126,7 @@ class Projector(Inputs):
         elif method == "session/update":
             self._update(message, envelope)
         elif method == "session/request_permission" and request_id:
-            request = acp.parse_permission_request(bytes(message.params))
-            self._asks.permission(request_id, request, subject_id)
+            self._asks.permission(request_id, _permission(bytes(message.params)), subject_id)
         elif method == "$/cancel_request":
             self._asks.drop(
                 msgspec.json.encode(members(message.params).get("requestId")).decode(), "cancelled"
@@ -222,3 +223,10 @@ class Projector(Inputs):
                 raw = envelope.decode("utf-8", "replace")
         digest = hashlib.sha256(envelope).hexdigest()
         self._emit.event("agent.unparsed", AgentUnparsedData(error, location, digest), "daemon", raw=raw)
+
+
+def _permission(params: bytes) -> acp.PermissionRequest:
+    try:
+        return _permission_decoder.decode(params)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return acp.parse_permission_request(params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sandbox_agent.engine.project.emit import Emitter
+from sandbox_agent.engine.project.parts import is_replay
 from sandbox_agent.engine.project.state import OpenText, State
 from sandbox_agent.wire.universal import (
     ContentPart,
@@ -86,11 +87,13 @@ class Texts:
         if state.repeating:
             state.skipped += 1
             return True
+        if stream != "user_message_chunk" or not text:
+            return False
         # Some agents say the prompt again; it is there since the prompt was sent.
-        if stream == "user_message_chunk" and text and state.turns and state.echo.startswith(text):
+        if state.turns and state.echo.startswith(text):
             state.echo = state.echo[len(text) :]
             return True
-        return False
+        return is_replay(text)
 
     def _item(self, stream: str, native_id: str | None) -> OpenText:
         texts = self._state.texts

@@ -10,7 +10,6 @@ from sandbox_agent.engine.project.parts import parts_text, prompt_parts
 from sandbox_agent.engine.project.state import State, Turn
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
-from sandbox_agent.wire.acp import parse_prompt_response
 from sandbox_agent.wire.universal import ErrorData, EventSource, ItemStatus, TurnEventData
 
 __all__ = ["Turns", "error_data"]
@@ -48,12 +47,13 @@ class Turns:
     def respond(self, request_id: str, result: object) -> None:
         """Take a prompt's result."""
         members = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-        response = parse_prompt_response(members)
-        metadata: dict[str, Any] = {"stop_reason": response.stop_reason}
-        usage = response.usage or _quota(members)
-        if usage:
+        reason = members.get("stopReason")
+        stop_reason = reason if isinstance(reason, str) else ""
+        metadata: dict[str, Any] = {"stop_reason": stop_reason}
+        usage: Any = members.get("usage") or _quota(members)
+        if isinstance(usage, dict):
             metadata["usage"] = usage
-        cancelled = self._state.turns[request_id].cancelled or response.stop_reason == "cancelled"
+        cancelled = self._state.turns[request_id].cancelled or stop_reason == "cancelled"
         if cancelled:
             metadata["cancelled"] = True
         self._close("failed" if cancelled else "completed", cancelled=cancelled)
