@@ -18,25 +18,40 @@ __all__ = ["server"]
 
 
 @click.command()
-@click.option("--host", "-H", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--host", "-H", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on."
+)
 @click.option(
     "--port",
     "-p",
     default=DEFAULT_PORT,
     show_default=True,
     type=click.IntRange(0, 65535),
-    help="0: any free one.",
+    metavar="PORT",
+    help="Port to listen on; 0 takes a free one.",
 )
-@click.option("--token", "-t", envvar="SANDBOX_AGENT_TOKEN", help="Bearer token that clients must send.")
-@click.option("--no-token", "-n", is_flag=True, help="No authentication, also not on other addresses.")
 @click.option(
-    "--store", default="memory", show_default=True, metavar="sqlite:PATH|memory", help="Where events go."
+    "--token",
+    "-t",
+    envvar="SANDBOX_AGENT_TOKEN",
+    show_envvar=True,
+    metavar="TOKEN",
+    help="Bearer token that clients must send.",
+)
+@click.option("--no-token", "-n", is_flag=True, help="Serve without a token, other machines too.")
+@click.option(
+    "--store",
+    default="memory",
+    show_default=True,
+    metavar="sqlite:PATH|memory",
+    help="Where events go that memory has no room for.",
 )
 @click.option(
     "--feed-memory-bytes",
     default=32 * 1024 * 1024,
     show_default=True,
     type=click.IntRange(0),
+    metavar="BYTES",
     help="Bound on events in memory, over all connections; more is spilled to the store.",
 )
 @click.option(
@@ -44,6 +59,7 @@ __all__ = ["server"]
     default=64 * 1024 * 1024,
     show_default=True,
     type=click.IntRange(1),
+    metavar="BYTES",
     help="Bound on a request's body.",
 )
 @click.option(
@@ -51,15 +67,36 @@ __all__ = ["server"]
     default=120.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
     help="Seconds an agent has to answer anything but a prompt.",
 )
-@click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
-@click.option("--log-format", default="text", show_default=True, type=click.Choice(LOG_FORMATS))
 @click.option(
-    "--cors-allow-origin", "-O", multiple=True, metavar="ORIGIN", help="May be repeated; turns CORS on."
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(LOG_LEVELS),
+    help="What is logged, at least; to standard error.",
 )
-@click.option("--cors-allow-method", "-M", multiple=True, metavar="METHOD", help="May be repeated.")
-@click.option("--cors-allow-header", "-A", multiple=True, metavar="HEADER", help="May be repeated.")
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(LOG_FORMATS),
+    help="Lines for people, or one JSON object a line.",
+)
+@click.option(
+    "--cors-allow-origin",
+    "-O",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let this origin's pages in; may be repeated.",
+)
+@click.option(
+    "--cors-allow-method", "-M", multiple=True, metavar="METHOD", help="Default: all; may be repeated."
+)
+@click.option(
+    "--cors-allow-header", "-A", multiple=True, metavar="HEADER", help="Default: all; may be repeated."
+)
 @click.option("--cors-allow-credentials", "-C", is_flag=True, help="Let browsers send credentials.")
 def server(
     *,
