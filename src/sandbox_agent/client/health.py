@@ -57,18 +57,9 @@ async def wait_until_healthy(
     warn_at = began + WARN_AFTER
     failures = 0
     while True:
-        try:
-            async with asyncio.timeout(_left(timeout, clock() - began)):
-                health = await probe()
-            if isinstance(health, dict) and health.get("status") == "ok":  # pyright: ignore[reportUnknownMemberType]
-                return
-            problem = f"unexpected answer {health!r}"
-        except TokenInvalidError:
-            raise
-        except TimeoutError:
-            problem = "no answer"
-        except SandboxAgentError as error:
-            problem = describe(error)
+        problem = await _ask(probe, _left(timeout, clock() - began))
+        if problem is None:
+            return
         failures += 1
         if failures >= ENSURE_SERVER_AFTER and ensure_server is not None:
             failures = 0
@@ -93,6 +84,22 @@ async def wait_until_healthy(
         else:
             await sleep(delay)
         delay = min(delay * 2, MAX_DELAY)
+
+
+async def _ask(probe: Callable[[], Awaitable[Any]], seconds: float | None) -> str | None:
+    """Return what is wrong, or None where the server is healthy."""
+    try:
+        async with asyncio.timeout(seconds):
+            health = await probe()
+    except TokenInvalidError:
+        raise
+    except TimeoutError:
+        return "no answer"
+    except SandboxAgentError as error:
+        return describe(error)
+    if isinstance(health, dict) and health.get("status") == "ok":  # pyright: ignore[reportUnknownMemberType]
+        return None
+    return f"unexpected answer {health!r}"
 
 
 def _left(timeout: float | None, waited: float) -> float | None:
