@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 OURS, PEER = "mock", "claude"  # the same agent: the peer has it behind one of its own names
 RESULTS = Path(__file__).parent / "RESULTS.md"
+RESUMES = 20
 MEBIBYTE = 1024 * 1024
 
 
@@ -143,13 +144,13 @@ def turns(ours: ServerProcess, peer: ServerProcess, folder: Path, rounds: int) -
     )
 
 
-def history(ours: ServerProcess, folder: Path, rounds: int) -> list[Row]:
+def history(ours: ServerProcess, folder: Path) -> list[Row]:
     """Sessions with a long history."""
     short = statistics.median(
-        run(run_resume(ours.url, OURS, folder / "short.db", events=1_000, rounds=rounds))
+        run(run_resume(ours.url, OURS, folder / "short.db", events=1_000, rounds=RESUMES))
     )
     database = folder / "long.db"
-    resume = statistics.median(run(run_resume(ours.url, OURS, database, events=1_000_000, rounds=rounds)))
+    resume = statistics.median(run(run_resume(ours.url, OURS, database, events=1_000_000, rounds=RESUMES)))
     first, last = run(run_page(database, events=1_000_000, rounds=100))
     return [
         show(
@@ -271,7 +272,7 @@ def main() -> int:
             rows += bursts(ours, peer, rounds)
             rows.append(latency(ours, peer, rounds))
             rows.append(turns(ours, peer, folder, rounds))
-            rows += history(ours, folder, rounds)
+            rows += history(ours, folder)
         rows += footprint(start, start_peer)
     if not options.no_write:
         write_results(rows, rounds)
