@@ -86,3 +86,10 @@ def test_the_readmes_program_runs_on_the_installed_package(programs: Path, tmp_p
     (tmp_path / "pasted.py").write_text(program.code)
     assert "Permission granted" in run(programs / "python", "pasted.py", cwd=tmp_path)
     assert (tmp_path / "sessions.db").is_file()
+
+
+def test_the_installed_types_are_complete(programs: Path, tmp_path: Path) -> None:
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"  # it looks at the first Python there
+    command = (sys.executable, "-m", "pyright", "--verifytypes", "sandbox_agent", "--ignoreexternal")
+    checked = run(*command, cwd=tmp_path, env={"PATH": path})
+    assert "Type completeness score: 100%" in checked

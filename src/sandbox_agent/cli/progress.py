@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self.index = 0
+        self.index: int = 0
         self._moved = asyncio.Event()
 
     def reach(self, index: int) -> None:

@@ -59,7 +59,7 @@ class SandboxAgent(ServerApi):
             from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 
             persist = InMemorySessionPersistDriver()
-        self.base_url = (address or DEFAULT_BASE_URL).rstrip("/")
+        self.base_url: str = (address or DEFAULT_BASE_URL).rstrip("/")
         self.persist = persist
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None

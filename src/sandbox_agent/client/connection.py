@@ -71,10 +71,10 @@ class Connection:
         on_lost: Callable[[Connection], None],
     ) -> None:
         self.agent = agent
-        self.connection_id = str(uuid.uuid4())
-        self.server_id = f"sdk-{agent}-{uuid.uuid4()}"
+        self.connection_id: str = str(uuid.uuid4())
+        self.server_id: str = f"sdk-{agent}-{uuid.uuid4()}"
         self.lost: SandboxAgentError | None = None
-        self.closing = False
+        self.closing: bool = False
         self.initialize_result: dict[str, Any] = {}
         self._http = http
         self._tasks = tasks

@@ -58,8 +58,8 @@ class Feed:
         self._on_events = on_events
         self._last_id = "0"
         self._epoch: str | None = None
-        self.live = False
-        self.last_activity = time.monotonic()
+        self.live: bool = False
+        self.last_activity: float = time.monotonic()
         self._busy = False
 
     @property

@@ -44,7 +44,7 @@ class Http:
             _check_url(base_url)
         if token and not token.isprintable():
             raise ValueError("the token holds a line break or another character that no header can carry")
-        self.base_url = base_url.rstrip("/")
+        self.base_url: str = base_url.rstrip("/")
         merged = httpx2.Headers(dict(headers or {}))
         merged["Accept-Encoding"] = "identity"
         if token:

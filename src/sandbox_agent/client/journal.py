@@ -72,8 +72,8 @@ class Journal:
     def __init__(
         self, record: SessionRecord, driver: SessionPersistDriver, tasks: TaskOwner, ids: EventIds
     ) -> None:
-        self.record = record
-        self.changed_at = 0.0
+        self.record: SessionRecord = record
+        self.changed_at: float = 0.0
         self._driver = driver
         self._tasks = tasks
         self._ids = ids
@@ -86,7 +86,7 @@ class Journal:
         self._record_saved = 0
         self._held = False
         self._closed = False
-        self.discarded = False
+        self.discarded: bool = False
         self._error: Exception | None = None
         self._writer: asyncio.Task[None] | None = None
         self._waiters: list[_Waiter] = []

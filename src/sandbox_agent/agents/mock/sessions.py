@@ -30,7 +30,7 @@ class Session:
         self.id = session_id
         self.cwd = cwd
         self.title: str | None = None
-        self.updated_at = _now()
+        self.updated_at: str = _now()
         self.settings: dict[str, str] = dict(DEFAULTS)
         self.history: list[JsonObject] = []
         self._path = path
