@@ -74,6 +74,7 @@ class AgentConnection:
         self.bell: Bell = Bell()
         self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
         self.ended: asyncio.Event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()  # asked once: Python 3.11 makes a system call of it
         self._process = process
         self._spiller = spiller
         self._timeout = request_timeout
@@ -228,7 +229,7 @@ class AgentConnection:
         if pending is None:
             await self._write(submitted, submitted.line, timeout)
             return None
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         answer = self._answers[pending] = loop.create_future()
         timer = None
         try:

@@ -69,8 +69,11 @@ class Operation:
 
 def header(request: Request, name: bytes) -> str | None:
     """Return the values of a header, joined as RFC 9110 does; ``name`` is lower case."""
-    values = [value for key, value in request.scope["headers"] if key == name]
-    return b", ".join(values).decode("latin-1") if values else None
+    found: bytes | None = None
+    for key, value in request.scope["headers"]:
+        if key == name:
+            found = value if found is None else found + b", " + value
+    return None if found is None else found.decode("latin-1")
 
 
 def accepts(request: Request, media_type: str) -> bool:
