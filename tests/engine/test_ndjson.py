@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandbox_agent.engine.ndjson import OVERSIZED_PREFIX_BYTES, LineFramer, OversizedLine
+from sandbox_agent.wire.jsonrpc import read_heads
 
 LIMIT = 24
 
@@ -132,3 +133,14 @@ def test_the_framer_costs_a_line_its_bytes_when_it_comes_in_tiny_pieces() -> Non
     assert held < 1_000_000
     (line,) = framer.feed(b"\n")
     assert len(line) == 450_000
+
+
+@pytest.mark.parametrize("rest", [b" ", b"x"])
+def test_what_is_left_of_a_line_that_is_too_long_is_never_taken_for_a_message(rest: bytes) -> None:
+    whole = b'{"method":"m"' + b" " * (OVERSIZED_PREFIX_BYTES - 14) + b"}"
+    assert read_heads([whole]) is not None
+    framer = LineFramer(max_line_bytes=2 * OVERSIZED_PREFIX_BYTES)
+    (cut,) = framer.feed(whole + rest * 2 * OVERSIZED_PREFIX_BYTES + b"\n")
+    assert isinstance(cut, OversizedLine)
+    assert read_heads([cut]) is None
+    assert read_heads([cut, b'{"method":"m"}']) is None

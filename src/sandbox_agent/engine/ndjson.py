@@ -86,6 +86,7 @@ class LineFramer:
 
 
 def _oversized(line: bytes, size: int) -> OversizedLine:
-    cut = OversizedLine(line[:OVERSIZED_PREFIX_BYTES])
+    # without a "}" at its end it is no whole object, whatever the rest was
+    cut = OversizedLine(line[:OVERSIZED_PREFIX_BYTES].rstrip(b"}"))
     cut.size = size
     return cut

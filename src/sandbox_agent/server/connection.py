@@ -81,6 +81,7 @@ class AgentConnection:
         self._adapt = adapt
         self._framer = LineFramer()
         self._correlator = Correlator()
+        self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
         self._answers: dict[Pending, asyncio.Future[bytes]] = {}
         self._status: ExitStatus | None = None
         self._closed = False
@@ -132,13 +133,14 @@ class AgentConnection:
         self._process.close()
         self._status = status
         params = {"success": status.success, "code": status.code}
-        self._append([dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})])
+        exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
+        self._unnumbered.append(([exited], EVERYONE))
+        self._number()
         error = self._exit_error()
         for pending in self._correlator.fail_all():
             answer = self._answers.pop(pending, None)
             if answer is not None and not answer.done():
                 answer.set_exception(error)
-        self.bell.ring()
         self.ended.set()
 
     def _exit_error(self) -> AgentProcessExitedError:
@@ -153,12 +155,8 @@ class AgentConnection:
             stderr=self._process.stderr_tail,
         )
 
-    def _append(self, lines: Sequence[bytes], audience: str | None = EVERYONE) -> None:
-        if lines and not self._closed:
-            self.feed.append(lines, audience)
-
     def _publish(self, lines: Sequence[bytes]) -> None:
-        """Number the agent's lines and hand them to viewers and to whoever waits for an answer."""
+        """Hand the agent's lines to whoever waits for an answer, and to the feed."""
         if not lines:
             return
         heads = read_heads(lines)
@@ -172,15 +170,28 @@ class AgentConnection:
             if head.method is not None:
                 self._correlator.asked(head)
             elif (answer := self._correlator.answer(head, lines[position])) is not None:
-                self._append(lines[published:position])
-                self._append([answer.feed_line], answer.pending.client)
+                self._unnumbered.append((lines[published:position], EVERYONE))
+                self._unnumbered.append(([answer.feed_line], answer.pending.client))
                 answers.append(answer)
                 published = position + 1
-        self._append(lines[published:])
+        self._unnumbered.append((lines[published:], EVERYONE))
+        if not answers:
+            self._number()
+            return
         for answer in answers:
             future = self._answers.pop(answer.pending, None)
             if future is not None and not future.done():
                 future.set_result(answer.line)
+        # who waits goes first; the feed has its turn before the loop looks at any pipe again
+        self._loop.call_soon(self._number)
+
+    def _number(self) -> None:
+        """Put what was published into the feed, in order, and wake the viewers."""
+        unnumbered, self._unnumbered = self._unnumbered, []
+        if not self._closed:
+            for lines, audience in unnumbered:
+                if lines:
+                    self.feed.append(lines, audience)
         self.bell.ring()
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
