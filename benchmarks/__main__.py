@@ -271,8 +271,8 @@ def main() -> int:
 
         rows: list[Row] = []
         with start() as ours, start_peer() as peer:
+            rows.append(latency(ours, peer, rounds))  # first: both servers are as new
             rows += bursts(ours, peer, rounds)
-            rows.append(latency(ours, peer, rounds))
             rows.append(turns(ours, peer, folder, rounds))
             rows += history(ours, folder)
         rows += footprint(start, start_peer)
