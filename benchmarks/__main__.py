@@ -240,13 +240,19 @@ def write_results(rows: Sequence[Row], rounds: int) -> None:
     )
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({cpu}), {platform.system()} "
-        f"{platform.release()}, Python {platform.python_version()}. Made by `make bench`; medians of "
-        f"{rounds} alternating rounds, server, agent and load on the same cores. The peer is the published "
-        "0.4.2 server with the same agent; in the SDK's row the published TypeScript SDK on that server."
+        f"{platform.release()}, Python {platform.python_version()}. Made by `make bench`; server, agent and "
+        "load share the cores. The peer is the published 0.4.2 server with the same agent."
+    )
+    how = (
+        f"Bursts: medians of {rounds} rounds that alternate with the peer's, lost events summed over them. "
+        f"Latency: `session/list`, {LATENCY_ROUNDS * rounds} alternating rounds of 300 requests, before the "
+        f"other rows. SDK: median of {rounds} turns; the published TypeScript SDK on the peer, with its "
+        f"SQLite driver rewritten in the tests, once. Resume: medians of {RESUMES}. Pages: medians of 100. "
+        "Memory and viewers: one run. Start: median of 5."
     )
     table = [f"| {' | '.join(row[:5])} | {'yes' if row.passed else 'no'} |" for row in (*rows,)]
     head = ["| work | ours | peer | ratio | bar | met |", "|---|---|---|---|---|---|"]
-    lines = ["# Results", "", about, "", *head, *table, ""]
+    lines = ["# Results", "", about, "", how, "", *head, *table, ""]
     RESULTS.write_text("\n".join(lines))
 
 
