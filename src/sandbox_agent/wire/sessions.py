@@ -34,7 +34,7 @@ class _Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
     """A body: camelCase members, absent ones are left out, unknown ones are ignored."""
 
 
-class PermissionRule(_Body):
+class PermissionRule(_Body, kw_only=True):
     """What is answered to permission requests of a kind, or about files below a path.
 
     Attributes:
@@ -48,7 +48,7 @@ class PermissionRule(_Body):
     path: str | None = None
 
 
-class CreateSessionRequest(_Body):
+class CreateSessionRequest(_Body, kw_only=True):
     """``POST /v1/sessions/{session_id}``.
 
     Attributes:
@@ -78,7 +78,7 @@ class CreateSessionRequest(_Body):
     permission_timeout_seconds: float | None = None
 
 
-class AgentError(_Body, rename=None):
+class AgentError(_Body, kw_only=True, rename=None):
     """Why a session isn't healthy; ``type`` is an error's name."""
 
     type: str
@@ -88,7 +88,7 @@ class AgentError(_Body, rename=None):
     details: Any = None
 
 
-class CreateSessionResponse(_Body):
+class CreateSessionResponse(_Body, kw_only=True):
     """What became of it; ``native_session_id`` is the agent's own id."""
 
     healthy: bool
@@ -96,7 +96,7 @@ class CreateSessionResponse(_Body):
     native_session_id: str | None = None
 
 
-class UsageInfo(_Body):
+class UsageInfo(_Body, kw_only=True):
     """Tokens and money that the agent told of, summed; members that it never told are absent."""
 
     input_tokens: int | None = None
@@ -110,7 +110,7 @@ class UsageInfo(_Body):
     cost: dict[str, float] | None = None  # by currency
 
 
-class TurnInfo(_Body):
+class TurnInfo(_Body, kw_only=True):
     """A message and what became of it; times are milliseconds since the epoch."""
 
     turn_id: str
@@ -124,7 +124,7 @@ class TurnInfo(_Body):
     usage: UsageInfo | None = None
 
 
-class SessionInfo(_Body):
+class SessionInfo(_Body, kw_only=True):
     """A session.
 
     Attributes:
@@ -155,39 +155,39 @@ class SessionInfo(_Body):
     turns: list[TurnInfo] | None = None
 
 
-class SessionListResponse(_Body):
+class SessionListResponse(_Body, kw_only=True):
     """``GET /v1/sessions``; ``next_cursor`` is absent at the end."""
 
     sessions: list[SessionInfo]
     next_cursor: str | None = None
 
 
-class EventsResponse(_Body):
+class EventsResponse(_Body, kw_only=True):
     """``GET …/events``; the events are UniversalEvents as they were stored."""
 
     events: list[msgspec.Raw]
     has_more: bool
 
 
-class MessageRequest(_Body):
+class MessageRequest(_Body, kw_only=True):
     """``POST …/messages``: a text, or ACP content blocks."""
 
     message: str | list[dict[str, Any]]
 
 
-class PermissionReplyRequest(_Body):
+class PermissionReplyRequest(_Body, kw_only=True):
     """``POST …/permissions/{id}/reply``."""
 
     reply: PermissionReply
 
 
-class QuestionReplyRequest(_Body):
+class QuestionReplyRequest(_Body, kw_only=True):
     """``POST …/questions/{id}/reply``: for each question the chosen options."""
 
     answers: list[list[str]]
 
 
-class PendingPermission(_Body):
+class PendingPermission(_Body, kw_only=True):
     """A permission or question that waits for an answer.
 
     Attributes:
@@ -207,13 +207,13 @@ class PendingPermission(_Body):
     metadata: Any = None
 
 
-class PermissionListResponse(_Body):
+class PermissionListResponse(_Body, kw_only=True):
     """``GET /v1/permissions``: oldest first."""
 
     permissions: list[PendingPermission]
 
 
-class SearchHit(_Body):
+class SearchHit(_Body, kw_only=True):
     """Where a text was found: ``snippet`` has the words between ``[`` and ``]``."""
 
     session_id: str
@@ -224,7 +224,7 @@ class SearchHit(_Body):
     title: str | None = None
 
 
-class SearchResponse(_Body):
+class SearchResponse(_Body, kw_only=True):
     """``GET /v1/search``: best first."""
 
     hits: list[SearchHit]
