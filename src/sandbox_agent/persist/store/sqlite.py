@@ -1,0 +1,259 @@
+"""The server's store in SQLite: one file, a thread that writes and one that reads beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.store import sqlite_erase as erase
+from sandbox_agent.persist.store import sqlite_read as read
+from sandbox_agent.persist.store.rows import (
+    NO_SESSION,
+    Changes,
+    EnvelopeRow,
+    EventRow,
+    PermissionRow,
+    SearchRow,
+    SessionRow,
+    SnapshotRow,
+    TurnRow,
+)
+from sandbox_agent.persist.store.sqlite_schema import migrate, require_features
+from sandbox_agent.persist.store.sqlite_search import Filters, search
+from sandbox_agent.persist.store.sqlite_values import clean
+from sandbox_agent.persist.store.sqlite_write import write
+
+__all__ = ["SQLiteSessionStore"]
+
+T = TypeVar("T")
+
+# A reader that holds an old state of the file keeps the log from being cut; each try waits for it.
+_CHECKPOINTS: Final = 4
+# Slices of an expiry by size between two looks at what the index has given back.
+_SLICES_BEFORE_MERGE: Final = 200
+
+
+class SQLiteSessionStore:
+    """Implements SessionStore.
+
+    Args:
+        writer: the thread that owns the file's writing connection; others may keep tables in the file.
+        reader: one that reads beside it; the same one for ``":memory:"``.
+    """
+
+    def __init__(self, writer: SQLiteThread, reader: SQLiteThread) -> None:
+        self._writer = writer
+        self._reader = reader
+        # The connection that was made ready last; a thread opens a new one after some failures.
+        self._ready: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Make or migrate the tables, and end the deletes that a former run had begun."""
+
+        def prepare(connection: sqlite3.Connection) -> None:
+            require_features(connection)
+            migrate(connection)
+
+        await self._write(prepare)
+        await self.finish_deletes()
+
+    async def commit(self, changes: Changes) -> None:
+        """Store all rows or none; the same ones again change nothing."""
+        await self._write(lambda connection: write(connection, changes))
+
+    async def next_key(self) -> int:
+        """Return a session key that was never used here."""
+
+        def take(connection: sqlite3.Connection) -> int:
+            connection.execute(
+                "UPDATE store_meta SET value = 1 + "
+                "max(value, (SELECT coalesce(max(key), 0) FROM store_sessions)) WHERE name = 'last_key'"
+            )
+            query = "SELECT value FROM store_meta WHERE name = 'last_key'"
+            return int(connection.execute(query).fetchone()[0])
+
+        return await self._write(take)
+
+    async def session(self, session_id: str) -> SessionRow | None:
+        """Return the session of that name."""
+        values = (clean(session_id),)
+        return await self._read(lambda connection: read.session_where(connection, "s.session_id = ?", values))
+
+    async def native_session(self, agent: str, native_session_id: str) -> SessionRow | None:
+        """Return the newest session that the agent knows under that name."""
+        condition, values = (
+            "s.agent = ? AND s.native_session_id = ?",
+            (clean(agent), clean(native_session_id)),
+        )
+        return await self._read(lambda connection: read.session_where(connection, condition, values))
+
+    async def sessions(self, *, limit: int, cursor: str | None = None) -> tuple[list[SessionRow], str | None]:
+        """Return a page of sessions, newest first, and the cursor of the next page."""
+        return await self._read(lambda connection: read.session_page(connection, limit, cursor))
+
+    async def events(
+        self, key: int, *, after: int, limit: int, max_bytes: int, include_raw: bool = False
+    ) -> list[EventRow]:
+        """Return events with ``sequence > after``, at least one if there are any."""
+        return await self._read(
+            lambda connection: read.events(connection, key, after, limit, max_bytes, include_raw)
+        )
+
+    async def envelopes(self, key: int, *, after: int, limit: int) -> list[EnvelopeRow]:
+        """Return envelopes with ``index > after``."""
+        return await self._read(lambda connection: read.envelopes(connection, key, after, limit))
+
+    async def newest_envelopes(self, key: int, *, limit: int) -> list[EnvelopeRow]:
+        """Return the newest envelopes, oldest of them first."""
+        return await self._read(lambda connection: read.newest_envelopes(connection, key, limit))
+
+    async def snapshot(self, key: int) -> SnapshotRow | None:
+        """Return the session's newest snapshot."""
+        return await self._read(lambda connection: read.snapshot(connection, key))
+
+    async def turns(self, key: int, *, limit: int) -> list[TurnRow]:
+        """Return the newest turns, oldest of them first."""
+        return await self._read(lambda connection: read.turns(connection, key, limit))
+
+    async def turn(self, key: int, *, turn_id: str = "", idempotency_key: str = "") -> TurnRow | None:
+        """Return the turn of that id, or of that key."""
+        return await self._read(lambda connection: read.turn(connection, key, turn_id, idempotency_key))
+
+    async def open_turns(self) -> list[tuple[SessionRow, TurnRow]]:
+        """Return all turns that are accepted or running, by session and number."""
+        return await self._read(read.open_turns)
+
+    async def permission(self, key: int, permission_id: str) -> PermissionRow | None:
+        """Return a permission or question."""
+        return await self._read(lambda connection: read.permission(connection, key, permission_id))
+
+    async def pending_permissions(self, *, limit: int) -> list[tuple[SessionRow, PermissionRow]]:
+        """Return what waits for an answer, oldest first."""
+        return await self._read(lambda connection: read.pending_permissions(connection, limit))
+
+    async def search(
+        self,
+        query: str,
+        *,
+        limit: int,
+        offset: int = 0,
+        agent: str | None = None,
+        session_id: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> list[SearchRow]:
+        """Return where the words are found, best first; ``since <= time < until``."""
+        filters = Filters(agent, session_id, since, until)
+        return await self._read(lambda connection: search(connection, query, limit, offset, filters))
+
+    async def delete(self, key: int) -> None:
+        """Erase a session: rows, index and what the file still holds of them.
+
+        It is out of sight at once. One that is interrupted goes on at the next open.
+        """
+        await self._write(lambda connection: erase.begin_delete(connection, key))
+        await self._erase(key)
+        await self._clean_file()
+        await self._write(lambda connection: erase.end_delete(connection, key))
+
+    async def finish_deletes(self) -> None:
+        """Go on with the deletes that were interrupted."""
+        keys = await self._write(erase.deleted_keys)
+        for key in keys:
+            await self._erase(key)
+        if keys:
+            await self._clean_file()
+        for key in keys:
+            await self._write(lambda connection, key=key: erase.end_delete(connection, key))
+
+    async def expire(
+        self, *, before: int | None = None, max_bytes: int | None = None
+    ) -> Sequence[SessionRow]:
+        """Erase events and envelopes older than that, or the oldest until the store is that small."""
+        lost: dict[int, None] = {}
+        if before is not None:
+            for aged in await self._read(erase.aged_sessions):
+                if aged.oldest < before and await self._erase(aged.key, before):
+                    lost[aged.key] = None
+        if max_bytes is not None:
+            lost |= await self._shrink(max_bytes)
+        if lost:
+            await self._clean_file()
+        return await self._after_expiry([key for key in lost if key != NO_SESSION])
+
+    async def _shrink(self, max_bytes: int) -> dict[int, None]:
+        lost: dict[int, None] = {}
+        slices = 0
+        while await self._read(erase.used_bytes) > max_bytes:
+            sessions = await self._read(erase.aged_sessions)
+            if not sessions:
+                break
+            key = sessions[0].key
+            lost[key] = None
+            while await self._slice(key) and await self._read(erase.used_bytes) > max_bytes:
+                slices += 1
+                if slices % _SLICES_BEFORE_MERGE == 0:
+                    await self._merge()
+        return lost
+
+    async def _after_expiry(self, keys: Sequence[int]) -> list[SessionRow]:
+        rows: list[SessionRow] = []
+        for key in keys:
+            values = (key,)
+            row = await self._read(
+                lambda connection, values=values: read.session_where(connection, "s.key = ?", values)
+            )
+            if row is None:
+                continue
+            rows.append(row)
+            if row.first_sequence > row.last_sequence and (row.ended or not row.managed):
+                await self.delete(key)
+        return rows
+
+    async def _erase(self, key: int, before: int | None = None) -> bool:
+        """Erase slice by slice; True if there was anything."""
+        erased = False
+        while await self._slice(key, before):
+            erased = True
+        return erased
+
+    async def _slice(self, key: int, before: int | None = None) -> int:
+        def erase_one(connection: sqlite3.Connection) -> int:
+            count = erase.erase_slice(connection, key, before)
+            if count:
+                erase.set_first_sequence(connection, key)
+            return count
+
+        return await self._write(erase_one)
+
+    async def _merge(self) -> None:
+        more = await self._write(lambda connection: erase.merge_index(connection, begin=True))
+        while more:
+            more = await self._write(lambda connection: erase.merge_index(connection, begin=False))
+
+    async def _clean_file(self) -> None:
+        """Take erased words out of the index, and erased pages out of the log."""
+        await self._merge()
+        for _ in range(_CHECKPOINTS):
+            if await self._writer.run(_checkpoint, transaction=False):
+                return
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def ready(connection: sqlite3.Connection) -> T:
+            if connection is not self._ready:
+                # What is replaced or erased is overwritten, wherever SQLite moves it.
+                connection.execute("PRAGMA secure_delete=ON")
+                self._ready = connection
+            return work(connection)
+
+        return await self._writer.run(ready)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._reader.run(work, transaction=False)
+
+
+def _checkpoint(connection: sqlite3.Connection) -> bool:
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy

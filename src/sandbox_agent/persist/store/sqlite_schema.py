@@ -1,0 +1,196 @@
+"""The tables of the server's store in an SQLite file, and how older files become such.
+
+Every name begins with ``store_``: the file also holds feed segments, and may be one that an SDK's driver
+keeps its own tables in.
+
+**Clustering.** Events and envelopes have one INTEGER PRIMARY KEY each, ``session key << 32 | sequence`` (or
+``| index``): unique by definition, a session's rows lie side by side, and any place in it is one descent
+of the tree. A session has room for 2**32 events.
+
+**Folding**, for which there is room though it isn't done yet: the deltas of an item join to the text of its
+``item.completed``. Once its turn is over, a delta's ``data`` can be replaced by where its text is (the
+completed event's sequence, the part, start and length) and ``form`` says so. The row stays, so every
+sequence stays valid and contiguous, and the delta can still be told word for word. An envelope folds like
+that into an event. In version 1 ``form`` is 0 everywhere: ``data`` is the whole of it.
+
+**Search.** ``store_texts.id`` is ``time << 12 | n``: the index is read newest first, and a time range is a
+range of ids. ``scope`` holds a word for the session and one for its agent, so the index itself filters by
+them. The index's words are in the text's row (external content), which an erasure reads them from.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sandbox_agent.errors import PersistError
+
+__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "migrate", "require_features"]
+
+# UPSERT with several rows, FTS5's column filters and SQLite's 32,766 parameters: Debian 11 has 3.34.
+_OLDEST_SQLITE: Final = (3, 32, 0)
+
+_VERSION_1: Final = (
+    """
+CREATE TABLE store_sessions (
+  key INTEGER PRIMARY KEY,
+  session_id TEXT UNIQUE,
+  agent TEXT NOT NULL,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  managed INTEGER NOT NULL,
+  native_session_id TEXT,
+  server_id TEXT,
+  directory TEXT,
+  title TEXT,
+  model TEXT,
+  agent_mode TEXT NOT NULL,
+  permission_mode TEXT NOT NULL,
+  variant TEXT,
+  ended INTEGER NOT NULL,
+  first_sequence INTEGER NOT NULL,
+  last_sequence INTEGER NOT NULL,
+  last_envelope INTEGER NOT NULL,
+  usage BLOB,
+  settings BLOB,
+  deleted INTEGER NOT NULL DEFAULT 0
+)""",
+    "CREATE INDEX store_sessions_native ON store_sessions (agent, native_session_id, key)",
+    # What a delete that was interrupted has left to do.
+    "CREATE INDEX store_sessions_deleted ON store_sessions (key) WHERE deleted",
+    """
+CREATE TABLE store_events (
+  id INTEGER PRIMARY KEY,
+  time INTEGER NOT NULL,
+  type TEXT NOT NULL,
+  envelope INTEGER NOT NULL,
+  form INTEGER NOT NULL DEFAULT 0,
+  data BLOB NOT NULL
+)""",
+    """
+CREATE TABLE store_envelopes (
+  id INTEGER PRIMARY KEY,
+  time INTEGER NOT NULL,
+  sender TEXT NOT NULL,
+  connection_id TEXT NOT NULL,
+  form INTEGER NOT NULL DEFAULT 0,
+  data BLOB NOT NULL
+)""",
+    """
+CREATE TABLE store_snapshots (
+  key INTEGER PRIMARY KEY,
+  envelope INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  data BLOB NOT NULL
+)""",
+    """
+CREATE TABLE store_turns (
+  key INTEGER NOT NULL,
+  turn_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  state TEXT NOT NULL,
+  created_at INTEGER NOT NULL,
+  prompt BLOB NOT NULL,
+  digest BLOB NOT NULL,
+  idempotency_key TEXT,
+  started_at INTEGER,
+  ended_at INTEGER,
+  stop_reason TEXT,
+  error TEXT,
+  first_sequence INTEGER,
+  last_sequence INTEGER,
+  usage BLOB,
+  PRIMARY KEY (key, turn_id),
+  UNIQUE (key, idempotency_key)
+) WITHOUT ROWID""",
+    "CREATE INDEX store_turns_number ON store_turns (key, number)",
+    "CREATE INDEX store_turns_open ON store_turns (key, number) WHERE state IN ('accepted', 'running')",
+    """
+CREATE TABLE store_permissions (
+  key INTEGER NOT NULL,
+  permission_id TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  request_id BLOB NOT NULL,
+  connection_id TEXT NOT NULL,
+  sequence INTEGER NOT NULL,
+  action TEXT NOT NULL,
+  metadata BLOB NOT NULL,
+  requested_at INTEGER NOT NULL,
+  expires_at INTEGER,
+  answered TEXT,
+  answered_at INTEGER,
+  answered_by TEXT,
+  PRIMARY KEY (key, permission_id)
+) WITHOUT ROWID""",
+    "CREATE INDEX store_permissions_pending ON store_permissions (requested_at) WHERE answered IS NULL",
+    """
+CREATE TABLE store_texts (
+  id INTEGER PRIMARY KEY,
+  key INTEGER NOT NULL,
+  sequence INTEGER NOT NULL,
+  time INTEGER NOT NULL,
+  scope TEXT NOT NULL,
+  text TEXT NOT NULL,
+  UNIQUE (key, sequence)
+)""",
+    """
+CREATE VIRTUAL TABLE store_text_index USING fts5(
+  text, scope, content='store_texts', content_rowid='id', tokenize="unicode61 remove_diacritics 2"
+)""",
+    # Erasing merges the index into one piece, also where it is in only two.
+    "INSERT INTO store_text_index (store_text_index, rank) VALUES ('usermerge', 2)",
+    "INSERT INTO store_meta (name, value) VALUES ('last_key', 0)",
+)
+
+
+def _make_version_1(connection: sqlite3.Connection) -> None:
+    for statement in _VERSION_1:
+        connection.execute(statement)
+
+
+# Number n makes version n out of version n - 1; 0 is a file without a store.
+MIGRATIONS: Final[Sequence[Callable[[sqlite3.Connection], None]]] = (_make_version_1,)
+SCHEMA_VERSION: Final = len(MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Make the tables, or bring those of an older version up to date; in the caller's transaction.
+
+    Raises:
+        PersistError: a newer version made them.
+    """
+    connection.execute("CREATE TABLE IF NOT EXISTS store_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
+    found = connection.execute("SELECT value FROM store_meta WHERE name = 'schema_version'").fetchone()
+    version = int(found[0]) if found else 0
+    if version > SCHEMA_VERSION:
+        raise PersistError(
+            f"the store is of schema version {version} and this release reads up to {SCHEMA_VERSION}: "
+            "upgrade sandbox-agent-py, or give --store another path"
+        )
+    for step in MIGRATIONS[version:]:
+        step(connection)
+    if version < SCHEMA_VERSION:
+        connection.execute(
+            "INSERT OR REPLACE INTO store_meta (name, value) VALUES ('schema_version', ?)", (SCHEMA_VERSION,)
+        )
+
+
+def require_features(connection: sqlite3.Connection) -> None:
+    """Check what this Python's SQLite can do.
+
+    Raises:
+        PersistError: it is too old, or made without full text search.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        oldest = ".".join(map(str, _OLDEST_SQLITE))
+        raise PersistError(
+            f"this Python's SQLite is {sqlite3.sqlite_version} and the store needs {oldest}: "
+            "use a newer Python, or --store memory of a newer one"
+        )
+    found = connection.execute("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'").fetchone()
+    if not found[0]:
+        raise PersistError(
+            "this Python's SQLite was made without full text search (FTS5), which the store needs: "
+            "use a Python from python.org, uv or your distribution"
+        )
