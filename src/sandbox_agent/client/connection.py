@@ -22,6 +22,7 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.handshake import auth_method, initialize_params
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import (
     AcpRpcError,
@@ -35,9 +36,7 @@ __all__ = ["Connection"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-PROTOCOL_VERSION = 1
 CLIENT_HEADER = "Sandbox-Agent-Client"
-AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})
 # A response comes twice; the feed's copy has the right place. When the POST has answered and the feed says
 # nothing for this long, its copy is lost (the peer's server drops events under load): take the POST's.
 FEED_SILENCE = 1.0
@@ -102,11 +101,7 @@ class Connection:
         """Start the agent, open the feed, shake hands and authenticate where that needs no user."""
         self = cls(http, tasks, agent, request_ids, on_lost)
         self._handlers = handlers
-        params = {
-            "protocolVersion": PROTOCOL_VERSION,
-            "clientCapabilities": {},
-            "clientInfo": {"name": "sandbox-agent-sdk", "version": "v1"},
-        }
+        params = initialize_params("sandbox-agent-sdk")
         try:
             # Who is cancelled here may have started the agent: closing ends it.
             line = await self._bootstrap(request(next(request_ids), "initialize", params))
@@ -140,9 +135,7 @@ class Connection:
         return cast("dict[str, Any]", result) if isinstance(result, dict) else {}
 
     async def _authenticate(self) -> None:
-        given: object = self.initialize_result.get("authMethods")
-        methods = [cast("dict[str, Any]", item) for item in _items(given) if isinstance(item, dict)]
-        method_id = next((method["id"] for method in methods if method.get("id") in AUTH_METHODS), None)
+        method_id = auth_method(self.initialize_result)
         if method_id is None:
             return
         try:
@@ -474,7 +467,3 @@ class Connection:
                 await self._http.send("DELETE", self._path, headers=self._headers)
         except (httpx2.TransportError, TimeoutError) as error:
             logger.info("connection %s was not deleted: %s", self.server_id, describe(error))
-
-
-def _items(value: object) -> list[object]:
-    return cast("list[object]", value) if isinstance(value, list) else []

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from sandbox_agent.client import config
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import EventListener, Journal
@@ -17,6 +16,7 @@ from sandbox_agent.client.permissions import PermissionDesk, PermissionListener,
 from sandbox_agent.client.settings import Settings
 from sandbox_agent.client.turn import Turn
 from sandbox_agent.client.viewer import Viewer
+from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import AcpRpcError, PersistError, SandboxAgentError, SessionNotFoundError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
-from sandbox_agent.client import config
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthGate
 from sandbox_agent.client.http import Http, quote_segment
@@ -21,6 +20,7 @@ from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionDesk, PermissionPolicy
 from sandbox_agent.client.session import Session
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.restore import build_replay
 from sandbox_agent.errors import (
     AgentProcessExitedError,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
-from sandbox_agent.client import config
 from sandbox_agent.client.journal import Journal
+from sandbox_agent.engine import config_options as config
 from sandbox_agent.errors import AcpRpcError, UnsupportedSessionValueError
 from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.records import SessionRecord
