@@ -145,6 +145,13 @@ class Correlator:
         with suppress(InvalidEnvelopeError):
             self._asked.add(_key(head.id))
 
+    def awaits(self, request_id: bytes) -> bool:
+        """Whether the agent's request of that id (JSON) still has no answer."""
+        try:
+            return _key(request_id) in self._asked
+        except InvalidEnvelopeError:
+            return False
+
     def answer(self, head: Head, line: bytes) -> Answer | None:
         """Match a response of the agent with its request; None where nobody asked."""
         try:

@@ -13,6 +13,9 @@ __all__ = ["READ_BYTES", "PipeReader", "PipeWriter", "widen"]
 # What an agent's stdout is made to hold, and one read takes: a tenth faster than Linux's 64 KiB. A user may
 # have 64 MiB of pipes (pipe-user-pages-soft), so there is room for hundreds.
 READ_BYTES = 256 * 1024
+# Every read goes here first: a fresh READ_BYTES of memory each time would cost ten times what a small
+# message's read does. Nothing is awaited between a read and its copy.
+_landing = memoryview(bytearray(READ_BYTES))
 # Linux lets a pipe be made this large.
 MAX_PIPE_BYTES = 1024 * 1024
 
@@ -77,7 +80,7 @@ class PipeReader:
         if self._fd < 0:
             return b""
         try:
-            return os.read(self._fd, READ_BYTES)
+            return bytes(_landing[: os.readv(self._fd, [_landing])])
         except BlockingIOError:
             return None
         except OSError:

@@ -19,6 +19,7 @@ from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.directory import Directory
 from sandbox_agent.server.dispatch import Dispatcher
+from sandbox_agent.server.express import Express
 from sandbox_agent.server.openapi import build_document
 from sandbox_agent.server.operations import Operation
 from sandbox_agent.server.routes import acp, agents, meta
@@ -46,6 +47,7 @@ class Application:
         self._config = config
         self._bridge: Bridge | None = None
         self._entry: ASGIApp | None = None
+        self.express: Express | None = None
         self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,6 +83,7 @@ class Application:
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             self._entry = entry
+            self.express = Express(self._bridge, config.token, config.max_body_bytes)
             gc.freeze()  # what is here now stays: the collector need not look at it again
             yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable, Sequence
 from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.errors import TokenInvalidError
 from sandbox_agent.server.problems import problem_response
 
-__all__ = ["BearerAuth"]
+__all__ = ["BearerAuth", "bearer_allows"]
 
 
 class BearerAuth:
@@ -33,11 +34,17 @@ class BearerAuth:
         await problem_response(error)(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, given = value.partition(b" ")
-                return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
-        if scope["type"] == "websocket":
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        if scope["type"] == "websocket" and all(name != b"authorization" for name, _ in headers):
             given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
             return hmac.compare_digest(given.encode(), self._token)
-        return False
+        return bearer_allows(headers, self._token)
+
+
+def bearer_allows(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> bool:
+    """Whether the first Authorization header holds the token; compared in constant time."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, given = value.partition(b" ")
+            return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token)
+    return False

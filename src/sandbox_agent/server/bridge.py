@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import anyio
@@ -26,6 +27,9 @@ from sandbox_agent.server.connection import AgentConnection
 from sandbox_agent.server.spill import Spiller
 from sandbox_agent.server.viewers import KEEPALIVE_SECONDS
 
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.recorder import Recorder
+
 __all__ = ["Bridge"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -42,10 +46,12 @@ class Bridge:
     Args:
         spiller: keeps all feeds within their memory.
         request_timeout: seconds for requests other than session/prompt.
+        recorder: is told everything that passes on connections with a server id.
     """
 
-    def __init__(self, spiller: Spiller, *, request_timeout: float) -> None:
+    def __init__(self, spiller: Spiller, *, request_timeout: float, recorder: Recorder | None = None) -> None:
         self.spiller = spiller
+        self._recorder = recorder
         self._timeout = request_timeout
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
@@ -82,6 +88,17 @@ class Bridge:
             raise ServerSessionNotFoundError(f"session not found: {server_id}", sessionId=server_id)
         return connection
 
+    def peek(self, server_id: str) -> AgentConnection | None:
+        """Return the connection of that id if its agent runs."""
+        connection = self._connections.get(server_id)
+        return connection if connection is not None and connection.alive else None
+
+    def by_epoch(self, epoch: str) -> AgentConnection | None:
+        """Return the connection of that feed if its agent runs."""
+        return next(
+            (each for each in self._connections.values() if each.feed.epoch == epoch and each.alive), None
+        )
+
     async def open(self, server_id: str, agent: str | None) -> AgentConnection:
         """Return the connection of that id; start the agent where the id is new or its agent ended.
 
@@ -116,7 +133,7 @@ class Bridge:
     @asynccontextmanager
     async def private(self, agent: str) -> AsyncGenerator[AgentConnection]:
         """Start an agent under no server id, for a question of the server's own, and end it."""
-        connection = await self._spawn(f"private-{uuid.uuid4().hex}", agent)
+        connection = await self._spawn(f"private-{uuid.uuid4().hex}", agent, None)
         try:
             yield connection
         finally:
@@ -140,7 +157,7 @@ class Bridge:
                 "invalid request: missing required 'agent' query parameter for first POST to "
                 f"/v1/acp/{server_id}"
             )
-        connection = await self._spawn(server_id, agent)
+        connection = await self._spawn(server_id, agent, self._recorder)
         former = self._connections.pop(server_id, None)
         self._connections[server_id] = connection
         if former is not None:
@@ -148,7 +165,7 @@ class Bridge:
         await self._make_room()
         return connection
 
-    async def _spawn(self, server_id: str, agent: str) -> AgentConnection:
+    async def _spawn(self, server_id: str, agent: str, recorder: Recorder | None) -> AgentConnection:
         if self._tasks is None or self._closing:
             raise StreamError("stream error: the server is shutting down")
         launch = resolve(agent)
@@ -168,6 +185,7 @@ class Bridge:
             self.spiller,
             request_timeout=self._timeout,
             adapt=lambda method, envelope: adapt(agent, method, envelope),
+            recorder=recorder,
         )
         self._tasks.start_soon(self._run, connection, process.pid)
         return connection

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
@@ -24,6 +24,10 @@ from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.spill import Spiller
 from sandbox_agent.server.viewers import Bell
 from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads, read_head, read_heads
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.recorder import Recorder
+    from sandbox_agent.server.recorder.tap import Tap
 
 __all__ = ["AgentConnection"]
 
@@ -46,6 +50,16 @@ INVALID_STDOUT = "_adapter/invalid_stdout"
 Adapter = Callable[[str | None, bytes], bytes]
 
 
+class _Answer:
+    """Who waits for an answer, and for how long."""
+
+    __slots__ = ("future", "timer")
+
+    def __init__(self, future: asyncio.Future[bytes]) -> None:
+        self.future = future
+        self.timer: asyncio.TimerHandle | None = None
+
+
 class AgentConnection:
     """A live agent, and its feed, which outlives it until the server id is used again or deleted.
 
@@ -56,6 +70,11 @@ class AgentConnection:
         spiller: keeps the feed within its memory.
         request_timeout: seconds for requests other than session/prompt.
         adapt: changes an envelope on its way in, for agents that are strict.
+        recorder: is told everything that passes; None for a connection that nobody need remember.
+
+    Attributes:
+        tap: where the recorder is told.
+        on_request: called with every request of the agent and its head, for whoever serves the agent.
     """
 
     def __init__(
@@ -67,6 +86,7 @@ class AgentConnection:
         *,
         request_timeout: float,
         adapt: Adapter,
+        recorder: Recorder | None = None,
     ) -> None:
         self.server_id = server_id
         self.agent = agent
@@ -74,6 +94,9 @@ class AgentConnection:
         self.bell: Bell = Bell()
         self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
         self.ended: asyncio.Event = asyncio.Event()
+        self.tap: Tap | None = recorder and recorder.tap(self.feed.epoch, server_id, agent)
+        self.on_request: Callable[[Head, bytes], None] | None = None
+        self._recorder = recorder
         self._loop = asyncio.get_running_loop()  # asked once: Python 3.11 makes a system call of it
         self._process = process
         self._spiller = spiller
@@ -82,7 +105,7 @@ class AgentConnection:
         self._framer = LineFramer()
         self._correlator = Correlator()
         self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
-        self._answers: dict[Pending, asyncio.Future[bytes]] = {}
+        self._answers: dict[Pending, _Answer] = {}
         self._status: ExitStatus | None = None
         self._closed = False
 
@@ -115,13 +138,15 @@ class AgentConnection:
     async def _pump(self) -> None:
         while await self._process.stdout.listen(self._take):
             await self._spiller.relieve()
+            if self._recorder is not None:
+                await self._recorder.relieve()
         await anyio.sleep(EOF_EXIT_SECONDS)
         logger.warning("agent %s closed its stdout and goes on: ending it", self.agent)
         await self._process.stop()
 
     def _take(self, data: bytes) -> bool:
         self._publish(self._framer.feed(data))
-        return not self._spiller.memory.exceeded
+        return not (self._spiller.memory.exceeded or (self._recorder is not None and self._recorder.exceeded))
 
     def _end(self, status: ExitStatus) -> None:
         """Take what the process left in its pipes, then tell everyone, all at once."""
@@ -134,13 +159,16 @@ class AgentConnection:
         self._status = status
         params = {"success": status.success, "code": status.code}
         exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
+        if self.tap is not None:
+            self.tap.received([exited])
+            self.tap.close()
         self._unnumbered.append(([exited], EVERYONE))
         self._number()
         error = self._exit_error()
         for pending in self._correlator.fail_all():
-            answer = self._answers.pop(pending, None)
-            if answer is not None and not answer.done():
-                answer.set_exception(error)
+            future = self._forget(pending)
+            if future is not None:
+                future.set_exception(error)
         self.ended.set()
 
     def _exit_error(self) -> AgentProcessExitedError:
@@ -162,6 +190,8 @@ class AgentConnection:
         heads = read_heads(lines)
         if heads is None:
             lines, heads = _mended(lines)
+        if self.tap is not None:
+            self.tap.received(lines)
         published = 0
         answers: list[Answer] = []
         for position, head in enumerate(heads):
@@ -169,6 +199,8 @@ class AgentConnection:
                 continue
             if head.method is not None:
                 self._correlator.asked(head)
+                if self.on_request is not None:
+                    self.on_request(head, lines[position])
             elif (answer := self._correlator.answer(head, lines[position])) is not None:
                 self._unnumbered.append((lines[published:position], EVERYONE))
                 self._unnumbered.append(([answer.feed_line], answer.pending.client))
@@ -179,8 +211,8 @@ class AgentConnection:
             self._number()
             return
         for answer in answers:
-            future = self._answers.pop(answer.pending, None)
-            if future is not None and not future.done():
+            future = self._forget(answer.pending)
+            if future is not None:
                 future.set_result(answer.line)
         # who waits goes first; the feed has its turn before the loop looks at any pipe again
         self._loop.call_soon(self._number)
@@ -227,35 +259,69 @@ class AgentConnection:
             RequestTimeoutError: the agent did not take the envelope, or did not answer, in time.
             StreamError: the agent does not take input and does not exit.
         """
+        submitted = self._submit(client, head, envelope)
+        if submitted.line is None:
+            return None
+        timeout = self._time_for(submitted)
+        if submitted.pending is None:
+            await self._write(client, submitted, submitted.line, timeout)
+            return None
+        answer = self._answers[submitted.pending] = _Answer(self._loop.create_future())
+        try:
+            await self._write(client, submitted, submitted.line, timeout)
+            self._await(answer, submitted, timeout)
+            return await answer.future
+        finally:
+            self._forget(submitted.pending)
+
+    def send_nowait(self, client: str, head: Head, envelope: bytes) -> asyncio.Future[bytes] | None:
+        """Send a request if the agent takes it at once.
+
+        Returns:
+            What will be the agent's response, or fail as send() does; None where nothing was sent: the
+            envelope is no request, or the agent has ended or takes no input now. send() says which.
+        """
+        if self._status is not None or not head.is_request:
+            return None
+        submitted = self._submit(client, head, envelope)
+        if submitted.line is None or submitted.pending is None:
+            return None
+        if not self._process.write_nowait(submitted.line + b"\n"):
+            self._correlator.retract(submitted)
+            return None
+        if self.tap is not None:
+            self.tap.sent(submitted.line, client)
+        answer = self._answers[submitted.pending] = _Answer(self._loop.create_future())
+        self._await(answer, submitted, self._time_for(submitted))
+        return answer.future
+
+    def _submit(self, client: str, head: Head, envelope: bytes) -> Submitted:
         if self._status is not None:
             raise self._exit_error()
         try:
-            submitted = self._correlator.submit(client, head, self._adapt(head.method, envelope))
+            return self._correlator.submit(client, head, self._adapt(head.method, envelope))
         except InvalidEnvelopeError as error:
             raise InvalidRequestError(f"invalid request: {error}") from None
-        if submitted.line is None:
-            return None
-        pending = submitted.pending
-        timeout = None if head.method in UNTIMED_METHODS else self._timeout
-        if pending is None:
-            await self._write(submitted, submitted.line, timeout)
-            return None
-        loop = self._loop
-        answer = self._answers[pending] = loop.create_future()
-        timer = None
-        try:
-            await self._write(submitted, submitted.line, timeout)
-            if timeout is not None:
-                timer = loop.call_later(timeout, self._expire, answer, head.method)
-            return await answer
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._answers.pop(pending, None)
 
-    def _expire(self, answer: asyncio.Future[bytes], method: str | None) -> None:
-        if not answer.done():
-            answer.set_exception(self._timed_out(method))
+    def _time_for(self, submitted: Submitted) -> float | None:
+        return None if submitted.method in UNTIMED_METHODS else self._timeout
+
+    def _await(self, answer: _Answer, submitted: Submitted, timeout: float | None) -> None:
+        if timeout is not None and not answer.future.done():
+            answer.timer = self._loop.call_later(timeout, self._expire, submitted)
+
+    def _forget(self, pending: Pending) -> asyncio.Future[bytes] | None:
+        """Return who waits for the answer, who from here on does not."""
+        answer = self._answers.pop(pending, None)
+        if answer is None:
+            return None
+        if answer.timer is not None:
+            answer.timer.cancel()
+        return None if answer.future.done() else answer.future
+
+    def _expire(self, submitted: Submitted) -> None:
+        if submitted.pending is not None and (future := self._forget(submitted.pending)) is not None:
+            future.set_exception(self._timed_out(submitted.method))
 
     def _timed_out(self, method: str | None) -> RequestTimeoutError:
         return RequestTimeoutError(
@@ -263,14 +329,25 @@ class AgentConnection:
             "it may still do so: its answer will be in the event stream"
         )
 
-    async def _write(self, submitted: Submitted, line: bytes, timeout: float | None) -> None:
-        line += b"\n"
-        if self._process.write_nowait(line):
+    def awaits(self, request_id: bytes) -> bool:
+        """Whether the agent's request of that id (JSON) still has no answer."""
+        return self._correlator.awaits(request_id)
+
+    async def _write(self, client: str, submitted: Submitted, line: bytes, timeout: float | None) -> None:
+        if self._process.write_nowait(line + b"\n"):
+            if self.tap is not None:
+                self.tap.sent(line, client)
             return
         begun = asyncio.Event()
+
+        def begin() -> None:
+            begun.set()
+            if self.tap is not None:
+                self.tap.sent(line, client)
+
         try:
             async with asyncio.timeout(timeout):
-                await self._process.write(line, on_begin=begun.set)
+                await self._process.write(line + b"\n", on_begin=begin)
         except TimeoutError:
             if begun.is_set():
                 raise self._timed_out(submitted.method) from None

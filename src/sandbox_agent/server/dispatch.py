@@ -75,7 +75,7 @@ class Dispatcher:
             try:
                 response = await operation.endpoint(request)
             except Exception as error:  # noqa: BLE001 - the one boundary: answer_for logs what it doesn't know
-                response = answer_for(request, error)
+                response = answer_for(f"{request.method} {request.url.path}", error)
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> Mapping[str, Operation]:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.errors import (
@@ -36,13 +35,18 @@ def _response(document: dict[str, Any], headers: dict[str, str] | None = None) -
     return Response(dumps(document), document["status"], headers, media_type=PROBLEM_JSON)
 
 
-def answer_for(request: Request, error: Exception) -> Response:
-    """Return the answer for whatever an operation raised; what it doesn't know is logged, not shown."""
+def answer_for(asked: str, error: Exception) -> Response:
+    """Return the answer for whatever an operation raised; what it doesn't know is logged, not shown.
+
+    Args:
+        asked: method and path, for the log.
+        error: what it raised.
+    """
     if isinstance(error, ProblemError):
         return problem_response(error)
     if isinstance(error, PersistError):
         return problem_response(StreamError(f"stream error: {error}"))
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    logger.error("%s failed", asked, exc_info=error)
     return _response(
         {
             "type": "about:blank",

@@ -39,10 +39,10 @@ from sandbox_agent.server.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
-__all__ = ["CLIENT_HEADER", "EPOCH_HEADER", "OPERATIONS"]
+__all__ = ["CLIENT_HEADER", "CLIENT_NAME", "EPOCH_HEADER", "OPERATIONS"]
 
 CLIENT_HEADER = "sandbox-agent-client"
-_CLIENT_NAME = CLIENT_HEADER.encode()
+CLIENT_NAME = CLIENT_HEADER.encode()
 EPOCH_HEADER = "sandbox-agent-epoch"
 # How long a client whose stream broke waits before it asks again.
 RETRY_MS = 500
@@ -61,7 +61,7 @@ def _server_id(request: Request) -> str:
 
 
 def _client(request: Request) -> str:
-    return header(request, _CLIENT_NAME) or UNNAMED
+    return header(request, CLIENT_NAME) or UNNAMED
 
 
 async def list_servers(request: Request) -> Response:
