@@ -18,6 +18,7 @@ from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.session import Session
 from sandbox_agent.client.sessions import SessionBook
+from sandbox_agent.client.sessions_api import ServerSessions
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -65,6 +66,7 @@ class SandboxAgent(ServerApi):
         self._raw_sandbox_id: str | None = None
         self._disposing = False
         self._disposed = asyncio.Event()
+        self._server_sessions: ServerSessions | None = None
         self._http = Http(base_url=self.base_url, token=token, headers=headers, transport=transport)
         self._tasks = TaskOwner()
         self._gate = HealthGate(
@@ -293,6 +295,13 @@ class SandboxAgent(ServerApi):
             self._provider = self._raw_sandbox_id = self._book.sandbox_id = None
 
     # sessions
+
+    @property
+    def sessions(self) -> ServerSessions:
+        """The sessions that the server itself keeps and drives."""
+        if self._server_sessions is None:
+            self._server_sessions = ServerSessions(self._http, self._gate)
+        return self._server_sessions
 
     async def create_session(
         self,

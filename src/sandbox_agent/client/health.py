@@ -126,6 +126,11 @@ class HealthGate:
         self._waiting: asyncio.Future[None] | None = None
         self._suspect = False
 
+    @property
+    def waits(self) -> bool:
+        """Whether ``ready`` waits for the server at all."""
+        return self._enabled
+
     async def probe(self) -> Any:
         """Ask once."""
         return await self._http.json("GET", "/v1/health", read_timeout=PROBE_TIMEOUT)

@@ -81,6 +81,25 @@ class Http:
             ConnectionLostError: the server can't be reached.
             SandboxAgentError: the answer is an error; the subclass of its urn where it has one.
         """
+        content = await self.fetch(method, path, params=params, body=body, read_timeout=read_timeout)
+        if not content:
+            return None
+        try:
+            return loads(content)
+        except InvalidEnvelopeError as error:
+            raise SandboxAgentError(f"{method} {path}: the answer is not JSON ({error})") from error
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | None] | None = None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        read_timeout: float | None = HELPER_READ_TIMEOUT,
+    ) -> bytes:
+        """Send JSON and return the answer's body; errors as ``json``."""
         try:
             self._check_open()
             response = await self._client.request(
@@ -88,8 +107,11 @@ class Http:
                 self.url(path),
                 params={key: value for key, value in (params or {}).items() if value is not None},
                 content=None if body is None else dumps(body),
-                headers={"Accept": "application/json"}
-                | ({} if body is None else {"Content-Type": "application/json"}),
+                headers={
+                    "Accept": "application/json",
+                    **({} if body is None else {"Content-Type": "application/json"}),
+                    **(headers or {}),
+                },
                 timeout=httpx2.Timeout(
                     READ_TIMEOUT, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read_timeout
                 ),
@@ -99,12 +121,7 @@ class Http:
                 f"{method} {path}: no answer from {self.base_url} ({describe(error)})"
             ) from error
         raise_for_problem(response.status_code, response.content)
-        if not response.content:
-            return None
-        try:
-            return loads(response.content)
-        except InvalidEnvelopeError as error:
-            raise SandboxAgentError(f"{method} {path}: the answer is not JSON ({error})") from error
+        return response.content
 
     async def send(
         self,
@@ -128,15 +145,22 @@ class Http:
 
     @contextlib.asynccontextmanager
     async def stream(
-        self, path: str, *, params: Mapping[str, str], headers: Mapping[str, str], read_timeout: float
+        self,
+        path: str,
+        *,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        read_timeout: float,
+        method: str = "GET",
+        content: bytes | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
-        """Open a GET whose body is read as it comes."""
+        """Open a request whose answer's body is read as it comes."""
         timeout = httpx2.Timeout(
             READ_TIMEOUT, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read_timeout
         )
         self._check_open()
         async with self._client.stream(
-            "GET", self.url(path), params=params, headers=headers, timeout=timeout
+            method, self.url(path), params=params, headers=headers, timeout=timeout, content=content
         ) as response:
             yield response
 

@@ -1,0 +1,163 @@
+"""A mirror of sessions in an SQLite file: the table agent_events (seed 000)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.wire.universal import UniversalEvent
+
+__all__ = ["SQLiteSink"]
+
+# SQLite has no types for times, booleans and JSON: text, 0 or 1, text.
+_CREATE: Final = (
+    """
+CREATE TABLE IF NOT EXISTS agent_events (
+  event_id TEXT PRIMARY KEY,
+  session_id TEXT NOT NULL,
+  native_session_id TEXT,
+  sequence INTEGER NOT NULL,
+  time TEXT NOT NULL,
+  type TEXT NOT NULL,
+  source TEXT NOT NULL,
+  synthetic BOOLEAN NOT NULL DEFAULT FALSE,
+  data TEXT NOT NULL,
+  UNIQUE(session_id, sequence)
+)""",
+    "CREATE INDEX IF NOT EXISTS idx_events_session ON agent_events(session_id, sequence)",
+)
+_INSERT: Final = """
+INSERT INTO agent_events
+  (event_id, session_id, native_session_id, sequence, time, type, source, synthetic, data)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_LAST: Final = "SELECT coalesce(max(sequence), 0) FROM agent_events WHERE session_id = ?"
+_SAME: Final = """
+SELECT 1 FROM agent_events WHERE session_id = ? AND sequence = ? AND event_id = ? AND time = ? AND type = ?
+"""
+
+_encoder = msgspec.json.Encoder()
+
+
+class SQLiteSink:
+    """Keeps mirrored events in the table ``agent_events`` of an SQLite file.
+
+    What ``insert_events`` acknowledged is on the disk. Events that are there already are not stored again,
+    so two mirrors of one session do no harm.
+
+    Args:
+        path: the file, made with its parent folders where missing.
+        allow_gaps: store events behind a hole, too (the server no longer has what is missing).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, allow_gaps: bool = False) -> None:
+        self._thread = SQLiteThread(path, prepare=_prepare)
+        self._allow_gaps = allow_gaps
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self._thread.path
+
+    async def last_sequence(self, session_id: str, /) -> int:
+        """Return the highest stored sequence of a session; 0 where there is none.
+
+        Raises:
+            PersistError: the file can't be read.
+        """
+        return await self._thread.run(lambda connection: _last(connection, session_id))
+
+    async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
+        """Store events in one transaction.
+
+        Raises:
+            PersistError: an event between those stored and these is missing; another event is stored
+                under the sequence of one of them; or the file can't be written.
+        """
+        rows = [_to_row(session_id, event) for event in events]
+        allow_gaps = self._allow_gaps
+        await self._thread.run(lambda connection: _insert(connection, session_id, rows, allow_gaps))
+
+    async def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        await self._thread.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the sink."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self.close()
+
+
+_Row = tuple[str, str, str | None, int, str, str, str, int, str]
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    for statement in _CREATE:
+        connection.execute(statement).close()
+
+
+def _last(connection: sqlite3.Connection, session_id: str) -> int:
+    row: tuple[int] = connection.execute(_LAST, (session_id,)).fetchone()
+    return row[0]
+
+
+def _insert(connection: sqlite3.Connection, session_id: str, rows: Sequence[_Row], allow_gaps: bool) -> None:
+    last = _last(connection, session_id)
+    fresh: list[_Row] = []
+    for row in rows:
+        event_id, _, _, sequence, time, kind, *_ = row
+        if sequence <= last:
+            found = connection.execute(_SAME, (session_id, sequence, event_id, time, kind)).fetchone()
+            if found is None:
+                raise PersistError(
+                    f"session '{session_id}': another event {sequence} is stored (the session was deleted "
+                    "and made anew, or is another server's): mirror it into another file",
+                    session_id=session_id,
+                )
+        elif sequence > last + 1 and not allow_gaps:
+            raise PersistError(
+                f"session '{session_id}': event {sequence} came, {last + 1} is missing, nothing was stored",
+                session_id=session_id,
+            )
+        else:
+            fresh.append(row)
+            last = sequence
+    connection.executemany(_INSERT, fresh).close()
+
+
+def _to_row(session_id: str, event: UniversalEvent) -> _Row:
+    return (
+        event.event_id,
+        session_id,
+        event.native_session_id,
+        event.sequence,
+        event.time,
+        event.type,
+        event.source,
+        int(event.synthetic),
+        _json(event.data),
+    )
+
+
+def _json(data: Any) -> str:
+    try:
+        return _encoder.encode(data).decode()
+    except (UnicodeEncodeError, OverflowError):
+        # Lone surrogates and huge numbers, as JSON has them.
+        return json.dumps(msgspec.to_builtins(data), separators=(",", ":"))
