@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Final, TypeVar
+
+import anyio
 
 from sandbox_agent.persist.sqlite_thread import SQLiteThread
 from sandbox_agent.persist.store import sqlite_erase as erase
@@ -31,8 +35,8 @@ T = TypeVar("T")
 
 # A reader that holds an old state of the file keeps the log from being cut; each try waits for it.
 _CHECKPOINTS: Final = 4
-# Slices of an expiry by size between two looks at what the index has given back.
-_SLICES_BEFORE_MERGE: Final = 200
+# More slices than merging can take, however much is written meanwhile.
+_SPARE_MERGES: Final = 1_000
 
 
 class SQLiteSessionStore:
@@ -48,6 +52,9 @@ class SQLiteSessionStore:
         self._reader = reader
         # The connection that was made ready last; a thread opens a new one after some failures.
         self._ready: sqlite3.Connection | None = None
+        self._cleaning = anyio.Lock()
+        self._cleanings_begun = 0
+        self._cleanings_done = 0
 
     async def open(self) -> None:
         """Make or migrate the tables, and end the deletes that a former run had begun."""
@@ -153,7 +160,8 @@ class SQLiteSessionStore:
 
         It is out of sight at once. One that is interrupted goes on at the next open.
         """
-        await self._write(lambda connection: erase.begin_delete(connection, key))
+        if not await self._write(lambda connection: erase.begin_delete(connection, key)):
+            return
         await self._erase(key)
         await self._clean_file()
         await self._write(lambda connection: erase.end_delete(connection, key))
@@ -185,17 +193,26 @@ class SQLiteSessionStore:
 
     async def _shrink(self, max_bytes: int) -> dict[int, None]:
         lost: dict[int, None] = {}
-        slices = 0
-        while await self._read(erase.used_bytes) > max_bytes:
-            sessions = await self._read(erase.aged_sessions)
-            if not sessions:
-                break
-            key = sessions[0].key
-            lost[key] = None
-            while await self._slice(key) and await self._read(erase.used_bytes) > max_bytes:
-                slices += 1
-                if slices % _SLICES_BEFORE_MERGE == 0:
-                    await self._merge()
+        sessions = await self._read(erase.aged_sessions)
+        heapify(sessions)
+        # The index gives its pages back when it is merged; until then, what it will give is a guess.
+        pending = 0
+        while sessions:
+            excess = await self._read(erase.used_bytes) - max_bytes
+            if excess <= pending:
+                if not pending:
+                    break
+                await self._merge()
+                pending = 0
+                continue
+            key = heappop(sessions).key
+            erased = await self._slice(key, max_bytes=excess - pending)
+            if erased.rows:
+                lost[key] = None
+                pending += erased.text
+            oldest = await self._read(lambda connection, key=key: erase.oldest_of(connection, key))
+            if oldest is not None:
+                heappush(sessions, oldest)
         return lost
 
     async def _after_expiry(self, keys: Sequence[int]) -> list[SessionRow]:
@@ -215,30 +232,45 @@ class SQLiteSessionStore:
     async def _erase(self, key: int, before: int | None = None) -> bool:
         """Erase slice by slice; True if there was anything."""
         erased = False
-        while await self._slice(key, before):
+        while (await self._slice(key, before=before)).rows:
             erased = True
         return erased
 
-    async def _slice(self, key: int, before: int | None = None) -> int:
-        def erase_one(connection: sqlite3.Connection) -> int:
-            count = erase.erase_slice(connection, key, before)
-            if count:
+    async def _slice(
+        self, key: int, *, before: int | None = None, max_bytes: int = sys.maxsize
+    ) -> erase.Erased:
+        def erase_one(connection: sqlite3.Connection) -> erase.Erased:
+            erased = erase.erase_slice(connection, key, before=before, max_bytes=max_bytes)
+            if erased.rows:
                 erase.set_first_sequence(connection, key)
-            return count
+            return erased
 
         return await self._write(erase_one)
 
     async def _merge(self) -> None:
+        pages = await self._read(erase.index_pages)
         more = await self._write(lambda connection: erase.merge_index(connection, begin=True))
-        while more:
+        for _ in range(pages // erase.MERGE_PAGES * 4 + _SPARE_MERGES):
+            if not more:
+                return
             more = await self._write(lambda connection: erase.merge_index(connection, begin=False))
 
     async def _clean_file(self) -> None:
-        """Take erased words out of the index, and erased pages out of the log."""
-        await self._merge()
-        for _ in range(_CHECKPOINTS):
-            if await self._writer.run(_checkpoint, transaction=False):
+        """Take erased words out of the index, and erased pages out of the log.
+
+        Those who wait for the one before them share the next.
+        """
+        wanted = self._cleanings_begun + 1
+        async with self._cleaning:
+            if self._cleanings_done >= wanted:
                 return
+            self._cleanings_begun += 1
+            begun = self._cleanings_begun
+            await self._merge()
+            for _ in range(_CHECKPOINTS):
+                if await self._writer.run(_checkpoint, transaction=False):
+                    break
+            self._cleanings_done = begun
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def ready(connection: sqlite3.Connection) -> T:

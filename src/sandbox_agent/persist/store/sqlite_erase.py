@@ -14,13 +14,17 @@ import msgspec
 from sandbox_agent.persist.store.sqlite_values import MAX_SEQUENCE, gather, row_id
 
 __all__ = [
+    "MERGE_PAGES",
     "Aged",
+    "Erased",
     "aged_sessions",
     "begin_delete",
     "deleted_keys",
     "end_delete",
     "erase_slice",
+    "index_pages",
     "merge_index",
+    "oldest_of",
     "set_first_sequence",
     "used_bytes",
 ]
@@ -28,8 +32,11 @@ __all__ = [
 # A slice has no more rows, nor bytes if it has more than one row: it holds up commits for some 20 ms.
 _SLICE_ROWS: Final = 2_000
 _SLICE_BYTES: Final = 2 * 1024 * 1024
+# Texts take longer: each of their words is looked up in the index.
+_SLICE_TEXTS: Final = 200
+_SLICE_CHARACTERS: Final = 256 * 1024
 # Pages of the index that one slice of merging writes.
-_MERGE_PAGES: Final = 250
+MERGE_PAGES: Final = 250
 
 _BLANK_TURNS: Final = """
 UPDATE store_turns SET prompt = x'5b5d'
@@ -41,6 +48,10 @@ UPDATE store_permissions SET metadata = x'7b7d', action = ''
 WHERE key = ?1 AND metadata <> x'7b7d' AND answered IS NOT NULL
   AND sequence < (SELECT first_sequence FROM store_sessions WHERE key = ?1)
 """
+_UNINDEX: Final = """
+INSERT INTO store_text_index (store_text_index, rowid, text, scope)
+SELECT 'delete', id, text, scope FROM store_texts WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id
+"""
 _sized: Final = msgspec.json.Decoder(list[tuple[int, int, int]])
 
 
@@ -51,9 +62,20 @@ class Aged(NamedTuple):
     key: int
 
 
-def begin_delete(connection: sqlite3.Connection, key: int) -> None:
-    """Take the session out of sight: it has no name and no content any more, only what is to be erased."""
-    connection.execute(
+class Erased(NamedTuple):
+    """How many rows a slice erased, and how much indexed text, in characters, was among them."""
+
+    rows: int
+    text: int = 0
+
+
+def begin_delete(connection: sqlite3.Connection, key: int) -> bool:
+    """Take the session out of sight: it has no name and no content any more, only what is to be erased.
+
+    Returns:
+        Whether there is one.
+    """
+    found = connection.execute(
         "UPDATE store_sessions SET deleted = 1, session_id = NULL, native_session_id = NULL, "
         "server_id = NULL, directory = NULL, title = NULL, model = NULL, variant = NULL, usage = NULL, "
         "settings = NULL WHERE key = ?",
@@ -62,6 +84,7 @@ def begin_delete(connection: sqlite3.Connection, key: int) -> None:
     connection.execute("DELETE FROM store_snapshots WHERE key = ?", (key,))
     connection.execute("DELETE FROM store_turns WHERE key = ?", (key,))
     connection.execute("DELETE FROM store_permissions WHERE key = ?", (key,))
+    return found.rowcount > 0
 
 
 def deleted_keys(connection: sqlite3.Connection) -> list[int]:
@@ -74,31 +97,30 @@ def end_delete(connection: sqlite3.Connection, key: int) -> None:
     connection.execute("DELETE FROM store_sessions WHERE key = ? AND deleted", (key,))
 
 
-def erase_slice(connection: sqlite3.Connection, key: int, before: int | None = None) -> int:
-    """Erase some of a session's oldest events, texts and envelopes; return how many rows are gone.
+def erase_slice(
+    connection: sqlite3.Connection, key: int, *, before: int | None = None, max_bytes: int = _SLICE_BYTES
+) -> Erased:
+    """Erase some of a session's oldest events, texts and envelopes; no rows mean that it is done.
 
     Args:
         connection: in a transaction.
         key: the session's.
         before: erase only what is older; a row that isn't ends it, whatever comes behind that one.
+        max_bytes: erase about as much.
     """
-    last = _slice_end(connection, "store_events", key, before)
+    last = _slice_end(connection, "store_events", key, before, max_bytes)
     if last is not None:
         texts = _erase_texts(connection, key, last & MAX_SEQUENCE)
-        if texts:
-            return texts
-        return connection.execute(
-            "DELETE FROM store_events WHERE id > ? AND id <= ?", (row_id(key, 0), last)
-        ).rowcount
-    last = _slice_end(connection, "store_envelopes", key, before)
-    if last is None:
-        return 0 if before is not None else _erase_texts(connection, key, MAX_SEQUENCE)
-    return connection.execute(
-        "DELETE FROM store_envelopes WHERE id > ? AND id <= ?", (row_id(key, 0), last)
-    ).rowcount
+        return texts if texts.rows else _erase_rows(connection, "store_events", key, last)
+    last = _slice_end(connection, "store_envelopes", key, before, max_bytes)
+    if last is not None:
+        return _erase_rows(connection, "store_envelopes", key, last)
+    return Erased(0) if before is not None else _erase_texts(connection, key, MAX_SEQUENCE)
 
 
-def _slice_end(connection: sqlite3.Connection, table: str, key: int, before: int | None) -> int | None:
+def _slice_end(
+    connection: sqlite3.Connection, table: str, key: int, before: int | None, max_bytes: int
+) -> int | None:
     query = (
         "SELECT CAST(json_group_array(json_array(id, time, size)) AS BLOB) FROM "  # noqa: S608 - constants only
         f"(SELECT id, time, length(data) AS size FROM {table} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?)"
@@ -108,30 +130,37 @@ def _slice_end(connection: sqlite3.Connection, table: str, key: int, before: int
     total = 0
     for found, time, size in _sized.decode(connection.execute(query, extent).fetchone()[0]):
         total += size
-        if (before is not None and time >= before) or (last is not None and total > _SLICE_BYTES):
+        too_much = last is not None and total > min(max_bytes, _SLICE_BYTES)
+        if too_much or (before is not None and time >= before):
             break
         last = found
     return last
 
 
-def _erase_texts(connection: sqlite3.Connection, key: int, last: int) -> int:
+def _erase_rows(connection: sqlite3.Connection, table: str, key: int, last: int) -> Erased:
+    query = f"DELETE FROM {table} WHERE id > ? AND id <= ?"  # noqa: S608 - constants only
+    return Erased(connection.execute(query, (row_id(key, 0), last)).rowcount)
+
+
+def _erase_texts(connection: sqlite3.Connection, key: int, last: int) -> Erased:
     tail = "FROM store_texts WHERE key = ? AND sequence <= ? ORDER BY sequence LIMIT ?"
     found: list[int] = []
     total = 0
-    for text_id, size in gather(connection, ["id", "length(text)"], tail, (key, last, _SLICE_ROWS // 4)):
-        total += size
-        if found and total > _SLICE_BYTES // 4:
+    for text_id, size in gather(connection, ["id", "length(text)"], tail, (key, last, _SLICE_TEXTS)):
+        if found and total + size > _SLICE_CHARACTERS:
             break
+        total += size
         found.append(text_id)
     if found:
         ids = msgspec.json.encode(found).decode()
-        connection.execute(
-            "INSERT INTO store_text_index (store_text_index, rowid, text, scope) SELECT 'delete', id, text, "
-            "scope FROM store_texts WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
-            (ids,),
-        )
+        connection.execute(_UNINDEX, (ids,))
         connection.execute("DELETE FROM store_texts WHERE id IN (SELECT value FROM json_each(?))", (ids,))
-    return len(found)
+    return Erased(len(found), total)
+
+
+def index_pages(connection: sqlite3.Connection) -> int:
+    """Return about how many pages the index has."""
+    return int(connection.execute("SELECT count(*) FROM store_text_index_data").fetchone()[0])
 
 
 def merge_index(connection: sqlite3.Connection, *, begin: bool) -> bool:
@@ -142,7 +171,7 @@ def merge_index(connection: sqlite3.Connection, *, begin: bool) -> bool:
         begin: take all that is there now; what is written meanwhile stays for the next time.
     """
     before = connection.total_changes
-    pages = -_MERGE_PAGES if begin else _MERGE_PAGES
+    pages = -MERGE_PAGES if begin else MERGE_PAGES
     connection.execute("INSERT INTO store_text_index (store_text_index, rank) VALUES ('merge', ?)", (pages,))
     # https://www.sqlite.org/fts5.html#the_merge_command
     return connection.total_changes - before >= 2
@@ -165,17 +194,28 @@ def set_first_sequence(connection: sqlite3.Connection, key: int) -> None:
 
 def aged_sessions(connection: sqlite3.Connection) -> list[Aged]:
     """Return the sessions that may lose events, with the connections' own envelopes, oldest first."""
+    sessions = "SELECT key FROM store_sessions WHERE NOT deleted UNION ALL SELECT 0"
+    return sorted(_aged(connection, sessions, ()))
+
+
+def oldest_of(connection: sqlite3.Connection, key: int) -> Aged | None:
+    """Return it for one session; None where it has nothing left, or a turn of it is open."""
+    found = _aged(connection, "SELECT ? AS key", (key,))
+    return found[0] if found else None
+
+
+def _aged(connection: sqlite3.Connection, sessions: str, values: tuple[int, ...]) -> list[Aged]:
     columns = ["s.key", _oldest("store_events"), _oldest("store_envelopes")]
     tail = (
-        "FROM (SELECT key FROM store_sessions WHERE NOT deleted UNION ALL SELECT 0) AS s WHERE NOT EXISTS "
+        f"FROM ({sessions}) AS s WHERE NOT EXISTS "  # noqa: S608 - constants only
         "(SELECT 1 FROM store_turns AS t WHERE t.key = s.key AND t.state IN ('accepted', 'running')) LIMIT -1"
     )
     found: list[Aged] = []
-    for key, *times in gather(connection, columns, tail):
+    for key, *times in gather(connection, columns, tail, values):
         known = [time for time in times if time is not None]
         if known:
             found.append(Aged(min(known), key))
-    return sorted(found)
+    return found
 
 
 def _oldest(table: str) -> str:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 MAX_SEQUENCE: Final = 2**32 - 1
 # Rows of one statement.
-_CHUNKS: Final = (512, 128, 32, 8, 2, 1)
+_CHUNKS: Final = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _decode: Final[Callable[[bytes], list[list[Any]]]] = msgspec.json.Decoder(list[list[Any]]).decode
 
 
@@ -42,17 +42,23 @@ def as_bytes(text: str | None) -> bytes | None:
 def statement(head: str, width: int, tail: str = "") -> dict[int, str]:
     """Return the statements that insert rows of ``width`` values, by how many rows they take."""
     row = "(" + ", ".join("?" * width) + ")"
-    return {rows: f"{head} VALUES {', '.join([row] * rows)} {tail}" for rows in _CHUNKS}
+    return {
+        rows: f"{head} SELECT * FROM (VALUES {', '.join([row] * rows)}) WHERE column1 IS NOT NULL {tail}"
+        for rows in _CHUNKS
+    }
 
 
 def insert(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Iterable[Any]]) -> int:
     """Run the statements over all rows and return how many the tables took."""
     taken = start = 0
-    for size in _CHUNKS:
-        while len(rows) - start >= size:
-            values = list(chain.from_iterable(rows[start : start + size]))
-            taken += connection.execute(statements[size], values).rowcount
-            start += size
+    while start < len(rows):
+        chunk = rows[start : start + _CHUNKS[0]]
+        # The smallest statement that takes them all; what it has too much of is filled with nothing.
+        size = 1 << (len(chunk) - 1).bit_length()
+        values = list(chain.from_iterable(chunk))
+        values += [None] * (len(values) // len(chunk) * (size - len(chunk)))
+        taken += connection.execute(statements[size], values).rowcount
+        start += len(chunk)
     return taken
 
 
