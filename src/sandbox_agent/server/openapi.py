@@ -39,6 +39,8 @@ def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
     bodies = {
         answer.body for operation in operations for answer in operation.answers.values() if _is_type(answer)
     }
+    bodies |= {each.request_body for each in operations if inspect.isclass(each.request_body)}
+    bodies |= {schema for each in operations for schema in each.schemas}
     _, components = msgspec.json.schema_components(
         sorted(bodies | {ProblemDetails}, key=lambda body: body.__name__), ref_template=_REF
     )
@@ -93,9 +95,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
             for parameter in operation.parameters
         ]
     if operation.request_body is not None:
+        body = operation.request_body
         document["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": operation.request_body}},
+            "content": {"application/json": {"schema": _ref(body) if inspect.isclass(body) else body}},
         }
     return document
 

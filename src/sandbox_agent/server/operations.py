@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox_agent.errors import InvalidRequestError, NotAcceptableError, PayloadTooLargeError
+from sandbox_agent.errors import (
+    InvalidRequestError,
+    NotAcceptableError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
 
 __all__ = [
+    "MAX_NUMBER",
     "Answer",
     "Endpoint",
     "Operation",
     "Parameter",
     "accepts",
+    "as_number",
     "flag",
     "header",
+    "number",
     "read_body",
+    "read_json",
     "require_json",
     "text",
 ]
 
+# What a signed 64-bit column, and a client in another language, can hold.
+MAX_NUMBER = 2**63 - 1
+
+Body = TypeVar("Body")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -52,6 +66,8 @@ class Operation:
 
     Attributes:
         errors: the ProblemError subclasses that it answers with.
+        request_body: a msgspec type or a JSON schema.
+        schemas: types that its JSON schemas refer to by name.
     """
 
     method: str
@@ -65,6 +81,7 @@ class Operation:
     errors: Sequence[type[Exception]] = ()
     parameters: Sequence[Parameter] = ()
     request_body: Any = None
+    schemas: Sequence[Any] = ()
 
 
 def header(request: Request, name: bytes) -> str | None:
@@ -121,6 +138,54 @@ def flag(request: Request, name: str) -> bool:
     if value not in ("true", "false"):
         raise InvalidRequestError(f"invalid request: query parameter '{name}' must be true or false")
     return value == "true"
+
+
+def number(
+    request: Request, name: str, default: int | None = None, *, least: int = 0, most: int = MAX_NUMBER
+) -> int | None:
+    """Return an integer query parameter.
+
+    Raises:
+        InvalidRequestError: it is no integer from ``least`` to ``most``.
+    """
+    value = request.query_params.get(name)
+    if value is None:
+        return default
+    return as_number(value, f"query parameter '{name}'", least=least, most=most)
+
+
+def as_number(value: str, what: str, *, least: int = 0, most: int = MAX_NUMBER) -> int:
+    """Return the integer that a text is.
+
+    Raises:
+        InvalidRequestError: it is none from ``least`` to ``most``.
+    """
+    if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
+        upto = "" if most == MAX_NUMBER else f" to {most}"
+        raise InvalidRequestError(f"invalid request: {what} must be an integer from {least}{upto or ' on'}")
+    return int(value)
+
+
+async def read_json(request: Request, kind: type[Body], limit: int) -> Body:
+    """Read the request's body as JSON.
+
+    Raises:
+        UnsupportedMediaTypeError: its content type says that it is something else.
+        PayloadTooLargeError: it is over ``limit`` bytes.
+        InvalidRequestError: it is no JSON, or does not fit the type.
+    """
+    media_type = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
+    body = await read_body(request, limit)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"invalid request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequestError(
+            "invalid request: the body is no JSON in UTF-8, or is nested too deeply"
+        ) from None
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -8,6 +8,10 @@ import msgspec
 
 __all__ = [
     "AgentError",
+    "AgentModeInfo",
+    "AgentModelInfo",
+    "AgentModelsResponse",
+    "AgentModesResponse",
     "CreateSessionRequest",
     "CreateSessionResponse",
     "EventsResponse",
@@ -229,3 +233,33 @@ class SearchResponse(_Body, kw_only=True):
 
     hits: list[SearchHit]
     has_more: bool
+
+
+class AgentModeInfo(_Body, kw_only=True, omit_defaults=False):
+    """A mode that an agent offers."""
+
+    id: str
+    name: str
+    description: str
+
+
+class AgentModesResponse(_Body, kw_only=True):
+    """``GET /v1/agents/{agent}/modes``."""
+
+    modes: list[AgentModeInfo]
+
+
+class AgentModelInfo(_Body, kw_only=True):
+    """A model that an agent offers, and the variants (thought levels) that it may run in."""
+
+    id: str
+    name: str | None = None
+    variants: list[str] | None = None
+    default_variant: str | None = None
+
+
+class AgentModelsResponse(_Body, kw_only=True):
+    """``GET /v1/agents/{agent}/models``."""
+
+    models: list[AgentModelInfo]
+    default_model: str | None = None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.engine.correlate import UNNAMED
-from sandbox_agent.engine.sse import encode_comment, encode_event, encode_retry
+from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import (
     AgentNotInstalledError,
     AgentProcessExitedError,
@@ -23,7 +20,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.connection import AgentConnection
+from sandbox_agent.server.event_stream import EventStream
 from sandbox_agent.server.operations import (
     Answer,
     Operation,
@@ -44,8 +41,6 @@ __all__ = ["CLIENT_HEADER", "CLIENT_NAME", "EPOCH_HEADER", "OPERATIONS"]
 CLIENT_HEADER = "sandbox-agent-client"
 CLIENT_NAME = CLIENT_HEADER.encode()
 EPOCH_HEADER = "sandbox-agent-epoch"
-# How long a client whose stream broke waits before it asks again.
-RETRY_MS = 500
 MAX_SERVER_ID = 256
 # Sequences are contiguous from 1: nothing beyond this has ever been sent.
 MAX_EVENT_ID = 2**63 - 1
@@ -108,7 +103,13 @@ async def stream_events(request: Request) -> Response:
     if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
         raise InvalidRequestError("invalid request: Last-Event-ID must be a positive integer")
     connection = state_of(request).bridge.get(_server_id(request))
-    return EventStream(connection, _client(request), int(last_event_id), request.query_params.get("epoch"))
+    epoch = connection.feed.epoch
+    position = connection.feed.begin(int(last_event_id), request.query_params.get("epoch"))
+    return EventStream(
+        Viewer(connection, position.cursor, _client(request)),
+        opening=_reset(epoch, int(last_event_id)) if position.reset else b"",
+        headers=[(EPOCH_HEADER.encode(), epoch.encode())],
+    )
 
 
 async def delete_server(request: Request) -> Response:
@@ -117,52 +118,9 @@ async def delete_server(request: Request) -> Response:
     return Response(status_code=204)
 
 
-class EventStream(Response):
-    """The feed of a connection as an open response."""
-
-    def __init__(
-        self, connection: AgentConnection, client: str, last_event_id: int, epoch: str | None
-    ) -> None:
-        self._connection = connection
-        self._client = client
-        self._position = connection.feed.begin(last_event_id, epoch)
-        self._last_event_id = last_event_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        epoch = self._connection.feed.epoch
-        headers = [
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-            (EPOCH_HEADER.encode(), epoch.encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if scope["method"] == "HEAD":
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        opening = encode_comment("connected") + encode_retry(RETRY_MS)
-        if self._position.reset:
-            opening += _reset(epoch, self._last_event_id)
-        await send({"type": "http.response.body", "body": opening, "more_body": True})
-        viewer = Viewer(self._connection, self._position.cursor, self._client)
-        watching = asyncio.ensure_future(_leave_on_disconnect(receive, viewer))
-        try:
-            async for data in viewer:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        finally:
-            watching.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
 def _reset(epoch: str, last_event_id: int) -> bytes:
     data = dumps({"epoch": epoch, "lastEventId": last_event_id})
     return encode_event("reset", data, event_id=0)
-
-
-async def _leave_on_disconnect(receive: Receive, viewer: Viewer) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    viewer.leave()
 
 
 _SERVER_ID = Parameter("server_id", "path", "The client's own name for the connection.")

@@ -6,9 +6,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.errors import InvalidRequestError, UnsupportedAgentError
+from sandbox_agent.server.agent_options import models_of, modes_of
 from sandbox_agent.server.operations import Answer, Operation, Parameter, flag
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import AgentInfo, AgentListResponse
+from sandbox_agent.wire.sessions import AgentModelsResponse, AgentModesResponse
 
 __all__ = ["OPERATIONS"]
 
@@ -27,6 +29,21 @@ async def get_agent(request: Request) -> Response:
     return json_response(await state_of(request).agents.get(agent, config=config, no_cache=no_cache))
 
 
+async def get_modes(request: Request) -> Response:
+    """Return the modes of an agent."""
+    agent: str = request.path_params["agent"]
+    info = await state_of(request).agents.get(agent, config=True, no_cache=False)
+    return json_response(modes_of(info.config_options or []))
+
+
+async def get_models(request: Request) -> Response:
+    """Return the models of an agent."""
+    agent: str = request.path_params["agent"]
+    info = await state_of(request).agents.get(agent, config=True, no_cache=False)
+    return json_response(models_of(info.config_options or []))
+
+
+_AGENT = Parameter("agent", "path", "The agent's id.")
 _BOOLEAN = {"type": "boolean"}
 _QUERY = (
     Parameter("config", "query", "Add configOptions, asked from the agent where it is installed.", _BOOLEAN),
@@ -54,8 +71,32 @@ OPERATIONS = (
         summary="One agent",
         description="Whether it can be started here, and with which options.",
         tag="agents",
-        parameters=(Parameter("agent", "path", "The agent's id."), *_QUERY),
+        parameters=(_AGENT, *_QUERY),
         answers={200: Answer("The agent.", AgentInfo)},
+        errors=(InvalidRequestError, UnsupportedAgentError),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/agents/{agent}/modes",
+        endpoint=get_modes,
+        operation_id="get_agent_modes",
+        summary="An agent's modes",
+        description="As its config options say: asked from the agent where it is installed.",
+        tag="agents",
+        parameters=(_AGENT,),
+        answers={200: Answer("The modes.", AgentModesResponse)},
+        errors=(InvalidRequestError, UnsupportedAgentError),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/agents/{agent}/models",
+        endpoint=get_models,
+        operation_id="get_agent_models",
+        summary="An agent's models",
+        description="As its config options say, its thought levels as variants.",
+        tag="agents",
+        parameters=(_AGENT,),
+        answers={200: Answer("The models.", AgentModelsResponse)},
         errors=(InvalidRequestError, UnsupportedAgentError),
     ),
 )
