@@ -22,10 +22,13 @@ class Entry(NamedTuple):
 
 # A command is imported when it is run or helped with; the list of them imports none.
 COMMANDS: Final = {
+    "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show the main job: a session outlives its killed server."),
     "run": Entry("sandbox_agent.cli.run:run", "Give an agent one prompt and stream what it does."),
+    "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
     "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show and export stored sessions."),
+    "tail": Entry("sandbox_agent.cli.tail:tail", "Follow a session of a running server."),
 }
 
 
