@@ -100,6 +100,26 @@ class Inputs:
             self._emit.event("turn.ended", TurnEventData("ended", turn_id, metadata), "daemon")
         return events
 
+    def turn_dropped(
+        self, time_ms: int, *, turn_id: str, message: str | None = None, code: str | None = None
+    ) -> list[UniversalEvent]:
+        """A turn that was accepted is over and was never sent.
+
+        Args:
+            time_ms: when that became known.
+            turn_id: which.
+            message: why it could not be sent; None: it was cancelled.
+            code: the error's name.
+        """
+        events = self._emit.begin(time_ms)
+        if message is None:
+            metadata: dict[str, Any] = {"stop_reason": "cancelled", "cancelled": True}
+        else:
+            self._emit.event("error", ErrorData(message, code), "daemon")
+            metadata = {"stop_reason": "error", "error": {"message": message, "code": code}}
+        self._emit.event("turn.ended", TurnEventData("ended", turn_id, metadata), "daemon")
+        return events
+
     def agent_exited(
         self, time_ms: int, *, exit_code: int | None = None, stderr: str | None = None
     ) -> list[UniversalEvent]:

@@ -1,0 +1,365 @@
+"""One session that the server drives: its queue of turns, and the agent that they run in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sandbox_agent.errors import AcpRpcError, ConflictError, ProblemError, SandboxAgentError, StreamError
+from sandbox_agent.persist.store import Changes, SessionStore, TurnRow
+from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.sessions.asks import cancel_asks, cancel_late_asks
+from sandbox_agent.server.sessions.link import AgentLink
+from sandbox_agent.server.sessions.requests import digest_of
+from sandbox_agent.server.sessions.restoring import restore
+from sandbox_agent.wire.jsonrpc import dumps, loads
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.live import LiveSession
+    from sandbox_agent.server.recorder.recorder import Recorder
+
+__all__ = ["MAX_WAITING", "ManagedSession", "Parts"]
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
+
+# Messages that wait for the turns before them; more is a client that does not look.
+MAX_WAITING = 32
+# How soon a turn goes on that a store that refuses has stopped.
+RETRY_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Parts:
+    """What all managed sessions share.
+
+    Attributes:
+        tasks: where their turns run.
+        starts: how many agents are started at once.
+        halted: the server is about to end: no turn begins any more.
+    """
+
+    recorder: Recorder
+    store: SessionStore
+    bridge: Bridge
+    tasks: TaskGroup
+    starts: anyio.CapacityLimiter
+    halted: bool = False
+
+
+class ManagedSession:
+    """Runs one turn after the other; what it must not forget is in the store.
+
+    Args:
+        parts: what it works with.
+        session_id: its name.
+        link: its agent, where it has just been made.
+    """
+
+    def __init__(self, parts: Parts, session_id: str, link: AgentLink | None = None) -> None:
+        self.session_id = session_id
+        self._parts = parts
+        self._link = link
+        self._replay: str | None = None
+        self._lock = anyio.Lock()
+        self._waiting: deque[TurnRow] | None = None
+        self._number = 0
+        self._turn: TurnRow | None = None
+        self._sent = False
+        self._cancelled: str | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._ended = False
+        self._ending: asyncio.Future[None] | None = None
+
+    async def _live(self) -> LiveSession:
+        return await self._parts.recorder.session(self.session_id)
+
+    # messages
+
+    async def message(self, prompt: list[dict[str, Any]], idempotency_key: str | None) -> TurnRow:
+        """Take a message; its turn is stored on return, and runs when those before it are over.
+
+        Raises:
+            ConflictError: the queue is full, the key was used for another message, or the session has
+                been terminated.
+            PersistError: the store refuses; the message was not taken.
+        """
+        live = await self._live()
+        digest = digest_of(prompt)
+        async with self._lock:
+            if idempotency_key:
+                known = await self._parts.store.turn(live.row.key, idempotency_key=idempotency_key)
+                if known is not None:
+                    if known.digest != digest:
+                        raise ConflictError(
+                            f"conflict: the idempotency key '{idempotency_key}' was used for another "
+                            "message: choose a new key, or send that message again"
+                        )
+                    return known
+            if self._ended or live.row.ended:
+                raise ConflictError(
+                    f"conflict: session '{self.session_id}' was terminated: create another one"
+                )
+            if self._parts.halted:
+                raise StreamError("stream error: the server is shutting down")
+            waiting = await self._queue(live)
+            if len(waiting) >= MAX_WAITING:
+                raise ConflictError(
+                    f"conflict: {MAX_WAITING} messages wait already: wait until one of them is done"
+                )
+            turn = TurnRow(
+                key=live.row.key,
+                number=self._number + 1,
+                turn_id=f"turn_{uuid.uuid4().hex}",
+                state="accepted",
+                created_at=time.time_ns() // 1_000_000,
+                prompt=dumps(prompt),
+                digest=digest,
+                idempotency_key=idempotency_key or None,
+            )
+            with anyio.CancelScope(shield=True):  # bounded by the store: what is stored must also run
+                await self._parts.store.commit(Changes(turns=[turn]))
+            self._number += 1
+            waiting.append(turn)
+            self._run_queue()
+        return turn
+
+    async def resume(self) -> None:
+        """Go on with the messages that were accepted before the server was started."""
+        try:
+            live = await self._live()
+            async with self._lock:
+                await self._queue(live)
+                if live.row.ended:
+                    await self._drop_waiting(live)
+                self._run_queue()
+        except Exception:  # the boundary: one session must not end the others
+            logger.exception("the messages of session %s wait until the next one comes", self.session_id)
+
+    async def _queue(self, live: LiveSession) -> deque[TurnRow]:
+        """Return the turns that wait, from the store the first time."""
+        if self._waiting is None:
+            newest = await self._parts.store.turns(live.row.key, limit=MAX_WAITING + 2)
+            self._number = newest[-1].number if newest else 0
+            self._waiting = deque(turn for turn in newest if turn.state == "accepted")
+        return self._waiting
+
+    def _run_queue(self) -> None:
+        if self._waiting and self._scope is None and not (self._ended or self._parts.halted):
+            self._scope = anyio.CancelScope()
+            self._parts.tasks.start_soon(self._work, self._scope)
+
+    # turns
+
+    async def _work(self, scope: anyio.CancelScope) -> None:
+        """Run the turns until none waits; nothing is awaited between that and saying so."""
+        with scope:
+            while self._waiting and not (self._ended or self._parts.halted):
+                self._turn = self._waiting.popleft()
+                try:
+                    await self._run(self._turn)
+                except SandboxAgentError as error:
+                    logger.warning("turn %s of %s: %s", self._turn.turn_id, self.session_id, error)
+                except Exception:  # the boundary: a bug in one turn must not end the others
+                    logger.exception("turn %s of %s", self._turn.turn_id, self.session_id)
+                finally:
+                    self._turn, self._sent, self._cancelled = None, False, None
+        self._scope = None
+
+    async def _run(self, turn: TurnRow) -> None:
+        live = await self._live()
+        try:
+            link = await self._agent(live)
+        except Exception as error:
+            if self._parts.halted:
+                raise  # it stays accepted
+            if not isinstance(error, SandboxAgentError):
+                logger.exception("the agent of session %s can't be started", self.session_id)
+            await self._drop(live, turn, error)
+            return
+        if self._cancelled == turn.turn_id:
+            await self._drop(live, turn, None)
+            return
+        if self._parts.halted:
+            return
+        lost = await self._prompt(link, turn)
+        await self._settle(live)
+        if lost is not None:
+            await self._close(live, turn, lost)
+
+    async def _prompt(self, link: AgentLink, turn: TurnRow) -> ProblemError | None:
+        """Send the prompt and wait for its answer; return why there is none."""
+        blocks: list[dict[str, Any]] = loads(turn.prompt)
+        replay = self._replay
+        if replay is not None:
+            blocks = [{"type": "text", "text": replay}, *blocks]
+        params = {"sessionId": link.native_id, "prompt": blocks}
+        self._sent = True
+        try:
+            await link.call("session/prompt", params, request_id=turn.turn_id)
+        except AcpRpcError:
+            return None  # the recorder has it; the agent may not have taken the replay
+        except ProblemError as error:
+            await link.stop()
+            return error
+        self._replay = None
+        return None
+
+    async def _settle(self, live: LiveSession) -> None:
+        """Wait until all that the turn said is stored, however long the store refuses."""
+        while True:
+            try:
+                await self._parts.recorder.settle(live)
+                return
+            except SandboxAgentError:
+                await anyio.sleep(RETRY_SECONDS)
+
+    async def _close(self, live: LiveSession, turn: TurnRow, error: ProblemError) -> None:
+        """End a turn whose agent is gone, where the recorder does not know that it has ended."""
+        stored = await self._parts.store.turn(turn.key, turn_id=turn.turn_id)
+        if stored is not None and stored.state in ("accepted", "running"):
+            await self._drop(live, turn, error)
+
+    async def _drop(self, live: LiveSession, turn: TurnRow, error: Exception | None) -> None:
+        """End a turn that was never sent: failed, or cancelled where there is no error."""
+        message = code = None
+        if error is not None:
+            known = isinstance(error, SandboxAgentError)
+            message = str(error) if known else "an unexpected error; the server's log has the details"
+            code = error.name if isinstance(error, ProblemError) else None
+        await self._apply_until_stored(live, turn, message, code)
+
+    async def _apply_until_stored(
+        self, live: LiveSession, turn: TurnRow, message: str | None, code: str | None
+    ) -> None:
+        while True:
+            stored = await self._state_of(turn)
+            if stored not in ("accepted", "running", None):
+                return
+            try:
+                await self._parts.recorder.apply(
+                    live, lambda p, t: p.turn_dropped(t, turn_id=turn.turn_id, message=message, code=code)
+                )
+                return
+            except ProblemError:
+                raise  # the session was deleted
+            except SandboxAgentError:
+                await anyio.sleep(RETRY_SECONDS)
+
+    async def _state_of(self, turn: TurnRow) -> str | None:
+        try:
+            stored = await self._parts.store.turn(turn.key, turn_id=turn.turn_id)
+        except SandboxAgentError:
+            return None
+        return None if stored is None else stored.state
+
+    # the agent
+
+    async def _agent(self, live: LiveSession) -> AgentLink:
+        """Return the agent; where it is gone, it is started again and the session restored in it."""
+        former = self._link
+        if former is not None and former.alive:
+            return former
+        async with self._parts.starts:
+            self._link = None
+            if former is not None:
+                await former.stop()  # it has ended: only its name goes
+            link = await AgentLink.start(self._parts.bridge, live.row.agent, self._parts.tasks)
+            try:
+                link.bind(live)
+                replay = await restore(link, live, self._parts.recorder, self._parts.store)
+            except BaseException:
+                with anyio.CancelScope(shield=True):  # bounded: a timed ladder
+                    await link.stop()
+                raise
+            self._link, self._replay = link, replay
+            return link
+
+    async def cancel(self) -> None:
+        """Stop the turn that runs; those that wait stay. Nothing happens where none runs.
+
+        An agent that ignores it goes on: ``terminate`` ends it. What the agent still asks in that turn
+        is answered "cancelled".
+
+        Raises:
+            PersistError: the store refuses; the agent was told all the same.
+        """
+        turn, link = self._turn, self._link
+        if turn is None:
+            return
+        again = self._cancelled == turn.turn_id
+        self._cancelled = turn.turn_id
+        if not self._sent or link is None:
+            return
+        try:
+            await link.notify("session/cancel", {"sessionId": link.native_id})
+        except ProblemError as error:
+            logger.info("session %s could not be cancelled: %s", self.session_id, error)
+            return  # the turn ends with its agent
+        live = await self._live()
+        await cancel_asks(self._parts.recorder, live, link)
+        if not again:
+            self._parts.tasks.start_soon(
+                cancel_late_asks, self._parts.recorder, live, link, lambda: self._turn is turn
+            )
+
+    # the end
+
+    async def terminate(self) -> None:
+        """End the session and its agent; it can only be read from here on. Safe to call twice.
+
+        Raises:
+            PersistError: the store refuses: the agent is gone, call it again.
+        """
+        ending = self._ending
+        if ending is None or (ending.done() and ending.exception() is not None):
+            ending = self._ending = asyncio.get_running_loop().create_future()
+            self._parts.tasks.start_soon(self._terminate, ending)
+        # Who asked may go away: it is done all the same.
+        await asyncio.shield(ending)
+
+    async def _terminate(self, done: asyncio.Future[None]) -> None:
+        try:
+            await self._end()
+        except Exception as error:  # whoever waits raises it
+            if not isinstance(error, SandboxAgentError):
+                logger.exception("session %s could not be terminated", self.session_id)
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        finally:
+            if not done.done():
+                done.set_exception(StreamError("stream error: the server is shutting down"))
+            done.exception()  # maybe nobody waits any more
+
+    async def _end(self) -> None:
+        self._ended = True
+        if self._scope is not None:
+            self._scope.cancel()
+        link, self._link = self._link, None
+        if link is not None:
+            await link.stop()
+        live = await self._live()
+        async with self._lock:
+            if live.row.ended:
+                return
+            await self._parts.recorder.settle(live)
+            self._waiting = None
+            await self._queue(live)
+            await self._drop_waiting(live)
+            await self._parts.recorder.apply(
+                live, lambda p, t: p.session_ended(t, reason="terminated", terminated_by="daemon")
+            )
+
+    async def _drop_waiting(self, live: LiveSession) -> None:
+        while self._waiting:
+            turn_id = self._waiting[0].turn_id
+            await self._parts.recorder.apply(live, lambda p, t, i=turn_id: p.turn_dropped(t, turn_id=i))
+            self._waiting.popleft()

@@ -1,0 +1,94 @@
+"""What clients ask of sessions: checked before anything is started for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sandbox_agent.agents.launch import resolve
+from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.persist.store import SessionRow
+from sandbox_agent.server.sessions.policies import check_policy
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.sessions import CreateSessionRequest
+
+__all__ = ["MAX_ID", "check_create", "check_id", "check_prompt", "digest_of", "settings_of"]
+
+MAX_ID = 256
+
+
+def check_id(session_id: str) -> None:
+    """Refuse a name that no session can have.
+
+    Raises:
+        InvalidRequestError: it is empty, too long, or not printable.
+    """
+    if not session_id or len(session_id) > MAX_ID or not session_id.isprintable():
+        raise InvalidRequestError(
+            f"invalid request: a session id has 1 to {MAX_ID} characters, all of them printable"
+        )
+
+
+def check_create(session_id: str, request: CreateSessionRequest) -> str:
+    """Check all that can be known without the agent, and return the folder that it works in.
+
+    Raises:
+        InvalidRequestError: the id, the directory, or the permission rules can't be used.
+        ModeNotSupportedError: there is no such permission mode.
+        UnsupportedAgentError: there is no such agent.
+        AgentNotInstalledError: it isn't installed.
+    """
+    check_id(session_id)
+    check_policy(request)
+    for name, value in (
+        ("agentMode", request.agent_mode),
+        ("model", request.model),
+        ("variant", request.variant),
+    ):
+        if value is not None and not value.strip():
+            raise InvalidRequestError(f"invalid request: {name} is empty: leave it out for the agent's own")
+    resolve(request.agent)
+    if request.directory is None:
+        return os.getcwd()  # noqa: PTH109 - a string goes out
+    folder = Path(request.directory)
+    try:
+        usable = folder.is_absolute() and folder.is_dir()
+    except (OSError, ValueError):
+        usable = False
+    if not usable:
+        raise InvalidRequestError(
+            "invalid request: directory must be an absolute path of a folder that exists, not "
+            f"{request.directory!r}"
+        )
+    return str(folder)
+
+
+def check_prompt(prompt: list[dict[str, Any]]) -> None:
+    """Refuse a prompt that is none.
+
+    Raises:
+        InvalidRequestError: it is empty, or a block has no type.
+    """
+    if not prompt or not all(isinstance(block.get("type"), str) for block in prompt):
+        raise InvalidRequestError(
+            "invalid request: a message is a text, or a list of ACP content blocks with a type each, "
+            "and not empty"
+        )
+
+
+def digest_of(prompt: list[dict[str, Any]]) -> bytes:
+    """Return what tells one prompt from another, however its members are ordered."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
+
+
+def settings_of(row: SessionRow) -> CreateSessionRequest:
+    """Return what a session was made with."""
+    try:
+        return msgspec.convert(loads(row.settings or b"{}"), CreateSessionRequest)
+    except (InvalidEnvelopeError, msgspec.ValidationError):
+        return CreateSessionRequest(agent=row.agent)

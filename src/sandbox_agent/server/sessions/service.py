@@ -1,0 +1,313 @@
+"""The server's own sessions: made, spoken to, cancelled, ended, erased."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from sandbox_agent.errors import (
+    AcpRpcError,
+    ConflictError,
+    NotFoundError,
+    SandboxAgentError,
+    SessionAlreadyExistsError,
+    StreamError,
+)
+from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
+from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.sessions.link import AgentLink, answer, refused
+from sandbox_agent.server.sessions.managed import ManagedSession, Parts
+from sandbox_agent.server.sessions.requests import check_create, check_prompt
+from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, AgentSettings
+from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.connection import AgentConnection
+    from sandbox_agent.server.recorder.live import LiveSession
+    from sandbox_agent.server.recorder.recorder import Recorder
+
+__all__ = ["Sessions"]
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
+
+# After a restart many sessions may have messages that wait: so many agents are started at once.
+STARTS = 8
+# A delete does not wait for ever for an agent's end to be told.
+DELETE_SECONDS = 10.0
+
+
+class Sessions:
+    """All sessions of a server; run() owns the turns of those that it drives.
+
+    Args:
+        recorder: running.
+        store: the recorder's.
+        bridge: running; its connections are recorded by that recorder.
+    """
+
+    def __init__(self, recorder: Recorder, store: SessionStore, bridge: Bridge) -> None:
+        self._recorder = recorder
+        self._store = store
+        self._bridge = bridge
+        self._parts: Parts | None = None
+        self._managed: dict[int, ManagedSession] = {}
+        self._making: set[str] = set()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[Sessions]:
+        """Serve while the context lasts.
+
+        At its beginning turns that were running become ``interrupted``, and those that were accepted go
+        on in their order. At its end all agents of the bridge are ended; what waits stays accepted.
+
+        Raises:
+            PersistError: the store can't be read.
+        """
+        async with anyio.create_task_group() as tasks:
+            limiter = anyio.CapacityLimiter(STARTS)
+            self._parts = Parts(self._recorder, self._store, self._bridge, tasks, limiter)
+            await self._recover(self._parts)
+            try:
+                yield self
+            finally:
+                self.halt()
+                with anyio.CancelScope(shield=True):  # bounded: each agent's end walks a timed ladder
+                    await self._bridge.close()
+                tasks.cancel_scope.cancel()
+
+    def halt(self) -> None:
+        """Begin no turn any more: the server is about to end its agents."""
+        if self._parts is not None:
+            self._parts.halted = True
+
+    async def _recover(self, parts: Parts) -> None:
+        waiting: dict[int, SessionRow] = {}
+        running: dict[int, SessionRow] = {}
+        for row, turn in await self._store.open_turns():
+            (running if turn.state == "running" else waiting)[row.key] = row
+        for row in running.values():
+            try:
+                await self._recorder.session(row.session_id)
+            except SandboxAgentError as error:
+                logger.warning("session %s can't be opened: %s", row.session_id, error)
+        for row in waiting.values():
+            parts.tasks.start_soon(self._driven(row).resume)
+
+    def _driven(self, row: SessionRow) -> ManagedSession:
+        parts = self._running()
+        if not row.managed:
+            raise ConflictError(
+                f"conflict: session '{row.session_id}' is driven by the client that made it over "
+                "/v1/acp: send it there"
+            )
+        driven = self._managed.get(row.key)
+        if driven is None:
+            driven = self._managed[row.key] = ManagedSession(parts, row.session_id)
+        return driven
+
+    def _running(self) -> Parts:
+        if self._parts is None or self._parts.halted:
+            raise StreamError("stream error: the server is shutting down")
+        return self._parts
+
+    # making one
+
+    async def create(self, session_id: str, request: CreateSessionRequest) -> CreateSessionResponse:
+        """Make a session: its agent is started and its settings made. What fails leaves nothing behind.
+
+        Raises:
+            InvalidRequestError: the id, the directory, the model or the variant can't be used.
+            ModeNotSupportedError: there is no such agent or permission mode.
+            UnsupportedAgentError: there is no such agent.
+            AgentNotInstalledError: it isn't installed.
+            SessionAlreadyExistsError: a session of that name exists.
+            AgentProcessExitedError: the agent ended at its start.
+            RequestTimeoutError: it did not answer in time.
+            StreamError: it refuses, or can't be started.
+            PersistError: the store refuses.
+        """
+        parts = self._running()
+        directory = check_create(session_id, request)
+        if session_id in self._making:
+            raise _exists(session_id)
+        self._making.add(session_id)
+        try:
+            if await self._store.session(session_id) is not None:
+                raise _exists(session_id)
+            link = await AgentLink.start(self._bridge, request.agent, parts.tasks)
+            try:
+                return await self._make(parts, link, session_id, request, directory)
+            except BaseException as error:
+                with anyio.CancelScope(shield=True):  # bounded: a timed ladder
+                    await link.stop()
+                if isinstance(error, AcpRpcError):
+                    raise refused(request.agent, "session/new", error) from error
+                raise
+        finally:
+            self._making.discard(session_id)
+
+    async def _make(
+        self, parts: Parts, link: AgentLink, session_id: str, request: CreateSessionRequest, directory: str
+    ) -> CreateSessionResponse:
+        now = time.time_ns() // 1_000_000
+        live = await self._recorder.create(
+            SessionRow(
+                key=0,
+                session_id=session_id,
+                agent=request.agent,
+                created_at=now,
+                updated_at=now,
+                managed=True,
+                directory=directory,
+                title=request.title,
+                permission_mode=request.permission_mode or "ask",
+                settings=msgspec.json.encode(request),
+            )
+        )
+        try:
+            link.bind(live)
+            result = await link.new_session(directory, request.mcp_servers or [])
+            settings = AgentSettings(link, result)
+            for category, value in (
+                (MODE, request.agent_mode),
+                (MODEL, request.model),
+                (VARIANT, request.variant),
+            ):
+                if value is not None:
+                    await settings.set(category, value)
+            await self._recorder.update(
+                live,
+                native_session_id=link.native_id,
+                agent_mode=settings.current(MODE) or "",
+                model=settings.current(MODEL),
+                variant=settings.current(VARIANT),
+            )
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(DELETE_SECONDS):
+                await self._erase(live)
+            raise
+        self._managed[live.row.key] = ManagedSession(parts, session_id, link)
+        return CreateSessionResponse(healthy=True, native_session_id=link.native_id)
+
+    async def _erase(self, live: LiveSession) -> None:
+        try:
+            await self._recorder.delete(live)
+        except SandboxAgentError as error:
+            logger.error("session %s stays behind: %s", live.row.session_id, error)
+
+    # using it
+
+    async def message(
+        self, session_id: str, prompt: list[dict[str, Any]], *, idempotency_key: str | None = None
+    ) -> TurnRow:
+        """Take a message: its turn is stored on return, and runs when those before it are over.
+
+        Args:
+            session_id: which session.
+            prompt: ACP content blocks.
+            idempotency_key: the same key and prompt return the turn that they made before.
+
+        Raises:
+            InvalidRequestError: the prompt is none.
+            ServerSessionNotFoundError: there is no such session.
+            ConflictError: too many messages wait, the key was used for another message, the session was
+                terminated, or the server does not drive it.
+            PersistError: the store refuses; the message was not taken.
+        """
+        check_prompt(prompt)
+        live = await self._recorder.session(session_id)
+        return await self._driven(live.row).message(prompt, idempotency_key)
+
+    async def cancel(self, session_id: str) -> None:
+        """Stop the turn that runs; messages that wait stay. Nothing happens where none runs.
+
+        An agent that does not listen goes on: ``terminate`` ends it.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            ConflictError: the server does not drive it.
+            PersistError: the store refuses.
+        """
+        live = await self._recorder.session(session_id)
+        await self._driven(live.row).cancel()
+
+    async def terminate(self, session_id: str) -> None:
+        """End the session and its agent; its history stays. Nothing happens where it is ended.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            ConflictError: the server does not drive it.
+            PersistError: the store refuses; call it again.
+        """
+        live = await self._recorder.session(session_id)
+        await self._driven(live.row).terminate()
+
+    async def delete(self, session_id: str) -> None:
+        """Erase the session with its history, after ending its agent where the server drives it.
+
+        The connection of a session that the server does not drive is left alone.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            PersistError: the store refuses; the session is still there.
+        """
+        live = await self._recorder.session(session_id)
+        if live.row.managed:
+            driven = self._driven(live.row)
+            with anyio.move_on_after(DELETE_SECONDS):
+                try:
+                    await driven.terminate()
+                except SandboxAgentError as error:
+                    logger.info("session %s is deleted before its end was stored: %s", session_id, error)
+        await self._recorder.delete(live)
+        self._managed.pop(live.row.key, None)
+
+    async def answer(self, session_id: str, permission_id: str, result: dict[str, Any], by: str) -> bool:
+        """Answer what an agent asked, on the connection that it asked on.
+
+        Args:
+            session_id: which session, managed or not.
+            permission_id: a permission's or a question's id.
+            result: the JSON-RPC result.
+            by: who answers; goes into the log.
+
+        Returns:
+            Whether it was the first answer; another one stands where not.
+
+        Raises:
+            NotFoundError: the session has no such request.
+            ServerSessionNotFoundError: there is no such session.
+            ConflictError: the agent that asked is gone.
+            ProblemError: the agent takes no input.
+            PersistError: the store refuses.
+        """
+        live = await self._recorder.session(session_id)
+        row = await self._store.permission(live.row.key, permission_id)
+        if row is None:
+            raise NotFoundError(f"not found: session '{session_id}' has no request '{permission_id}'")
+        if row.answered is not None:
+            return False
+        connection = self._connection(row.connection_id)
+        if connection is not None:
+            first = await answer(connection, by, row.request_id, result)
+            await self._recorder.settle(live)
+            return first
+        await self._recorder.settle(live)
+        row = await self._store.permission(live.row.key, permission_id)
+        if row is not None and row.answered is not None:
+            return False
+        raise ConflictError(f"conflict: the agent that asked for '{permission_id}' is gone: nobody waits")
+
+    def _connection(self, connection_id: str) -> AgentConnection | None:
+        live = self._bridge.live()
+        return next((each for each in live if each.feed.epoch == connection_id), None)
+
+
+def _exists(session_id: str) -> SessionAlreadyExistsError:
+    return SessionAlreadyExistsError(f"session '{session_id}' exists: use it, or choose another name")
