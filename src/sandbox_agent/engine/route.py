@@ -1,0 +1,436 @@
+"""Which of the agent's sessions each envelope of a connection belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.records import Sender
+
+__all__ = ["EVERY_SESSION", "NO_ROUTE", "Held", "Reply", "Route", "Router", "To"]
+
+# Requests that make or open a session: they belong to the session of their response.
+_OPENINGS = {"session/new", "session/load", "session/resume", "session/fork"}
+_MAKES = {"session/new", "session/fork"}
+_CLOSES = {"session/close", "session/delete"}
+_CANCEL = "$/cancel_request"
+# A hostile peer may ask for ever and never answer; what is forgotten of it goes to the connection.
+MAX_PENDING = 10_000
+MAX_SESSIONS = 10_000
+MAX_HELD_BYTES = 4 * 1024 * 1024
+MAX_UNPLACED = 256
+
+
+class Held(NamedTuple):
+    """A request that waits until its session is known; ``stamp`` is the caller's."""
+
+    line: bytes
+    stamp: object
+
+
+class Reply(NamedTuple):
+    """What a response answers, where its session's row may learn from it.
+
+    Attributes:
+        method: the request's.
+        succeeded: whether it carries a result.
+        value: what the request wanted to set (a model, a mode).
+    """
+
+    method: str
+    succeeded: bool
+    value: str = ""
+
+
+class Route(NamedTuple):
+    """Where an envelope goes that is not simply its ``params.sessionId``'s.
+
+    Attributes:
+        native: the agent's session; None for none of them.
+        every: it concerns all open sessions of the connection.
+        bound: it belongs to the session that the connection is bound to.
+        held: it is kept by the router, and comes back in another route's ``before``.
+        before: requests that belong right before it, to the same session.
+        opened: the session is open on the connection from here on.
+        closed: it is not any more.
+        method: of a request or notification, where the caller may care (session/prompt, …).
+        request_id: JSON of a request's id.
+        reply: what it answers.
+    """
+
+    native: str | None = None
+    every: bool = False
+    bound: bool = False
+    held: bool = False
+    before: tuple[Held, ...] = ()
+    opened: bool = False
+    closed: bool = False
+    method: str = ""
+    request_id: bytes = b""
+    reply: Reply | None = None
+
+
+# A str is the common case: the native id of a session that is open.
+To: TypeAlias = "str | Route"
+
+NO_ROUTE = Route()
+EVERY_SESSION = Route(every=True)
+_HELD = Route(held=True)
+
+
+class _Params(msgspec.Struct, rename="camel", gc=False):
+    session_id: str | None = None
+
+
+class _Head(msgspec.Struct, gc=False):
+    id: msgspec.Raw = NO_ID
+    method: str | None = None
+    params: _Params | None = None
+
+
+class _AnyParams(msgspec.Struct, rename="camel", gc=False):
+    session_id: object = None
+    request_id: msgspec.Raw = NO_ID
+    mode_id: object = None
+    model_id: object = None
+    config_id: object = None
+
+
+class _Whole(msgspec.Struct, gc=False):
+    params: _AnyParams | None = None
+
+
+class _Result(msgspec.Struct, rename="camel", gc=False):
+    session_id: object = None
+
+
+class _Response(msgspec.Struct, gc=False):
+    result: msgspec.Raw = NO_ID
+    error: msgspec.Raw = NO_ID
+
+
+class _Pending(msgspec.Struct):
+    """A request without a response: whose it is, or that this is not known yet."""
+
+    method: str
+    native: str | None = None
+    bound: bool = False
+    held: Held | None = None
+    kept: Held | None = None
+    wants: str | None = None
+    value: str = ""
+
+
+_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_heads = msgspec.json.Decoder(_Head)
+_whole = msgspec.json.Decoder(_Whole)
+_results = msgspec.json.Decoder(_Result)
+_responses = msgspec.json.Decoder(_Response)
+
+
+class Router:
+    """The sessions of one connection, and whose request each response answers.
+
+    Args:
+        max_sessions: envelopes of further sessions go to the connection.
+        max_pending: requests in either direction whose session is remembered.
+    """
+
+    def __init__(self, *, max_sessions: int = MAX_SESSIONS, max_pending: int = MAX_PENDING) -> None:
+        self._open: set[str] = set()
+        self._asked: dict[bytes, _Pending] = {}  # by the client
+        self._asking: dict[bytes, str | None] = {}  # by the agent
+        self._bound = False
+        self._unplaced: dict[bytes, _Pending] = {}  # those of _asked whose session isn't known
+        self._strays: list[Held] = []
+        self._held_bytes = 0
+        self._max_sessions = max_sessions
+        self._max_pending = max_pending
+
+    def bind(self) -> None:
+        """Sessions that are made or loaded from here on are the caller's one."""
+        self._bound = True
+
+    def forget(self, native: str) -> None:
+        """Treat a session as never seen: who goes on with it opens it anew."""
+        self._open.discard(native)
+
+    def route(self, sender: Sender, lines: Sequence[bytes], stamp: object = None) -> list[To]:
+        """Return where each envelope goes; a plain ``str`` is a session that is open.
+
+        Args:
+            sender: whose they are.
+            lines: envelopes, in order.
+            stamp: kept with requests that are held.
+        """
+        from_agent = sender == "agent"
+        known = self._open
+        routes: list[To] = []
+        for head, line in zip(_read_heads(lines), lines, strict=True):
+            if head is None:
+                routes.append(NO_ROUTE)
+                continue
+            params = head.params
+            if from_agent and params is not None and head.id is NO_ID:
+                native = params.session_id
+                if native is not None and native in known:
+                    routes.append(native)
+                    continue
+            routes.append(self._agents(head, line) if from_agent else self._clients(head, line, stamp))
+        return routes
+
+    def strays(self) -> list[Held]:
+        """Return the held requests that were given up since the last call: they are the connection's."""
+        strays, self._strays = self._strays, []
+        return strays
+
+    def close(self) -> list[Held]:
+        """Forget everything and return the requests whose session never became known."""
+        for pending in self._unplaced.values():
+            self._stray(pending)
+        self._asked.clear()
+        self._unplaced.clear()
+        self._asking.clear()
+        self._open.clear()
+        return self.strays()
+
+    def _agents(self, head: _Head, line: bytes) -> To:
+        if head.method is None:
+            return self._answered(head, line)
+        if head.method.startswith("_adapter/"):
+            return EVERY_SESSION
+        native = _session_id(head)
+        if native is None:
+            if head.method == _CANCEL:
+                return self._cancelled(self._asking.get(_request_id(line)))
+            if head.id:
+                self._remember(head, None)
+            return NO_ROUTE
+        route = self._mentioned(native)
+        if head.id:
+            self._remember(head, route.native if isinstance(route, Route) else route)
+        return route
+
+    def _remember(self, head: _Head, native: str | None) -> None:
+        if len(self._asking) >= self._max_pending:
+            del self._asking[next(iter(self._asking))]
+        self._asking[_key(head.id)] = native
+
+    def _mentioned(self, native: str) -> To:
+        """The agent speaks of a session; it may do so before it answers who asked for it."""
+        if native in self._open:
+            return native
+        if not self._admit(native):
+            return NO_ROUTE
+        named = {key: pending for key, pending in self._unplaced.items() if pending.wants == native}
+        if not named:
+            # One that makes a session must be whose session this is; of several, nobody knows.
+            makers = {key: pending for key, pending in self._unplaced.items() if pending.method in _MAKES}
+            named = makers if len(makers) == 1 else {}
+        before: list[Held] = []
+        for key, pending in named.items():
+            del self._unplaced[key]
+            pending.native = native
+            held = self._release(pending)
+            if held is not None:
+                before.append(held)
+        bound = any(pending.bound for pending in named.values())
+        return Route(native, bound=bound, before=tuple(before), opened=True)
+
+    def _admit(self, native: str) -> bool:
+        if len(self._open) >= self._max_sessions:
+            return False
+        self._open.add(native)
+        return True
+
+    def _answered(self, head: _Head, line: bytes) -> To:
+        key = _key(head.id) if head.id else b""
+        pending = self._asked.pop(key, None)
+        if pending is None:
+            return NO_ROUTE
+        self._unplaced.pop(key, None)
+        succeeded, result = _result(line)
+        reply = Reply(pending.method, succeeded, pending.value)
+        opens = pending.method in _OPENINGS
+        if not succeeded:
+            before = (pending.held,) if pending.held is not None else ()
+            self._release(pending)
+            known = pending.native if pending.native in self._open else None
+            return Route(known, bound=pending.bound, before=before, reply=reply)
+        native = pending.native
+        if opens:
+            native = _text(result) or pending.wants or pending.native
+        elif native is None:
+            native = pending.wants
+        if native is None:
+            held = self._release(pending)
+            return Route(None, bound=pending.bound, before=(held,) if held else (), reply=reply)
+        opened = native not in self._open
+        held = self._release(pending)
+        if opened and not self._admit(native):
+            return Route(None, before=(held,) if held else (), reply=reply)
+        if held is None and opened and opens and pending.native not in {None, native}:
+            held = pending.kept  # it was taken for another session's; it is in this one, too
+        closed = pending.method in _CLOSES
+        if closed:
+            self._open.discard(native)
+        return Route(
+            native,
+            bound=pending.bound and opens,
+            before=(held,) if held else (),
+            opened=opened,
+            closed=closed,
+            reply=reply,
+        )
+
+    def _release(self, pending: _Pending) -> Held | None:
+        held, pending.held = pending.held, None
+        if held is not None:
+            self._held_bytes -= len(held.line)
+            # A request that only makes a session is small enough to be kept for a second look.
+            pending.kept = held if pending.method in _MAKES else None
+        return held
+
+    def _clients(self, head: _Head, line: bytes, stamp: object) -> To:
+        method = head.method
+        if method is None:
+            return self._cancelled(self._asking.pop(_key(head.id), None)) if head.id else NO_ROUTE
+        native = _session_id(head)
+        if not head.id:
+            if method == _CANCEL:
+                pending = self._asked.get(_request_id(line))
+                return self._cancelled(None if pending is None else pending.native)
+            return native if native is not None and native in self._open else NO_ROUTE
+        key = _key(head.id)
+        pending = _Pending(method, wants=native)
+        self._make_room(key)
+        self._asked[key] = pending
+        if method.startswith("session/set_"):
+            pending.value = _value(line)
+        known = native is not None and native in self._open and method not in _MAKES
+        if known:
+            pending.native = native
+            return Route(native, method=method, request_id=bytes(head.id))
+        if self._bound and method in _OPENINGS and method != "session/fork":
+            pending.bound = True
+            self._place_later(key, pending)
+            return Route(bound=True, method=method, request_id=bytes(head.id))
+        if method in _OPENINGS or native is not None:
+            if self._held_bytes + len(line) <= MAX_HELD_BYTES:
+                pending.held = Held(line, stamp)
+                self._held_bytes += len(line)
+            self._place_later(key, pending)
+            return NO_ROUTE if pending.held is None else _HELD
+        return NO_ROUTE
+
+    def _place_later(self, key: bytes, pending: _Pending) -> None:
+        if len(self._unplaced) >= MAX_UNPLACED:
+            self._stray(self._unplaced.pop(next(iter(self._unplaced))))
+        self._unplaced[key] = pending
+
+    def _make_room(self, key: bytes) -> None:
+        if key not in self._asked:
+            if len(self._asked) < self._max_pending:
+                return
+            key = next(iter(self._asked))
+        self._unplaced.pop(key, None)
+        self._stray(self._asked.pop(key))
+
+    def _stray(self, pending: _Pending) -> None:
+        held = self._release(pending)
+        if held is not None:
+            self._strays.append(held)
+
+    def _cancelled(self, native: str | None) -> To:
+        return native if native is not None and native in self._open else NO_ROUTE
+
+
+def _read_heads(lines: Sequence[bytes]) -> Sequence[_Head | None]:
+    if len(lines) > 1:
+        try:
+            heads = _heads.decode_lines(b"\n".join(lines))
+        except _FAILURES:
+            heads = []
+        if len(heads) == len(lines):
+            return heads
+    return [_read_head(line) for line in lines]
+
+
+def _read_head(line: bytes) -> _Head | None:
+    try:
+        return _heads.decode(line)
+    except _FAILURES:
+        pass
+    try:
+        found = loads(line)
+    except InvalidEnvelopeError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    members: dict[str, object] = found  # pyright: ignore[reportUnknownVariableType]
+    method = members.get("method")
+    params = members.get("params")
+    native = params.get("sessionId") if isinstance(params, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    return _Head(
+        msgspec.Raw(dumps(members["id"])) if "id" in members else NO_ID,
+        method if isinstance(method, str) else None,
+        _Params(native) if isinstance(native, str) else None,
+    )
+
+
+def _session_id(head: _Head) -> str | None:
+    native = None if head.params is None else head.params.session_id
+    return native or None
+
+
+def _request_id(line: bytes) -> bytes:
+    try:
+        params = _whole.decode(line).params
+    except _FAILURES:
+        return b""
+    return b"" if params is None or not params.request_id else _key(params.request_id)
+
+
+def _value(line: bytes) -> str:
+    try:
+        params = _whole.decode(line).params
+    except _FAILURES:
+        return ""
+    if params is None:
+        return ""
+    return _text(params.model_id) or _text(params.mode_id) or _text(params.config_id) or ""
+
+
+def _result(line: bytes) -> tuple[bool, object]:
+    """Return whether a response carries a result, and the ``sessionId`` in it."""
+    try:
+        response = _responses.decode(line)
+    except _FAILURES:
+        return False, None
+    if response.error and bytes(response.error) != b"null":
+        return False, None
+    try:
+        return True, _results.decode(response.result).session_id if response.result else None
+    except _FAILURES:
+        return True, None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _key(raw: msgspec.Raw) -> bytes:
+    """Return an id's bytes as both sides would compare them: agents write ``1`` for ``1.0``."""
+    name = bytes(raw)
+    if name.isdigit() or (b"\\" not in name and name[:1] == b'"'):
+        return name
+    try:
+        value = loads(name)
+    except InvalidEnvelopeError:
+        return name
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return dumps(value)

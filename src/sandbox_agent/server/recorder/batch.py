@@ -1,0 +1,77 @@
+"""The rows that the next commit stores, and what is shown after it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+from sandbox_agent.engine.feed import Chunk
+from sandbox_agent.engine.sse import encode_messages
+from sandbox_agent.persist.store import Changes, SessionRow
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.live import LiveSession
+
+__all__ = ["Batch", "News"]
+
+
+class News(NamedTuple):
+    """What a session's viewers see after the commit."""
+
+    session: LiveSession
+    row: SessionRow
+    chunk: Chunk | None
+
+
+class Batch:
+    """Rows that belong into one transaction.
+
+    Attributes:
+        changes: the rows.
+        size: about how many bytes they are.
+        held: bytes of the intake that are given back once it is stored.
+        events: by session, the JSON of its events.
+        waiters: done once it is stored.
+    """
+
+    def __init__(self) -> None:
+        self.changes: Changes = Changes()
+        self.size: int = 0
+        self.held: int = 0
+        self.events: dict[LiveSession, list[bytes]] = {}
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.events or self.waiters or self.held or self.changes.envelopes)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the store has anything to do."""
+        return bool(self.events or self.changes.envelopes)
+
+    def of(self, session: LiveSession) -> list[bytes]:
+        """Return a session's list of events; its row is stored, too."""
+        events = self.events.get(session)
+        if events is None:
+            events = self.events[session] = []
+        return events
+
+    def seal(self) -> list[News]:
+        """Complete the rows with those of the sessions as they are now, and return what they mean."""
+        news: list[News] = []
+        changes = self.changes
+        for session, events in self.events.items():
+            fold = session.fold
+            row = copy.copy(fold.row)
+            changes.sessions.append(row)
+            snapshot = fold.snapshot()
+            if snapshot is not None:
+                changes.snapshots.append(snapshot)
+            chunk = None
+            if events:
+                first = row.last_sequence - len(events) + 1
+                chunk = Chunk(first, row.last_sequence, None, encode_messages(first, events))
+            news.append(News(session, row, chunk))
+        return news

@@ -1,0 +1,105 @@
+"""What waits for the recorder, in order, and how much that may be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from sandbox_agent.wire.records import Sender
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.tap import Tap
+
+__all__ = ["Entry", "Intake", "Job"]
+
+
+class Entry(NamedTuple):
+    """Envelopes of one read or write of a connection.
+
+    Attributes:
+        time_ms: when.
+        size: their bytes.
+        client: who sent them; empty where they are the agent's, or the client has no name.
+    """
+
+    tap: Tap
+    sender: Sender
+    lines: Sequence[bytes]
+    time_ms: int
+    size: int
+    client: str
+
+
+class Job(NamedTuple):
+    """Something to be done between two envelopes."""
+
+    do: Callable[[], Awaitable[None]]
+
+
+class Intake:
+    """A queue that is bounded in bytes by those who fill it: it never refuses.
+
+    Attributes:
+        used: bytes of envelopes that are queued or not stored yet.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.used = 0
+        self._max = max_bytes
+        self._entries: deque[Entry | Job] = deque()
+        self._sleeper: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether it holds more than it should."""
+        return self.used > self._max
+
+    def put(self, entry: Entry | Job, *, first: bool = False) -> None:
+        """Append, and wake the worker if it sleeps."""
+        if first:
+            self._entries.appendleft(entry)
+        else:
+            self._entries.append(entry)
+        if isinstance(entry, Entry):
+            self.used += entry.size
+        sleeper = self._sleeper
+        if sleeper is not None:
+            self._sleeper = None
+            if not sleeper.done():
+                sleeper.set_result(None)
+
+    def take(self) -> Entry | Job | None:
+        """Return the oldest; its bytes count until they are given back."""
+        return self._entries.popleft() if self._entries else None
+
+    async def wait(self) -> None:
+        """Return when there is something."""
+        if not self._entries:
+            self._sleeper = asyncio.get_running_loop().create_future()
+            await self._sleeper
+
+    def give_back(self, size: int) -> None:
+        """Envelopes of that many bytes are stored."""
+        self.used -= size
+        if self._waiters and not self.exceeded:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def relieve(self) -> None:
+        """Return when it is below its bound."""
+        while self.exceeded:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def left(self) -> int:
+        """Return how many envelopes are queued."""
+        return sum(len(entry.lines) for entry in self._entries if isinstance(entry, Entry))

@@ -1,0 +1,142 @@
+"""What a session's row learns on the way: title, model, mode, tokens and cost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgspec
+
+from sandbox_agent.engine.route import Reply
+from sandbox_agent.persist.store import SessionRow, TurnRow
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.sessions import UsageInfo
+from sandbox_agent.wire.universal import JsonPart, StatusPart, TurnEventData, UniversalItem
+
+__all__ = ["Learner"]
+
+_TOKENS = {
+    "inputTokens": "input_tokens",
+    "outputTokens": "output_tokens",
+    "totalTokens": "total_tokens",
+    "cachedReadTokens": "cached_read_tokens",
+    "cachedWriteTokens": "cached_write_tokens",
+    "thoughtTokens": "thought_tokens",
+}
+
+
+class Learner:
+    """Keeps a session's row up to date with what its agent tells.
+
+    Tokens are summed over the turns; a cost is what the agent says that the session cost so far, and a
+    turn's is by how much that grew.
+    """
+
+    def __init__(self, row: SessionRow) -> None:
+        self._row = row
+        self._usage = _read_usage(row.usage)
+        self._before: dict[str, dict[str, float]] = {}
+
+    def status(self, item: UniversalItem, turns: dict[str, TurnRow]) -> None:
+        """Take a status item."""
+        label, detail = "", None
+        value: Any = None
+        for part in item.content:
+            if isinstance(part, StatusPart):
+                label, detail = part.label, part.detail
+            elif isinstance(part, JsonPart):
+                value = part.json
+        told = _dict(value)
+        if label == "title":
+            self._row.title = detail
+        elif label == "mode" and detail:
+            self._row.agent_mode = detail
+        elif label == "config":
+            self._options(told.get("configOptions"))
+        elif label == "usage":
+            self._context(told)
+            for turn_id in turns:
+                self._before.setdefault(turn_id, dict(self._usage.cost or {}))
+
+    def turn_started(self, turn_id: str) -> None:
+        """Note what the session cost before the turn."""
+        self._before[turn_id] = dict(self._usage.cost or {})
+
+    def turn_ended(self, turn: TurnRow, data: TurnEventData) -> TurnRow:
+        """Return the turn's row with what it used; the session's grows by it."""
+        usage = _dict(_dict(data.metadata).get("usage"))
+        mine = UsageInfo()
+        for name, attribute in _TOKENS.items():
+            count = usage.get(name)
+            if isinstance(count, int) and not isinstance(count, bool):
+                setattr(mine, attribute, count)
+                setattr(self._usage, attribute, (getattr(self._usage, attribute) or 0) + count)
+        before = self._before.pop(turn.turn_id, {})
+        grown = {
+            currency: amount - before.get(currency, 0.0)
+            for currency, amount in (self._usage.cost or {}).items()
+            if amount > before.get(currency, 0.0)
+        }
+        mine.cost = grown or None
+        if mine == UsageInfo():
+            return turn
+        self._row.usage = msgspec.json.encode(self._usage)
+        return msgspec.structs.replace(turn, usage=msgspec.json.encode(mine))
+
+    def reply(self, reply: Reply, line: bytes) -> None:
+        """Take the response to a request that made, opened or changed the session."""
+        if not reply.succeeded:
+            return
+        if reply.method == "session/set_model" and reply.value:
+            self._row.model = reply.value
+        if reply.method not in {"session/new", "session/load", "session/resume", "session/fork"}:
+            return
+        result: dict[str, Any] = {}
+        with contextlib.suppress(InvalidEnvelopeError):
+            result = _dict(_dict(loads(line)).get("result"))
+        mode = _dict(result.get("modes")).get("currentModeId")
+        if isinstance(mode, str) and mode:
+            self._row.agent_mode = mode
+        model = _dict(result.get("models")).get("currentModelId")
+        if isinstance(model, str) and model:
+            self._row.model = model
+        self._options(result.get("configOptions"))
+
+    def _options(self, options: object) -> None:
+        if not isinstance(options, list):
+            return
+        for option in cast("list[Any]", options):
+            members = _dict(option)
+            value = members.get("currentValue")
+            if not isinstance(value, str) or not value:
+                continue
+            category = members.get("category")
+            if category == "model":
+                self._row.model = value
+            elif category == "mode":
+                self._row.agent_mode = value
+            elif category == "thought_level":
+                self._row.variant = value
+
+    def _context(self, told: dict[str, Any]) -> None:
+        used, size, cost = told.get("used"), told.get("size"), _dict(told.get("cost"))
+        if isinstance(used, int):
+            self._usage.context_used = used
+        if isinstance(size, int):
+            self._usage.context_size = size
+        amount, currency = cost.get("amount"), cost.get("currency")
+        if isinstance(amount, int | float) and isinstance(currency, str):
+            self._usage.cost = {**(self._usage.cost or {}), currency: float(amount)}
+        self._row.usage = msgspec.json.encode(self._usage)
+
+
+def _read_usage(usage: bytes | None) -> UsageInfo:
+    if usage is not None:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(usage, type=UsageInfo)
+    return UsageInfo()
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return dict(cast("Mapping[str, Any]", value)) if isinstance(value, dict) else {}
