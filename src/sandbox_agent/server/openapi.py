@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sandbox_agent.errors import ProblemError, TokenInvalidError
+from sandbox_agent.server.event_schema import EVENT_DATA_TYPES, EVENT_SCHEMAS
 from sandbox_agent.server.operations import Answer, Operation
 from sandbox_agent.server.problems import PROBLEM_JSON
 from sandbox_agent.wire import api
@@ -64,6 +65,7 @@ def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
             "schemas": {
                 **{name: _nullable(schema) for name, schema in sorted(components.items())},
                 "AcpEnvelope": ACP_ENVELOPE_SCHEMA,
+                **(EVENT_SCHEMAS if bodies.issuperset(EVENT_DATA_TYPES) else {}),
             },
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },

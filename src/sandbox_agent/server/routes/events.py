@@ -11,6 +11,7 @@ from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import GoneError, InvalidRequestError, ServerSessionNotFoundError, StreamError
 from sandbox_agent.persist.store.rows import EventRow, SessionRow
+from sandbox_agent.server.event_schema import EVENT_DATA_TYPES
 from sandbox_agent.server.event_stream import EVENT_STREAM, EventStream
 from sandbox_agent.server.operations import (
     MAX_NUMBER,
@@ -33,7 +34,6 @@ from sandbox_agent.server.session_views import RawView
 from sandbox_agent.server.state import JsonResponse, state_of
 from sandbox_agent.server.viewers import Viewer
 from sandbox_agent.wire.jsonrpc import dumps
-from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["OPERATIONS"]
 
@@ -162,7 +162,7 @@ OPERATIONS = (
         ),
         answers={200: Answer("The page.", _EVENTS)},
         errors=(InvalidRequestError, ServerSessionNotFoundError, GoneError, StreamError),
-        schemas=(UniversalEvent,),
+        schemas=EVENT_DATA_TYPES,
     ),
     Operation(
         method="GET",
