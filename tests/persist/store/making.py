@@ -1,0 +1,88 @@
+"""Stores and rows for these tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sandbox_agent.persist.sqlite_thread import MEMORY, SQLiteThread
+from sandbox_agent.persist.store import (
+    Changes,
+    EnvelopeRow,
+    EventRow,
+    PermissionRow,
+    SessionRow,
+    SQLiteSessionStore,
+    TextRow,
+    TurnRow,
+)
+
+TIME = 1_750_000_000_000
+PLENTY = 1 << 30
+
+
+@asynccontextmanager
+async def opened(path: Path | str) -> AsyncGenerator[SQLiteSessionStore]:
+    writer = SQLiteThread(path)
+    reader = writer if str(path) == MEMORY else SQLiteThread(path, read_only=True)
+    try:
+        store = SQLiteSessionStore(writer, reader)
+        await store.open()
+        yield store
+    finally:
+        await reader.close()
+        await writer.close()
+
+
+def session(key: int = 1, **columns: Any) -> SessionRow:
+    defaults = {"session_id": f"session-{key}", "agent": "claude", "created_at": TIME, "updated_at": TIME}
+    return SessionRow(key=key, **{**defaults, **columns})
+
+
+def event(sequence: int, key: int = 1, *, time: int = TIME, size: int = 0, envelope: int = 0) -> EventRow:
+    padding = b"x" * size
+    data = b'{"sequence":%d,"data":"%s"}' % (sequence, padding)
+    return EventRow(key, sequence, time, "item.delta", envelope, data)
+
+
+def envelope(index: int, key: int = 1, *, time: int = TIME, data: bytes | None = None) -> EnvelopeRow:
+    return EnvelopeRow(key, index, time, "agent", "epoch", b'{"index":%d}' % index if data is None else data)
+
+
+def turn(number: int, key: int = 1, **columns: Any) -> TurnRow:
+    defaults = {"turn_id": f"turn_{number}", "state": "done", "created_at": TIME, "prompt": b"[1]"}
+    return TurnRow(key=key, number=number, **{**defaults, **columns})
+
+
+def permission(permission_id: str, key: int = 1, **columns: Any) -> PermissionRow:
+    defaults: dict[str, Any] = {
+        "kind": "permission",
+        "request_id": b"7",
+        "connection_id": "epoch",
+        "sequence": 1,
+        "action": "edit",
+        "metadata": b'{"a":1}',
+        "requested_at": TIME,
+    }
+    return PermissionRow(key=key, permission_id=permission_id, **{**defaults, **columns})
+
+
+def filled(key: int = 1, count: int = 3, *, time: int = TIME, text: str = "", **columns: Any) -> Changes:
+    """A session with as many events and envelopes; each has the text, if there is one, and its number."""
+    numbers = range(1, count + 1)
+    return Changes(
+        sessions=[session(key, last_sequence=count, last_envelope=count, **columns)],
+        events=[event(number, key, time=time + number, envelope=number) for number in numbers],
+        envelopes=[envelope(number, key, time=time + number) for number in numbers],
+        texts=[TextRow(key, number, time + number, f"{text} number{number}") for number in numbers if text],
+    )
+
+
+async def sequences(store: SQLiteSessionStore, key: int = 1, after: int = 0) -> list[int]:
+    return [row.sequence for row in await store.events(key, after=after, limit=PLENTY, max_bytes=PLENTY)]
+
+
+async def indexes(store: SQLiteSessionStore, key: int = 1) -> list[int]:
+    return [row.index for row in await store.envelopes(key, after=0, limit=PLENTY)]
