@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.store import SessionStore
-from sandbox_agent.server.recorder.batch import Batch
+from sandbox_agent.persist.store import PermissionRow, SessionStore
+from sandbox_agent.server.recorder.batch import Batch, News
 from sandbox_agent.server.recorder.live import LiveSession
 
 __all__ = ["RETRY_SECONDS", "Committer"]
@@ -39,6 +39,7 @@ class Committer:
         store: SessionStore,
         give_back: Callable[[int], None],
         on_recovery: Callable[[Iterable[LiveSession], float], None],
+        listeners: Sequence[Callable[[LiveSession, PermissionRow], None]],
     ) -> None:
         self.batch: Batch = Batch()
         self.degraded: str | None = None
@@ -49,6 +50,7 @@ class Committer:
         self._store = store
         self._give_back = give_back
         self._on_recovery = on_recovery
+        self._listeners = listeners
         self._in_flight: Batch | None = None
         self._wake: asyncio.Event = asyncio.Event()
         self._taken: asyncio.Event = asyncio.Event()
@@ -95,12 +97,23 @@ class Committer:
             self.commits += 1
             for session, row, chunk in news:
                 session.publish(row, chunk)
+            if batch.changes.permissions and self._listeners:
+                self._tell(batch, news)
             for waiter in batch.waiters:
                 if not waiter.done():
                     waiter.set_result(None)
             self._give_back(batch.held)
             if self._refused_at:
                 self._works(batch)
+
+    def _tell(self, batch: Batch, news: Sequence[News]) -> None:
+        sessions = {row.key: session for session, row, _ in news}
+        for permission in batch.changes.permissions:
+            for listener in self._listeners:
+                try:
+                    listener(sessions[permission.key], permission)
+                except Exception:  # the boundary: a listener's bug must not end the recorder
+                    logger.exception("who listens for permissions failed")
 
     async def _try(self, batch: Batch) -> bool:
         if not batch.has_rows:

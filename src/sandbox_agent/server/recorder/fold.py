@@ -22,12 +22,12 @@ from sandbox_agent.server.recorder.learn import Learner
 from sandbox_agent.server.recorder.rows import (
     ask_id,
     ended_turn,
-    expiry_ms,
     permission_row,
     read_prompt,
     resolved_permission,
     searchable,
 )
+from sandbox_agent.server.sessions.policies import expiry_of
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import Sender
 from sandbox_agent.wire.universal import (
@@ -74,7 +74,6 @@ class Fold:
         self.learner = Learner(row)
         self._since_snapshot = 0
         self._snapshot_due = False
-        self._expires_after = expiry_ms(row.settings)
 
     def tick(self, time_ms: int) -> int:
         """Return the time of the next row."""
@@ -190,8 +189,7 @@ class Fold:
             if data.status == "requested":
                 request_id = self._request_id(data)
                 ask = permission_row(self.row.key, data, request_id, connection_id, event.sequence, time_ms)
-                if self._expires_after is not None:
-                    ask.expires_at = time_ms + self._expires_after
+                ask.expires_at = expiry_of(self.row, time_ms)
                 self.asks[name] = ask
                 changes.permissions.append(ask)
             elif (asked := self.asks.pop(name, None)) is not None:

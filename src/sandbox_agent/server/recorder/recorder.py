@@ -16,7 +16,7 @@ import anyio
 
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError, ServerSessionNotFoundError, SessionAlreadyExistsError
-from sandbox_agent.persist.store import SessionRow, SessionStore
+from sandbox_agent.persist.store import PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.recorder.batch import Batch
 from sandbox_agent.server.recorder.committer import Committer
 from sandbox_agent.server.recorder.fold import Fold
@@ -48,6 +48,9 @@ def _now_ms() -> int:
 class Recorder:
     """Stores every envelope of every connection with the session it belongs to, and what it means.
 
+    Attributes:
+        listeners: called after the commit that stored that something was asked for, or was answered.
+
     Args:
         store: an open store.
         max_bytes: of envelopes that wait to be stored; above it ``exceeded`` is true.
@@ -63,7 +66,8 @@ class Recorder:
     ) -> None:
         self._store = store
         self._intake = Intake(max_bytes)
-        self._committer = Committer(store, self._intake.give_back, self._recovered)
+        self.listeners: list[Callable[[LiveSession, PermissionRow], None]] = []
+        self._committer = Committer(store, self._intake.give_back, self._recovered, self.listeners)
         self._memory = TailMemory()
         self._live: WeakValueDictionary[str, LiveSession] = WeakValueDictionary()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

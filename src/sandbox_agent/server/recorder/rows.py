@@ -8,7 +8,6 @@ import msgspec
 
 from sandbox_agent.persist.store import PermissionRow, TurnRow
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, read_head
-from sandbox_agent.wire.sessions import CreateSessionRequest
 from sandbox_agent.wire.universal import (
     FileRefPart,
     PermissionEventData,
@@ -25,7 +24,6 @@ from sandbox_agent.wire.universal import (
 __all__ = [
     "ask_id",
     "ended_turn",
-    "expiry_ms",
     "permission_row",
     "read_prompt",
     "resolved_permission",
@@ -125,17 +123,6 @@ def searchable(item: UniversalItem) -> str:
         elif isinstance(part, FileRefPart):
             texts.append(part.path)
     return "\n".join(text for text in texts if text)
-
-
-def expiry_ms(settings: bytes | None) -> int | None:
-    """Return after how long what a session's agent asks for expires."""
-    if settings is None:
-        return None
-    try:
-        seconds = msgspec.json.decode(settings, type=CreateSessionRequest).permission_timeout_seconds
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return None if seconds is None else int(seconds * 1000)
 
 
 def turn_id_of(line: bytes) -> str | None:
