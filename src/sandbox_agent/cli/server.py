@@ -12,7 +12,7 @@ from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
 from sandbox_agent.server.serve import serve
-from sandbox_agent.server.store import check_store
+from sandbox_agent.server.store import check_store, default_store
 
 __all__ = ["server"]
 
@@ -41,10 +41,25 @@ __all__ = ["server"]
 @click.option("--no-token", "-n", is_flag=True, help="Serve without a token, other machines too.")
 @click.option(
     "--store",
-    default="memory",
-    show_default=True,
     metavar="sqlite:PATH|memory",
-    help="Where events go that memory has no room for.",
+    help="Where sessions are kept; default: sqlite:server.db under the platform's folder for data. "
+    "memory keeps them only while the server runs.",
+)
+@click.option(
+    "--retain-days",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="Erase events that are older; 0 keeps them for ever.",
+)
+@click.option(
+    "--retain-bytes",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="BYTES",
+    help="Erase the oldest events while the store is larger; 0 sets no bound.",
 )
 @click.option(
     "--feed-memory-bytes",
@@ -104,7 +119,9 @@ def server(
     port: int,
     token: str | None,
     no_token: bool,
-    store: str,
+    store: str | None,
+    retain_days: float,
+    retain_bytes: int,
     feed_memory_bytes: int,
     max_body_bytes: int,
     request_timeout: float,
@@ -128,7 +145,9 @@ def server(
         host=host,
         port=port,
         token=token,
-        store=check_store(store),
+        store=default_store() if store is None else check_store(store),
+        retain_days=retain_days,
+        retain_bytes=retain_bytes,
         feed_memory_bytes=feed_memory_bytes,
         max_body_bytes=max_body_bytes,
         request_timeout=request_timeout,

@@ -14,9 +14,9 @@ import anyio
 import anyio.to_thread
 
 from sandbox_agent.persist.fairness import give_way_until_done
-from sandbox_agent.persist.sqlite_worker import BUSY_TIMEOUT, MEMORY, Job, Worker
+from sandbox_agent.persist.sqlite_worker import BUSY_TIMEOUT, MEMORY, TEMPORARY, UNNAMED, Job, Worker
 
-__all__ = ["BUSY_TIMEOUT", "MEMORY", "SQLiteThread"]
+__all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "SQLiteThread"]
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -34,7 +34,8 @@ class SQLiteThread:
     thread, each with its own tables.
 
     Args:
-        path: the database file, made with its parent folders where missing, or ``":memory:"``.
+        path: the database file, made with its parent folders where missing, ``":memory:"``, or ``""`` for
+            one on disk that has no name and goes with the thread.
         prepare: called in the thread with every newly opened connection, before any job.
         read_only: jobs only read: no transactions are begun, and writing fails.
     """
@@ -48,7 +49,7 @@ class SQLiteThread:
     ) -> None:
         # Absolute at once: the process may change its folder before the first job opens the file.
         text = os.fspath(path)
-        self.path: str = text if text == MEMORY or os.path.isabs(text) else str(Path(text).absolute())  # noqa: PTH117
+        self.path: str = text if text in UNNAMED or os.path.isabs(text) else str(Path(text).absolute())  # noqa: PTH117
         self._worker = Worker(self.path, prepare, read_only)
         # The worker knows nothing of this object, so one that is dropped unclosed ends its thread.
         weakref.finalize(self, self._worker.stop).atexit = False

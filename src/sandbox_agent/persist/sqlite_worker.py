@@ -18,9 +18,12 @@ from typing import Any, Final, NamedTuple
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite_errors import error_code, explain_sqlite
 
-__all__ = ["BUSY_TIMEOUT", "MEMORY", "Job", "Worker"]
+__all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "UNNAMED", "Job", "Worker"]
 
 MEMORY: Final = ":memory:"
+# SQLite's own name for a file that nobody sees: what the cache has no room for is on disk.
+TEMPORARY: Final = ""
+UNNAMED: Final = frozenset({MEMORY, TEMPORARY})
 # How long a statement waits for another program's lock before it fails, in seconds.
 BUSY_TIMEOUT: Final = 5.0
 # Between two tries of what SQLite's own busy handler does not cover, in seconds.
@@ -156,7 +159,7 @@ class Worker:
             outcomes += self._commit(connection, together)
         outcomes += [self._attempt(connection, job) for job in jobs if self._read_only or not job.transaction]
         stale = any(error_code(outcome.error) in _REOPEN_AFTER for outcome in outcomes if outcome.error)
-        if (stale or connection.in_transaction) and self._path != MEMORY:
+        if (stale or connection.in_transaction) and self._path not in UNNAMED:
             self._disconnect()
         return self._explained(outcomes)
 
@@ -213,7 +216,7 @@ class Worker:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None:
-            if self._path == MEMORY or _identity(self._path) == self._file:
+            if self._path in UNNAMED or _identity(self._path) == self._file:
                 return self._connection
             # SQLite would go on writing into the file that has lost its name.
             self._disconnect()
@@ -223,10 +226,10 @@ class Worker:
             )
         if "\0" in self._path:
             raise PersistError(f"the store's path {self._path!r} has a null character: name another file")
-        if self._path != MEMORY and not self._read_only:
+        if self._path not in UNNAMED and not self._read_only:
             self._make_folder()
         # A reader must not make the file that it misses.
-        reading = self._read_only and self._path != MEMORY
+        reading = self._read_only and self._path not in UNNAMED
         connection = sqlite3.connect(
             f"{Path(self._path).as_uri()}?mode=rw" if reading else self._path,
             uri=reading,

@@ -110,6 +110,9 @@ class LocalProvider(SandboxProvider):
             command += ["--token", token]
         if self._store is not None:
             command += ["--store", self._store]
+        elif self._binary is None:
+            # its own store: the default one belongs to one server at a time, and the caller keeps the sessions
+            command += ["--store", "memory"]
         return [*command, *self._args]
 
     def _spawn(self, port: int, token: str) -> _Child:

@@ -22,7 +22,12 @@ from sandbox_agent.server.dispatch import Dispatcher
 from sandbox_agent.server.express import Express
 from sandbox_agent.server.openapi import build_document
 from sandbox_agent.server.operations import Operation
-from sandbox_agent.server.routes import acp, agents, meta
+from sandbox_agent.server.recorder.recorder import Recorder
+from sandbox_agent.server.retention import Retention
+from sandbox_agent.server.routes import acp, agents, events, meta, permissions, search, sessions, turns
+from sandbox_agent.server.sessions.inbox import Inbox
+from sandbox_agent.server.sessions.service import Sessions
+from sandbox_agent.server.sessions.watcher import Watcher
 from sandbox_agent.server.spill import Spiller
 from sandbox_agent.server.state import ServerState
 from sandbox_agent.server.store import open_store
@@ -31,7 +36,16 @@ __all__ = ["OPERATIONS", "Application", "openapi_json"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-OPERATIONS: tuple[Operation, ...] = (*meta.OPERATIONS, *acp.OPERATIONS, *agents.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (
+    *meta.OPERATIONS,
+    *acp.OPERATIONS,
+    *agents.OPERATIONS,
+    *sessions.OPERATIONS,
+    *turns.OPERATIONS,
+    *events.OPERATIONS,
+    *permissions.OPERATIONS,
+    *search.OPERATIONS,
+)
 
 
 class Application:
@@ -46,6 +60,7 @@ class Application:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._bridge: Bridge | None = None
+        self._sessions: Sessions | None = None
         self._entry: ASGIApp | None = None
         self.express: Express | None = None
         self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
@@ -60,6 +75,8 @@ class Application:
         """End all agents, so that streams and requests end with them; no agent is started after it."""
         if self._bridge is not None:
             logger.info("shutting down: ending agents")
+            if self._sessions is not None:
+                self._sessions.halt()
             await self._bridge.close()
 
     @asynccontextmanager
@@ -72,18 +89,33 @@ class Application:
         config = self._config
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(config.store))
-            spiller = Spiller(FeedMemory(config.feed_memory_bytes), store)
-            self._bridge = await stack.enter_async_context(
-                Bridge(spiller, request_timeout=config.request_timeout).run()
+            recorder = await stack.enter_async_context(Recorder(store.sessions).run())
+            spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
+            bridge = Bridge(spiller, request_timeout=config.request_timeout, recorder=recorder)
+            self._bridge = await stack.enter_async_context(bridge.run())
+            self._sessions = Sessions(recorder, store.sessions, bridge)
+            await stack.enter_async_context(self._sessions.run())
+            watcher = Watcher(store.sessions, self._sessions)
+            await stack.enter_async_context(watcher.run())
+            recorder.listeners.append(watcher.seen)
+            await stack.enter_async_context(Retention(recorder, config).run())
+            state = ServerState(
+                config=config,
+                bridge=bridge,
+                agents=Directory(bridge),
+                openapi=openapi_json(),
+                recorder=recorder,
+                store=store.sessions,
+                sessions=self._sessions,
+                inbox=Inbox(store.sessions, self._sessions),
             )
-            state = ServerState(config, self._bridge, Directory(self._bridge), openapi_json())
             entry: ASGIApp = Dispatcher(OPERATIONS, state)
             if config.token is not None:
                 entry = BearerAuth(entry, token=config.token)
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             self._entry = entry
-            self.express = Express(self._bridge, config.token, config.max_body_bytes)
+            self.express = Express(bridge, config.token, config.max_body_bytes)
             gc.freeze()  # what is here now stays: the collector need not look at it again
             yield
 
@@ -99,5 +131,5 @@ def _cors(cors: CorsConfig) -> Mapping[str, Any]:
         "allow_methods": cors.allow_methods or ("*",),
         "allow_headers": cors.allow_headers or ("*",),
         "allow_credentials": cors.allow_credentials,
-        "expose_headers": (acp.EPOCH_HEADER,),
+        "expose_headers": (acp.EPOCH_HEADER, turns.TURN_HEADER),
     }

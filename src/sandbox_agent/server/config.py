@@ -31,6 +31,8 @@ class ServerConfig:
         port: port to bind; 0 takes a free one.
         token: bearer token, or None for no authentication.
         store: "memory" or "sqlite:PATH".
+        retain_days: events and envelopes older than this are erased; 0 keeps them.
+        retain_bytes: the oldest are erased while the store is larger; 0 keeps them.
         feed_memory_bytes: bound on what all feeds hold in memory before they spill to the store.
         max_body_bytes: bound on a request's body.
         request_timeout: seconds an agent has to answer a request other than session/prompt.
@@ -41,6 +43,8 @@ class ServerConfig:
     port: int = DEFAULT_PORT
     token: str | None = None
     store: str = "memory"
+    retain_days: float = 0
+    retain_bytes: int = 0
     feed_memory_bytes: int = 32 * 1024 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
     request_timeout: float = 120.0

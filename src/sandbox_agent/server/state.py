@@ -10,9 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.directory import Directory
+from sandbox_agent.server.recorder.recorder import Recorder
+from sandbox_agent.server.sessions.inbox import Inbox
+from sandbox_agent.server.sessions.service import Sessions
 
 __all__ = ["JsonResponse", "ServerState", "json_response", "state_of"]
 
@@ -26,12 +30,20 @@ class ServerState:
         bridge: its connections.
         agents: the agents of this machine.
         openapi: its OpenAPI document as JSON.
+        recorder: records all that passes.
+        store: where the recorder puts it.
+        sessions: those that it drives.
+        inbox: what waits for an answer.
     """
 
     config: ServerConfig
     bridge: Bridge
     agents: Directory
     openapi: bytes
+    recorder: Recorder
+    store: SessionStore
+    sessions: Sessions
+    inbox: Inbox
 
 
 class JsonResponse(Response):

@@ -7,16 +7,32 @@ import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from sandbox_agent.agents.layout import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite_thread import TEMPORARY, SQLiteThread
+from sandbox_agent.persist.store.base import SessionStore
+from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
 from sandbox_agent.server.spill import Spill
 
-__all__ = ["MEMORY_STORE", "check_store", "open_store"]
+__all__ = ["MEMORY_STORE", "Store", "check_store", "default_store", "open_store"]
 
 MEMORY_STORE = "memory"
 _SQLITE = "sqlite:"
+
+
+class Store(NamedTuple):
+    """What a server keeps: the feeds that memory has no room for, and its sessions."""
+
+    spill: Spill
+    sessions: SessionStore
+
+
+def default_store() -> str:
+    """Return the store of a server that was told none: in the platform's folder for data."""
+    return f"{_SQLITE}{data_dir() / 'server.db'}"
 
 
 def check_store(store: str) -> str:
@@ -31,7 +47,7 @@ def check_store(store: str) -> str:
 
 
 @asynccontextmanager
-async def open_store(store: str) -> AsyncGenerator[Spill]:
+async def open_store(store: str) -> AsyncGenerator[Store]:
     """Open the store and close it at the end.
 
     Raises:
@@ -39,7 +55,14 @@ async def open_store(store: str) -> AsyncGenerator[Spill]:
         PersistError: it can't be opened, or another server has it.
     """
     if check_store(store) == MEMORY_STORE:
-        yield FileSegments()
+        # nothing is kept, and memory is no longer than a disk: SQLite's own temporary file holds the rest
+        thread = SQLiteThread(TEMPORARY)
+        try:
+            sessions = SQLiteSessionStore(thread, thread)
+            await sessions.open()
+            yield Store(FileSegments(), sessions)
+        finally:
+            await thread.close()
         return
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
     with _owned(path):
@@ -47,7 +70,9 @@ async def open_store(store: str) -> AsyncGenerator[Spill]:
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()
-            yield segments
+            sessions = SQLiteSessionStore(writer, reader)
+            await sessions.open()
+            yield Store(segments, sessions)
         finally:
             await reader.close()
             await writer.close()

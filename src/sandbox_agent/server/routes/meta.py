@@ -21,7 +21,8 @@ async def root(_: Request) -> Response:
 
 async def health(request: Request) -> Response:
     """Say that the server answers, and whether its store does."""
-    reason = state_of(request).bridge.spiller.degraded
+    state = state_of(request)
+    reason = state.recorder.degraded or state.bridge.spiller.degraded
     store = None if reason is None else "degraded"
     return json_response(HealthResponse(status="ok", store=store, reason=reason))
 
