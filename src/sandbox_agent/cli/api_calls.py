@@ -44,8 +44,8 @@ async def get(api: ServerSessions, session_id: str) -> None:
 
 
 async def send_message(api: ServerSessions, session_id: str, message: str, key: str | None) -> None:
-    """Send a message and write its key."""
-    _write({"idempotencyKey": await api.post_message(session_id, message, idempotency_key=key)})
+    """Send a message and write the id of its turn."""
+    _write({"turnId": await api.post_message(session_id, message, idempotency_key=key)})
 
 
 async def send_message_stream(

@@ -81,11 +81,11 @@ class Http:
             ConnectionLostError: the server can't be reached.
             SandboxAgentError: the answer is an error; the subclass of its urn where it has one.
         """
-        content = await self.fetch(method, path, params=params, body=body, read_timeout=read_timeout)
-        if not content:
+        answer = await self.fetch(method, path, params=params, body=body, read_timeout=read_timeout)
+        if not answer.content:
             return None
         try:
-            return loads(content)
+            return loads(answer.content)
         except InvalidEnvelopeError as error:
             raise SandboxAgentError(f"{method} {path}: the answer is not JSON ({error})") from error
 
@@ -98,8 +98,8 @@ class Http:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         read_timeout: float | None = HELPER_READ_TIMEOUT,
-    ) -> bytes:
-        """Send JSON and return the answer's body; errors as ``json``."""
+    ) -> httpx2.Response:
+        """Send JSON and return the answer, its body read; errors as ``json``."""
         try:
             self._check_open()
             response = await self._client.request(
@@ -121,7 +121,7 @@ class Http:
                 f"{method} {path}: no answer from {self.base_url} ({describe(error)})"
             ) from error
         raise_for_problem(response.status_code, response.content)
-        return response.content
+        return response
 
     async def send(
         self,

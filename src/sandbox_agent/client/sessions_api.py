@@ -24,7 +24,7 @@ from sandbox_agent.client.sessions_bodies import (
 )
 from sandbox_agent.client.sessions_calls import SessionCalls, session_path
 from sandbox_agent.client.sessions_follow import follow
-from sandbox_agent.client.sessions_turn import stream_turn
+from sandbox_agent.client.sessions_turn import TURN_HEADER, stream_turn
 from sandbox_agent.client.sinks.base import EventSink
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.wire.records import ListPage
@@ -144,28 +144,27 @@ class ServerSessions:
                 return
 
     async def post_message(self, id: str, message: Message, *, idempotency_key: str | None = None) -> str:  # noqa: A002
-        """Send a message; it returns once the server has stored it. The turn runs when its time comes.
+        """Send a message and return the id of its turn, once the server has stored it.
+
+        The turn runs when those before it have ended: ``turn.*`` events and ``get(id).turns`` name it.
 
         Args:
             id: the session.
             message: a text, or ACP content blocks.
             idempotency_key: the same key never sends twice, also after a restart; None makes one.
 
-        Returns:
-            The key; ``get(id).turns`` names the turn by it.
-
         Raises:
             ConflictError: too many messages wait, the session has ended, or the key was used for another
                 message.
         """
         key = idempotency_key or new_key()
-        await self._calls.until_answered(
+        answer = await self._calls.until_answered(
             "POST",
             session_path(id, "messages"),
             body=message_body(message),
             headers={"Idempotency-Key": key},
         )
-        return key
+        return answer.headers.get(TURN_HEADER, "")
 
     def stream_turn(
         self,
@@ -211,8 +210,8 @@ class ServerSessions:
             allow_gaps: go on behind events that retention has erased, instead of raising.
 
         Raises:
-            GoneError: events that come next are erased (``extensions["firstSequence"]``), or all are.
-            ConflictError: the session has fewer events than ``offset``: it is another one of that name.
+            GoneError: events that come next are erased (``extensions``: missingFrom, missingTo), or the
+                session has fewer events than ``offset``: it is another one of that name.
             ConnectionLostError: the server could not be reached any more.
         """
         batches = follow(self._calls, id, offset=offset, include_raw=include_raw, allow_gaps=allow_gaps)
@@ -225,18 +224,18 @@ class ServerSessions:
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
-        offset: int = 0,
+        offset: int | None = 0,
         limit: int | None = None,
         include_raw: bool = False,
     ) -> EventPage:
-        """Return events with a sequence above ``offset``.
+        """Return events with a sequence above ``offset``; with None from the oldest that is there.
 
         Raises:
-            GoneError: events that come next are erased.
+            GoneError: as ``stream_events``.
         """
         path = session_path(id, "events")
         params = {
-            "offset": str(offset),
+            "offset": None if offset is None else str(offset),
             "limit": None if limit is None else str(limit),
             "include_raw": flag(include_raw),
         }
@@ -303,9 +302,10 @@ class ServerSessions:
 
     async def export(self, id: str, *, format: ExportFormat = "jsonl") -> bytes:  # noqa: A002
         """Return the whole session as a document: events one a line, Markdown, or one HTML page."""
-        return await self._calls.until_answered(
+        answer = await self._calls.until_answered(
             "GET", session_path(id, "export"), params={"format": format}, headers={"Accept": "*/*"}
         )
+        return answer.content
 
     async def search(
         self,
@@ -333,7 +333,7 @@ class ServerSessions:
         params = {
             "q": q,
             "agent": agent,
-            "session_id": session_id,
+            "session": session_id,
             "since": milliseconds(since),
             "until": milliseconds(until),
             "limit": None if limit is None else str(limit),
@@ -370,6 +370,6 @@ class ServerSessions:
 
         Raises:
             PersistError: the SQLite sink failed; another sink raises what it likes.
-            GoneError: as ``stream_events``, like ConflictError and ConnectionLostError.
+            GoneError: as ``stream_events``, like ConnectionLostError.
         """
         return await mirror(self._calls, id, into, include_raw=include_raw, allow_gaps=allow_gaps)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
+import httpx2
 import msgspec
 
 from sandbox_agent.client.sessions_position import read_event
@@ -68,21 +69,21 @@ def flag(value: bool) -> str | None:
     return "true" if value else None
 
 
-def decode(content: bytes, kind: type[T], what: str) -> T:
+def decode(answer: httpx2.Response, kind: type[T], what: str) -> T:
     """Read an answer.
 
     Raises:
         SandboxAgentError: it is not what the contract says.
     """
     try:
-        return msgspec.json.decode(content, type=kind)
+        return msgspec.json.decode(answer.content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SandboxAgentError(
             f"{what}: the answer is not what the contract says ({error}): is that a sandbox-agent server?"
         ) from error
 
 
-def read_page(content: bytes, what: str) -> EventPage:
+def read_page(answer: httpx2.Response, what: str) -> EventPage:
     """Read a page of events; errors as ``decode``."""
-    answer = decode(content, EventsResponse, what)
-    return EventPage([read_event(bytes(raw)) for raw in answer.events], answer.has_more)
+    page = decode(answer, EventsResponse, what)
+    return EventPage([read_event(bytes(raw)) for raw in page.events], page.has_more)

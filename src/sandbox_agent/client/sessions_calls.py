@@ -54,8 +54,8 @@ class SessionCalls:
         params: Mapping[str, str | None] | None = None,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-    ) -> bytes:
-        """Send once the server is healthy and return the answer's body.
+    ) -> httpx2.Response:
+        """Send once the server is healthy and return the answer, its body read.
 
         Raises:
             ConnectionLostError: no answer came; whether it was done is unknown.
@@ -72,7 +72,7 @@ class SessionCalls:
         params: Mapping[str, str | None] | None = None,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-    ) -> bytes:
+    ) -> httpx2.Response:
         """Send what does no harm twice until an answer comes; errors as ``once``."""
         patience = self.patience(f"{method} {path}")
         await patience.begin()
@@ -95,7 +95,7 @@ class SessionCalls:
         params: Mapping[str, str | None] | None,
         body: object,
         headers: Mapping[str, str] | None,
-    ) -> bytes:
+    ) -> httpx2.Response:
         try:
             return await self._http.fetch(
                 method, path, params=params, body=body, headers=headers, read_timeout=CALL_TIMEOUT

@@ -42,7 +42,10 @@ async def follow(
     position = Position(session_id, offset, allow_gaps=allow_gaps)
     path = session_path(session_id, "events", "sse")
     patience = calls.patience(f"events of session '{session_id}'")
-    await patience.begin()
+    # The stream of a session that has ended stays open: where it ends is to be known before.
+    end = await _end(calls, session_id)
+    if end is not None and offset == end:
+        return
     while True:
         loss: Exception | str
         try:
@@ -55,15 +58,16 @@ async def follow(
                 patience.meet()
                 async for chunk in received:
                     fresh = position.take(chunk)
-                    if not fresh:
-                        continue
-                    patience.progress()
-                    yield fresh
-                    if any(event.type == "session.ended" for event in fresh):
+                    if fresh:
+                        patience.progress()
+                        yield fresh
+                    if any(event.type == "session.ended" for event in fresh) or position.sequence == end:
                         return
-            loss = "the stream ended"
-            if await _is_over(calls, session_id, position.sequence or 0):
+            # Deleted, or the server ends.
+            end = await _end(calls, session_id)
+            if position.sequence == end:
                 return
+            loss = "the stream ended"
         except (httpx2.TransportError, HoleError) as error:
             loss = error
         except UnavailableError as error:
@@ -72,8 +76,8 @@ async def follow(
         await patience.bear(loss)
 
 
-async def _is_over(calls: SessionCalls, session_id: str, sequence: int) -> bool:
-    """Whether the session has ended and has no event behind that one."""
+async def _end(calls: SessionCalls, session_id: str) -> int | None:
+    """Return the last sequence of a session that has ended, None for one that goes on."""
     path = session_path(session_id)
     info = decode(await calls.until_answered("GET", path), SessionInfo, f"GET {path}")
-    return info.ended and info.event_count <= sequence
+    return info.event_count if info.ended else None

@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox_agent.client.feed import gap_params
 from sandbox_agent.engine.sse import SseEvent
-from sandbox_agent.errors import ConflictError, GoneError, SandboxAgentError
+from sandbox_agent.errors import GoneError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.universal import UniversalEvent, decode_event
 
@@ -44,7 +44,7 @@ class Position:
 
         Raises:
             GoneError: the server no longer has events that come next; ``extensions`` has the range.
-            ConflictError: the server's session has fewer events than were read: it is another one.
+                or the session has fewer events than were read: it is another one.
             HoleError: an event is missing and the server did not say so.
         """
         before = self.sequence
@@ -64,10 +64,10 @@ class Position:
             elif event.event == "gap":
                 self._gap(gap_params(event.data))
             elif event.event == "reset":
-                raise ConflictError(
+                raise GoneError(
                     f"session '{self._session_id}' has no event {self.sequence}: it was deleted and made "
                     "anew, or another server answers; read it from the beginning",
-                    sequence=self.sequence,
+                    lastSequence=gap_params(event.data).get("lastSequence"),
                 )
             else:
                 logger.info("session %s: unknown stream event %r", self._session_id, event.event)
@@ -83,25 +83,23 @@ class Position:
         fresh.append(event)
 
     def _gap(self, params: dict[str, object]) -> None:
-        first = params.get("firstSequence")
-        if not isinstance(first, int):
-            raise SandboxAgentError(f"session '{self._session_id}': a gap that does not say where it ends")
-        begin = 1 if self.sequence is None else self.sequence + 1
-        if first <= begin:
+        begin, end = params.get("from"), params.get("to")
+        if not isinstance(begin, int) or not isinstance(end, int):
+            raise SandboxAgentError(f"session '{self._session_id}': a gap that does not say what is missing")
+        if self.sequence is not None:
+            begin = self.sequence + 1
+        if end < begin:
             return
         if not self._allow_gaps:
-            raise gone(self._session_id, begin, first)
-        logger.warning("session %s: events %d to %d are gone", self._session_id, begin, first - 1)
-        self.sequence = first - 1
-
-
-def gone(session_id: str, begin: int, first: int) -> GoneError:
-    """Return the error of a range that was erased."""
-    return GoneError(
-        f"session '{session_id}': events {begin} to {first - 1} are gone (retention); "
-        f"read on from offset {first - 1}, or allow gaps",
-        firstSequence=first,
-    )
+            raise GoneError(
+                f"session '{self._session_id}': events {begin} to {end} are gone; "
+                f"read on from offset {end}, or allow gaps",
+                missingFrom=begin,
+                missingTo=end,
+                firstSequence=end + 1,
+            )
+        logger.warning("session %s: events %d to %d are gone", self._session_id, begin, end)
+        self.sequence = end
 
 
 def read_event(data: bytes) -> UniversalEvent:

@@ -20,8 +20,9 @@ from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
 
-__all__ = ["stream_turn"]
+__all__ = ["TURN_HEADER", "stream_turn"]
 
+TURN_HEADER = "Sandbox-Agent-Turn"
 FINAL_STATES = frozenset({"done", "failed", "cancelled", "interrupted"})
 
 
@@ -59,6 +60,7 @@ async def stream_turn(
                 aclosing(read_stream(response)) as received,
             ):
                 patience.meet()
+                watch.turn_id = response.headers.get(TURN_HEADER)
                 async for chunk in received:
                     for event in position.take(chunk):
                         patience.progress()
@@ -77,10 +79,10 @@ async def stream_turn(
 
 
 class _TurnWatch:
-    """Sees the end of the turn that began first, or of the session."""
+    """Sees the end of the turn, or of the session; without an id the turn is the one that begins first."""
 
     def __init__(self) -> None:
-        self._turn_id: str | None = None
+        self.turn_id: str | None = None
 
     def is_end(self, event: UniversalEvent) -> bool:
         if event.type == "session.ended":
@@ -89,8 +91,8 @@ class _TurnWatch:
         if not isinstance(data, TurnEventData):
             return False
         if event.type == "turn.started":
-            self._turn_id = self._turn_id or data.turn_id
-        return event.type == "turn.ended" and self._turn_id in {None, data.turn_id}
+            self.turn_id = self.turn_id or data.turn_id
+        return event.type == "turn.ended" and self.turn_id in {None, data.turn_id}
 
 
 async def _is_over(calls: SessionCalls, session_id: str, key: str) -> bool:
