@@ -37,7 +37,8 @@ async def opened(path: Path | str) -> AsyncGenerator[SQLiteSessionStore]:
 
 
 def session(key: int = 1, **columns: Any) -> SessionRow:
-    defaults = {"session_id": f"session-{key}", "agent": "claude", "created_at": TIME, "updated_at": TIME}
+    defaults: dict[str, Any] = {"session_id": f"session-{key}", "agent": "claude"}
+    defaults |= {"created_at": TIME, "updated_at": TIME}
     return SessionRow(key=key, **{**defaults, **columns})
 
 
@@ -52,7 +53,12 @@ def envelope(index: int, key: int = 1, *, time: int = TIME, data: bytes | None =
 
 
 def turn(number: int, key: int = 1, **columns: Any) -> TurnRow:
-    defaults = {"turn_id": f"turn_{number}", "state": "done", "created_at": TIME, "prompt": b"[1]"}
+    defaults: dict[str, Any] = {
+        "turn_id": f"turn_{number}",
+        "state": "done",
+        "created_at": TIME,
+        "prompt": b"[1]",
+    }
     return TurnRow(key=key, number=number, **{**defaults, **columns})
 
 

@@ -31,6 +31,8 @@ __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "migrate", "require_features"]
 # UPSERT with several rows, FTS5's column filters and SQLite's 32,766 parameters: Debian 11 has 3.34.
 _OLDEST_SQLITE: Final = (3, 32, 0)
 
+_FULL_TEXT: Final = "fts5"
+
 _VERSION_1: Final = (
     """
 CREATE TABLE store_sessions (
@@ -186,10 +188,10 @@ def require_features(connection: sqlite3.Connection) -> None:
         oldest = ".".join(map(str, _OLDEST_SQLITE))
         raise PersistError(
             f"this Python's SQLite is {sqlite3.sqlite_version} and the store needs {oldest}: "
-            "use a newer Python, or --store memory of a newer one"
+            "use a newer Python"
         )
-    found = connection.execute("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'").fetchone()
-    if not found[0]:
+    query = "SELECT 1 FROM pragma_module_list WHERE name = ?"
+    if connection.execute(query, (_FULL_TEXT,)).fetchone() is None:
         raise PersistError(
             "this Python's SQLite was made without full text search (FTS5), which the store needs: "
             "use a Python from python.org, uv or your distribution"

@@ -1,0 +1,283 @@
+"""What is erased is gone from the rows, the index and the file; the rest stays."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.store import Changes, SessionStore, SnapshotRow, SQLiteSessionStore, TextRow
+from sandbox_agent.persist.store import sqlite_erase as erase
+from tests.persist.store.making import (
+    PLENTY,
+    TIME,
+    envelope,
+    event,
+    filled,
+    indexes,
+    opened,
+    permission,
+    sequences,
+    session,
+    turn,
+)
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "Xylophagous quintessential zwitterion"
+# The index keeps words folded, and the common beginning of neighbours once.
+TRACES = [SECRET.encode(), *(word.lower().encode()[3:] for word in SECRET.split())]
+
+
+def traces(folder: Path) -> list[tuple[str, bytes]]:
+    """Return which file holds what of the secret."""
+    found: list[tuple[str, bytes]] = []
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes().lower()
+        found += [(file.name, trace) for trace in TRACES if trace.lower() in data]
+    return found
+
+
+def used(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "store.db")) as connection:
+        return erase.used_bytes(connection)
+
+
+def secret_session(key: int = 1) -> Changes:
+    data = b'{"text":"%s"}' % SECRET.encode()
+    rows = filled(key, 20, text=SECRET, title=SECRET, directory=SECRET, settings=data, usage=data)
+    for row in [*rows.events, *rows.envelopes]:
+        row.data = data
+    rows.events.append(event(21, key, size=50_000))
+    rows.events[-1].data += data
+    rows.turns = [turn(1, key, prompt=data, error=SECRET)]
+    rows.permissions = [permission("p", key, metadata=data, action=SECRET)]
+    rows.snapshots = [SnapshotRow(key, 20, 20, data)]
+    return rows
+
+
+async def test_deleted_session_leaves_no_trace_in_the_file(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        await store.commit(filled(2, 300, text="innocent text", agent="codex"))
+        await store.commit(secret_session())
+        # Merges of the index, and rewritten rows, leave copies behind.
+        for number in range(301, 340):
+            await store.commit(
+                Changes(
+                    sessions=[session(1, title=f"{SECRET} {number}")],
+                    texts=[
+                        TextRow(2, number, TIME, "innocent"),
+                        TextRow(1, number, TIME, f"{SECRET} {number}"),
+                    ],
+                    turns=[turn(1, prompt=SECRET.encode() * (number % 7))],
+                )
+            )
+        assert {trace for _, trace in traces(tmp_path)} == set(TRACES)
+        await store.delete(1)
+        assert traces(tmp_path) == []
+        assert await store.session("session-1") is None
+        assert await store.search("zwitterion", limit=9) == []
+        assert await sequences(store) == await indexes(store) == []
+        assert await store.turns(1, limit=9) == []
+        assert await store.permission(1, "p") is None
+        assert await store.snapshot(1) is None
+        # The other one is whole, and goes on.
+        assert await sequences(store, 2) == list(range(1, 301))
+        assert len(await store.search("innocent", limit=1000)) == 339
+        await store.commit(Changes(events=[event(301, 2)], sessions=[session(3, session_id="session-1")]))
+        assert await store.session("session-1") == session(3, session_id="session-1")
+    assert traces(tmp_path) == []
+
+
+async def test_delete_of_no_session_changes_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        await store.commit(filled(1, 3))
+        await store.delete(7)
+        assert await sequences(store) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stage", ["marked", "sliced", "erased"])
+async def test_interrupted_delete_is_out_of_sight_and_ends_at_the_next_open(
+    stage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        await store.commit(filled(2, 5, text="innocent"))
+        await store.commit(secret_session())
+    writer = SQLiteThread(path)
+    await writer.run(lambda connection: erase.begin_delete(connection, 1))
+    if stage == "sliced":
+        await writer.run(lambda connection: erase.erase_slice(connection, 1))
+    while stage == "erased" and (await writer.run(lambda connection: erase.erase_slice(connection, 1))).rows:
+        pass
+    still = SQLiteSessionStore(writer, writer)
+    assert await still.session("session-1") is None
+    assert await still.search("zwitterion", limit=9) == []
+    assert [row.key for row in (await still.sessions(limit=9))[0]] == [2]
+    # A late row of the recorder's doesn't bring it back.
+    await still.commit(Changes(sessions=[session(1)]))
+    assert await still.session("session-1") is None
+    await writer.close()
+    async with opened(path) as store:
+        assert traces(tmp_path) == []
+        assert await sequences(store) == []
+        assert await sequences(store, 2) == [1, 2, 3, 4, 5]
+    async with opened(path) as store:
+        assert await store.next_key() == 3
+
+
+async def test_commits_go_on_while_a_large_session_is_deleted(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        await store.commit(filled(1, 30_000, text=""))
+        await store.commit(Changes(texts=[TextRow(1, n, TIME, f"word w{n}") for n in range(1, 3_000)]))
+        await store.commit(Changes(sessions=[session(2)]))
+        during = 0
+        deleted = anyio.Event()
+
+        async def delete() -> None:
+            await store.delete(1)
+            deleted.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(delete)
+            while not deleted.is_set():
+                during += 1
+                await store.commit(
+                    Changes(events=[event(during, 2)], texts=[TextRow(2, during, TIME, "word")])
+                )
+        # Slices: were it one transaction, no more than two would have come between.
+        assert during > 10
+        assert await sequences(store, 2) == list(range(1, during + 1))
+        assert await sequences(store) == []
+
+
+async def test_deletes_at_once_all_end(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        for key in range(1, 13):
+            await store.commit(secret_session(key))
+        async with anyio.create_task_group() as group:
+            for key in range(1, 12):
+                group.start_soon(store.delete, key)
+                group.start_soon(store.delete, key)
+        assert [row.key for row in (await store.sessions(limit=99))[0]] == [12]
+        await store.delete(12)
+        assert traces(tmp_path) == []
+
+
+async def test_expiry_by_age_erases_what_is_older_and_says_from_where_the_rest_is(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        await store.commit(filled(1, 10, text="word", managed=True))
+        await store.commit(filled(2, 5, time=TIME + 100))
+        await store.commit(
+            Changes(
+                envelopes=[envelope(1, 0, time=TIME), envelope(2, 0, time=TIME + 50)],
+                turns=[
+                    turn(1, prompt=b"[1]", last_sequence=5),
+                    turn(2, prompt=b"[2]", last_sequence=6),
+                ],
+                permissions=[permission("p", sequence=5, answered="x"), permission("q", sequence=5)],
+            )
+        )
+        lost = await store.expire(before=TIME + 6)
+        assert [(row.key, row.first_sequence, row.last_sequence) for row in lost] == [(1, 6, 10)]
+        assert await store.session("session-1") == lost[0]
+        assert await sequences(store) == await indexes(store) == [6, 7, 8, 9, 10]
+        assert await sequences(store, 2) == [1, 2, 3, 4, 5]
+        assert await indexes(store, 0) == [2]
+        assert {hit.sequence for hit in await store.search("word", limit=99)} == {6, 7, 8, 9, 10}
+        # What was said in the turns that are gone is gone; that they were, is known.
+        assert [row.prompt for row in await store.turns(1, limit=9)] == [b"[]", b"[2]"]
+        blanked, kept = await store.permission(1, "p"), await store.permission(1, "q")
+        assert blanked is not None
+        assert kept is not None
+        assert (blanked.metadata, kept.metadata) == (b"{}", b'{"a":1}')
+        assert await store.expire(before=TIME + 6) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "stays"),
+    [({"managed": True}, True), ({"managed": True, "ended": True}, False), ({"managed": False}, False)],
+)
+async def test_session_that_lost_all_stays_while_the_server_drives_it(
+    columns: dict[str, bool], stays: bool, tmp_path: Path
+) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        await store.commit(filled(1, 10, text=SECRET, **columns))
+        lost = await store.expire(before=TIME + 1_000)
+        assert [(row.key, row.first_sequence) for row in lost] == [(1, 11)]
+        assert (await store.session("session-1") is not None) == stays
+        assert traces(tmp_path) == []
+        if stays:
+            await store.commit(Changes(sessions=[session(last_sequence=11, **columns)], events=[event(11)]))
+            row = await store.session("session-1")
+            assert row is not None
+            assert (row.first_sequence, row.last_sequence) == (11, 11)
+
+
+async def test_expiry_leaves_a_session_alone_whose_turn_is_open(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        for key, state in ((1, "running"), (2, "accepted"), (3, "done")):
+            await store.commit(filled(key, 5))
+            await store.commit(Changes(turns=[turn(1, key, state=state)]))
+        assert [row.key for row in await store.expire(before=TIME + 1_000, max_bytes=0)] == [3]
+        assert await sequences(store, 1) == await sequences(store, 2) == [1, 2, 3, 4, 5]
+
+
+async def test_expiry_keeps_what_came_behind_a_newer_event_when_the_clock_went_back(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        times = [1, 2, 50, 3, 4]
+        rows = [event(number, time=TIME + time) for number, time in enumerate(times, 1)]
+        await store.commit(Changes(sessions=[session(last_sequence=5)], events=rows))
+        await store.expire(before=TIME + 10)
+        assert await sequences(store) == [3, 4, 5]
+
+
+async def test_expiry_by_size_erases_the_oldest_until_it_fits(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        for key in range(1, 5):
+            rows = [event(n, key, time=TIME + key * 1_000 + n, size=2_000) for n in range(1, 501)]
+            texts = [TextRow(key, n, row.time, f"word w{key}x{n}") for n, row in enumerate(rows, 1)]
+            await store.commit(
+                Changes(sessions=[session(key, managed=True, last_sequence=500)], events=rows, texts=texts)
+            )
+        assert await store.expire(max_bytes=PLENTY) == []
+        limit = int(used(tmp_path) * 0.65)
+        lost = await store.expire(max_bytes=limit)
+        assert used(tmp_path) <= limit
+        assert {row.key for row in lost} == {1, 2}
+        assert await sequences(store, 1) == []
+        # Not more than was needed, within a slice.
+        assert 50 < len(await sequences(store, 2)) < 450
+        assert await sequences(store, 2) == list(range(lost[1].first_sequence, 501))
+        assert len(await sequences(store, 3)) == len(await sequences(store, 4)) == 500
+        everything = await store.expire(max_bytes=0)
+        assert {row.key for row in everything} == {2, 3, 4}
+        assert await store.search("word", limit=9) == []
+
+
+async def test_failed_delete_says_so_and_can_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        await store.commit(secret_session())
+
+        def fail(*_: object, **__: object) -> erase.Erased:
+            raise PersistError("the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(erase, "erase_slice", fail)
+            with pytest.raises(PersistError, match="disk is full"):
+                await store.delete(1)
+        await store.delete(1)
+        assert traces(tmp_path) == []
+
+
+def test_store_is_what_the_server_asks_for() -> None:
+    thread = SQLiteThread(":memory:")
+    store: SessionStore = SQLiteSessionStore(thread, thread)
+    assert store is not None
