@@ -60,7 +60,7 @@ class Inbox:
                 sequence=row.sequence,
                 requested_at=row.requested_at,
                 expires_at=row.expires_at,
-                metadata=_loads(row.metadata),
+                metadata=asked_metadata(row),
             )
             for session, row in rows
         ]

@@ -84,6 +84,11 @@ class Watcher:
         """How many requests have a timer."""
         return len(self._waiting)
 
+    @property
+    def timers(self) -> int:
+        """How many timers are held, those of answered requests included."""
+        return len(self._due)
+
     def seen(self, live: _Listened, row: PermissionRow) -> None:
         """Take a request that has just been stored, or the answer to one; never raises, never waits."""
         if self._tasks is None:

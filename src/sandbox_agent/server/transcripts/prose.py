@@ -120,7 +120,8 @@ def _inline(text: str) -> str:
 
     safe = escape(text)
     safe = _CODE.sub(lambda match: hold(f"<code>{match[2].strip()}</code>"), safe)
-    safe = _LINK.sub(lambda match: link(match, match[1]), safe)
+    # a label that looks like an address is no second link
+    safe = _LINK.sub(lambda match: link(match, match[1].replace("://", hold("://"))), safe)
     safe = _URL.sub(lambda match: link(match, hold(match[1])), safe)
     safe = _BOLD.sub(r"<strong>\1</strong>", safe)
     safe = _EMPHASIS.sub(r"<em>\1</em>", safe)
