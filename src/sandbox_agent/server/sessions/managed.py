@@ -7,51 +7,29 @@ import logging
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from sandbox_agent.errors import AcpRpcError, ConflictError, ProblemError, SandboxAgentError, StreamError
-from sandbox_agent.persist.store import Changes, SessionStore, TurnRow
-from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.sessions.asks import cancel_asks, cancel_late_asks
+from sandbox_agent.server.sessions.drops import drop_turn, settle
 from sandbox_agent.server.sessions.link import AgentLink
+from sandbox_agent.server.sessions.parts import Parts
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restoring import restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.live import LiveSession
-    from sandbox_agent.server.recorder.recorder import Recorder
 
-__all__ = ["MAX_WAITING", "ManagedSession", "Parts"]
+__all__ = ["MAX_WAITING", "ManagedSession"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Messages that wait for the turns before them; more is a client that does not look.
 MAX_WAITING = 32
-# How soon a turn goes on that a store that refuses has stopped.
-RETRY_SECONDS = 0.5
-
-
-@dataclass(slots=True)
-class Parts:
-    """What all managed sessions share.
-
-    Attributes:
-        tasks: where their turns run.
-        starts: how many agents are started at once.
-        halted: the server is about to end: no turn begins any more.
-    """
-
-    recorder: Recorder
-    store: SessionStore
-    bridge: Bridge
-    tasks: TaskGroup
-    starts: anyio.CapacityLimiter
-    halted: bool = False
 
 
 class ManagedSession:
@@ -73,8 +51,9 @@ class ManagedSession:
         self._number = 0
         self._turn: TurnRow | None = None
         self._sent = False
-        self._cancelled: str | None = None
+        self._cancelled = False
         self._scope: anyio.CancelScope | None = None
+        self._idle = anyio.Event()
         self._ended = False
         self._ending: asyncio.Future[None] | None = None
 
@@ -152,26 +131,33 @@ class ManagedSession:
         return self._waiting
 
     def _run_queue(self) -> None:
-        if self._waiting and self._scope is None and not (self._ended or self._parts.halted):
-            self._scope = anyio.CancelScope()
-            self._parts.tasks.start_soon(self._work, self._scope)
+        if self._scope is None and self._take_next() is not None:
+            self._scope, self._idle = anyio.CancelScope(), anyio.Event()
+            self._parts.tasks.start_soon(self._work, self._scope, self._idle)
+
+    def _take_next(self) -> TurnRow | None:
+        self._turn, self._sent, self._cancelled = None, False, False
+        if self._waiting and not (self._ended or self._parts.halted):
+            self._turn = self._waiting.popleft()
+        return self._turn
 
     # turns
 
-    async def _work(self, scope: anyio.CancelScope) -> None:
+    async def _work(self, scope: anyio.CancelScope, idle: anyio.Event) -> None:
         """Run the turns until none waits; nothing is awaited between that and saying so."""
-        with scope:
-            while self._waiting and not (self._ended or self._parts.halted):
-                self._turn = self._waiting.popleft()
-                try:
-                    await self._run(self._turn)
-                except SandboxAgentError as error:
-                    logger.warning("turn %s of %s: %s", self._turn.turn_id, self.session_id, error)
-                except Exception:  # the boundary: a bug in one turn must not end the others
-                    logger.exception("turn %s of %s", self._turn.turn_id, self.session_id)
-                finally:
-                    self._turn, self._sent, self._cancelled = None, False, None
-        self._scope = None
+        try:
+            with scope:
+                while (turn := self._turn) is not None:
+                    try:
+                        await self._run(turn)
+                    except SandboxAgentError as error:
+                        logger.warning("turn %s of %s: %s", turn.turn_id, self.session_id, error)
+                    except Exception:  # the boundary: a bug in one turn must not end the others
+                        logger.exception("turn %s of %s", turn.turn_id, self.session_id)
+                    self._take_next()
+        finally:
+            self._turn = self._scope = None
+            idle.set()
 
     async def _run(self, turn: TurnRow) -> None:
         live = await self._live()
@@ -182,17 +168,17 @@ class ManagedSession:
                 raise  # it stays accepted
             if not isinstance(error, SandboxAgentError):
                 logger.exception("the agent of session %s can't be started", self.session_id)
-            await self._drop(live, turn, error)
+            await drop_turn(self._parts, live, turn, error)
             return
-        if self._cancelled == turn.turn_id:
-            await self._drop(live, turn, None)
+        if self._cancelled:
+            await drop_turn(self._parts, live, turn, None)
             return
         if self._parts.halted:
             return
         lost = await self._prompt(link, turn)
-        await self._settle(live)
+        await settle(self._parts, live)
         if lost is not None:
-            await self._close(live, turn, lost)
+            await drop_turn(self._parts, live, turn, lost)
 
     async def _prompt(self, link: AgentLink, turn: TurnRow) -> ProblemError | None:
         """Send the prompt and wait for its answer; return why there is none."""
@@ -211,54 +197,6 @@ class ManagedSession:
             return error
         self._replay = None
         return None
-
-    async def _settle(self, live: LiveSession) -> None:
-        """Wait until all that the turn said is stored, however long the store refuses."""
-        while True:
-            try:
-                await self._parts.recorder.settle(live)
-                return
-            except SandboxAgentError:
-                await anyio.sleep(RETRY_SECONDS)
-
-    async def _close(self, live: LiveSession, turn: TurnRow, error: ProblemError) -> None:
-        """End a turn whose agent is gone, where the recorder does not know that it has ended."""
-        stored = await self._parts.store.turn(turn.key, turn_id=turn.turn_id)
-        if stored is not None and stored.state in ("accepted", "running"):
-            await self._drop(live, turn, error)
-
-    async def _drop(self, live: LiveSession, turn: TurnRow, error: Exception | None) -> None:
-        """End a turn that was never sent: failed, or cancelled where there is no error."""
-        message = code = None
-        if error is not None:
-            known = isinstance(error, SandboxAgentError)
-            message = str(error) if known else "an unexpected error; the server's log has the details"
-            code = error.name if isinstance(error, ProblemError) else None
-        await self._apply_until_stored(live, turn, message, code)
-
-    async def _apply_until_stored(
-        self, live: LiveSession, turn: TurnRow, message: str | None, code: str | None
-    ) -> None:
-        while True:
-            stored = await self._state_of(turn)
-            if stored not in ("accepted", "running", None):
-                return
-            try:
-                await self._parts.recorder.apply(
-                    live, lambda p, t: p.turn_dropped(t, turn_id=turn.turn_id, message=message, code=code)
-                )
-                return
-            except ProblemError:
-                raise  # the session was deleted
-            except SandboxAgentError:
-                await anyio.sleep(RETRY_SECONDS)
-
-    async def _state_of(self, turn: TurnRow) -> str | None:
-        try:
-            stored = await self._parts.store.turn(turn.key, turn_id=turn.turn_id)
-        except SandboxAgentError:
-            return None
-        return None if stored is None else stored.state
 
     # the agent
 
@@ -294,8 +232,7 @@ class ManagedSession:
         turn, link = self._turn, self._link
         if turn is None:
             return
-        again = self._cancelled == turn.turn_id
-        self._cancelled = turn.turn_id
+        again, self._cancelled = self._cancelled, True
         if not self._sent or link is None:
             return
         try:
@@ -343,6 +280,7 @@ class ManagedSession:
         self._ended = True
         if self._scope is not None:
             self._scope.cancel()
+            await self._idle.wait()
         link, self._link = self._link, None
         if link is not None:
             await link.stop()

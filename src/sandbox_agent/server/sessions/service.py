@@ -22,7 +22,8 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.sessions.link import AgentLink, answer, refused
-from sandbox_agent.server.sessions.managed import ManagedSession, Parts
+from sandbox_agent.server.sessions.managed import ManagedSession
+from sandbox_agent.server.sessions.parts import Parts
 from sandbox_agent.server.sessions.requests import check_create, check_prompt
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, AgentSettings
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
@@ -123,7 +124,7 @@ class Sessions:
 
         Raises:
             InvalidRequestError: the id, the directory, the model or the variant can't be used.
-            ModeNotSupportedError: there is no such agent or permission mode.
+            ModeNotSupportedError: the agent has no such mode, or there is no such permission mode.
             UnsupportedAgentError: there is no such agent.
             AgentNotInstalledError: it isn't installed.
             SessionAlreadyExistsError: a session of that name exists.
@@ -247,6 +248,7 @@ class Sessions:
         """
         live = await self._recorder.session(session_id)
         await self._driven(live.row).terminate()
+        self._managed.pop(live.row.key, None)
 
     async def delete(self, session_id: str) -> None:
         """Erase the session with its history, after ending its agent where the server drives it.

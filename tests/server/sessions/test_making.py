@@ -1,0 +1,152 @@
+"""Sessions are made whole or not at all."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from sandbox_agent.errors import (
+    AgentNotInstalledError,
+    AgentProcessExitedError,
+    InvalidRequestError,
+    ModeNotSupportedError,
+    RequestTimeoutError,
+    SandboxAgentError,
+    SessionAlreadyExistsError,
+    StreamError,
+    UnsupportedAgentError,
+)
+from tests.server.sessions.stack import Stack, running
+from tests.support.servers import put_launcher
+
+pytestmark = pytest.mark.anyio
+
+
+async def assert_nothing_is_left(stack: Stack) -> None:
+    """No session and no agent is there."""
+    assert await stack.store.sessions(limit=10) == ([], None)
+    assert stack.bridge.live() == []
+
+
+async def test_a_session_is_made_with_all_its_settings(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        native = await stack.create(
+            agent_mode="plan", model="mock-fast", variant="high", directory=str(tmp_path), title="T"
+        )
+        row = (await stack.recorder.session("s")).row
+        assert (row.agent_mode, row.model, row.variant) == ("plan", "mock-fast", "high")
+        assert (row.title, row.directory, row.managed, row.ended) == ("T", str(tmp_path), True, False)
+        assert row.native_session_id == native
+        assert row.permission_mode == "ask"
+
+
+async def test_a_session_is_told_what_its_agent_chose_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        row = (await stack.recorder.session("s")).row
+        assert (row.agent_mode, row.model, row.variant) == ("default", "mock", "medium")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"agent": "nobody"}, UnsupportedAgentError, "nobody"),
+        ({"agent": "amp"}, AgentNotInstalledError, "not installed"),
+        ({"agent_mode": "fly"}, ModeNotSupportedError, "acceptEdits, plan"),
+        ({"permission_mode": "fly"}, ModeNotSupportedError, "permissionMode"),
+        ({"model": "gpt-0"}, InvalidRequestError, "mock, mock-fast"),
+        ({"variant": "huge"}, InvalidRequestError, "low, medium, high"),
+        ({"model": " "}, InvalidRequestError, "model is empty"),
+        ({"directory": "/does/not/exist"}, InvalidRequestError, "directory"),
+        ({"directory": "relative"}, InvalidRequestError, "absolute"),
+        ({"directory": "/a\0b"}, InvalidRequestError, "directory"),
+    ],
+)
+async def test_what_can_not_be_used_is_refused_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    error: type[SandboxAgentError],
+    told: str,
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    async with running(tmp_path) as stack:
+        with pytest.raises(error, match=told):
+            await stack.create(**given)
+        await assert_nothing_is_left(stack)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, "a\nb", "\x7f", "\ud800"])
+async def test_a_name_that_can_not_be_used_is_refused(tmp_path: Path, name: str) -> None:
+    async with running(tmp_path) as stack:
+        with pytest.raises(InvalidRequestError, match="printable"):
+            await stack.create(name)
+        await assert_nothing_is_left(stack)
+
+
+async def test_a_name_with_blanks_slashes_and_letters_of_all_kinds_can_be_used(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        name = "ä/b c?" + "é" * 250
+        await stack.create(name)
+        assert (await stack.over(await stack.say("echo x", name), name)).state == "done"
+
+
+async def test_a_second_session_of_a_name_is_refused_also_while_the_first_is_made(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        outcomes: list[str] = []
+
+        async def create() -> None:
+            try:
+                await stack.create()
+                outcomes.append("made")
+            except SessionAlreadyExistsError:
+                outcomes.append("refused")
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(create)
+        assert sorted(outcomes) == ["made", "refused", "refused"]
+        with pytest.raises(SessionAlreadyExistsError):
+            await stack.create()
+        assert len(stack.bridge.live()) == 1
+
+
+_REFUSES = """
+import json, sys
+for line in sys.stdin:
+    body = {"result": {}}
+    if "session/new" in line:
+        body = {"error": {"code": -32000, "message": "log in"}}
+    print(json.dumps({"jsonrpc": "2.0", "id": json.loads(line)["id"], **body}), flush=True)
+"""
+_NAMELESS = """
+import json, sys
+for line in sys.stdin:
+    print(json.dumps({"jsonrpc": "2.0", "id": json.loads(line)["id"], "result": {}}), flush=True)
+"""
+AGENTS = {
+    "dies": ("import sys; sys.exit('no way')", AgentProcessExitedError, "exit"),
+    "silent": ("import sys; sys.stdin.read()", RequestTimeoutError, "initialize"),
+    "refuses": (_REFUSES, StreamError, "refused session/new: Authentication required: log in"),
+    "nameless": (_NAMELESS, StreamError, "without a sessionId"),
+}
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+async def test_an_agent_that_makes_no_session_is_ended_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    script, error, told = AGENTS[agent]
+    (tmp_path / "agent.py").write_text(script)
+    put_launcher(tmp_path / "data", agent, [sys.executable, str(tmp_path / "agent.py")])
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    async with running(tmp_path, request_timeout=0.5) as stack:
+        with pytest.raises(error, match=told):
+            await stack.create(agent=agent)
+        await assert_nothing_is_left(stack)
+        await stack.create(agent="mock")  # the name is free

@@ -1,0 +1,217 @@
+"""What survives: the server's end, the agent's death, and the way back."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sandbox_agent.engine.restore import OPENING
+from tests.server.sessions.stack import Stack, running
+from tests.support.servers import put_launcher
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mock keeps its sessions, so that they can be loaded and resumed."""
+    monkeypatch.setenv("SANDBOX_AGENT_MOCK_STATE", str(tmp_path / "mock"))
+
+
+def put_limited(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put an agent "limited": the mock, what it writes edited by sed."""
+    mock = f"{shlex.quote(sys.executable)} -m sandbox_agent.agents.mock"
+    put_launcher(folder / "data", "limited", ["sh", "-c", f'{mock} | sed -u "{script}"'])
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
+
+
+LOADS_ONLY = r"s/,.resume.:{}//"
+NEITHER = LOADS_ONLY + r"; s/.loadSession.:true,//"
+
+
+@asynccontextmanager
+async def after_death(folder: Path, agent: str = "mock") -> AsyncGenerator[Stack]:
+    """A session whose agent has died in its second turn."""
+    async with running(folder) as stack:
+        await stack.create(agent=agent, model="mock-fast", agent_mode="plan")
+        await stack.over(await stack.say("echo the password is swordfish"))
+        dead = await stack.over(await stack.say("die 3"))
+        assert dead.state in ("failed", "interrupted")
+        yield stack
+
+
+async def prompts_of(stack: Stack) -> list[bytes]:
+    live = await stack.recorder.session("s")
+    rows = await stack.store.envelopes(live.row.key, after=0, limit=10_000)
+    return [row.data for row in rows if b'"session/prompt"' in row.data]
+
+
+@pytest.mark.usefixtures("keeps")
+async def test_a_session_is_resumed_when_its_agent_died_and_offers_that(tmp_path: Path) -> None:
+    async with after_death(tmp_path) as stack:
+        native = (await stack.recorder.session("s")).row.native_session_id
+        turn = await stack.over(await stack.say("echo back"))
+        assert turn.state == "done"
+        (restored,) = await stack.statuses("restored")
+        assert restored["detail"].startswith("session/resume")
+        row = (await stack.recorder.session("s")).row
+        assert (row.native_session_id, row.model, row.agent_mode) == (native, "mock-fast", "plan")
+        assert OPENING.encode() not in (await prompts_of(stack))[-1]
+
+
+@pytest.mark.usefixtures("keeps")
+async def test_a_session_is_loaded_when_its_agent_offers_only_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_limited(tmp_path, monkeypatch, LOADS_ONLY)
+    async with after_death(tmp_path, "limited") as stack:
+        await stack.over(await stack.say("echo back"))
+        (restored,) = await stack.statuses("restored")
+        assert restored["detail"].startswith("session/load")
+        # what the agent told again is not in the history twice
+        said = await stack.texts("user")
+        assert said == ["echo the password is swordfish", "die 3", "echo back"]
+        assert (await stack.texts("assistant")).count("the password is swordfish") == 1
+
+
+async def test_the_history_goes_in_front_of_the_prompt_where_nothing_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_limited(tmp_path, monkeypatch, NEITHER)
+    async with after_death(tmp_path, "limited") as stack:
+        before = (await stack.recorder.session("s")).row.native_session_id
+        turn = await stack.over(await stack.say("echo back"))
+        assert turn.state == "done"
+        (restored,) = await stack.statuses("restored")
+        assert restored["detail"].startswith("replay: ")
+        sent = (await prompts_of(stack))[-1]
+        assert OPENING.encode() in sent
+        assert b"swordfish" in sent
+        # the user did not say it, and the turn's record does not have it
+        assert (await stack.texts("user"))[-1] == "echo back"
+        assert OPENING.encode() not in (await stack.turn(turn)).prompt
+        row = (await stack.recorder.session("s")).row
+        assert row.native_session_id != before
+        assert (row.model, row.agent_mode) == ("mock-fast", "plan")
+        # only once
+        await stack.over(await stack.say("echo again"))
+        assert OPENING.encode() not in (await prompts_of(stack))[-1]
+        assert [error["type"] for error in await stack.events() if error["type"] == "error"] == ["error"]
+
+
+async def test_the_history_is_replayed_where_the_agent_has_forgotten_the_session(tmp_path: Path) -> None:
+    async with after_death(tmp_path) as stack:
+        await stack.over(await stack.say("echo back"))
+        (restored,) = await stack.statuses("restored")
+        assert restored["detail"].startswith("replay: ")
+        assert b"swordfish" in (await prompts_of(stack))[-1]
+
+
+async def test_a_replay_that_no_agent_has_read_goes_in_front_of_the_next_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_limited(tmp_path, monkeypatch, NEITHER)
+    async with after_death(tmp_path, "limited") as stack:
+        await stack.over(await stack.say("die 4"))
+        await stack.over(await stack.say("echo back"))
+        sent = (await prompts_of(stack))[-1]
+        assert sent.count(OPENING.encode()) == 1
+        assert b"swordfish" in sent
+
+
+async def test_a_key_is_known_after_a_restart_of_the_server(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        turn = await stack.say("echo once", key="k")
+        await stack.over(turn)
+    async with running(tmp_path) as stack:
+        again = await stack.say("echo once", key="k")
+        assert (again.turn_id, again.state) == (turn.turn_id, "done")
+        assert await stack.texts("assistant") == ["once"]
+        assert stack.bridge.live() == []  # nothing was started for it
+
+
+async def test_what_was_accepted_runs_after_a_restart_and_what_ran_is_not_sent_again(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        stalled = await stack.say("stall")
+        later = [await stack.say(f"echo {number}", key=f"k{number}") for number in range(3)]
+        await stack.until("turn.started")
+    async with running(tmp_path) as stack:
+        for turn in later:
+            assert (await stack.over(turn)).state == "done"
+        assert (await stack.turn(stalled)).state in ("interrupted", "failed")
+        assert await stack.texts("assistant") == ["0", "1", "2"]
+        assert sum(b'"stall"' in prompt for prompt in await prompts_of(stack)) == 1
+        numbers = [event["sequence"] for event in await stack.events()]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_an_agent_that_can_not_be_started_again_fails_the_turn_and_not_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_limited(tmp_path, monkeypatch, NEITHER)
+    launcher = tmp_path / "data/sandbox-agent/bin/agent_processes/limited-acp"
+    async with after_death(tmp_path, "limited") as stack:
+        launcher.chmod(0o644)
+        failed = await stack.over(await stack.say("echo lost"))
+        assert failed.state == "failed"
+        assert "limited" in (failed.error or "")
+        assert (await stack.types())[-2:] == ["error", "turn.ended"]
+        launcher.chmod(0o755)
+        assert (await stack.over(await stack.say("echo back"))).state == "done"
+
+
+async def test_a_turn_is_cancelled_before_its_agent_has_started_again(tmp_path: Path) -> None:
+    async with after_death(tmp_path) as stack:
+        turn, later = await stack.say("echo never"), await stack.say("echo later")
+        await stack.sessions.cancel("s")
+        assert (await stack.over(turn)).state == "cancelled"
+        assert (await stack.over(later)).state == "done"
+        assert "never" not in (await stack.texts("assistant"))
+        assert not any(b"never" in prompt for prompt in await prompts_of(stack))
+
+
+async def test_terminate_ends_a_session_whose_agent_is_being_started(tmp_path: Path) -> None:
+    async with after_death(tmp_path) as stack:
+        turn = await stack.say("echo never")
+        await anyio.lowlevel.checkpoint()
+        await stack.sessions.terminate("s")
+        assert (await stack.turn(turn)).state == "cancelled"
+        assert stack.bridge.live() == []
+        assert (await stack.types())[-1] == "session.ended"
+
+
+async def test_no_agent_is_left_when_the_server_ends_in_the_middle_of_everything(tmp_path: Path) -> None:
+    pids: set[int] = set()
+    with anyio.fail_after(20):
+        async with running(tmp_path) as stack:
+            for number in range(3):
+                await stack.create(f"s{number}")
+                await stack.say("stall", f"s{number}")
+                await stack.say("echo x", f"s{number}")
+                await stack.until("turn.started", f"s{number}")
+            pids = _children()
+    assert pids
+    assert not [pid for pid in pids if b"mock" in _command(pid)]
+
+
+def _children() -> set[int]:
+    text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    return {int(word) for word in text.split()}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,155 @@
+"""Messages of managed sessions: accepted, queued, run in order, cancelled, failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sandbox_agent.errors import ConflictError, InvalidRequestError, ServerSessionNotFoundError
+from sandbox_agent.server.sessions.managed import MAX_WAITING
+from tests.server.sessions.stack import running, said
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_message_is_answered_and_its_turn_is_done(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        turn = await stack.say("echo hello")
+        assert turn.state == "accepted"
+        done = await stack.over(turn)
+        assert (done.state, done.stop_reason, done.number) == ("done", "end_turn", 1)
+        assert done.digest == turn.digest
+        assert await stack.texts("user") == ["echo hello"]
+        assert await stack.texts("assistant") == ["hello"]
+        events = await stack.events()
+        assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+        assert events[0]["type"] == "session.started"
+        started = [event for event in events if event["type"] == "turn.started"]
+        assert [event["data"]["turn_id"] for event in started] == [turn.turn_id]
+
+
+async def test_messages_run_one_at_a_time_in_their_order(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        turns = [await stack.say(f"echo {number}") for number in range(8)]
+        for turn in turns:
+            assert (await stack.over(turn)).state == "done"
+        marks = [event for event in await stack.events() if event["type"].startswith("turn.")]
+        assert [(mark["type"], mark["data"]["turn_id"]) for mark in marks] == [
+            (kind, turn.turn_id) for turn in turns for kind in ("turn.started", "turn.ended")
+        ]
+        assert await stack.texts("assistant") == [str(number) for number in range(8)]
+        assert [turn.number for turn in turns] == list(range(1, 9))
+
+
+async def test_a_message_is_refused_when_too_many_wait(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        first = await stack.say("stall")
+        await stack.until("turn.started")
+        for _ in range(MAX_WAITING):
+            await stack.say("echo later", key=None)
+        with pytest.raises(ConflictError, match="wait already"):
+            await stack.say("echo too many")
+        await stack.sessions.cancel("s")
+        assert (await stack.over(first)).state == "cancelled"
+        await stack.until("turn.ended", count=MAX_WAITING + 1)
+        assert len(await stack.texts("assistant")) == MAX_WAITING
+
+
+async def test_the_same_key_returns_the_same_turn_and_another_body_conflicts(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        turn = await stack.say("echo once", key="k")
+        assert (await stack.say("echo once", key="k")).turn_id == turn.turn_id
+        await stack.over(turn)
+        again = await stack.say("echo once", key="k")
+        assert (again.turn_id, again.state) == (turn.turn_id, "done")
+        with pytest.raises(ConflictError, match="another"):
+            await stack.say("echo twice", key="k")
+        assert await stack.texts("assistant") == ["once"]
+
+
+async def test_messages_sent_at_once_under_one_key_make_one_turn(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        found: list[str] = []
+
+        async def say() -> None:
+            found.append((await stack.say("echo once", key="k")).turn_id)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(say)
+        assert len(set(found)) == 1
+
+
+async def test_a_prompt_that_is_none_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        for prompt in ([], [{"text": "no type"}]):
+            with pytest.raises(InvalidRequestError):
+                await stack.sessions.message("s", prompt)
+        with pytest.raises(ServerSessionNotFoundError):
+            await stack.sessions.message("nobody", said("hello"))
+
+
+async def test_cancel_ends_the_turn_and_leaves_the_queue(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        stalled, next_one = await stack.say("stall"), await stack.say("echo next")
+        await stack.until("turn.started")
+        await stack.sessions.cancel("s")
+        assert (await stack.over(stalled)).state == "cancelled"
+        assert (await stack.over(next_one)).state == "done"
+
+
+async def test_cancel_answers_what_the_agent_has_asked(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        turn = await stack.say("permission 3")
+        await stack.until("permission.requested", count=3)
+        await stack.sessions.cancel("s")
+        assert (await stack.over(turn)).state == "cancelled"
+        resolved = [event for event in await stack.events() if event["type"] == "permission.resolved"]
+        assert {event["data"]["metadata"]["outcome"] for event in resolved} == {"cancelled"}
+        assert len(resolved) == 3
+        assert await stack.store.pending_permissions(limit=10) == []
+
+
+async def test_cancel_without_a_turn_does_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        await stack.sessions.cancel("s")
+        turn = await stack.over(await stack.say("echo still here"))
+        assert turn.state == "done"
+
+
+async def test_a_cancel_that_races_the_end_of_a_turn_harms_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        for number in range(30):
+            turn = await stack.say(f"echo {number}")
+            for _ in range(number):  # so many steps of the event loop later
+                await anyio.lowlevel.checkpoint()
+            await stack.sessions.cancel("s")
+            assert (await stack.over(turn)).state in ("done", "cancelled")
+        last = await stack.over(await stack.say("echo last"))
+        assert last.state == "done"
+        assert (await stack.texts("assistant"))[-1] == "last"
+        kinds = await stack.types()
+        assert kinds.count("turn.ended") == 31
+
+
+async def test_what_the_agent_asks_of_nobody_is_refused_so_that_its_turn_goes_on(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        turn = await stack.over(await stack.say("burst 1 8"))
+        assert turn.state == "done"
+        asking = await stack.say("ask-extension")
+        await stack.until("question.requested")  # it reads like a question: people answer
+        await stack.sessions.cancel("s")
+        assert (await stack.over(asking)).state == "cancelled"
