@@ -219,6 +219,27 @@ async def test_session_that_lost_all_stays_while_the_server_drives_it(
             assert (row.first_sequence, row.last_sequence) == (11, 11)
 
 
+async def test_expiry_reaches_every_one_of_many_sessions(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.db") as store:
+        keys = range(1, 620)
+        rows = Changes(
+            sessions=[session(key, managed=True, last_sequence=1) for key in keys],
+            events=[event(1, key, time=TIME - key) for key in keys],
+        )
+        await store.commit(rows)
+        lost = await store.expire(before=TIME - 9)
+        assert [row.key for row in lost] == list(range(619, 9, -1))
+        assert [len(await sequences(store, key)) for key in (1, 9, 10, 250, 251, 500, 619)] == [
+            1,
+            1,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]
+
+
 async def test_expiry_leaves_a_session_alone_whose_turn_is_open(tmp_path: Path) -> None:
     async with opened(tmp_path / "store.db") as store:
         for key, state in ((1, "running"), (2, "accepted"), (3, "done")):

@@ -182,7 +182,7 @@ class SQLiteSessionStore:
         """Erase events and envelopes older than that, or the oldest until the store is that small."""
         lost: dict[int, None] = {}
         if before is not None:
-            for aged in await self._read(erase.aged_sessions):
+            for aged in await self._aged():
                 if aged.oldest < before and await self._erase(aged.key, before):
                     lost[aged.key] = None
         if max_bytes is not None:
@@ -191,9 +191,22 @@ class SQLiteSessionStore:
             await self._clean_file()
         return await self._after_expiry([key for key in lost if key != NO_SESSION])
 
+    async def _aged(self) -> list[erase.Aged]:
+        found: list[erase.Aged] = []
+        after: int | None = -1
+        while after is not None:
+            page, after = await self._read(
+                lambda connection, after=after: erase.aged_sessions(connection, after)
+            )
+            found += page
+        return sorted(found)
+
+    async def _aged_page(self, after: int) -> tuple[list[erase.Aged], int | None]:
+        return await self._read(lambda connection: erase.aged_sessions(connection, after))
+
     async def _shrink(self, max_bytes: int) -> dict[int, None]:
         lost: dict[int, None] = {}
-        sessions = await self._read(erase.aged_sessions)
+        sessions = await self._aged()
         heapify(sessions)
         # The index gives its pages back when it is merged; until then, what it will give is a guess.
         pending = 0

@@ -35,6 +35,8 @@ _SLICE_BYTES: Final = 2 * 1024 * 1024
 # Texts take longer: each of their words is looked up in the index.
 _SLICE_TEXTS: Final = 200
 _SLICE_CHARACTERS: Final = 256 * 1024
+# Sessions that are looked at in one go.
+_SESSIONS_PAGE: Final = 250
 # Pages of the index that one slice of merging writes.
 MERGE_PAGES: Final = 250
 
@@ -192,10 +194,20 @@ def set_first_sequence(connection: sqlite3.Connection, key: int) -> None:
     connection.execute(_BLANK_PERMISSIONS, (key,))
 
 
-def aged_sessions(connection: sqlite3.Connection) -> list[Aged]:
-    """Return the sessions that may lose events, with the connections' own envelopes, oldest first."""
-    sessions = "SELECT key FROM store_sessions WHERE NOT deleted UNION ALL SELECT 0"
-    return sorted(_aged(connection, sessions, ()))
+def aged_sessions(connection: sqlite3.Connection, after: int) -> tuple[list[Aged], int | None]:
+    """Return those of some sessions that may lose events, and the key to go on behind; None at the end.
+
+    The key 0 is among them: the connections' own envelopes.
+
+    Args:
+        connection: it only reads, but a page at a time, as others read beside it.
+        after: the key behind which to look; -1 at first.
+    """
+    keys = "SELECT key FROM (SELECT 0 AS key UNION ALL SELECT key FROM store_sessions WHERE NOT deleted)"
+    chosen = f"{keys} WHERE key > ? ORDER BY key LIMIT {_SESSIONS_PAGE}"
+    found = gather(connection, ["key"], f"FROM ({chosen})", (after,))
+    last = int(found[-1][0]) if len(found) == _SESSIONS_PAGE else None
+    return _aged(connection, chosen, (after,)), last
 
 
 def oldest_of(connection: sqlite3.Connection, key: int) -> Aged | None:

@@ -190,6 +190,13 @@ def require_features(connection: sqlite3.Connection) -> None:
             f"this Python's SQLite is {sqlite3.sqlite_version} and the store needs {oldest}: "
             "use a newer Python"
         )
+    try:
+        connection.execute("SELECT json_group_array(json_array(value)) FROM json_each('[]')").fetchone()
+    except sqlite3.OperationalError as error:
+        raise PersistError(
+            "this Python's SQLite was made without its JSON functions, which the store needs: "
+            "use a Python from python.org, uv or your distribution"
+        ) from error
     query = "SELECT 1 FROM pragma_module_list WHERE name = ?"
     if connection.execute(query, (_FULL_TEXT,)).fetchone() is None:
         raise PersistError(

@@ -21,6 +21,7 @@ async def main(folder: Path) -> None:
         await store.commit(Changes(sessions=[session()]))
         refusal: PersistError | None = None
         number = 0
+        changes = Changes()
         while refusal is None:
             number += 1
             changes = Changes(
