@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "News"]
 
 
+# What one write to a viewer takes at least.
+CHUNK_BYTES = 64 * 1024
+
+
 class News(NamedTuple):
     """What a session's viewers see after the commit."""
 
     session: LiveSession
     row: SessionRow
-    chunk: Chunk | None
+    chunks: list[Chunk]
 
 
 class Batch:
@@ -69,9 +73,18 @@ class Batch:
             snapshot = fold.snapshot()
             if snapshot is not None:
                 changes.snapshots.append(snapshot)
-            chunk = None
-            if events:
-                first = row.last_sequence - len(events) + 1
-                chunk = Chunk(first, row.last_sequence, None, encode_messages(first, events))
-            news.append(News(session, row, chunk))
+            news.append(News(session, row, _chunks(row.last_sequence, events)))
         return news
+
+
+def _chunks(last: int, events: list[bytes]) -> list[Chunk]:
+    first = last - len(events) + 1
+    size = sum(map(len, events))
+    # Of similar events each chunk takes about as many bytes; one write to a viewer is not much more.
+    step = len(events) if size <= CHUNK_BYTES else max(1, CHUNK_BYTES * len(events) // size)
+    chunks: list[Chunk] = []
+    for start in range(0, len(events), step or 1):
+        part = events[start : start + step]
+        begin = first + start
+        chunks.append(Chunk(begin, begin + len(part) - 1, None, encode_messages(begin, part)))
+    return chunks

@@ -95,8 +95,8 @@ class Committer:
                     refused = await self._try(batch)
             self._in_flight = None
             self.commits += 1
-            for session, row, chunk in news:
-                session.publish(row, chunk)
+            for session, row, chunks in news:
+                session.publish(row, chunks)
             if batch.changes.permissions and self._listeners:
                 self._tell(batch, news)
             for waiter in batch.waiters:

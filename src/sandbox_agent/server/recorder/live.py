@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from sandbox_agent.engine.feed import Chunk, Slice, collect
 from sandbox_agent.engine.sse import encode_event, encode_messages
@@ -32,17 +34,27 @@ class TailMemory:
     def __init__(self, limit: int = TAILS_BYTES) -> None:
         self.used = 0
         self._limit = limit
-        self._tails: OrderedDict[LiveSession, int] = OrderedDict()
+        # A session in whose tail nobody is interested may go: it is held weakly.
+        self._tails: OrderedDict[int, tuple[ref[LiveSession], int]] = OrderedDict()
 
     def count(self, session: LiveSession, size: int) -> None:
         """A session's tail has that size now; the tails that were quiet longest make room for it."""
-        self.used += size - self._tails.pop(session, 0)
+        number = id(session)
+        self._release(number)
         if size:
-            self._tails[session] = size
-        while self.used > self._limit and len(self._tails) > 1:
-            oldest, freed = self._tails.popitem(last=False)
-            self.used -= freed
-            oldest.drop_tail()
+            self._tails[number] = (ref(session, lambda _: self._release(number)), size)
+            self.used += size
+        while self.used > self._limit and self._tails:
+            oldest = self._release(next(iter(self._tails)))
+            if oldest is not None:
+                oldest.drop_tail()
+
+    def _release(self, number: int) -> LiveSession | None:
+        held = self._tails.pop(number, None)
+        if held is None:
+            return None
+        self.used -= held[1]
+        return held[0]()
 
 
 class LiveSession:
@@ -76,15 +88,16 @@ class LiveSession:
         """The session's name."""
         return self.row.session_id
 
-    def publish(self, row: SessionRow, chunk: Chunk | None) -> None:
+    def publish(self, row: SessionRow, chunks: Sequence[Chunk]) -> None:
         """Show what was committed."""
         self.row = row
-        if chunk is not None:
+        if chunks:
             tail = self._tail
-            tail.append(chunk)
-            size = self._tail_bytes + len(chunk.data)
-            dropped = 0
-            while size > TAIL_BYTES and dropped < len(tail):
+            size = self._tail_bytes + sum(len(chunk.data) for chunk in chunks)
+            dropped, known = 0, len(tail)
+            tail.extend(chunks)
+            # The newest are kept however many they are, for who is awake; the others' memory is used up then.
+            while size > TAIL_BYTES and dropped < known:
                 size -= len(tail[dropped].data)
                 dropped += 1
             if dropped:

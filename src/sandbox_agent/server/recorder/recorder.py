@@ -49,6 +49,7 @@ class Recorder:
     """Stores every envelope of every connection with the session it belongs to, and what it means.
 
     Attributes:
+        tails: the newest events of the sessions in memory.
         listeners: called after the commit that stored that something was asked for, or was answered.
 
     Args:
@@ -68,7 +69,7 @@ class Recorder:
         self._intake = Intake(max_bytes)
         self.listeners: list[Callable[[LiveSession, PermissionRow], None]] = []
         self._committer = Committer(store, self._intake.give_back, self._recovered, self.listeners)
-        self._memory = TailMemory()
+        self.tails: TailMemory = TailMemory()
         self._live: WeakValueDictionary[str, LiveSession] = WeakValueDictionary()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._recent: OrderedDict[str, LiveSession] = OrderedDict()
@@ -172,8 +173,8 @@ class Recorder:
             live.fold.put(batch, batch.of(live), events, now)
             news = batch.seal()
             await self._store.commit(batch.changes)
-            for session, stored, chunk in news:
-                session.publish(stored, chunk)
+            for session, stored, chunks in news:
+                session.publish(stored, chunks)
             self.keep(live)
             return live
         finally:
@@ -257,6 +258,14 @@ class Recorder:
                     shown = copy.copy(live.row)
                     shown.first_sequence = row.first_sequence
                     live.row = shown
+                    if (
+                        row.first_sequence > live.fold.row.last_sequence
+                        and not live.taps
+                        and live not in self._committer.batch.events
+                        and await self._store.session(row.session_id) is None
+                    ):
+                        await self._worker.forget(live)
+                        live.finish()
         return lost
 
     # What the worker asks of the recorder.
@@ -271,7 +280,7 @@ class Recorder:
         key = await self._store.next_key()
         row.key = self._last_key = max(key, self._last_key + 1)
         projector = Projector(row.session_id, native_session_id=row.native_session_id)
-        live = LiveSession(row, Fold(row, projector), self._store, self._memory)
+        live = LiveSession(row, Fold(row, projector), self._store, self.tails)
         live.row = copy.copy(row)
         events = projector.session_started(row.created_at, metadata=started_metadata(row))
         return live, events
@@ -335,7 +344,7 @@ class Recorder:
                 f"session '{session_id}' not found: it was deleted or never made"
             )
         loaded = await load(self._store, row)
-        live = LiveSession(row, loaded.fold, self._store, self._memory)
+        live = LiveSession(row, loaded.fold, self._store, self.tails)
         live.torn = loaded.torn
         live.lost_turns = loaded.lost_turns
         return live

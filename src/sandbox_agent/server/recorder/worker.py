@@ -159,7 +159,7 @@ class Worker:
             live = tap.sessions.get(native)
             if live is None:
                 bound = tap.bound if route.bound else None
-                live = bound or await self._find(tap, native, route.before)
+                live = bound or await self._find(entry, native, route.before)
                 self._join(tap, native, live, managed=bound is not None)
         elif route.bound:
             live = tap.bound
@@ -220,8 +220,9 @@ class Worker:
         )
         batch.size += len(line)
 
-    async def _find(self, tap: Tap, native: str, before: Sequence[Held]) -> LiveSession:
+    async def _find(self, entry: Entry, native: str, before: Sequence[Held]) -> LiveSession:
         """Return the session that the agent calls so, or a new one."""
+        tap = entry.tap
         live = self._sessions.find_native(tap.agent, native)
         if live is not None:
             return live
@@ -231,7 +232,8 @@ class Worker:
             if live.torn:
                 await self.close_torn(live)
             return live
-        now = self._clock()
+        first = before[0].stamp if before else entry
+        now = first.time_ms if isinstance(first, Entry) else entry.time_ms
         name = await self._read(self._sessions.free_name, session_name(native))
         new = SessionRow(
             key=0,
