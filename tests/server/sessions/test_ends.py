@@ -23,11 +23,13 @@ async def test_terminate_ends_the_agent_the_turns_and_the_session(tmp_path: Path
         await stack.until("turn.started")
         await stack.sessions.terminate("s")
         assert stack.bridge.live() == []
-        assert (await stack.turn(stalled)).state in ("interrupted", "failed", "cancelled")
+        interrupted = await stack.turn(stalled)
+        assert (interrupted.state, interrupted.error) == ("interrupted", "terminated")
         assert (await stack.turn(waiting)).state == "cancelled"
         events = await stack.events()
         assert events[-1]["type"] == "session.ended"
         assert events[-1]["data"]["reason"] == "terminated"
+        assert "error" not in await stack.types()  # that the agent exited is as it should be
         assert (await stack.recorder.session("s")).row.ended
         with pytest.raises(ConflictError, match="terminated"):
             await stack.say("echo more")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from sandbox_agent.engine.restore import OPENING
 from tests.server.sessions.stack import Stack, running
-from tests.support.servers import put_launcher
+from tests.support.servers import ServerProcess, free_port, our_server, put_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +54,45 @@ async def prompts_of(stack: Stack) -> list[bytes]:
     live = await stack.recorder.session("s")
     rows = await stack.store.envelopes(live.row.key, after=0, limit=10_000)
     return [row.data for row in rows if b'"session/prompt"' in row.data]
+
+
+def _http(server: ServerProcess, method: str, path: str, body: Any = None, key: str = "") -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json", **({"idempotency-key": key} if key else {})}
+    request = urllib.request.Request(server.url + path, data, headers, method=method)
+    with urllib.request.urlopen(request, timeout=20) as response:
+        text = response.read()
+        return json.loads(text) if text else None
+
+
+def test_a_turn_that_ran_when_the_server_was_killed_is_interrupted_and_the_next_ones_run(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    with our_server(tmp_path, port=port) as server:
+        _http(server, "POST", "/v1/sessions/s", {"agent": "mock"})
+        _http(server, "POST", "/v1/sessions/s/messages", {"message": "stall"}, "k0")
+        for number in (1, 2):
+            _http(server, "POST", "/v1/sessions/s/messages", {"message": f"echo {number}"}, f"k{number}")
+        while not _events(server, "turn.started"):
+            pass
+        before = _events(server)
+        server.kill()
+    with our_server(tmp_path, port=port) as server:
+        while len(_events(server, "turn.ended")) < 3:
+            pass
+        _http(server, "POST", "/v1/sessions/s/messages", {"message": "stall"}, "k0")
+        turns = _http(server, "GET", "/v1/sessions/s")["turns"]
+        assert [turn["state"] for turn in turns] == ["interrupted", "done", "done"]
+        assert [turn["error"] for turn in turns[:1]] == ["server_restarted"]
+        events = _events(server)
+        assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+        assert events[: len(before)] == before
+
+
+def _events(server: ServerProcess, kind: str = "") -> list[Any]:
+    events = _http(server, "GET", "/v1/sessions/s/events?limit=1000")["events"]
+    return [event for event in events if event["type"].startswith(kind)]
 
 
 @pytest.mark.usefixtures("keeps")
@@ -138,6 +180,7 @@ async def test_a_key_is_known_after_a_restart_of_the_server(tmp_path: Path) -> N
         assert stack.bridge.live() == []  # nothing was started for it
 
 
+@pytest.mark.usefixtures("keeps")
 async def test_what_was_accepted_runs_after_a_restart_and_what_ran_is_not_sent_again(
     tmp_path: Path,
 ) -> None:
@@ -149,7 +192,9 @@ async def test_what_was_accepted_runs_after_a_restart_and_what_ran_is_not_sent_a
     async with running(tmp_path) as stack:
         for turn in later:
             assert (await stack.over(turn)).state == "done"
-        assert (await stack.turn(stalled)).state in ("interrupted", "failed")
+        interrupted = await stack.turn(stalled)
+        assert (interrupted.state, interrupted.error) == ("interrupted", "server_stopped")
+        assert "error" not in await stack.types()
         assert await stack.texts("assistant") == ["0", "1", "2"]
         assert sum(b'"stall"' in prompt for prompt in await prompts_of(stack)) == 1
         numbers = [event["sequence"] for event in await stack.events()]

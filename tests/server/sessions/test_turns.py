@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 from sandbox_agent.errors import ConflictError, InvalidRequestError, ServerSessionNotFoundError
 from sandbox_agent.server.sessions.managed import MAX_WAITING
 from tests.server.sessions.stack import running, said
+from tests.support.servers import put_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -144,12 +146,45 @@ async def test_a_cancel_that_races_the_end_of_a_turn_harms_nothing(tmp_path: Pat
         assert kinds.count("turn.ended") == 31
 
 
-async def test_what_the_agent_asks_of_nobody_is_refused_so_that_its_turn_goes_on(tmp_path: Path) -> None:
+def put_asking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the agent of asking_agent.py."""
+    put_launcher(
+        folder / "data", "asking", [sys.executable, str(Path(__file__).with_name("asking_agent.py"))]
+    )
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
+
+
+async def test_what_the_agent_asks_of_nobody_is_refused_so_that_its_turn_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_asking(tmp_path, monkeypatch)
+    async with running(tmp_path) as stack:
+        await stack.create(agent="asking")
+        assert (await stack.over(await stack.say("read"))).state == "done"
+        (answer,) = await stack.texts("assistant")
+        assert "-32601" in answer
+        assert "fs/read_text_file" in answer
+
+
+async def test_what_the_agent_asks_after_a_cancel_is_cancelled_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_asking(tmp_path, monkeypatch)
+    async with running(tmp_path) as stack:
+        await stack.create(agent="asking")
+        turn = await stack.say("work")
+        await stack.until("item.delta")
+        await stack.sessions.cancel("s")
+        assert (await stack.over(turn)).state == "cancelled"
+        (answered,) = [event for event in await stack.events() if event["type"] == "permission.resolved"]
+        assert answered["data"]["metadata"]["answered_by"] == "cancel"
+        assert "cancelled" in "".join(await stack.texts("assistant"))
+
+
+async def test_what_reads_like_a_question_waits_for_people(tmp_path: Path) -> None:
     async with running(tmp_path) as stack:
         await stack.create()
-        turn = await stack.over(await stack.say("burst 1 8"))
-        assert turn.state == "done"
         asking = await stack.say("ask-extension")
-        await stack.until("question.requested")  # it reads like a question: people answer
+        await stack.until("question.requested")
         await stack.sessions.cancel("s")
         assert (await stack.over(asking)).state == "cancelled"

@@ -249,6 +249,22 @@ class ManagedSession:
 
     # the end
 
+    async def say_farewell(self, reason: str) -> None:
+        """Tell that the agent is about to be ended on purpose, so that its exit is no error.
+
+        Args:
+            reason: why, in a word; a turn that runs is interrupted by it.
+        """
+        if self._link is None or not self._link.alive:
+            return
+        try:
+            await self._parts.recorder.apply(
+                await self._live(),
+                lambda p, t: [*p.turn_interrupted(t, reason=reason), *p.agent_exited(t, exit_code=0)],
+            )
+        except SandboxAgentError as error:
+            logger.info("session %s is not told why its agent ends: %s", self.session_id, error)
+
     async def terminate(self) -> None:
         """End the session and its agent; it can only be read from here on. Safe to call twice.
 
@@ -281,6 +297,7 @@ class ManagedSession:
         if self._scope is not None:
             self._scope.cancel()
             await self._idle.wait()
+        await self.say_farewell("terminated")
         link, self._link = self._link, None
         if link is not None:
             await link.stop()

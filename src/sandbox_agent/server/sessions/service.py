@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from sandbox_agent.errors import (
@@ -79,13 +80,16 @@ class Sessions:
             finally:
                 self.halt()
                 with anyio.CancelScope(shield=True):  # bounded: each agent's end walks a timed ladder
+                    await anyio.lowlevel.checkpoint()  # the farewells go first
                     await self._bridge.close()
                 tasks.cancel_scope.cancel()
 
     def halt(self) -> None:
         """Begin no turn any more: the server is about to end its agents."""
-        if self._parts is not None:
+        if self._parts is not None and not self._parts.halted:
             self._parts.halted = True
+            for driven in self._managed.values():
+                self._parts.tasks.start_soon(driven.say_farewell, "server_stopped")
 
     async def _recover(self, parts: Parts) -> None:
         waiting: dict[int, SessionRow] = {}
