@@ -27,7 +27,22 @@ DUE = {
         ("get", "/v1/agents"),
         ("get", "/v1/agents/{agent}"),
     ],
-    "openapi-0.1-sessions.json": [("get", "/v1/health"), ("get", "/v1/agents")],
+    "openapi-0.1-sessions.json": [
+        ("get", "/v1/health"),
+        ("get", "/v1/agents"),
+        ("get", "/v1/agents/{agent}/models"),
+        ("get", "/v1/agents/{agent}/modes"),
+        ("get", "/v1/sessions"),
+        ("post", "/v1/sessions/{session_id}"),
+        ("get", "/v1/sessions/{session_id}/events"),
+        ("get", "/v1/sessions/{session_id}/events/sse"),
+        ("post", "/v1/sessions/{session_id}/messages"),
+        ("post", "/v1/sessions/{session_id}/messages/stream"),
+        ("post", "/v1/sessions/{session_id}/permissions/{permission_id}/reply"),
+        ("post", "/v1/sessions/{session_id}/questions/{question_id}/reject"),
+        ("post", "/v1/sessions/{session_id}/questions/{question_id}/reply"),
+        ("post", "/v1/sessions/{session_id}/terminate"),
+    ],
 }
 # What 0.1's /v1/agents said of a shared agent process and 0.4.2's, the newer of the two, does not.
 _AGENT = "get /v1/agents 200.agents[]"

@@ -23,22 +23,20 @@ EVIL = "</script></style></title></details></pre>--><img src=x onerror=alert(1)>
 
 
 def info(**values: Any) -> SessionInfo:
-    return SessionInfo(
-        **{
-            "session_id": "s-1",
-            "agent": "mock",
-            "agent_mode": "code",
-            "permission_mode": "ask",
-            "ended": False,
-            "event_count": 3,
-            "created_at": 1_795_000_000_000,
-            "updated_at": 1_795_000_100_000,
-            "managed": True,
-            "title": "A title",
-            "usage": UsageInfo(input_tokens=1200, output_tokens=34, cost={"USD": 0.25}),
-            **values,
-        }
+    made = SessionInfo(
+        session_id="s-1",
+        agent="mock",
+        agent_mode="code",
+        permission_mode="ask",
+        ended=False,
+        event_count=3,
+        created_at=1_795_000_000_000,
+        updated_at=1_795_000_100_000,
+        managed=True,
+        title="A title",
+        usage=UsageInfo(input_tokens=1200, output_tokens=34, cost={"USD": 0.25}),
     )
+    return msgspec.structs.replace(made, **values)
 
 
 class Script:

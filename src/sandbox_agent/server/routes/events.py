@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -69,7 +70,7 @@ def _checked(row: SessionRow, offset: int | None) -> int:
     """
     if offset is None:
         return row.first_sequence - 1
-    extent = {
+    extent: dict[str, Any] = {
         "sessionId": row.session_id,
         "firstSequence": row.first_sequence,
         "lastSequence": row.last_sequence,
@@ -100,9 +101,8 @@ def _page(events: Sequence[EventRow], cursor: int, last: int) -> bytes:
 async def stream_events(request: Request) -> Response:
     """Stream a session's events, those that are there and those that come."""
     last_event_id = header(request, b"last-event-id")
-    if last_event_id is None:
-        offset = number(request, "offset", 0) or 0
-    else:
+    offset = number(request, "offset", 0) or 0
+    if last_event_id:
         # what the client has by now; the offset is what it had when it first asked
         offset = as_number(last_event_id, "Last-Event-ID")
     raw = include_raw(request)

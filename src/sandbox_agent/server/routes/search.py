@@ -83,8 +83,8 @@ OPERATIONS = (
         operation_id="search",
         summary="Search all sessions",
         description=(
-            "Finds the words in messages, tool titles and tool output, best first; all of them must be there, "
-            'those in "double quotes" next to each other. A hit\'s snippet has the words between [ and ].'
+            "Finds the words in messages, tool titles and tool output, best first; all of them must be "
+            'there, those in "double quotes" next to each other. A hit\'s snippet has them between [ and ].'
         ),
         tag="sessions",
         parameters=(

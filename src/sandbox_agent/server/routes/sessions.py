@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -26,7 +25,7 @@ from sandbox_agent.server.operations import Answer, Operation, Parameter, number
 from sandbox_agent.server.routes.session_parts import SESSION_ID, found_row, session_id_of, session_info
 from sandbox_agent.server.sessions.policies import check_policy
 from sandbox_agent.server.state import json_response, state_of
-from sandbox_agent.server.transcripts import FORMATS, ExportFormat, export
+from sandbox_agent.server.transcripts import FORMATS, export
 from sandbox_agent.wire.sessions import (
     CreateSessionRequest,
     CreateSessionResponse,
@@ -110,7 +109,6 @@ async def export_session(request: Request) -> Response:
     form = text(request, "format") or "jsonl"
     if form not in FORMATS:
         raise InvalidRequestError(f"invalid request: format must be one of {', '.join(FORMATS)}")
-    form = cast("ExportFormat", form)
     row = await found_row(request)
     media_type, suffix = FORMATS[form]
     how = "inline" if form == "html" else "attachment"
