@@ -64,6 +64,7 @@ class ScriptedSessions(httpx2.AsyncBaseTransport):
 
     Attributes:
         info: what GET of the session says.
+        exists: whether it is there.
         requests: all that came, but health and the session's own.
     """
 
@@ -79,6 +80,7 @@ class ScriptedSessions(httpx2.AsyncBaseTransport):
             "updatedAt": 0,
             "managed": True,
         }
+        self.exists = True
         self.requests: list[httpx2.Request] = []
         self._answers: deque[httpx2.Response | Exception] = deque()
 
@@ -100,6 +102,8 @@ class ScriptedSessions(httpx2.AsyncBaseTransport):
         if request.url.path == "/v1/health":
             return httpx2.Response(200, json={"status": "ok"})
         if request.method == "GET" and request.url.path == "/v1/sessions/s":
+            if not self.exists:
+                return problem(404, "session_not_found")
             return httpx2.Response(200, json=self.info)
         self.requests.append(request)
         answer = self._answers.popleft() if self._answers else problem(404, "session_not_found")

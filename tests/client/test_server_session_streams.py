@@ -150,6 +150,18 @@ async def test_a_stream_of_a_session_that_has_ended_ends_where_its_events_end(
     assert len(server.requests) == 1
 
 
+async def test_a_stream_of_a_session_that_is_gone_ends_with_an_error(
+    sdk: SandboxAgent, server: ScriptedSessions
+) -> None:
+    server.stream(messages(1, 2))
+    stream = sdk.sessions.stream_events("s")
+    assert (await anext(stream)).sequence == 1
+    server.exists = False
+    assert (await anext(stream)).sequence == 2
+    with anyio.fail_after(SECONDS), pytest.raises(ServerSessionNotFoundError):
+        await anext(stream)
+
+
 async def test_an_answer_that_is_no_event_is_an_error(sdk: SandboxAgent, server: ScriptedSessions) -> None:
     server.stream(encode_messages(1, [b'{"hello": 1}']))
     with pytest.raises(SandboxAgentError, match="is that a sandbox-agent server"):
