@@ -109,7 +109,8 @@ async def test_interrupted_delete_is_out_of_sight_and_ends_at_the_next_open(
     async with opened(path) as store:
         await store.commit(filled(2, 5, text="innocent"))
         await store.commit(secret_session())
-    writer = SQLiteThread(path)
+    # As the store does, whatever this SQLite was made with.
+    writer = SQLiteThread(path, prepare=lambda one: one.execute("PRAGMA secure_delete=ON").close())
     await writer.run(lambda connection: erase.begin_delete(connection, 1))
     if stage == "sliced":
         await writer.run(lambda connection: erase.erase_slice(connection, 1))

@@ -261,6 +261,8 @@ class SQLiteSessionStore:
         return await self._write(erase_one)
 
     async def _merge(self) -> None:
+        await self._write(lambda connection: erase.stir_index(connection, add=True))
+        await self._write(lambda connection: erase.stir_index(connection, add=False))
         pages = await self._read(erase.index_pages)
         more = await self._write(lambda connection: erase.merge_index(connection, begin=True))
         for _ in range(pages // erase.MERGE_PAGES * 4 + _SPARE_MERGES):

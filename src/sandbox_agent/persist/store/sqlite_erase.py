@@ -26,6 +26,7 @@ __all__ = [
     "merge_index",
     "oldest_of",
     "set_first_sequence",
+    "stir_index",
     "used_bytes",
 ]
 
@@ -163,6 +164,17 @@ def _erase_texts(connection: sqlite3.Connection, key: int, last: int) -> Erased:
 def index_pages(connection: sqlite3.Connection) -> int:
     """Return about how many pages the index has."""
     return int(connection.execute("SELECT count(*) FROM store_text_index_data").fetchone()[0])
+
+
+def stir_index(connection: sqlite3.Connection, *, add: bool) -> None:
+    """Add a word to the index, or take it away: each is a piece of its own once it is committed.
+
+    An index of a single piece is not merged, though it may be full of notes of what was erased.
+    """
+    columns, values = ("", "") if add else ("store_text_index, ", "'delete', ")
+    connection.execute(
+        f"INSERT INTO store_text_index ({columns}rowid, text, scope) VALUES ({values}0, '', 'erased')"  # noqa: S608
+    )
 
 
 def merge_index(connection: sqlite3.Connection, *, begin: bool) -> bool:
