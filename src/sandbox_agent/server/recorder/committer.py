@@ -40,6 +40,7 @@ class Committer:
         give_back: Callable[[int], None],
         on_recovery: Callable[[Iterable[LiveSession], float], None],
         listeners: Sequence[Callable[[LiveSession, PermissionRow], None]],
+        aside: Callable[[float], None],
     ) -> None:
         self.batch: Batch = Batch()
         self.degraded: str | None = None
@@ -51,6 +52,7 @@ class Committer:
         self._give_back = give_back
         self._on_recovery = on_recovery
         self._listeners = listeners
+        self._aside = aside
         self._in_flight: Batch | None = None
         self._wake: asyncio.Event = asyncio.Event()
         self._taken: asyncio.Event = asyncio.Event()
@@ -87,7 +89,9 @@ class Committer:
             async with self.exclusive:
                 batch, self.batch = self.batch, Batch()
                 self._in_flight = batch
+                begun = time.thread_time()
                 news = batch.seal()
+                self._aside(time.thread_time() - begun)
                 self._taken.set()
                 refused = await self._try(batch)
                 while refused:
@@ -95,6 +99,7 @@ class Committer:
                     refused = await self._try(batch)
             self._in_flight = None
             self.commits += 1
+            begun = time.thread_time()
             for session, row, chunks in news:
                 session.publish(row, chunks)
             if batch.changes.permissions and self._listeners:
@@ -103,6 +108,7 @@ class Committer:
                 if not waiter.done():
                     waiter.set_result(None)
             self._give_back(batch.held)
+            self._aside(time.thread_time() - begun)
             if self._refused_at:
                 self._works(batch)
 

@@ -24,6 +24,7 @@ from sandbox_agent.server.recorder.intake import Intake, Job
 from sandbox_agent.server.recorder.live import LiveSession, TailMemory
 from sandbox_agent.server.recorder.loading import load
 from sandbox_agent.server.recorder.naming import started_metadata
+from sandbox_agent.server.recorder.pace import Pace
 from sandbox_agent.server.recorder.tap import Tap
 from sandbox_agent.server.recorder.worker import Worker
 from sandbox_agent.wire.universal import UniversalEvent
@@ -67,8 +68,11 @@ class Recorder:
     ) -> None:
         self._store = store
         self._intake = Intake(max_bytes)
+        pace = Pace()
         self.listeners: list[Callable[[LiveSession, PermissionRow], None]] = []
-        self._committer = Committer(store, self._intake.give_back, self._recovered, self.listeners)
+        self._committer = Committer(
+            store, self._intake.give_back, self._recovered, self.listeners, pace.aside
+        )
         self.tails: TailMemory = TailMemory()
         self._live: WeakValueDictionary[str, LiveSession] = WeakValueDictionary()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -78,7 +82,7 @@ class Recorder:
         self._forgotten: set[int] = set()
         self._last_key = 0
         self._clock = clock
-        self._worker = Worker(self._intake, self._committer, store, self, clock)
+        self._worker = Worker(self._intake, self._committer, store, self, clock, pace)
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Recorder]:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 # Envelopes whose routes are found at once.
-SLICE = 32
+SLICE = 16
 # What may be gathered while a commit is in flight.
 BATCH_BYTES = 4 * 1024 * 1024
 # A line that is no envelope is shown in so many sessions of its connection, those used last.
@@ -72,6 +72,7 @@ class Worker:
         store: SessionStore,
         sessions: Sessions,
         clock: Callable[[], int],
+        pace: Pace,
     ) -> None:
         self.busy: bool = False
         self.last_connection_envelope: int = 0
@@ -80,7 +81,7 @@ class Worker:
         self._store = store
         self._sessions = sessions
         self._clock = clock
-        self._pace = Pace()
+        self._pace = pace
 
     async def run(self) -> None:
         """Work for ever."""
