@@ -30,6 +30,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Messages that wait for the turns before them; more is a client that does not look.
 MAX_WAITING = 32
+# A store that hangs must not keep an agent alive that is to be ended.
+FAREWELL_SECONDS = 1.0
 
 
 class ManagedSession:
@@ -258,10 +260,12 @@ class ManagedSession:
         if self._link is None or not self._link.alive:
             return
         try:
-            await self._parts.recorder.apply(
-                await self._live(),
-                lambda p, t: [*p.turn_interrupted(t, reason=reason), *p.agent_exited(t, exit_code=0)],
-            )
+            live = await self._live()
+            with anyio.move_on_after(FAREWELL_SECONDS):
+                await self._parts.recorder.apply(
+                    live,
+                    lambda p, t: [*p.turn_interrupted(t, reason=reason), *p.agent_exited(t, exit_code=0)],
+                )
         except SandboxAgentError as error:
             logger.info("session %s is not told why its agent ends: %s", self.session_id, error)
 
