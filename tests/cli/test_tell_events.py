@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,7 +29,9 @@ def told(*events: bytes, replies: bool = True) -> str:
     return stream.getvalue()
 
 
-def item(sequence: int, kind: str, *content: dict[str, object], done: bool = True, **more: object) -> bytes:
+def item(
+    sequence: int, kind: str, *content: Mapping[str, object], done: bool = True, **more: object
+) -> bytes:
     fields: dict[str, object] = {
         "status": "completed" if done else "in_progress",
         "role": "assistant",
@@ -74,9 +77,7 @@ def test_a_tool_is_told_with_its_outcome() -> None:
     result = {"type": "tool_result", "call_id": "c", "output": "line 1\nline 2" + "x" * 500}
     said = told(
         item(1, "tool_call", call, {"type": "status", "label": "List files"}),
-        item(
-            2, "tool_result", result, {"type": "file_ref", "path": "/a", "action": "patch"}, status="failed"
-        ),
+        item(2, "tool_result", result, patch, status="failed"),
     )
     assert said.startswith("tool   List files\n       failed  line 1 line 2xxx")
     assert said.endswith("…\n       patch  /a\n")
