@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox_agent.persist.store import Changes, SQLiteSessionStore, TextRow
@@ -151,6 +151,7 @@ async def test_search_finds_only_the_beginning_of_a_huge_item(tmp_path: Path) ->
         assert await store.search("last", limit=9) == []
 
 
+@settings(deadline=None)  # it is not about how long they take
 @given(st.lists(st.text(max_size=40), min_size=30, max_size=30))
 def test_no_query_is_an_error(queries: list[str]) -> None:
     async def ask() -> None:
