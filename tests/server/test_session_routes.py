@@ -6,15 +6,17 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx2
 import pytest
 
 from sandbox_agent.engine.sse import SseDecoder, SseEvent
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, our_server
 
 from .talk import client_of, talk
 
@@ -403,6 +405,37 @@ async def test_a_running_turn_is_cancelled_and_an_ended_session_stays_readable(
         assert (await session.info())["ended"] is True
         assert (await session.post("/terminate")).status_code == 204
         assert (await session.events())["events"][-1]["type"] == "session.ended"
+
+
+async def test_the_stream_of_a_turn_that_never_began_ends_with_the_turn(
+    server: ServerProcess, fresh: Callable[[], str]
+):
+    async with made(server, fresh()) as session, session.stream() as stream:
+        await session.say("permission")
+        await stream.until("permission.requested")
+        queued = await session.say("later", idempotency_key="k")
+        waiting = asyncio.ensure_future(session.turn("later", idempotency_key="k"))
+        assert (await session.post("/terminate")).status_code == 204
+        with anyio.fail_after(30):
+            events = await waiting
+        assert events[-1]["type"] == "turn.ended"
+        assert events[-1]["data"]["turn_id"] == queued
+
+
+async def test_open_streams_do_not_hold_up_the_servers_end(tmp_path: Path):
+    with our_server(tmp_path) as server:
+        async with client_of(server) as client:
+            session = Session(client, "s")
+            await session.post("", {"agent": "mock"})
+            async with session.stream() as plain, session.stream("?include_raw=true") as raw:
+                await session.say("permission")
+                for stream in (plain, raw):
+                    await stream.until("permission.requested")
+                waiting = asyncio.ensure_future(session.post("/messages/stream", {"message": "later"}))
+                with anyio.fail_after(15):
+                    assert await anyio.to_thread.run_sync(server.stop) == 0
+                    with suppress(httpx2.HTTPError):  # a stream may be cut where it is
+                        await waiting
 
 
 @pytest.mark.parametrize("form", ["jsonl", "markdown", "html"])

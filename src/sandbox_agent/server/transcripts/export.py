@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal, Protocol
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from sandbox_agent.errors import GoneError
@@ -90,10 +91,18 @@ async def export(
     fold = Fold()
     yield _encode(renderer.begin(info))
     async for page in _pages(store, row):
-        text = "".join(_pieces(renderer, fold, [event.data for event in page]))
-        if text:
-            yield _encode(text)
-    yield _encode("".join(renderer.entry(entry) for entry in fold.end()) + renderer.end())
+        # a long text takes its time, and viewers of other sessions must not wait for it
+        if text := await anyio.to_thread.run_sync(_page_text, renderer, fold, page):
+            yield text
+    yield await anyio.to_thread.run_sync(_end_text, renderer, fold)
+
+
+def _page_text(renderer: Renderer, fold: Fold, page: Sequence[EventRow]) -> bytes:
+    return _encode("".join(_pieces(renderer, fold, [event.data for event in page])))
+
+
+def _end_text(renderer: Renderer, fold: Fold) -> bytes:
+    return _encode("".join(renderer.entry(entry) for entry in fold.end()) + renderer.end())
 
 
 async def _pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[EventRow]]:
@@ -108,7 +117,6 @@ async def _pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[Eve
             return  # the rest was beyond retention by now
         yield page
         after = page[-1].sequence
-        await anyio.lowlevel.checkpoint()
 
 
 def _encode(text: str) -> bytes:
