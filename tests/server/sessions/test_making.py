@@ -12,10 +12,12 @@ import pytest
 from sandbox_agent.errors import (
     AgentNotInstalledError,
     AgentProcessExitedError,
+    ConflictError,
     InvalidRequestError,
     ModeNotSupportedError,
     RequestTimeoutError,
     SandboxAgentError,
+    ServerSessionNotFoundError,
     SessionAlreadyExistsError,
     StreamError,
     UnsupportedAgentError,
@@ -114,6 +116,28 @@ async def test_a_second_session_of_a_name_is_refused_also_while_the_first_is_mad
         with pytest.raises(SessionAlreadyExistsError):
             await stack.create()
         assert len(stack.bridge.live()) == 1
+
+
+async def test_a_session_that_is_being_made_takes_nothing_yet(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        seen = anyio.Event()
+
+        async def meddle() -> None:
+            with anyio.fail_after(10):
+                while not seen.is_set():
+                    try:
+                        await stack.say("echo early")
+                    except ConflictError as error:
+                        assert "being made" in str(error)  # noqa: PT017 - it may also not be there yet
+                        seen.set()
+                    except ServerSessionNotFoundError:
+                        await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            await stack.create()
+        assert len(stack.bridge.live()) == 1
+        assert (await stack.over(await stack.say("echo now"))).state == "done"
 
 
 _REFUSES = """

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
-import msgspec
 
 from sandbox_agent.errors import (
-    AcpRpcError,
     ConflictError,
     NotFoundError,
     SandboxAgentError,
@@ -22,16 +19,15 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.bridge import Bridge
-from sandbox_agent.server.sessions.link import AgentLink, answer, refused
+from sandbox_agent.server.sessions.link import answer
+from sandbox_agent.server.sessions.making import make_session
 from sandbox_agent.server.sessions.managed import ManagedSession
 from sandbox_agent.server.sessions.parts import Parts
 from sandbox_agent.server.sessions.requests import check_create, check_prompt
-from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, AgentSettings
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
 
 if TYPE_CHECKING:
     from sandbox_agent.server.connection import AgentConnection
-    from sandbox_agent.server.recorder.live import LiveSession
     from sandbox_agent.server.recorder.recorder import Recorder
 
 __all__ = ["Sessions"]
@@ -111,6 +107,10 @@ class Sessions:
                 f"conflict: session '{row.session_id}' is driven by the client that made it over "
                 "/v1/acp: send it there"
             )
+        if row.session_id in self._making:
+            raise ConflictError(
+                f"conflict: session '{row.session_id}' is being made: wait until its creation has answered"
+            )
         driven = self._managed.get(row.key)
         if driven is None:
             driven = self._managed[row.key] = ManagedSession(parts, row.session_id)
@@ -145,66 +145,12 @@ class Sessions:
         try:
             if await self._store.session(session_id) is not None:
                 raise _exists(session_id)
-            link = await AgentLink.start(self._bridge, request.agent, parts.tasks)
-            try:
-                return await self._make(parts, link, session_id, request, directory)
-            except BaseException as error:
-                with anyio.CancelScope(shield=True):  # bounded: a timed ladder
-                    await link.stop()
-                if isinstance(error, AcpRpcError):
-                    raise refused(request.agent, "session/new", error) from error
-                raise
+            driven = await make_session(parts, session_id, request, directory)
+            live = await self._recorder.session(session_id)
+            self._managed[live.row.key] = driven
+            return CreateSessionResponse(healthy=True, native_session_id=live.row.native_session_id)
         finally:
             self._making.discard(session_id)
-
-    async def _make(
-        self, parts: Parts, link: AgentLink, session_id: str, request: CreateSessionRequest, directory: str
-    ) -> CreateSessionResponse:
-        now = time.time_ns() // 1_000_000
-        live = await self._recorder.create(
-            SessionRow(
-                key=0,
-                session_id=session_id,
-                agent=request.agent,
-                created_at=now,
-                updated_at=now,
-                managed=True,
-                directory=directory,
-                title=request.title,
-                permission_mode=request.permission_mode or "ask",
-                settings=msgspec.json.encode(request),
-            )
-        )
-        try:
-            link.bind(live)
-            result = await link.new_session(directory, request.mcp_servers or [])
-            settings = AgentSettings(link, result)
-            for category, value in (
-                (MODE, request.agent_mode),
-                (MODEL, request.model),
-                (VARIANT, request.variant),
-            ):
-                if value is not None:
-                    await settings.set(category, value)
-            await self._recorder.update(
-                live,
-                native_session_id=link.native_id,
-                agent_mode=settings.current(MODE) or "",
-                model=settings.current(MODEL),
-                variant=settings.current(VARIANT),
-            )
-        except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(DELETE_SECONDS):
-                await self._erase(live)
-            raise
-        self._managed[live.row.key] = ManagedSession(parts, session_id, link)
-        return CreateSessionResponse(healthy=True, native_session_id=link.native_id)
-
-    async def _erase(self, live: LiveSession) -> None:
-        try:
-            await self._recorder.delete(live)
-        except SandboxAgentError as error:
-            logger.error("session %s stays behind: %s", live.row.session_id, error)
 
     # using it
 
