@@ -181,6 +181,33 @@ async def test_a_turn_that_the_server_died_under_ends_as_interrupted(
     assert (turn.state, turn.idempotency_key) == ("interrupted", "k")
 
 
+@pytest.mark.parametrize("skip_health_check", [False, True])
+async def test_a_stream_outlives_a_server_that_is_stopped_and_started(
+    own_server: ServerProcess, skip_health_check: bool
+) -> None:
+    sequences: list[int] = []
+    begun = anyio.Event()
+
+    async def read(sdk: SandboxAgent) -> None:
+        async for event in sdk.sessions.stream_events("s"):
+            sequences.append(event.sequence)
+            begun.set()
+
+    connecting = SandboxAgent.connect(base_url=own_server.url, skip_health_check=skip_health_check)
+    async with connecting as sdk:
+        await sdk.sessions.create("s", agent="mock")
+        with anyio.fail_after(SECONDS):
+            async with anyio.create_task_group() as group:
+                group.start_soon(read, sdk)
+                await begun.wait()
+                await anyio.to_thread.run_sync(own_server.stop)
+                # Nobody listens until it has started: the stream asks in vain meanwhile.
+                await anyio.to_thread.run_sync(own_server.start)
+                await sdk.sessions.terminate("s")
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert len(sequences) > 1
+
+
 async def test_a_session_goes_on_in_the_restarted_server(
     own_server: ServerProcess, sdk: SandboxAgent
 ) -> None:

@@ -72,9 +72,13 @@ class SessionCalls:
         params: Mapping[str, str | None] | None = None,
         body: object = None,
         headers: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
     ) -> httpx2.Response:
-        """Send what does no harm twice until an answer comes; errors as ``once``."""
-        patience = self.patience(f"{method} {path}")
+        """Send what does no harm twice until an answer comes; errors as ``once``.
+
+        The patience is that of the call which this is a part of; None: its own.
+        """
+        patience = patience or self.patience(f"{method} {path}")
         await patience.begin()
         while True:
             try:

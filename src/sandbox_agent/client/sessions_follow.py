@@ -14,6 +14,7 @@ from sandbox_agent.client.sessions_calls import (
     read_stream,
     session_path,
 )
+from sandbox_agent.client.sessions_patience import Patience
 from sandbox_agent.client.sessions_position import HoleError, Position
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.sessions import SessionInfo
@@ -43,7 +44,7 @@ async def follow(
     path = session_path(session_id, "events", "sse")
     patience = calls.patience(f"events of session '{session_id}'")
     # The stream of a session that has ended stays open: where it ends is to be known before.
-    end = await _end(calls, session_id)
+    end = await _end(calls, session_id, patience)
     if end is not None and offset == end:
         return
     while True:
@@ -64,7 +65,7 @@ async def follow(
                     if any(event.type == "session.ended" for event in fresh) or position.sequence == end:
                         return
             # Deleted, or the server ends.
-            end = await _end(calls, session_id)
+            end = await _end(calls, session_id, patience)
             if position.sequence == end:
                 return
             loss = "the stream ended"
@@ -76,8 +77,8 @@ async def follow(
         await patience.bear(loss)
 
 
-async def _end(calls: SessionCalls, session_id: str) -> int | None:
+async def _end(calls: SessionCalls, session_id: str, patience: Patience) -> int | None:
     """Return the last sequence of a session that has ended, None for one that goes on."""
     path = session_path(session_id)
-    info = decode(await calls.until_answered("GET", path), SessionInfo, f"GET {path}")
+    info = decode(await calls.until_answered("GET", path, patience=patience), SessionInfo, f"GET {path}")
     return info.event_count if info.ended else None

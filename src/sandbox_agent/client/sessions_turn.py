@@ -14,6 +14,7 @@ from sandbox_agent.client.sessions_calls import (
     read_stream,
     session_path,
 )
+from sandbox_agent.client.sessions_patience import Patience
 from sandbox_agent.client.sessions_position import HoleError, Position
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.jsonrpc import dumps
@@ -68,7 +69,7 @@ async def stream_turn(
                         if watch.is_end(event):
                             return
             loss = "the stream ended before the turn"
-            if await _is_over(calls, session_id, key):
+            if await _is_over(calls, session_id, key, patience):
                 return
         except (httpx2.TransportError, HoleError) as error:
             loss = error
@@ -95,9 +96,9 @@ class _TurnWatch:
         return event.type == "turn.ended" and self.turn_id in {None, data.turn_id}
 
 
-async def _is_over(calls: SessionCalls, session_id: str, key: str) -> bool:
+async def _is_over(calls: SessionCalls, session_id: str, key: str, patience: Patience) -> bool:
     """Whether the message's turn is over, without an event that says so."""
     path = session_path(session_id)
-    info = decode(await calls.until_answered("GET", path), SessionInfo, f"GET {path}")
+    info = decode(await calls.until_answered("GET", path, patience=patience), SessionInfo, f"GET {path}")
     turn = next((turn for turn in info.turns or [] if turn.idempotency_key == key), None)
     return turn is not None and turn.state in FINAL_STATES
