@@ -578,6 +578,21 @@ async def test_an_absurd_last_event_id_is_refused(
         assert response.status_code == 400
 
 
+@pytest.mark.parametrize("name", ["policy", "expiry", "n" * 257])
+async def test_a_client_can_not_answer_in_the_servers_name(
+    server: ServerProcess, fresh: Callable[[], str], name: str
+):
+    async with made(server, fresh()) as session, session.stream() as stream:
+        await session.say("permission")
+        asked = (await stream.until("permission.requested"))[-1]
+        path = f"/permissions/{asked['data']['permission_id']}/reply"
+        answer = await session.post(path, {"reply": "once"}, sandbox_agent_client=name)
+        assert answer.status_code == 400
+        assert (
+            await session.post(path, {"reply": "once"}, sandbox_agent_client="n" * 256)
+        ).status_code == 204
+
+
 async def test_another_media_type_and_an_absurd_key_are_refused(
     server: ServerProcess, fresh: Callable[[], str]
 ):

@@ -13,6 +13,7 @@ from sandbox_agent.errors import InvalidRequestError, ServerSessionNotFoundError
 from sandbox_agent.persist.store.rows import SessionRow, TurnRow
 from sandbox_agent.server.operations import Parameter, flag, header
 from sandbox_agent.server.routes.acp import CLIENT_HEADER
+from sandbox_agent.server.sessions.watcher import EXPIRY, POLICY
 from sandbox_agent.server.state import state_of
 from sandbox_agent.wire.sessions import SessionInfo, TurnInfo, UsageInfo
 
@@ -64,8 +65,18 @@ def session_id_of(request: Request) -> str:
 
 
 def client_of(request: Request) -> str:
-    """Return the client's name, or UNNAMED."""
-    return header(request, _CLIENT_NAME) or UNNAMED
+    """Return the client's name, or UNNAMED.
+
+    Raises:
+        InvalidRequestError: it is too long, or one under which the server itself answers.
+    """
+    name = header(request, _CLIENT_NAME) or UNNAMED
+    if len(name) > MAX_NAME or name in {POLICY, EXPIRY}:
+        raise InvalidRequestError(
+            f"invalid request: {CLIENT_HEADER} must be at most {MAX_NAME} characters, and not "
+            f"'{POLICY}' or '{EXPIRY}', which are the server's own names"
+        )
+    return name
 
 
 def include_raw(request: Request) -> bool:
