@@ -30,7 +30,7 @@ ERASE_SECONDS = 10.0
 
 async def make_session(
     parts: Parts, session_id: str, request: CreateSessionRequest, directory: str
-) -> ManagedSession:
+) -> tuple[ManagedSession, LiveSession]:
     """Start the agent, make its session, store it and set what was asked for.
 
     Args:
@@ -59,7 +59,7 @@ async def make_session(
         if isinstance(error, AcpRpcError):
             raise refused(request.agent, "session/new", error) from error
         raise
-    return ManagedSession(parts, session_id, link)
+    return ManagedSession(parts, session_id, link), live
 
 
 def _row(session_id: str, request: CreateSessionRequest, directory: str) -> SessionRow:

@@ -145,8 +145,7 @@ class Sessions:
         try:
             if await self._store.session(session_id) is not None:
                 raise _exists(session_id)
-            driven = await make_session(parts, session_id, request, directory)
-            live = await self._recorder.session(session_id)
+            driven, live = await make_session(parts, session_id, request, directory)
             self._managed[live.row.key] = driven
             return CreateSessionResponse(healthy=True, native_session_id=live.row.native_session_id)
         finally:
