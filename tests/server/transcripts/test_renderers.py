@@ -271,6 +271,21 @@ def test_a_completed_item_is_shown_once():
     assert script.text(MarkdownRenderer()).count("whole") == 1
 
 
+def test_a_message_stands_where_it_began_though_it_ended_behind_a_call():
+    script = Script().add("turn.started", {"phase": "started", "turn_id": "t"})
+    script.item("message", [{"type": "text", "text": ""}], state="started")
+    script.add("item.delta", {"item_id": "i", "delta": "Let me do that."})
+    script.item(
+        "tool_call", [{"type": "tool_call", "name": "Call", "arguments": "{}", "call_id": "c"}], item_id="c"
+    )
+    script.item("tool_result", [], parent_id="c", item_id="r")
+    script.item("message", [{"type": "text", "text": "Let me do that."}])
+    script.add("turn.ended", {"phase": "ended", "turn_id": "t"})
+    text = script.text(MarkdownRenderer())
+    assert text.index("Let me do that.") < text.index("Tool: Call") < text.index("Turn ended")
+    assert text.count("Let me do that.") == 1
+
+
 def test_a_gap_is_said():
     script = Script().add("session.started", {}, sequence=1)
     script.add("error", {"message": "boom"}, sequence=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -42,6 +43,9 @@ __all__ = ["Fold"]
 MAX_OPEN = 1000
 # They are shown at the head of the transcript, or say nothing to a reader.
 _UNSHOWN = {"usage", "commands"}
+# Nothing is held back over these; and the items that stand where they began.
+_BOUNDARIES = {"turn.started", "turn.ended", "session.ended"}
+_PLACED = {"message", "system"}
 
 
 @dataclass(slots=True)
@@ -53,10 +57,19 @@ class _Open:
     pieces: list[str] = field(default_factory=list[str])
 
 
+@dataclass(slots=True)
+class _Slot:
+    """A place in the transcript, and what stands there once that is known."""
+
+    item_id: str = ""
+    entries: list[Entry] | None = None
+
+
 class Fold:
     """Joins started, deltas and completed to one entry, and a call with its result.
 
-    An item comes where it was completed; one that never was comes from its deltas, at the end of its turn.
+    A message stands where it began, though agents go on with it behind a tool call; a call stands where
+    its result came. An item that was never completed comes from its deltas, at the end of its turn.
     """
 
     def __init__(self) -> None:
@@ -65,6 +78,8 @@ class Fold:
         self._asked: dict[str, Asked] = {}
         self._turns = 0
         self._next: int | None = None
+        self._order: deque[_Slot] = deque()
+        self._begun: dict[str, _Slot] = {}
 
     def feed(self, event: UniversalEvent) -> list[Entry]:
         """Take the next event and return what is to be shown now."""
@@ -74,13 +89,36 @@ class Fold:
                 Mark(event.time, f"Events {self._next} to {event.sequence - 1} are not kept any more.")
             )
         self._next = event.sequence + 1
-        return found + self._entries(event)
+        found += self._entries(event)
+        return self._placed(event, found)
+
+    def _placed(self, event: UniversalEvent, found: list[Entry]) -> list[Entry]:
+        """Put entries into their place and return those before which nothing is missing any more."""
+        item = event.data.item if isinstance(event.data, ItemEventData) else None
+        slot = self._begun.pop(item.item_id, None) if item and event.type == "item.completed" else None
+        if slot is not None:
+            slot.entries = found
+        elif found:
+            self._order.append(_Slot(entries=found))
+        if item and event.type == "item.started" and item.kind in _PLACED and item.item_id not in self._begun:
+            self._begun[item.item_id] = slot = _Slot(item.item_id)
+            self._order.append(slot)
+        over = event.type in _BOUNDARIES
+        ready: list[Entry] = []
+        while self._order and (over or self._order[0].entries is not None or len(self._order) > MAX_OPEN):
+            slot = self._order.popleft()
+            ready += slot.entries or []
+            self._begun.pop(slot.item_id, None)
+        return ready
 
     def end(self) -> list[Entry]:
         """Return what is open at the end of the events."""
         waiting = list(self._asked.values())
         self._asked = {}
-        return [*self._rest(), *waiting]
+        held = [entry for slot in self._order for entry in slot.entries or []]
+        self._order.clear()
+        self._begun = {}
+        return [*held, *self._rest(), *waiting]
 
     def _entries(self, event: UniversalEvent) -> list[Entry]:
         time = event.time
