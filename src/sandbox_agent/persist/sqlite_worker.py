@@ -36,6 +36,8 @@ _CLOSE_TIMEOUT: Final = 10.0
 _CACHED_STATEMENTS: Final = 256
 # 16 MiB of pages: the index of a million random ids stays warm. Negative means KiB.
 _CACHE_KIB: Final = -16 * 1024
+# Who only reads goes through what nobody needs again.
+_READ_CACHE_KIB: Final = -4 * 1024
 # Checkpoint every 16 MiB of WAL: at the default of 4 MiB a busy store syncs the database file too often.
 _CHECKPOINT_PAGES: Final = 4_096
 # After these the connection is opened anew: it may be bound to what the cause left behind.
@@ -239,7 +241,7 @@ class Worker:
         )
         try:
             connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA cache_size={_CACHE_KIB}")
+            connection.execute(f"PRAGMA cache_size={_READ_CACHE_KIB if self._read_only else _CACHE_KIB}")
             connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
             if self._prepare is not None:
                 self._prepare(connection)

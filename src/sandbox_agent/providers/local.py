@@ -111,7 +111,7 @@ class LocalProvider(SandboxProvider):
         if self._store is not None:
             command += ["--store", self._store]
         elif self._binary is None:
-            # its own store: the default one belongs to one server at a time, and the caller keeps the sessions
+            # the default one belongs to one server at a time, and here the caller keeps the sessions
             command += ["--store", "memory"]
         return [*command, *self._args]
 

@@ -98,7 +98,7 @@ class PipeReader:
 
     def _on_readable(self) -> None:
         heard, take = self._heard, self._take
-        if heard is None or take is None or (data := self.read_nowait()) is None:
+        if heard is None or heard.done() or take is None or (data := self.read_nowait()) is None:
             return
         try:
             more = take(data) if data else False

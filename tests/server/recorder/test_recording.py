@@ -266,7 +266,7 @@ async def test_the_exit_of_an_agent_and_its_garbage_are_in_the_sessions_that_are
     assert "agent.unparsed" not in types(await stored(store, "B"))
     row = await store.session("A")
     assert row is not None
-    assert (await store.turns(row.key, limit=1))[0].state == "interrupted"
+    assert (await store.turns(row.key, limit=1))[0].state == "failed"
 
 
 async def test_a_connection_that_ends_without_a_word_interrupts_its_turns(store: FaultyStore):

@@ -22,12 +22,14 @@ class OpenText(msgspec.Struct):
         native_id: the agent's id of it; None where it has none and ends with the next item of another kind.
         parts: what is complete of it.
         pieces: the deltas since then.
+        size: characters that came.
     """
 
     item_id: str
     native_id: str | None = None
     parts: list[ContentPart] = []
     pieces: list[str] = []
+    size: int = 0
 
 
 class OpenTool(msgspec.Struct):

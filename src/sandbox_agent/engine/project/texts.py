@@ -17,7 +17,11 @@ from sandbox_agent.wire.universal import (
     TextPart,
 )
 
-__all__ = ["STREAMS", "Texts"]
+__all__ = ["MAX_TEXT", "STREAMS", "Texts"]
+
+# A message that is longer (characters) goes on in a second item: what an agent says without end must not
+# be held without end.
+MAX_TEXT = 1024 * 1024
 
 _Shape = tuple[ItemKind, ItemRole, Literal["text", "reasoning"]]
 STREAMS: dict[str, _Shape] = {
@@ -44,7 +48,10 @@ class Texts:
         if item is None or state.current != stream or item.native_id != native_id:
             item = self._item(stream, native_id)
         item.pieces.append(text)
+        item.size += len(text)
         self._emit.event("item.delta", ItemDeltaData(item.item_id, text, native_id))
+        if item.size >= MAX_TEXT:
+            self._close(stream)
 
     def block(self, stream: str, native_id: str | None, part: ContentPart) -> None:
         """Take what is no text: it has its place in the completed item."""

@@ -27,6 +27,7 @@ from sandbox_agent.server.recorder.naming import started_metadata
 from sandbox_agent.server.recorder.pace import Pace
 from sandbox_agent.server.recorder.tap import Tap
 from sandbox_agent.server.recorder.worker import Worker
+from sandbox_agent.server.viewers import KEEPALIVE_SECONDS
 from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["Recorder"]
@@ -63,7 +64,7 @@ class Recorder:
         self,
         store: SessionStore,
         *,
-        max_bytes: int = 32 * 1024 * 1024,
+        max_bytes: int = 16 * 1024 * 1024,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._store = store
@@ -98,13 +99,21 @@ class Recorder:
             scopes = [anyio.CancelScope(shield=True), anyio.CancelScope(shield=True)]
             tasks.start_soon(_within, scopes[0], self._worker.run)
             tasks.start_soon(_within, scopes[1], self._committer.run)
+            tasks.start_soon(self._keep_alive)
             try:
                 yield self
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._drain()
+                tasks.cancel_scope.cancel()
                 for scope in scopes:
                     scope.cancel()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await anyio.sleep(KEEPALIVE_SECONDS)
+            for session in self.sessions:
+                session.bell.tick()
 
     @property
     def degraded(self) -> str | None:
@@ -169,18 +178,19 @@ class Recorder:
             raise _exists(name)
         self._names.add(name)
         try:
-            if await self._store.session(name) is not None:
-                raise _exists(name)
-            live, events = await self.make(row)
-            batch = Batch()
-            now = live.fold.tick(row.created_at)
-            live.fold.put(batch, batch.of(live), events, now)
-            news = batch.seal()
-            await self._store.commit(batch.changes)
-            for session, stored, chunks in news:
-                session.publish(stored, chunks)
-            self.keep(live)
-            return live
+            async with self._lock(name):  # whoever opens it meanwhile gets this one
+                if await self._store.session(name) is not None:
+                    raise _exists(name)
+                live, events = await self.make(row)
+                batch = Batch()
+                now = live.fold.tick(row.created_at)
+                live.fold.put(batch, batch.of(live), events, now)
+                news = batch.seal()
+                await self._store.commit(batch.changes)
+                for session, stored, chunks in news:
+                    session.publish(stored, chunks)
+                self.keep(live)
+                return live
         finally:
             self._names.discard(name)
 
@@ -331,15 +341,18 @@ class Recorder:
     async def _open(self, session_id: str) -> LiveSession:
         live = self._live.get(session_id)
         if live is None:
-            lock = self._locks.get(session_id)
-            if lock is None:
-                lock = self._locks[session_id] = asyncio.Lock()
-            async with lock:
+            async with self._lock(session_id):
                 live = self._live.get(session_id)
                 if live is None:
                     live = await self._load(session_id)
         self.keep(live)
         return live
+
+    def _lock(self, session_id: str) -> asyncio.Lock:
+        lock = self._locks.get(session_id)
+        if lock is None:
+            lock = self._locks[session_id] = asyncio.Lock()
+        return lock
 
     async def _load(self, session_id: str) -> LiveSession:
         row = await self._store.session(session_id)

@@ -93,9 +93,13 @@ def ended_turn(turn: TurnRow, data: TurnEventData, sequence: int, time_ms: int) 
     reason = str(told.get("stop_reason") or "")
     state = "done"
     error: str | None = None
-    if reason == "interrupted":
+    why = str(told.get("reason") or "")
+    if reason == "interrupted" and why == "agent_exited":
+        state = "failed"
+        error = "the agent's process exited"
+    elif reason == "interrupted":
         state = "interrupted"
-        error = str(told.get("reason") or "") or None
+        error = why or None
     elif told.get("cancelled"):
         state = "cancelled"
     elif reason == "error":

@@ -34,7 +34,7 @@ P = ParamSpec("P")
 # Envelopes whose routes are found at once.
 SLICE = 16
 # What may be gathered while a commit is in flight.
-BATCH_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 1 * 1024 * 1024
 # A line that is no envelope is shown in so many sessions of its connection, those used last.
 GARBAGE_SESSIONS = 16
 
@@ -93,6 +93,7 @@ class Worker:
                 self.busy = False
                 self._committer.offer()
                 await intake.wait()
+                await intake.gather()
                 pace.begin()
                 continue
             self.busy = True
