@@ -16,7 +16,7 @@ __all__ = ["MemorySpill", "Spill", "Spiller"]
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # One transaction: large enough to be cheap, small against the bound on memory.
-SPILL_BYTES = 4 * 1024 * 1024
+SPILL_BYTES = 2 * 1024 * 1024
 # How soon a store that refused is tried again.
 RETRY_SECONDS = 0.5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandbox_agent.wire.records import Sender
@@ -25,17 +25,21 @@ class Entry(NamedTuple):
     """Envelopes of one read or write of a connection.
 
     Attributes:
+        data: their lines; one piece, which costs no more than it holds.
         time_ms: when.
-        size: their bytes.
         client: who sent them; empty where they are the agent's, or the client has no name.
     """
 
     tap: Tap
     sender: Sender
-    lines: Sequence[bytes]
+    data: bytes
     time_ms: int
-    size: int
     client: str
+
+    @property
+    def size(self) -> int:
+        """How many bytes it is."""
+        return len(self.data)
 
 
 class Job(NamedTuple):
@@ -128,4 +132,4 @@ class Intake:
 
     def left(self) -> int:
         """Return how many envelopes are queued."""
-        return sum(len(entry.lines) for entry in self._entries if isinstance(entry, Entry))
+        return sum(entry.data.count(b"\n") + 1 for entry in self._entries if isinstance(entry, Entry))

@@ -52,12 +52,12 @@ class Tap:
 
     def sent(self, line: bytes, client: str) -> None:
         """Take what a client sent to the agent, as the agent reads it."""
-        self._intake.put(Entry(self, "client", (line,), self._clock(), len(line), client))
+        self._intake.put(Entry(self, "client", line, self._clock(), client))
 
     def received(self, lines: Sequence[bytes]) -> None:
-        """Take what the agent wrote; the list must not change any more."""
+        """Take what the agent wrote."""
         if lines:
-            self._intake.put(Entry(self, "agent", lines, self._clock(), sum(map(len, lines)), ""))
+            self._intake.put(Entry(self, "agent", b"\n".join(lines), self._clock(), ""))
 
     def bind(self, session: LiveSession) -> None:
         """Give the sessions that this connection makes or loads from now on to a managed one."""

@@ -114,7 +114,7 @@ class Worker:
         await self._pace.turn()
 
     async def _record(self, entry: Entry) -> None:
-        tap, lines = entry.tap, entry.lines
+        tap, lines = entry.tap, entry.data.split(b"\n")
         pace = self._pace
         router = tap.router
         try:
