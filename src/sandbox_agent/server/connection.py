@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -239,7 +239,14 @@ class AgentConnection:
             part = await self._spiller.read(self.feed.epoch, cursor, viewer, max_bytes)
         return part
 
-    async def send(self, client: str, head: Head, envelope: bytes) -> bytes | None:
+    async def send(
+        self,
+        client: str,
+        head: Head,
+        envelope: bytes,
+        *,
+        recorded: Callable[[], Awaitable[None]] | None = None,
+    ) -> bytes | None:
         """Send a client's envelope to the agent and wait for the answer where one is owed.
 
         A caller that is cancelled or times out leaves the request running: its answer will be in the
@@ -249,6 +256,8 @@ class AgentConnection:
             client: the client's name, or UNNAMED.
             head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
+            recorded: awaited when the recorder has been told of a request, before the agent is: a request
+                that must not be forgotten is stored first.
 
         Returns:
             The agent's response with the client's id, or None for a notification or an answer.
@@ -268,7 +277,9 @@ class AgentConnection:
             return None
         answer = self._answers[submitted.pending] = _Answer(self._loop.create_future())
         try:
-            await self._write(client, submitted, submitted.line, timeout)
+            if recorded is not None:
+                await self._record(client, submitted, submitted.line, recorded)
+            await self._write(client, submitted, submitted.line, timeout, tell=recorded is None)
             self._await(answer, submitted, timeout)
             return await answer.future
         finally:
@@ -333,17 +344,31 @@ class AgentConnection:
         """Whether the agent's request of that id (JSON) still has no answer."""
         return self._correlator.awaits(request_id)
 
-    async def _write(self, client: str, submitted: Submitted, line: bytes, timeout: float | None) -> None:
+    async def _record(
+        self, client: str, submitted: Submitted, line: bytes, recorded: Callable[[], Awaitable[None]]
+    ) -> None:
+        if self.tap is not None:
+            self.tap.sent(line, client)
+        try:
+            await recorded()
+        except BaseException:
+            self._correlator.retract(submitted)
+            raise
+
+    async def _write(
+        self, client: str, submitted: Submitted, line: bytes, timeout: float | None, *, tell: bool = True
+    ) -> None:
+        tap = self.tap if tell else None
         if self._process.write_nowait(line + b"\n"):
-            if self.tap is not None:
-                self.tap.sent(line, client)
+            if tap is not None:
+                tap.sent(line, client)
             return
         begun = asyncio.Event()
 
         def begin() -> None:
             begun.set()
-            if self.tap is not None:
-                self.tap.sent(line, client)
+            if tap is not None:
+                tap.sent(line, client)
 
         try:
             async with asyncio.timeout(timeout):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 import anyio
@@ -124,16 +124,28 @@ class AgentLink:
         return result
 
     async def call(
-        self, method: str, params: Mapping[str, Any], *, request_id: str | None = None
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        recorded: Callable[[], Awaitable[None]] | None = None,
     ) -> dict[str, Any]:
         """Send a request and return its result; session/prompt waits as long as the turn takes.
+
+        Args:
+            method: ACP's.
+            params: its params.
+            request_id: its JSON-RPC id; a new one by default.
+            recorded: awaited when the recorder has been told of it, before the agent is.
 
         Raises:
             AcpRpcError: the agent answered an error.
             ProblemError: it is gone, or did not answer in time.
         """
         name = request_id or f"srv_{next(self._numbers)}"
-        answer = await self._send({"jsonrpc": "2.0", "id": name, "method": method, "params": params})
+        request = {"jsonrpc": "2.0", "id": name, "method": method, "params": params}
+        answer = await self._send(request, recorded)
         try:
             members = _dict(loads(answer or b"{}"))
         except InvalidEnvelopeError as error:
@@ -155,9 +167,11 @@ class AgentLink:
         """
         await self._send({"jsonrpc": "2.0", "method": method, "params": params})
 
-    async def _send(self, envelope: Mapping[str, Any]) -> bytes | None:
+    async def _send(
+        self, envelope: Mapping[str, Any], recorded: Callable[[], Awaitable[None]] | None = None
+    ) -> bytes | None:
         line = dumps(envelope)
-        return await self._connection.send(CLIENT, read_head(line), line)
+        return await self._connection.send(CLIENT, read_head(line), line, recorded=recorded)
 
     async def answer(self, client: str, request_id: bytes, result: Mapping[str, Any]) -> bool:
         """Answer a request of the agent; False where another answer was first.

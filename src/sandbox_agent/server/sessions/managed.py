@@ -177,21 +177,31 @@ class ManagedSession:
             return
         if self._parts.halted:
             return
-        lost = await self._prompt(link, turn)
+        lost = await self._prompt(live, link, turn)
         await settle(self._parts, live)
         if lost is not None:
             await drop_turn(self._parts, live, turn, lost)
 
-    async def _prompt(self, link: AgentLink, turn: TurnRow) -> ProblemError | None:
-        """Send the prompt and wait for its answer; return why there is none."""
+    async def _prompt(self, live: LiveSession, link: AgentLink, turn: TurnRow) -> ProblemError | None:
+        """Send the prompt and wait for its answer; return why there is none.
+
+        That it is sent is stored first: a server that dies then has interrupted the turn, and never sends
+        it again.
+        """
         blocks: list[dict[str, Any]] = loads(turn.prompt)
         replay = self._replay
         if replay is not None:
             blocks = [{"type": "text", "text": replay}, *blocks]
         params = {"sessionId": link.native_id, "prompt": blocks}
-        self._sent = True
+
+        async def recorded() -> None:
+            await settle(self._parts, live)
+            self._sent = True
+            if self._cancelled:  # meanwhile; this goes behind the prompt
+                self._parts.tasks.start_soon(self._cancel_late, turn, link)
+
         try:
-            await link.call("session/prompt", params, request_id=turn.turn_id)
+            await link.call("session/prompt", params, request_id=turn.turn_id, recorded=recorded)
         except AcpRpcError:
             return None  # the recorder has it; the agent may not have taken the replay
         except ProblemError as error:
@@ -235,8 +245,16 @@ class ManagedSession:
         if turn is None:
             return
         again, self._cancelled = self._cancelled, True
-        if not self._sent or link is None:
-            return
+        if self._sent and link is not None:
+            await self._cancel(turn, link, again=again)
+
+    async def _cancel_late(self, turn: TurnRow, link: AgentLink) -> None:
+        try:
+            await self._cancel(turn, link, again=False)
+        except SandboxAgentError as error:
+            logger.warning("what the agent of session %s asks stays open: %s", self.session_id, error)
+
+    async def _cancel(self, turn: TurnRow, link: AgentLink, *, again: bool) -> None:
         try:
             await link.notify("session/cancel", {"sessionId": link.native_id})
         except ProblemError as error:
