@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
 import time
 from collections import Counter
-
 from pathlib import Path
-
 
 import anyio
 import httpx2
@@ -164,10 +163,8 @@ async def die_at_start(life: Life, rng: random.Random) -> None:
     """Kill it while it starts: what it then does to its store is cut off too."""
 
     async def start() -> None:
-        try:
+        with contextlib.suppress(RuntimeError):
             await anyio.to_thread.run_sync(life.server.start)
-        except RuntimeError:
-            pass
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(start)
