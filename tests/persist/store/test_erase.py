@@ -11,7 +11,14 @@ import pytest
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite_thread import SQLiteThread
-from sandbox_agent.persist.store import Changes, SessionStore, SnapshotRow, SQLiteSessionStore, TextRow
+from sandbox_agent.persist.store import (
+    Changes,
+    SessionStore,
+    SnapshotRow,
+    SQLiteSessionStore,
+    TextRow,
+    sqlite_clean,
+)
 from sandbox_agent.persist.store import sqlite_erase as erase
 from tests.persist.store.making import (
     PLENTY,
@@ -168,6 +175,48 @@ async def test_deletes_at_once_all_end(tmp_path: Path) -> None:
         assert [row.key for row in (await store.sessions(limit=99))[0]] == [12]
         await store.delete(12)
         assert traces(tmp_path) == []
+
+
+@pytest.mark.parametrize("erasure", ["delete", "expire"])
+@pytest.mark.parametrize("end", ["later", "reopened"])
+async def test_erasure_that_a_reader_keeps_in_the_file_is_told_and_ends_later(
+    erasure: str,
+    end: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(sqlite_clean, "_CUTS", 3)
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        await store.commit(filled(2, 3, managed=True, time=TIME + PLENTY))
+        await store.commit(secret_session())
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM store_events").fetchone()
+            with anyio.fail_after(10):
+                if erasure == "delete":
+                    await store.delete(1)
+                else:
+                    await store.expire(before=TIME + 1_000)
+            assert "its words are still in the store's file" in caplog.text
+            assert await store.session("session-1") is None
+            assert await store.search("zwitterion", limit=9) == []
+            assert traces(tmp_path)
+            # It doesn't keep the store from anything else.
+            await store.commit(filled(3, 3))
+            caplog.clear()
+            await store.finish_deletes()
+            assert "its words are still in the store's file" in caplog.text
+        if end == "later":
+            await store.finish_deletes()
+            assert traces(tmp_path) == []
+    async with opened(path) as store:
+        assert traces(tmp_path) == []
+        assert await sequences(store, 2) == await sequences(store, 3) == [1, 2, 3]
+        caplog.clear()
+        await store.finish_deletes()
+        assert caplog.text == ""
 
 
 async def test_expiry_by_age_erases_what_is_older_and_says_from_where_the_rest_is(tmp_path: Path) -> None:

@@ -116,7 +116,11 @@ class SessionStore(Protocol):
         ...
 
     async def delete(self, key: int) -> None:
-        """Erase a session: rows, index and what the file still holds of them."""
+        """Erase a session: rows, index and what the file still holds of them.
+
+        Where traces of it can't be taken out of the file in some seconds, as another process reads it, that
+        is logged as a warning and done later; the session is gone in any case.
+        """
         ...
 
     async def expire(

@@ -6,9 +6,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Final, TypeVar
-
-import anyio
+from typing import TypeVar
 
 from sandbox_agent.persist.sqlite_thread import SQLiteThread
 from sandbox_agent.persist.store import sqlite_erase as erase
@@ -24,6 +22,7 @@ from sandbox_agent.persist.store.rows import (
     SnapshotRow,
     TurnRow,
 )
+from sandbox_agent.persist.store.sqlite_clean import Cleaner
 from sandbox_agent.persist.store.sqlite_schema import migrate, require_features
 from sandbox_agent.persist.store.sqlite_search import Filters, search
 from sandbox_agent.persist.store.sqlite_values import clean
@@ -32,11 +31,6 @@ from sandbox_agent.persist.store.sqlite_write import write
 __all__ = ["SQLiteSessionStore"]
 
 T = TypeVar("T")
-
-# A reader that holds an old state of the file keeps the log from being cut; each try waits for it.
-_CHECKPOINTS: Final = 4
-# More slices than merging can take, however much is written meanwhile.
-_SPARE_MERGES: Final = 1_000
 
 
 class SQLiteSessionStore:
@@ -52,9 +46,7 @@ class SQLiteSessionStore:
         self._reader = reader
         # The connection that was made ready last; a thread opens a new one after some failures.
         self._ready: sqlite3.Connection | None = None
-        self._cleaning = anyio.Lock()
-        self._cleanings_begun = 0
-        self._cleanings_done = 0
+        self._cleaner = Cleaner(writer, self._write, self._read)
 
     async def open(self) -> None:
         """Make or migrate the tables, and end the deletes that a former run had begun."""
@@ -158,21 +150,24 @@ class SQLiteSessionStore:
     async def delete(self, key: int) -> None:
         """Erase a session: rows, index and what the file still holds of them.
 
-        It is out of sight at once. One that is interrupted goes on at the next open.
+        It is out of sight at once. One that is interrupted is finished by ``finish_deletes``, as is one
+        whose traces can't be taken out of the file in some seconds: that is logged as a warning.
         """
         if not await self._write(lambda connection: erase.begin_delete(connection, key)):
             return
         await self._erase(key)
-        await self._clean_file()
-        await self._write(lambda connection: erase.end_delete(connection, key))
+        if await self._cleaner.clean():
+            await self._write(lambda connection: erase.end_delete(connection, key))
 
     async def finish_deletes(self) -> None:
-        """Go on with the deletes that were interrupted."""
+        """Go on with deletes and expiries that were interrupted, or have left traces in the file."""
         keys = await self._write(erase.deleted_keys)
         for key in keys:
             await self._erase(key)
-        if keys:
-            await self._clean_file()
+        if not keys and not await self._write(erase.get_mark):
+            return
+        if not await self._cleaner.clean():
+            return
         for key in keys:
             await self._write(lambda connection, key=key: erase.end_delete(connection, key))
 
@@ -188,7 +183,7 @@ class SQLiteSessionStore:
         if max_bytes is not None:
             lost |= await self._shrink(max_bytes)
         if lost:
-            await self._clean_file()
+            await self._cleaner.clean()
         return await self._after_expiry([key for key in lost if key != NO_SESSION])
 
     async def _aged(self) -> list[erase.Aged]:
@@ -201,9 +196,6 @@ class SQLiteSessionStore:
             found += page
         return sorted(found)
 
-    async def _aged_page(self, after: int) -> tuple[list[erase.Aged], int | None]:
-        return await self._read(lambda connection: erase.aged_sessions(connection, after))
-
     async def _shrink(self, max_bytes: int) -> dict[int, None]:
         lost: dict[int, None] = {}
         sessions = await self._aged()
@@ -215,7 +207,7 @@ class SQLiteSessionStore:
             if excess <= pending:
                 if not pending:
                     break
-                await self._merge()
+                await self._cleaner.merge()
                 pending = 0
                 continue
             key = heappop(sessions).key
@@ -255,37 +247,11 @@ class SQLiteSessionStore:
         def erase_one(connection: sqlite3.Connection) -> erase.Erased:
             erased = erase.erase_slice(connection, key, before=before, max_bytes=max_bytes)
             if erased.rows:
+                erase.set_mark(connection)
                 erase.set_first_sequence(connection, key)
             return erased
 
         return await self._write(erase_one)
-
-    async def _merge(self) -> None:
-        await self._write(lambda connection: erase.stir_index(connection, add=True))
-        await self._write(lambda connection: erase.stir_index(connection, add=False))
-        pages = await self._read(erase.index_pages)
-        more = await self._write(lambda connection: erase.merge_index(connection, begin=True))
-        for _ in range(pages // erase.MERGE_PAGES * 4 + _SPARE_MERGES):
-            if not more:
-                return
-            more = await self._write(lambda connection: erase.merge_index(connection, begin=False))
-
-    async def _clean_file(self) -> None:
-        """Take erased words out of the index, and erased pages out of the log.
-
-        Those who wait for the one before them share the next.
-        """
-        wanted = self._cleanings_begun + 1
-        async with self._cleaning:
-            if self._cleanings_done >= wanted:
-                return
-            self._cleanings_begun += 1
-            begun = self._cleanings_begun
-            await self._merge()
-            for _ in range(_CHECKPOINTS):
-                if await self._writer.run(_checkpoint, transaction=False):
-                    break
-            self._cleanings_done = begun
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def ready(connection: sqlite3.Connection) -> T:
@@ -299,8 +265,3 @@ class SQLiteSessionStore:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._reader.run(work, transaction=False)
-
-
-def _checkpoint(connection: sqlite3.Connection) -> bool:
-    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return not busy

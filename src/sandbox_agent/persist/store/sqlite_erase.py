@@ -1,7 +1,8 @@
 """Erasing in slices: each is a short transaction, so commits go on between them.
 
 What is erased is overwritten in the file (``secure_delete``). The full text index only notes an erasure;
-its words go when its pieces are merged, which is done in slices too.
+its words go when it is cleaned (``sqlite_index``). Until that is done, and the log is cut, a mark in the
+file says that it isn't.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ import msgspec
 from sandbox_agent.persist.store.sqlite_values import MAX_SEQUENCE, gather, row_id
 
 __all__ = [
-    "MERGE_PAGES",
     "Aged",
     "Erased",
     "aged_sessions",
     "begin_delete",
+    "clear_mark",
     "deleted_keys",
     "end_delete",
     "erase_slice",
-    "index_pages",
-    "merge_index",
+    "get_mark",
     "oldest_of",
     "set_first_sequence",
-    "stir_index",
+    "set_mark",
     "used_bytes",
 ]
 
@@ -38,8 +38,6 @@ _SLICE_TEXTS: Final = 200
 _SLICE_CHARACTERS: Final = 256 * 1024
 # Sessions that are looked at in one go.
 _SESSIONS_PAGE: Final = 250
-# Pages of the index that one slice of merging writes.
-MERGE_PAGES: Final = 250
 
 _BLANK_TURNS: Final = """
 UPDATE store_turns SET prompt = x'5b5d'
@@ -161,36 +159,6 @@ def _erase_texts(connection: sqlite3.Connection, key: int, last: int) -> Erased:
     return Erased(len(found), total)
 
 
-def index_pages(connection: sqlite3.Connection) -> int:
-    """Return about how many pages the index has."""
-    return int(connection.execute("SELECT count(*) FROM store_text_index_data").fetchone()[0])
-
-
-def stir_index(connection: sqlite3.Connection, *, add: bool) -> None:
-    """Add a word to the index, or take it away: each is a piece of its own once it is committed.
-
-    An index of a single piece is not merged, though it may be full of notes of what was erased.
-    """
-    columns, values = ("", "") if add else ("store_text_index, ", "'delete', ")
-    connection.execute(
-        f"INSERT INTO store_text_index ({columns}rowid, text, scope) VALUES ({values}0, '', 'erased')"  # noqa: S608
-    )
-
-
-def merge_index(connection: sqlite3.Connection, *, begin: bool) -> bool:
-    """Merge some of the index; True while there is more to do.
-
-    Args:
-        connection: in a transaction.
-        begin: take all that is there now; what is written meanwhile stays for the next time.
-    """
-    before = connection.total_changes
-    pages = -MERGE_PAGES if begin else MERGE_PAGES
-    connection.execute("INSERT INTO store_text_index (store_text_index, rank) VALUES ('merge', ?)", (pages,))
-    # https://www.sqlite.org/fts5.html#the_merge_command
-    return connection.total_changes - before >= 2
-
-
 def set_first_sequence(connection: sqlite3.Connection, key: int) -> None:
     """Note from where the session has its events, and blank the ended turns and answers before that."""
     row = connection.execute(
@@ -204,6 +172,25 @@ def set_first_sequence(connection: sqlite3.Connection, key: int) -> None:
     # The rows stay: they number the turns, and tell a repeated message.
     connection.execute(_BLANK_TURNS, (key,))
     connection.execute(_BLANK_PERMISSIONS, (key,))
+
+
+def set_mark(connection: sqlite3.Connection) -> None:
+    """Note that the file holds traces of what was erased, in the transaction that erases it."""
+    connection.execute(
+        "INSERT INTO store_meta (name, value) VALUES ('traces', 1) "
+        "ON CONFLICT (name) DO UPDATE SET value = value + 1"
+    )
+
+
+def get_mark(connection: sqlite3.Connection) -> int:
+    """Return the mark; another one each time that something was erased, 0 while there are no traces."""
+    found = connection.execute("SELECT value FROM store_meta WHERE name = 'traces'").fetchone()
+    return int(found[0]) if found else 0
+
+
+def clear_mark(connection: sqlite3.Connection, mark: int) -> None:
+    """Note that what was erased up to that mark has left no traces."""
+    connection.execute("UPDATE store_meta SET value = 0 WHERE name = 'traces' AND value = ?", (mark,))
 
 
 def aged_sessions(connection: sqlite3.Connection, after: int) -> tuple[list[Aged], int | None]:
