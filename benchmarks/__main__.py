@@ -21,18 +21,23 @@ from typing import Any, NamedTuple, TypeVar
 
 import uvloop
 from tests.support.npm import PEERS, node_modules
-from tests.support.servers import ServerProcess, our_server, published_server
+from tests.support.servers import ServerProcess, our_server, published_server, put_launcher
 
 from benchmarks.footprint import idle_viewers, stalled_reader
+from benchmarks.history import fill
 from benchmarks.latency import run_latency
 from benchmarks.sdk import run_page, run_resume, run_turn
-from benchmarks.stream import run_burst
+from benchmarks.sessions import follow, idle_session_viewers, record, run_pages, run_searches, settle
+from benchmarks.stream import Burst, run_burst
 
 T = TypeVar("T")
 
 OURS, PEER = "mock", "claude"  # the same agent: the peer has it behind one of its own names
 RESULTS = Path(__file__).parent / "RESULTS.md"
 RESUMES = 20
+MILLION = 1_000_000
+RECORDED = 200_000
+CLOCK_AGENT = Path(__file__).parent / "clock_agent.py"
 # A round of a small request is short, and the machine's speed drifts by more than what is measured.
 LATENCY_ROUNDS = 6
 MEBIBYTE = 1024 * 1024
@@ -239,6 +244,118 @@ def footprint(start: Callable[[], ServerProcess], start_peer: Callable[[], Serve
     return rows
 
 
+def recorded(
+    start: Callable[[], ServerProcess], start_bare: Callable[[], ServerProcess], rounds: int
+) -> list[Row]:
+    """What recording costs the ACP rows: our server against itself without the recorder."""
+    rows: list[Row] = []
+    for events, size, readers in ((20_000, 200, 1), (20_000, 200, 10), (2_000, 8192, 1)):
+        pairs: list[tuple[Burst, Burst]] = []
+        with start() as ours, start_bare() as bare:
+            for _ in range(rounds):
+                on = run(run_burst(ours.port, OURS, events=events, size=size, readers=readers))
+                run(settle(ours.port))
+                off = run(run_burst(bare.port, OURS, events=events, size=size, readers=readers))
+                pairs.append((on, off))
+        ratio = statistics.median(on.events_per_second / off.events_per_second for on, off in pairs)
+        rows.append(
+            show(
+                Row(
+                    f"{events:,} x {size:,} B, {readers} reader{'s' * (readers > 1)}, recorder on and off",
+                    f"{statistics.median(on.events_per_second for on, _ in pairs):,.0f}/s on",
+                    f"{statistics.median(off.events_per_second for _, off in pairs):,.0f}/s off",
+                    f"{ratio:.2f}x",
+                    ">= 0.75x",
+                    ratio >= 0.75,
+                )
+            )
+        )
+    return rows
+
+
+def server_sessions(start: Callable[[], ServerProcess], rounds: int) -> list[Row]:
+    """The server's own sessions."""
+    with start() as server:
+        speed = statistics.median(
+            run(record(server.port, OURS, envelopes=RECORDED, size=300)) for _ in range(rounds)
+        )
+        followed = run(follow(server.port, viewers=100, events=2_000, rate=200))
+    rows = [
+        show(
+            Row(
+                f"{RECORDED:,} envelopes of 300 B, until stored and indexed",
+                f"{speed:,.0f}/s",
+                "",
+                "",
+                ">= 15,000/s",
+                speed >= 15_000,
+            )
+        ),
+        show(
+            Row(
+                "agent's write to viewer's read, 100 viewers, 200/s",
+                f"p50 {followed.p50 * 1e3:.1f} ms, p99 {followed.p99 * 1e3:.1f}",
+                "",
+                "",
+                "p99 <= 15 ms, none lost",
+                followed.p99 <= 0.015 and followed.lost == 0,
+            )
+        ),
+    ]
+    with start() as server:
+        each = run(idle_session_viewers(server, OURS, viewers=2_000))
+    rows.append(
+        show(
+            Row(
+                "2,000 idle viewers of a recorded session, each",
+                f"{each / 1000:.1f} KB",
+                "",
+                "",
+                "<= 30 KB",
+                each <= 30_000,
+            )
+        )
+    )
+    return rows
+
+
+def full_store(start_on: Callable[[Path], ServerProcess], folder: Path) -> list[Row]:
+    """A store with a session of a million events, and ten thousand sessions with a million texts."""
+    database = folder / "full.db"
+    run(fill(database, long=MILLION, sessions=10_000, events=100))
+    starts: list[float] = []
+    for _ in range(5):
+        with start_on(database) as server:
+            starts.append(server.started_in)
+    with start_on(database) as server:
+        page = run(run_pages(server.port, events=MILLION, rounds=200))
+        found = run(run_searches(server.port, rounds=60))
+    start = statistics.median(starts)
+    return [
+        show(Row("start with 10,000 stored sessions", f"{start:.2f} s", "", "", "<= 0.6 s", start <= 0.6)),
+        show(
+            Row(
+                "page of 100 anywhere in a session of 1,000,000, p50",
+                f"{page * 1e3:.2f} ms",
+                "",
+                "",
+                "<= 5 ms",
+                page <= 0.005,
+            )
+        ),
+        show(
+            Row(
+                "search in 1,000,000 texts, p50",
+                f"{found * 1e3:.1f} ms",
+                "",
+                "",
+                "<= 50 ms",
+                found <= 0.050,
+            )
+        ),
+    ]
+
+
 def write_results(rows: Sequence[Row], rounds: int) -> None:
     """Write RESULTS.md."""
     cpu = next(
@@ -259,7 +376,10 @@ def write_results(rows: Sequence[Row], rounds: int) -> None:
         f"Latency: `session/list` and `session/set_mode`, {LATENCY_ROUNDS} alternating rounds of 300 "
         f"requests on each of {rounds} pairs of fresh servers. SDK: median of {rounds} turns; the published "
         "TypeScript SDK on the peer, with its SQLite driver rewritten in the tests, once. Resume: medians of "
-        f"{RESUMES}. Pages: medians of 100. Memory and viewers: one run. Start: median of 5."
+        f"{RESUMES}. Pages: medians of 100. Memory, viewers and following: one run. Starts: medians of 5. "
+        f"Recorder on and off: {rounds} alternating rounds of our server against itself without it, each begun "
+        "when the round before is stored; all other rows have it on. Recording: median of "
+        f"{rounds}. Search: a rare word, two common ones, both."
     )
     table = [f"| {' | '.join(row[:5])} | {'yes' if row.passed else 'no'} |" for row in (*rows,)]
     head = ["| work | ours | peer | ratio | bar | met |", "|---|---|---|---|---|---|"]
@@ -279,9 +399,17 @@ def main() -> int:
         homes = {home: folder / home for home in ("ours", "peer")}
         for home in homes.values():
             home.mkdir()
+        put_launcher(homes["ours"] / "data", "clock", [sys.executable, str(CLOCK_AGENT)])
 
         def start() -> ServerProcess:
             return our_server(homes["ours"], "--store", f"sqlite:{homes['ours'] / 'server.db'}")
+
+        def start_on(database: Path) -> ServerProcess:
+            return our_server(homes["ours"], "--store", f"sqlite:{database}")
+
+        def start_bare() -> ServerProcess:
+            store = f"sqlite:{homes['ours'] / 'bare.db'}"
+            return our_server(homes["ours"], "--store", store, module="benchmarks.unrecorded")
 
         def start_peer() -> ServerProcess:
             return published_server(homes["peer"])
@@ -292,6 +420,9 @@ def main() -> int:
             rows.append(turns(ours, peer, folder, rounds))
             rows += history(ours, folder)
         rows += footprint(start, start_peer)
+        rows += recorded(start, start_bare, rounds)
+        rows += server_sessions(start, rounds)
+        rows += full_store(start_on, folder)
     if not options.no_write:
         write_results(rows, rounds)
     return 0 if all(row.passed for row in rows) else 1

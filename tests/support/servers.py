@@ -145,6 +145,7 @@ def our_server(
     token: str | None = None,
     env: Mapping[str, str] | None = None,
     port: int | None = None,
+    module: str = "sandbox_agent.cli.main",
 ) -> ServerProcess:
     """Return our server; its agents' layout and its log are in ``folder``.
 
@@ -154,10 +155,11 @@ def our_server(
         token: its token; None for --no-token.
         env: variables on top of this process's.
         port: its port; a free one by default.
+        module: what is run in its place.
     """
     port = port or free_port()
     auth = ["--token", token] if token else ["--no-token"]
-    command = [sys.executable, "-m", "sandbox_agent.cli.main", "server", "--port", str(port), *auth, *options]
+    command = [sys.executable, "-m", module, "server", "--port", str(port), *auth, *options]
     variables = {"XDG_DATA_HOME": str(folder / "data"), **(env or {})}
     return ServerProcess(command, port=port, log=folder / "server.log", env=variables, token=token)
 

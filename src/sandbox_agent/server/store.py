@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ async def open_store(store: str) -> AsyncGenerator[Store]:
     """
     if check_store(store) == MEMORY_STORE:
         # nothing is kept, and memory is no longer than a disk: SQLite's own temporary file holds the rest
-        thread = SQLiteThread(TEMPORARY)
+        thread = SQLiteThread(TEMPORARY, prepare=_lean)
         try:
             sessions = SQLiteSessionStore(thread, thread)
             await sessions.open()
@@ -66,7 +67,7 @@ async def open_store(store: str) -> AsyncGenerator[Store]:
         return
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
     with _owned(path):
-        writer, reader = SQLiteThread(path), SQLiteThread(path, read_only=True)
+        writer, reader = SQLiteThread(path, prepare=_lean), SQLiteThread(path, read_only=True)
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()
@@ -76,6 +77,11 @@ async def open_store(store: str) -> AsyncGenerator[Store]:
         finally:
             await reader.close()
             await writer.close()
+
+
+def _lean(connection: sqlite3.Connection) -> None:
+    # A log is written at its end, so few pages are warm; a sandbox has better use for the memory.
+    connection.execute("PRAGMA cache_size=-4096")
 
 
 @contextmanager

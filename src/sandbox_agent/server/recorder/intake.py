@@ -17,7 +17,7 @@ __all__ = ["Entry", "Intake", "Job"]
 
 # How long the first envelope waits for others, and how often again while the loop has that much to do.
 GATHER_SECONDS = 0.003
-GATHERINGS = 16
+GATHERINGS = 32
 BUSY = 0.4
 
 
@@ -111,7 +111,7 @@ class Intake:
             begun, worked = time.perf_counter(), time.thread_time()
             await asyncio.wait((hurry,), timeout=GATHER_SECONDS)
             share = (time.thread_time() - worked) / (time.perf_counter() - begun)
-            if hurry.done() or share < BUSY or self.used > self._max // 2:
+            if hurry.done() or share < BUSY or self.used > self._max * 0.9:
                 return
 
     def give_back(self, size: int) -> None:

@@ -64,7 +64,7 @@ class Recorder:
         self,
         store: SessionStore,
         *,
-        max_bytes: int = 16 * 1024 * 1024,
+        max_bytes: int = 20 * 1024 * 1024,
         clock: Callable[[], int] = _now_ms,
     ) -> None:
         self._store = store

@@ -1,0 +1,22 @@
+"""``python -m benchmarks.unrecorded server …``: our server without its recorder, to tell what that costs."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sandbox_agent.cli.main import main
+from sandbox_agent.server import app
+from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.spill import Spiller
+
+__all__: list[str] = []
+
+
+def _bridge(spiller: Spiller, *, request_timeout: float, recorder: object) -> Bridge:
+    del recorder
+    return Bridge(spiller, request_timeout=request_timeout)
+
+
+if __name__ == "__main__":
+    app.Bridge = cast("Any", _bridge)
+    main()
