@@ -377,8 +377,8 @@ def write_results(rows: Sequence[Row], rounds: int) -> None:
         f"requests on each of {rounds} pairs of fresh servers. SDK: median of {rounds} turns; the published "
         "TypeScript SDK on the peer, with its SQLite driver rewritten in the tests, once. Resume: medians of "
         f"{RESUMES}. Pages: medians of 100. Memory, viewers and following: one run. Starts: medians of 5. "
-        f"Recorder on and off: {rounds} alternating rounds of our server against itself without it, each begun "
-        "when the round before is stored; all other rows have it on. Recording: median of "
+        f"Recorder on and off: {rounds} alternating rounds of our server against itself without it, each "
+        "begun when the round before is stored; all other rows have it on. Recording: median of "
         f"{rounds}. Search: a rare word, two common ones, both."
     )
     table = [f"| {' | '.join(row[:5])} | {'yes' if row.passed else 'no'} |" for row in (*rows,)]

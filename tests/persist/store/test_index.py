@@ -127,3 +127,17 @@ def test_index_of_unknown_form_is_made_anew(data: bytes, made: Index) -> None:
     connection.execute("UPDATE store_text_index_data SET block = ? WHERE id = 10", (data,))
     assert index.begin_merge(connection) is False
     assert b"before" not in made.data
+
+
+@pytest.mark.parametrize("size", [60, 200, 600])
+def test_index_whose_oldest_segment_sank_below_empty_levels_keeps_nothing(
+    size: int, made: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_FEW_PAGES", 0)
+    made.add(50, 20)
+    made.clean()
+    # A segment as large as the older ones draws them down to its own level.
+    made.erase(made.add(size, 20, "secretiveword"))
+    made.clean()
+    assert b"cretive" not in made.data
+    made.connection.execute("INSERT INTO store_text_index (store_text_index) VALUES ('integrity-check')")
