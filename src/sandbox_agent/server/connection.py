@@ -91,6 +91,7 @@ class AgentConnection:
         self.server_id = server_id
         self.agent = agent
         self.created_at_ms: int = time.time_ns() // 1_000_000
+        self._created = time.monotonic()
         self.bell: Bell = Bell()
         self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
         self.ended: asyncio.Event = asyncio.Event()
@@ -113,6 +114,11 @@ class AgentConnection:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._status is None
+
+    @property
+    def uptime_ms(self) -> int:
+        """Milliseconds since it was made, whatever the wall clock does."""
+        return round((time.monotonic() - self._created) * 1000)
 
     @property
     def finished(self) -> bool:

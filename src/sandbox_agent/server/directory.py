@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from typing import Any, cast
 
 import anyio
@@ -73,10 +72,10 @@ class Directory:
         return info
 
     def _status(self, agent: str) -> ServerStatusInfo | None:
-        running = [each.created_at_ms for each in self._bridge.live() if each.agent == agent]
+        running = [each.uptime_ms for each in self._bridge.live() if each.agent == agent]
         if not running:
             return None
-        return ServerStatusInfo(status="running", uptime_ms=time.time_ns() // 1_000_000 - min(running))
+        return ServerStatusInfo(status="running", uptime_ms=max(running))
 
     async def _ask(self, agent: str, *, no_cache: bool) -> list[dict[str, Any]]:
         async with self._locks.setdefault(agent, anyio.Lock()):
