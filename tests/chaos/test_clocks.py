@@ -69,6 +69,7 @@ async def test_the_log_stays_in_order_while_the_clock_jumps(tmp_path: Path) -> N
             chat = Chat(client, "jumpy")
             await chat.create()
             said: list[str] = []
+            turns: list[JsonObject] = []
             seen: list[SseEvent] = []
 
             async def watch() -> None:
@@ -90,7 +91,7 @@ async def test_the_log_stays_in_order_while_the_clock_jumps(tmp_path: Path) -> N
                     turn_id = await chat.say(said[-1], key=f"amid-{number}")
                     clock.jump(at - HOUR)
                     assert await chat.say(said[-1], key=f"amid-{number}") == turn_id
-                before = await chat.info()
+                turns = (await chat.info())["turns"]
                 assert (await client.post(f"{chat.path}/terminate")).is_success
             truth = await chat.events()
             assert [json.loads(event.data) for event in seen] == truth
@@ -99,7 +100,8 @@ async def test_the_log_stays_in_order_while_the_clock_jumps(tmp_path: Path) -> N
             assert int(truth[-1]["time"][:4]) > int(truth[0]["time"][:4])  # it did jump
             # the last was cut off by the end of the session, or never began
             assert user_texts(truth)[: len(said) - 1] == said[:-1]
-            for turn in before["turns"]:
+            assert len(turns) == len(said)
+            for turn in turns:
                 if "endedAt" in turn:
                     assert turn["startedAt"] <= turn["endedAt"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import sys
 import time
@@ -132,7 +133,7 @@ class Writer:
             f"burst {200 + number} 60",
             "burst 9 9000",
         )
-        text = self._rng.choice((*texts, "stream 20 5", "sleep 0.05", "plan"))
+        text = self._rng.choice((*texts, "stream 20 5", "sleep 0.05", "plan", "permission"))
         key = f"{self.chat.id}-{number}"
         response = await self._life.persist(lambda: self.chat.post(what, text, key))
         assert response.is_success, (response.status_code, response.text)
@@ -148,6 +149,45 @@ class Writer:
         events: list[JsonObject] = [json.loads(event.data) for event in SseDecoder().feed(body)]
         assert (events[0]["type"], events[-1]["type"]) == ("turn.started", "turn.ended")
         assert {events[0]["data"]["turn_id"], events[-1]["data"]["turn_id"]} == {turn_id}
+
+
+class Answerer:
+    """Answers whatever any agent asks, out of the inbox."""
+
+    def __init__(self, client: httpx2.AsyncClient, life: Life) -> None:
+        self.answered = 0
+        self._client = client
+        self._life = life
+
+    async def run(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            await self._run()
+
+    async def _run(self) -> None:
+        while True:
+            inbox = await self._life.persist(lambda: self._client.get("/v1/permissions"))
+            for asked in inbox.json()["permissions"]:
+                await self._answer(
+                    f"/v1/sessions/{asked['sessionId']}/permissions/{asked['permissionId']}/reply"
+                )
+            await anyio.sleep(POLL_SECONDS)
+
+    async def _answer(self, path: str) -> None:
+        answer = await self._life.persist(lambda: self._client.post(path, json={"reply": "once"}))
+        # 409: nobody waits for it any more, or an earlier try got through before the server died
+        assert answer.status_code in (204, 409), answer.text
+        self.answered += answer.status_code == 204
+
+
+def check_asks(events: list[JsonObject]) -> None:
+    """All that was asked is answered or given up, once, and nothing else is."""
+    asks = {"requested": Counter[str](), "resolved": Counter[str]()}
+    for event in events:
+        what, _, how = event["type"].partition(".")
+        if what == "permission":
+            asks[how][event["data"]["permission_id"]] += 1
+    assert asks["requested"] == asks["resolved"]
+    assert set(asks["requested"].values()) <= {1}
 
 
 async def kill_again_and_again(life: Life, crowd: Crowd, rng: random.Random) -> None:
@@ -184,8 +224,8 @@ def check_turns(events: list[JsonObject], said: list[tuple[str, str]]) -> Counte
 
 
 async def test_all_viewers_hold_the_same_log_however_often_the_server_is_killed(tmp_path: Path) -> None:
-    seed = time.time_ns() % 1_000_000
-    print(f"seed {seed}")
+    seed = int(os.environ.get("CHAOS_SEED") or time.time_ns() % 1_000_000)
+    print(f"CHAOS_SEED={seed}")
     rng = random.Random(seed)
     prompts = tmp_path / "prompts.log"
     state = tmp_path / "state"
@@ -202,6 +242,7 @@ async def test_all_viewers_hold_the_same_log_however_often_the_server_is_killed(
             chats = [Chat(client, f"chat-{number}") for number in range(SESSIONS)]
             watches = [[Watch(chat, life, crowd) for _ in range(3)] for chat in chats]
             writers = [Writer(chat, life, random.Random(rng.random())) for chat in chats]
+            answerer, answering = Answerer(client, life), anyio.CancelScope()
             over = anyio.Event()
             with anyio.fail_after(SECONDS):
                 for number, chat in enumerate(chats):
@@ -212,21 +253,25 @@ async def test_all_viewers_hold_the_same_log_however_often_the_server_is_killed(
                         viewers.start_soon(streamer.stream)
                         viewers.start_soon(third.hop if number < SESSIONS // 2 else third.sdk)
                     async with anyio.create_task_group() as writing:
+                        viewers.start_soon(answerer.run, answering)
                         for writer in writers:
                             writing.start_soon(writer.run, over)
                         await kill_again_and_again(life, crowd, rng)
                         over.set()
+                    answering.cancel()
                     for chat in chats:
                         assert (await client.post(f"{chat.path}/terminate")).is_success
+                assert (await client.get("/v1/permissions")).json() == {"permissions": []}
                 reasons: Counter[str] = Counter()
                 for chat, watching, writer in zip(chats, watches, writers, strict=True):
                     truth = await chat.events()
                     for watch in watching:
                         assert watch.events == truth
+                    check_asks(truth)
                     reasons += check_turns(truth, writer.said)
                     turns = (await chat.info())["turns"]
                     assert {turn["state"] for turn in turns} <= {"done", "interrupted"}
-    print(f"{crowd.seen} events seen; turns: {dict(reasons)}")
+    print(f"{crowd.seen} events seen; turns: {dict(reasons)}; {answerer.answered} permissions given")
     assert reasons["interrupted"] >= 5  # it was busy
     assert reasons["end_turn"] >= KILLS
     assert set(reasons) == {"interrupted", "end_turn"}

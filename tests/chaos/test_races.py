@@ -101,6 +101,7 @@ async def test_a_cancel_that_races_the_end_of_a_turn_leaves_one_end(server: Serv
 
                 if text == "permission":
                     trigger = "permission.requested"
+                turn_id = ""
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(cancel, after, trigger)
                     turn_id = await chat.say(text, f"race-{number}")
