@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from sandbox_agent.server.connection import AgentConnection
 from sandbox_agent.server.cork import CorkedHttpProtocol
@@ -82,7 +81,7 @@ class ExpressHttpProtocol(CorkedHttpProtocol):
             return False
         keep_alive: bool = cast("Any", self).parser.should_keep_alive()
         exchange = _Exchange(f"POST {self.url.decode('latin-1')}", self._unheard, keep_alive=keep_alive)
-        self.cycle = cast("RequestResponseCycle", exchange)
+        cast("Any", self).cycle = exchange
         answer.add_done_callback(lambda done: self._answer(exchange, connection, done))
         return True
 

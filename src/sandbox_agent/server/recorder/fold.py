@@ -66,12 +66,12 @@ class Fold:
         self, row: SessionRow, projector: Projector, *, time_ms: int = 0, turn_number: int = 0
     ) -> None:
         self.row = row
-        self.projector = projector
-        self.time_ms = time_ms
+        self.projector: Projector = projector
+        self.time_ms: int = time_ms
         self.turns: dict[str, TurnRow] = {}
         self.asks: dict[str, PermissionRow] = {}
-        self.turn_number = turn_number
-        self.learner = Learner(row)
+        self.turn_number: int = turn_number
+        self.learner: Learner = Learner(row)
         self._since_snapshot = 0
         self._snapshot_due = False
 

@@ -56,7 +56,7 @@ class Intake:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.used = 0
+        self.used: int = 0
         self._max = max_bytes
         self._entries: deque[Entry | Job] = deque()
         self._sleeper: asyncio.Future[None] | None = None

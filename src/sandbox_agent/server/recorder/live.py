@@ -32,7 +32,7 @@ class TailMemory:
     """The newest events of the sessions that were busy last."""
 
     def __init__(self, limit: int = TAILS_BYTES) -> None:
-        self.used = 0
+        self.used: int = 0
         self._limit = limit
         # A session in whose tail nobody is interested may go: it is held weakly.
         self._tails: OrderedDict[int, tuple[ref[LiveSession], int]] = OrderedDict()
