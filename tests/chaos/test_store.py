@@ -188,3 +188,32 @@ async def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path) -> None:
     with our_server(tmp_path, "--store", f"sqlite:{tmp_path}/store.db") as server:
         with anyio.fail_after(SECONDS):
             await fail_and_recover(server, limit(1), limit(resource.RLIM_INFINITY))
+
+
+async def test_a_server_that_finds_its_store_locked_says_so_and_the_next_start_has_all(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--store", f"sqlite:{path}") as server, anyio.fail_after(SECONDS):
+        async with client_of(server) as client:
+            chat = Chat(client, "kept")
+            await chat.create()
+            running = await chat.say("stall")
+            await chat.until("turn.started")
+            queued = await chat.say("echo queued")
+        with locked(path, "IMMEDIATE") as release:
+            server.kill()
+            with pytest.raises(RuntimeError, match="is locked by another program"):
+                await anyio.to_thread.run_sync(server.start)
+            assert "Traceback" not in server.log.read_text()
+            release()
+        server.start()
+        async with client_of(server) as client:
+            chat = Chat(client, "kept")
+            while (turns := (await chat.info())["turns"])[-1]["state"] != "done":
+                pass
+            assert {turn["turnId"]: turn["state"] for turn in turns} == {
+                running: "interrupted",
+                queued: "done",
+            }
+            assert user_texts(await chat.events()) == ["stall", "echo queued"]

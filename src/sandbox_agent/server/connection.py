@@ -290,6 +290,8 @@ class AgentConnection:
             return await answer.future
         finally:
             self._forget(submitted.pending)
+            if answer.future.done() and not answer.future.cancelled():
+                answer.future.exception()  # who could not write is told that instead
 
     def send_nowait(self, client: str, head: Head, envelope: bytes) -> asyncio.Future[bytes] | None:
         """Send a request if the agent takes it at once.
