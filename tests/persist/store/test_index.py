@@ -129,15 +129,19 @@ def test_index_of_unknown_form_is_made_anew(data: bytes, made: Index) -> None:
     assert b"before" not in made.data
 
 
-@pytest.mark.parametrize("size", [60, 200, 600])
-def test_index_whose_oldest_segment_sank_below_empty_levels_keeps_nothing(
-    size: int, made: Index, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("texts", "size"), [(1, 60), (3, 60), (10, 10), (10, 60)])
+def test_index_whose_segments_all_sank_below_empty_levels_keeps_nothing(
+    texts: int, size: int, made: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "_FEW_PAGES", 0)
-    made.add(50, 20)
+    made.add(texts, 20)
     made.clean()
-    # A segment as large as the older ones draws them down to its own level.
-    made.erase(made.add(size, 20, "secretiveword"))
-    made.clean()
-    assert b"cretive" not in made.data
+    for number in range(4):
+        # Segments as large as the older ones draw them down to their own level.
+        ids = made.add(size, 20, "secretiveword")
+        if number % 2:
+            made.clean()
+        made.erase(ids)
+        made.clean()
+        assert b"cretive" not in made.data
     made.connection.execute("INSERT INTO store_text_index (store_text_index) VALUES ('integrity-check')")
