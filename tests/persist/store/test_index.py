@@ -62,10 +62,14 @@ class Index:
 
     def clean(self) -> None:
         more: bool | None = None
-        while more is None:
+        for _ in range(3):
             self.do(lambda connection: index.stir_index(connection, add=True))
             self.do(lambda connection: index.stir_index(connection, add=False))
             more = self.do(index.begin_merge)
+            if more is not None:
+                break
+        else:
+            self.do(index.rebuild_index)
         while more:
             more = self.do(index.merge_index)
 

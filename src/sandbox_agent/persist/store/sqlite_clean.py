@@ -26,8 +26,8 @@ _CUT_SECONDS: Final = 0.1
 _BETWEEN_CUTS: Final = 0.2
 # More slices than merging can take, however much is written meanwhile.
 _SPARE_MERGES: Final = 1_000
-# Twice is enough, unless others write meanwhile.
-_STIRS: Final = 5
+# Stirring twice separates the index's levels, nearly always; else it is made anew.
+_STIRS: Final = 3
 
 
 class Run(Protocol):
@@ -103,7 +103,8 @@ class Cleaner:
             if more is not None:
                 break
         else:
-            return False
+            await self._write(index.rebuild_index)
+            return True
         if not more:
             return True
         pages = await self._read(index.index_pages)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final, NamedTuple
 
-__all__ = ["MERGE_PAGES", "begin_merge", "index_pages", "merge_index", "stir_index"]
+__all__ = ["MERGE_PAGES", "begin_merge", "index_pages", "merge_index", "rebuild_index", "stir_index"]
 
 # Pages of the index that one slice of merging writes.
 MERGE_PAGES: Final = 250
@@ -59,13 +59,18 @@ def begin_merge(connection: sqlite3.Connection) -> bool | None:
     few = "SELECT count(*) FROM (SELECT 1 FROM store_text_index_data LIMIT ?)"
     pages = connection.execute(few, (_FEW_PAGES + 1,)).fetchone()[0]
     if levels is None or len(levels) > _MANY_LEVELS or pages <= _FEW_PAGES:
-        connection.execute("INSERT INTO store_text_index (store_text_index) VALUES ('rebuild')")
+        rebuild_index(connection)
         return False
     if _keeps_notes(levels):
         # With a part of it on the next level, and something new below, FTS5 puts all on a new last one.
         _merge(connection, -1)
         return None
     return _merge(connection, -MERGE_PAGES)
+
+
+def rebuild_index(connection: sqlite3.Connection) -> None:
+    """Make the index anew out of the texts, in one go: some 100 ms for each megabyte of them."""
+    connection.execute("INSERT INTO store_text_index (store_text_index) VALUES ('rebuild')")
 
 
 def merge_index(connection: sqlite3.Connection) -> bool:
