@@ -68,13 +68,15 @@ async def open_store(store: str) -> AsyncGenerator[Store]:
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
     with _owned(path):
         writer, reader = SQLiteThread(path, prepare=_lean), SQLiteThread(path, read_only=True)
+        searcher = SQLiteThread(path, read_only=True)
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()
-            sessions = SQLiteSessionStore(writer, reader)
+            sessions = SQLiteSessionStore(writer, reader, searcher)
             await sessions.open()
             yield Store(segments, sessions)
         finally:
+            await searcher.close()
             await reader.close()
             await writer.close()
 

@@ -39,11 +39,15 @@ class SQLiteSessionStore:
     Args:
         writer: the thread that owns the file's writing connection; others may keep tables in the file.
         reader: one that reads beside it; the same one for ``":memory:"``.
+        searcher: one that searches beside both, so that no page waits for a search; else the reader does.
     """
 
-    def __init__(self, writer: SQLiteThread, reader: SQLiteThread) -> None:
+    def __init__(
+        self, writer: SQLiteThread, reader: SQLiteThread, searcher: SQLiteThread | None = None
+    ) -> None:
         self._writer = writer
         self._reader = reader
+        self._searcher = searcher or reader
         # The connection that was made ready last; a thread opens a new one after some failures.
         self._ready: sqlite3.Connection | None = None
         self._cleaner = Cleaner(writer, self._write, self._read)
@@ -145,7 +149,9 @@ class SQLiteSessionStore:
     ) -> list[SearchRow]:
         """Return where the words are found, best first; ``since <= time < until``."""
         filters = Filters(agent, session_id, since, until)
-        return await self._read(lambda connection: search(connection, query, limit, offset, filters))
+        return await self._searcher.run(
+            lambda connection: search(connection, query, limit, offset, filters), transaction=False
+        )
 
     async def delete(self, key: int) -> None:
         """Erase a session: rows, index and what the file still holds of them.
