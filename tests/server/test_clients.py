@@ -127,3 +127,17 @@ async def test_pi_gets_a_number_for_its_version_and_a_list_of_servers(
         async with talking.stream() as stream:
             assert (await stream.until("initialize"))["params"] == {"protocolVersion": 1, "x": [1]}
             assert (await stream.until("session/new"))["params"] == {"cwd": "/", "mcpServers": []}
+
+
+@pytest.mark.parametrize("name", ["policy", "expiry", "session"])
+async def test_nobody_speaks_in_the_servers_own_name(
+    server: ServerProcess, fresh: Callable[[], str], name: str
+) -> None:
+    async with talk(server, fresh()) as talking:  # its agent lives: the short way is open
+        headers = {"sandbox-agent-client": name}
+        posted = await talking.client.post(talking.path, json={"id": 9, "result": {}}, headers=headers)
+        assert posted.status_code == 400
+        assert name in posted.json()["detail"]
+        streamed = await talking.client.get(talking.path, headers={**headers, "accept": "text/event-stream"})
+        assert streamed.status_code == 400
+        await talking.prompt("echo still here")

@@ -8,7 +8,7 @@ from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.auth import bearer_allows
 from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.connection import AgentConnection
-from sandbox_agent.server.routes.acp import CLIENT_NAME
+from sandbox_agent.server.routes.acp import CLIENT_NAME, RESERVED_CLIENTS
 
 __all__ = ["Express"]
 
@@ -59,6 +59,8 @@ class Express:
                 if client is not UNNAMED:
                     return None
                 client = value.decode("latin-1")
+                if client in RESERVED_CLIENTS:
+                    return None
         if seen != 1 or (self._token is not None and not bearer_allows(headers, self._token)):
             return None
         connection = self._bridge.peek(url[len(_PREFIX) :].decode("latin-1"))

@@ -36,11 +36,13 @@ from sandbox_agent.server.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
-__all__ = ["CLIENT_HEADER", "CLIENT_NAME", "EPOCH_HEADER", "OPERATIONS"]
+__all__ = ["CLIENT_HEADER", "CLIENT_NAME", "EPOCH_HEADER", "OPERATIONS", "RESERVED_CLIENTS"]
 
 CLIENT_HEADER = "sandbox-agent-client"
 CLIENT_NAME = CLIENT_HEADER.encode()
 EPOCH_HEADER = "sandbox-agent-epoch"
+# Who answers for the server, as the sessions' logs name them: no client may speak as one of them.
+RESERVED_CLIENTS = frozenset({"policy", "expiry", "session"})
 MAX_SERVER_ID = 256
 # Sequences are contiguous from 1: nothing beyond this has ever been sent.
 MAX_EVENT_ID = 2**63 - 1
@@ -56,7 +58,12 @@ def _server_id(request: Request) -> str:
 
 
 def _client(request: Request) -> str:
-    return header(request, CLIENT_NAME) or UNNAMED
+    name = header(request, CLIENT_NAME) or UNNAMED
+    if name in RESERVED_CLIENTS:
+        raise InvalidRequestError(
+            f"invalid request: the server itself answers as '{name}': give the client another name"
+        )
+    return name
 
 
 async def list_servers(request: Request) -> Response:
@@ -77,11 +84,12 @@ async def post_envelope(request: Request) -> Response:
     if media_type != "application/json":
         raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
     require_json(request)
+    client = _client(request)
     state = state_of(request)
     body = await read_body(request, state.config.max_body_bytes)
     head = _head(body)
     connection = await state.bridge.open(server_id, text(request, "agent"))
-    response = await connection.send(_client(request), head, body)
+    response = await connection.send(client, head, body)
     if response is None:
         return Response(status_code=202)
     return JsonResponse(connection.with_stderr(response))
