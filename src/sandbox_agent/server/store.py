@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import anyio
 
 from sandbox_agent.agents.layout import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
@@ -20,6 +24,10 @@ from sandbox_agent.server.spill import Spill
 
 __all__ = ["MEMORY_STORE", "Store", "check_store", "default_store", "open_store"]
 
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
+
+# How often it is looked for deletes that have left something in the file; at the start, too.
+FINISH_SECONDS = 60.0
 MEMORY_STORE = "memory"
 _SQLITE = "sqlite:"
 
@@ -74,11 +82,27 @@ async def open_store(store: str) -> AsyncGenerator[Store]:
             await segments.open()
             sessions = SQLiteSessionStore(writer, reader, searcher)
             await sessions.open()
-            yield Store(segments, sessions)
+            # No task group: what fails in the block is to be raised as it is.
+            finishing = asyncio.ensure_future(_finish_deletes(sessions))
+            try:
+                yield Store(segments, sessions)
+            finally:
+                finishing.cancel()
+                await asyncio.wait([finishing])
         finally:
             await searcher.close()
             await reader.close()
             await writer.close()
+
+
+async def _finish_deletes(sessions: SQLiteSessionStore) -> None:
+    """End the deletes that a former run had begun, and what could not be cleaned at once."""
+    while True:
+        try:
+            await sessions.finish_deletes()
+        except PersistError as error:
+            logger.warning("what was deleted is still in the file, the next try is in a minute (%s)", error)
+        await anyio.sleep(FINISH_SECONDS)
 
 
 def _lean(connection: sqlite3.Connection) -> None:

@@ -30,6 +30,7 @@ async def opened(path: Path | str) -> AsyncGenerator[SQLiteSessionStore]:
     try:
         store = SQLiteSessionStore(writer, reader)
         await store.open()
+        await store.finish_deletes()
         yield store
     finally:
         await reader.close()

@@ -25,6 +25,7 @@ async def test_pages_are_read_while_a_search_goes_on(tmp_path: Path) -> None:
         held.set()
         release.wait(20)
 
+    hits: list[object] = []
     try:
         store = SQLiteSessionStore(writer, reader, searcher)
         await store.open()
@@ -33,7 +34,6 @@ async def test_pages_are_read_while_a_search_goes_on(tmp_path: Path) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lambda: searcher.run(hold, transaction=False))
                 await anyio.to_thread.run_sync(held.wait)
-                hits: list[object] = []
 
                 async def search() -> None:
                     hits.extend(await store.search("word", limit=9))

@@ -53,14 +53,13 @@ class SQLiteSessionStore:
         self._cleaner = Cleaner(writer, self._write, self._read)
 
     async def open(self) -> None:
-        """Make or migrate the tables, and end the deletes that a former run had begun."""
+        """Make or migrate the tables; ``finish_deletes`` is for whoever opened it, and may take long."""
 
         def prepare(connection: sqlite3.Connection) -> None:
             require_features(connection)
             migrate(connection)
 
         await self._write(prepare)
-        await self.finish_deletes()
 
     async def commit(self, changes: Changes) -> None:
         """Store all rows or none; the same ones again change nothing."""
