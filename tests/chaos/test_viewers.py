@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
@@ -22,6 +23,15 @@ pytestmark = pytest.mark.anyio
 SECONDS = 90
 EVENTS = 100_000
 VIEWERS = 1000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_files() -> Generator[None]:
+    """Let this process and its servers have as many sockets as they may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -44,7 +54,6 @@ class SocketViewer:
         self._head = b""
         self._decoder: SseDecoder | None = None
         self.ids: list[int] = []
-        self.digest = 0
 
     async def read_up_to(self, last: int) -> None:
         """Read until the event of that sequence is there."""
