@@ -60,6 +60,7 @@ class Application:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._bridge: Bridge | None = None
+        self._recorder: Recorder | None = None
         self._sessions: Sessions | None = None
         self._entry: ASGIApp | None = None
         self.express: Express | None = None
@@ -72,12 +73,14 @@ class Application:
             await self._entry(scope, receive, send)
 
     async def end_agents(self) -> None:
-        """End all agents, so that streams and requests end with them; no agent is started after it."""
+        """End all agents, then all streams behind what they said; no agent is started after it."""
         if self._bridge is not None:
             logger.info("shutting down: ending agents")
             if self._sessions is not None:
                 self._sessions.halt()
             await self._bridge.close()
+            if self._recorder is not None:
+                await self._recorder.end_viewers()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -91,6 +94,7 @@ class Application:
             store = await stack.enter_async_context(open_store(config.store))
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
+            self._recorder = recorder
             bridge = Bridge(spiller, request_timeout=config.request_timeout, recorder=recorder)
             self._bridge = await stack.enter_async_context(bridge.run())
             self._sessions = Sessions(recorder, store.sessions, bridge)

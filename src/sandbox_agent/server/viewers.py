@@ -22,13 +22,15 @@ class Bell:
 
     Attributes:
         ticks: how often it rang only to keep connections alive.
+        closed: nothing new will come; who has read what there is leaves.
     """
 
-    __slots__ = ("_waiters", "ticks")
+    __slots__ = ("_waiters", "closed", "ticks")
 
     def __init__(self) -> None:
         self._waiters: list[asyncio.Future[None]] = []
         self.ticks: int = 0
+        self.closed: bool = False
 
     def ring(self) -> None:
         """Wake all that wait now."""
@@ -40,6 +42,11 @@ class Bell:
     def tick(self) -> None:
         """Wake all that wait now, for a sign of life."""
         self.ticks += 1
+        self.ring()
+
+    def close(self) -> None:
+        """Wake all that wait now: they wait for nothing more."""
+        self.closed = True
         self.ring()
 
     def wait(self) -> asyncio.Future[None]:
@@ -95,7 +102,7 @@ class Viewer:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         bell = self._viewed.bell
         while not self._left:
-            finished = self._viewed.finished
+            finished = self._viewed.finished or bell.closed
             part = await self._viewed.read(self._cursor, self._name, max_bytes=SLICE_BYTES)
             if part.cursor != self._cursor:
                 self._cursor = part.cursor
@@ -104,7 +111,7 @@ class Viewer:
                     yield part.data
             elif finished:
                 return
-            elif self._viewed.finished:
+            elif self._viewed.finished or bell.closed:
                 continue  # it ended while the spill was read: nobody rings for that again
             elif bell.ticks != self._ticks:
                 self._ticks = bell.ticks

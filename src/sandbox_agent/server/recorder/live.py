@@ -146,7 +146,7 @@ class LiveSession:
 
     async def wait_beyond(self, sequence: int) -> None:
         """Return when an event behind that sequence is stored, or none will be."""
-        while self.row.last_sequence <= sequence and not self.finished:
+        while self.row.last_sequence <= sequence and not self.finished and not self.bell.closed:
             await self.bell.wait()
 
 

@@ -109,6 +109,12 @@ class Recorder:
                 for scope in scopes:
                     scope.cancel()
 
+    async def end_viewers(self) -> None:
+        """Store what is queued, as far as the store takes it, then let the viewers end behind it."""
+        await self._drain()
+        for session in self.sessions:
+            session.bell.close()
+
     async def _keep_alive(self) -> None:
         while True:
             await anyio.sleep(KEEPALIVE_SECONDS)
