@@ -1,12 +1,16 @@
 """What viewers read: from memory, from the store, and over the join of both."""
 
 import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from sandbox_agent.errors import ServerSessionNotFoundError
+from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.server.recorder import LiveSession, Recorder
 from sandbox_agent.server.recorder.live import TAIL_BYTES, TailMemory
 from sandbox_agent.server.viewers import Viewer
@@ -142,3 +146,44 @@ async def test_a_session_that_expires_wholly_ends_its_viewers(store: FaultyStore
             assert await store.session("N") is None
             with pytest.raises(ServerSessionNotFoundError):
                 await recorder.session("N")
+
+
+async def test_recording_goes_on_while_old_events_are_erased(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+):
+    begun, go_on = anyio.Event(), anyio.Event()
+    expire = store.expire
+
+    async def paused(**options: Any) -> Sequence[SessionRow]:
+        begun.set()
+        await go_on.wait()
+        return await expire(**options)
+
+    monkeypatch.setattr(store, "expire", paused)
+    with anyio.fail_after(10):
+        async with Recorder(store, clock=Clock(1_000)).run() as recorder:
+            tap = begin(recorder)
+            before = (await settled(recorder, "N")).row.last_sequence
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(recorder.expire, before=500))
+                await begun.wait()
+                tap.received([chunk("N", "meanwhile")])
+                assert (await settled(recorder, "N")).row.last_sequence > before
+                go_on.set()
+
+
+async def test_a_session_that_lost_all_stays_while_its_connection_lives(store: FaultyStore):
+    clock = Clock(1_000)
+    with anyio.fail_after(10):
+        async with Recorder(store, clock=clock).run() as recorder:
+            tap = begin(recorder)
+            last = (await settled(recorder, "N")).row.last_sequence
+            clock.now = 9_000
+            await recorder.expire(before=5_000)
+            tap.received([chunk("N", "still here")])
+            live = await settled(recorder, "N")
+            assert not live.finished
+            assert live.row.first_sequence == last + 1
+            assert [number for number, _ in await read_all(live)][1:] == list(
+                range(last + 1, live.row.last_sequence + 1)
+            )

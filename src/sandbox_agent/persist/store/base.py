@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from sandbox_agent.persist.store.rows import (
@@ -123,13 +123,27 @@ class SessionStore(Protocol):
         """
         ...
 
+    async def hide(self, key: int) -> None:
+        """Take a session out of sight, to be deleted; one that stays so is, when the store is opened next."""
+        ...
+
     async def expire(
-        self, *, before: int | None = None, max_bytes: int | None = None
+        self,
+        *,
+        before: int | None = None,
+        max_bytes: int | None = None,
+        retire: Callable[[SessionRow], Awaitable[bool]] | None = None,
     ) -> Sequence[SessionRow]:
         """Erase events and envelopes older than that, or the oldest until the store is that small.
 
-        A session whose turn is open is left alone. ``first_sequence`` of a session that lost some says
-        from where it has them; one that lost all and has ended or is not managed is deleted.
+        Commits go on between its slices. A session whose turn is open is left alone. ``first_sequence`` of
+        a session that lost some says from where it has them; one that lost all and has ended or is not
+        managed is deleted.
+
+        Args:
+            before: erase what is older, in milliseconds since the epoch.
+            max_bytes: erase until no more is used.
+            retire: asked before a session is deleted; whoever has it in use hides it first, or says False.
 
         Returns:
             The sessions that lost some.

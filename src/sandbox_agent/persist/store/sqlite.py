@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TypeVar
 
@@ -176,8 +176,16 @@ class SQLiteSessionStore:
         for key in keys:
             await self._write(lambda connection, key=key: erase.end_delete(connection, key))
 
+    async def hide(self, key: int) -> None:
+        """Take a session out of sight, to be deleted."""
+        await self._write(lambda connection: erase.begin_delete(connection, key))
+
     async def expire(
-        self, *, before: int | None = None, max_bytes: int | None = None
+        self,
+        *,
+        before: int | None = None,
+        max_bytes: int | None = None,
+        retire: Callable[[SessionRow], Awaitable[bool]] | None = None,
     ) -> Sequence[SessionRow]:
         """Erase events and envelopes older than that, or the oldest until the store is that small."""
         lost: dict[int, None] = {}
@@ -189,7 +197,7 @@ class SQLiteSessionStore:
             lost |= await self._shrink(max_bytes)
         if lost:
             await self._cleaner.clean()
-        return await self._after_expiry([key for key in lost if key != NO_SESSION])
+        return await self._after_expiry([key for key in lost if key != NO_SESSION], retire)
 
     async def _aged(self) -> list[erase.Aged]:
         found: list[erase.Aged] = []
@@ -225,7 +233,9 @@ class SQLiteSessionStore:
                 heappush(sessions, oldest)
         return lost
 
-    async def _after_expiry(self, keys: Sequence[int]) -> list[SessionRow]:
+    async def _after_expiry(
+        self, keys: Sequence[int], retire: Callable[[SessionRow], Awaitable[bool]] | None
+    ) -> list[SessionRow]:
         rows: list[SessionRow] = []
         for key in keys:
             values = (key,)
@@ -235,7 +245,8 @@ class SQLiteSessionStore:
             if row is None:
                 continue
             rows.append(row)
-            if row.first_sequence > row.last_sequence and (row.ended or not row.managed):
+            emptied = row.first_sequence > row.last_sequence and (row.ended or not row.managed)
+            if emptied and (retire is None or await retire(row)):
                 await self.delete(key)
         return rows
 

@@ -269,24 +269,32 @@ class Recorder:
         """
         if self.degraded is not None:
             raise PersistError(self.degraded)
-        async with self._committer.exclusive:
-            lost = await self._store.expire(before=before, max_bytes=max_bytes)
-            for row in lost:
-                live = self._live.get(row.session_id)
-                if live is not None and live.row.key == row.key:
-                    live.fold.row.first_sequence = row.first_sequence
-                    shown = copy.copy(live.row)
-                    shown.first_sequence = row.first_sequence
-                    live.row = shown
-                    if (
-                        row.first_sequence > live.fold.row.last_sequence
-                        and not live.taps
-                        and live not in self._committer.batch.events
-                        and await self._store.session(row.session_id) is None
-                    ):
-                        await self._worker.forget(live)
-                        live.finish()
+        lost = await self._store.expire(before=before, max_bytes=max_bytes, retire=self._retire)
+        for row in lost:
+            live = self._live.get(row.session_id)
+            if live is not None and live.row.key == row.key:
+                live.fold.row.first_sequence = row.first_sequence
+                shown = copy.copy(live.row)
+                shown.first_sequence = row.first_sequence
+                live.row = shown
         return lost
+
+    async def _retire(self, row: SessionRow) -> bool:
+        """Let go of a session that has no events any more, unless somebody goes on with it."""
+        async with self._lock(row.session_id), self._committer.exclusive:
+            live = self._live.get(row.session_id)
+            if live is not None and live.row.key != row.key:
+                return False
+            if live is not None and (live.taps or live in self._committer.batch.events):
+                return False
+            now = await self._store.session(row.session_id)
+            if now is None or now.key != row.key or now.first_sequence <= now.last_sequence:
+                return False
+            await self._store.hide(row.key)
+            if live is not None:
+                await self._worker.forget(live)
+                live.finish()
+            return True
 
     # What the worker asks of the recorder.
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sandbox_agent.errors import AcpRpcError, ConflictError, ProblemError, SandboxAgentError, StreamError
+from sandbox_agent.errors import (
+    AcpRpcError,
+    ConflictError,
+    PersistError,
+    ProblemError,
+    SandboxAgentError,
+    StreamError,
+)
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.sessions.asks import cancel_asks, cancel_late_asks
 from sandbox_agent.server.sessions.drops import drop_turn, settle
@@ -90,6 +97,9 @@ class ManagedSession:
                 )
             if self._parts.halted:
                 raise StreamError("stream error: the server is shutting down")
+            refusal = self._parts.recorder.degraded
+            if refusal is not None:  # it tries again by itself; each writer would wait for as long as it does
+                raise PersistError(refusal)
             waiting = await self._queue(live)
             if len(waiting) >= MAX_WAITING:
                 raise ConflictError(
