@@ -75,6 +75,7 @@ PUBLIC = [
     "SessionAlreadyExistsError",
     "SessionEndedData",
     "SessionEvent",
+    "SessionFencedError",
     "SessionInfo",
     "SessionInfoUpdate",
     "SessionNotFoundError",

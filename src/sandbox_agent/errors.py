@@ -28,6 +28,7 @@
     +-- SandboxDestroyedError              the sandbox no longer exists
     +-- SessionNotFoundError               the persist driver holds no such session
     +-- PersistError                       the store refused or failed
+        +-- SessionFencedError             another process has taken the session over
     +-- UnsupportedSessionCategoryError    no config option of that category
     +-- UnsupportedSessionConfigOptionError  no config option of that id
     +-- UnsupportedSessionValueError       the option does not take that value
@@ -66,6 +67,7 @@ __all__ = [
     "SandboxDestroyedError",
     "ServerSessionNotFoundError",
     "SessionAlreadyExistsError",
+    "SessionFencedError",
     "SessionNotFoundError",
     "StreamError",
     "TokenInvalidError",
@@ -289,6 +291,27 @@ class PersistError(SandboxAgentError):
         self.session_id = session_id
 
 
+class SessionFencedError(PersistError):
+    """Another process has claimed the session since: nothing of this call is stored.
+
+    ``resume_session`` takes it back.
+
+    Attributes:
+        session_id: which session.
+        generation: what this writer had.
+    """
+
+    session_id: str
+
+    def __init__(self, session_id: str, generation: int) -> None:
+        super().__init__(
+            f"session '{session_id}' was taken over by another process, nothing was stored: "
+            "write there, or resume the session here to take it back",
+            session_id=session_id,
+        )
+        self.generation = generation
+
+
 def _listed(values: Sequence[str]) -> str:
     return ", ".join(values) or "(none)"
 
@@ -397,6 +420,7 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(SandboxDestroyedError, None, None, 69, False),
     ErrorRow(SessionNotFoundError, None, None, 66, False),
     ErrorRow(PersistError, None, None, 74, True),
+    ErrorRow(SessionFencedError, None, None, 73, False),
     ErrorRow(UnsupportedSessionCategoryError, None, None, 64, False),
     ErrorRow(UnsupportedSessionConfigOptionError, None, None, 64, False),
     ErrorRow(UnsupportedSessionValueError, None, None, 64, False),

@@ -6,8 +6,10 @@ import base64
 import binascii
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar, NamedTuple
+
+import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.numbering import Numberings
@@ -16,6 +18,7 @@ from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 __all__ = [
     "DEFAULT_LIST_LIMIT",
     "MAX_LIST_LIMIT",
+    "UNFENCED",
     "Capability",
     "Keyset",
     "SessionPersistDriver",
@@ -28,6 +31,10 @@ __all__ = [
 DEFAULT_LIST_LIMIT = 100
 # A page is held in memory; anything above this is a mistake and falls back to the default.
 MAX_LIST_LIMIT = 10_000
+# The generation of whoever has claimed nothing.
+UNFENCED = 0
+# How often a follower looks for events where the store can't tell it, in seconds.
+_FOLLOW_INTERVAL = 0.1
 
 
 class Capability(enum.Enum):
@@ -37,6 +44,9 @@ class Capability(enum.Enum):
     TAIL = "tail"
     LAST_INDEX = "last_index"
     DELETE = "delete"
+    FENCE = "fence"
+    SEARCH = "search"
+    FOLLOW = "follow"
 
 
 class SessionPersistDriver(ABC):
@@ -84,13 +94,39 @@ class SessionPersistDriver(ABC):
         """
         return None
 
-    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+    async def claim_session(self, session_id: str, /) -> int:
+        """Become the session's only writer and return the generation to write with, above all before.
+
+        Whoever claimed it before is refused from now on. A driver that does not declare
+        Capability.FENCE returns UNFENCED and refuses nobody. The session need not be stored yet.
+        """
+        return UNFENCED
+
+    async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
+        """``update_session`` by the session's writer.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+        """
+        await self.update_session(session)
+
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
         """Append the events and set their ``event_index``: contiguous, after the last one stored.
 
         All of them are kept when it returns; an event whose id is already stored in the session (a
         retry) keeps the index that it has and is not stored again. A native append keeps all of them or
         none; this default inserts one at a time, reads the whole session first, remembers the ids, and
         assumes that no other process appends to the session.
+
+        Args:
+            session_id: the session of all the events.
+            events: what is appended, in order.
+            generation: what ``claim_session`` returned; UNFENCED writes whoever else does.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
         """
         if self._numberings is None:
             self._numberings = Numberings()
@@ -121,6 +157,27 @@ class SessionPersistDriver(ABC):
             NotImplementedError: the driver does not declare Capability.DELETE.
         """
         raise NotImplementedError(f"{type(self).__name__} can't delete sessions: it declares no DELETE")
+
+    async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events behind an index and those that are stored meanwhile, by whomever.
+
+        Each comes once, in order. It goes on until the caller ends it (``contextlib.aclosing``), the
+        driver is closed or the session is deleted; this default looks for new events ten times a second.
+        """
+        last = after
+        while True:
+            page = await self.list_events(session_id, cursor=self.cursor_after(last))
+            cursor = page.next_cursor
+            while True:
+                for event in page.items:
+                    if event.event_index > last:
+                        last = event.event_index
+                        yield event
+                if cursor is None:
+                    break
+                page = await self.list_events(session_id, cursor=cursor)
+                cursor = page.next_cursor
+            await anyio.sleep(_FOLLOW_INTERVAL)
 
     async def close(self) -> None:  # noqa: B027 - optional hook
         """Release what the driver opened itself; never what it was handed. Safe to call twice."""

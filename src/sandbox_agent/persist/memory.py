@@ -10,6 +10,7 @@ from typing import ClassVar, Final, TypeVar
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import (
+    UNFENCED,
     Capability,
     SessionPersistDriver,
     check_session,
@@ -43,7 +44,9 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         ValueError: a bound is below 1.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.APPEND, Capability.TAIL, Capability.LAST_INDEX, Capability.DELETE}
+    )
 
     def __init__(
         self,
@@ -112,7 +115,9 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             self._histories[owner].remove(event.id)
         self._store(event)
 
-    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
         """Append copies of the events and set their ``event_index``: all of them or none.
 
         Raises:

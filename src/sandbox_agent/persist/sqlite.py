@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import (
+    UNFENCED,
     Capability,
     Keyset,
     SessionPersistDriver,
@@ -68,7 +69,9 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         reader: the thread that reads beside it (the same one for ":memory:").
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.APPEND, Capability.TAIL, Capability.LAST_INDEX, Capability.DELETE}
+    )
 
     def __init__(self, filename: str | os.PathLike[str] = MEMORY) -> None:
         self.writer: SQLiteThread = SQLiteThread(filename, prepare=prepare_store)
@@ -122,7 +125,9 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         check_session(session_id, event)
         await self._store(session_id, lambda connection: insert_or_replace(connection, event))
 
-    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
         """Append the events and set their ``event_index``, in one transaction: all of them or none.
 
         Raises:
