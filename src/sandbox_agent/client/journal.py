@@ -16,8 +16,8 @@ import msgspec
 
 from sandbox_agent.client.tasks import DISPOSED, TaskOwner
 from sandbox_agent.client.viewer import NOTICE_INDEX, Viewer
-from sandbox_agent.errors import PersistError, SandboxAgentError
-from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.errors import PersistError, SandboxAgentError, SessionFencedError
+from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
@@ -61,7 +61,8 @@ class Journal:
     """Takes a session's envelopes as they happen, stores them, then tells listeners and readers.
 
     ``put`` never waits. One writer appends everything that waits as one batch; when the driver fails,
-    the batch stays at the front and goes again, with the same ids, at the next put or flush.
+    the batch stays at the front and goes again, with the same ids, at the next put or flush. The first
+    write claims the session; when another process claims it later, writes fail until ``reclaim``.
 
     Attributes:
         record: the session's record as it should be in the store.
@@ -88,6 +89,7 @@ class Journal:
         self._closed = False
         self.discarded: bool = False
         self._error: Exception | None = None
+        self._generation: int | None = None
         self._writer: asyncio.Task[None] | None = None
         self._waiters: list[_Waiter] = []
         self._listeners: dict[object, EventListener] = {}
@@ -98,6 +100,33 @@ class Journal:
     def dirty(self) -> bool:
         """Whether something is not stored yet."""
         return bool(self._pending) or self._record_saved < self._record_changes or self._missing > 0
+
+    @property
+    def fenced(self) -> bool:
+        """Whether another process was found to have claimed the session."""
+        return isinstance(self._error, SessionFencedError)
+
+    def reclaim(self) -> None:
+        """Take the session back: the next write claims it anew, and what waits goes first."""
+        self._generation = None
+        if self.fenced:
+            self._error = None
+
+    async def confirm(self) -> None:
+        """Make sure that the session is still this writer's, by saving its record once more.
+
+        A store that fails otherwise is for ``flush`` to tell.
+
+        Raises:
+            SessionFencedError: another process has claimed it.
+        """
+        self.change()
+        try:
+            await self.flush()
+        except SessionFencedError:
+            raise
+        except PersistError:
+            return
 
     @property
     def crowded(self) -> bool:
@@ -197,8 +226,12 @@ class Journal:
         try:
             while self.dirty and not self._held:
                 try:
-                    await self._append_batch()
-                    await self._save_record()
+                    if self._generation is None:
+                        self._generation = await self._driver.claim_session(self.record.id)
+                    # A driver that fences nobody need not know the word.
+                    fence = {"generation": self._generation} if self._generation != UNFENCED else {}
+                    await self._append_batch(fence)
+                    await self._save_record(fence)
                 except Exception as error:  # noqa: BLE001 - a driver may raise anything; it reaches the callers
                     self._fail(error)
                     return
@@ -209,11 +242,11 @@ class Journal:
         finally:
             self._writer = None
 
-    async def _append_batch(self) -> None:
+    async def _append_batch(self, fence: dict[str, int]) -> None:
         batch = self._pending[:MAX_BATCH]
         if not batch:
             return
-        await self._driver.append_events(self.record.id, batch)
+        await self._driver.append_events(self.record.id, batch, **fence)
         if self.discarded:
             return
         del self._pending[: len(batch)]
@@ -221,10 +254,10 @@ class Journal:
         self._stored += len(batch)
         self._deliver(batch)
 
-    async def _save_record(self) -> None:
+    async def _save_record(self, fence: dict[str, int]) -> None:
         changes = self._record_changes
         if self._record_saved < changes:
-            await self._driver.update_session(self.record)
+            await self._driver.save_session(self.record, **fence)
             self._record_saved = max(self._record_saved, changes)
             self.changed_at = time.monotonic()
 
@@ -278,6 +311,8 @@ class Journal:
                 waiter.future.set_exception(self._persist_error(error))
 
     def _persist_error(self, cause: Exception) -> PersistError:
+        if isinstance(cause, SessionFencedError):
+            return SessionFencedError(cause.session_id or self.record.id, cause.generation)
         message = (
             f"session '{self.record.id}': the store failed ({cause or type(cause).__name__}); "
             f"{len(self._pending)} event(s) wait and go again with the next append"
