@@ -7,13 +7,16 @@ import binascii
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.numbering import Numberings
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+
+if TYPE_CHECKING:
+    from sandbox_agent.wire.sessions import SearchHit
 
 __all__ = [
     "DEFAULT_LIST_LIMIT",
@@ -178,6 +181,27 @@ class SessionPersistDriver(ABC):
                 page = await self.list_events(session_id, cursor=cursor)
                 cursor = page.next_cursor
             await anyio.sleep(_FOLLOW_INTERVAL)
+
+    async def search_events(
+        self, query: str, /, *, session_id: str | None = None, limit: int | None = None
+    ) -> list[SearchHit]:
+        """Return where all words of the query are said or done, the newest first.
+
+        The query is words, all of which must be in one text, and "phrases"; case and accents don't count and
+        nothing in it is an error. A text is a user's prompt, a whole message of the agent's, or a tool call's
+        title and output (``persist.folding``); of the hit, ``sequence`` and ``time`` are event index and
+        ``created_at`` of its first event. Searched are the sessions whose record is stored. This default
+        reads the whole history of each.
+
+        Args:
+            query: as a user types it.
+            session_id: search this session only.
+            limit: how many hits at most; 100 where it is None or senseless.
+        """
+        # Most programs never search.
+        from sandbox_agent.persist.hits import search_by_reading
+
+        return await search_by_reading(self, query, session_id, normalize_limit(limit))
 
     async def close(self) -> None:  # noqa: B027 - optional hook
         """Release what the driver opened itself; never what it was handed. Safe to call twice."""

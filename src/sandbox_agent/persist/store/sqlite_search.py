@@ -13,21 +13,17 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
 from sandbox_agent.persist.store.rows import SearchRow
 from sandbox_agent.persist.store.sqlite_read import session_where
 from sandbox_agent.persist.store.sqlite_values import clean, gather
 from sandbox_agent.persist.store.sqlite_write import agent_word, first_text_id, session_word
 
-__all__ = ["Filters", "parse_query", "search"]
+__all__ = ["Filters", "search"]
 
 # A word in fewer items than these is rare.
 _RARE: Final = 2_000
-# More of a query is not looked at.
-_MAX_QUERY: Final = 1_024
-_MAX_PARTS: Final = 32
 _MAX_LIMIT: Final = 1_000
-_SNIPPET_WORDS: Final = 24
-_PARTS: Final = re.compile(r'"([^"]*)"?|([^\s"]+)')
 _WORDS: Final = re.compile(r"[^\W_]+")
 _FOREVER: Final = 2**62
 
@@ -39,13 +35,6 @@ class Filters(NamedTuple):
     session_id: str | None = None
     since: int | None = None
     until: int | None = None
-
-
-def parse_query(query: str) -> list[str]:
-    """Return the words and phrases of a query, those without a letter or digit left out."""
-    text = clean(query[:_MAX_QUERY]).replace("\0", " ")
-    parts = (phrase or word for phrase, word in _PARTS.findall(text))
-    return [part for part in parts if _WORDS.search(part)][:_MAX_PARTS]
 
 
 def search(
@@ -133,7 +122,7 @@ def _hits(connection: sqlite3.Connection, match: str, ids: list[int]) -> list[Se
         "s.title",
         "t.sequence",
         "t.time",
-        f"snippet(store_text_index, 0, '[', ']', '…', {_SNIPPET_WORDS})",
+        f"snippet(store_text_index, 0, '[', ']', '…', {SNIPPET_WORDS})",
     ]
     tail = (
         "FROM json_each(?) AS page "
