@@ -14,6 +14,7 @@ from sandbox_agent.persist.store import (
     EventRow,
     PermissionRow,
     SessionRow,
+    SessionStore,
     SQLiteSessionStore,
     TextRow,
     TurnRow,
@@ -87,9 +88,9 @@ def filled(key: int = 1, count: int = 3, *, time: int = TIME, text: str = "", **
     )
 
 
-async def sequences(store: SQLiteSessionStore, key: int = 1, after: int = 0) -> list[int]:
+async def sequences(store: SessionStore, key: int = 1, after: int = 0) -> list[int]:
     return [row.sequence for row in await store.events(key, after=after, limit=PLENTY, max_bytes=PLENTY)]
 
 
-async def indexes(store: SQLiteSessionStore, key: int = 1) -> list[int]:
+async def indexes(store: SessionStore, key: int = 1) -> list[int]:
     return [row.index for row in await store.envelopes(key, after=0, limit=PLENTY)]

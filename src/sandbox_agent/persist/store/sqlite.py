@@ -180,6 +180,10 @@ class SQLiteSessionStore:
         """Take a session out of sight, to be deleted."""
         await self._write(lambda connection: erase.begin_delete(connection, key))
 
+    async def used_bytes(self) -> int:
+        """Return what ``expire(max_bytes=…)`` compares: the size of the file without its free pages."""
+        return await self._read(erase.used_bytes)
+
     async def expire(
         self,
         *,
