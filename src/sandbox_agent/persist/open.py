@@ -1,0 +1,174 @@
+"""A store's URL, and the driver for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.persist.base import SessionPersistDriver
+
+__all__ = ["KEY_VARIABLE", "StoreURL", "open_driver", "parse_store_url"]
+
+# The master keys of "encrypted+…" stores: base64, the current one first, older ones behind commas.
+KEY_VARIABLE: Final = "SANDBOX_AGENT_STORE_KEY"
+
+_ENCRYPTED: Final = "encrypted+"
+_KNOWN: Final = (
+    "memory, a path or sqlite:PATH, postgres://…, redis://…, rediss://… or valkey://…, "
+    "and encrypted+ before any of them"
+)
+# One letter is a Windows drive.
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+_Kind = Literal["memory", "sqlite", "postgres", "redis"]
+_KINDS: Final[dict[str, _Kind]] = {
+    "memory": "memory",
+    "sqlite": "sqlite",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "redis": "redis",
+    "rediss": "redis",
+    "valkey": "redis",
+    "valkeys": "redis",
+}
+
+
+class StoreURL(NamedTuple):
+    """What a store's URL says.
+
+    Attributes:
+        kind: which driver.
+        where: what the driver is given: a path, or the URL.
+        encrypted: whether ``encrypted+`` stood before it.
+    """
+
+    kind: _Kind
+    where: str
+    encrypted: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        """The file of an SQLite store."""
+        return Path(self.where) if self.kind == "sqlite" else None
+
+    @property
+    def shown(self) -> str:
+        """The store for people and logs: without user names, passwords and options."""
+        prefix = _ENCRYPTED if self.encrypted else ""
+        if self.kind in ("memory", "sqlite"):
+            return prefix + self.where
+        scheme, _, rest = self.where.partition("://")
+        separators = [rest.find(character) for character in "/?#" if character in rest]
+        at = rest.rfind("@")
+        if at >= 0 and any(found < at for found in separators):
+            # A password that isn't escaped: nobody can say where it ends.
+            return f"{prefix}{scheme}://…"
+        place = rest[at + 1 :].partition("?")[0].partition("#")[0]
+        return f"{prefix}{scheme}://{place}"
+
+
+def parse_store_url(url: str) -> StoreURL:
+    """Return what the URL says; nothing is opened.
+
+    Raises:
+        InvalidRequestError: no driver is known for it.
+    """
+    encrypted = url.startswith(_ENCRYPTED)
+    rest = url[len(_ENCRYPTED) :] if encrypted else url
+    if rest == "memory":
+        return StoreURL("memory", rest, encrypted)
+    match = _SCHEME.match(rest)
+    if match is None:
+        return StoreURL("sqlite", _path(rest), encrypted)
+    scheme = match[1].lower()
+    kind = _KINDS.get(scheme)
+    if kind is None:
+        # The scheme only: what is behind it may hold a password.
+        raise InvalidRequestError(f"no store is known for '{scheme}:': give {_KNOWN}")
+    behind = rest[match.end() :]
+    if kind == "memory":
+        return StoreURL(kind, "memory", encrypted)
+    if kind == "sqlite":
+        return StoreURL(kind, _path(behind.removeprefix("//")), encrypted)
+    if not behind.startswith("//"):
+        raise InvalidRequestError(f"a '{scheme}:' store needs two slashes: {scheme}://HOST/…")
+    return StoreURL(kind, rest, encrypted)
+
+
+def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriver:
+    """Return the driver of the store that the URL names; who called closes it.
+
+    * ``memory``: what this process keeps.
+    * ``sqlite:PATH`` or a path: the file of the SDK's SQLite driver. For the file of a server's own store
+      the driver shows the server's sessions, to read.
+    * ``postgres://…``, ``postgresql://…``: a PostgreSQL database.
+    * ``redis://…``, ``rediss://…``, ``valkey://…``: Redis or Valkey.
+    * ``encrypted+…``: any of them under encryption, with the keys of ``SANDBOX_AGENT_STORE_KEY``.
+
+    Nothing is connected to and no file is made before the first call.
+
+    Args:
+        url: where the store is.
+        namespace: which part of a shared database: PostgreSQL's schema, the prefix of Redis keys.
+
+    Raises:
+        InvalidRequestError: no driver is known for the URL, it has no namespaces, or a key is missing.
+        ImportError: the driver's extra is not installed; the message names it.
+    """
+    store = parse_store_url(url)
+    driver = _open(store, namespace)
+    if not store.encrypted:
+        return driver
+    from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+
+    current, *old = _keys()
+    return EncryptedSessionPersistDriver(driver, key=current, old_keys=old, close_inner=True)
+
+
+def _open(store: StoreURL, namespace: str | None) -> SessionPersistDriver:
+    if namespace is not None and store.kind in ("memory", "sqlite"):
+        raise InvalidRequestError(
+            f"'{store.shown}' has no namespaces: leave the namespace out, or name another file"
+        )
+    if store.kind == "memory":
+        from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+
+        return InMemorySessionPersistDriver()
+    if store.kind == "postgres":
+        from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+
+        if namespace is None:
+            return PostgresSessionPersistDriver(store.where)
+        return PostgresSessionPersistDriver(store.where, schema=namespace)
+    if store.kind == "redis":
+        from sandbox_agent.persist.redis import RedisSessionPersistDriver
+
+        if namespace is None:
+            return RedisSessionPersistDriver(store.where)
+        return RedisSessionPersistDriver(store.where, prefix=namespace)
+    return _open_sqlite(store.where)
+
+
+def _open_sqlite(path: str) -> SessionPersistDriver:
+    from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+
+    return SQLiteSessionPersistDriver(path)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise InvalidRequestError("the store has no path: give sqlite:PATH, or a path")
+    return text
+
+
+def _keys() -> list[str]:
+    keys = [part for text in os.environ.get(KEY_VARIABLE, "").split(",") if (part := text.strip())]
+    if not keys:
+        raise InvalidRequestError(
+            f"an encrypted store needs its key: set {KEY_VARIABLE} to 32 random bytes as base64 "
+            "(made by: openssl rand -base64 32)"
+        )
+    return keys
