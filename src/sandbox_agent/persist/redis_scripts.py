@@ -1,0 +1,284 @@
+"""What runs inside the server, each script as one step that nothing comes between."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+__all__ = ["APPEND", "CLAIM", "DELETE", "INSERT", "READ", "SAVE", "Script"]
+
+
+class Script:
+    """A script, and the name that the server knows it by once it has run."""
+
+    def __init__(self, source: str) -> None:
+        self.source: str = source
+        self.sha: str = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+# Each session's keys come as: events, ids, meta, record, order, side.
+# check: may this writer write? Generation 0 always may, unless it knew a longer history of this life.
+#   A generation without a stored one, or a life without any: the server has lost the session.
+# alive: begin a life where there is none; a deleted session leaves only its generation, which expires.
+_COMMON: Final = """
+local function number(value) return tonumber(value or 0) or 0 end
+local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
+local function check(meta, generation, life, known)
+  local had = redis.call('HMGET', meta, 'generation', 'life', 'last')
+  local stored = number(had[1])
+  if generation > 0 then
+    if not had[1] then return {'lost'} end
+    if generation < stored then return {'fenced'} end
+    if generation > stored then redis.call('HSET', meta, 'generation', string.format('%.0f', generation)) end
+  end
+  if life ~= '' then
+    if not had[1] and not had[2] then return {'lost'} end
+    if had[2] == life and number(had[3]) < known then return {'lost'} end
+  end
+  return nil, had[2], number(had[3])
+end
+local function alive(meta, life)
+  if life then return life end
+  local t = redis.call('TIME')
+  life = t[1] .. '.' .. t[2]
+  redis.call('HSET', meta, 'life', life)
+  redis.call('PERSIST', meta)
+  return life
+end
+local function refresh(ttl, first, last)
+  if ttl > 0 then
+    for i = first, last do redis.call('PEXPIRE', KEYS[i], ttl) end
+  end
+end
+local function at(index) return string.format('%.0f', index) end
+"""
+
+# KEYS: the six (or, where nothing expires, the first three) of each session.
+# ARGV: ttl, keys a session; for each session: generation, life, known, count, then count times
+#   id, created_at, connection_id, sender, payload.
+# Answers for each session {'ok', life, first} where all are new, {'ok', life, -1, index, ...},
+#   {'fenced'}, {'lost'} or {'error', text}.
+APPEND: Final = Script(
+    _COMMON
+    + """
+local ttl, width = tonumber(ARGV[1]), tonumber(ARGV[2])
+local function append(k, a)
+  local events, ids, meta = KEYS[k], KEYS[k + 1], KEYS[k + 2]
+  local count = tonumber(ARGV[a + 3])
+  local refused, life, last = check(meta, tonumber(ARGV[a]), ARGV[a + 1], tonumber(ARGV[a + 2]))
+  if refused then return refused end
+  local indexes, fresh, seen, known = {}, {}, {}, 0
+  for from = 0, count - 1, 500 do
+    local names = {}
+    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 4 + i * 5] end
+    local found = redis.call('HMGET', ids, unpack(names))
+    for i, name in ipairs(names) do
+      local index = found[i] or seen[name]
+      if index then
+        known = known + 1
+      else
+        last = last + 1
+        index = at(last)
+        seen[name] = index
+        fresh[#fresh + 1] = from + i - 1
+      end
+      indexes[from + i] = index
+    end
+  end
+  life = alive(meta, life)
+  if #fresh > 0 then
+    local pairs_of = {}
+    for _, i in ipairs(fresh) do
+      local b = a + 4 + i * 5
+      redis.call('XADD', events, indexes[i + 1] .. '-0', 'id', ARGV[b], 'created_at', ARGV[b + 1],
+        'connection_id', ARGV[b + 2], 'sender', ARGV[b + 3], 'payload', ARGV[b + 4])
+      pairs_of[#pairs_of + 1] = ARGV[b]
+      pairs_of[#pairs_of + 1] = indexes[i + 1]
+      if #pairs_of >= 1000 then redis.call('HSET', ids, unpack(pairs_of)); pairs_of = {} end
+    end
+    if #pairs_of > 0 then redis.call('HSET', ids, unpack(pairs_of)) end
+    redis.call('HSET', meta, 'last', at(last))
+  end
+  refresh(ttl, k, k + width - 1)
+  if known == 0 then return {'ok', life, indexes[1]} end
+  local answer = {'ok', life, '-1'}
+  for i = 1, count do answer[i + 3] = indexes[i] end
+  return answer
+end
+local answers, a = {}, 3
+for k = 1, #KEYS, width do
+  local done, answer = pcall(append, k, a)
+  if not done then
+    local cause = answer
+    if type(answer) == 'table' then cause = answer.err end
+    answer = {'error', tostring(cause)}
+  end
+  answers[#answers + 1] = answer
+  a = a + 4 + tonumber(ARGV[a + 3]) * 5
+end
+return answers
+"""
+)
+
+# ARGV: ttl, index, id, created_at, connection_id, sender, payload.
+# An event whose place is behind all others goes into the stream, any other into the side table.
+# Answers {'ok', life, last} or {'taken'}.
+INSERT: Final = Script(
+    _COMMON
+    + """
+local events, ids, meta, _, order, side = unpack(KEYS)
+local index, id = tonumber(ARGV[2]), ARGV[3]
+local _, life, last = check(meta, 0, '', 0)
+local function top()
+  local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  return newest and tonumber(string.match(newest[1], '^%d+')) or 0
+end
+local old = redis.call('HGET', ids, id)
+if old ~= at(index) then
+  if redis.call('ZSCORE', order, at(index)) then return {'taken'} end
+  if index > 0 and index <= last and #redis.call('XRANGE', events, at(index), at(index)) > 0 then
+    return {'taken'}
+  end
+end
+life = alive(meta, life)
+if old then
+  if redis.call('ZREM', order, old) == 1 then
+    redis.call('HDEL', side, old)
+  else
+    redis.call('XDEL', events, old .. '-0')
+  end
+  -- The stream takes what is behind its last id, which may be the one that has just gone.
+  if redis.call('XLEN', events) == 0 then
+    redis.call('DEL', events)
+  else
+    redis.call('XSETID', events, at(top()) .. '-0')
+  end
+end
+if index > top() then
+  redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', ARGV[4], 'connection_id', ARGV[5],
+    'sender', ARGV[6], 'payload', ARGV[7])
+else
+  redis.call('ZADD', order, ARGV[2], at(index))
+  redis.call('HSET', side, at(index), cmsgpack.pack({id, ARGV[4], ARGV[5], ARGV[6], ARGV[7]}))
+end
+redis.call('HSET', ids, id, at(index))
+local highest = top()
+local aside = redis.call('ZREVRANGE', order, 0, 0)[1]
+if aside and tonumber(aside) > highest then highest = tonumber(aside) end
+redis.call('HSET', meta, 'last', at(highest))
+refresh(tonumber(ARGV[1]), 1, #KEYS)
+return {'ok', life, at(highest)}
+"""
+)
+
+# ARGV: ttl of a claim without a session.
+CLAIM: Final = Script(
+    _COMMON
+    + """
+local meta = KEYS[3]
+local generation = math.max(number(redis.call('HGET', meta, 'generation')) + 1, now())
+local had = redis.call('HMGET', meta, 'life', 'last')
+redis.call('HSET', meta, 'generation', at(generation))
+local life = alive(meta, had[1])
+refresh(tonumber(ARGV[1]), 1, #KEYS)
+return {at(generation), life, at(number(had[2]))}
+"""
+)
+
+# ARGV: ttl, generation, life, known, then field, value, ...
+# Answers {'ok', life} or {'fenced'} or {'lost'}.
+SAVE: Final = Script(
+    _COMMON
+    + """
+local meta, record = KEYS[3], KEYS[4]
+local refused, life = check(meta, tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]))
+if refused then return refused end
+life = alive(meta, life)
+redis.call('DEL', record)
+redis.call('HSET', record, unpack(ARGV, 5))
+refresh(tonumber(ARGV[1]), 1, #KEYS)
+return {'ok', life}
+"""
+)
+
+# ARGV: how long the tombstone is kept, in ms. KEYS: the six, end.
+DELETE: Final = Script(
+    _COMMON
+    + """
+local meta = KEYS[3]
+local generation = redis.call('HGET', meta, 'generation')
+local was = redis.call('UNLINK', unpack(KEYS, 1, 6))
+if was > 0 then
+  redis.call('HSET', meta, 'generation', at(math.max(number(generation) + 1, now())))
+  redis.call('PEXPIRE', meta, ARGV[1])
+  redis.call('XADD', KEYS[7], 'MAXLEN', 1, '*', 'deleted', '1')
+  redis.call('PEXPIRE', KEYS[7], ARGV[1])
+end
+return was
+"""
+)
+
+# KEYS: events, order, side. ARGV: the first index ('-': the lowest; with 1 behind it: the highest that
+# is asked for, '+': all), how many, 1 for newest first, how many bytes at most (one event always).
+# Answers {lengths, texts}: index, id, created_at, connection_id, sender, payload of each event, all in one
+# text, and their lengths: two values are read at once where six an event would take the client long.
+READ: Final = Script(
+    """
+local start, count, back, budget = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
+local streamed, apart = {}, {}
+local lengths, texts, bytes, taken = {}, {}, 0, 0
+local function put(text) lengths[#lengths + 1] = #text; texts[#texts + 1] = text; bytes = bytes + #text end
+local from, ended, at = start, false, 1
+local function stream_head()
+  if at > #streamed and not ended then
+    local size = math.min(count - taken, 64)
+    local low = from
+    if not back and low ~= '-' and tonumber(low) and tonumber(low) < 0 then low = '-' end
+    if back and low ~= '+' and tonumber(low) < 0 then
+      streamed, at, ended = {}, 1, true
+      return nil
+    end
+    if back then
+      streamed = redis.call('XREVRANGE', KEYS[1], low, '-', 'COUNT', size)
+    else
+      streamed = redis.call('XRANGE', KEYS[1], low, '+', 'COUNT', size)
+    end
+    at = 1
+    ended = #streamed < size
+    if #streamed > 0 then
+      local edge = string.match(streamed[#streamed][1], '^%d+')
+      from = string.format('%.0f', tonumber(edge) + (back and -1 or 1))
+    end
+  end
+  return streamed[at]
+end
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  if back then
+    local high = start == '+' and '+inf' or start
+    apart = redis.call('ZREVRANGEBYSCORE', KEYS[2], high, '-inf', 'LIMIT', 0, count)
+  else
+    local low = start == '-' and '-inf' or start
+    apart = redis.call('ZRANGEBYSCORE', KEYS[2], low, '+inf', 'LIMIT', 0, count)
+  end
+end
+local beside = 1
+while taken < count and (taken == 0 or bytes < budget) do
+  local head, other = stream_head(), apart[beside]
+  if not head and not other then break end
+  local index = head and string.match(head[1], '^%d+')
+  if other and (not head or ((tonumber(other) < tonumber(index)) ~= back)) then
+    local event = cmsgpack.unpack(redis.call('HGET', KEYS[3], other))
+    put(other)
+    for i = 1, 5 do put(event[i]) end
+    beside = beside + 1
+  else
+    put(index)
+    local fields = head[2]
+    put(fields[2]); put(fields[4]); put(fields[6]); put(fields[8]); put(fields[10])
+    at = at + 1
+  end
+  taken = taken + 1
+end
+return {table.concat(lengths, ','), table.concat(texts)}
+"""
+)
