@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from itertools import islice
-from typing import ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
-from sandbox_agent.errors import PersistError
+from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
@@ -18,7 +18,11 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.following import Following, Mark, copy_event
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+
+if TYPE_CHECKING:
+    from sandbox_agent.wire.sessions import SearchHit
 
 __all__ = ["InMemorySessionPersistDriver"]
 
@@ -44,9 +48,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         ValueError: a bound is below 1.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.APPEND, Capability.TAIL, Capability.LAST_INDEX, Capability.DELETE}
-    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
 
     def __init__(
         self,
@@ -63,6 +65,10 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self._histories: dict[str, _History] = {}
         # Which session an event id belongs to: ids are unique over the store.
         self._owners: dict[str, str] = {}
+        # Generations rise over all sessions, so that one that is forgotten never comes again.
+        self._generations: dict[str, int] = {}
+        self._last_generation = UNFENCED
+        self._following = Following(self, interval=None)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         """Return a copy of the record, or None."""
@@ -82,14 +88,27 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self._sessions[session.id] = copy.deepcopy(session)
         insort(self._order, (session.created_at, session.id))
         while len(self._sessions) > self._max_sessions:
-            await self.delete_session(self._order[0][1])
+            self._drop(self._order[0][1])
+
+    async def claim_session(self, session_id: str, /) -> int:
+        """Become the session's only writer and return the generation to write with."""
+        return self._raise_generation(session_id)
+
+    async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
+        """``update_session`` by the session's writer.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+        """
+        self._check_generation(session.id, generation)
+        await self.update_session(session)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
         """Return a page of a session's events by (event_index, id), oldest first."""
         history = self._histories.get(session_id, _EMPTY)
-        return _page(history.order, lambda at: _copy(history.events[at[1]]), limit, cursor)
+        return _page(history.order, lambda at: copy_event(history.events[at[1]]), limit, cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
         """Return the cursor of ``list_events`` behind that index."""
@@ -114,6 +133,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         if owner is not None:
             self._histories[owner].remove(event.id)
         self._store(event)
+        self._following.stored(session_id, [event])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -121,8 +141,10 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         """Append copies of the events and set their ``event_index``: all of them or none.
 
         Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
             PersistError: an id is stored in another session.
         """
+        self._check_generation(session_id, generation)
         for event in events:
             check_session(session_id, event)
             owner = self._owners.get(event.id, session_id)
@@ -133,6 +155,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
                 )
         history = self._history(session_id)
         indexes: dict[str, int] = {}
+        fresh: list[SessionEvent] = []
         for event in events:
             stored = history.events.get(event.id)
             if stored is not None:
@@ -140,8 +163,10 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             elif event.id not in indexes:
                 indexes[event.id] = event.event_index = history.last_index + 1
                 self._store(event)
+                fresh.append(event)
         for event in events:
             event.event_index = indexes[event.id]
+        self._following.stored(session_id, fresh)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index that the session had, dropped events included."""
@@ -151,10 +176,74 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         """Return the newest ``limit`` events, oldest of them first."""
         history = self._histories.get(session_id, _EMPTY)
         start = max(0, len(history.order) - max(0, limit))
-        return [_copy(history.events[row_id]) for _, row_id in islice(history.order, start, None)]
+        return [copy_event(history.events[row_id]) for _, row_id in islice(history.order, start, None)]
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Drop the record and its events; nothing happens where there is none."""
+        """Drop the record and its events; its writer is refused from now on."""
+        self._drop(session_id)
+        if session_id in self._generations:
+            self._raise_generation(session_id)
+        self._following.deleted(session_id)
+
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events behind an index and those that are stored meanwhile, once each, in order.
+
+        It ends when the driver is closed or the session is deleted. An event that is dropped before a
+        follower was told of it (the follower begins, or is 10,000 events behind) is not told.
+        """
+        return self._following.follow(session_id, after)
+
+    async def search_events(
+        self, query: str, /, *, session_id: str | None = None, limit: int | None = None
+    ) -> list[SearchHit]:
+        """Return where all words of the query are said or done, the newest first."""
+        # Most programs never search.
+        from sandbox_agent.persist.folding import Folder
+        from sandbox_agent.persist.hits import Hits
+        from sandbox_agent.persist.searching import Query
+
+        wanted = Query(query)
+        hits = Hits(wanted, normalize_limit(limit))
+        for record in self._searched(session_id) if wanted else ():
+            history = self._histories.get(record.id, _EMPTY)
+            folder = Folder()
+            for _, row_id in history.order:
+                folder.take(copy_event(history.events[row_id]))
+            hits.look(record, [*folder.finished(), *folder.unfinished()])
+        return hits.newest_first()
+
+    async def close(self) -> None:
+        """End who follows; what is kept stays."""
+        await self._following.close()
+
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return how far each of the sessions is, for those that follow."""
+        return {one: Mark(self._histories.get(one, _EMPTY).last_index) for one in session_ids}
+
+    async def changed(self) -> bool:
+        """Nobody else writes here."""
+        return False
+
+    def _searched(self, session_id: str | None) -> list[SessionRecord]:
+        if session_id is None:
+            return list(self._sessions.values())
+        record = self._sessions.get(session_id)
+        return [] if record is None else [record]
+
+    def _check_generation(self, session_id: str, generation: int) -> None:
+        if generation != UNFENCED and generation < self._generations.get(session_id, UNFENCED):
+            raise SessionFencedError(session_id, generation)
+
+    def _raise_generation(self, session_id: str) -> int:
+        self._last_generation += 1
+        # The last one claimed stands last.
+        self._generations.pop(session_id, None)
+        self._generations[session_id] = self._last_generation
+        if len(self._generations) > 4 * self._max_sessions:
+            del self._generations[next(iter(self._generations))]
+        return self._last_generation
+
+    def _drop(self, session_id: str) -> None:
         record = self._sessions.pop(session_id, None)
         if record is not None:
             _remove(self._order, (record.created_at, record.id))
@@ -180,7 +269,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
 
     def _store(self, event: SessionEvent) -> None:
         history = self._history(event.session_id)
-        history.add(_copy(event))
+        history.add(copy_event(event))
         self._owners[event.id] = event.session_id
         while len(history.order) > self._max_events:
             oldest = history.order[0][1]
@@ -209,18 +298,6 @@ class _History:
 
 
 _EMPTY: Final = _History()
-
-
-def _copy(event: SessionEvent) -> SessionEvent:
-    return SessionEvent(
-        event.id,
-        event.event_index,
-        event.session_id,
-        event.created_at,
-        event.connection_id,
-        event.sender,
-        event.payload_json,
-    )
 
 
 def _remove(order: list[_Position], position: _Position) -> None:

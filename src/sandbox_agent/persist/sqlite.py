@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import (
@@ -18,11 +18,17 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.following import Following, Mark, copy_event
 from sandbox_agent.persist.sqlite_append import append, insert_or_replace
 from sandbox_agent.persist.sqlite_schema import prepare_store
+from sandbox_agent.persist.sqlite_texts import erase_texts, forget_texts
 from sandbox_agent.persist.sqlite_thread import MEMORY, SQLiteThread
+from sandbox_agent.persist.sqlite_writers import check_generation, claim, forget_writer, read_marks
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import ListPage, Sender, SessionEvent, SessionRecord
+
+if TYPE_CHECKING:
+    from sandbox_agent.wire.sessions import SearchHit
 
 __all__ = ["SQLiteSessionPersistDriver"]
 
@@ -49,6 +55,8 @@ SELECT id, event_index, session_id, created_at, connection_id, sender, CAST(payl
 FROM events WHERE session_id = ?
 """
 _BEGINNING: Final = Keyset(0, "")
+# How often the file is asked what other programs stored, in seconds, while somebody follows.
+_FOLLOW_INTERVAL: Final = 0.02
 # SQLite's largest LIMIT; more than any memory holds.
 _MAX_ROWS: Final = 2**31
 
@@ -69,9 +77,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         reader: the thread that reads beside it (the same one for ":memory:").
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.APPEND, Capability.TAIL, Capability.LAST_INDEX, Capability.DELETE}
-    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
 
     def __init__(self, filename: str | os.PathLike[str] = MEMORY) -> None:
         self.writer: SQLiteThread = SQLiteThread(filename, prepare=prepare_store)
@@ -81,6 +87,8 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         )
         # The writer makes and migrates the file; only then can it be read.
         self._prepared = False
+        self._following = Following(self, interval=_FOLLOW_INTERVAL)
+        self._data_version: int | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         """Return the record, or None."""
@@ -100,8 +108,25 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
 
     async def update_session(self, session: SessionRecord, /) -> None:
         """Insert the record, or replace the one of that id."""
+        await self.save_session(session)
+
+    async def claim_session(self, session_id: str, /) -> int:
+        """Become the session's only writer and return the generation to write with."""
+        return await self._store(session_id, lambda connection: claim(connection, session_id))
+
+    async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
+        """``update_session`` by the session's writer.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+        """
         row = _to_row(session)
-        await self._store(session.id, lambda connection: connection.execute(_SAVE_SESSION, row).close())
+
+        def save(connection: sqlite3.Connection) -> None:
+            check_generation(connection, session.id, generation)
+            connection.execute(_SAVE_SESSION, row).close()
+
+        await self._store(session.id, save)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
@@ -123,7 +148,14 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
             PersistError: another event of the session has its index, or the store failed.
         """
         check_session(session_id, event)
-        await self._store(session_id, lambda connection: insert_or_replace(connection, event))
+        kept = copy_event(event)
+
+        def insert(connection: sqlite3.Connection) -> None:
+            forget_texts(connection, kept)
+            insert_or_replace(connection, kept)
+
+        await self._store(session_id, insert)
+        self._following.stored(session_id, [kept])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -131,14 +163,21 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         """Append the events and set their ``event_index``, in one transaction: all of them or none.
 
         Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
             PersistError: an id is stored in another session, or the store failed.
         """
         for event in events:
             check_session(session_id, event)
         batch = list(events)
-        indexes = await self._store(session_id, lambda connection: append(connection, session_id, batch))
+
+        def store(connection: sqlite3.Connection) -> list[int]:
+            check_generation(connection, session_id, generation)
+            return append(connection, session_id, batch)
+
+        indexes = await self._store(session_id, store)
         for event, index in zip(batch, indexes, strict=True):
             event.event_index = index
+        self._following.stored(session_id, batch)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, 0 where it has none."""
@@ -155,21 +194,64 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         return [_to_event(row) for row in reversed(rows)]
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Erase the record and its events, their bytes included; nothing happens where there is none."""
+        """Erase the record, its events and what the index of the search has of them, their bytes included.
+
+        Nothing happens where there is none. Whoever writes the session is refused from now on.
+        """
 
         def erase(connection: sqlite3.Connection) -> None:
+            forget_writer(connection, session_id)
+            erase_texts(connection, session_id)
             connection.execute("DELETE FROM events WHERE session_id = ?", (session_id,))
             connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
 
         await self._store(session_id, erase)
+        self._following.deleted(session_id)
         # The log still holds the erased pages; a reader of another process may keep it from being cut.
         await self.writer.run(
             lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close(),
             transaction=False,
         )
 
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events behind an index and those that are stored meanwhile, once each, in order.
+
+        What this object stored is handed on at once; what others stored in the file is seen within some
+        20 ms. It ends when the driver is closed or the session is deleted, here or in another process.
+        """
+        return self._following.follow(session_id, after)
+
+    async def search_events(
+        self, query: str, /, *, session_id: str | None = None, limit: int | None = None
+    ) -> list[SearchHit]:
+        """Return where all words of the query are said or done, the newest first.
+
+        The index is brought up to date first: the first search of a long history takes a while, some
+        seconds for 100,000 events.
+        """
+        # Most programs never search.
+        from sandbox_agent.persist.sqlite_search import search
+
+        return await search(self._read, self.writer.run, query, session_id, normalize_limit(limit))
+
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return how far each of the sessions is, for those that follow."""
+        return await self._read(lambda connection: read_marks(connection, session_ids))
+
+    async def changed(self) -> bool:
+        """Whether anything may have been stored since the last call, by whomever."""
+
+        def data_version(connection: sqlite3.Connection) -> int:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+        if self.reader is self.writer:
+            return True
+        before, self._data_version = self._data_version, await self._read(data_version)
+        return self._data_version != before
+
     async def close(self) -> None:
-        """Write what was accepted and close the file. Safe to call twice."""
+        """Write what was accepted and close the file; ends who follows. Safe to call twice."""
+        await self._following.close()
         await self.reader.close()
         await self.writer.close()
 
