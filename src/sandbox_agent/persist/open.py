@@ -122,9 +122,9 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
     driver = _open(store, namespace)
     if not store.encrypted:
         return driver
+    current, *old = _keys()
     from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
 
-    current, *old = _keys()
     return EncryptedSessionPersistDriver(driver, key=current, old_keys=old, close_inner=True)
 
 

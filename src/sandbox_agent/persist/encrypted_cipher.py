@@ -1,0 +1,247 @@
+"""AES-GCM as the encrypted driver uses it: a master key wraps a key per session, which seals what is kept.
+
+All of it is AES-256-GCM with 96 bit nonces that are random. Collisions are no concern: a session's key
+seals a session's events and records, and for 2**32 of them, more than a session has room for, NIST SP
+800-38D still counts random nonces as safe; the same holds for a master key and the number of sessions.
+Associated data binds each ciphertext to its place, so none can be moved to another unnoticed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from sandbox_agent.errors import InvalidRequestError, PersistError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+__all__ = ["MasterKey", "MasterKeys", "Sealed", "SessionCipher", "UnsealedError", "WrappedKey"]
+
+# Key material, or base64 text of it.
+MasterKey: TypeAlias = bytes | str
+
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_ID_BYTES: Final = 8
+_FORM: Final = "v1"
+
+
+class UnsealedError(Exception):
+    """The bytes are no ciphertext of this module's making."""
+
+
+class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", "nonce": "n", "data": "c"}):
+    """A ciphertext as it is kept: a JSON object with base64 in it.
+
+    Attributes:
+        form: "v1".
+        key_id: which session key sealed it.
+        nonce: 12 bytes.
+        data: the ciphertext, and the tag of 16 bytes.
+    """
+
+    form: str
+    key_id: str
+    nonce: bytes
+    data: bytes
+
+    @classmethod
+    def read(cls, text: bytes) -> Sealed:
+        """Read it from JSON.
+
+        Raises:
+            UnsealedError: it is something else.
+        """
+        try:
+            sealed = _sealed_decoder.decode(text)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UnsealedError from error
+        return sealed._checked()
+
+    @classmethod
+    def convert(cls, value: object) -> Sealed:
+        """Read it from decoded JSON.
+
+        Raises:
+            UnsealedError: it is something else.
+        """
+        try:
+            sealed = msgspec.convert(value, cls)
+        except msgspec.MsgspecError as error:
+            raise UnsealedError from error
+        return sealed._checked()
+
+    def _checked(self) -> Sealed:
+        if self.form != _FORM:
+            raise UnsealedError
+        return self
+
+
+class WrappedKey(msgspec.Struct, frozen=True):
+    """A session's key as it is kept: under a master key.
+
+    Attributes:
+        master: which master key wraps it.
+        key_id: the session key's own id; it stays when another master key wraps it.
+        nonce: 12 bytes.
+        data: the wrapped key.
+    """
+
+    master: str
+    key_id: str
+    nonce: bytes
+    data: bytes
+
+
+_sealed_decoder: Final = msgspec.json.Decoder(Sealed)
+
+
+class SessionCipher:
+    """Seals and opens with one session's key.
+
+    Attributes:
+        key_id: the key's id.
+    """
+
+    def __init__(self, key_id: str, key: bytes) -> None:
+        self.key_id: str = key_id
+        self._cipher = _aes_gcm()(key)
+        self._head = b'{"enc":"%s","k":"%s","n":"' % (_FORM.encode(), key_id.encode())
+
+    def seal(self, data: bytes, place: Sequence[object]) -> bytes:
+        """Return the JSON of ``Sealed``; ``place`` is what has to be the same when it is opened."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = self._cipher.encrypt(nonce, data, _bound_to(place))
+        return b'%s%s","c":"%s"}' % (self._head, _text(nonce), _text(sealed))
+
+    def open(self, sealed: Sealed, place: Sequence[object]) -> bytes:
+        """Return what was sealed.
+
+        Raises:
+            UnsealedError: it was changed, or belongs to another place.
+        """
+        return _decrypt(self._cipher, sealed.nonce, sealed.data, place)
+
+
+class MasterKeys:
+    """The current master key, and older ones to read with.
+
+    Args:
+        current: wraps new session keys.
+        old: unwrap those that they wrapped.
+
+    Raises:
+        InvalidRequestError: a key is not 32 bytes, or base64 text of 32 bytes.
+        ImportError: the extra ``encryption`` is not installed.
+    """
+
+    def __init__(self, current: MasterKey, old: Sequence[MasterKey] = ()) -> None:
+        self._ciphers: dict[str, AESGCM] = {}
+        for key in (current, *old):
+            material = _material(key)
+            # Neither the id nor the key that wraps tells anything of the other.
+            name = hmac.digest(material, b"sandbox-agent: id of a master key", "sha256")[:_ID_BYTES].hex()
+            wrapping = hmac.digest(material, b"sandbox-agent: wrapping session keys", "sha256")
+            self._ciphers.setdefault(name, _aes_gcm()(wrapping))
+        self.current: str = next(iter(self._ciphers))
+
+    def make(self, session_id: str) -> tuple[WrappedKey, SessionCipher]:
+        """Return a new random session key."""
+        key_id, key = secrets.token_hex(_ID_BYTES), secrets.token_bytes(_KEY_BYTES)
+        return self._wrap(session_id, key_id, key), SessionCipher(key_id, key)
+
+    def unwrap(self, session_id: str, wrapped: WrappedKey) -> SessionCipher:
+        """Return the cipher of a session key.
+
+        Raises:
+            PersistError: another master key wraps it, or it was changed.
+        """
+        return SessionCipher(wrapped.key_id, self._unwrap(session_id, wrapped))
+
+    def rewrap(self, session_id: str, wrapped: WrappedKey) -> WrappedKey:
+        """Return the same session key under the current master key.
+
+        Raises:
+            PersistError: a master key that was not given wraps it, or it was changed.
+        """
+        return self._wrap(session_id, wrapped.key_id, self._unwrap(session_id, wrapped))
+
+    def _wrap(self, session_id: str, key_id: str, key: bytes) -> WrappedKey:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        place = _key_place(session_id, key_id)
+        data = self._ciphers[self.current].encrypt(nonce, key, _bound_to(place))
+        return WrappedKey(self.current, key_id, nonce, data)
+
+    def _unwrap(self, session_id: str, wrapped: WrappedKey) -> bytes:
+        cipher = self._ciphers.get(wrapped.master)
+        if cipher is None:
+            raise PersistError(
+                f"session '{session_id}' is encrypted with master key {wrapped.master}, which is not among "
+                f"those given ({', '.join(self._ciphers)}): give it as key, or in old_keys",
+                session_id=session_id,
+            )
+        try:
+            return _decrypt(cipher, wrapped.nonce, wrapped.data, _key_place(session_id, wrapped.key_id))
+        except UnsealedError as error:
+            raise PersistError(
+                f"the key of session '{session_id}' was changed in the store, or belongs to another session: "
+                "nothing of the session can be read; restore the store from a copy",
+                session_id=session_id,
+            ) from error
+
+
+def _key_place(session_id: str, key_id: str) -> tuple[str, ...]:
+    return ("key", session_id, key_id)
+
+
+def _bound_to(place: Sequence[object]) -> bytes:
+    # JSON has no two readings; ASCII only, so a lone surrogate is no error.
+    return json.dumps(place).encode()
+
+
+def _text(data: bytes) -> bytes:
+    return binascii.b2a_base64(data, newline=False)
+
+
+def _decrypt(cipher: AESGCM, nonce: bytes, data: bytes, place: Sequence[object]) -> bytes:
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        return cipher.decrypt(nonce, data, _bound_to(place))
+    except (InvalidTag, ValueError) as error:
+        raise UnsealedError from error
+
+
+def _material(key: MasterKey) -> bytes:
+    if isinstance(key, bytes) and len(key) == _KEY_BYTES:
+        return key
+    try:
+        text = key.encode("ascii") if isinstance(key, str) else key
+        text = text.strip().translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+        material = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (UnicodeEncodeError, binascii.Error):
+        material = b""
+    if len(material) != _KEY_BYTES:
+        raise InvalidRequestError(
+            f"a master key must be {_KEY_BYTES} random bytes, or base64 text of them: make one with "
+            "'openssl rand -base64 32'"
+        )
+    return material
+
+
+def _aes_gcm() -> Any:
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as error:
+        raise ImportError(
+            "encryption needs the package cryptography: pip install 'sandbox-agent-py[encryption]'"
+        ) from error
+    return AESGCM

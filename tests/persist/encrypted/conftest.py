@@ -1,0 +1,110 @@
+"""Fixtures: stores that several drivers share, as processes do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
+from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+from tests.persist.test_conformance import FiveMethodDriver
+
+KEY = b"k" * 32
+OTHER_KEY = b"o" * 32
+
+Hook = Callable[[str, str], Awaitable[None]]
+
+
+class Interrupted(SessionPersistDriver):
+    """Passes everything on; before and after each call of the five methods something else may happen.
+
+    Attributes:
+        before: awaited with the method's name and the session's id before the call.
+        after: the same when it has returned.
+    """
+
+    def __init__(self, inner: SessionPersistDriver) -> None:
+        self.inner = inner
+        vars(self)["capabilities"] = inner.capabilities
+        self.before: Hook | None = None
+        self.after: Hook | None = None
+        self.calls: list[tuple[str, str]] = []
+
+    async def _around(self, name: str, session_id: str, hook: Hook | None) -> None:
+        if hook is self.before:
+            self.calls.append((name, session_id))
+        if hook is not None:
+            await hook(name, session_id)
+
+    async def get_session(self, session_id: str, /) -> SessionRecord | None:
+        await self._around("get", session_id, self.before)
+        record = await self.inner.get_session(session_id)
+        await self._around("get", session_id, self.after)
+        return record
+
+    async def list_sessions(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionRecord]:
+        return await self.inner.list_sessions(limit=limit, cursor=cursor)
+
+    async def update_session(self, session: SessionRecord, /) -> None:
+        await self._around("update", session.id, self.before)
+        await self.inner.update_session(session)
+        await self._around("update", session.id, self.after)
+
+    async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
+        await self._around("save", session.id, self.before)
+        await self.inner.save_session(session, generation=generation)
+        await self._around("save", session.id, self.after)
+
+    async def list_events(
+        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]:
+        return await self.inner.list_events(session_id, limit=limit, cursor=cursor)
+
+    async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
+        await self._around("insert", session_id, self.before)
+        await self.inner.insert_event(session_id, event)
+        await self._around("insert", session_id, self.after)
+
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
+        await self._around("append", session_id, self.before)
+        await self.inner.append_events(session_id, events, generation=generation)
+        await self._around("append", session_id, self.after)
+
+    async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
+        return await self.inner.tail_events(session_id, limit=limit)
+
+    async def last_event_index(self, session_id: str, /) -> int:
+        return await self.inner.last_event_index(session_id)
+
+    async def claim_session(self, session_id: str, /) -> int:
+        await self._around("claim", session_id, self.before)
+        generation = await self.inner.claim_session(session_id)
+        await self._around("claim", session_id, self.after)
+        return generation
+
+    async def delete_session(self, session_id: str, /) -> None:
+        await self._around("delete", session_id, self.before)
+        await self.inner.delete_session(session_id)
+        await self._around("delete", session_id, self.after)
+
+
+@pytest.fixture(params=["five methods", "memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionPersistDriver]:
+    """What is under the encryption."""
+    kind: str = request.param
+    if kind == "five methods":
+        yield FiveMethodDriver()
+    elif kind == "memory":
+        yield InMemorySessionPersistDriver()
+    else:
+        driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
+        yield driver
+        await driver.close()

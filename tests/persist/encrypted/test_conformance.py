@@ -1,0 +1,42 @@
+"""Encryption over drivers of every kind keeps to the suite that they keep to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.testing.drivers import SessionPersistDriverSuite
+from tests.persist.test_conformance import FiveMethodDriver
+
+pytestmark = pytest.mark.anyio
+
+KEY = b"k" * 32
+
+
+class TestEncryptedFiveMethodDriver(SessionPersistDriverSuite):
+    @pytest.fixture
+    def driver(self) -> EncryptedSessionPersistDriver:
+        return EncryptedSessionPersistDriver(FiveMethodDriver(), key=KEY)
+
+
+class TestEncryptedInMemoryDriver(SessionPersistDriverSuite):
+    @pytest.fixture
+    def driver(self) -> EncryptedSessionPersistDriver:
+        return EncryptedSessionPersistDriver(
+            InMemorySessionPersistDriver(max_events_per_session=1_000), key=KEY
+        )
+
+
+class TestEncryptedSQLiteDriver(SessionPersistDriverSuite):
+    @pytest.fixture
+    async def driver(self, tmp_path: Path) -> AsyncIterator[EncryptedSessionPersistDriver]:
+        inner = SQLiteSessionPersistDriver(tmp_path / "store.db")
+        driver = EncryptedSessionPersistDriver(inner, key=KEY)
+        yield driver
+        await driver.close()
+        await inner.close()
