@@ -41,6 +41,7 @@ __all__ = [
     "snapshot",
     "turn",
     "turns",
+    "with_raw",
 ]
 
 _UNPARSED: Final = "agent.unparsed"
@@ -151,8 +152,13 @@ def _add_raw(events: Sequence[EventRow], sizes: bytes, data: bytes) -> None:
             continue
         raw = data[start : start + size]
         start += size
-        if event.type != _UNPARSED:
-            event.data = event.data[:-1] + b',"raw":' + _as_json(raw) + b"}"
+        with_raw(event, raw)
+
+
+def with_raw(event: EventRow, raw: bytes) -> None:
+    """Give an event its member ``raw``: the envelope that it was made from."""
+    if event.type != _UNPARSED:
+        event.data = event.data[:-1] + b',"raw":' + _as_json(raw) + b"}"
 
 
 def _as_json(raw: bytes) -> bytes:
