@@ -147,7 +147,7 @@ async def test_an_agent_that_dies_while_the_store_fails_leaves_a_store_that_reco
                         assert stream.ids == list(range(1, len(stream.ids) + 1))
 
 
-@pytest.mark.parametrize("store", ["sqlite:/proc/nowhere/x.db", "sqlite:/", "redis://x", "sqlite:"])
+@pytest.mark.parametrize("store", ["sqlite:/proc/nowhere/x.db", "sqlite:/", "nosuch://x", "sqlite:"])
 def test_a_store_that_cannot_be_is_refused_with_one_line(store: str) -> None:
     command = [
         sys.executable,

@@ -12,7 +12,7 @@ from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
 from sandbox_agent.server.serve import serve
-from sandbox_agent.server.store import check_store, default_store
+from sandbox_agent.server.store import check_namespace, check_store, default_store, secrets_of
 
 __all__ = ["server"]
 
@@ -41,9 +41,18 @@ __all__ = ["server"]
 @click.option("--no-token", "-n", is_flag=True, help="Serve without a token, other machines too.")
 @click.option(
     "--store",
-    metavar="sqlite:PATH|memory",
+    envvar="SANDBOX_AGENT_STORE",
+    show_envvar=True,
+    metavar="sqlite:PATH|memory|postgres://…|redis://…",
     help="Where sessions are kept; default: sqlite:server.db under the platform's folder for data. "
-    "memory keeps them only while the server runs.",
+    "memory keeps them only while the server runs. One with a password belongs in the variable.",
+)
+@click.option(
+    "--store-namespace",
+    envvar="SANDBOX_AGENT_STORE_NAMESPACE",
+    show_envvar=True,
+    metavar="NAME",
+    help="Whose sessions these are in a database that servers share; default: this server's own.",
 )
 @click.option(
     "--retain-days",
@@ -120,6 +129,7 @@ def server(
     token: str | None,
     no_token: bool,
     store: str | None,
+    store_namespace: str | None,
     retain_days: float,
     retain_bytes: int,
     feed_memory_bytes: int,
@@ -141,11 +151,13 @@ def server(
     elif token is not None and not token.strip():
         raise InvalidRequestError("the token is empty: give --token one, or --no-token if none is meant")
     check_binding(host, token=token, no_token=no_token)
+    store = default_store() if store is None else check_store(store)
     config = ServerConfig(
         host=host,
         port=port,
         token=token,
-        store=default_store() if store is None else check_store(store),
+        store=store,
+        store_namespace=None if store_namespace is None else check_namespace(store_namespace),
         retain_days=retain_days,
         retain_bytes=retain_bytes,
         feed_memory_bytes=feed_memory_bytes,
@@ -156,7 +168,7 @@ def server(
     # uvicorn shuts down at a signal and then passes it on to these: what was asked for is no error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    configure_logging(log_level, log_format, secrets=[token] if token else [])
+    configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
     if log_level == "info":
         # Its own start and end are told by ours.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)

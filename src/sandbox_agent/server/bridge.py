@@ -37,7 +37,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 # Connections whose agent has ended stay readable; the oldest make room beyond this many.
 MAX_ENDED = 256
 # An agent that has the server's token could answer its own permission requests.
-SECRETS = frozenset({"SANDBOX_AGENT_TOKEN"})
+SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGENT_STORE_KEY"})
 
 
 class Bridge:

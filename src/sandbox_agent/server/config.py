@@ -30,7 +30,8 @@ class ServerConfig:
         host: address to bind.
         port: port to bind; 0 takes a free one.
         token: bearer token, or None for no authentication.
-        store: "memory" or "sqlite:PATH".
+        store: "memory", "sqlite:PATH", "postgres://…" or "redis://…"; it may hold a password.
+        store_namespace: which part of a shared database; None is this server's own.
         retain_days: events and envelopes older than this are erased; 0 keeps them.
         retain_bytes: the oldest are erased while the store is larger; 0 keeps them.
         feed_memory_bytes: bound on what all feeds hold in memory before they spill to the store.
@@ -42,7 +43,8 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     token: str | None = None
-    store: str = "memory"
+    store: str = field(default="memory", repr=False)
+    store_namespace: str | None = None
     retain_days: float = 0
     retain_bytes: int = 0
     feed_memory_bytes: int = 32 * 1024 * 1024

@@ -6,30 +6,60 @@ import asyncio
 import fcntl
 import logging
 import os
+import secrets
 import sqlite3
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
 import anyio
 
 from sandbox_agent.agents.layout import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
+from sandbox_agent.persist.open import StoreURL, parse_store_url
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
 from sandbox_agent.persist.sqlite_thread import TEMPORARY, SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
 from sandbox_agent.server.spill import Spill
 
-__all__ = ["MEMORY_STORE", "Store", "check_store", "default_store", "open_store"]
+__all__ = [
+    "MEMORY_STORE",
+    "Store",
+    "check_namespace",
+    "check_store",
+    "default_namespace",
+    "default_store",
+    "open_store",
+    "secrets_of",
+]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How often it is looked for deletes that have left something in the file; at the start, too.
 FINISH_SECONDS = 60.0
+# How long the end of the server waits for a database to take leave of.
+CLOSE_SECONDS = 5.0
 MEMORY_STORE = "memory"
 _SQLITE = "sqlite:"
+# In the platform's folder for data; holds this server's own namespace.
+_NAMESPACE_FILE: Final = "store-namespace"
+_MAX_NAMESPACE: Final = 200
+
+
+class RemoteStore(SessionStore, Protocol):
+    """A store that is reached over the network and shared with other servers."""
+
+    async def finish_deletes(self) -> None:
+        """Go on with deletes that were interrupted."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the namespace."""
+        ...
 
 
 class Store(NamedTuple):
@@ -50,20 +80,92 @@ def check_store(store: str) -> str:
     Raises:
         InvalidRequestError: it names no kind of store.
     """
-    if store == MEMORY_STORE or (store.startswith(_SQLITE) and Path(store.removeprefix(_SQLITE)).name):
-        return store
-    raise InvalidRequestError(f"store '{store}' is of no known kind: give 'sqlite:PATH' or 'memory'")
+    url = parse_store_url(store)
+    if url.encrypted:
+        raise InvalidRequestError(
+            f"the store '{url.shown}' is an SDK's: the server encrypts nothing, so leave 'encrypted+' out"
+        )
+    if url.path is None:
+        return url.where
+    if not url.path.name:
+        raise InvalidRequestError(f"the store '{url.shown}' names no file: give 'sqlite:PATH'")
+    return f"{_SQLITE}{url.where}"
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the value of ``--store-namespace``.
+
+    Raises:
+        InvalidRequestError: it is empty, long, or not printable.
+    """
+    if not namespace.strip() or len(namespace) > _MAX_NAMESPACE or not namespace.isprintable():
+        raise InvalidRequestError(
+            f"a store's namespace has 1 to {_MAX_NAMESPACE} printable characters: give another one"
+        )
+    return namespace
+
+
+def default_namespace() -> str:
+    """Return this server's own namespace: made once, and kept in the platform's folder for data.
+
+    Raises:
+        PersistError: it can't be kept.
+    """
+    path = data_dir() / _NAMESPACE_FILE
+    try:
+        with suppress(FileNotFoundError):
+            return check_namespace(path.read_text().strip())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_NAMESPACE_FILE) as file:
+            file.write(f"server-{secrets.token_hex(8)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+            with suppress(FileExistsError):  # another server of this machine was quicker
+                os.link(file.name, path)
+        return check_namespace(path.read_text().strip())
+    except (OSError, UnicodeError, InvalidRequestError) as error:
+        raise PersistError(
+            f"the namespace of this server's sessions can't be kept in '{path}' ({error}): "
+            "give --store-namespace a name"
+        ) from error
+
+
+def secrets_of(store: str) -> Sequence[str]:
+    """Return what must not be logged of a store's URL: all of it, and its password."""
+    if "://" not in store:
+        return []
+    found = [store]
+    with suppress(ValueError):
+        url = urlsplit(store)
+        if url.password:
+            found += [url.password, unquote(url.password)]
+    return found
 
 
 @asynccontextmanager
-async def open_store(store: str) -> AsyncGenerator[Store]:
+async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenerator[Store]:
     """Open the store and close it at the end.
 
+    Args:
+        store: a value of ``--store``.
+        namespace: which part of a shared database; None takes this server's own.
+
     Raises:
-        InvalidRequestError: it names no kind of store.
+        InvalidRequestError: it names no kind of store, or the store has no namespaces.
         PersistError: it can't be opened, or another server has it.
     """
-    if check_store(store) == MEMORY_STORE:
+    store = check_store(store)
+    url = parse_store_url(store)
+    if url.kind in ("postgres", "redis"):
+        async with _open_remote(url, namespace or default_namespace()) as opened:
+            yield opened
+        return
+    if namespace is not None:
+        raise InvalidRequestError(
+            f"the store '{url.shown}' has no namespaces: leave --store-namespace out, or give --store a "
+            "database"
+        )
+    if store == MEMORY_STORE:
         # nothing is kept, and memory is no longer than a disk: SQLite's own temporary file holds the rest
         thread = SQLiteThread(TEMPORARY, prepare=_lean)
         try:
@@ -82,26 +184,59 @@ async def open_store(store: str) -> AsyncGenerator[Store]:
             await segments.open()
             sessions = SQLiteSessionStore(writer, reader, searcher)
             await sessions.open()
-            # No task group: what fails in the block is to be raised as it is.
-            finishing = asyncio.ensure_future(_finish_deletes(sessions))
-            try:
+            async with _finishing(sessions):
                 yield Store(segments, sessions)
-            finally:
-                finishing.cancel()
-                await asyncio.wait([finishing])
         finally:
             await searcher.close()
             await reader.close()
             await writer.close()
 
 
-async def _finish_deletes(sessions: SQLiteSessionStore) -> None:
+@asynccontextmanager
+async def _open_remote(url: StoreURL, namespace: str) -> AsyncGenerator[Store]:
+    sessions = _remote(url, namespace)
+    try:
+        await sessions.open()
+        async with _finishing(sessions):
+            # Feeds end with their server: they stay on its machine.
+            yield Store(FileSegments(), sessions)
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+            await sessions.close()
+
+
+def _remote(url: StoreURL, namespace: str) -> RemoteStore:
+    # The drivers' packages are extras.
+    try:
+        if url.kind == "postgres":
+            from sandbox_agent.persist.store.postgres import PostgresSessionStore
+
+            return PostgresSessionStore(url.where, namespace=namespace)
+        from sandbox_agent.persist.store.redis import RedisSessionStore
+
+        return RedisSessionStore(url.where, namespace=namespace)
+    except (ImportError, ValueError) as error:
+        raise PersistError(f"the store '{url.shown}' can't be opened: {error}") from None
+
+
+@asynccontextmanager
+async def _finishing(sessions: SQLiteSessionStore | RemoteStore) -> AsyncGenerator[None]:
+    """End deletes beside the block; no task group, as what fails in the block is to be raised as it is."""
+    finishing = asyncio.ensure_future(_finish_deletes(sessions))
+    try:
+        yield
+    finally:
+        finishing.cancel()
+        await asyncio.wait([finishing])
+
+
+async def _finish_deletes(sessions: SQLiteSessionStore | RemoteStore) -> None:
     """End the deletes that a former run had begun, and what could not be cleaned at once."""
     while True:
         try:
             await sessions.finish_deletes()
         except PersistError as error:
-            logger.warning("what was deleted is still in the file, the next try is in a minute (%s)", error)
+            logger.warning("what was deleted is still in the store, the next try is in a minute (%s)", error)
         await anyio.sleep(FINISH_SECONDS)
 
 

@@ -202,7 +202,7 @@ class PostgresSessionStore:
         await self._write(lambda connection: self._eraser.hide(connection, key))
 
     async def used_bytes(self) -> int:
-        """Return what ``expire(max_bytes=…)`` compares: the namespace's data and an allowance for its index."""
+        """Return what ``expire(max_bytes=…)`` compares: its data, with an allowance for the index."""
         return await self._link.run(self._eraser.used_bytes)
 
     async def expire(

@@ -103,8 +103,8 @@ class Owner:
         if row is None:
             return PersistError(
                 f"the store at {self._link.target} has lost the namespace '{self._name}', nothing was "
-                "stored: it was emptied or is another database; bring the right one back, or restart the server to "
-                "begin with an empty one"
+                "stored: it was emptied or is another database; bring the right one back, or restart the "
+                "server to begin with an empty one"
             )
         self.replaced = (
             f"the namespace '{self._name}' of the store at {self._link.target} was taken over by another "

@@ -201,7 +201,8 @@ class Reader:
         statement = (
             f"SELECT {_SESSION}, {_TURN} FROM @.store_turns AS t "  # noqa: S608
             "JOIN @.store_sessions AS s ON s.namespace = t.namespace AND s.key = t.key "
-            "WHERE t.namespace = $1 AND t.state IN ('accepted', 'running') AND NOT s.deleted ORDER BY t.key, t.number"
+            "WHERE t.namespace = $1 AND t.state IN ('accepted', 'running') AND NOT s.deleted "
+            "ORDER BY t.key, t.number"
         )
         rows = await connection.fetch(self.sql(statement), self.number)
         return [(to_session(_values(row)[:_WIDTH]), to_turn(_values(row)[_WIDTH:])) for row in rows]

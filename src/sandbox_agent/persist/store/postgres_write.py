@@ -41,9 +41,12 @@ ROW_BYTES: Final = 100
 TEXT_FACTOR: Final = 3
 
 _TEXTUAL: Final = frozenset(
-    "session_id agent native_session_id server_id directory title model agent_mode permission_mode variant "
-    "turn_id state idempotency_key stop_reason error permission_id kind connection_id action answered "
-    "answered_by type sender text folded words".split()  # noqa: SIM905
+    (
+        *("session_id", "agent", "native_session_id", "server_id", "directory", "title", "model"),
+        *("agent_mode", "permission_mode", "variant", "turn_id", "state", "idempotency_key", "stop_reason"),
+        *("error", "permission_id", "kind", "connection_id", "action", "answered", "answered_by", "type"),
+        *("sender", "text", "folded", "words"),
+    )
 )
 _BINARY: Final = frozenset(("usage", "settings", "prompt", "digest", "request_id", "metadata", "data"))
 _UNIQUE_VIOLATION: Final = "23505"
