@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox_agent import SandboxAgent, SQLiteSessionPersistDriver
+from sandbox_agent import SandboxAgent, SessionPersistDriver, SQLiteSessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["Turn", "fill", "run_page", "run_resume", "run_turn"]
+__all__ = ["Turn", "fill", "run_resume", "run_turn"]
 
 
 class Turn(NamedTuple):
@@ -49,7 +50,7 @@ async def run_turn(url: str, agent: str, database: Path, *, events: int, size: i
     return Turn(events / elapsed, stored)
 
 
-async def fill(persist: SQLiteSessionPersistDriver, agent: str, *, events: int) -> str:
+async def fill(persist: SessionPersistDriver, agent: str, *, events: int) -> str:
     """Write a session with that much history and return its id."""
     session_id = uuid.uuid4().hex
     record = SessionRecord(
@@ -81,10 +82,10 @@ async def fill(persist: SQLiteSessionPersistDriver, agent: str, *, events: int) 
     return session_id
 
 
-async def run_resume(url: str, agent: str, database: Path, *, events: int, rounds: int) -> list[float]:
-    """Return the seconds that resume_session took, each time in a new client."""
-    persist = SQLiteSessionPersistDriver(database)
-    session_id = await fill(persist, agent, events=events)
+async def run_resume(
+    url: str, agent: str, persist: SessionPersistDriver, session_id: str, *, rounds: int
+) -> float:
+    """Return the median seconds that resume_session took, each time in a new client."""
     times: list[float] = []
     for _ in range(rounds):
         async with SandboxAgent.connect(base_url=url, persist=persist) as sdk:
@@ -93,26 +94,4 @@ async def run_resume(url: str, agent: str, database: Path, *, events: int, round
             begun = time.perf_counter()
             await sdk.resume_session(session_id)
             times.append(time.perf_counter() - begun)
-    await persist.close()
-    return times
-
-
-async def run_page(database: Path, *, events: int, rounds: int) -> tuple[float, float]:
-    """Return the median seconds of the first and of the last page of 100, in the file's oldest session."""
-    persist = SQLiteSessionPersistDriver(database)
-    record = (await persist.list_sessions(limit=1)).items[0]
-    session_id = record.id
-    tail = await persist.list_events(session_id, limit=1, cursor=str(events - 102))
-    first: list[float] = []
-    last: list[float] = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        page = await persist.list_events(session_id, limit=100)
-        first.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        end = await persist.list_events(session_id, limit=100, cursor=tail.next_cursor)
-        last.append(time.perf_counter() - begun)
-        if len(page.items) != 100 or len(end.items) != 100:
-            raise RuntimeError("a page is short")
-    await persist.close()
-    return sorted(first)[rounds // 2], sorted(last)[rounds // 2]
+    return statistics.median(times)
