@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("sandbox_agent.testing.drivers")
+pytest.register_assert_rewrite("sandbox_agent.testing")

@@ -85,6 +85,12 @@ class TestSQLiteDriver(SessionPersistDriverSuite):
         yield driver
         await driver.close()
 
+    @pytest.fixture
+    async def second_driver(self, tmp_path: Path) -> AsyncIterator[SQLiteSessionPersistDriver]:
+        driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
+        yield driver
+        await driver.close()
+
 
 class TestSQLiteDriverInMemory(SessionPersistDriverSuite):
     @pytest.fixture

@@ -1,0 +1,193 @@
+"""Section of the suite: followers get what is stored, then what comes, each event once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import anyio
+
+from sandbox_agent.persist.base import Capability, SessionPersistDriver
+from sandbox_agent.testing.driver_data import make_event, make_session
+
+__all__ = ["FollowingSuite"]
+
+# How long a test waits for what must happen, in seconds.
+_PATIENCE = 30.0
+
+
+class _Follower:
+    """Follows until it was told ``count`` events, or to the end."""
+
+    def __init__(self, driver: SessionPersistDriver, session_id: str = "s", *, after: int = 0) -> None:
+        self.driver = driver
+        self.session_id = session_id
+        self.after = after
+        self.seen: list[tuple[int, str]] = []
+        self.ended = False
+        self._changed = anyio.Event()
+
+    async def run(self, count: int | None = None) -> None:
+        async with aclosing(self.driver.follow_events(self.session_id, after=self.after)) as events:
+            async for event in events:
+                assert event.session_id == self.session_id
+                self.seen.append((event.event_index, event.id))
+                self._changed.set()
+                if len(self.seen) == count:
+                    return
+        self.ended = True
+
+    async def has(self, count: int) -> None:
+        """Wait until it was told so many."""
+        while len(self.seen) < count:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+
+
+def _numbered(first: int, last: int) -> list[tuple[int, str]]:
+    return [(index, f"e{index}") for index in range(first, last + 1)]
+
+
+async def _append(driver: SessionPersistDriver, first: int, last: int, *, size: int = 7) -> None:
+    """Append e<first> to e<last>, a few at a time."""
+    for start in range(first, last + 1, size):
+        await driver.append_events(
+            "s", [make_event(f"e{n}") for n in range(start, min(start + size, last + 1))]
+        )
+
+
+class FollowingSuite:
+    """Whoever stores, this driver object or another one on the same store."""
+
+    async def test_follower_gets_history_then_what_comes(
+        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+    ) -> None:
+        """Without a hole or a repetition, from the beginning or from behind an index."""
+        writer = second_driver or driver
+        await _append(driver, 1, 150, size=50)
+        followers = [_Follower(driver, after=after) for after in (0, 0, 99, 100, 149, 150)]
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                for follower in followers:
+                    group.start_soon(follower.run, 350 - follower.after)
+                for follower in followers:
+                    await follower.has(150 - follower.after)
+                await _append(writer, 151, 250)
+                await _append(driver, 251, 350)
+        for follower in followers:
+            assert follower.seen == _numbered(follower.after + 1, 350)
+
+    async def test_follower_misses_nothing_that_is_stored_while_it_begins(
+        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+    ) -> None:
+        """The seam between history and live has no hole, wherever it is."""
+        writer = second_driver or driver
+        followers = [_Follower(driver) for _ in range(20)]
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                for number, follower in enumerate(followers):
+                    group.start_soon(follower.run, 200)
+                    await _append(writer, number * 10 + 1, number * 10 + 10, size=3)
+        for follower in followers:
+            assert follower.seen == _numbered(1, 200)
+
+    async def test_follower_waits_for_a_session_that_is_not_there_yet(
+        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+    ) -> None:
+        """It need not be stored when the following begins; other sessions' events are not told."""
+        writer = second_driver or driver
+        follower = _Follower(driver)
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follower.run, 3)
+                await anyio.lowlevel.checkpoint()
+                await writer.append_events("other", [make_event("x", "other")])
+                await writer.update_session(make_session("s"))
+                await _append(writer, 1, 3, size=1)
+        assert follower.seen == _numbered(1, 3)
+
+    async def test_follower_sees_events_that_were_inserted_with_their_index(
+        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+    ) -> None:
+        """Indexes may have holes then."""
+        writer = second_driver or driver
+        follower = _Follower(driver)
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follower.run, 4)
+                await writer.insert_event("s", make_event("e1", index=1))
+                await follower.has(1)
+                await writer.insert_event("s", make_event("e5", index=5))
+                await writer.append_events("s", [make_event("e6")])
+                await driver.insert_event("s", make_event("e9", index=9))
+        assert follower.seen == [(1, "e1"), (5, "e5"), (6, "e6"), (9, "e9")]
+
+    async def test_follower_that_goes_leaves_the_others(self, driver: SessionPersistDriver) -> None:
+        """Ended early or cancelled; and one may come again."""
+        await _append(driver, 1, 5)
+        brief, cancelled, lasting = (_Follower(driver) for _ in range(3))
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lasting.run, 10)
+                async with anyio.create_task_group() as inner:
+                    inner.start_soon(brief.run, 2)
+                    inner.start_soon(cancelled.run)
+                    await cancelled.has(5)
+                    inner.cancel_scope.cancel()
+                await _append(driver, 6, 10)
+            again = _Follower(driver, after=8)
+            await again.run(2)
+        assert lasting.seen == _numbered(1, 10)
+        assert again.seen == _numbered(9, 10)
+
+    async def test_event_that_a_follower_gets_is_its_own(self, driver: SessionPersistDriver) -> None:
+        """Changing the one that was appended changes nothing that is told or stored."""
+        if Capability.FOLLOW not in driver.capabilities:
+            return
+        follower = _Follower(driver)
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follower.run, 2)
+                await _append(driver, 1, 1)
+                await follower.has(1)
+                event = make_event("e2")
+                await driver.append_events("s", [event])
+                event.id = "changed"
+        assert follower.seen == _numbered(1, 2)
+        (_, stored) = (await driver.list_events("s")).items
+        assert stored.id == "e2"
+
+    async def test_follower_ends_when_the_session_is_deleted(
+        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+    ) -> None:
+        """By whichever driver; a session that is made anew is another one."""
+        if Capability.DELETE not in driver.capabilities:
+            return
+        for writer in (driver, second_driver or driver):
+            await driver.update_session(make_session("s"))
+            await writer.append_events("s", [make_event("first"), make_event("second")])
+            followers = [_Follower(driver), _Follower(driver, after=1)]
+            with anyio.fail_after(_PATIENCE):
+                async with anyio.create_task_group() as group:
+                    for follower in followers:
+                        group.start_soon(follower.run)
+                    for follower in followers:
+                        await follower.has(2 - follower.after)
+                    await writer.delete_session("s")
+            assert [follower.ended for follower in followers] == [True, True]
+            assert [event_id for _, event_id in followers[0].seen] == ["first", "second"]
+
+    async def test_follower_ends_when_the_driver_is_closed(self, driver: SessionPersistDriver) -> None:
+        """Whatever session it follows; what was stored before is told."""
+        if Capability.FOLLOW not in driver.capabilities:
+            return
+        await _append(driver, 1, 3)
+        followers: Sequence[_Follower] = [_Follower(driver), _Follower(driver, "nobody")]
+        with anyio.fail_after(_PATIENCE):
+            async with anyio.create_task_group() as group:
+                for follower in followers:
+                    group.start_soon(follower.run)
+                await followers[0].has(3)
+                await driver.close()
+        assert [follower.ended for follower in followers] == [True, True]
+        assert followers[0].seen == _numbered(1, 3)
