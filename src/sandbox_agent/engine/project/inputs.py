@@ -136,6 +136,11 @@ class Inputs:
         self._emit.event("error", ErrorData(message, code, details), "daemon")
         return events
 
+    def restoring(self, time_ms: int) -> list[UniversalEvent]:
+        """A restore begins whose end ``restored`` will tell: its requests are no events of their own."""
+        self._state.told_elsewhere = True
+        return self._emit.begin(time_ms)
+
     def restored(
         self,
         time_ms: int,
@@ -143,12 +148,14 @@ class Inputs:
         method: str,
         replayed: int = 0,
         left_out: int = 0,
+        verified: bool | None = None,
         failed: dict[str, str] | None = None,
     ) -> list[UniversalEvent]:
-        """The session goes on in a new session of the agent's (fields as in ``SessionRestored``)."""
+        """The session goes on in another process of its agent (fields as in ``SessionRestored``)."""
         events = self._emit.begin(time_ms)
-        told = {"method": method, "replayed": replayed, "leftOut": left_out, "failed": failed}
-        self._show_restored(told)
+        told = {"method": method, "replayed": replayed, "leftOut": left_out, "verified": verified}
+        self._statuses.restored({**told, "failed": failed})
+        self._state.told_elsewhere = False
         return events
 
     def status(self, time_ms: int, *, label: str, detail: str, value: Any = None) -> list[UniversalEvent]:
@@ -170,12 +177,3 @@ class Inputs:
             message = f"the agent's process exited {code}{busy}: the next message starts it again"
             self._emit.event("error", ErrorData(message, "agent_process_exited", told or None), "daemon")
         self._turns.interrupt("agent_exited")
-
-    def _show_restored(self, told: dict[str, Any]) -> None:
-        value = {name: told[name] for name in ("method", "replayed", "leftOut", "failed") if told.get(name)}
-        detail = (
-            f"{told.get('method') or 'replay'}: {told.get('replayed') or 0} events of the history replayed"
-        )
-        if told.get("leftOut"):
-            detail += f", {told['leftOut']} older ones left out"
-        self._statuses.show("restored", detail, value, source="daemon")

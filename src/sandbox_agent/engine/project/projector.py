@@ -205,7 +205,7 @@ class Projector(Inputs):
         elif method == "session/cancel":
             self._turns.cancel()
         elif method == RESTORED_METHOD:
-            self._show_restored(params)
+            self._statuses.restored(params)
         elif request_id:
             self._calls.sent(request_id, method, params)
 

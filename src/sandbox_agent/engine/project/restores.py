@@ -46,8 +46,9 @@ class Calls:
         self._state.calls[request_id] = Call(method, value if isinstance(value, str) else "")
         if method in _RESTORES:
             # What the agent tells until its response is history: it is said again only to who never saw it.
-            self._state.repeating = self._state.seen
             self._state.skipped = 0
+            if self._state.seen:
+                self._state.retelling.begin()
 
     def succeed(self, request_id: str, result: dict[str, Any]) -> None:
         """Take a response."""
@@ -75,23 +76,22 @@ class Calls:
         if call is None:
             return
         if call.method in _RESTORES:
+            self._state.retelling.end()
             self._end_loading()
+            if self._state.told_elsewhere:
+                return
         data = error_data(error, call.method)
         if data.code != str(_METHOD_NOT_FOUND):
             self._emit.event("error", data, "agent")
 
     def _loaded(self, method: str) -> None:
-        skipped = self._state.skipped
+        self._state.retelling.answer()
         self._end_loading()
-        detail = f"{method}: the agent still knew the session"
-        if skipped:
-            detail += f"; {skipped} updates that repeat what is here are left out"
-        self._statuses.show("restored", detail, {"method": method, "repeated": skipped}, source="daemon")
+        if not self._state.told_elsewhere:
+            self._statuses.restored({"method": method})
 
     def _end_loading(self) -> None:
         # A message or a call that its history leaves open will not go on.
-        self._state.repeating = False
-        self._state.skipped = 0
         if not self._state.turns:
             self._texts.close()
             self._tools.close()

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from sandbox_agent.engine.restore import Retelling
 from sandbox_agent.wire.universal import ContentPart, FileRefPart
 
 __all__ = ["Ask", "Call", "DoneTool", "OpenText", "OpenTool", "State", "Stream", "Turn"]
@@ -115,8 +116,9 @@ class State(msgspec.Struct):
         calls, permissions, questions: likewise.
         shown: CRCs of the status items, by label, so that what is said again is not shown again.
         seen: whether anything was said or done in this session.
-        repeating: whether a restore runs in which the agent says again what was seen.
-        skipped: how many updates of that restore were left out for it.
+        retelling: whether the agent says again what was seen, as it opens the session.
+        skipped: how many updates were left out for it.
+        told_elsewhere: whether who runs the restore tells of it (``Inputs.restoring``).
         echo: the rest of the prompt that the agent may say again.
         exited: whether the agent is gone.
     """
@@ -135,7 +137,8 @@ class State(msgspec.Struct):
     questions: dict[str, Ask] = {}
     shown: dict[str, int] = {}
     seen: bool = False
-    repeating: bool = False
+    retelling: Retelling = msgspec.field(default_factory=Retelling)
     skipped: int = 0
+    told_elsewhere: bool = False
     echo: str = ""
     exited: bool = False

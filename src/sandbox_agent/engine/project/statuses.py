@@ -10,6 +10,7 @@ import msgspec
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.parts import block_part, to_json
 from sandbox_agent.engine.project.state import State
+from sandbox_agent.engine.restore import is_replay_title
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.universal import ContentPart, EventSource, ItemStatus, JsonPart, StatusPart
 
@@ -25,6 +26,8 @@ StatusUpdate = (
     | acp.Notice
     | acp.CompactionUpdate
 )
+# What is shown of a restore where it is there; ``verified`` also where it is false.
+_RESTORED = ("method", "replayed", "leftOut", "failed", "agent", "fromAgent")
 _STEP = {"completed": "[x]", "in_progress": "[~]"}
 
 
@@ -38,6 +41,8 @@ class Statuses:
     def update(self, update: StatusUpdate) -> None:
         """Take an update of the agent's."""
         match update:
+            case acp.Plan() if self._state.retelling.is_past("plan"):
+                self._state.skipped += 1
             case acp.Plan():
                 steps = [f"{_STEP.get(entry.status, '[ ]')} {entry.content}" for entry in update.entries]
                 self._changed("plan", "\n".join(steps), {"entries": msgspec.to_builtins(update.entries)})
@@ -45,7 +50,7 @@ class Statuses:
                 self._usage(update)
             case acp.SessionInfoUpdate():
                 # The rest of it is when, or what only the agent's own client understands.
-                if update.title is not None:
+                if update.title is not None and not is_replay_title(update.title):
                     self._changed("title", update.title)
             case acp.CurrentModeUpdate():
                 self.mode(update.current_mode_id)
@@ -70,6 +75,25 @@ class Statuses:
                     status="failed" if failed else "completed",
                     more=[block_part(block) for block in update.summary or []],
                 )
+
+    def restored(self, told: dict[str, Any]) -> None:
+        """Show by which means the session was restored; ``told`` is what SessionRestored has."""
+        method = str(told.get("method") or "replay")
+        value = {name: told[name] for name in _RESTORED if told.get(name)}
+        if isinstance(told.get("verified"), bool):
+            value["verified"] = told["verified"]
+        if method == "replay":
+            detail = f"replay: {told.get('replayed') or 0} events of the history replayed"
+            if told.get("leftOut"):
+                detail += f", {told['leftOut']} older ones left out"
+        else:
+            detail = f"{method}: the agent still knew the session"
+            skipped = value["repeated"] = self._state.skipped
+            if skipped:
+                detail += f"; {skipped} updates that repeat what is here are left out"
+            if told.get("verified") is False:
+                detail += "; what it told again differs from what is here"
+        self.show("restored", detail, value, source="daemon")
 
     def mode(self, mode_id: str, source: EventSource = "agent") -> None:
         """Show the session's mode."""

@@ -91,7 +91,7 @@ class Texts:
 
     def _skip(self, stream: str, text: str) -> bool:
         state = self._state
-        if state.repeating:
+        if state.retelling.is_past(stream):
             state.skipped += 1
             return True
         if stream != "user_message_chunk" or not text:

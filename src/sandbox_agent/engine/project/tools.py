@@ -39,7 +39,7 @@ class Tools:
     def update(self, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
         """Take what the agent says about a call, in whatever order it says it."""
         state = self._state
-        if state.repeating:
+        if state.retelling.is_past("tool_call"):
             state.skipped += 1
             return
         call_id = update.tool_call_id

@@ -32,7 +32,7 @@ class Turns:
             self._end(request_id, {"stop_reason": "interrupted", "reason": "its id was used again"}, "daemon")
         self._texts.close()
         state.done = {}
-        state.repeating = False
+        state.retelling.end()
         turn = state.turns[request_id] = Turn(turn_id or self._emit.next_id("turn"))
         self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")
         parts = prompt_parts(prompt)
@@ -75,7 +75,7 @@ class Turns:
         for request_id in list(self._state.turns):
             self._end(request_id, {"stop_reason": "interrupted", "reason": reason}, "daemon")
         self._state.calls = {}
-        self._state.repeating = False
+        self._state.retelling.end()
 
     def _close(self, status: ItemStatus, *, cancelled: bool = False) -> None:
         # Who cancels knows that the text stops there; a text that an error cuts off has failed.

@@ -19,7 +19,7 @@ from sandbox_agent.server.connection import AgentConnection
 from sandbox_agent.server.recorder.live import LiveSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 
-__all__ = ["CLIENT", "METHOD_NOT_FOUND", "AgentLink", "answer", "refusal", "refused"]
+__all__ = ["CLIENT", "METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -95,17 +95,6 @@ class AgentLink:
         if self._connection.tap is not None:
             self._connection.tap.bind(live)
 
-    def restoring_methods(self) -> list[str]:
-        """Return the methods by which it opens an earlier session, best first."""
-        capabilities = _dict(self.initialized.get("agentCapabilities"))
-        methods: list[str] = []
-        # resume does not tell the history again: it is here already
-        if _dict(capabilities.get("sessionCapabilities")).get("resume") is not None:
-            methods.append("session/resume")
-        if capabilities.get("loadSession") is True:
-            methods.append("session/load")
-        return methods
-
     async def new_session(self, cwd: str, mcp_servers: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a session and return what the agent says of it.
 
@@ -114,13 +103,7 @@ class AgentLink:
             StreamError: it breaks the protocol.
         """
         result = await self.call("session/new", {"cwd": cwd, "mcpServers": mcp_servers})
-        native_id: Any = result.get("sessionId")
-        if not isinstance(native_id, str) or not native_id:
-            raise StreamError(
-                f"stream error: {self.agent} answered session/new without a sessionId, against ACP",
-                agent=self.agent,
-            )
-        self.native_id = native_id
+        self.native_id = native_id_of(self.agent, result)
         return result
 
     async def call(
@@ -220,6 +203,24 @@ async def answer(
     line = b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (request_id, dumps(result))
     await connection.send(client, read_head(line), line)
     return True
+
+
+def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
+    """Return the id of the session that the agent has made.
+
+    Args:
+        agent: its id.
+        result: its answer to session/new.
+
+    Raises:
+        StreamError: it breaks the protocol.
+    """
+    native_id: Any = result.get("sessionId")
+    if not isinstance(native_id, str) or not native_id:
+        raise StreamError(
+            f"stream error: {agent} answered session/new without a sessionId, against ACP", agent=agent
+        )
+    return native_id
 
 
 def refused(agent: str, method: str, error: AcpRpcError) -> StreamError:

@@ -25,7 +25,7 @@ from sandbox_agent.server.sessions.drops import drop_turn, settle
 from sandbox_agent.server.sessions.link import AgentLink
 from sandbox_agent.server.sessions.parts import Parts
 from sandbox_agent.server.sessions.requests import digest_of
-from sandbox_agent.server.sessions.restoring import restore
+from sandbox_agent.server.sessions.restoring import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
 if TYPE_CHECKING:
@@ -231,16 +231,23 @@ class ManagedSession:
             self._link = None
             if former is not None:
                 await former.stop()  # it has ended: only its name goes
-            link = await AgentLink.start(self._parts.bridge, live.row.agent, self._parts.tasks)
             try:
-                link.bind(live)
-                replay = await restore(link, live, self._parts.recorder, self._parts.store)
-            except BaseException:
-                with anyio.CancelScope(shield=True):  # bounded: a timed ladder
-                    await link.stop()
-                raise
-            self._link, self._replay = link, replay
-            return link
+                self._link, self._replay = await self._restored(live, native=True)
+            except NativeRestoreLostError as error:
+                logger.warning("session %s: %s", self.session_id, error)
+                self._link, self._replay = await self._restored(live, native=False)
+            return self._link
+
+    async def _restored(self, live: LiveSession, *, native: bool) -> tuple[AgentLink, str | None]:
+        link = await AgentLink.start(self._parts.bridge, live.row.agent, self._parts.tasks)
+        try:
+            link.bind(live)
+            replay = await restore(link, live, self._parts.recorder, self._parts.store, native=native)
+        except BaseException:
+            with anyio.CancelScope(shield=True):  # bounded: a timed ladder
+                await link.stop()
+            raise
+        return link, replay
 
     async def cancel(self) -> None:
         """Stop the turn that runs; those that wait stay. Nothing happens where none runs.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+from sandbox_agent.engine.restore.retelling import OPENING_METHODS, Retelling
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["CLOSING", "OPENING", "Replay", "build_replay"]
+__all__ = ["CLOSING", "OPENING", "Replay", "build_replay", "is_replay_title"]
 
 OPENING = "<conversation_history>"
 CLOSING = "</conversation_history>"
@@ -21,6 +23,8 @@ _PEER_OPENING = "Previous session history is replayed below as JSON-RPC envelope
 _SEPARATOR = "\n\n"
 # The longest outcome of a tool call that is told in full.
 _MAX_OUTCOME = 2_000
+# Where agents put a tool's text that they don't give as content, best first.
+_OUTPUT_MEMBERS = ("output", "content", "text", "formatted_output", "stdout", "error", "message")
 
 
 class Replay(NamedTuple):
@@ -72,13 +76,14 @@ def build_replay(tail: Sequence[SessionEvent], total: int, *, max_events: int, m
     """Return the newest history that fits.
 
     Args:
-        tail: the newest events, oldest of them first.
+        tail: the newest events, oldest of them first; what an agent told again in it counts and says
+            nothing.
         total: how many events the history has.
         max_events: at most so many events are replayed.
         max_chars: at most so many characters are in the text, its frame included.
     """
     events = list(tail)[-max_events:] if max_events > 0 else []
-    entries = _read(events)
+    entries = _read(events, is_cut=total > len(events))
     if not entries:
         return Replay(None, len(events), max(total - len(events), 0))
     frame = len(_INTRODUCTION) + len(OPENING) + len(CLOSING) + 4
@@ -111,14 +116,25 @@ def _left_out_line(count: int) -> str:
     return f"[{count} earlier events are left out]"
 
 
-def _read(events: Sequence[SessionEvent]) -> list[_Entry]:
+def is_replay_title(title: str) -> bool:
+    """Whether an agent named its session after a replay that was in front of its first prompt."""
+    return title.startswith(_INTRODUCTION[:30])
+
+
+def _read(events: Sequence[SessionEvent], *, is_cut: bool) -> list[_Entry]:
     reader = _Reader()
     for position, event in enumerate(events):
-        reader.take(position, event.payload)
-    for entry in reader.entries:
+        try:
+            payload = cast("object", event.payload)
+        except InvalidEnvelopeError:
+            continue
+        if isinstance(payload, dict):
+            reader.take(position, event.sender, cast("dict[str, Any]", payload))
+    entries = reader.entries
+    for entry in entries:
         if entry.role == "Assistant":
-            entry.text = _without_replay(entry.text)
-    return [entry for entry in reader.entries if entry.text.strip()]
+            entry.text = _without_replay(entry.text, is_cut=is_cut and entry is entries[0])
+    return [entry for entry in entries if entry.text.strip()]
 
 
 class _Reader:
@@ -128,15 +144,30 @@ class _Reader:
         self.entries: list[_Entry] = []
         self._tools: dict[str, _Entry] = {}
         self._plan: _Entry | None = None
+        self._retelling = Retelling()
+        self._opening: object = None
 
-    def take(self, position: int, payload: dict[str, Any]) -> None:
+    def take(self, position: int, sender: str, payload: dict[str, Any]) -> None:
         method: object = payload.get("method")
         params = _dict(payload.get("params"))
         if method == "session/prompt":
             self._plan = None
-            self.entries.append(_Entry(position, "User", _without_replay(_blocks_text(params.get("prompt")))))
+            self._retelling.end()
+            self.entries.append(_Entry(position, "User", _prompt_text(params.get("prompt"))))
         elif method == "session/update":
-            self._take_update(position, _dict(params.get("update")))
+            update = _dict(params.get("update"))
+            kind: object = update.get("sessionUpdate")
+            if not self._retelling.is_past(kind if isinstance(kind, str) else None):
+                self._take_update(position, update)
+        elif method in OPENING_METHODS and sender == "client":
+            self._opening = payload.get("id")
+            self._retelling.begin()
+        elif method is None and sender == "agent" and self._opening == payload.get("id"):
+            self._opening = None
+            if payload.get("error") is None:
+                self._retelling.answer()
+            else:
+                self._retelling.end()
 
     def _take_update(self, position: int, update: dict[str, Any]) -> None:
         kind: object = update.get("sessionUpdate")
@@ -166,7 +197,7 @@ class _Reader:
         status: object = update.get("status")
         if isinstance(status, str):
             entry.status = status
-        outcome = _outcome(update)
+        outcome = _outcome(update) or (_output(update.get("rawOutput")) if not entry.outcome else "")
         if outcome:
             entry.outcome = outcome
 
@@ -189,12 +220,28 @@ def _outcome(update: dict[str, Any]) -> str:
             parts.append(_block_text(item.get("content")))
         elif item.get("type") == "diff":
             parts.append(f"(changed {item.get('path')})")
-    text = "\n".join(part for part in parts if part).strip()
+    return _shortened("\n".join(part for part in parts if part))
+
+
+def _output(raw: object) -> str:
+    if isinstance(raw, str):
+        return _shortened(raw)
+    members = _dict(raw)
+    texts = (members.get(name) for name in _OUTPUT_MEMBERS)
+    return _shortened(next((text for text in texts if isinstance(text, str) and text.strip()), ""))
+
+
+def _shortened(outcome: str) -> str:
+    text = outcome.strip()
     return text if len(text) <= _MAX_OUTCOME else text[:_MAX_OUTCOME] + "…"
 
 
-def _blocks_text(blocks: object) -> str:
-    return "\n".join(text for text in map(_block_text, _list(blocks)) if text)
+def _prompt_text(blocks: object) -> str:
+    texts = [_block_text(block) for block in _list(blocks)]
+    if len(texts) > 1:
+        # The other SDK's replay is a block of its own.
+        texts = [text for text in texts if not text.startswith(_PEER_OPENING)]
+    return _without_replay("\n".join(text for text in texts if text))
 
 
 def _block_text(block: object) -> str:
@@ -210,12 +257,20 @@ def _block_text(block: object) -> str:
     return f"[{kind}]" if isinstance(kind, str) else ""
 
 
-def _without_replay(text: str) -> str:
+def _without_replay(text: str, *, is_cut: bool = False) -> str:
+    end = text.find(CLOSING)
+    if is_cut and end >= 0 and OPENING not in text[:end]:
+        # The history that is read begins in the middle of it.
+        text = text[end + len(CLOSING) :]
     while (start := text.find(OPENING)) >= 0:
+        before = text[:start].removesuffix("\n")
         end = text.find(CLOSING, start)
-        if end < 0:
-            break
-        text = text[:start].removesuffix("\n").removesuffix(_INTRODUCTION) + text[end + len(CLOSING) :]
+        if end >= 0:
+            text = before.removesuffix(_INTRODUCTION) + text[end + len(CLOSING) :]
+        elif before.endswith(_INTRODUCTION):
+            text = before.removesuffix(_INTRODUCTION)
+        else:
+            break  # someone speaks of it
     if text.startswith(_PEER_OPENING):
         # Its lines are JSON; what the user said follows the last of them.
         lines = text.splitlines()

@@ -1,0 +1,27 @@
+"""How a session goes on in another session of an agent's: what is asked, what is told, what is past."""
+
+from __future__ import annotations
+
+from sandbox_agent.engine.restore.ladder import AskOptions, Call, Ladder, Outcome, Plan, native_methods
+from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES, Retelling
+from sandbox_agent.engine.restore.steps import Refusal
+from sandbox_agent.engine.restore.text import CLOSING, OPENING, Replay, build_replay, is_replay_title
+from sandbox_agent.engine.restore.told import Told
+
+__all__ = [
+    "CLOSING",
+    "OPENING",
+    "PRESENT_UPDATES",
+    "AskOptions",
+    "Call",
+    "Ladder",
+    "Outcome",
+    "Plan",
+    "Refusal",
+    "Replay",
+    "Retelling",
+    "Told",
+    "build_replay",
+    "is_replay_title",
+    "native_methods",
+]

@@ -1,0 +1,186 @@
+"""The rungs of a restore, best first: the agent's own means, else a new session and a replay."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES
+from sandbox_agent.engine.restore.settings import SettingsAgain
+from sandbox_agent.engine.restore.steps import AskOptions, Call, Step
+from sandbox_agent.engine.restore.text import build_replay
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.records import SessionEvent
+
+__all__ = ["AskOptions", "Call", "Ladder", "Outcome", "Plan", "native_methods"]
+
+# ACP's "resource not found": an agent that does not know the session need not be asked twice.
+_NOT_FOUND = -32002
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a restore has to know.
+
+    Attributes:
+        agent: the agent that goes on with the session.
+        from_agent: the one that had it before, where that is another.
+        native_id: the agent's own id of the session; empty where it has none, or is not to be asked.
+        methods: by which it opens a session that it has had (``native_methods``), best first.
+        init: the params of session/new: cwd, mcpServers, and what else the session was made with.
+        wanted: what the session was set to, by category ("model", "mode", "thought_level").
+        known_options, known_modes: what the same agent told of it before.
+        events: the newest of the history, oldest of them first.
+        total: how many events the history has.
+        max_events, max_chars: how much of it may be replayed.
+    """
+
+    agent: str
+    native_id: str
+    methods: Sequence[str]
+    init: Mapping[str, Any]
+    wanted: Mapping[str, str | None]
+    events: Sequence[SessionEvent]
+    total: int
+    max_events: int
+    max_chars: int
+    from_agent: str | None = None
+    known_options: list[dict[str, Any]] | None = None
+    known_modes: dict[str, Any] | None = None
+
+
+class Outcome(NamedTuple):
+    """By which means the session was restored, and what that left out.
+
+    Attributes:
+        method: "session/resume", "session/load", or "replay".
+        text: what is put in front of the next prompt, if anything.
+        replayed, left_out: how many events of the history it covers, and does not.
+        verified: whether what the agent told again is the history; None where that can't be known.
+        failed: what could not be set again, by category, and why.
+    """
+
+    method: str
+    text: str | None = None
+    replayed: int = 0
+    left_out: int = 0
+    verified: bool | None = None
+    failed: dict[str, str] | None = None
+
+
+class Ladder:
+    """Iterate over it, do each step, and set the step's outcome before the next; then see ``outcome``.
+
+    At most one call waits for an agent that does not answer: then the replay is next.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._outcome: Outcome | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What came of it, once the steps are done."""
+        assert self._outcome is not None
+        return self._outcome
+
+    def __iter__(self) -> Iterator[Step]:
+        call = yield from self._native()
+        if call is not None:
+            verified = call.told.matches(self._plan.events) if call.told is not None else None
+            outcome = Outcome(call.method, verified=verified)
+        else:
+            call, outcome = yield from self._replay()
+        plan = self._plan
+        native = outcome.method != "replay"
+        settings = SettingsAgain(
+            plan.agent,
+            str(call.opens or call.result.get("sessionId")),
+            call.result,
+            known_options=plan.known_options if native else None,
+            known_modes=plan.known_modes if native else None,
+            listed_only=plan.from_agent is not None,
+        )
+        # An agent that goes on with its own session and is silent about the settings has kept them.
+        if settings.known or not native:
+            yield from settings.steps(plan.wanted)
+        self._outcome = outcome._replace(failed=settings.failed or None)
+
+    def _native(self) -> Generator[Step, None, Call | None]:
+        plan = self._plan
+        if not plan.native_id or plan.from_agent is not None or _is_untold(plan.events, plan.total):
+            return None
+        for method in plan.methods:
+            call = Call(method, {**plan.init, "sessionId": plan.native_id}, opens=plan.native_id)
+            yield call
+            if call.refusal is None:
+                return call
+            if call.refusal.code is None or call.refusal.code == _NOT_FOUND:
+                return None
+        return None
+
+    def _replay(self) -> Generator[Step, None, tuple[Call, Outcome]]:
+        plan = self._plan
+        call = Call("session/new", plan.init, may_fail=False)
+        yield call
+        replay = build_replay(plan.events, plan.total, max_events=plan.max_events, max_chars=plan.max_chars)
+        return call, Outcome("replay", replay.text, replay.replayed, replay.left_out)
+
+
+def native_methods(initialized: Mapping[str, Any]) -> list[str]:
+    """Return the methods by which an agent opens a session that it has had before, best first.
+
+    Args:
+        initialized: what it answered to initialize.
+    """
+    capabilities = _dict(initialized.get("agentCapabilities"))
+    methods: list[str] = []
+    # resume does not tell the history again: it is here already
+    resume: object = _dict(capabilities.get("sessionCapabilities")).get("resume")
+    if resume is not None and resume is not False:
+        methods.append("session/resume")
+    if capabilities.get("loadSession") is True:
+        methods.append("session/load")
+    return methods
+
+
+def _is_untold(events: Sequence[SessionEvent], total: int) -> bool:
+    """Whether the agent's session was made by a restore whose replay it has not read: it is empty."""
+    answered = False
+    for position in range(len(events) - 1, -1, -1):
+        raw = events[position].payload_json
+        if b"session/new" in raw or b"session/prompt" in raw:
+            method = _payload(events[position]).get("method")
+            if method == "session/prompt" and answered:
+                return False
+            if method == "session/new":
+                return total > len(events) or any(map(_is_said, events[:position]))
+        if not answered:
+            answered = events[position].sender == "agent" and _is_said(events[position])
+    return False
+
+
+def _is_said(event: SessionEvent) -> bool:
+    payload = _payload(event)
+    params = _dict(payload.get("params"))
+    match payload.get("method"):
+        case "session/prompt":
+            return True
+        case "session/update":
+            return _dict(params.get("update")).get("sessionUpdate") not in PRESENT_UPDATES
+        case None:
+            return "stopReason" in _dict(payload.get("result"))
+        case _:
+            return False
+
+
+def _payload(event: SessionEvent) -> dict[str, Any]:
+    try:
+        return _dict(event.payload)
+    except InvalidEnvelopeError:
+        return {}
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
