@@ -146,6 +146,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             await self.inner.update_session(sealed)
             if await self._is_current(session.id, cipher):
                 return
+            await self._settle(session.id, cipher, [])
         raise _restless(session.id)
 
     # Events.
@@ -427,6 +428,14 @@ def _check_id(session_id: str) -> None:
             "are those of keys, choose another",
             session_id=session_id,
         )
+    try:
+        session_id.encode()
+    except UnicodeEncodeError as error:
+        raise PersistError(
+            f"{session_id!r} can't be a session of an encrypted store: it has half of a surrogate pair, "
+            "choose another id",
+            session_id=session_id,
+        ) from error
 
 
 def _keyless(what: str, session_id: str) -> PersistError:

@@ -34,16 +34,19 @@ class Interrupted(SessionPersistDriver):
         self.after: Hook | None = None
         self.calls: list[tuple[str, str]] = []
 
-    async def _around(self, name: str, session_id: str, hook: Hook | None) -> None:
-        if hook is self.before:
-            self.calls.append((name, session_id))
-        if hook is not None:
-            await hook(name, session_id)
+    async def _enter(self, name: str, session_id: str) -> None:
+        self.calls.append((name, session_id))
+        if self.before is not None:
+            await self.before(name, session_id)
+
+    async def _leave(self, name: str, session_id: str) -> None:
+        if self.after is not None:
+            await self.after(name, session_id)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        await self._around("get", session_id, self.before)
+        await self._enter("get", session_id)
         record = await self.inner.get_session(session_id)
-        await self._around("get", session_id, self.after)
+        await self._leave("get", session_id)
         return record
 
     async def list_sessions(
@@ -52,14 +55,14 @@ class Interrupted(SessionPersistDriver):
         return await self.inner.list_sessions(limit=limit, cursor=cursor)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        await self._around("update", session.id, self.before)
+        await self._enter("update", session.id)
         await self.inner.update_session(session)
-        await self._around("update", session.id, self.after)
+        await self._leave("update", session.id)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        await self._around("save", session.id, self.before)
+        await self._enter("save", session.id)
         await self.inner.save_session(session, generation=generation)
-        await self._around("save", session.id, self.after)
+        await self._leave("save", session.id)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
@@ -67,16 +70,16 @@ class Interrupted(SessionPersistDriver):
         return await self.inner.list_events(session_id, limit=limit, cursor=cursor)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        await self._around("insert", session_id, self.before)
+        await self._enter("insert", session_id)
         await self.inner.insert_event(session_id, event)
-        await self._around("insert", session_id, self.after)
+        await self._leave("insert", session_id)
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
     ) -> None:
-        await self._around("append", session_id, self.before)
+        await self._enter("append", session_id)
         await self.inner.append_events(session_id, events, generation=generation)
-        await self._around("append", session_id, self.after)
+        await self._leave("append", session_id)
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
         return await self.inner.tail_events(session_id, limit=limit)
@@ -85,15 +88,15 @@ class Interrupted(SessionPersistDriver):
         return await self.inner.last_event_index(session_id)
 
     async def claim_session(self, session_id: str, /) -> int:
-        await self._around("claim", session_id, self.before)
+        await self._enter("claim", session_id)
         generation = await self.inner.claim_session(session_id)
-        await self._around("claim", session_id, self.after)
+        await self._leave("claim", session_id)
         return generation
 
     async def delete_session(self, session_id: str, /) -> None:
-        await self._around("delete", session_id, self.before)
+        await self._enter("delete", session_id)
         await self.inner.delete_session(session_id)
-        await self._around("delete", session_id, self.after)
+        await self._leave("delete", session_id)
 
 
 @pytest.fixture(params=["five methods", "memory", "sqlite"])

@@ -9,6 +9,8 @@ import pytest
 
 from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.redis import RedisSessionPersistDriver
 from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
 from tests.persist.test_conformance import FiveMethodDriver
@@ -36,6 +38,29 @@ class TestEncryptedSQLiteDriver(SessionPersistDriverSuite):
     @pytest.fixture
     async def driver(self, tmp_path: Path) -> AsyncIterator[EncryptedSessionPersistDriver]:
         inner = SQLiteSessionPersistDriver(tmp_path / "store.db")
+        driver = EncryptedSessionPersistDriver(inner, key=KEY)
+        yield driver
+        await driver.close()
+        await inner.close()
+
+
+class TestEncryptedPostgresDriver(SessionPersistDriverSuite):
+    @pytest.fixture
+    async def driver(self, postgres_dsn: str) -> AsyncIterator[EncryptedSessionPersistDriver]:
+        inner = PostgresSessionPersistDriver(postgres_dsn)
+        driver = EncryptedSessionPersistDriver(inner, key=KEY)
+        yield driver
+        await driver.close()
+        await inner.close()
+
+
+class TestEncryptedRedisDriver(SessionPersistDriverSuite):
+    # As over Redis itself: ids are unique in their session.
+    ids_are_global = False
+
+    @pytest.fixture
+    async def driver(self, redis_url: str) -> AsyncIterator[EncryptedSessionPersistDriver]:
+        inner = RedisSessionPersistDriver(redis_url)
         driver = EncryptedSessionPersistDriver(inner, key=KEY)
         yield driver
         await driver.close()
