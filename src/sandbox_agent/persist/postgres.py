@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import (
@@ -31,6 +31,9 @@ from sandbox_agent.persist.postgres_rows import (
 from sandbox_agent.persist.postgres_schema import Tables, prepare_store
 from sandbox_agent.persist.postgres_writing import Writing
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+
+if TYPE_CHECKING:
+    from sandbox_agent.wire.sessions import SearchHit
 
 __all__ = ["PostgresSessionPersistDriver"]
 
@@ -67,6 +70,7 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
             Capability.LAST_INDEX,
             Capability.DELETE,
             Capability.FENCE,
+            Capability.SEARCH,
             Capability.FOLLOW,
         }
     )
@@ -244,6 +248,19 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
             PersistError: the store can't be reached when it begins.
         """
         return self._followers.follow(self, session_id, after)
+
+    async def search_events(
+        self, query: str, /, *, session_id: str | None = None, limit: int | None = None
+    ) -> list[SearchHit]:
+        """Return where all words of the query are said or done, the newest first.
+
+        An index over the texts is brought up to date first, so the first search of a long history takes
+        its time; appends pay nothing for it.
+        """
+        # Most programs never search.
+        from sandbox_agent.persist.postgres_search import search
+
+        return await search(self._link, self._tables, query, session_id, normalize_limit(limit))
 
     async def close(self) -> None:
         """Store what was accepted and close what was opened; never a pool that was handed in."""

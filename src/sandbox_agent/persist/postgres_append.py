@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.postgres_asyncpg import Connection, Row
 from sandbox_agent.persist.postgres_errors import sqlstate
 from sandbox_agent.persist.postgres_link import PostgresLink
@@ -23,8 +24,8 @@ _MAX_BYTES: Final = 8 * 1024 * 1024
 # Sessions whose last index is remembered.
 _REMEMBERED: Final = 10_000
 _UNIQUE_VIOLATION: Final = "23505"
-# Classes of what one row can do to the statement: a value, a constraint, a conflict.
-_REFUSALS: Final = frozenset({"21", "22", "23", "40"})
+# Classes of what one row can do to the statement: a value, a constraint, a conflict, a lock.
+_REFUSALS: Final = frozenset({"21", "22", "23", "40", "55"})
 
 
 class _Append:
@@ -158,8 +159,17 @@ class Appender:
             for session_id, appends in by_session.items()
         }
 
+        # Nobody has seen them here; who claimed one has a row already.
+        new = [
+            session_id
+            for session_id, (generation, known, _) in batches.items()
+            if generation == UNFENCED and known == UNKNOWN
+        ]
+
         async def together(connection: Connection) -> list[Row]:
             try:
+                if new:
+                    await self._writing.make_writers(connection, new)
                 return await self._writing.append_together(connection, batches)
             except Exception as error:
                 if sqlstate(error)[:2] in _REFUSALS or (isinstance(error, ValueError) and len(group) > 1):

@@ -169,14 +169,15 @@ CREATE TABLE IF NOT EXISTS {tables.texts} (
   event_index BIGINT NOT NULL,
   created_at BIGINT NOT NULL,
   body TEXT NOT NULL,
-  words TSVECTOR NOT NULL,
+  words TSVECTOR,
   PRIMARY KEY (session_id, event_index)
 );
 CREATE INDEX IF NOT EXISTS idx_session_texts_words ON {tables.texts} USING GIN (words);
 CREATE TABLE IF NOT EXISTS {tables.searched} (
   session_id TEXT PRIMARY KEY,
+  resume_at BIGINT NOT NULL,
   last_index BIGINT NOT NULL,
-  state BYTEA
+  last_id TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS {tables.store} (
   id INTEGER PRIMARY KEY CHECK (id = 1),

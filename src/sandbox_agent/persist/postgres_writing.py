@@ -23,22 +23,22 @@ class Known(NamedTuple):
 
 
 UNKNOWN: Final = Known()
+# So long a session that somebody else holds locked keeps the others waiting that are stored with it.
+_PATIENCE_MS: Final = 500
 
 # One statement, so that it is one round trip and a transaction by itself. A session whose writer's row is
-# missing, held by somebody, of another generation or behind what is known, is left out of the result.
+# missing, of another generation or behind what is known, is left out of the result. The last index is that
+# of the writer's row; a program that keeps no such row (the TypeScript driver) takes the next one, if any,
+# and then the unique index refuses the statement.
 _TOGETHER: Final = """
 WITH wanted AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[])
     AS wanted (session_id, generation, known, amount)
-), locked AS MATERIALIZED (
-  SELECT session_id FROM {writers} WHERE session_id = ANY ($1::text[])
-  ORDER BY session_id FOR NO KEY UPDATE SKIP LOCKED
+  WHERE (SELECT set_config('lock_timeout', '{patience}', TRUE)) IS NOT NULL
 ), taken AS (
   UPDATE {writers} AS writer
-  SET last_index = wanted.amount + greatest(writer.last_index, (
-    SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = wanted.session_id
-  ))
-  FROM wanted JOIN locked USING (session_id)
+  SET last_index = writer.last_index + wanted.amount
+  FROM wanted
   WHERE writer.session_id = wanted.session_id
     AND (wanted.generation = 0 OR writer.generation = wanted.generation)
     AND writer.last_index >= wanted.known
@@ -53,6 +53,16 @@ WITH wanted AS MATERIALIZED (
   JOIN taken USING (session_id)
 )
 SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $12)) FROM taken
+"""
+_MAKE_WRITERS: Final = """
+INSERT INTO {writers} (session_id, last_index)
+SELECT asked.session_id, coalesce((
+  SELECT max(event_index) FROM {events} WHERE session_id = asked.session_id
+), 0)
+FROM unnest($1::text[]) AS asked (session_id)
+WHERE EXISTS (SELECT FROM {store} WHERE store_id = $2)
+ORDER BY asked.session_id
+ON CONFLICT DO NOTHING
 """
 _INSERT: Final = """
 WITH stored AS (
@@ -129,22 +139,24 @@ class Writing:
             "texts": tables.texts,
             "searched": tables.searched,
             "channel": tables.channel,
+            "patience": f"{_PATIENCE_MS}ms",
         }
         self._together = _TOGETHER.format(**names)
         self._append = _INSERT.format(conflict="", **names)
         self._replace = _INSERT.format(conflict=_REPLACE, **names)
         self._save = _SAVE.format(**names)
         self._lock = _LOCK.format(**names)
+        self._lock_wholly = self._lock.replace("FOR NO KEY UPDATE", "FOR UPDATE")
         self._claim = _CLAIM.format(**names)
         self._delete = _DELETE.format(**names)
-        self._make_writer = (
-            f"INSERT INTO {tables.writers} (session_id, last_index) "  # noqa: S608 - quoted
-            f"SELECT $1, coalesce(max(event_index), 0) FROM {tables.events} WHERE session_id = $1 "
-            "ON CONFLICT DO NOTHING"
-        )
+        self._make_writers = _MAKE_WRITERS.format(**names)
         self._stored = f"SELECT id, session_id, event_index FROM {tables.events} WHERE id = ANY ($1::text[])"  # noqa: S608 - quoted
         self._last = f"SELECT coalesce(max(event_index), 0) FROM {tables.events} WHERE session_id = $1"  # noqa: S608 - quoted
         self._identity = f"SELECT store_id FROM {tables.store}"  # noqa: S608 - quoted
+
+    async def make_writers(self, connection: Connection, session_ids: Sequence[str]) -> None:
+        """Make the rows of sessions that nobody has claimed or written yet."""
+        await connection.execute(self._make_writers, session_ids, self.store_id)
 
     async def append_together(
         self, connection: Connection, batches: dict[str, tuple[int, Known, list[SessionEvent]]]
@@ -225,14 +237,15 @@ class Writing:
     async def claim(self, connection: Connection, session_id: str) -> int:
         """Raise the session's generation and return it."""
         await self._check_store(connection, session_id)
-        await connection.execute(self._make_writer, session_id)
+        await self.make_writers(connection, [session_id])
         return int(await connection.fetchval(self._claim, session_id))
 
     async def delete(self, connection: Connection, session_id: str) -> None:
         """Erase the session; who wrote it until now is refused from now on."""
         await self._check_store(connection, session_id)
-        # Before the events go, so that nobody appends meanwhile.
-        await connection.fetchrow(self._lock, session_id)
+        # Before the events go, so that nobody appends, or keeps texts, meanwhile.
+        await self.make_writers(connection, [session_id])
+        await connection.fetchrow(self._lock_wholly, session_id)
         await connection.fetchval(self._delete, session_id, mark(session_id))
 
     async def lock(
@@ -249,7 +262,7 @@ class Writing:
         if row is None:
             if generation != UNFENCED or known != UNKNOWN:
                 raise self._gone(session_id)
-            await connection.execute(self._make_writer, session_id)
+            await self.make_writers(connection, [session_id])
             row = await connection.fetchrow(self._lock, session_id)
         assert row is not None
         current, last_index, deletions = row
