@@ -18,6 +18,7 @@ from sandbox_agent import (
     SandboxAgent,
     Session,
     SessionEvent,
+    SessionFencedError,
     SessionRestored,
     SQLiteSessionPersistDriver,
 )
@@ -312,7 +313,8 @@ async def test_a_session_of_a_client_that_was_killed_is_resumed_by_another(
     async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as other:
         resumed = await other.resume_session("orphan")
         assert (await resumed.prompt("echo mine now")).stop_reason == "end_turn"
-    await sdk.dispose()
+    with pytest.raises(SessionFencedError):  # what its agent said since then is not stored
+        await sdk.dispose()
     with pytest.raises(ConnectionLostError):
         await turn
 

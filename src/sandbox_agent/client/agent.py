@@ -367,19 +367,32 @@ class SandboxAgent(ServerApi):
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
+        agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
     ) -> Session:
-        """Go on with a stored session; its agent session is made anew unless it still lives.
+        """Go on with a stored session, restored unless its agent session still lives here.
+
+        A client that another one took the session from takes it back.
+
+        Args:
+            id: which.
+            agent: the agent that goes on with it; another one than it had is told the history, and what
+                the former one does for it is cancelled. None: the one that it has.
+            permission_policy: as in ``create_session``; None leaves what the handle has.
 
         Raises:
             SessionNotFoundError: the store has none of that id.
-            UnsupportedAgentError: the server does not know its agent any more; others as in
-                ``create_session``.
+            SessionFencedError: another client took it meanwhile.
+            UnsupportedAgentError: the server does not know the agent (any more); others as in
+                ``create_session``. The session stays with the agent that it had.
         """
-        session = await self._book.require(id)
+        name = agent.strip() if agent is not None else None
+        if name == "":
+            raise ValueError("agent is empty")
+        session = await self._book.take_back(id)
         if permission_policy is not None:
             session.permission_policy = permission_policy
-        await self._book.bound_connection(session)
+        await self._book.bound_connection(session, name)
         if session.destroyed_at is not None:
             session.journal.change(destroyed_at=None)
             await session.journal.flush()
@@ -398,7 +411,11 @@ class SandboxAgent(ServerApi):
         session_init: Mapping[str, Any] | None = None,
         permission_policy: PermissionPolicy | None = None,
     ) -> Session:
-        """Go on with the session of that id, or make it; arguments as ``create_session``."""
+        """Go on with the session of that id, or make it; arguments as ``create_session``.
+
+        A session that is there stays with the agent that it has, whatever ``agent`` says:
+        ``resume_session`` hands it over.
+        """
         if await self._book.load(id) is None:
             with contextlib.suppress(SessionAlreadyExistsError):  # another task was quicker
                 return await self.create_session(

@@ -155,6 +155,23 @@ class Connection:
         """Whose envelopes go where."""
         return self._router
 
+    async def turns_over(self, session: ClientSession, timeout: float) -> None:
+        """Wait until none of the session's prompts is under way, at most that many seconds."""
+        futures = {
+            pending.future
+            for pending in self._pending.values()
+            if pending.session is session and pending.method == "session/prompt"
+        }
+        if futures:
+            await asyncio.wait(futures, timeout=timeout)
+
+    def in_turn(self, session: ClientSession) -> bool:
+        """Whether one of the session's prompts is under way."""
+        return any(
+            pending.session is session and pending.method == "session/prompt"
+            for pending in self._pending.values()
+        )
+
     def is_bound(self, agent_session_id: str, session: ClientSession) -> bool:
         """Whether the agent holds that session on this connection."""
         return self.lost is None and self._router.get(agent_session_id) is session
@@ -169,6 +186,7 @@ class Connection:
         session: ClientSession | None = None,
         stored_params: object = None,
         outgoing: Outgoing | None = None,
+        opens: str | None = None,
     ) -> Any:
         """Send a request and return its result.
 
@@ -178,6 +196,7 @@ class Connection:
             session: into whose journal request and answer go.
             stored_params: as they are stored, where that differs.
             outgoing: an earlier try of the same request.
+            opens: the agent session that it opens again; it is the session's once the agent has.
 
         Raises:
             NotSentError: the agent did not get it.
@@ -189,8 +208,10 @@ class Connection:
             raise NotSentError(f"{method} was not sent: {self.lost}") from self.lost
         sent = outgoing or Outgoing(next(self._request_ids))
         body = request(sent.id, method, params)
-        pending = PendingRequest(sent, method, session)
+        pending = PendingRequest(sent, method, session, opens=opens)
         self._pending[sent.id] = pending
+        if session is not None and method == "session/prompt":
+            self._router.prompted(session)
         if session is not None and sent.event is None:
             stored = body if stored_params is None else request(sent.id, method, stored_params)
             sent.event = session.journal.put("client", [stored], self.connection_id)
@@ -352,6 +373,8 @@ class Connection:
         if session is not None:
             if pending.method == "session/new":
                 self._bind_new(line, session, pending)
+            elif pending.opens is not None:
+                self._bind_opened(line, session, pending, pending.opens)
             pending.outgoing.answer_event = session.journal.put("agent", [line], self.connection_id)
             touched.add(session.journal)
         if not pending.future.done():
@@ -365,6 +388,18 @@ class Connection:
             if not pending.future.done():  # who gave up takes no answer
                 session.bound(self, fields)
             self._router.bind(agent_session, session)
+
+    def _bind_opened(
+        self, line: bytes, session: ClientSession, pending: PendingRequest, agent_session: str
+    ) -> None:
+        answer = Answer.read(line)
+        if answer.error is not None or pending.future.done():  # who gave up takes no answer
+            self._router.forget(agent_session)
+            return
+        result: object = answer.result
+        fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+        session.bound(self, {**fields, "sessionId": agent_session})
+        self._router.loaded(agent_session, session, fields)
 
     def _answer_stranger(self, line: bytes, head: Envelope) -> None:
         if head.method == "session/request_permission":

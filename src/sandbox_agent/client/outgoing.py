@@ -37,14 +37,18 @@ class PendingRequest:
         outgoing: the request.
         method: its method.
         session: into whose journal the answer goes.
+        opens: the agent session that it opens again.
         post_open: whether its POST has not ended yet.
         future: the answer's envelope.
     """
 
-    def __init__(self, outgoing: Outgoing, method: str, session: ClientSession | None) -> None:
+    def __init__(
+        self, outgoing: Outgoing, method: str, session: ClientSession | None, *, opens: str | None = None
+    ) -> None:
         self.outgoing = outgoing
         self.method = method
         self.session = session
+        self.opens = opens
         self.post_open = True
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.loading import Loading
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 
@@ -33,7 +34,7 @@ class ClientSession(Protocol):
         ...
 
     def bound(self, connection: Connection, result: Mapping[str, Any]) -> None:
-        """Take what the agent answered to session/new, before its first update is routed."""
+        """Take what the agent answered when it opened the session, before its first update is routed."""
         ...
 
     def observe_update(self, line: bytes) -> None:
@@ -65,6 +66,7 @@ class Router:
         self._held_count = 0
         self._held_bytes = 0
         self._forgotten: set[str] = set()
+        self._loading: dict[str, Loading] = {}
 
     @property
     def sessions(self) -> list[ClientSession]:
@@ -81,6 +83,7 @@ class Router:
             logger.warning("%d events of %s never found their session", self._held_count, self._connection_id)
         self._bound.clear()
         self._held.clear()
+        self._loading.clear()
         self._held_count = self._held_bytes = 0
 
     def bind(self, agent_session_id: str, session: ClientSession) -> None:
@@ -95,7 +98,34 @@ class Router:
     def unbind(self, agent_session_id: str) -> None:
         """Keep nothing of that agent session any more."""
         if self._bound.pop(agent_session_id, None) is not None:
-            self._forgotten.add(agent_session_id)
+            self.forget(agent_session_id)
+
+    def forget(self, agent_session_id: str) -> None:
+        """Keep nothing of an agent session that is no one's."""
+        self._loading.pop(agent_session_id, None)
+        self._forgotten.add(agent_session_id)
+
+    def knows(self, agent_session_id: str) -> bool:
+        """Whether the agent has had that session in this connection."""
+        return agent_session_id in self._bound or agent_session_id in self._forgotten
+
+    def load(self, agent_session_id: str) -> Loading:
+        """The agent is asked for a session that it has had before: what it tells until then is the past."""
+        loading = self._loading[agent_session_id] = Loading()
+        return loading
+
+    def loaded(self, agent_session_id: str, session: ClientSession, result: dict[str, Any]) -> None:
+        """The agent has opened it: say whose it is."""
+        loading = self._loading.get(agent_session_id)
+        held = loading.answer(result) if loading is not None else []
+        self.bind(agent_session_id, session)
+        self.take(held)
+
+    def prompted(self, session: ClientSession) -> None:
+        """A prompt goes out: whatever its agent says from now on is new."""
+        for agent_session_id in list(self._loading):
+            if self._bound.get(agent_session_id) is session:
+                del self._loading[agent_session_id]
 
     def take(self, lines: list[bytes]) -> set[Journal]:
         """Put every line where it belongs, in order, and return the journals that got some."""
@@ -129,8 +159,12 @@ class Router:
         return touched
 
     def _put_runs(self, runs: dict[str, list[bytes]], touched: set[Journal]) -> None:
-        for agent_session, lines in runs.items():
+        for agent_session, run in runs.items():
             session = self._bound.get(agent_session)
+            loading = self._loading.get(agent_session)
+            lines = run if loading is None else loading.present(run)
+            if not lines:
+                continue
             if session is None:
                 self._hold(agent_session, lines)
             else:

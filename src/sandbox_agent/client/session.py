@@ -37,11 +37,12 @@ Prompt = str | Sequence[Mapping[str, Any] | object]
 class Session:
     """One conversation with one agent, kept in the store; made by a SandboxAgent.
 
-    It outlives its connection: a call after the server or the agent restarted makes a new agent session
-    and puts the recent history in front of the next prompt.
+    It outlives its connection: a call after the server or the agent restarted restores it first, by the
+    agent's own means, or by a new agent session and the recent history in front of the next prompt.
 
     Attributes:
         journal: its events on their way to the store (not for users).
+        unopenable: an agent session in whose opening an agent was lost (not for users).
     """
 
     def __init__(self, book: SessionBook, journal: Journal, desk: PermissionDesk) -> None:
@@ -51,6 +52,7 @@ class Session:
         self._settings = Settings(journal, book.agent_options)
         self._binding = asyncio.Lock()
         self._replay: str | None = None
+        self.unopenable: str = ""
 
     def __repr__(self) -> str:
         return f"<Session {self.id!r} agent={self.agent!r}>"
@@ -67,12 +69,12 @@ class Session:
 
     @property
     def agent(self) -> str:
-        """Which agent it talks to."""
+        """Which agent it talks to; another one after it was handed over."""
         return self.record.agent
 
     @property
     def agent_session_id(self) -> str:
-        """The agent's own id of it; another one after a restore."""
+        """The agent's own id of it; another one after a restore that the agent had no part in."""
         return self.record.agent_session_id
 
     @property
@@ -223,7 +225,7 @@ class Session:
             raise
 
     def set_replay(self, text: str | None) -> None:
-        """Put a text in front of the next prompt (used by restore)."""
+        """Put a text in front of the next prompt, or none (used by restore)."""
         self._replay = text
 
     # listeners
@@ -294,15 +296,6 @@ class Session:
         await self._settings.set_category(category, value, self._call)
         await self.journal.flush()
 
-    async def set_again(self, connection: Connection, category: str, value: str) -> None:
-        """Set a category on a connection while the session is being bound to it (used by restore)."""
-
-        async def send(method: str, params: dict[str, Any]) -> Any:
-            fields = {**params, "sessionId": self.agent_session_id}
-            return await connection.request(method, fields, session=self)
-
-        await self._settings.set_category(category, value, send)
-
     async def get_config_options(self) -> list[dict[str, Any]]:
         """Return the options as ACP gives them, asked from the server where session/new gave none."""
         options = await self._settings.options()
@@ -329,15 +322,22 @@ class Session:
     # what the connection tells
 
     def bound(self, connection: Connection, result: Mapping[str, Any]) -> None:
-        """Take the new agent session into the record."""
+        """Take the agent session into the record: a new one, or the same in another connection."""
         options = config.valid_options(result.get("configOptions"))
-        modes: object = result.get("modes")
+        given: object = result.get("modes")
+        modes = cast("dict[str, Any]", given) if isinstance(given, dict) else None
+        modes = modes or config.modes_from_options(options)
+        if result["sessionId"] == self.agent_session_id and connection.agent == self.agent:
+            # What the agent says nothing of is as it was.
+            options = self.record.config_options if options is None else options
+            modes = modes or self.record.modes
         self.journal.change(
+            agent=connection.agent,
             agent_session_id=result["sessionId"],
             last_connection_id=connection.connection_id,
             destroyed_at=None,
             config_options=options,
-            modes=modes if isinstance(modes, dict) else config.modes_from_options(options),
+            modes=modes,
         )
 
     def observe_update(self, line: bytes) -> None:
@@ -369,6 +369,11 @@ class Session:
     def desk(self) -> PermissionDesk:
         """Its permission requests (not for users)."""
         return self._desk
+
+    @property
+    def settings(self) -> Settings:
+        """What it is set to (not for users)."""
+        return self._settings
 
     @property
     def binding(self) -> asyncio.Lock:

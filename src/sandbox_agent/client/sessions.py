@@ -18,10 +18,10 @@ from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionDesk, PermissionPolicy
+from sandbox_agent.client.restoring import Limits, Restorer
 from sandbox_agent.client.session import Session
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.engine.restore import build_replay
 from sandbox_agent.errors import (
     AgentProcessExitedError,
     PersistError,
@@ -30,8 +30,7 @@ from sandbox_agent.errors import (
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.wire.jsonrpc import dumps
-from sandbox_agent.wire.records import RESTORED_METHOD, SessionRecord
+from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["SessionBook"]
 
@@ -40,8 +39,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # What the store gets to take the last events when the client is disposed.
 FLUSH_TIMEOUT = 30.0
-# What a restored session is given back, and by which call.
-_RESTORED_SETTINGS = ("model", "mode", "thought_level")
+# What an agent gets to end its turn when the session is handed over to another one.
+HAND_OVER_TIMEOUT = 5.0
 
 
 class SessionBook:
@@ -64,8 +63,7 @@ class SessionBook:
         self._tasks = tasks
         self._gate = gate
         self._driver = driver
-        self._replay_max_events = replay_max_events
-        self._replay_max_chars = replay_max_chars
+        self._restorer = Restorer(driver, Limits(replay_max_events, replay_max_chars))
         self._event_ids = EventIds()
         self._request_ids = itertools.count(1)
         self._connections: dict[str, Connection] = {}
@@ -133,11 +131,14 @@ class SessionBook:
     def live_connection(self, session: Session) -> Connection | None:
         """Return the connection whose agent holds the session now, or None."""
         connection = self._connections.get(session.agent)
-        held = connection is not None and connection.is_bound(session.agent_session_id, session)
-        return connection if held else None
+        return connection if connection is not None and _holds(connection, session) else None
 
-    async def bound_connection(self, session: Session) -> Connection:
+    async def bound_connection(self, session: Session, agent: str | None = None) -> Connection:
         """Return the session's connection; where it lost the session, the session is restored first.
+
+        Args:
+            session: which.
+            agent: the agent that it is handed over to, where it has another one.
 
         Raises:
             SessionNotFoundError: the session was deleted.
@@ -145,15 +146,32 @@ class SessionBook:
         if session.journal.discarded:
             raise SessionNotFoundError(session.id)
         async with session.binding:
-            connection = await self.connection(session.agent)
-            if connection.is_bound(session.agent_session_id, session):
+            name = agent or session.agent
+            connection = await self.connection(name)
+            former, former_id = self.live_connection(session), session.agent_session_id
+            if name == session.agent and former is not None:
                 return connection
+            if former is not None and former.in_turn(session):
+                await self._stop_turn(session, former)
             try:
                 await self._restore(session, connection)
             except NotSentError:
-                connection = await self.connection(session.agent)
+                connection = await self.connection(name)
                 await self._restore(session, connection)
+            if former is not None:
+                former.router.unbind(former_id)
             return connection
+
+    async def _stop_turn(self, session: Session, connection: Connection) -> None:
+        try:
+            await session.cancel_on(connection)
+            await connection.turns_over(session, HAND_OVER_TIMEOUT)
+        except SandboxAgentError as error:
+            logger.info("session %s could not be cancelled: %s", session.id, error)
+
+    async def _restore(self, session: Session, connection: Connection) -> None:
+        init = session.record.session_init or self.session_init(None, None)
+        await self._restorer.restore(session, connection, init)
 
     # sessions
 
@@ -196,6 +214,21 @@ class SessionBook:
         session = await self.load(session_id)
         if session is None:
             raise SessionNotFoundError(session_id)
+        return session
+
+    async def take_back(self, session_id: str) -> Session:
+        """Return the handle of a stored session, which this client writes from now on.
+
+        Raises:
+            SessionNotFoundError: the store has none.
+        """
+        session = await self.require(session_id)
+        if session.journal.fenced:
+            # Another process went on with it: its record counts, not what was to be saved here.
+            record = await self._driver.get_session(session_id)
+            if record is not None:
+                session.journal.record = record
+        session.journal.reclaim()
         return session
 
     async def create(
@@ -304,58 +337,6 @@ class SessionBook:
             "mcpServers": given.get("mcpServers") or mcp_servers or [],
         }
 
-    # restore
-
-    async def _restore(self, session: Session, connection: Connection) -> None:
-        await session.journal.flush()
-        total = await self._driver.last_event_index(session.id)
-        tail = await self._driver.tail_events(session.id, limit=self._replay_max_events)
-        replay = build_replay(
-            tail, total, max_events=self._replay_max_events, max_chars=self._replay_max_chars
-        )
-        before = session.record
-        try:
-            await self._new(session, connection)
-            session.set_replay(replay.text)
-            failed = await self._set_again(session, connection, before)
-        except BaseException:
-            # Lost again, or the caller gave up: the next restore has to know what the session was set to.
-            session.journal.change(
-                agent_session_id=before.agent_session_id,
-                config_options=before.config_options,
-                modes=before.modes,
-            )
-            raise
-        params = {
-            "sessionId": session.id,
-            "method": "replay",
-            "replayed": replay.replayed,
-            "leftOut": replay.left_out,
-            **({"failed": failed} if failed else {}),
-        }
-        envelope = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": params})
-        session.journal.put("client", [envelope], connection.connection_id)
-        await session.journal.flush()
-
-    async def _set_again(
-        self, session: Session, connection: Connection, before: SessionRecord
-    ) -> dict[str, str]:
-        failed: dict[str, str] = {}
-        for category in _RESTORED_SETTINGS:
-            wanted = config.setting(before, category)
-            if wanted is None or wanted == config.setting(session.record, category):
-                continue
-            try:
-                await session.set_again(connection, category, wanted)
-            except NotSentError:
-                raise
-            except SandboxAgentError as error:
-                logger.warning(
-                    "session %s: %s '%s' could not be set again: %s", session.id, category, wanted, error
-                )
-                failed[category] = str(error)
-        return failed
-
     # the end
 
     async def close(self) -> None:
@@ -378,6 +359,12 @@ class SessionBook:
         for error in errors:
             if error is not None:
                 raise error
+
+
+def _holds(connection: Connection, session: Session) -> bool:
+    # Another process may have gone on with the same agent session elsewhere: the record says where.
+    mine = session.last_connection_id == connection.connection_id
+    return mine and connection.is_bound(session.agent_session_id, session)
 
 
 async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:

@@ -40,13 +40,18 @@ class SessionRecord(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=
 
 
 class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """The session went on in a new agent session; kept in its history as an event of the client's.
+    """The session went on in another connection; kept in its history as an event of the client's.
 
     Attributes:
-        method: by which means; "replay" puts the recent history in front of the next prompt.
+        method: by which means: "session/resume" and "session/load" are the agent's own; "replay" is a new
+            agent session, with the recent history in front of the next prompt.
         replayed: how many of the newest events the replay covers.
         left_out: how many older ones it does not.
+        verified: whether the user's and the agent's last words are in what the agent told again when it
+            loaded the session; None where that can't be known: it told nothing, or was told the replay.
         failed: what could not be set again, by category ("model", "mode", "thought_level"), and why.
+        agent: the agent that has it now, where it was handed over to another one.
+        from_agent: the one that had it before, then.
     """
 
     name: ClassVar[str] = "session.restored"
@@ -55,7 +60,19 @@ class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     method: str = "replay"
     replayed: int = 0
     left_out: int = 0
+    verified: bool | None = None
     failed: dict[str, str] | None = None
+    agent: str | None = None
+    from_agent: str | None = None
+
+    def params(self) -> dict[str, Any]:
+        """Return it as the event has it: names of the wire, and only what says something."""
+        return {
+            "method": self.method,
+            "replayed": self.replayed,
+            "leftOut": self.left_out,
+            **cast("dict[str, Any]", msgspec.to_builtins(self)),
+        }
 
 
 class _RestoredEnvelope(msgspec.Struct, frozen=True):

@@ -1,0 +1,159 @@
+"""A session goes on in another connection: the client's side of a restore."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+from sandbox_agent.client.connection import Connection
+from sandbox_agent.client.outgoing import NotSentError
+from sandbox_agent.client.session import Session
+from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.restore import AskOptions, Call, Ladder, Plan, Refusal, native_methods
+from sandbox_agent.errors import (
+    AcpRpcError,
+    AgentProcessExitedError,
+    ConnectionLostError,
+    SandboxAgentError,
+)
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRecord, SessionRestored
+
+__all__ = ["Limits", "Restorer"]
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
+
+_CATEGORIES = ("model", "mode", "thought_level")
+
+
+class Limits(NamedTuple):
+    """How much of the history a replay has: the newest events, as they are stored, and characters."""
+
+    max_events: int
+    max_chars: int
+
+
+class Restorer:
+    """Restores sessions, each in the connection that it shall go on in.
+
+    Args:
+        driver: has the histories.
+        limits: how much of them is replayed.
+    """
+
+    def __init__(self, driver: SessionPersistDriver, limits: Limits) -> None:
+        self._driver = driver
+        self._limits = limits
+
+    async def restore(self, session: Session, connection: Connection, init: dict[str, Any]) -> None:
+        """Bind the session to the connection's agent, which may be another than it had.
+
+        Args:
+            session: whose ``binding`` is held.
+            connection: where it goes on.
+            init: the params of session/new.
+
+        Raises:
+            NotSentError: a new connection will do: this one is gone, or its agent ended when it was asked
+                for its own session, which it is not asked for again.
+            SandboxAgentError: the agent refuses even a new session, or is gone.
+            PersistError: the store failed.
+        """
+        await session.journal.flush()
+        total = await self._driver.last_event_index(session.id)
+        tail = await self._driver.tail_events(session.id, limit=self._limits.max_events)
+        before = session.record
+        ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable))
+        try:
+            for step in ladder:
+                if isinstance(step, AskOptions):
+                    step.options = await session.settings.options()
+                else:
+                    await _call(step, session, connection)
+        except BaseException:
+            # Lost again, or the caller gave up: the next restore has to know what the session was.
+            session.journal.change(
+                agent=before.agent,
+                agent_session_id=before.agent_session_id,
+                last_connection_id=before.last_connection_id,
+                config_options=before.config_options,
+                modes=before.modes,
+            )
+            raise
+        outcome = ladder.outcome
+        session.set_replay(outcome.text)
+        if before.agent_session_id != session.agent_session_id and connection.agent == before.agent:
+            connection.router.unbind(before.agent_session_id)
+        for category, why in (outcome.failed or {}).items():
+            logger.warning("session %s: its %s could not be set again: %s", session.id, category, why)
+        handed_over = connection.agent != before.agent
+        told = SessionRestored(
+            session_id=session.id,
+            method=outcome.method,
+            replayed=outcome.replayed,
+            left_out=outcome.left_out,
+            verified=outcome.verified,
+            failed=outcome.failed,
+            agent=connection.agent if handed_over else None,
+            from_agent=before.agent if handed_over else None,
+        )
+        envelope = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": told.params()})
+        session.journal.put("client", [envelope], connection.connection_id)
+        await session.journal.flush()
+
+    def _plan(
+        self,
+        record: SessionRecord,
+        connection: Connection,
+        init: dict[str, Any],
+        tail: Sequence[SessionEvent],
+        total: int,
+        unopenable: str,
+    ) -> Plan:
+        native_id = record.agent_session_id
+        # An agent that has it open already knows less than the history: someone else went on with it.
+        askable = native_id != unopenable and not connection.router.knows(native_id)
+        return Plan(
+            agent=connection.agent,
+            from_agent=record.agent if record.agent != connection.agent else None,
+            native_id=native_id if askable else "",
+            methods=native_methods(connection.initialize_result),
+            init=init,
+            wanted={category: config.setting(record, category) for category in _CATEGORIES},
+            known_options=record.config_options,
+            known_modes=record.modes,
+            events=tail,
+            total=total,
+            max_events=self._limits.max_events,
+            max_chars=self._limits.max_chars,
+        )
+
+
+async def _call(step: Call, session: Session, connection: Connection) -> None:
+    loading = connection.router.load(step.opens) if step.opens is not None else None
+    try:
+        result = await connection.request(step.method, step.params, session=session, opens=step.opens)
+    except NotSentError:
+        raise
+    except (ConnectionLostError, AgentProcessExitedError) as error:
+        if step.opens is None:
+            raise
+        session.unopenable = step.opens
+        raise NotSentError(f"the agent was lost in {step.method}: {error}") from error
+    except SandboxAgentError as error:
+        if not step.may_fail:
+            raise
+        logger.info("session %s: %s failed: %s", session.id, step.method, error)
+        step.refusal = Refusal(str(error), error.code if isinstance(error, AcpRpcError) else None)
+        if step.opens is not None:
+            connection.router.forget(step.opens)
+        return
+    step.result = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+    step.told = loading.told if loading is not None else None
+    if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):
+        raise SandboxAgentError(
+            f"agent '{connection.agent}' answered session/new without a sessionId: it breaks the protocol"
+        )
+    session.settings.apply_result(step.method, step.params, step.result)
