@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
@@ -92,7 +92,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         self._knowledge = Knowledge(ttl or 0)
         self._appends = Appends(self._link, self._ttl_ms)
         self._listing = Listing(self._link, self._keys)
-        self._followers = Followers(self._link, self._keys, self._read, expiring=ttl is not None)
+        self._followers = Followers(self._link, self._keys, self._read_on, expiring=ttl is not None)
         self._looked: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -225,13 +225,13 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         """Return the newest ``limit`` events, oldest of them first."""
         newest_first: list[SessionEvent] = []
         start: Word = "+"
-        while len(newest_first) < limit:
+        more = True
+        while more and len(newest_first) < limit:
             wanted = min(limit - len(newest_first), _READ_EVENTS)
-            events = await self._read(session_id, start, wanted, newest_first=True)
-            if not events:
-                break
+            events, cut = await self._read(session_id, start, wanted, newest_first=True)
+            more = cut or len(events) == wanted
             newest_first += events
-            start = events[-1].event_index - 1
+            start = events[-1].event_index - 1 if events else start
         return newest_first[::-1]
 
     async def delete_session(self, session_id: str, /) -> None:
@@ -286,12 +286,13 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         if after is not None:
             start, skip = ("-", after.offset) if after.offset else (after.position, 0)
         events: list[SessionEvent] = []
-        while len(events) < count:
-            wanted = min(count - len(events) + skip + 1, _READ_EVENTS)
-            found = await self._read(session_id, start, wanted)
-            if not found:
-                break
-            start = found[-1].event_index + 1
+        more = True
+        while more and len(events) < count:
+            # One more where the page may begin with the event that the one before ended with.
+            wanted = min(count - len(events) + skip + (start == (after and after.position)), _READ_EVENTS)
+            found, cut = await self._read(session_id, start, wanted)
+            more = cut or len(found) == wanted
+            start = found[-1].event_index + 1 if found else start
             kept = found[skip:]
             skip = max(0, skip - len(found))
             if after is not None and not after.offset:
@@ -299,18 +300,21 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             events += kept
         return events[:count]
 
+    async def _read_on(self, session_id: str, start: int, count: int) -> list[SessionEvent]:
+        return (await self._read(session_id, start, count))[0]
+
     async def _read(
         self, session_id: str, start: Word, count: int, *, newest_first: bool = False
-    ) -> list[SessionEvent]:
-        """Return up to that many events from an index on; at least one where there are any."""
+    ) -> tuple[list[SessionEvent], bool]:
+        """Return up to that many events from an index on, and whether they were too large to have all."""
         keys = self._keys.of(session_id)
-        answer: Any = await self._link.run(
+        lengths, texts, cut = await self._link.run(
             READ,
             [keys.events, keys.order, keys.side],
             [start, count, int(newest_first), _READ_BYTES],
             session_id=session_id,
         )
-        return read_events(session_id, answer)
+        return read_events(session_id, lengths, texts), bool(cut)
 
     def _look_once(self) -> None:
         if self._looked is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -134,7 +135,7 @@ class RedisLink:
             PersistError: the server can't be reached, refused, or did not answer in time.
         """
         try:
-            async with asyncio.timeout(self.timeout), self._lines:
+            async with self._bounded():
                 try:
                     return await self._eval("EVALSHA", script.sha, keys, words, write=write)
                 except self._no_script:
@@ -151,7 +152,7 @@ class RedisLink:
         """
         self._check_open(session_id)
         try:
-            async with asyncio.timeout(self.timeout), self._lines:
+            async with self._bounded():
                 return await self._client.execute_command(*words, NEVER_DECODE=True)
         except self._errors as error:
             raise self.error(error, session_id) from error
@@ -167,8 +168,7 @@ class RedisLink:
             return await asyncio.gather(*(self.call(*words) for words in commands))
         try:
             async with (
-                asyncio.timeout(self.timeout),
-                self._lines,
+                self._bounded(),
                 cast("Any", self._client).pipeline(transaction=False) as pipeline,
             ):
                 for words in commands:
@@ -220,6 +220,16 @@ class RedisLink:
     def lost(self, session_id: str) -> PersistError:
         """Return what is told where the server no longer has what it acknowledged."""
         return lost(self.address, session_id)
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self) -> AsyncGenerator[None]:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        async with asyncio.timeout(self.timeout), self._lines:
+            yield
+        if task is not None and task.cancelling() > before:
+            # The library waits by asyncio.wait_for, which swallows a cancellation now and then (Python 3.11).
+            raise asyncio.CancelledError
 
     def _check_open(self, session_id: str | None) -> None:
         if self.closed:

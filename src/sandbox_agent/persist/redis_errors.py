@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from sandbox_agent.errors import PersistError
@@ -30,6 +31,8 @@ _CLASSES: Final = {
     "AuthenticationError": "WRONGPASS",
     "ClusterDownError": "CLUSTERDOWN",
 }
+# The first word; a script's error has it behind the place in the script (Redis 6.2, in so many words).
+_CODE: Final = re.compile(r"(?:^|@user_script: ?\d+: )-?([A-Z]{3,})\b")
 _AGAIN: Final = "try again, nothing is stored twice"
 
 
@@ -47,7 +50,8 @@ def describe(
     """
     text = " ".join(str(cause).split())
     kind = type(cause).__name__
-    meaning = _REFUSALS.get(_CLASSES.get(kind) or text.partition(" ")[0].rstrip(":"))
+    words = _CODE.search(text)
+    meaning = _REFUSALS.get(_CLASSES.get(kind) or (words[1] if words else ""))
     again = f": {_AGAIN}" if write else ""
     if meaning is not None:
         message = f"Redis at {address} refused: {meaning}"

@@ -29,7 +29,7 @@ _PAUSES: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class _Reader(Protocol):
-    async def __call__(self, session_id: str, start: Word, count: int, /) -> list[SessionEvent]: ...
+    async def __call__(self, session_id: str, start: int, count: int, /) -> list[SessionEvent]: ...
 
 
 class _Line:
@@ -39,6 +39,13 @@ class _Line:
         self.feeds: dict[str, Feed] = {}
         self.task: asyncio.Task[None] | None = None
         self.joined = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the listening. A cancellation alone may be swallowed (asyncio.wait_for of Python 3.11)."""
+        self.feeds.clear()
+        self.joined.set()
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Followers:
@@ -94,8 +101,7 @@ class Followers:
         for line in lines.values():
             for feed in line.feeds.values():
                 feed.end()
-        for task in tasks:
-            task.cancel()
+            line.stop()
         if tasks:
             await asyncio.wait(tasks)
 
@@ -125,8 +131,7 @@ class Followers:
 
     def _drop(self, name: str, line: _Line) -> None:
         self._lines.pop(name, None)
-        if line.task is not None and line.task is not asyncio.current_task():
-            line.task.cancel()
+        line.stop()
 
     async def _listen(self, name: str, line: _Line) -> None:
         """Listen until nobody follows; an outage is borne for as long as a call may take."""

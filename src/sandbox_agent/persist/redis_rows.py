@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Final, cast
 
 from sandbox_agent.errors import PersistError
@@ -26,16 +27,12 @@ def event_words(event: SessionEvent) -> tuple[bytes, bytes, bytes, bytes, bytes]
     )
 
 
-def read_events(session_id: str, answer: Sequence[bytes]) -> list[SessionEvent]:
+def read_events(session_id: str, lengths: bytes, texts: bytes) -> list[SessionEvent]:
     """Return the events of an answer of the READ script."""
-    lengths, texts = answer
     if not lengths:
         return []
-    parts: list[bytes] = []
-    begin = 0
-    for length in map(int, lengths.split(b",")):
-        parts.append(texts[begin : begin + length])
-        begin += length
+    ends = list(accumulate(map(int, lengths.split(b",")), initial=0))
+    parts = [texts[begin:end] for begin, end in pairwise(ends)]
     return [to_event(session_id, parts[at : at + _EVENT_PARTS]) for at in range(0, len(parts), _EVENT_PARTS)]
 
 

@@ -129,9 +129,19 @@ INSERT: Final = Script(
 local events, ids, meta, _, order, side = unpack(KEYS)
 local index, id = tonumber(ARGV[2]), ARGV[3]
 local _, life, last = check(meta, 0, '', 0)
-local function top()
+-- The highest id that the stream ever had: it takes only what is behind it.
+local function behind()
+  if redis.call('EXISTS', events) == 0 then return 0 end
+  local known = redis.call('XINFO', 'STREAM', events)
+  for i = 1, #known, 2 do
+    if known[i] == 'last-generated-id' then return tonumber(string.match(known[i + 1], '^%d+')) end
+  end
+end
+local function highest()
   local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-  return newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  local index = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  local aside = redis.call('ZREVRANGE', order, 0, 0)[1]
+  return aside and math.max(index, tonumber(aside)) or index
 end
 local old = redis.call('HGET', ids, id)
 if old ~= at(index) then
@@ -147,27 +157,32 @@ if old then
   else
     redis.call('XDEL', events, old .. '-0')
   end
-  -- The stream takes what is behind its last id, which may be the one that has just gone.
-  if redis.call('XLEN', events) == 0 then
-    redis.call('DEL', events)
-  else
-    redis.call('XSETID', events, at(top()) .. '-0')
-  end
 end
-if index > top() then
+if index > behind() then
   redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', ARGV[4], 'connection_id', ARGV[5],
     'sender', ARGV[6], 'payload', ARGV[7])
 else
   redis.call('ZADD', order, ARGV[2], at(index))
   redis.call('HSET', side, at(index), cmsgpack.pack({id, ARGV[4], ARGV[5], ARGV[6], ARGV[7]}))
 end
+last = highest()
+if last < behind() then
+  -- The last event was moved to the front: the next ones get indexes that the stream would refuse.
+  local copy, from = events .. ':copy', '-'
+  redis.call('DEL', copy)
+  while true do
+    local entries = redis.call('XRANGE', events, from, '+', 'COUNT', 100)
+    if #entries == 0 then break end
+    for _, entry in ipairs(entries) do redis.call('XADD', copy, entry[1], unpack(entry[2])) end
+    from = at(tonumber(string.match(entries[#entries][1], '^%d+')) + 1)
+  end
+  redis.call('DEL', events)
+  if redis.call('EXISTS', copy) == 1 then redis.call('RENAME', copy, events) end
+end
 redis.call('HSET', ids, id, at(index))
-local highest = top()
-local aside = redis.call('ZREVRANGE', order, 0, 0)[1]
-if aside and tonumber(aside) > highest then highest = tonumber(aside) end
-redis.call('HSET', meta, 'last', at(highest))
+redis.call('HSET', meta, 'last', at(last))
 refresh(tonumber(ARGV[1]), 1, #KEYS)
-return {'ok', life, at(highest)}
+return {'ok', life, at(last)}
 """
 )
 
@@ -220,8 +235,9 @@ return was
 
 # KEYS: events, order, side. ARGV: the first index ('-': the lowest; with 1 behind it: the highest that
 # is asked for, '+': all), how many, 1 for newest first, how many bytes at most (one event always).
-# Answers {lengths, texts}: index, id, created_at, connection_id, sender, payload of each event, all in one
-# text, and their lengths: two values are read at once where six an event would take the client long.
+# Answers {lengths, texts, cut}: index, id, created_at, connection_id, sender, payload of each event, all in
+# one text, and their lengths: two values are read at once where six an event would take the client long;
+# cut is 1 where the bytes were too many.
 READ: Final = Script(
     """
 local start, count, back, budget = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
@@ -279,6 +295,7 @@ while taken < count and (taken == 0 or bytes < budget) do
   end
   taken = taken + 1
 end
-return {table.concat(lengths, ','), table.concat(texts)}
+local cut = taken < count and bytes >= budget
+return {table.concat(lengths, ','), table.concat(texts), cut and 1 or 0}
 """
 )
