@@ -139,6 +139,15 @@ async def test_a_session_is_made_listed_and_shown(server: ServerProcess, fresh: 
         assert (again.status_code, again.json()["type"].rpartition(":")[2]) == (409, "session_already_exists")
 
 
+async def test_a_title_that_the_user_gave_stays_and_else_the_agent_names_the_session(
+    server: ServerProcess, fresh: Callable[[], str]
+):
+    async with made(server, fresh(), title="Mine") as named, made(server, fresh()) as unnamed:
+        await named.turn("title Theirs")
+        await unnamed.turn("title Theirs")
+        assert [(await each.info())["title"] for each in (named, unnamed)] == ["Mine", "Theirs"]
+
+
 async def test_sessions_are_listed_in_pages(server: ServerProcess, fresh: Callable[[], str]):
     names = [fresh() for _ in range(3)]
     async with (
@@ -454,6 +463,26 @@ async def test_a_session_is_exported(server: ServerProcess, fresh: Callable[[], 
             assert not re.search(r"(?<!\\)<script", response.text)
 
 
+async def test_the_head_of_an_export_names_no_length_that_it_does_not_have(
+    server: ServerProcess, fresh: Callable[[], str]
+):
+    async with made(server, fresh()) as session:
+        response = await session.client.head(f"{session.path}/export", params={"format": "html"})
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/html; charset=utf-8"
+        assert "content-length" not in response.headers
+
+
+async def test_hits_beyond_a_page_are_reached_with_an_offset(server: ServerProcess, fresh: Callable[[], str]):
+    async with made(server, fresh()) as session:
+        await session.turn("echo a pyroclastic flow")
+        query = {"q": "pyroclastic", "limit": 1}
+        first = (await session.client.get("/v1/search", params=query)).json()
+        second = (await session.client.get("/v1/search", params={**query, "offset": 1})).json()
+        assert (first["hasMore"], second["hasMore"]) == (True, False)
+        assert first["hits"] != second["hits"]
+
+
 async def test_words_are_found_and_a_deleted_sessions_are_not(
     server: ServerProcess, fresh: Callable[[], str]
 ):
@@ -565,6 +594,39 @@ async def test_a_query_that_makes_no_sense_is_refused(
 ):
     async with made(server, fresh()) as session:
         await refused(session.client, "GET", path.replace("{id}", session.id))
+
+
+async def test_every_route_says_in_the_same_way_that_a_session_is_not_there(server: ServerProcess):
+    async with client_of(server) as client:
+        path = "/v1/sessions/nowhere"
+        answers = [
+            await client.get(path),
+            await client.delete(path),
+            *[await client.get(f"{path}/{what}") for what in ("events", "events/sse", "export")],
+            *[await client.post(f"{path}/{what}") for what in ("cancel", "terminate", "questions/q/reject")],
+            await client.post(f"{path}/messages", json={"message": "x"}),
+            await client.post(f"{path}/messages/stream", json={"message": "x"}),
+            await client.post(f"{path}/permissions/p/reply", json={"reply": "once"}),
+        ]
+    assert {answer.status_code for answer in answers} == {404}
+    problems = [answer.json() for answer in answers]
+    assert problems[0]["sessionId"] == "nowhere"
+    assert problems == [problems[0]] * len(problems)
+
+
+async def test_spaces_around_a_header_are_no_part_of_it(server: ServerProcess, fresh: Callable[[], str]):
+    async with made(server, fresh()) as session:
+        await session.turn("echo here")
+        url = httpx2.URL(server.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(
+            f"GET {session.path}/events/sse HTTP/1.1\r\nHost: x\r\nLast-Event-ID: \t2 \t\r\n\r\n".encode()
+        )
+        with anyio.fail_after(15):
+            received = await reader.readuntil(b"\nid: ")
+            assert await reader.readexactly(2) == b"3\n", received
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize("last_event_id", ["x", "-1", "1.0", str(BIG), "9" * 30, "1, 2"])

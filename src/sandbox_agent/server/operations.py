@@ -90,7 +90,7 @@ def header(request: Request, name: bytes) -> str | None:
     for key, value in request.scope["headers"]:
         if key == name:
             found = value if found is None else found + b", " + value
-    return None if found is None else found.decode("latin-1")
+    return None if found is None else found.decode("latin-1").strip(" \t")
 
 
 def accepts(request: Request, media_type: str) -> bool:

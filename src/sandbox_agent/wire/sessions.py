@@ -58,7 +58,7 @@ class CreateSessionRequest(_Body, kw_only=True):
     Attributes:
         agent: the agent's id.
         agent_mode: the agent's mode (session/set_mode).
-        permission_mode: "ask" (and "default"), "allow" (and "bypass"), "reject".
+        permission_mode: "ask" (and "default", "plan"), "acceptEdits", "allow" (and "bypass"), "reject".
         model: the model's id.
         variant: the model's variant, the agent's thought level.
         agent_version: accepted for clients of 0.1; the installed version runs.
@@ -93,7 +93,10 @@ class AgentError(_Body, kw_only=True, rename=None):
 
 
 class CreateSessionResponse(_Body, kw_only=True):
-    """What became of it; ``native_session_id`` is the agent's own id."""
+    """The session is made; ``native_session_id`` is the agent's own id.
+
+    What fails is a problem instead: this server never says ``healthy: false`` with an ``error``, as 0.1 did.
+    """
 
     healthy: bool
     error: AgentError | None = None

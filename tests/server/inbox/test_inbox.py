@@ -11,6 +11,7 @@ from sandbox_agent.errors import (
     NotFoundError,
     ServerSessionNotFoundError,
 )
+from sandbox_agent.persist.store import Changes
 from sandbox_agent.server.sessions.inbox import Inbox
 
 from .stored import Answered, ask, question, session_row, store_in_memory
@@ -56,6 +57,15 @@ async def test_the_second_of_two_answers_is_told_who_was_first_and_how():
         with pytest.raises(ConflictError, match="by 'ann' with 'once'") as caught:
             await inbox.reply_permission("s", asked.permission_id, "reject", by="bob")
     assert caught.value.extensions == {"answeredBy": "ann", "answered": "accept", "answeredAt": 5}
+
+
+async def test_who_answers_after_the_turn_is_not_told_that_somebody_rejected():
+    async with store_in_memory() as store:
+        asked = await ask(store, session_row())
+        asked.answered, asked.answered_at = "reject", 7  # as the recorder leaves it: by nobody
+        await store.commit(Changes(permissions=[asked]))
+        with pytest.raises(ConflictError, match="rejected, or its turn has ended: nobody waits for it"):
+            await Inbox(store, Answered(store)).reply_permission("s", asked.permission_id, "once", by="bob")
 
 
 async def test_one_of_many_answers_at_once_wins():

@@ -26,6 +26,12 @@ _TOKENS = {
 }
 
 
+class _Given(msgspec.Struct):
+    """What a session was made with, as far as it matters here."""
+
+    title: str | None = None
+
+
 class Learner:
     """Keeps a session's row up to date with what its agent tells.
 
@@ -35,6 +41,7 @@ class Learner:
 
     def __init__(self, row: SessionRow) -> None:
         self._row = row
+        self._named = _was_named(row)
         self._usage = _read_usage(row.usage)
         self._before: dict[str, dict[str, float]] = {}
 
@@ -49,7 +56,8 @@ class Learner:
                 value = part.json
         told = _dict(value)
         if label == "title":
-            self._row.title = detail
+            if not self._named:
+                self._row.title = detail
         elif label == "mode" and detail:
             self._row.agent_mode = detail
         elif label == "config":
@@ -136,6 +144,14 @@ def _read_usage(usage: bytes | None) -> UsageInfo:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             return msgspec.json.decode(usage, type=UsageInfo)
     return UsageInfo()
+
+
+def _was_named(row: SessionRow) -> bool:
+    """Whether a user gave the session its title, which the agent's own does not replace."""
+    try:
+        return msgspec.json.decode(row.settings or b"{}", type=_Given).title is not None
+    except msgspec.DecodeError:  # written by a version that this one does not know
+        return False
 
 
 def _dict(value: object) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import msgspec
 from starlette.requests import Request
 
 from sandbox_agent.engine.correlate import UNNAMED
-from sandbox_agent.errors import InvalidRequestError, ServerSessionNotFoundError
+from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.store.rows import SessionRow, TurnRow
+from sandbox_agent.server.missing import no_session
 from sandbox_agent.server.operations import Parameter, flag, header
 from sandbox_agent.server.routes.acp import CLIENT_HEADER
 from sandbox_agent.server.sessions.watcher import EXPIRY, POLICY
@@ -93,7 +94,7 @@ async def found_row(request: Request) -> SessionRow:
     session_id = session_id_of(request)
     row = await state_of(request).store.session(session_id)
     if row is None:
-        raise ServerSessionNotFoundError(f"session not found: {session_id}", sessionId=session_id)
+        raise no_session(session_id)
     return row
 
 

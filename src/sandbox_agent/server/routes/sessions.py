@@ -23,7 +23,6 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.server.operations import Answer, Operation, Parameter, number, read_json, text
 from sandbox_agent.server.routes.session_parts import SESSION_ID, found_row, session_id_of, session_info
-from sandbox_agent.server.sessions.policies import check_policy
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.transcripts import FORMATS, export
 from sandbox_agent.wire.sessions import (
@@ -74,9 +73,6 @@ def _check(body: CreateSessionRequest) -> None:
         raise InvalidRequestError("invalid request: agent must name an agent")
     if body.title is not None and len(body.title) > MAX_TEXT:
         raise InvalidRequestError(f"invalid request: title must be at most {MAX_TEXT} characters")
-    if body.directory is not None and not body.directory.startswith("/"):
-        raise InvalidRequestError("invalid request: directory must be an absolute path")
-    check_policy(body)
 
 
 async def get_session(request: Request) -> Response:
@@ -120,7 +116,9 @@ async def export_session(request: Request) -> Response:
         "Cache-Control": "no-cache",
     }
     if request.method == "HEAD":
-        return Response(status_code=200, headers=headers, media_type=media_type)
+        response = Response(status_code=200, headers=headers, media_type=media_type)
+        del response.headers["content-length"]  # how long the file is would only be known at its end
+        return response
     chunks = export(state_of(request).store, row, session_info(row), form)
     return StreamingResponse(chunks, headers=headers, media_type=media_type)
 
@@ -155,14 +153,13 @@ OPERATIONS = (
         operation_id="create_session",
         summary="Make a session",
         description=(
-            "Starts the agent and opens a session with it. An agent that can't be started or refuses leaves "
-            "the session as it is asked for, `healthy: false` and the reason beside it: the next message "
-            "tries again."
+            "Starts the agent and opens a session with it. Where that fails the answer is the problem, and "
+            "no session is made. `healthy` is always true; `error` is there for clients of 0.1."
         ),
         tag="sessions",
         parameters=(SESSION_ID,),
         request_body=CreateSessionRequest,
-        answers={200: Answer("What became of it.", CreateSessionResponse)},
+        answers={200: Answer("It is made.", CreateSessionResponse)},
         errors=(
             InvalidRequestError,
             UnsupportedAgentError,

@@ -10,11 +10,11 @@ from sandbox_agent.errors import (
     ConflictError,
     InvalidRequestError,
     NotFoundError,
-    ServerSessionNotFoundError,
     UnsupportedPermissionReplyError,
 )
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
+from sandbox_agent.server.missing import no_session
 from sandbox_agent.server.sessions.members import elements, members
 from sandbox_agent.server.sessions.question_answers import answer_result, rejection_result
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
@@ -126,7 +126,7 @@ class Inbox:
     ) -> tuple[SessionRow, PermissionRow]:
         session = await self._store.session(session_id)
         if session is None:
-            raise ServerSessionNotFoundError(f"session not found: {session_id}", sessionId=session_id)
+            raise no_session(session_id)
         row = await self._store.permission(session.key, permission_id)
         if row is None or row.kind != kind:
             raise NotFoundError(f"not found: session '{session_id}' has no {kind} '{permission_id}'")
@@ -142,14 +142,24 @@ class Inbox:
 
 
 def _answered(row: PermissionRow) -> ConflictError:
+    extensions: dict[str, Any] = {
+        "answeredBy": row.answered_by,
+        "answered": row.answered,
+        "answeredAt": row.answered_at,
+    }
+    if row.answered in {"reject", "rejected"} and not row.answered_by:
+        # an unnamed client, or nobody: what waits at the end of a turn is closed like this, too
+        return ConflictError(
+            f"conflict: {row.kind} '{row.permission_id}' was rejected, or its turn has ended: nobody waits "
+            "for it any more",
+            **extensions,
+        )
     reply = _REPLY_OF_STATUS.get(row.answered or "", row.answered)
     who = f" by '{row.answered_by}'" if row.answered_by else ""
     how = f" with '{reply}'" if reply else ""
     return ConflictError(
         f"conflict: {row.kind} '{row.permission_id}' has already been answered{who}{how}",
-        answeredBy=row.answered_by,
-        answered=row.answered,
-        answeredAt=row.answered_at,
+        **extensions,
     )
 
 
