@@ -286,6 +286,13 @@ def test_a_message_stands_where_it_began_though_it_ended_behind_a_call():
     assert text.count("Let me do that.") == 1
 
 
+@pytest.mark.parametrize("renderer", [HtmlRenderer, MarkdownRenderer])
+def test_a_beginning_that_is_not_kept_is_said(renderer: type[Renderer]):
+    script = Script().add("error", {"message": "boom"}, sequence=9)
+    text = "".join(render(renderer(), info(), [script.events]))
+    assert "Events 1 to 8 are not kept any more." in text
+
+
 def test_a_gap_is_said():
     script = Script().add("session.started", {}, sequence=1)
     script.add("error", {"message": "boom"}, sequence=9)

@@ -77,14 +77,14 @@ class Fold:
         self._calls: dict[str, Called] = {}
         self._asked: dict[str, Asked] = {}
         self._turns = 0
-        self._next: int | None = None
+        self._next = 1
         self._order: deque[_Slot] = deque()
         self._begun: dict[str, _Slot] = {}
 
     def feed(self, event: UniversalEvent) -> list[Entry]:
         """Take the next event and return what is to be shown now."""
         found: list[Entry] = []
-        if self._next is not None and event.sequence > self._next:
+        if event.sequence > self._next:
             found.append(
                 Mark(event.time, f"Events {self._next} to {event.sequence - 1} are not kept any more.")
             )
