@@ -72,6 +72,9 @@ def test_a_problem_comes_back_as_the_error_that_it_was(row: ErrorRow) -> None:
     assert type(back) is row.error
     assert str(back) == "what happened: what to do"
     assert back.problem == problem
+    assert isinstance(back, ProblemError)
+    assert back.extensions == {"agent": "mock"}
+    assert back.to_problem() == problem
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,8 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(UnsupportedPermissionReplyError, None, None, 64, False),
 )
 
+# Those of RFC 9457; what else a problem document has are its extensions.
+_PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance"}
 _BY_NAME = {row.name: row.error for row in TABLE if row.name is not None}
 
 
@@ -445,5 +447,7 @@ def error_from_problem(status: int, problem: Mapping[str, Any] | None) -> Sandbo
     detail = str(document.get("detail") or document.get("title") or f"Request failed with status {status}")
     error = _BY_NAME.get(kind)
     if error is not None and issubclass(error, ProblemError):
-        return error(detail, status=status, problem=problem)
+        back = error(detail, status=status, problem=problem)
+        back.extensions = {name: value for name, value in document.items() if name not in _PROBLEM_MEMBERS}
+        return back
     return SandboxAgentError(detail, status=status, problem=problem)
