@@ -131,6 +131,10 @@ def test_search_writes_hits_as_lines(run: Run, session: str) -> None:
     assert f"[{word}]" in done.stdout
     hits = lines(run("search", word, "--json", "--limit", "1"))
     assert [hit["sessionId"] for hit in hits] == [session]
+    page = run("search", word, "--limit", "1")
+    assert page.stderr == "more: --offset 1\n"
+    rest = run("search", word, "--limit", "1", "--offset", "1")
+    assert (page.stdout + rest.stdout, rest.stderr) == (done.stdout, "")
     nothing = run("search", word, "--until", "1d")
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "nothing found\n")
 

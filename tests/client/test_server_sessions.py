@@ -266,6 +266,10 @@ async def test_search_finds_what_was_said(sdk: SandboxAgent, name: str) -> None:
     found = await sdk.sessions.search(word, session_id=name, agent="mock", since=0, limit=10)
     assert {hit.session_id for hit in found.hits} == {name}
     assert f"[{word}]" in found.hits[0].snippet
+    first = await sdk.sessions.search(word, limit=1)
+    second = await sdk.sessions.search(word, limit=1, offset=1)
+    assert (first.has_more, second.has_more) == (True, False)
+    assert [*first.hits, *second.hits] == found.hits
     assert (await sdk.sessions.search(word, until=1)).hits == []
     assert (await sdk.sessions.search(word, agent="claude")).hits == []
 

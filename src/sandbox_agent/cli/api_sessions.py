@@ -42,7 +42,7 @@ def sessions() -> None:
 @_session
 @click.option("--agent", "-a", required=True, metavar="ID", help="Which agent: mock, claude, codex, ...")
 @click.option("--agent-mode", "-g", metavar="ID", help="Which mode, as the agent calls it.")
-@click.option("--permission-mode", "-p", metavar="MODE", help="ask, allow or reject.")
+@click.option("--permission-mode", "-p", metavar="MODE", help="ask, acceptEdits, allow or reject.")
 @click.option("--model", "-m", metavar="ID", help="Which model, as the agent calls it.")
 @click.option("--variant", "-v", metavar="ID", help="The model's variant: how much it thinks.")
 @click.option("--directory", metavar="PATH", help="Where the agent works; default: the server's folder.")

@@ -28,7 +28,10 @@ def _moment(_context: click.Context, _param: click.Parameter, value: str | None)
     "--since", callback=_moment, metavar="WHEN", help="Not before: 2026-01-31, 2026-01-31T12:00, 2h, 7d."
 )
 @click.option("--until", callback=_moment, metavar="WHEN", help="Before; as --since.")
-@click.option("--limit", "-l", type=click.IntRange(1), metavar="COUNT", help="Hits at most.")
+@click.option(
+    "--limit", "-l", type=click.IntRange(1, 100), metavar="COUNT", help="Hits at most; 20 by default."
+)
+@click.option("--offset", "-o", type=click.IntRange(0), metavar="COUNT", help="Leave out the best so many.")
 @click.option("--json", "as_json", is_flag=True, help="Write the hits, one JSON object a line.")
 @remote_options
 def search(*, remote: Remote, query: str, as_json: bool, **filters: Any) -> None:

@@ -28,7 +28,7 @@ async def print_hits(api: ServerSessions, query: str, filters: dict[str, Any], *
     if not answer.hits:
         click.echo("nothing found", err=True)
     elif answer.has_more:
-        click.echo(f"more: --limit {len(answer.hits) * 2}", err=True)
+        click.echo(f"more: --offset {(filters.get('offset') or 0) + len(answer.hits)}", err=True)
 
 
 def hit_line(hit: SearchHit, *, colours: bool) -> str:

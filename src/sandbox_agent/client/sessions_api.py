@@ -92,7 +92,7 @@ class ServerSessions:
             permission_timeout_seconds: a request that nobody answers in this time is rejected.
 
         Returns:
-            Whether its agent is healthy, and why not.
+            The agent's own id of it; ``healthy`` is true, for what fails raises and makes no session.
 
         Raises:
             SessionAlreadyExistsError: there is one of that name.
@@ -316,6 +316,7 @@ class ServerSessions:
         since: Moment | None = None,
         until: Moment | None = None,
         limit: int | None = None,
+        offset: int | None = None,
     ) -> SearchResponse:
         """Search the text, tool titles and tool output of all sessions.
 
@@ -325,7 +326,8 @@ class ServerSessions:
             session_id: only this session.
             since: not before (a datetime, or milliseconds since the epoch).
             until: before.
-            limit: how many hits at most.
+            limit: how many hits at most, 100 or fewer.
+            offset: how many of the best hits are left out: those that you have.
 
         Returns:
             The hits, best first, and whether there are more.
@@ -337,6 +339,7 @@ class ServerSessions:
             "since": milliseconds(since),
             "until": milliseconds(until),
             "limit": None if limit is None else str(limit),
+            "offset": None if offset is None else str(offset),
         }
         content = await self._calls.until_answered("GET", "/v1/search", params=params)
         return decode(content, SearchResponse, "GET /v1/search")
