@@ -66,8 +66,9 @@ async def test_an_sdk_ends_a_running_turn_when_its_session_is_destroyed(
         await peer.dispose()
 
 
+@pytest.mark.parametrize("knows", [True, False], ids=["knows it", "has forgotten it"])
 @pytest.mark.parametrize("server", [OURS, PUBLISHED], indirect=True)
-async def test_our_sdk_restores_the_session_when_the_agent_died(server: RunningServer) -> None:
+async def test_our_sdk_restores_the_session_when_the_agent_died(server: RunningServer, knows: bool) -> None:
     # The published SDK's prompt never ends then, on either server.
     async with open_peer(PYTHON) as peer:
         await peer.connect(server.url)
@@ -77,11 +78,17 @@ async def test_our_sdk_restores_the_session_when_the_agent_died(server: RunningS
         with pytest.raises(PeerError) as died:
             await peer.prompt(session_id, "die 3")
         assert died.value.name == "AgentProcessExitedError"
+        if not knows:
+            (server.spoken / f"{first['agentSessionId']}.jsonl").unlink()
         assert await peer.prompt(session_id, "echo after") == "end_turn"
         second = await peer.record(session_id)
-        assert second["agentSessionId"] != first["agentSessionId"]
-        replay, said = server.told(second["agentSessionId"])
-        assert "echo before" in replay
+        *before, said = server.told(second["agentSessionId"])
+        if knows:
+            assert second["agentSessionId"] == first["agentSessionId"]
+            assert before == ["echo before", "die 3"]
+        else:
+            (replay,) = before
+            assert "echo before" in replay
         assert said == "echo after"
         assert text_of(await peer.events(session_id)) == "beforeI am about to die.after"
         await peer.dispose()
