@@ -35,6 +35,7 @@ __all__ = [
     "default_store",
     "open_store",
     "secrets_of",
+    "trouble_of",
 ]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -51,7 +52,10 @@ _MAX_NAMESPACE: Final = 200
 
 
 class RemoteStore(SessionStore, Protocol):
-    """A store that is reached over the network and shared with other servers."""
+    """A store that is reached over the network and shared with other servers.
+
+    It may have an attribute ``trouble``: why it can't be used now, in one line; None while it works.
+    """
 
     async def finish_deletes(self) -> None:
         """Go on with deletes that were interrupted."""
@@ -142,6 +146,12 @@ def secrets_of(store: str) -> Sequence[str]:
     return found
 
 
+def trouble_of(store: SessionStore) -> str | None:
+    """Return why a store can't be used now, where it knows by itself."""
+    trouble: object = getattr(store, "trouble", None)
+    return trouble if isinstance(trouble, str) else None
+
+
 @asynccontextmanager
 async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenerator[Store]:
     """Open the store and close it at the end.
@@ -222,11 +232,17 @@ def _remote(url: StoreURL, namespace: str) -> RemoteStore:
 @asynccontextmanager
 async def _finishing(sessions: SQLiteSessionStore | RemoteStore) -> AsyncGenerator[None]:
     """End deletes beside the block; no task group, as what fails in the block is to be raised as it is."""
-    finishing = asyncio.ensure_future(_finish_deletes(sessions))
+    scope = anyio.CancelScope()
+
+    async def finish() -> None:
+        with scope:
+            await _finish_deletes(sessions)
+
+    finishing = asyncio.ensure_future(finish())
     try:
         yield
     finally:
-        finishing.cancel()
+        scope.cancel()  # again and again: a client library may take a cancellation for its own
         await asyncio.wait([finishing])
 
 

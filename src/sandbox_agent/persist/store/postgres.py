@@ -71,6 +71,11 @@ class PostgresSessionStore:
         self._reader = Reader(self._sql, 0)
         self._eraser = Eraser(self._sql, self._owner)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the database can't be used now, or the namespace is another server's; None while it works."""
+        return self._owner.replaced or self._owner.trouble
+
     async def open(self) -> None:
         """Make or migrate the tables, and take the namespace.
 

@@ -59,12 +59,14 @@ class Owner:
         number: the namespace's, once it is taken.
         generation: what this server writes with.
         replaced: why it may write no more; None while it may.
+        trouble: why the namespace can't be held now; None while it is.
     """
 
     def __init__(self, link: PostgresLink, sql: Sql, lock: int, namespace: str) -> None:
         self.number: int = 0
         self.generation: int = 0
         self.replaced: str | None = None
+        self.trouble: str | None = None
         self._link = link
         self._sql = sql
         self._lock = lock
@@ -211,6 +213,7 @@ class Owner:
                 else:
                     await self._watch(self._connection)
             except PersistError as error:
+                self.trouble = str(error)
                 logger.debug("the store's namespace can't be held now (%s)", error)
                 await anyio.sleep(_AGAIN_SECONDS)
         logger.error("%s", self.replaced)
@@ -226,7 +229,8 @@ class Owner:
             self.generation,
         )
         if not renewed:
-            await self.lost(connection)
+            raise await self.lost(connection)
+        self.trouble = None
 
     async def _watch(self, connection: Connection) -> None:
         """Return when the connection is no more."""
@@ -244,6 +248,7 @@ class Owner:
                     await self._ask(connection.execute("SELECT 1"))
                 if scope.cancelled_caught:
                     break
+        self.trouble = f"the store at {self._link.target} broke off the connection: it is tried again"
         self._drop()
 
     async def _lock_again(self) -> None:
@@ -253,12 +258,13 @@ class Owner:
             locked = await self._try_lock(connection)
             statement = self._sql("SELECT generation FROM @.store_namespaces WHERE number = $1")
             if await self._ask(connection.fetchval(statement, self.number)) != self.generation:
-                await self._ask(self.lost(connection))
+                raise await self._ask(self.lost(connection))
         except BaseException:
             connection.terminate()
             raise
-        if locked and self.replaced is None:
+        if locked:
             self._connection = connection
+            self.trouble = None
         else:
             # Ours of before may still be held for a connection that the database takes for alive.
             connection.terminate()

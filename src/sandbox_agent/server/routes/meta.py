@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from sandbox_agent.server.operations import Answer, Operation
 from sandbox_agent.server.state import json_response, state_of
+from sandbox_agent.server.store import trouble_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
 
 __all__ = ["OPERATIONS"]
@@ -22,7 +23,7 @@ async def root(_: Request) -> Response:
 async def health(request: Request) -> Response:
     """Say that the server answers, and whether its store does."""
     state = state_of(request)
-    reason = state.recorder.degraded or state.bridge.spiller.degraded
+    reason = state.recorder.degraded or state.bridge.spiller.degraded or trouble_of(state.store)
     store = None if reason is None else "degraded"
     return json_response(HealthResponse(status="ok", store=store, reason=reason))
 
