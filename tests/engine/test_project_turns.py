@@ -11,6 +11,7 @@ from sandbox_agent.wire.records import SessionEvent
 from sandbox_agent.wire.universal import (
     ErrorData,
     ImagePart,
+    JsonPart,
     PermissionEventData,
     QuestionEventData,
     SessionEndedData,
@@ -315,6 +316,57 @@ def test_a_restore_tells_its_means_and_what_it_left_out():
     check(events)
     detail = "replay: 3 events of the history replayed, 2 older ones left out"
     assert [item.content[0] for item in completed(events)] == [StatusPart("restored", detail)] * 2
+
+
+def test_who_runs_a_restore_tells_of_it_and_what_it_tried_is_no_event():
+    projector = Projector("s")
+    feed(projector, prompts(text="hi"), says("Hello."), ends())
+    assert projector.restoring(5) == []
+    tried = [
+        sends(7, "session/resume", sessionId="n"),
+        refuses("agent", 7, -32002, "no such session"),
+        sends(8, "session/load", sessionId="n"),
+        says("Hello."),
+        answers("agent", 8, {}),
+    ]
+    assert feed(projector, *tried) == []
+    events = projector.restored(9, method="session/load", verified=False, failed={"mode": "no"})
+    (item,) = completed(events)
+    value = {"method": "session/load", "failed": {"mode": "no"}, "verified": False, "repeated": 1}
+    assert item.content == [
+        StatusPart(
+            "restored",
+            "session/load: the agent still knew the session; 1 updates that repeat what is here are left "
+            "out; what it told again differs from what is here",
+        ),
+        JsonPart(value),
+    ]
+    # The next one is a client's own.
+    later = feed(projector, sends(9, "session/resume", sessionId="n"), answers("agent", 9, {}))
+    assert [item.content[0] for item in completed(later)] == [
+        StatusPart("restored", "session/resume: the agent still knew the session")
+    ]
+
+
+def test_a_session_that_was_handed_over_says_from_whom():
+    restored = {"sessionId": "s", "method": "replay", "replayed": 3, "agent": "codex", "fromAgent": "claude"}
+    events = project(notifies("_sandbox_agent/session_restored", **restored))
+    (item,) = completed(events)
+    value = {"method": "replay", "replayed": 3, "agent": "codex", "fromAgent": "claude"}
+    assert item.content[1] == JsonPart(value)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_told_again_behind_the_answer_is_no_news_until_the_next_prompt(late: bool):
+    projector = Projector("s")
+    feed(projector, prompts(text="hi"), says("Hello."), ends())
+    plan = update("plan", entries=[{"content": "a", "status": "pending", "priority": "low"}])
+    told = [update("user_message_chunk", content={"type": "text", "text": "hi"}), says("Hello."), plan]
+    load, answer = sends(8, "session/load", sessionId="n"), answers("agent", 8, {})
+    events = feed(projector, load, *([answer, *told] if late else [*told, answer]))
+    assert [item.kind for item in completed(events)] == ["status"]
+    events = feed(projector, prompts(2, "on"), says("Yes."), plan, ends(2))
+    assert sorted(item.kind for item in completed(events)) == ["message", "message", "status"]
 
 
 def test_a_new_session_of_the_agents_is_named_from_then_on():

@@ -186,6 +186,52 @@ def test_an_earlier_replay_is_never_replayed() -> None:
     assert body(result) == "User: second\n\nAssistant: You said:  and more\n\nUser: third"
 
 
+def test_a_replay_that_is_cut_in_two_is_never_replayed() -> None:
+    earlier = replay(user("first"), chunk("answer")).text
+    assert earlier is not None
+    middle = earlier.index("User: first")
+    # The history that is read begins in the middle of what an agent said back.
+    result = replay(chunk(earlier[middle:]), chunk(" and that was it"), total=9)
+    assert body(result) == "[7 earlier events are left out]\n\nAssistant: and that was it"
+    # An agent was cut off while it said it back.
+    assert body(replay(chunk("You said: " + earlier[:middle]))) == "Assistant: You said:"
+    # Who speaks of it is not cut off.
+    spoken = replay(user(f"what is {OPENING} for?")).text
+    assert spoken is not None
+    assert f"User: what is {OPENING} for?" in spoken
+
+
+def test_what_the_user_said_behind_the_other_sdks_replay_is_kept() -> None:
+    peers = 'Previous session history is replayed below as JSON-RPC envelopes. Use it.\n{"sender":"client"}\n'
+    assert body(replay(user(peers, '{"what": "is this?"}'))) == 'User: {"what": "is this?"}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "outcome"),
+    [
+        ("42", "\n42"),
+        ({"stdout": "hi", "exit": 0}, "\nhi"),
+        ({"output": " "}, ""),
+        ({"exit": 0}, ""),
+        (None, ""),
+    ],
+)
+def test_a_tools_outcome_is_also_taken_from_its_raw_output(raw: Any, outcome: str) -> None:
+    call = update("tool_call", toolCallId="t", title="Run", status="completed", rawOutput=raw)
+    assert body(replay(call)) == f"Tool: Run [completed]{outcome}"
+    told = update("tool_call_update", toolCallId="t", rawOutput="raw")
+    content = [{"type": "content", "content": {"type": "text", "text": "shown"}}]
+    shown = update("tool_call", toolCallId="t", title="Run", content=content)
+    assert body(replay(shown, told)) == "Tool: Run\nshown"
+
+
+def test_a_line_that_can_not_be_read_says_nothing() -> None:
+    broken = SessionEvent("e", 1, "s", 1, "c", "agent", b"{")
+    odd = SessionEvent("e", 2, "s", 1, "c", "agent", b"[]")
+    result = build_replay([broken, odd, event(3, "client", user("hi"))], 3, max_events=9, max_chars=BIG)
+    assert body(result) == "User: hi"
+
+
 def test_a_restore_event_says_nothing() -> None:
     restored = {"method": "_sandbox_agent/session_restored", "params": {"sessionId": "s", "method": "replay"}}
     assert body(replay(user("a"), restored, chunk("b"))) == "User: a\n\nAssistant: b"
