@@ -27,7 +27,7 @@ COMMANDS: Final = {
     "run": Entry("sandbox_agent.cli.run:run", "Give an agent one prompt and stream what it does."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
-    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show and export stored sessions."),
+    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show, export and move stored sessions."),
     "tail": Entry("sandbox_agent.cli.tail:tail", "Follow a session of a running server."),
 }
 

@@ -17,11 +17,13 @@ from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.narrate import Narrator
 from sandbox_agent.cli.progress import Progress
 from sandbox_agent.cli.stops import exit_code
+from sandbox_agent.cli.stores import opened
 from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.providers.local import local
 
 __all__ = ["OneTurn"]
@@ -42,7 +44,7 @@ class OneTurn:
     thought_level: str | None
     yes: bool
     as_json: bool
-    store: Path | None
+    store: str | None
 
     async def run(self) -> int:
         """Run the turn and return the exit code.
@@ -85,7 +87,7 @@ class OneTurn:
             approval.ready = lambda: progress.catch_up(sdk, session)
             stop_reason = await self._stream(session, screen, progress)
             if self.store is not None:
-                screen.note(f"session {session.id} is in {self.store}", "dim")
+                screen.note(f"session {session.id} is in {parse_store_url(self.store).shown}", "dim")
         if stop_reason != "end_turn":
             screen.note(f"stopped: {stop_reason or 'without a reason'}", "yellow")
         return exit_code(stop_reason)
@@ -108,8 +110,7 @@ class OneTurn:
     @contextlib.asynccontextmanager
     async def _sandbox(self) -> AsyncGenerator[SandboxAgent]:
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
-            driver = _driver(self.store)
-            try:
+            async with _driver(self.store) as driver:
                 provider = local(log=Path(folder) / "server.log")
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
                 try:
@@ -120,13 +121,12 @@ class OneTurn:
                     raise
                 finally:
                     await sdk.destroy_sandbox()
-            finally:
-                await driver.close()
 
 
-def _driver(store: Path | None) -> SessionPersistDriver:
-    if store is None:
-        return InMemorySessionPersistDriver(max_events_per_session=_KEPT_EVENTS)
-    from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
-
-    return SQLiteSessionPersistDriver(store)
+@contextlib.asynccontextmanager
+async def _driver(store: str | None) -> AsyncGenerator[SessionPersistDriver]:
+    if store is not None:
+        async with opened(store) as driver:
+            yield driver
+    else:
+        yield InMemorySessionPersistDriver(max_events_per_session=_KEPT_EVENTS)

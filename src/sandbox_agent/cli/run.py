@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sandbox_agent.cli.stops import EXIT_CODES, OTHER_STOP
+from sandbox_agent.cli.stores import store_option
 
 __all__ = ["run"]
 
@@ -38,12 +39,12 @@ Examples:
 @click.option("--thought-level", metavar="ID", help="How much it thinks, as the agent calls it.")
 @click.option("--yes", "-y", is_flag=True, help="Allow every tool call that asks.")
 @click.option("--json", "as_json", is_flag=True, help="Write the turn's ACP envelopes, one a line.")
-@click.option(
+@store_option(
     "--store",
     envvar="SANDBOX_AGENT_STORE",
     show_envvar=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="SQLite file to keep the session in; default: it is not kept.",
+    must_exist=False,
+    help="Where to keep the session: a path of an SQLite file, or a store's URL; default: it is not kept.",
 )
 def run(
     *,
@@ -55,7 +56,7 @@ def run(
     thought_level: str | None,
     yes: bool,
     as_json: bool,
-    store: Path | None,
+    store: str | None,
 ) -> None:
     """Give an agent one PROMPT ("-": from standard input) and stream what it does.
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import BinaryIO
 
 import click
 
-if TYPE_CHECKING:
-    from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.cli.stores import run_on_store, store_option
 
 __all__ = ["sessions"]
 
-_store = click.option(
-    "--store",
-    envvar="SANDBOX_AGENT_STORE",
-    show_envvar=True,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The SQLite file.",
+_store = store_option(
+    "--store", envvar="SANDBOX_AGENT_STORE", show_envvar=True, required=True, help="A path, or a store's URL."
 )
 
 
 @click.group()
 def sessions() -> None:
-    """List, show and export the sessions of a store.
+    """List, show, export, import and move the sessions of a store.
 
-    A store is the SQLite file of `run --store` or of the SDK's SQLite driver, in Python or TypeScript.
+    A STORE is the SQLite file of `run --store`, of the SDK's SQLite driver (Python or TypeScript) or of a
+    server; or a URL: sqlite:PATH, postgres://..., redis://..., rediss://..., valkey://...; with encrypted+
+    before it where it is encrypted, its key in SANDBOX_AGENT_STORE_KEY.
     """
 
 
@@ -38,49 +34,86 @@ def sessions() -> None:
 )
 @click.option("--cursor", help="Where the page before ended.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: items and nextCursor.")
-def list_(*, store: Path, limit: int, cursor: str | None, as_json: bool) -> None:
+def list_(*, store: str, limit: int, cursor: str | None, as_json: bool) -> None:
     """List sessions, oldest first."""
     from sandbox_agent.cli.stored import print_page
 
-    _run(lambda driver: print_page(driver, limit=limit, cursor=cursor, as_json=as_json), store)
+    run_on_store(lambda driver: print_page(driver, limit=limit, cursor=cursor, as_json=as_json), store)
 
 
 @sessions.command()
 @_store
 @click.argument("session_id", metavar="ID")
-def show(*, store: Path, session_id: str) -> None:
+def show(*, store: str, session_id: str) -> None:
     """Show a session as a transcript to read."""
     from sandbox_agent.cli.stored import print_transcript
 
-    _run(lambda driver: print_transcript(driver, session_id), store)
+    run_on_store(lambda driver: print_transcript(driver, session_id), store)
 
 
 @sessions.command()
 @_store
-@click.argument("session_id", metavar="ID")
+@click.argument("session_ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All sessions of the store.")
+@click.option("--with-record", is_flag=True, help="One session with its record, so that it can be resumed.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="The file to write; default: standard output.",
 )
-def export(*, store: Path, session_id: str, output: Path | None) -> None:
-    """Export a session's events as JSON lines, byte for byte what was said in `payload`."""
-    from sandbox_agent.cli.stored import export_events
+def export(
+    *, store: str, session_ids: tuple[str, ...], everything: bool, with_record: bool, output: Path | None
+) -> None:
+    """Export sessions as JSON lines, byte for byte what was said in `payload`.
 
-    _run(lambda driver: export_events(driver, session_id, output), store)
+    Of one session the events only; of several, of all and with --with-record each session's record, then
+    its events.
+    """
+    from sandbox_agent.cli.transferring import export_sessions
+
+    if everything == bool(session_ids):
+        raise click.UsageError("name sessions, or give --all")
+    with_record = with_record or everything or len(session_ids) > 1
+    run_on_store(
+        lambda driver: export_sessions(driver, session_ids, output, with_record=with_record),
+        store,
+    )
 
 
-def _run(work: Callable[[SQLiteSessionPersistDriver], Coroutine[Any, Any, None]], store: Path) -> None:
-    import asyncio
+@sessions.command("import")
+@click.argument("file", type=click.File("rb"))
+@store_option("--into", required=True, must_exist=False, help="Where they go: a path, or a store's URL.")
+@click.option(
+    "--agent",
+    metavar="ID",
+    default="unknown",
+    show_default=True,
+    help="Whose session it is, where only events were exported.",
+)
+def import_(*, file: BinaryIO, into: str, agent: str) -> None:
+    """Import the sessions of an exported FILE ("-": from standard input).
 
-    from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+    What is in the store already is not stored again: an import that was interrupted goes on when it is
+    run again.
+    """
+    from sandbox_agent.cli.transferring import import_sessions
 
-    async def with_driver() -> None:
-        driver = SQLiteSessionPersistDriver(store)
-        try:
-            await work(driver)
-        finally:
-            await driver.close()
+    asyncio.run(import_sessions(file, into, agent=agent))
 
-    asyncio.run(with_driver())
+
+@sessions.command()
+@click.argument("session_ids", metavar="[ID]...", nargs=-1)
+@store_option("--from", "source", required=True, help="Where they are: a path, or a store's URL.")
+@store_option("--to", "target", required=True, must_exist=False, help="Where they go: the same.")
+@click.option("--keep", is_flag=True, help="Leave them in the source as well: copy.")
+@click.option("--verify", is_flag=True, help="Compare every byte.")
+def move(*, session_ids: tuple[str, ...], source: str, target: str, keep: bool, verify: bool) -> None:
+    """Move sessions, all of them where no ID is given, from one store into another.
+
+    A session is deleted in the source when it is in the target and was compared. Interrupted, it goes on
+    where it was when it is run again.
+    """
+    from sandbox_agent.cli.transferring import move_sessions
+
+    asyncio.run(move_sessions(source, target, session_ids, keep=keep, verify=verify))

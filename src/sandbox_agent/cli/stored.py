@@ -1,24 +1,22 @@
-"""What ``sessions`` writes: pages, transcripts, exports."""
+"""What ``sessions`` writes: pages and transcripts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
 from sandbox_agent.cli.narrate import Narrator
 from sandbox_agent.cli.terminal import Screen, printable
-from sandbox_agent.errors import PersistError, SessionNotFoundError
+from sandbox_agent.errors import SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["export_events", "print_page", "print_transcript", "read_events"]
+__all__ = ["print_page", "print_transcript", "read_events"]
 
 _PAGE: Final = 500
 
@@ -60,31 +58,6 @@ async def print_transcript(driver: SessionPersistDriver, session_id: str) -> Non
     screen.end_line()
 
 
-async def export_events(driver: SessionPersistDriver, session_id: str, output: Path | None) -> None:
-    """Write a session's events as JSON lines, field names as on the wire.
-
-    Raises:
-        SessionNotFoundError: the store has none of that id.
-        PersistError: the file can't be written.
-    """
-    await _require(driver, session_id)
-    if output is None:
-        async for event in read_events(driver, session_id):
-            click.echo(_line(event))
-        return
-    # Written beside its place and moved there when it is whole.
-    partial = output.with_name(output.name + ".partial")
-    try:
-        with ExitStack() as cleanup:
-            cleanup.callback(partial.unlink, missing_ok=True)
-            with partial.open("wb") as file:
-                async for event in read_events(driver, session_id):
-                    file.write(_line(event) + b"\n")
-            partial.replace(output)
-    except OSError as error:
-        raise PersistError(f"'{output}' can't be written: {error.strerror}") from error
-
-
 async def _require(driver: SessionPersistDriver, session_id: str) -> SessionRecord:
     record = await driver.get_session(session_id)
     if record is None:
@@ -102,19 +75,6 @@ async def read_events(driver: SessionPersistDriver, session_id: str) -> AsyncIte
         cursor = page.next_cursor
         if cursor is None:
             return
-
-
-def _line(event: SessionEvent) -> bytes:
-    fields: dict[str, Any] = {
-        "id": event.id,
-        "eventIndex": event.event_index,
-        "sessionId": event.session_id,
-        "createdAt": event.created_at,
-        "connectionId": event.connection_id,
-        "sender": event.sender,
-        "payload": msgspec.Raw(event.payload_json),
-    }
-    return msgspec.json.encode(fields)
 
 
 def _time(milliseconds: int) -> str:
