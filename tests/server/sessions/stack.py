@@ -33,6 +33,10 @@ def said(text: str) -> list[JsonObject]:
     return [{"type": "text", "text": text}]
 
 
+def _label(part: JsonObject) -> JsonObject:
+    return {"type": part.get("type"), "label": part.get("label")}
+
+
 class Stack:
     """What a server has."""
 
@@ -81,6 +85,18 @@ class Stack:
             if event["type"] == "item.completed"
             for part in event["data"]["item"]["content"]
             if part.get("type") == "status" and part["label"] == label
+        ]
+
+    async def values(self, label: str, name: str = "s") -> list[JsonObject]:
+        """Return what is behind the status items of that label."""
+        return [
+            part["json"]
+            for event in await self.events(name)
+            if event["type"] == "item.completed"
+            and {"type": "status", "label": label}
+            in [_label(each) for each in event["data"]["item"]["content"]]
+            for part in event["data"]["item"]["content"]
+            if part.get("type") == "json"
         ]
 
     async def turn(self, turn: TurnRow, name: str = "s") -> TurnRow:

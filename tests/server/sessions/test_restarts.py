@@ -117,6 +117,8 @@ async def test_a_session_is_loaded_when_its_agent_offers_only_that(
         await stack.over(await stack.say("echo back"))
         (restored,) = await stack.statuses("restored")
         assert restored["detail"].startswith("session/load")
+        # The agent died before it had kept its last answer: whether that is missing can't be known.
+        assert "verified" not in (await stack.values("restored"))[0]
         # what the agent told again is not in the history twice
         said = await stack.texts("user")
         assert said == ["echo the password is swordfish", "die 3", "echo back"]
@@ -154,6 +156,66 @@ async def test_the_history_is_replayed_where_the_agent_has_forgotten_the_session
         (restored,) = await stack.statuses("restored")
         assert restored["detail"].startswith("replay: ")
         assert b"swordfish" in (await prompts_of(stack))[-1]
+        # That it had to be tried is no error of the session's: the death of the agent is the only one.
+        assert (await stack.types()).count("error") == 1
+
+
+HABITS = Path(__file__).parents[2] / "client/loading_agent.py"
+
+
+@pytest.mark.parametrize("habit", ["fails", "dies", "hangs"])
+async def test_the_history_is_replayed_where_the_agents_own_means_fail(
+    habit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_launcher(tmp_path / "data", "odd", [sys.executable, str(HABITS), str(tmp_path / "kept"), habit])
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    async with running(tmp_path, request_timeout=1.0) as stack:
+        await stack.create(agent="odd", model="plan", agent_mode="plan")
+        await stack.over(await stack.say("the word is marmalade"))
+        await stack.over(await stack.say("die"))
+        assert (await stack.over(await stack.say("blocks"))).state == "done"
+        (value,) = await stack.values("restored")
+        assert value["method"] == "replay"
+        assert "verified" not in value
+        assert "User: the word is marmalade" in (await stack.texts("assistant"))[-1]
+        row = (await stack.recorder.session("s")).row
+        assert (row.model, row.agent_mode) == ("plan", "plan")
+        assert (await stack.texts("user"))[-1] == "blocks"
+
+
+@pytest.mark.parametrize(("habit", "verified"), [("plain", True), ("differs", False), ("late", None)])
+async def test_a_loaded_session_says_whether_it_is_the_one_that_is_kept(
+    habit: str, verified: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_launcher(tmp_path / "data", "odd", [sys.executable, str(HABITS), str(tmp_path / "kept"), habit])
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    async with running(tmp_path) as stack:
+        await stack.create(agent="odd")
+        await stack.over(await stack.say("one"))
+    async with running(tmp_path) as stack:
+        await stack.over(await stack.say("two"))
+        (value,) = await stack.values("restored")
+        assert (value["method"], value.get("verified")) == ("session/load", verified)
+        assert await stack.texts("user") == ["one", "two"]
+        assert await stack.texts("assistant") == ["You said one.", "You said two."]
+
+
+async def test_an_agent_session_that_has_not_read_its_replay_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_launcher(tmp_path / "data", "odd", [sys.executable, str(HABITS), str(tmp_path / "kept"), "plain"])
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    async with running(tmp_path) as stack:
+        native = await stack.create(agent="odd")
+        await stack.over(await stack.say("the word is marmalade"))
+        (tmp_path / "kept" / f"{native}.jsonl").unlink()
+    async with running(tmp_path) as stack:
+        # Its new session is made, and it ends in the prompt that has the history.
+        await stack.over(await stack.say("die"))
+    async with running(tmp_path) as stack:
+        await stack.over(await stack.say("blocks"))
+        assert [value["method"] for value in await stack.values("restored")] == ["replay", "replay"]
+        assert "User: the word is marmalade" in (await stack.texts("assistant"))[-1]
 
 
 async def test_a_replay_that_no_agent_has_read_goes_in_front_of_the_next_prompt(

@@ -119,6 +119,8 @@ def _told(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
     told, retelling = Told(), Retelling()
     retelling.begin()
     for event in history(row, rows):
+        if "method" not in event.payload:
+            break  # the answer
         params = _dict(event.payload.get("params"))
         update = _dict(params.get("update"))
         kind: Any = update.get("sessionUpdate")
