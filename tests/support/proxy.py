@@ -96,9 +96,11 @@ class TcpProxy:
         assert self._tasks is not None
         assert self._listener is not None
         self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(exc_type, exc, traceback)
-        with anyio.CancelScope(shield=True):
-            await self._listener.aclose()
+        try:
+            await self._tasks.__aexit__(exc_type, exc, traceback)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._listener.aclose()
 
     async def _handle(self, client: ByteStream) -> None:
         self.accepted += 1
@@ -119,8 +121,10 @@ class TcpProxy:
                     tasks.start_soon(self._pass_on, server, client, "down", connection)
         finally:
             self._connections.discard(connection)
-            await anyio.aclose_forcefully(client)
-            await anyio.aclose_forcefully(server)
+            # The proxy itself may be on its way out.
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(client)
+                await anyio.aclose_forcefully(server)
 
     async def _pass_on(
         self, source: SocketStream, target: SocketStream, direction: Direction, connection: _Connection

@@ -38,7 +38,7 @@ _ADVICE: Mapping[str, str] = MappingProxyType(
         "statement_cache_size=0",
     }
 )
-_LOST: Final = "the connection was lost"
+_UNREADABLE: Final = "the connection string's address"
 _MAX_WORDS: Final = 300
 
 
@@ -63,8 +63,15 @@ def describe_target(connection_string: str | None) -> str:
     """Return host, port and database of a connection string, never user and password."""
     if connection_string is None:
         return "the pool that was handed in"
-    rest = connection_string.partition("://")[2].rpartition("@")[2]
-    return "'" + (rest.partition("?")[0] or "the local server") + "'"
+    try:
+        parts = urlsplit(connection_string)
+        host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+    except ValueError:
+        return _UNREADABLE
+    # A password with characters that should have been escaped may be anywhere.
+    if parts.scheme not in {"postgres", "postgresql"} or "@" in parts.path + parts.query:
+        return _UNREADABLE if connection_string else "the server of the environment"
+    return f"'{host or 'localhost'}{parts.path}'"
 
 
 def hide_password(text: str, connection_string: str | None) -> str:
@@ -118,7 +125,11 @@ def explain_postgres(
             f"can be reached from here, then try again ({detail})"
         )
     if not reached and not code:
-        return PersistError(f"the store at {target} can't be opened: check the connection string ({detail})")
+        # asyncpg's words may quote a part of the password that it took for something else.
+        return PersistError(
+            f"the store at {target} can't be opened: check the connection string, in which a password's "
+            f"special characters are written as %XX ({type(error).__name__})"
+        )
     if code.startswith("22") or isinstance(error, (ValueError, OverflowError)):
         return PersistError(f"the store at {target} can't hold a value, nothing was stored ({detail})")
     return PersistError(f"the store at {target} failed, nothing was stored: see its message ({detail})")

@@ -15,8 +15,10 @@ from sandbox_agent.persist.postgres_errors import describe_target, explain_postg
 __all__ = ["CONNECT_SECONDS", "DEFAULT_MAX_SIZE", "DEFAULT_TIMEOUT", "PostgresLink"]
 
 T = TypeVar("T")
-# To open a connection or to get one of the pool; and to give one back whose statement was cancelled.
+# To open a connection, or to get one of the pool.
 CONNECT_SECONDS: Final = 10.0
+# To give one back whose statement was cancelled; it is closed if the server does not confirm that by then.
+_RELEASE_SECONDS: Final = 2.0
 # One call's statements.
 DEFAULT_TIMEOUT: Final = 30.0
 DEFAULT_MAX_SIZE: Final = 8
@@ -172,7 +174,7 @@ class PostgresLink:
                     continue
                 explained = self._explain(error, reached=reached)
                 explained.session_id = session_id
-                raise explained from error
+                raise explained from (error if reached else None)
 
     @asynccontextmanager
     async def _borrowed(self) -> AsyncGenerator[Connection]:
@@ -180,9 +182,11 @@ class PostgresLink:
         if pool is None:
             self.refuse_closed()
         assert pool is not None
-        # The pool remembers the timeout for taking the connection back.
-        async with pool.acquire(timeout=CONNECT_SECONDS) as connection:
+        connection: Connection = await pool.acquire(timeout=CONNECT_SECONDS)
+        try:
             yield connection
+        finally:
+            await pool.release(connection, timeout=_RELEASE_SECONDS)
 
     async def _get_ready(self) -> None:
         self.refuse_closed()
@@ -205,7 +209,7 @@ class PostgresLink:
                     with anyio.fail_after(self._timeout):
                         await self._prepare(connection)
             except self._failures() as error:
-                raise self._explain(error, reached=reached) from error
+                raise self._explain(error, reached=reached) from (error if reached else None)
             self._ready = True
 
     async def _is_direct(self) -> bool:
@@ -218,7 +222,8 @@ class PostgresLink:
                     pid = int(connection.get_server_pid())
                     return await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}") == "SELECT 1"
         except self._failures() as error:
-            raise self._explain(error, reached=reached) from error
+            # Of a connection that could not be made the cause may show the connection string.
+            raise self._explain(error, reached=reached) from (error if reached else None)
 
     async def _open(self) -> Pool:
         asyncpg = load_asyncpg()
@@ -235,7 +240,6 @@ class PostgresLink:
                 **self._settings(),
             )
         except self._failures() as error:
-            # Its cause may show the connection string.
             raise self._explain(error, reached=False) from None
         return pool
 

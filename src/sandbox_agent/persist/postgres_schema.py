@@ -15,9 +15,10 @@ from typing import Final
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres_asyncpg import Connection
 
-__all__ = ["SCHEMA_VERSION", "Tables", "mark", "prepare_store", "quoted"]
+__all__ = ["SCHEMA_VERSION", "STORE_TABLE", "Tables", "mark", "prepare_store", "quoted"]
 
 SCHEMA_VERSION: Final = 1
+STORE_TABLE: Final = "session_store"
 # What PostgreSQL cuts names to, in bytes.
 _MAX_NAME: Final = 63
 _SESSION_COLUMNS: Final = {
@@ -87,7 +88,7 @@ class Tables:
             sessions=f"{place}.sessions",
             events=f"{place}.events",
             writers=f"{place}.session_writers",
-            store=f"{place}.session_store",
+            store=f"{place}.{STORE_TABLE}",
             texts=f"{place}.session_texts",
             searched=f"{place}.session_searched",
             channel=f"sandbox_agent_{mark(schema)}",
@@ -135,7 +136,14 @@ async def prepare_store(connection: Connection, tables: Tables) -> str:
 
 
 async def _identity(connection: Connection, tables: Tables) -> str | None:
-    if await connection.fetchval("SELECT to_regclass($1)::text", tables.store) is None:
+    # Asked of the catalogue's rows: to_regclass() may not yet know of what another one has just made.
+    there = await connection.fetchval(
+        "SELECT 1 FROM pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS place "
+        "ON place.oid = class.relnamespace WHERE place.nspname = $1 AND class.relname = $2",
+        tables.schema,
+        STORE_TABLE,
+    )
+    if there is None:
         return None
     row = await connection.fetchrow(f"SELECT version, store_id FROM {tables.store}")  # noqa: S608 - quoted
     if row is None:

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
+from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
 _asyncpg: Any = importlib.import_module("asyncpg")
 
 
+@pytest.fixture(scope="module")
+def dsn(postgres: PostgresServer) -> Iterator[str]:
+    """One database for all these tests, each of which has a schema: a database takes longer to make."""
+    dsn = postgres.create_database()
+    yield dsn
+    postgres.drop_database(dsn)
+
+
+@pytest.fixture
+def schema() -> str:
+    return f'An "odd" schéma {secrets.token_hex(4)}'
+
+
 class TestPostgresDriver(SessionPersistDriverSuite):
     @pytest.fixture
-    async def driver(self, postgres_dsn: str) -> AsyncIterator[PostgresSessionPersistDriver]:
-        driver = PostgresSessionPersistDriver(postgres_dsn)
+    async def driver(self, dsn: str, schema: str) -> AsyncIterator[PostgresSessionPersistDriver]:
+        driver = PostgresSessionPersistDriver(dsn, schema=schema)
         yield driver
         await driver.close()
 
 
 class TestPostgresDriverOverAPoolOfTheCallers(SessionPersistDriverSuite):
     @pytest.fixture
-    async def driver(self, postgres_dsn: str) -> AsyncIterator[PostgresSessionPersistDriver]:
-        async with _asyncpg.create_pool(postgres_dsn, min_size=1, max_size=4) as pool:
-            driver = PostgresSessionPersistDriver(pool=pool, schema='An "odd" schéma')
+    async def driver(self, dsn: str, schema: str) -> AsyncIterator[PostgresSessionPersistDriver]:
+        async with _asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool:
+            driver = PostgresSessionPersistDriver(pool=pool, schema=schema)
             yield driver
             await driver.close()
 
 
 class TestPostgresDriverWithoutPreparedStatements(SessionPersistDriverSuite):
     @pytest.fixture
-    async def driver(self, postgres_dsn: str) -> AsyncIterator[PostgresSessionPersistDriver]:
-        driver = PostgresSessionPersistDriver(postgres_dsn, statement_cache_size=0, max_size=2)
+    async def driver(self, dsn: str, schema: str) -> AsyncIterator[PostgresSessionPersistDriver]:
+        driver = PostgresSessionPersistDriver(dsn, schema=schema, statement_cache_size=0, max_size=2)
         yield driver
         await driver.close()
