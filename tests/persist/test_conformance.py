@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
 
-from sandbox_agent.persist.base import SessionPersistDriver, decode_cursor, encode_cursor, normalize_limit
+from sandbox_agent.persist.base import (
+    Capability,
+    SessionPersistDriver,
+    decode_cursor,
+    encode_cursor,
+    normalize_limit,
+)
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
@@ -66,10 +73,27 @@ def _cut(
     return rows[:size], len(rows) > size
 
 
+class SixMethodDriver(FiveMethodDriver):
+    """One that can delete, too: its followers end with the session."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.DELETE})
+
+    async def delete_session(self, session_id: str, /) -> None:
+        await super().delete_session(session_id)
+        self.sessions.pop(session_id, None)
+        self.events = {key: event for key, event in self.events.items() if event.session_id != session_id}
+
+
 class TestFiveMethodDriver(SessionPersistDriverSuite):
     @pytest.fixture
     def driver(self) -> FiveMethodDriver:
         return FiveMethodDriver()
+
+
+class TestSixMethodDriver(SessionPersistDriverSuite):
+    @pytest.fixture
+    def driver(self) -> SixMethodDriver:
+        return SixMethodDriver()
 
 
 class TestInMemoryDriver(SessionPersistDriverSuite):

@@ -25,10 +25,13 @@ class InMemoryMachine(DriverMachine):
 class FiveMethodMachine(DriverMachine):
     """Everything by the slower defaults, on a store that outlives the driver object."""
 
+    def __init__(self) -> None:
+        self.store = FiveMethodDriver()
+        super().__init__()
+
     def make_driver(self) -> SessionPersistDriver:
         driver = FiveMethodDriver()
-        stored = self.__dict__.setdefault("stored", driver)
-        driver.sessions, driver.events = stored.sessions, stored.events
+        driver.sessions, driver.events = self.store.sessions, self.store.events
         return driver
 
 

@@ -121,7 +121,7 @@ class SessionPersistDriver(ABC):
         All of them are kept when it returns; an event whose id is already stored in the session (a
         retry) keeps the index that it has and is not stored again. A native append keeps all of them or
         none; this default inserts one at a time, reads the whole session first, remembers the ids, and
-        assumes that no other process appends to the session.
+        assumes that from then on nobody else stores events of the session.
 
         Args:
             session_id: the session of all the events.
@@ -156,31 +156,46 @@ class SessionPersistDriver(ABC):
     async def delete_session(self, session_id: str, /) -> None:
         """Erase the record and its events; nothing happens where there is none.
 
+        A driver that overrides this and leaves ``append_events`` as it is calls it, too: it forgets how the
+        session's events were numbered.
+
         Raises:
             NotImplementedError: the driver does not declare Capability.DELETE.
         """
-        raise NotImplementedError(f"{type(self).__name__} can't delete sessions: it declares no DELETE")
+        if Capability.DELETE not in self.capabilities:
+            raise NotImplementedError(f"{type(self).__name__} can't delete sessions: it declares no DELETE")
+        if self._numberings is not None:
+            self._numberings.forget(session_id)
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events behind an index and those that are stored meanwhile, by whomever.
 
         Each comes once, in order. It goes on until the caller ends it (``contextlib.aclosing``), the
-        driver is closed or the session is deleted; this default looks for new events ten times a second.
+        driver is closed or the session is deleted; this default looks for new events ten times a second, and
+        does not end by itself when the driver is closed.
         """
         last = after
+        seen = False
         while True:
-            page = await self.list_events(session_id, cursor=self.cursor_after(last))
-            cursor = page.next_cursor
+            cursor = self.cursor_after(last)
             while True:
+                page = await self.list_events(session_id, cursor=cursor)
+                seen = seen or bool(page.items)
                 for event in page.items:
                     if event.event_index > last:
                         last = event.event_index
                         yield event
+                cursor = page.next_cursor
                 if cursor is None:
                     break
-                page = await self.list_events(session_id, cursor=cursor)
-                cursor = page.next_cursor
+            if seen and Capability.DELETE in self.capabilities and await self._is_gone(session_id):
+                return
             await anyio.sleep(_FOLLOW_INTERVAL)
+
+    async def _is_gone(self, session_id: str) -> bool:
+        if await self.get_session(session_id) is not None:
+            return False
+        return not (await self.list_events(session_id, limit=1)).items
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None

@@ -83,3 +83,7 @@ class Numberings:
             if idle not in (None, session_id):
                 del self._by_session[idle]
         return numbering
+
+    def forget(self, session_id: str) -> None:
+        """Read the session again before it is appended to."""
+        self._by_session.pop(session_id, None)
