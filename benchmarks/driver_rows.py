@@ -8,11 +8,10 @@ import statistics
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
 from tests.support.npm import PEERS, node_modules
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
@@ -30,6 +29,8 @@ from benchmarks.raw_stores import raw_postgres, raw_redis, raw_sqlite
 from benchmarks.sdk import fill, run_resume
 from benchmarks.table import DriverRow, show_drivers
 from sandbox_agent import InMemorySessionPersistDriver, SessionPersistDriver, SQLiteSessionPersistDriver
+from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.redis import RedisSessionPersistDriver
 
 __all__ = ["driver_rows"]
 
@@ -91,8 +92,8 @@ async def _kinds(folder: Path) -> AsyncGenerator[dict[str, _Kind]]:
         kinds: dict[str, _Kind] = {
             "memory": _Kind(memory(), memory, None),
             "sqlite": _Kind(sqlite(), sqlite, beside_sqlite),
-            "postgres": _Kind(in_postgres(), in_postgres, lambda batches: raw_postgres(dsn, batches)),
-            "redis": _Kind(in_redis(), in_redis, lambda batches: raw_redis(redis_url, batches)),
+            "postgres": _Kind(in_postgres(), in_postgres, partial(raw_postgres, dsn)),
+            "redis": _Kind(in_redis(), in_redis, partial(raw_redis, redis_url)),
         }
         for kind in kinds.values():
             stack.push_async_callback(kind.driver.close)
