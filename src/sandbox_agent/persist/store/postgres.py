@@ -14,7 +14,13 @@ from sandbox_agent.persist.postgres_link import PostgresLink
 from sandbox_agent.persist.store.postgres_erase import Aged, Eraser
 from sandbox_agent.persist.store.postgres_owner import Owner
 from sandbox_agent.persist.store.postgres_read import Reader
-from sandbox_agent.persist.store.postgres_schema import DEFAULT_SCHEMA, in_schema, lock_class, migrate
+from sandbox_agent.persist.store.postgres_schema import (
+    DEFAULT_SCHEMA,
+    check_version,
+    in_schema,
+    lock_class,
+    migrate,
+)
 from sandbox_agent.persist.store.postgres_search import search
 from sandbox_agent.persist.store.postgres_write import Batch, write
 from sandbox_agent.persist.store.rows import (
@@ -49,6 +55,7 @@ class PostgresSessionStore:
         namespace: whose sessions these are; one server at a time has it.
         schema: where the tables are; made if there is none.
         max_size: connections at most, beside the one that holds the namespace.
+        read_only: look at another server's sessions: nothing is made, migrated, owned or written.
     """
 
     def __init__(
@@ -58,11 +65,12 @@ class PostgresSessionStore:
         namespace: str,
         schema: str = DEFAULT_SCHEMA,
         max_size: int = _MAX_SIZE,
+        read_only: bool = False,
     ) -> None:
         self._sql = in_schema(schema)
 
         async def prepare(connection: Connection) -> None:
-            await migrate(connection, schema)
+            await (check_version if read_only else migrate)(connection, schema)
 
         self._link = PostgresLink(
             connection_string, max_size=max_size, prepare=prepare, name="sandbox-agent server"
@@ -70,6 +78,7 @@ class PostgresSessionStore:
         self._owner = Owner(self._link, self._sql, lock_class(schema), namespace)
         self._reader = Reader(self._sql, 0)
         self._eraser = Eraser(self._sql, self._owner)
+        self._read_only = read_only
 
     @property
     def trouble(self) -> str | None:
@@ -82,7 +91,7 @@ class PostgresSessionStore:
         Raises:
             PersistError: another server has it, a newer version made the tables, or the database fails.
         """
-        await self._owner.take()
+        await (self._owner.look() if self._read_only else self._owner.take())
         self._reader.number = self._owner.number
 
     async def close(self) -> None:

@@ -87,6 +87,26 @@ class Owner:
             await self._take_lock()
         self._keeping = asyncio.ensure_future(self._keep())
 
+    async def look(self) -> None:
+        """Find the namespace without becoming its owner; whoever writes then is refused.
+
+        Raises:
+            PersistError: there is none of that name, or the database fails.
+        """
+
+        async def find(connection: Connection) -> object:
+            statement = self._sql("SELECT number FROM @.store_namespaces WHERE name = $1")
+            return await connection.fetchval(statement, to_text(self._name))
+
+        found = await self._link.run(find)
+        if not isinstance(found, int):
+            raise PersistError(
+                f"the store at {self._link.target} has no namespace '{self._name}': name the one that its "
+                "server has (--store-namespace, or store-namespace in its folder for data)"
+            )
+        self.number = found
+        self.replaced = "this store was opened to be read, nothing was stored: its server writes it"
+
     async def let_go(self) -> None:
         """Let others have it."""
         keeping, self._keeping = self._keeping, None

@@ -22,7 +22,7 @@ from typing import Final
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres_asyncpg import Connection
 
-__all__ = ["DEFAULT_SCHEMA", "SCHEMA_VERSION", "Sql", "in_schema", "lock_class", "migrate"]
+__all__ = ["DEFAULT_SCHEMA", "SCHEMA_VERSION", "Sql", "check_version", "in_schema", "lock_class", "migrate"]
 
 DEFAULT_SCHEMA: Final = "public"
 _MAX_NAME: Final = 63
@@ -181,6 +181,30 @@ def lock_class(schema: str) -> int:
     """Return the first number of the advisory locks of a schema's stores; the second is the namespace's."""
     digest = hashlib.blake2s(f"sandbox-agent store {schema}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, signed=True)
+
+
+async def check_version(connection: Connection, schema: str) -> None:
+    """Check that there are tables of this version, for whoever reads them only.
+
+    Raises:
+        PersistError: there are none, or of another version.
+    """
+    sql = in_schema(schema)
+    there = await connection.fetchval("SELECT to_regclass($1)::text", sql("@.store_meta"))
+    version = 0
+    if there is not None:
+        statement = sql("SELECT value FROM @.store_meta WHERE name = 'schema_version'")
+        version = int(await connection.fetchval(statement) or 0)
+    if version == 0:
+        raise PersistError(
+            f"the database holds no server's store in its schema '{schema}': name the one that a server "
+            "was given by --store"
+        )
+    if version != SCHEMA_VERSION:
+        raise PersistError(
+            f"the store is of schema version {version} and this release reads {SCHEMA_VERSION}: "
+            f"{'upgrade sandbox-agent-py' if version > SCHEMA_VERSION else 'start its server once'}"
+        )
 
 
 async def migrate(connection: Connection, schema: str) -> None:

@@ -26,7 +26,7 @@ from typing import Final
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "migrate", "require_features"]
+__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "check_version", "migrate", "require_features"]
 
 # UPSERT with several rows, FTS5's column filters and SQLite's 32,766 parameters: Debian 11 has 3.34.
 _OLDEST_SQLITE: Final = (3, 32, 0)
@@ -175,6 +175,21 @@ def migrate(connection: sqlite3.Connection) -> None:
     if version < SCHEMA_VERSION:
         connection.execute(
             "INSERT OR REPLACE INTO store_meta (name, value) VALUES ('schema_version', ?)", (SCHEMA_VERSION,)
+        )
+
+
+def check_version(connection: sqlite3.Connection) -> None:
+    """Check that the tables are of this version, for whoever reads them only.
+
+    Raises:
+        PersistError: they are not.
+    """
+    found = connection.execute("SELECT value FROM store_meta WHERE name = 'schema_version'").fetchone()
+    version = int(found[0]) if found else 0
+    if version != SCHEMA_VERSION:
+        raise PersistError(
+            f"the store is of schema version {version} and this release reads {SCHEMA_VERSION}: "
+            f"{'upgrade sandbox-agent-py' if version > SCHEMA_VERSION else 'start its server once'}"
         )
 
 
