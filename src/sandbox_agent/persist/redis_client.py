@@ -244,8 +244,8 @@ class RedisLink:
             return await self._client.execute_command(*line, NEVER_DECODE=True)
         async with cast("Any", self._client).pipeline(transaction=False) as pipeline:
             pipeline.execute_command(*line, NEVER_DECODE=True)
-            # The server's own wait ends before ours does.
-            pipeline.execute_command("WAIT", self._wait_replicas, int(self.timeout * 500))
+            # The server's own wait ends before ours does, also where the script has to be sent after all.
+            pipeline.execute_command("WAIT", self._wait_replicas, int(self.timeout * 1000 / 3))
             answer, confirmed = await pipeline.execute(raise_on_error=True)
         if confirmed < self._wait_replicas:
             raise PersistError(
