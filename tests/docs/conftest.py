@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers import ServerProcess, our_server
+from tests.support.servers import ServerProcess, our_server, put_launcher
 
 
 @pytest.fixture(scope="session")
 def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server without a token."""
-    with our_server(tmp_path_factory.mktemp("docs")) as server:
+    """A server without a token; its ``codex`` is a mock."""
+    folder = tmp_path_factory.mktemp("docs")
+    put_launcher(folder / "data", "codex", [sys.executable, "-m", "sandbox_agent.agents.mock"])
+    with our_server(folder) as server:
         yield server

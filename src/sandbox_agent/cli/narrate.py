@@ -96,11 +96,17 @@ class Narrator:
         self._plan = entries
 
     def _restored(self, restored: SessionRestored) -> None:
-        left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
-        self._screen.note(
-            f"restored  in a new agent session by {restored.method}: {restored.replayed} events{left_out}",
-            "yellow",
-        )
+        if restored.method == "replay":
+            left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
+            means = f"in a new agent session by replay: {restored.replayed} events{left_out}"
+        else:
+            differs = (
+                "; its history is another than the one that is kept" if restored.verified is False else ""
+            )
+            means = f"by the agent's {restored.method}{differs}"
+        self._screen.note(f"restored  {means}", "yellow")
+        if restored.agent:
+            self._screen.note(f"agent  {restored.agent}, no longer {restored.from_agent}", "yellow")
         for what, why in (restored.failed or {}).items():
             self._screen.note(f"not restored  {what}: {why}", "red")
 
