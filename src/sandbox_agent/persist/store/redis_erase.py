@@ -25,7 +25,7 @@ _SLICE_BYTES: Final = 2 * 1024 * 1024
 # Texts take longer: each of their words is taken out of the index. Places of the index in one call.
 _SLICE_TEXTS: Final = 200
 _SLICE_TEXT_BYTES: Final = 256 * 1024
-_PLACES: Final = 1_000
+_PLACES: Final = 200
 _SESSIONS_PAGE: Final = 250
 # Texts that the index counts as one block.
 _BLOCK: Final = 512

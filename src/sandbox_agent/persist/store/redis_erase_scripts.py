@@ -86,13 +86,16 @@ for _, item in ipairs(work[1]) do
   for _, one in ipairs(item[3]) do places[one] = true end
   local posted = call('HGET', place, block)
   if posted then
-    local kept = {}
-    for i = 1, #posted, 2 do
-      local high, low = string.byte(posted, i, i + 1)
-      if not places[high * 2 + math.floor(low / 128)] then kept[#kept + 1] = string.sub(posted, i, i + 1) end
+    local kept, bytes, from = {}, {string.byte(posted, 1, -1)}, 1
+    for i = 1, #bytes, 2 do
+      if places[bytes[i] * 2 + math.floor(bytes[i + 1] / 128)] then
+        if i > from then kept[#kept + 1] = string.sub(posted, from, i - 1) end
+        from = i + 2
+      end
     end
+    if from <= #posted then kept[#kept + 1] = string.sub(posted, from) end
     if #kept == 0 then call('HDEL', place, block)
-    elseif #kept * 2 < #posted then call('HSET', place, block, table.concat(kept)) end
+    elseif from > 1 then call('HSET', place, block, table.concat(kept)) end
   end
 end
 local newest, bytes = math.floor(tonumber(call('HGET', P..'meta', 'text') or 0) / 512), 0

@@ -102,8 +102,9 @@ class Owner:
         """Let the namespace go. Safe to call twice."""
         task, self._renewing = self._renewing, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():  # a cancellation may be swallowed by what it meets
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
             try:
                 await self._link.run(_release, (self.base,), (self._id,))
             except PersistError as error:

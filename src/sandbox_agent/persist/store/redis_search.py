@@ -31,8 +31,9 @@ _MAX_READ: Final = 2_000
 _MAX_LIMIT: Final = 1_000
 # Postings that one call looks at: some milliseconds of the server's.
 _WORK: Final = 20_000
-# Texts of one call.
+# Texts of one call; the first that are read for a phrase are often enough.
 _PAGE: Final = 100
+_FIRST_PAGE: Final = 25
 _FOREVER: Final = 2**62
 
 _count: Final = Script(COUNT)
@@ -132,7 +133,7 @@ async def _with_phrases(
         async for found in candidates:
             page.append(found)
             read += 1
-            if len(page) == _PAGE or read == _MAX_READ:
+            if len(page) == _PAGE or read in (_FIRST_PAGE, _MAX_READ):
                 for one in await _checked(owner, page, asked):
                     yield one
                 page = []

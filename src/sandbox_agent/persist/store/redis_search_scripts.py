@@ -76,9 +76,9 @@ while true do
       local posted = call('HGET', place[1], block)
       if not posted then kept = {} break end
       work = work + #posted / 2
-      local list, times = {}, {}
-      for i = 1, #posted, 2 do
-        local upper, lower = string.byte(posted, i, i + 1)
+      local list, times, bytes = {}, {}, {string.byte(posted, 1, -1)}
+      for i = 1, #bytes, 2 do
+        local upper, lower = bytes[i], bytes[i + 1]
         local at = upper * 2 + math.floor(lower / 128)
         if number == 1 or counts[at] then
           list[#list + 1] = at

@@ -127,7 +127,7 @@ def snippet(text: str, query: Query) -> str:
 
     It is up to 24 words long; ``…`` stands for what is left out before and behind it.
     """
-    start, end = _extent(_found(text, query.words))
+    start, end = _extent(_units(text, query), len(query.single) + len(query.phrases))
     # A word may be as long as the text is; its beginning and end are enough to see.
     before = list(_iterate(text, max(start - _SNIPPET_CHARACTERS, 0), start))
     behind = list(islice(_iterate(text, start, end + _SNIPPET_CHARACTERS), _SNIPPET_WORDS))
@@ -140,29 +140,46 @@ def snippet(text: str, query: Query) -> str:
     head, tail = _WORD.search(text, 0, first) is not None, _WORD.search(text, last) is not None
     out = ["…" if head else text[:first]]
     at = first
-    for begin, finish in _matches(shown, query):
+    for begin, finish in _marked(text[:last], first, query):
         out += [text[at:begin], "[", text[begin:finish], "]"]
         at = finish
     return "".join([*out, text[at:last], "…" if tail else text[last:]])
 
 
-def _found(text: str, wanted: list[str]) -> Iterator[Word]:
+def _found(text: str, wanted: list[str], start: int) -> Iterator[Word]:
     if text.isascii() and all(word.isascii() and len(word) < _MAX_WORD for word in wanted):
         choice = "|".join(sorted(wanted, key=len, reverse=True))
-        for match in re.finditer(rf"(?<![a-z0-9])(?:{choice})(?![a-z0-9])", text.lower()):
+        pattern = re.compile(rf"(?<![a-z0-9])(?:{choice})(?![a-z0-9])")
+        for match in pattern.finditer(text.lower(), start):
             yield Word(match.group(), match.start(), match.end())
     else:
         kept = set(wanted)
-        yield from (word for word in _iterate(text) if word.word in kept)
+        yield from (word for word in _iterate(text, start) if word.word in kept)
 
 
-def _extent(found: Iterator[Word]) -> tuple[int, int]:
-    """Return where, in about a snippet's length, most of the words are."""
+def _units(text: str, query: Query, start: int = 0) -> Iterator[Word]:
+    """Return the phrases and single words of a query where they are in a text, by their ends."""
+    single = set(query.single)
+    # The words before this one that nothing but blanks and marks is between.
+    run: list[Word] = []
+    for word in _found(text, query.words, start):
+        if query.phrases:
+            run = [] if run and _WORD.search(text, run[-1].end, word.start) else run[-_MAX_QUERY:]
+            run.append(word)
+            for phrase in query.phrases:
+                if [one.word for one in run[-len(phrase) :]] == phrase:
+                    yield Word(" ".join(phrase), run[-len(phrase)].start, word.end)
+        if word.word in single:
+            yield word
+
+
+def _extent(units: Iterator[Word], wanted: int) -> tuple[int, int]:
+    """Return where, in about a snippet's length, most of what is wanted is."""
     window: deque[Word] = deque()
     counts: Counter[str] = Counter()
     most = 0
     extent = (0, 0)
-    for word in found:
+    for word in units:
         window.append(word)
         counts[word.word] += 1
         while counts[window[0].word] > 1 or word.end - window[0].start > _SNIPPET_CHARACTERS:
@@ -173,20 +190,18 @@ def _extent(found: Iterator[Word]) -> tuple[int, int]:
             if not counts[gone]:
                 del counts[gone]
         if len(counts) > most:
-            most, extent = len(counts), (window[0].start, word.end)
+            most, extent = len(counts), (min(one.start for one in window), word.end)
+            if most == wanted:
+                break
     return extent
 
 
-def _matches(window: list[Word], query: Query) -> list[tuple[int, int]]:
-    """Return from where to where there are words that are looked for; a phrase is one."""
+def _marked(text: str, start: int, query: Query) -> list[tuple[int, int]]:
+    """Return from where to where there is what is looked for, in order; what overlaps is one."""
     found: list[tuple[int, int]] = []
-    at = 0
-    while at < len(window):
-        length = 0
-        for phrase in [*query.phrases, *([word] for word in query.single)]:
-            if [word.word for word in window[at : at + len(phrase)]] == phrase:
-                length = max(length, len(phrase))
-        if length:
-            found.append((window[at].start, window[at + length - 1].end))
-        at += length or 1
+    for begin, end in sorted((unit.start, unit.end) for unit in _units(text, query, start)):
+        if found and begin < found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((begin, end))
     return found
