@@ -10,6 +10,9 @@ from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import KEY_VARIABLE, open_driver, parse_store_url
 from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
+from sandbox_agent.persist.store.view import StoreDriver
 from sandbox_agent.testing.drivers import make_session
 
 pytestmark = pytest.mark.anyio
@@ -98,3 +101,24 @@ async def test_an_encrypted_store_needs_its_key(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(InvalidRequestError, match=f"set {KEY_VARIABLE} to 32 random bytes as base64"):
         open_driver(f"encrypted+sqlite:{tmp_path / 's.db'}")
+
+
+async def test_a_servers_own_file_shows_its_sessions(tmp_path: Path) -> None:
+    path = tmp_path / "server.db"
+    writer, reader = SQLiteThread(path), SQLiteThread(path, read_only=True)
+    store = SQLiteSessionStore(writer, reader)
+    await store.open()
+    await store.close()
+    await reader.close()
+    await writer.close()
+    driver = open_driver(f"sqlite:{path}")
+    assert isinstance(driver, StoreDriver)
+    assert (await driver.list_sessions()).items == []
+    await driver.close()
+
+
+@pytest.mark.parametrize("url", ["postgres://h/d", "redis://h"])
+async def test_a_namespace_means_a_servers_sessions(url: str) -> None:
+    driver = open_driver(url, namespace="team")
+    assert isinstance(driver, StoreDriver)
+    await driver.close()

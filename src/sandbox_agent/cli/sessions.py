@@ -16,6 +16,13 @@ _store = store_option(
     "--store", envvar="SANDBOX_AGENT_STORE", show_envvar=True, required=True, help="A path, or a store's URL."
 )
 
+_namespace = click.option(
+    "--store-namespace",
+    "namespace",
+    metavar="NAME",
+    help="The sessions of the server that keeps them in the store under this name.",
+)
+
 
 @click.group()
 def sessions() -> None:
@@ -29,30 +36,35 @@ def sessions() -> None:
 
 @sessions.command("list")
 @_store
+@_namespace
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Sessions a page."
 )
 @click.option("--cursor", help="Where the page before ended.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: items and nextCursor.")
-def list_(*, store: str, limit: int, cursor: str | None, as_json: bool) -> None:
+def list_(*, store: str, namespace: str | None, limit: int, cursor: str | None, as_json: bool) -> None:
     """List sessions, oldest first."""
     from sandbox_agent.cli.stored import print_page
 
-    run_on_store(lambda driver: print_page(driver, limit=limit, cursor=cursor, as_json=as_json), store)
+    run_on_store(
+        lambda driver: print_page(driver, limit=limit, cursor=cursor, as_json=as_json), store, namespace
+    )
 
 
 @sessions.command()
 @_store
+@_namespace
 @click.argument("session_id", metavar="ID")
-def show(*, store: str, session_id: str) -> None:
+def show(*, store: str, namespace: str | None, session_id: str) -> None:
     """Show a session as a transcript to read."""
     from sandbox_agent.cli.stored import print_transcript
 
-    run_on_store(lambda driver: print_transcript(driver, session_id), store)
+    run_on_store(lambda driver: print_transcript(driver, session_id), store, namespace)
 
 
 @sessions.command()
 @_store
+@_namespace
 @click.argument("session_ids", metavar="[ID]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All sessions of the store.")
 @click.option("--with-record", is_flag=True, help="One session with its record, so that it can be resumed.")
@@ -63,7 +75,13 @@ def show(*, store: str, session_id: str) -> None:
     help="The file to write; default: standard output.",
 )
 def export(
-    *, store: str, session_ids: tuple[str, ...], everything: bool, with_record: bool, output: Path | None
+    *,
+    store: str,
+    namespace: str | None,
+    session_ids: tuple[str, ...],
+    everything: bool,
+    with_record: bool,
+    output: Path | None,
 ) -> None:
     """Export sessions as JSON lines, byte for byte what was said in `payload`.
 
@@ -78,6 +96,7 @@ def export(
     run_on_store(
         lambda driver: export_sessions(driver, session_ids, output, with_record=with_record),
         store,
+        namespace,
     )
 
 
@@ -106,9 +125,22 @@ def import_(*, file: BinaryIO, into: str, agent: str) -> None:
 @click.argument("session_ids", metavar="[ID]...", nargs=-1)
 @store_option("--from", "source", required=True, help="Where they are: a path, or a store's URL.")
 @store_option("--to", "target", required=True, must_exist=False, help="Where they go: the same.")
+@click.option(
+    "--from-namespace",
+    metavar="NAME",
+    help="The sessions of the server that keeps them there under this name.",
+)
 @click.option("--keep", is_flag=True, help="Leave them in the source as well: copy.")
 @click.option("--verify", is_flag=True, help="Compare every byte.")
-def move(*, session_ids: tuple[str, ...], source: str, target: str, keep: bool, verify: bool) -> None:
+def move(
+    *,
+    session_ids: tuple[str, ...],
+    source: str,
+    target: str,
+    from_namespace: str | None,
+    keep: bool,
+    verify: bool,
+) -> None:
     """Move sessions, all of them where no ID is given, from one store into another.
 
     A session is deleted in the source when it is in the target and was compared. Interrupted, it goes on
@@ -116,4 +148,6 @@ def move(*, session_ids: tuple[str, ...], source: str, target: str, keep: bool, 
     """
     from sandbox_agent.cli.transferring import move_sessions
 
-    asyncio.run(move_sessions(source, target, session_ids, keep=keep, verify=verify))
+    asyncio.run(
+        move_sessions(source, target, session_ids, namespace=from_namespace, keep=keep, verify=verify)
+    )

@@ -38,7 +38,7 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncGenerator[SessionPersistDriver]:
+async def opened(url: str, *, namespace: str | None = None) -> AsyncGenerator[SessionPersistDriver]:
     """Open a store's driver and close it.
 
     Raises:
@@ -48,7 +48,7 @@ async def opened(url: str) -> AsyncGenerator[SessionPersistDriver]:
     from sandbox_agent.persist.open import open_driver
 
     try:
-        driver = open_driver(url)
+        driver = open_driver(url, namespace=namespace)
     except ImportError as error:
         raise InvalidRequestError(str(error)) from error
     try:
@@ -57,11 +57,13 @@ async def opened(url: str) -> AsyncGenerator[SessionPersistDriver]:
         await driver.close()
 
 
-def run_on_store(work: Callable[[SessionPersistDriver], Coroutine[Any, Any, None]], url: str) -> None:
+def run_on_store(
+    work: Callable[[SessionPersistDriver], Coroutine[Any, Any, None]], url: str, namespace: str | None
+) -> None:
     """Run the work on an opened store."""
 
     async def with_driver() -> None:
-        async with opened(url) as driver:
+        async with opened(url, namespace=namespace) as driver:
             await work(driver)
 
     asyncio.run(with_driver())

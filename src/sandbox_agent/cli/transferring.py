@@ -88,7 +88,13 @@ async def import_sessions(file: BinaryIO, into: str, *, agent: str) -> None:
 
 
 async def move_sessions(
-    source_url: str, target_url: str, session_ids: Sequence[str], *, keep: bool, verify: bool
+    source_url: str,
+    target_url: str,
+    session_ids: Sequence[str],
+    *,
+    namespace: str | None,
+    keep: bool,
+    verify: bool,
 ) -> None:
     """Move sessions, all where none is named, from one store into another.
 
@@ -99,7 +105,7 @@ async def move_sessions(
     """
     ids = list(session_ids) or None
     began = time.monotonic()
-    async with opened(source_url) as source, opened(target_url) as target:
+    async with opened(source_url, namespace=namespace) as source, opened(target_url) as target:
         total = await measure(source, ids)
         verb = "copying" if keep else "moving"
         with Bar(f"{verb} {total.sessions:,} sessions", total.indexes) as bar:

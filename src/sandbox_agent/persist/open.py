@@ -112,7 +112,7 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
 
     Args:
         url: where the store is.
-        namespace: which part of a shared database: PostgreSQL's schema, the prefix of Redis keys.
+        namespace: the sessions of the server that keeps them in a shared database under that name, to read.
 
     Raises:
         InvalidRequestError: no driver is known for the URL, it has no namespaces, or a key is missing.
@@ -131,28 +131,37 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
 def _open(store: StoreURL, namespace: str | None) -> SessionPersistDriver:
     if namespace is not None and store.kind in ("memory", "sqlite"):
         raise InvalidRequestError(
-            f"'{store.shown}' has no namespaces: leave the namespace out, or name another file"
+            f"'{store.shown}' has no namespaces: leave the namespace out, a server's file needs none"
         )
     if store.kind == "memory":
         from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 
         return InMemorySessionPersistDriver()
     if store.kind == "postgres":
+        if namespace is not None:
+            from sandbox_agent.persist.store.view import postgres_store_driver
+
+            return postgres_store_driver(store.where, namespace=namespace)
         from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
 
-        if namespace is None:
-            return PostgresSessionPersistDriver(store.where)
-        return PostgresSessionPersistDriver(store.where, schema=namespace)
+        return PostgresSessionPersistDriver(store.where)
     if store.kind == "redis":
+        if namespace is not None:
+            from sandbox_agent.persist.store.view import redis_store_driver
+
+            return redis_store_driver(store.where, namespace=namespace)
         from sandbox_agent.persist.redis import RedisSessionPersistDriver
 
-        if namespace is None:
-            return RedisSessionPersistDriver(store.where)
-        return RedisSessionPersistDriver(store.where, prefix=namespace)
+        return RedisSessionPersistDriver(store.where)
     return _open_sqlite(store.where)
 
 
 def _open_sqlite(path: str) -> SessionPersistDriver:
+    from sandbox_agent.persist.store.view import sqlite_store_driver
+
+    of_a_server = sqlite_store_driver(path)
+    if of_a_server is not None:
+        return of_a_server
     from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
 
     return SQLiteSessionPersistDriver(path)
