@@ -1,0 +1,410 @@
+"""Drivers that keep sessions in the state of an actor, or in any other mutable mapping."""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_left, bisect_right
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+import anyio
+
+from sandbox_agent.errors import PersistError, SessionFencedError
+from sandbox_agent.persist.actor_data import (
+    ActorData,
+    Plain,
+    event_to_plain,
+    plain_to_event,
+    plain_to_record,
+    position,
+    record_to_plain,
+)
+from sandbox_agent.persist.base import (
+    UNFENCED,
+    Capability,
+    SessionPersistDriver,
+    check_session,
+    decode_cursor,
+    encode_cursor,
+    normalize_limit,
+)
+from sandbox_agent.persist.following import Following, Mark
+from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
+
+__all__ = ["DEFAULT_STATE_KEY", "RivetSessionPersistDriver", "StateSessionPersistDriver", "StatefulContext"]
+
+T = TypeVar("T")
+Save = Callable[[], Awaitable[object] | object]
+
+DEFAULT_STATE_KEY: Final = "_sandboxAgentPersist"
+_MAX_SESSIONS: Final = 1_024
+_MAX_EVENTS_PER_SESSION: Final = 500
+# Generations that are remembered, for each session that is.
+_WRITERS_PER_SESSION: Final = 4
+
+
+class StatefulContext(Protocol):
+    """What ``RivetSessionPersistDriver`` needs of an actor's context."""
+
+    @property
+    def state(self) -> MutableMapping[str, Any]:
+        """The actor's state."""
+        ...
+
+
+class StateSessionPersistDriver(SessionPersistDriver):
+    """Keeps the newest sessions, and the newest events of each, in a mapping: plain JSON under one key.
+
+    Nothing else may write below that key while the driver is in use. Beyond the bounds the oldest are
+    dropped: sessions by (created_at, id) with their events, events by (event_index, id).
+
+    Args:
+        state: the mapping, or what returns it, asked at every call. ``state[state_key]`` is set at every
+            change, so a mapping that looks at its own members only learns of it.
+        state_key: the member that belongs to the driver.
+        save: called, and awaited, before a change is acknowledged. If it raises, the caller gets
+            PersistError and the state is as it was.
+        max_sessions: how many sessions are kept.
+        max_events_per_session: how many events of each.
+
+    Raises:
+        ValueError: a bound is below 1.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+
+    def __init__(
+        self,
+        state: MutableMapping[str, Any] | Callable[[], MutableMapping[str, Any]],
+        *,
+        state_key: str = DEFAULT_STATE_KEY,
+        save: Save | None = None,
+        max_sessions: int = _MAX_SESSIONS,
+        max_events_per_session: int = _MAX_EVENTS_PER_SESSION,
+    ) -> None:
+        if max_sessions < 1 or max_events_per_session < 1:
+            raise ValueError("max_sessions and max_events_per_session must be at least 1")
+        self._state = state
+        self._state_key = state_key
+        self._save = save
+        self._max_sessions = max_sessions
+        self._max_events = max_events_per_session
+        # Who reads waits for who saves: what is not acknowledged yet does not show.
+        self._lock = anyio.Lock()
+        self._owners = _Owners()
+        self._following = Following(self, interval=None)
+
+    async def get_session(self, session_id: str, /) -> SessionRecord | None:
+        """Return the record, or None."""
+        async with self._lock:
+            plain = self._data().sessions.get(session_id)
+            return None if plain is None else plain_to_record(plain)
+
+    async def list_sessions(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionRecord]:
+        """Return a page of records by (created_at, id), oldest first."""
+        async with self._lock:
+            plains = sorted(self._data().sessions.values(), key=_created)
+            page, end = _page(plains, _created, limit, cursor)
+            return ListPage([plain_to_record(plain) for plain in page], end)
+
+    async def update_session(self, session: SessionRecord, /) -> None:
+        """Insert the record, or replace the one of that id; the oldest session goes if there are too many."""
+        await self.save_session(session)
+
+    async def claim_session(self, session_id: str, /) -> int:
+        """Become the session's only writer and return the generation to write with."""
+        return await self._change(
+            session_id,
+            lambda data: data.raise_generation(session_id, _WRITERS_PER_SESSION * self._max_sessions),
+        )
+
+    async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
+        """``update_session`` by the session's writer.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+        """
+        plain = record_to_plain(session)
+
+        def save(data: ActorData) -> None:
+            _check_generation(data, session.id, generation)
+            data.set(data.sessions, session.id, plain)
+            while len(data.sessions) > self._max_sessions:
+                self._drop(data, min(data.sessions.values(), key=_created)["id"])
+
+        await self._change(session.id, save)
+
+    async def list_events(
+        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]:
+        """Return a page of a session's events by (event_index, id), oldest first."""
+        async with self._lock:
+            page, end = _page(self._data().history(session_id), position, limit, cursor)
+            return ListPage([plain_to_event(plain) for plain in page], end)
+
+    def cursor_after(self, event_index: int, /) -> str:
+        """Return the cursor of ``list_events`` behind that index."""
+        return encode_cursor(event_index + 1, "")
+
+    async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
+        """Insert the event as it is, or replace the one of that id.
+
+        Raises:
+            PersistError: another event of the session has its index, or the state was not saved.
+        """
+        check_session(session_id, event)
+        plain = event_to_plain(event)
+
+        def insert(data: ActorData) -> None:
+            owner = self._owners.of(data).get(event.id)
+            if owner is not None:
+                kept = [one for one in data.history(owner) if one["id"] != event.id]
+                data.set(data.events, owner, kept)
+            history = data.history(session_id)
+            at = bisect_left(history, (event.event_index, ""), key=position)
+            if at < len(history) and history[at]["eventIndex"] == event.event_index:
+                raise PersistError(
+                    f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
+                    f"{event.event_index}",
+                    session_id=session_id,
+                )
+            history.insert(at, plain)
+            self._keep(data, session_id, history, [plain])
+
+        await self._change(session_id, insert)
+        self._following.stored(session_id, [event])
+
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
+        """Append the events and set their ``event_index``: all of them or none.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+            PersistError: an id is stored in another session, or the state was not saved.
+        """
+        for event in events:
+            check_session(session_id, event)
+        # As they are now: the caller may do something else with them while the state is saved.
+        plains = [event_to_plain(event) for event in events]
+        indexes: dict[str, int] = {}
+
+        def append(data: ActorData) -> None:
+            _check_generation(data, session_id, generation)
+            self._check_owners(data, session_id, plains)
+            history = data.history(session_id)
+            last = data.last_index(session_id)
+            indexes.update((one["id"], one["eventIndex"]) for one in history)
+            fresh: list[Plain] = []
+            for plain in plains:
+                if plain["id"] not in indexes:
+                    last += 1
+                    indexes[plain["id"]] = plain["eventIndex"] = last
+                    fresh.append(plain)
+            if fresh:
+                self._keep(data, session_id, [*history, *fresh], fresh)
+
+        await self._change(session_id, append)
+        for event in events:
+            event.event_index = indexes[event.id]
+        self._following.stored(session_id, events)
+
+    async def last_event_index(self, session_id: str, /) -> int:
+        """Return the highest event index of the session, 0 where it has none."""
+        async with self._lock:
+            return self._data().last_index(session_id)
+
+    async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
+        """Return the newest ``limit`` events, oldest of them first."""
+        if limit < 1:
+            return []
+        async with self._lock:
+            return [plain_to_event(plain) for plain in self._data().history(session_id)[-limit:]]
+
+    async def delete_session(self, session_id: str, /) -> None:
+        """Erase the record and its events; its writer is refused from now on."""
+
+        def erase(data: ActorData) -> None:
+            self._drop(data, session_id)
+            if session_id in data.writers:
+                data.raise_generation(session_id, _WRITERS_PER_SESSION * self._max_sessions)
+
+        await self._change(session_id, erase)
+        self._following.deleted(session_id)
+
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events behind an index and those that are stored meanwhile, each once."""
+        return self._following.follow(session_id, after)
+
+    async def close(self) -> None:
+        """End who follows; the state is the actor's."""
+        await self._following.close()
+
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return how far each of the sessions is, for those that follow."""
+        async with self._lock:
+            data = self._data()
+            return {one: Mark(data.last_index(one)) for one in session_ids}
+
+    async def changed(self) -> bool:
+        """Nobody else writes here."""
+        return False
+
+    def _data(self) -> ActorData:
+        state = self._state() if callable(self._state) else self._state
+        return ActorData(state.get(self._state_key))
+
+    async def _change(self, session_id: str, change: Callable[[ActorData], T]) -> T:
+        async with self._lock:
+            state = self._state() if callable(self._state) else self._state
+            with self._undone_if_it_fails(state, session_id) as data:
+                result = change(data)
+                state[self._state_key] = data.value
+                if self._save is not None:
+                    saved = self._save()
+                    if inspect.isawaitable(saved):
+                        await saved
+                return result
+
+    @contextmanager
+    def _undone_if_it_fails(self, state: MutableMapping[str, Any], session_id: str) -> Generator[ActorData]:
+        was_there = self._state_key in state
+        data = ActorData(state.get(self._state_key))
+        data.complete()
+        try:
+            yield data
+        except BaseException as error:
+            # Also when the caller is cancelled: what is not acknowledged does not show.
+            data.undo()
+            if was_there:
+                state[self._state_key] = data.value
+            else:
+                state.pop(self._state_key, None)
+            self._owners.forget()
+            if isinstance(error, PersistError) or not isinstance(error, Exception):
+                raise
+            raise PersistError(
+                f"the actor's state was not saved, nothing was stored: try again once it can be ({error!r})",
+                session_id=session_id,
+            ) from error
+
+    def _check_owners(self, data: ActorData, session_id: str, plains: Sequence[Plain]) -> None:
+        owners = self._owners.of(data)
+        for plain in plains:
+            owner = owners.get(plain["id"], session_id)
+            if owner != session_id:
+                raise PersistError(
+                    f"event '{plain['id']}' was not stored: its id is taken by an event of session '{owner}'",
+                    session_id=session_id,
+                )
+
+    def _keep(self, data: ActorData, session_id: str, history: list[Plain], fresh: Sequence[Plain]) -> None:
+        """Set a session's history; without a record, histories are bounded too."""
+        if session_id not in data.events and len(data.events) >= 2 * self._max_sessions:
+            self._drop(data, next(one for one in data.events if one not in data.sessions))
+        data.set(data.events, session_id, history[-self._max_events :])
+        self._owners.add(fresh, session_id)
+        self._owners.remove(history[: -self._max_events])
+
+    def _drop(self, data: ActorData, session_id: str) -> None:
+        self._owners.remove(data.history(session_id))
+        data.drop(data.sessions, session_id)
+        data.drop(data.events, session_id)
+
+
+class RivetSessionPersistDriver(StateSessionPersistDriver):
+    """Keeps sessions in an actor's state, where the TypeScript SDK's Rivet driver keeps them.
+
+    Args:
+        context: the actor's context; its ``state`` is asked for at every call.
+        state_key: the member of the state that belongs to the driver.
+        save: called, and awaited, before a change is acknowledged (the actor's own ``save_state``).
+        max_sessions: how many sessions are kept.
+        max_events_per_session: how many events of each.
+
+    Raises:
+        ValueError: a bound is below 1.
+    """
+
+    def __init__(
+        self,
+        context: StatefulContext,
+        *,
+        state_key: str = DEFAULT_STATE_KEY,
+        save: Save | None = None,
+        max_sessions: int = _MAX_SESSIONS,
+        max_events_per_session: int = _MAX_EVENTS_PER_SESSION,
+    ) -> None:
+        super().__init__(
+            lambda: context.state,
+            state_key=state_key,
+            save=save,
+            max_sessions=max_sessions,
+            max_events_per_session=max_events_per_session,
+        )
+
+
+class _Owners:
+    """Which session an event id belongs to, made anew where the state is another object than before."""
+
+    def __init__(self) -> None:
+        self._by_event: dict[str, str] = {}
+        self._value: object = None
+
+    def of(self, data: ActorData) -> Mapping[str, str]:
+        """Return the session of each event's id."""
+        if self._value is not data.value:
+            self._by_event = {
+                plain["id"]: session_id for session_id, history in data.events.items() for plain in history
+            }
+            self._value = data.value
+        return self._by_event
+
+    def add(self, events: Sequence[Plain], session_id: str) -> None:
+        """Take events that are stored now."""
+        self._by_event.update((plain["id"], session_id) for plain in events)
+
+    def remove(self, events: Sequence[Plain]) -> None:
+        """Take events that are gone."""
+        for plain in events:
+            self._by_event.pop(plain["id"], None)
+
+    def forget(self) -> None:
+        """Read the state again."""
+        self._value = None
+
+
+def _created(plain: Plain) -> tuple[int, str]:
+    return plain["createdAt"], plain["id"]
+
+
+def _check_generation(data: ActorData, session_id: str, generation: int) -> None:
+    if generation != UNFENCED and generation < data.writers.get(session_id, UNFENCED):
+        raise SessionFencedError(session_id, generation)
+
+
+def _page(
+    plains: list[Plain], place: Callable[[Plain], tuple[int, str]], limit: int | None, cursor: str | None
+) -> tuple[list[Plain], str | None]:
+    size = normalize_limit(limit)
+    after = decode_cursor(cursor)
+    if after is None:
+        start = 0
+    elif after.offset:
+        start = after.offset
+    else:
+        start = bisect_right(plains, (after.position, after.id), key=place)
+    page = plains[start : start + size]
+    return page, encode_cursor(*place(page[-1])) if start + size < len(plains) else None
