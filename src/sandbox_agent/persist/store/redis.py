@@ -64,6 +64,11 @@ class RedisSessionStore:
         self._reader = Reader(self._owner)
         self._eraser = Eraser(self._owner, self._reader)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be stored any more (another server has taken over), in one line."""
+        return self._owner.trouble
+
     async def open(self) -> None:
         """Become the namespace's owner; ``finish_deletes`` is for whoever opened it, and may take long.
 

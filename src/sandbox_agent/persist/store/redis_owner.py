@@ -43,6 +43,10 @@ class Owner:
         namespace: what tells servers apart that share a database.
         prefix: of all keys.
         timeout: of one call, in seconds.
+
+    Attributes:
+        base: what all keys begin with.
+        trouble: why nothing can be stored any more, in one line; None while it can.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Owner:
         self._number = 0
         self._one_by_one = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
-        self._lost: str | None = None
+        self.trouble: str | None = None
 
     async def open(self) -> None:
         """Become the owner; the lease of a server that was killed is waited for.
@@ -95,7 +99,7 @@ class Owner:
                     "another name"
                 )
             await anyio.sleep(_LOOK_SECONDS)
-        self._number, self._lost = 0, None
+        self._number, self.trouble = 0, None
         self._renewing = asyncio.create_task(self._renew(), name="lease of a store in Redis")
 
     async def close(self) -> None:
@@ -142,17 +146,17 @@ class Owner:
     def _refusal(self, status: bytes, rest: list[Any]) -> PersistError:
         match status:
             case b"fenced":
-                self._lost = (
+                self.trouble = (
                     f"nothing was stored: {self._place} was taken over by another server, as this one gave "
                     f"no sign of life for {LEASE_SECONDS:g} s: stop one of them and start this one again"
                 )
-                return PersistError(self._lost)
+                return PersistError(self.trouble)
             case b"emptied":
-                self._lost = (
+                self.trouble = (
                     f"nothing was stored: {self._place} holds nothing any more; it was emptied, or is "
                     "another database (failover): bring its data back, or start this server again"
                 )
-                return PersistError(self._lost)
+                return PersistError(self.trouble)
             case b"other":
                 kind, key, number = rest
                 what = "event of sequence" if kind == b"e" else "envelope of index"
@@ -189,5 +193,7 @@ class Owner:
             except PersistError as error:
                 logger.warning("the store's lease could not be renewed (%s)", error)
                 continue
-            if status != b"ok" and self._lost is None:
+            if status == b"ok":
+                self.trouble = None
+            elif self.trouble is None:
                 logger.error("%s", self._refusal(status, []))

@@ -1,7 +1,7 @@
 """The words of a text, of a query and of a hit's snippet: what the Redis store's own index is made of.
 
-The grammar is that of the store in SQLite: a word is a run of letters and digits of any script, its case and
-its accents don't count.
+The grammar is that of the store in SQLite: a word is a run of letters and digits of any script; its case
+doesn't count, nor do accents of Latin letters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _SNIPPET_LEAD: Final = 4
 _MARKS: Final = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 _WORD: Final = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 _ASCII_WORD: Final = re.compile(r"[a-z0-9]+")
-_MARK: Final = re.compile(f"[{_MARKS}]")
+# Only Latin letters lose their accents, as in SQLite: elsewhere they make another letter.
+_ACCENTED: Final = re.compile(f"([a-z])[{_MARKS}]+")
 _PARTS: Final = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
 
@@ -62,9 +63,8 @@ class Query(NamedTuple):
 def _fold(word: str) -> str:
     if word.isascii():
         return word.lower()[:_MAX_WORD]
-    return unicodedata.normalize("NFC", _MARK.sub("", unicodedata.normalize("NFD", word.casefold())))[
-        :_MAX_WORD
-    ]
+    bare = _ACCENTED.sub(r"\1", unicodedata.normalize("NFD", word.casefold()))
+    return unicodedata.normalize("NFC", bare)[:_MAX_WORD]
 
 
 def words(text: str) -> Counter[str]:
