@@ -19,6 +19,7 @@ from sandbox_agent import (
 )
 from sandbox_agent.client import journal as journal_module
 from sandbox_agent.client import sessions as sessions_module
+from sandbox_agent.persist.base import UNFENCED
 from tests.client.checks import until
 from tests.support.servers import ServerProcess
 
@@ -32,10 +33,12 @@ class StuckDriver(InMemorySessionPersistDriver):
         super().__init__()
         self.stuck = False
 
-    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
         if self.stuck:
             await asyncio.Event().wait()
-        await super().append_events(session_id, events)
+        await super().append_events(session_id, events, generation=generation)
 
 
 async def test_a_coroutine_listener_sees_every_event_before_dispose_returns(

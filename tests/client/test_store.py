@@ -20,6 +20,7 @@ from sandbox_agent.client import connection as connection_module
 from sandbox_agent.client import journal as journal_module
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.persist.base import UNFENCED
 from tests.client.checks import all_events, methods, sent_prompts, until
 from tests.support.servers import ServerProcess
 
@@ -36,13 +37,15 @@ class FailingDriver(InMemorySessionPersistDriver):
         self.fail_after_storing = False
         self.gate: asyncio.Event | None = None
 
-    async def append_events(self, session_id: str, events: Sequence[SessionEvent], /) -> None:
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
+    ) -> None:
         self.appends += 1
         if self.gate is not None:
             await self.gate.wait()
         if self.failing:
             raise OSError("No space left on device")
-        await super().append_events(session_id, events)
+        await super().append_events(session_id, events, generation=generation)
         if self.fail_after_storing:
             raise OSError("the connection broke after the commit")
 

@@ -120,6 +120,8 @@ class Session:
                 was sent. The next call restores the session.
             AgentProcessExitedError: the agent's process ended.
             AcpRpcError: the agent refused or failed.
+            SessionFencedError: another process has taken the session over: ``resume_session`` takes it
+                back. The prompt was not sent, or else the turn is over and its events are not stored.
             PersistError: the turn is over and the store failed; its events go again with the next append.
         """
         return await self._prompt(prompt, Outgoing(self._book.next_request_id()))
@@ -211,6 +213,9 @@ class Session:
     async def _call_once(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
         connection = await self._book.bound_connection(self)
         stored = {**params, "sessionId": self.agent_session_id}
+        if method == "session/prompt" and self._book.is_fenced:
+            # Who was replaced is told now, not when the agent has done the work.
+            await self.journal.confirm()
         if method != "session/prompt" or self._replay is None:
             return await connection.request(method, stored, session=self, outgoing=sent)
         replay, self._replay = self._replay, None

@@ -29,7 +29,7 @@ from sandbox_agent.errors import (
     SessionAlreadyExistsError,
     SessionNotFoundError,
 )
-from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["SessionBook"]
@@ -78,6 +78,11 @@ class SessionBook:
     def is_reachable(self) -> bool:
         """Whether new requests are possible at all."""
         return self._tasks.running
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether the store refuses a writer that another one has replaced."""
+        return Capability.FENCE in self._driver.capabilities
 
     def next_request_id(self) -> int:
         """Return a JSON-RPC id that no request of this client has had."""
