@@ -66,7 +66,7 @@ class RedisSessionStore:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be stored any more (another server has taken over), in one line."""
+        """Why nothing can be stored now (another server has taken over), in one line; None while it can."""
         return self._owner.trouble
 
     async def open(self) -> None:

@@ -46,7 +46,7 @@ class Owner:
 
     Attributes:
         base: what all keys begin with.
-        trouble: why nothing can be stored any more, in one line; None while it can.
+        trouble: why nothing can be stored now, in one line; None while it can.
     """
 
     def __init__(
@@ -187,13 +187,18 @@ class Owner:
         """Renew the lease for ever; an outage is waited out."""
         while True:
             await anyio.sleep(RENEW_SECONDS)
+            before = self.trouble
             try:
                 words = (self._id, int(LEASE_SECONDS * 1000))
                 (status,) = await self._link.run(_renew, (self.base,), words)
             except PersistError as error:
-                logger.warning("the store's lease could not be renewed (%s)", error)
+                self.trouble = str(error)
+                if before is None:
+                    logger.warning("the store's lease could not be renewed (%s)", error)
                 continue
             if status == b"ok":
                 self.trouble = None
-            elif self.trouble is None:
-                logger.error("%s", self._refusal(status, []))
+                continue
+            refusal = str(self._refusal(status, []))
+            if refusal != before:
+                logger.error("%s", refusal)
