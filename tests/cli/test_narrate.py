@@ -1,0 +1,46 @@
+"""What a reader is told of a restore."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from sandbox_agent.cli.narrate import Narrator
+from sandbox_agent.cli.terminal import Screen
+from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRestored
+
+
+@pytest.mark.parametrize(
+    ("restored", "expected"),
+    [
+        (
+            SessionRestored(session_id="s", replayed=3, left_out=2, failed={"mode": "no such mode"}),
+            (
+                "restored  in a new agent session by replay: 3 events, 2 older ones left out\n"
+                "not restored  mode: no such mode\n"
+            ),
+        ),
+        (
+            SessionRestored(session_id="s", method="session/resume"),
+            "restored  by the agent's session/resume\n",
+        ),
+        (
+            SessionRestored(session_id="s", method="session/load", verified=False),
+            "restored  by the agent's session/load; its history is another than the one that is kept\n",
+        ),
+        (
+            SessionRestored(session_id="s", replayed=1, agent="codex", from_agent="claude"),
+            "restored  in a new agent session by replay: 1 events\nagent  codex, no longer claude\n",
+        ),
+    ],
+    ids=["replay", "resume", "load", "handed over"],
+)
+def test_a_restore_is_told_with_its_means_and_what_is_missing(
+    restored: SessionRestored, expected: str
+) -> None:
+    stream = io.StringIO()
+    payload = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": restored.params()})
+    Narrator(Screen(stream, stream)).tell(SessionEvent("e", 1, "s", 1, "c", "client", payload))
+    assert stream.getvalue() == expected
