@@ -264,7 +264,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         await self._appends.close()
         await self._followers.close()
         if self._looked is not None:
-            self._looked.cancel()
+            # Not cancelled: a connection that is just being made would be left half-open.
             await asyncio.wait({self._looked})
         await self._link.close()
 
@@ -317,7 +317,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         return read_events(session_id, lengths, texts), bool(cut)
 
     def _look_once(self) -> None:
-        if self._looked is None:
+        if self._looked is None and not self._link.closed:
             self._looked = asyncio.get_running_loop().create_task(self._look(), name="look at Redis")
 
     async def _look(self) -> None:

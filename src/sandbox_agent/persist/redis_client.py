@@ -197,8 +197,12 @@ class RedisLink:
             connection = node.connection_class(**node.connection_kwargs)
         else:
             connection = client.connection_pool.make_connection()
-        async with asyncio.timeout(self.timeout):
-            await connection.connect()
+        try:
+            async with asyncio.timeout(self.timeout):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
         return connection
 
     @property

@@ -70,10 +70,26 @@ class TestValkeyDriver(RedisSuite):
         yield driver
         await driver.close()
 
+    @pytest.fixture
+    async def second_driver(self, redis_url: str) -> AsyncIterator[RedisSessionPersistDriver]:
+        driver = RedisSessionPersistDriver(redis_url)
+        yield driver
+        await driver.close()
+
 
 class TestRedisDriver(RedisSuite):
     @pytest.fixture
-    async def driver(self, old_redis: RedisServer) -> AsyncIterator[RedisSessionPersistDriver]:
-        driver = RedisSessionPersistDriver(old_redis.fresh_url(), ttl=3600)
+    def url(self, old_redis: RedisServer) -> str:
+        return old_redis.fresh_url()
+
+    @pytest.fixture
+    async def driver(self, url: str) -> AsyncIterator[RedisSessionPersistDriver]:
+        driver = RedisSessionPersistDriver(url, ttl=3600)
+        yield driver
+        await driver.close()
+
+    @pytest.fixture
+    async def second_driver(self, url: str) -> AsyncIterator[RedisSessionPersistDriver]:
+        driver = RedisSessionPersistDriver(url, ttl=3600)
         yield driver
         await driver.close()
