@@ -108,7 +108,6 @@ async def test_a_servers_own_file_shows_its_sessions(tmp_path: Path) -> None:
     writer, reader = SQLiteThread(path), SQLiteThread(path, read_only=True)
     store = SQLiteSessionStore(writer, reader)
     await store.open()
-    await store.close()
     await reader.close()
     await writer.close()
     driver = open_driver(f"sqlite:{path}")
