@@ -155,22 +155,13 @@ class Connection:
         """Whose envelopes go where."""
         return self._router
 
-    async def turns_over(self, session: ClientSession, timeout: float) -> None:
-        """Wait until none of the session's prompts is under way, at most that many seconds."""
-        futures = {
+    def turns_of(self, session: ClientSession) -> set[asyncio.Future[bytes]]:
+        """Return the answers that are owed to the session's prompts."""
+        return {
             pending.future
             for pending in self._pending.values()
             if pending.session is session and pending.method == "session/prompt"
         }
-        if futures:
-            await asyncio.wait(futures, timeout=timeout)
-
-    def in_turn(self, session: ClientSession) -> bool:
-        """Whether one of the session's prompts is under way."""
-        return any(
-            pending.session is session and pending.method == "session/prompt"
-            for pending in self._pending.values()
-        )
 
     def is_bound(self, agent_session_id: str, session: ClientSession) -> bool:
         """Whether the agent holds that session on this connection."""

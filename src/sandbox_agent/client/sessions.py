@@ -156,8 +156,8 @@ class SessionBook:
             former, former_id = self.live_connection(session), session.agent_session_id
             if name == session.agent and former is not None:
                 return connection
-            if former is not None and former.in_turn(session):
-                await self._stop_turn(session, former)
+            if former is not None and (turns := former.turns_of(session)):
+                await self._stop(turns, session, former)
             try:
                 await self._restore(session, connection)
             except NotSentError:
@@ -167,10 +167,12 @@ class SessionBook:
                 former.router.unbind(former_id)
             return connection
 
-    async def _stop_turn(self, session: Session, connection: Connection) -> None:
+    async def _stop(
+        self, turns: set[asyncio.Future[bytes]], session: Session, connection: Connection
+    ) -> None:
         try:
             await session.cancel_on(connection)
-            await connection.turns_over(session, HAND_OVER_TIMEOUT)
+            await asyncio.wait(turns, timeout=HAND_OVER_TIMEOUT)
         except SandboxAgentError as error:
             logger.info("session %s could not be cancelled: %s", session.id, error)
 
