@@ -1,4 +1,4 @@
-"""Fixtures: a server for the snippets, where the pages say one is."""
+"""Fixtures: a server and a database for the snippets, where the pages say one is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.postgres import PostgresServer
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 
@@ -17,3 +18,13 @@ def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     put_launcher(folder / "data", "codex", [sys.executable, "-m", "sandbox_agent.agents.mock"])
     with our_server(folder) as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def docs_database(postgres: PostgresServer) -> Iterator[None]:
+    """A PostgreSQL database under the name that the pages use for it."""
+    dsn = postgres.create_database()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DATABASE_URL", dsn)
+        yield
+    postgres.drop_database(dsn)

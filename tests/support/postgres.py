@@ -59,16 +59,20 @@ class PostgresServer:
     Args:
         durable: commits wait for the disk, as in production (for benchmarks).
         settings: more ``name=value`` for the server.
+        trusting: it lets everybody in without a password.
 
     Attributes:
         port: where it listens.
         password: of its superuser "postgres".
     """
 
-    def __init__(self, *, durable: bool = False, settings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *, durable: bool = False, settings: tuple[str, ...] = (), trusting: bool = False
+    ) -> None:
         self.port = free_port()
         self.password = secrets.token_hex(8)
         self._settings = (*_SETTINGS, *(() if durable else _FAST), *settings)
+        self._authentication = "trust" if trusting else "scram-sha-256"
         self._folder: Path | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -225,7 +229,7 @@ class PostgresServer:
             [
                 str(self._binaries() / "initdb"),
                 *("-D", str(folder / "data"), "-U", USER, "--encoding=UTF8", "--locale=C"),
-                *("--auth=scram-sha-256", f"--pwfile={password}", "--no-sync", "--no-instructions"),
+                *(f"--auth={self._authentication}", f"--pwfile={password}", "--no-sync", "--no-instructions"),
                 # Cheap log-ins; nobody but this machine can reach it.
                 *("-c", "scram_iterations=1", "-c", "shared_buffers=16MB"),
             ],

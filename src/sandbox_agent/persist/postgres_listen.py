@@ -18,11 +18,12 @@ __all__ = ["Listener"]
 # A notification that the listener sends itself is there by then, or never comes: a transaction-pooling
 # pgbouncer takes LISTEN and delivers nothing.
 _ECHO_SECONDS: Final = 2.0
+_POOLED_ECHO_SECONDS: Final = 0.3
 # A silent connection is asked whether it is alive; one that never says so is given up.
 _CHECK_EVERY: Final = 30.0
 _CHECK_SECONDS: Final = 5.0
 # Where nothing is heard, it is tried again after that time.
-_TRY_AGAIN: Final = 60.0
+_TRY_AGAIN: Final = 600.0
 # A handed-in pool that has fewer connections is left to the others.
 _LEAST_POOL: Final = 2
 _ECHO: Final = "?"
@@ -115,7 +116,7 @@ class Listener:
 
         await self._link.run(send)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ECHO_SECONDS):
+            async with asyncio.timeout(_POOLED_ECHO_SECONDS if self._link.pooled else _ECHO_SECONDS):
                 await self._heard.wait()
         return self._heard.is_set()
 
