@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_agent.errors import PersistError
+from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
 from sandbox_agent.persist.sqlite_schema import SCHEMA_VERSION, prepare_store
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
@@ -175,6 +175,39 @@ async def test_driver_reads_every_value_of_its_own_first_version(tmp_path: Path)
     params = '{"t":"Grüße \U0001f980 \\ud800 \\u0000"}'
     text = f'{{"jsonrpc": "2.0","id":1,"method":"session/prompt","params":{params}}}'
     assert events["main"][0].payload_json == text.encode()
+
+
+@pytest.mark.parametrize("golden", ["before_writers", "with_writers.db"])
+async def test_driver_goes_on_with_a_file_of_its_first_version_with_and_without_the_later_tables(
+    golden: str, tmp_path: Path
+) -> None:
+    path = place(golden, tmp_path)
+    before = dump(path)
+    sessions, events = await read(path)
+    assert dump(path) == before
+    assert [session.id for session in sessions] == ["main", "bare"]
+    assert sessions[0].modes == {
+        "currentModeId": "default",
+        "availableModes": [],
+    }
+    assert [(event.event_index, event.id) for event in events["main"]] == [
+        (number, f"00-{number - 1}") for number in range(1, 5)
+    ]
+    assert "Grüße \\ud800 \\u0000, tidy".encode() in events["main"][0].payload_json
+    assert events["main"][3].payload_json == b'{ "jsonrpc":"2.0", "id":1, "result":{"stopReason":"end_turn"}}'
+    driver = SQLiteSessionPersistDriver(path)
+    assert [hit.sequence for hit in await driver.search_events("cobwebs")] == [2]
+    assert [hit.sequence for hit in await driver.search_events("cellar")] == [1]
+    # Two claims and a deletion are in the one, none in the other.
+    assert await driver.claim_session("main") == (3 if golden == "with_writers.db" else 1)
+    event = make_event("next", "main")
+    with pytest.raises(SessionFencedError):
+        await driver.append_events("main", [event], generation=-1)
+    await driver.append_events("main", [event], generation=3)
+    assert event.event_index == 5
+    await driver.delete_session("main")
+    assert await driver.search_events("cobwebs") == []
+    await driver.close()
 
 
 @pytest.mark.parametrize("golden", [*LEGACY, "typescript.db"])

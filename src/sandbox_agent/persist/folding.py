@@ -25,7 +25,8 @@ class Said(NamedTuple):
     Attributes:
         first: the event index of its first event.
         time: that event's ``created_at``.
-        text: the user's prompt, the agent's message, or a tool call's title and output.
+        text: the user's prompt, the agent's message, or a tool call's title and output; as every store can
+            keep it, without lone surrogates and null characters.
     """
 
     first: int
@@ -46,7 +47,7 @@ class _Text:
         self.size += len(text)
 
     def said(self) -> Said:
-        return Said(self.index, self.time, "".join(self.pieces)[:MAX_TEXT])
+        return Said(self.index, self.time, _clean("".join(self.pieces)))
 
 
 class _Tool(_Text):
@@ -57,7 +58,7 @@ class _Tool(_Text):
         self.members: dict[str, str] = {}
 
     def said(self) -> Said:
-        return Said(self.index, self.time, "\n".join(filter(None, self.members.values()))[:MAX_TEXT])
+        return Said(self.index, self.time, _clean("\n".join(filter(None, self.members.values()))))
 
 
 class Folder:
@@ -155,6 +156,14 @@ class Folder:
 
     def _end_tool(self, call_id: str) -> None:
         self._done.append(self._tools.pop(call_id).said())
+
+
+def _clean(text: str) -> str:
+    text = text[:MAX_TEXT].replace("\0", " ")
+    if text.isascii():
+        return text
+    # The halves of a pair may have come in two chunks.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _prompt_text(blocks: object) -> str:

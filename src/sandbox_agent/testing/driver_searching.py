@@ -105,6 +105,17 @@ class SearchingSuite:
         assert (hit.session_id, hit.agent, hit.sequence, hit.time) == ("s", "codex", 5, events[4].created_at)
         assert "[woodlice]" in hit.snippet
 
+    async def test_search_goes_through_texts_that_no_store_can_hold(
+        self, driver: SessionPersistDriver
+    ) -> None:
+        """Lone surrogates, also two that are one character, and null characters."""
+        await driver.update_session(make_session("s"))
+        payloads = [prompt("one \ud800 two \0 three"), chunk("crab \ud83e"), chunk("\udd80 shell")]
+        await driver.append_events("s", said("s", *payloads))
+        assert await _found(driver, "three one") == [("s", 1)]
+        assert await _found(driver, "crab shell") == [("s", 2)]
+        assert "\U0001f980" in (await driver.search_events("crab"))[0].snippet
+
     async def test_search_gives_the_newest_first(self, driver: SessionPersistDriver) -> None:
         """Over all sessions or in one, as many as asked for."""
         for number in range(12):
