@@ -430,6 +430,11 @@ async def test_pages_are_whole_however_large_they_are(redis_url: str) -> None:
         assert len(await store.events(1, after=0, limit=PLENTY, max_bytes=size)) == 4_321
         assert len(await store.events(1, after=0, limit=PLENTY, max_bytes=size - 1)) == 4_320
         assert await store.events(1, after=6_000, limit=5, max_bytes=1) == [large]
+        small = [event(number, 2) for number in range(1, 2_101)]
+        await store.commit(Changes(sessions=[session(2)], events=small))
+        for count in (2_047, 2_048, 2_049):
+            size = sum(len(row.data) for row in small[:count])
+            assert len(await store.events(2, after=0, limit=PLENTY, max_bytes=size + 1)) == count
 
 
 async def test_old_rows_that_come_again_after_an_expiry_stay_erased(redis_url: str) -> None:
