@@ -95,8 +95,8 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
             prepare=self._prepare,
         )
         self._writing = Writing(self._tables, self._link.target)
-        self._appender = Appender(self._link, self._writing)
         self._followers = Followers(self._link, self._tables)
+        self._appender = Appender(self._link, self._writing, self._followers.stored)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._link.target}, schema={self._tables.schema!r})"

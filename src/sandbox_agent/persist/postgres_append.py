@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
@@ -61,10 +61,17 @@ class Appender:
     Args:
         link: the connections.
         writing: the statements.
+        stored: told of what was stored together with others.
     """
 
-    def __init__(self, link: PostgresLink, writing: Writing) -> None:
+    def __init__(
+        self,
+        link: PostgresLink,
+        writing: Writing,
+        stored: Callable[[str, Sequence[SessionEvent], Known], None],
+    ) -> None:
         self._link = link
+        self._stored = stored
         self._writing = writing
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._waiting: list[_Append] = []
@@ -185,7 +192,9 @@ class Appender:
             for append in by_session.pop(session_id):
                 append.stored(list(range(first, first + len(append.events))))
                 first += len(append.events)
-            self._remember(session_id, Known(first - 1, row[2]))
+            known = Known(first - 1, row[2])
+            self._remember(session_id, known)
+            self._stored(session_id, batches[session_id][2], known)
         for session_id, appends in by_session.items():
             self._alone.add(session_id)
             self._start(self._store_alone(session_id, appends))

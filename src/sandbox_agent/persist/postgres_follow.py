@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final, Protocol
 
 from sandbox_agent.errors import PersistError
@@ -15,6 +15,7 @@ from sandbox_agent.persist.postgres_link import PostgresLink
 from sandbox_agent.persist.postgres_listen import Listener
 from sandbox_agent.persist.postgres_rows import EVENT_COLUMNS, to_event
 from sandbox_agent.persist.postgres_schema import Tables, mark
+from sandbox_agent.persist.postgres_writing import Known
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
 __all__ = ["Followers", "History"]
@@ -88,7 +89,7 @@ class _Tail:
             if event.event_index <= index:
                 break
             found.append(event)
-        return [_copy(event) for event in reversed(found)]
+        return [_copy(event, event.event_index) for event in reversed(found)]
 
     def end(self) -> None:
         self.ended = True
@@ -163,6 +164,22 @@ ORDER BY asked.session_id, event.event_index
                     await changed.wait()
         finally:
             self._leave(tail)
+
+    def stored(self, session_id: str, events: Sequence[SessionEvent], known: Known) -> None:
+        """Hand on what this process has just stored, without waiting for the server to tell of it.
+
+        Args:
+            session_id: which session.
+            events: what was stored, the newest last.
+            known: the index of the newest, and the session's deletions.
+        """
+        tail = self._tails.get(session_id)
+        first = known.last_index - len(events) + 1
+        if tail is None or tail.ended or tail.deletions != known.deletions or tail.position != first - 1:
+            return  # it is read, with what is in between
+        for index, event in enumerate(events, first):
+            tail.add(_copy(event, index))
+        tail.tell()
 
     async def close(self) -> None:
         """End every follower, and stop listening."""
@@ -306,10 +323,10 @@ ORDER BY asked.session_id, event.event_index
         return await self._link.run(read)
 
 
-def _copy(event: SessionEvent) -> SessionEvent:
+def _copy(event: SessionEvent, index: int) -> SessionEvent:
     return SessionEvent(
         event.id,
-        event.event_index,
+        index,
         event.session_id,
         event.created_at,
         event.connection_id,
