@@ -15,7 +15,10 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.server.talk import Talk, talk
+from sandbox_agent.errors import PersistError
+from sandbox_agent.server.store import open_store
+from tests.chaos.chats import Chat, user_texts
+from tests.server.talk import Talk, client_of, talk
 from tests.server.test_death import agent_of
 from tests.support.servers import ServerProcess, our_server
 
@@ -145,6 +148,53 @@ async def test_an_agent_that_dies_while_the_store_fails_leaves_a_store_that_reco
                     async with reader.stream() as stream:
                         await stream.until("agent_exited" if reader is talking else "end_turn")
                         assert stream.ids == list(range(1, len(stream.ids) + 1))
+
+
+async def test_health_says_so_when_nothing_but_a_message_has_met_the_store_and_recovers_by_itself(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--store", f"sqlite:{path}") as server, anyio.fail_after(90):
+        async with client_of(server) as client:
+            chat = Chat(client, "idle")
+            await chat.create()
+            await chat.turn("echo before")
+            with locked(path):
+                assert (await chat.post("messages", "echo refused")).is_server_error
+                found = (await client.get("/v1/health")).json()
+                assert (found["status"], found["store"]) == ("ok", "degraded")
+                assert "locked" in found["reason"]
+                again = await chat.post("messages", "echo refused again")
+                assert again.is_server_error
+            while (await client.get("/v1/health")).json() != {"status": "ok"}:
+                pass
+            await chat.turn("echo after")
+            assert user_texts(await chat.events()) == ["echo before", "echo after"]
+
+
+async def test_a_store_under_another_name_belongs_to_the_server_that_has_it(tmp_path: Path) -> None:
+    path, alias = tmp_path / "store.db", tmp_path / "elsewhere" / "alias.db"
+    alias.parent.mkdir()
+    alias.symlink_to(path)
+    folder = tmp_path / "folder"
+    folder.symlink_to(tmp_path)
+    async with open_store(f"sqlite:{alias}"):
+        for name in (path, folder / "store.db", alias):
+            with pytest.raises(PersistError, match="belongs to another running server"):
+                async with open_store(f"sqlite:{name}"):
+                    pass
+    async with open_store(f"sqlite:{path}"):
+        pass
+    (tmp_path / "hard.db").hardlink_to(path)
+    for name in (path, tmp_path / "hard.db"):
+        with pytest.raises(PersistError, match="several names"):
+            async with open_store(f"sqlite:{name}"):
+                pass
+    loop = tmp_path / "loop.db"
+    loop.symlink_to(loop)
+    with pytest.raises(PersistError, match="can't be opened"):
+        async with open_store(f"sqlite:{loop}"):
+            pass
 
 
 @pytest.mark.parametrize("store", ["sqlite:/proc/nowhere/x.db", "sqlite:/", "nosuch://x", "sqlite:"])

@@ -264,13 +264,19 @@ def _lean(connection: sqlite3.Connection) -> None:
 @contextmanager
 def _owned(path: Path) -> Generator[None]:
     """Hold the store against other servers; the kernel lets go of it however this one ends."""
-    lock = path.with_name(path.name + ".lock")
     try:
+        # One lock, whatever symbolic links lead to the file.
+        target = path.resolve()
+        lock = target.with_name(target.name + ".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("wb")
     except OSError as error:
         raise PersistError(
             f"the store '{path}' can't be opened: {error.strerror}: {error.filename}"
+        ) from error
+    except RuntimeError as error:
+        raise PersistError(
+            f"the store '{path}' can't be opened, its symbolic links lead nowhere: {error}"
         ) from error
     with file:
         try:
@@ -279,4 +285,9 @@ def _owned(path: Path) -> Generator[None]:
             raise PersistError(
                 f"the store '{path}' belongs to another running server: stop it, or give --store another path"
             ) from error
+        if target.is_file() and target.stat().st_nlink > 1:
+            raise PersistError(
+                f"the store '{path}' has several names (hard links): each would get a log of its own "
+                "and damage it: copy the file, and give --store the copy"
+            )
         yield

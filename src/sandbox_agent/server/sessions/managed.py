@@ -116,7 +116,7 @@ class ManagedSession:
                 idempotency_key=idempotency_key or None,
             )
             with anyio.CancelScope(shield=True):  # bounded by the store: what is stored must also run
-                await self._parts.store.commit(Changes(turns=[turn]))
+                await self._parts.recorder.commit(Changes(turns=[turn]))
             self._number += 1
             waiting.append(turn)
             self._run_queue()
