@@ -22,7 +22,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
 # How long after its last sign of life a server is taken for dead, and how often it gives one.
 LEASE_SECONDS: Final = 10.0
-RENEW_SECONDS: Final = 3.0
+RENEW_SECONDS: Final = 2.0
 # How often a server that waits for another's lease looks.
 _LOOK_SECONDS: Final = 0.25
 # What a wait for a lease may take beyond it: clocks tick differently.
