@@ -24,6 +24,7 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show the main job: a session outlives its killed server."),
+    "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
     "run": Entry("sandbox_agent.cli.run:run", "Give an agent one prompt and stream what it does."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
