@@ -29,7 +29,7 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
         except InvalidRequestError as error:
             raise click.BadParameter(str(error), param=parameter) from error
         if path is not None and path.is_dir():
-            raise click.BadParameter(f"'{path}' is a folder: name a file", param=parameter)
+            raise click.BadParameter(f"'{path}' is a directory: name a file", param=parameter)
         if path is not None and must_exist and not path.exists():
             raise click.BadParameter(f"file '{path}' does not exist", param=parameter)
         return value

@@ -13,6 +13,7 @@ from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
 from sandbox_agent.persist.redis import RedisSessionPersistDriver
 from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
+from tests.persist.redis.test_conformance import RedisSuite
 from tests.persist.test_conformance import FiveMethodDriver
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +44,14 @@ class TestEncryptedSQLiteDriver(SessionPersistDriverSuite):
         await driver.close()
         await inner.close()
 
+    @pytest.fixture
+    async def second_driver(self, tmp_path: Path) -> AsyncIterator[EncryptedSessionPersistDriver]:
+        inner = SQLiteSessionPersistDriver(tmp_path / "store.db")
+        driver = EncryptedSessionPersistDriver(inner, key=KEY)
+        yield driver
+        await driver.close()
+        await inner.close()
+
 
 class TestEncryptedPostgresDriver(SessionPersistDriverSuite):
     @pytest.fixture
@@ -53,13 +62,26 @@ class TestEncryptedPostgresDriver(SessionPersistDriverSuite):
         await driver.close()
         await inner.close()
 
+    @pytest.fixture
+    async def second_driver(self, postgres_dsn: str) -> AsyncIterator[EncryptedSessionPersistDriver]:
+        inner = PostgresSessionPersistDriver(postgres_dsn)
+        driver = EncryptedSessionPersistDriver(inner, key=KEY)
+        yield driver
+        await driver.close()
+        await inner.close()
 
-class TestEncryptedRedisDriver(SessionPersistDriverSuite):
-    # As over Redis itself: ids are unique in their session.
-    ids_are_global = False
 
+class TestEncryptedRedisDriver(RedisSuite):
     @pytest.fixture
     async def driver(self, redis_url: str) -> AsyncIterator[EncryptedSessionPersistDriver]:
+        inner = RedisSessionPersistDriver(redis_url)
+        driver = EncryptedSessionPersistDriver(inner, key=KEY)
+        yield driver
+        await driver.close()
+        await inner.close()
+
+    @pytest.fixture
+    async def second_driver(self, redis_url: str) -> AsyncIterator[EncryptedSessionPersistDriver]:
         inner = RedisSessionPersistDriver(redis_url)
         driver = EncryptedSessionPersistDriver(inner, key=KEY)
         yield driver
