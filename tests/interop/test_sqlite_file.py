@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
 from tests.interop.conftest import RunningServer
 from tests.interop.peers import PYTHON, TYPESCRIPT, open_peer
 from tests.interop.seen import Event, indexes, text_of
@@ -137,3 +138,34 @@ async def test_both_sdks_number_without_clashes_when_they_write_one_session_in_t
     assert indexes(events) == list(range(1, len(events) + 1))
     assert prompts_of(events) == ["echo one", "echo two", "echo three"]
     assert text_of(events) == "onetwothree"
+
+
+async def test_typescript_sdk_goes_on_with_a_file_in_which_ours_claimed_and_searched(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "sessions.db"
+    async with open_peer(PYTHON, file) as ours:
+        await ours.connect(server.url)
+        await ours.create(server.agent, id=SESSION, cwd=str(tmp_path))
+        assert await ours.prompt(SESSION, "echo one marmalade") == "end_turn"
+        await ours.dispose()
+    driver = SQLiteSessionPersistDriver(file)
+    generation = await driver.claim_session(SESSION)
+    assert {hit.session_id for hit in await driver.search_events("marmalade")} == {SESSION}
+    await driver.close()
+    async with open_peer(TYPESCRIPT, file) as theirs:
+        await theirs.connect(server.url)
+        await theirs.resume(SESSION)
+        assert await theirs.prompt(SESSION, "echo two walnut") == "end_turn"
+        await theirs.seen.says(SESSION, "two walnut")
+        await theirs.dispose()
+        events = await theirs.events(SESSION)
+    assert prompts_of(events) == ["echo one marmalade", "echo two walnut"]
+    driver = SQLiteSessionPersistDriver(file)
+    assert await driver.last_event_index(SESSION) == len(events)
+    # What the user said and what the agent said.
+    assert len(await driver.search_events("walnut")) == 2
+    # What was said before is in the replay, too, which nobody said.
+    assert len(await driver.search_events("marmalade")) == 2
+    assert await driver.claim_session(SESSION) > generation
+    await driver.close()

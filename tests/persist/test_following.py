@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import sys
+import threading
 from contextlib import aclosing, closing
 from pathlib import Path
 
@@ -188,3 +190,35 @@ async def test_fifty_followers_cost_no_reading_beyond_their_beginning(
                 await driver.append_events("s", [make_event(f"n{number}")])
     assert len(reads) == 50
     assert sorted(told) == sorted(list(range(1, 22)) * 50)
+
+
+def test_followers_of_several_event_loops_are_all_told(tmp_path: Path) -> None:
+    driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
+    begun, seen = threading.Event(), list[str]()
+
+    async def follow() -> None:
+        async with aclosing(driver.follow_events("s")) as events:
+            async for event in events:
+                seen.append(event.id)
+                begun.set()
+                if event.id == "second":
+                    return
+
+    async def main() -> None:
+        await driver.append_events("s", [make_event("first")])
+        other = threading.Thread(target=asyncio.run, args=(follow(),))
+        other.start()
+        try:
+            await anyio.to_thread.run_sync(begun.wait, 20)
+            with anyio.fail_after(20):
+                async with aclosing(driver.follow_events("s")) as events:
+                    assert (await anext(events)).id == "first"
+                    await driver.append_events("s", [make_event("second")])
+                    assert (await anext(events)).id == "second"
+        finally:
+            await anyio.to_thread.run_sync(other.join, 20)
+        assert not other.is_alive()
+        await driver.close()
+
+    asyncio.run(main())
+    assert seen == ["first", "second"]

@@ -17,6 +17,9 @@ __all__ = ["FollowedStore", "Following", "Mark", "copy_event"]
 # A follower that is further behind gives its backlog up and reads from the store instead.
 _MAX_BACKLOG: Final = 10_000
 _MAX_BACKLOG_BYTES: Final = 16 * 1024 * 1024
+# While others store, the store is asked so much more often, and for so long after the last time, in seconds.
+_LIVELY_FACTOR: Final = 4
+_LIVELY_TIME: Final = 2.0
 
 
 class Mark(NamedTuple):
@@ -114,6 +117,7 @@ class _Hub:
         self._interval = interval
         self._rooms: dict[str, _Room] = {}
         self._wakeup = asyncio.Event()
+        self._lively_until = 0.0
         self.reader: asyncio.Task[None] | None = None
 
     async def enter(self, session_id: str, follower: _Follower) -> _Room:
@@ -126,6 +130,9 @@ class _Hub:
         if self.reader is None:
             self.reader = asyncio.create_task(self._read(), name="follow sessions")
         return room
+
+    def has_room(self, session_id: str) -> bool:
+        return session_id in self._rooms
 
     def leave(self, session_id: str, room: _Room, follower: _Follower) -> None:
         room.followers.discard(follower)
@@ -159,7 +166,7 @@ class _Hub:
     async def _read(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._interval):
+                async with asyncio.timeout(self._pause()):
                     await self._wakeup.wait()
             except TimeoutError:
                 pass
@@ -172,6 +179,12 @@ class _Hub:
                         await self._catch_up(session_id, room)
             except Exception as error:  # noqa: BLE001 - it reaches the followers
                 self.end_all(error)
+
+    def _pause(self) -> float | None:
+        if self._interval is None:
+            return None
+        lively = asyncio.get_running_loop().time() < self._lively_until
+        return self._interval / _LIVELY_FACTOR if lively else self._interval
 
     async def _look(self) -> None:
         """Find out what other programs did."""
@@ -186,6 +199,7 @@ class _Hub:
                 self.end(session_id)
             elif mark.last_index > room.position:
                 room.stale = True
+                self._lively_until = asyncio.get_running_loop().time() + _LIVELY_TIME
 
     async def _catch_up(self, session_id: str, room: _Room) -> None:
         cursor = self._store.cursor_after(room.position)
@@ -206,7 +220,8 @@ class Following:
 
     Args:
         store: where events are.
-        interval: how often the store is asked, in seconds; None where nobody else writes to it.
+        interval: how often the store is asked, in seconds, four times as often while others store; None
+            where nobody else writes to it.
     """
 
     def __init__(self, store: FollowedStore, *, interval: float | None) -> None:
@@ -256,7 +271,7 @@ class Following:
 
     def stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
         """Tell the followers of what the driver stored; they get copies, the events stay the caller's."""
-        if self._hubs and events:
+        if events and any(hub.has_room(session_id) for hub in list(self._hubs.values())):
             copies = [copy_event(event) for event in events]
             self._tell(lambda hub: hub.push(session_id, copies))
 
