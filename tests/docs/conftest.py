@@ -1,4 +1,4 @@
-"""Fixtures: a server and a database for the snippets, where the pages say one is."""
+"""Fixtures: a server and databases for the snippets, where the pages say they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 
@@ -28,3 +29,11 @@ def docs_database(postgres: PostgresServer) -> Iterator[None]:
         environment.setenv("DATABASE_URL", dsn)
         yield
     postgres.drop_database(dsn)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def docs_redis(redis_server: RedisServer) -> Iterator[None]:
+    """A Valkey under the name that the pages use for it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("REDIS_URL", redis_server.fresh_url())
+        yield
