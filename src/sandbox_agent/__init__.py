@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sandbox_agent.client.sessions_api import ServerSessions
     from sandbox_agent.client.sessions_bodies import EventPage
     from sandbox_agent.client.sinks.base import EventSink
+    from sandbox_agent.client.sinks.postgres import PostgresSink
+    from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
     from sandbox_agent.client.turn import Turn
     from sandbox_agent.engine.permissions import PermissionReply
@@ -49,8 +51,13 @@ if TYPE_CHECKING:
         UnsupportedSessionConfigOptionError,
         UnsupportedSessionValueError,
     )
+    from sandbox_agent.persist.actor import RivetSessionPersistDriver, StateSessionPersistDriver
     from sandbox_agent.persist.base import Capability, SessionPersistDriver
+    from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
     from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+    from sandbox_agent.persist.open import open_driver
+    from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+    from sandbox_agent.persist.redis import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
     from sandbox_agent.providers.local import LocalProvider, local
@@ -115,6 +122,16 @@ _MODULES = {
     "client.sessions_api": ("ServerSessions",),
     "client.sessions_bodies": ("EventPage",),
     "client.sinks.base": ("EventSink",),
+    "client.sinks.postgres": ("PostgresSink",),
+    "client.sinks.redis": ("RedisSink",),
+    "persist.actor": (
+        "RivetSessionPersistDriver",
+        "StateSessionPersistDriver",
+    ),
+    "persist.encrypted": ("EncryptedSessionPersistDriver",),
+    "persist.open": ("open_driver",),
+    "persist.postgres": ("PostgresSessionPersistDriver",),
+    "persist.redis": ("RedisSessionPersistDriver",),
     "client.sinks.sqlite": ("SQLiteSink",),
     "client.turn": ("Turn",),
     "engine.permissions": ("PermissionReply",),
@@ -227,6 +244,7 @@ __all__ = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
     "EventSink",
@@ -256,11 +274,16 @@ __all__ = [
     "PermissionRule",
     "PersistError",
     "Plan",
+    "PostgresSessionPersistDriver",
+    "PostgresSink",
     "ProblemError",
     "PromptResponse",
     "QuestionEventData",
     "ReasoningPart",
+    "RedisSessionPersistDriver",
+    "RedisSink",
     "RequestTimeoutError",
+    "RivetSessionPersistDriver",
     "SQLiteSessionPersistDriver",
     "SQLiteSink",
     "SandboxAgent",
@@ -284,6 +307,7 @@ __all__ = [
     "SessionRestored",
     "SessionStartedData",
     "SessionUpdate",
+    "StateSessionPersistDriver",
     "StatusPart",
     "StreamError",
     "TextContent",
@@ -310,6 +334,7 @@ __all__ = [
     "UserMessageChunk",
     "build_inspector_url",
     "local",
+    "open_driver",
 ]
 
 
