@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import anyio
 
 from sandbox_agent.errors import SessionFencedError
@@ -135,11 +137,14 @@ class FencingSuite:
             return
         other = second_driver or driver
         acknowledged: list[str] = []
-        under_way = anyio.Event()
+        under_way, claimed = anyio.Event(), anyio.Event()
 
         async def write_until_refused() -> None:
             generation = await driver.claim_session("s")
-            for number in range(100):
+            for number in itertools.count():
+                if number == 200:
+                    # Enough for every store; from here on it must be refused.
+                    await claimed.wait()
                 batch = [make_event(f"old-{number}-{part}") for part in "ab"]
                 try:
                     await driver.append_events("s", batch, generation=generation)
@@ -148,12 +153,13 @@ class FencingSuite:
                 acknowledged.extend(event.id for event in batch)
                 if number == 4:
                     under_way.set()
+                assert number < 200, "the old writer was not refused"
                 await anyio.lowlevel.checkpoint()
-            raise AssertionError("the old writer was never refused")
 
         async def take_over() -> None:
             await under_way.wait()
             generation = await other.claim_session("s")
+            claimed.set()
             for number in range(20):
                 batch = [make_event(f"new-{number}-{part}") for part in "ab"]
                 await other.append_events("s", batch, generation=generation)
