@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -160,8 +161,7 @@ class PostgresLink:
                     with anyio.fail_after(self._timeout):
                         if not in_transaction and not self.pooled:
                             return await work(connection)
-                        async with connection.transaction(isolation="read_committed"):
-                            return await work(connection)
+                        return await self._in_transaction(connection, work)
             except PersistError as error:
                 error.session_id = error.session_id or session_id
                 raise
@@ -176,6 +176,23 @@ class PostgresLink:
                 explained.session_id = session_id
                 raise explained from (error if reached else None)
 
+    async def _in_transaction(self, connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+        # By hand: asyncpg's own transaction can't be ended once its beginning was cancelled.
+        try:
+            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            result = await work(connection)
+            if await connection.execute("COMMIT") != "COMMIT":
+                raise PersistError(f"the store at {self.target} rolled the call back, nothing was stored")
+        except BaseException:
+            # Also when the caller was cancelled: the next one gets a connection without a transaction.
+            with (
+                contextlib.suppress(*self._failures()),
+                anyio.move_on_after(_RELEASE_SECONDS, shield=True),
+            ):
+                await connection.execute("ROLLBACK")
+            raise
+        return result
+
     @asynccontextmanager
     async def _borrowed(self) -> AsyncGenerator[Connection]:
         pool = self._given or self._own
@@ -186,7 +203,8 @@ class PostgresLink:
         try:
             yield connection
         finally:
-            await pool.release(connection, timeout=_RELEASE_SECONDS)
+            with anyio.CancelScope(shield=True):
+                await pool.release(connection, timeout=_RELEASE_SECONDS)
 
     async def _get_ready(self) -> None:
         self.refuse_closed()

@@ -38,6 +38,12 @@ class TestPostgresDriver(SessionPersistDriverSuite):
         yield driver
         await driver.close()
 
+    @pytest.fixture
+    async def second_driver(self, dsn: str, schema: str) -> AsyncIterator[PostgresSessionPersistDriver]:
+        driver = PostgresSessionPersistDriver(dsn, schema=schema)
+        yield driver
+        await driver.close()
+
 
 class TestPostgresDriverOverAPoolOfTheCallers(SessionPersistDriverSuite):
     @pytest.fixture
@@ -46,11 +52,3 @@ class TestPostgresDriverOverAPoolOfTheCallers(SessionPersistDriverSuite):
             driver = PostgresSessionPersistDriver(pool=pool, schema=schema)
             yield driver
             await driver.close()
-
-
-class TestPostgresDriverWithoutPreparedStatements(SessionPersistDriverSuite):
-    @pytest.fixture
-    async def driver(self, dsn: str, schema: str) -> AsyncIterator[PostgresSessionPersistDriver]:
-        driver = PostgresSessionPersistDriver(dsn, schema=schema, statement_cache_size=0, max_size=2)
-        yield driver
-        await driver.close()

@@ -55,6 +55,12 @@ class TestPostgresDriverBehindATransactionPooler(SessionPersistDriverSuite):
         yield driver
         await driver.close()
 
+    @pytest.fixture
+    async def second_driver(self, dsn: str, schema: str) -> AsyncIterator[PostgresSessionPersistDriver]:
+        driver = PostgresSessionPersistDriver(dsn, schema=schema)
+        yield driver
+        await driver.close()
+
 
 async def test_pooler_takes_prepared_statements_and_notifications_away(
     dsn: str, pooler: TransactionPooler
