@@ -19,7 +19,7 @@ class Loading:
     """
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.told: Told = Told()
         self._retelling = Retelling()
         self._retelling.begin()
         self._state: dict[str, bytes] = {}

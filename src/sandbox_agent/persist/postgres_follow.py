@@ -20,7 +20,7 @@ from sandbox_agent.wire.records import ListPage, SessionEvent
 
 __all__ = ["Followers", "History"]
 
-logger = logging.getLogger("sandbox_agent.persist")
+logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
 # How often is looked, in seconds, where the server tells of every event: for programs that tell nobody.
 _SWEEP: Final = 1.0

@@ -39,7 +39,7 @@ class Call:
         self, method: str, params: Mapping[str, Any], *, opens: str | None = None, may_fail: bool = True
     ) -> None:
         self.method = method
-        self.params = dict(params)
+        self.params: dict[str, Any] = dict(params)
         self.opens = opens
         self.may_fail = may_fail
         self.result: dict[str, Any] = {}
