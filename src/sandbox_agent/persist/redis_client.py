@@ -180,7 +180,7 @@ class RedisLink:
     async def info(self) -> Mapping[str, Any]:
         """Return what the server says about its memory; nothing where it says nothing."""
         try:
-            async with asyncio.timeout(self.timeout):
+            async with self._bounded():
                 found = await self._client.execute_command("INFO", "memory")
         except self._errors:
             return {}

@@ -74,6 +74,10 @@ class Followers:
         try:
             while True:
                 moved = feed.moved
+                if not (feed.ready or feed.ended):
+                    # What is deleted before the server is listened to would be read and never be ended.
+                    await moved.wait()
+                    continue
                 told = feed.since(last)
                 if told is not None:
                     events = [to_event(session_id, entry) for entry in told]
