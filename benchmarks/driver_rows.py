@@ -29,8 +29,8 @@ from benchmarks.raw_stores import raw_postgres, raw_redis, raw_sqlite
 from benchmarks.sdk import fill, run_resume
 from benchmarks.table import DriverRow, show_drivers
 from sandbox_agent import InMemorySessionPersistDriver, SessionPersistDriver, SQLiteSessionPersistDriver
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 
 __all__ = ["driver_rows"]
 

@@ -53,12 +53,12 @@ if TYPE_CHECKING:
     )
     from sandbox_agent.persist.actor import RivetSessionPersistDriver, StateSessionPersistDriver
     from sandbox_agent.persist.base import Capability, SessionPersistDriver
-    from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+    from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
     from sandbox_agent.persist.memory import InMemorySessionPersistDriver
     from sandbox_agent.persist.open import open_driver
-    from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
-    from sandbox_agent.persist.redis import RedisSessionPersistDriver
-    from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+    from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
+    from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
+    from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
     from sandbox_agent.providers.local import LocalProvider, local
     from sandbox_agent.wire.acp import (
@@ -128,10 +128,10 @@ _MODULES = {
         "RivetSessionPersistDriver",
         "StateSessionPersistDriver",
     ),
-    "persist.encrypted": ("EncryptedSessionPersistDriver",),
+    "persist.encrypted.driver": ("EncryptedSessionPersistDriver",),
     "persist.open": ("open_driver",),
-    "persist.postgres": ("PostgresSessionPersistDriver",),
-    "persist.redis": ("RedisSessionPersistDriver",),
+    "persist.postgres.driver": ("PostgresSessionPersistDriver",),
+    "persist.redis.driver": ("RedisSessionPersistDriver",),
     "client.sinks.sqlite": ("SQLiteSink",),
     "client.turn": ("Turn",),
     "engine.permissions": ("PermissionReply",),
@@ -170,7 +170,7 @@ _MODULES = {
     ),
     "persist.base": ("Capability", "SessionPersistDriver"),
     "persist.memory": ("InMemorySessionPersistDriver",),
-    "persist.sqlite": ("SQLiteSessionPersistDriver",),
+    "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
     "providers.local": ("LocalProvider", "local"),
     "wire.acp": (

@@ -14,7 +14,7 @@ import pytest
 
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import KEY_VARIABLE, open_driver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from tests.cli.conftest import COMMAND, Shell
 

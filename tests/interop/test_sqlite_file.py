@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from tests.interop.conftest import RunningServer
 from tests.interop.peers import PYTHON, TYPESCRIPT, open_peer
 from tests.interop.seen import Event, indexes, text_of

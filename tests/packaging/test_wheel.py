@@ -88,7 +88,9 @@ def test_the_readmes_program_runs_on_the_installed_package(programs: Path, tmp_p
     assert (tmp_path / "sessions.db").is_file()
 
 
-def test_the_installed_types_are_complete(programs: Path, tmp_path: Path) -> None:
+def test_the_installed_types_are_complete(programs: Path, wheel: Path, tmp_path: Path) -> None:
+    # the test kit's state machine is hypothesis's
+    run(programs / "python", "-m", "pip", "install", "--quiet", f"{wheel}[testing]", cwd=tmp_path)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"  # it looks at the first Python there
     command = (sys.executable, "-m", "pyright", "--verifytypes", "sandbox_agent", "--ignoreexternal")
     checked = run(*command, cwd=tmp_path, env={"PATH": path})

@@ -17,7 +17,7 @@ from sandbox_agent.persist.base import (
     normalize_limit,
 )
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 from sandbox_agent.persist.base import Capability
-from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from tests.docs.pages import text_of
 

@@ -15,7 +15,7 @@ import pytest
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.following import Following
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import make_event
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
-from sandbox_agent.persist.sqlite_schema import SCHEMA_VERSION, prepare_store
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.schema import SCHEMA_VERSION, prepare_store
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 

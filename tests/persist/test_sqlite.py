@@ -15,7 +15,7 @@ from blockbuster import blockbuster_ctx
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import DEFAULT_LIST_LIMIT
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event, make_session
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
 from sandbox_agent.errors import SessionFencedError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event, make_session
 
 pytestmark = pytest.mark.anyio

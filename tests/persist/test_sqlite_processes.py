@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.streams.text import TextReceiveStream
 
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events
 
 pytestmark = pytest.mark.anyio

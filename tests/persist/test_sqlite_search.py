@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.driver_searching import chunk, prompt, said
 from sandbox_agent.testing.drivers import make_session
 

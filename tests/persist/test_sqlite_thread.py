@@ -17,8 +17,7 @@ import anyio.to_thread
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist import sqlite_thread
-from sandbox_agent.persist.sqlite_thread import MEMORY, SQLiteThread
+from sandbox_agent.persist.sqlite.thread import BUSY_TIMEOUT, MEMORY, SQLiteThread
 
 pytestmark = pytest.mark.anyio
 
@@ -188,7 +187,7 @@ async def test_thread_stores_as_soon_as_another_program_lets_go(thread: SQLiteTh
         await anyio.lowlevel.checkpoint()
         assert not asyncio.ensure_future(waiting).done()
         other.execute("COMMIT")
-    with anyio.fail_after(sqlite_thread.BUSY_TIMEOUT):
+    with anyio.fail_after(BUSY_TIMEOUT):
         assert await waiting == 2
 
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
 from tests.persist.test_conformance import FiveMethodDriver
 

@@ -10,13 +10,13 @@ import pytest
 
 from sandbox_agent.errors import InvalidRequestError, PersistError, SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
-from sandbox_agent.persist.transfer import copy_sessions, list_all_sessions, measure
-from sandbox_agent.persist.transfer_lines import event_line, export_lines, import_lines
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.transfer.lines import event_line, export_lines, import_lines
+from sandbox_agent.persist.transfer.sessions import copy_sessions, list_all_sessions, measure
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from sandbox_agent.wire.records import SessionEvent
 from tests.persist.encrypted.conftest import Interrupted

@@ -7,9 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import SQLiteSessionStore
-from sandbox_agent.persist.store import sqlite_erase as erase
+from sandbox_agent.persist.store.sqlite import erase
 from sandbox_agent.server.store import open_store
 from tests.persist.store.making import filled
 

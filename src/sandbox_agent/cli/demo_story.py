@@ -24,7 +24,7 @@ from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import AgentProcessExitedError, ConnectionLostError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.providers.local import local
 from sandbox_agent.wire.acp import AgentMessageChunk
 from sandbox_agent.wire.records import SessionEvent

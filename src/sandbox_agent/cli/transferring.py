@@ -16,8 +16,8 @@ from sandbox_agent.cli.stores import opened
 from sandbox_agent.errors import PersistError, SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
-from sandbox_agent.persist.transfer import Moved, copy_sessions, list_all_sessions, measure
-from sandbox_agent.persist.transfer_lines import Imported, event_line, export_lines, import_lines
+from sandbox_agent.persist.transfer.lines import Imported, event_line, export_lines, import_lines
+from sandbox_agent.persist.transfer.sessions import Moved, copy_sessions, list_all_sessions, measure
 from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["export_sessions", "import_sessions", "move_sessions"]

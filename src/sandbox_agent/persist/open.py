@@ -123,7 +123,7 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
     if not store.encrypted:
         return driver
     current, *old = _keys()
-    from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+    from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 
     return EncryptedSessionPersistDriver(driver, key=current, old_keys=old, close_inner=True)
 
@@ -142,7 +142,7 @@ def _open(store: StoreURL, namespace: str | None) -> SessionPersistDriver:
             from sandbox_agent.persist.store.view import postgres_store_driver
 
             return postgres_store_driver(store.where, namespace=namespace)
-        from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+        from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 
         return PostgresSessionPersistDriver(store.where)
     if store.kind == "redis":
@@ -150,7 +150,7 @@ def _open(store: StoreURL, namespace: str | None) -> SessionPersistDriver:
             from sandbox_agent.persist.store.view import redis_store_driver
 
             return redis_store_driver(store.where, namespace=namespace)
-        from sandbox_agent.persist.redis import RedisSessionPersistDriver
+        from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 
         return RedisSessionPersistDriver(store.where)
     return _open_sqlite(store.where)
@@ -162,7 +162,7 @@ def _open_sqlite(path: str) -> SessionPersistDriver:
     of_a_server = sqlite_store_driver(path)
     if of_a_server is not None:
         return of_a_server
-    from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+    from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 
     return SQLiteSessionPersistDriver(path)
 

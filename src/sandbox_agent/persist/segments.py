@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from sandbox_agent.engine.feed import Chunk
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 
 __all__ = ["SEGMENT_BYTES", "FileSegments", "SQLiteSegments"]
 

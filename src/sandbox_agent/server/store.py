@@ -21,9 +21,9 @@ from sandbox_agent.agents.layout import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, parse_store_url
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
-from sandbox_agent.persist.sqlite_thread import TEMPORARY, SQLiteThread
+from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
+from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.server.spill import Spill
 
 __all__ = [
@@ -219,10 +219,10 @@ def _remote(url: StoreURL, namespace: str) -> RemoteStore:
     # The drivers' packages are extras.
     try:
         if url.kind == "postgres":
-            from sandbox_agent.persist.store.postgres import PostgresSessionStore
+            from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
 
             return PostgresSessionStore(url.where, namespace=namespace)
-        from sandbox_agent.persist.store.redis import RedisSessionStore
+        from sandbox_agent.persist.store.redis.store import RedisSessionStore
 
         return RedisSessionStore(url.where, namespace=namespace)
     except (ImportError, ValueError) as error:

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from tests.persist.test_conformance import FiveMethodDriver
 

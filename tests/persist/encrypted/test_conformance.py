@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
+from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
 from tests.persist.redis.test_conformance import RedisSuite
 from tests.persist.test_conformance import FiveMethodDriver

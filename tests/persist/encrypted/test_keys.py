@@ -11,8 +11,8 @@ import pytest
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
-from sandbox_agent.persist.encrypted import EncryptedSessionPersistDriver
-from sandbox_agent.persist.encrypted_keys import KEY_PREFIX
+from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
+from sandbox_agent.persist.encrypted.keys import KEY_PREFIX
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from sandbox_agent.wire.records import ListPage, SessionEvent
 from tests.persist.encrypted.conftest import KEY, OTHER_KEY, Interrupted

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event, make_session
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
 from tests.support.postgres import PostgresServer
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event, make_session
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import TcpProxy

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite, all_events, make_event
 from tests.support.pooler import TransactionPooler
 from tests.support.postgres import PostgresServer

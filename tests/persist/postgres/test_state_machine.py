@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
 from tests.support.postgres import PostgresServer
 

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.postgres import PostgresSessionPersistDriver
+from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from tests.support.postgres import PostgresServer
 

@@ -8,7 +8,7 @@ import itertools
 import sys
 
 from sandbox_agent.errors import SessionFencedError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import make_event, make_session
 
 

@@ -6,7 +6,7 @@ Usage: forgetful.py STORE
 import asyncio
 import sys
 
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import make_event
 
 driver = SQLiteSessionPersistDriver(sys.argv[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event
 
 FOLDER = Path(sys.argv[1])

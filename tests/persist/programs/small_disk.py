@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event
 
 PAYLOAD = b'{"jsonrpc":"2.0","method":"session/update","params":{"text":"%s"}}' % (b"x" * 3_000)

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import sys
 
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import make_event
 
 

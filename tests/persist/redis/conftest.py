@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from tests.support.redis import RedisServer
 
 

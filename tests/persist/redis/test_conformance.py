@@ -9,7 +9,7 @@ import pytest
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite, all_events, make_event
 from sandbox_agent.wire.records import ListPage
 from tests.support.redis import RedisServer

@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from tests.support.redis import RedisServer, call
 from tests.support.servers import free_port
@@ -290,7 +290,7 @@ async def test_a_cluster_keeps_each_session_on_one_node(tmp_path: Path) -> None:
 def test_the_library_is_named_where_it_is_missing() -> None:
     code = (
         "import sys; sys.modules['redis'] = None\n"
-        "from sandbox_agent.persist.redis import RedisSessionPersistDriver\n"
+        "from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver\n"
         "try: RedisSessionPersistDriver('redis://127.0.0.1')\n"
         "except ImportError as error: print(error)"
     )

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from sandbox_agent.wire.records import SessionEvent
 from tests.support.proxy import TcpProxy

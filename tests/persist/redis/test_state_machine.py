@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.redis import RedisSessionPersistDriver
+from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
 from tests.support.redis import RedisServer
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sandbox_agent.persist.sqlite_thread import MEMORY, SQLiteThread
+from sandbox_agent.persist.sqlite.thread import MEMORY, SQLiteThread
 from sandbox_agent.persist.store import (
     Changes,
     EnvelopeRow,

@@ -10,16 +10,15 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import (
     Changes,
     SessionStore,
     SnapshotRow,
     SQLiteSessionStore,
     TextRow,
-    sqlite_clean,
 )
-from sandbox_agent.persist.store import sqlite_erase as erase
+from sandbox_agent.persist.store.sqlite import clean, erase
 from tests.persist.store.making import (
     PLENTY,
     TIME,
@@ -178,7 +177,7 @@ async def test_erasure_that_a_reader_keeps_in_the_file_is_told_and_ends_later(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sqlite_clean, "_CUTS", 3)
+    monkeypatch.setattr(clean, "_CUTS", 3)
     path = tmp_path / "store.db"
     async with opened(path) as store:
         await store.commit(filled(2, 3, managed=True, time=TIME + PLENTY))

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import pytest
 
-from sandbox_agent.persist.store import sqlite_index as index
-from sandbox_agent.persist.store.sqlite_schema import migrate
+from sandbox_agent.persist.store.sqlite import index
+from sandbox_agent.persist.store.sqlite.schema import migrate
 
 T = TypeVar("T")
 

@@ -11,10 +11,11 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.postgres_link import PostgresLink
-from sandbox_agent.persist.store import Changes, SessionStore, postgres_owner
-from sandbox_agent.persist.store.postgres import PostgresSessionStore
-from sandbox_agent.persist.store.postgres_owner import Owner
+from sandbox_agent.persist.postgres.link import PostgresLink
+from sandbox_agent.persist.store import Changes, SessionStore
+from sandbox_agent.persist.store.postgres import owner
+from sandbox_agent.persist.store.postgres.owner import Owner
+from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
 from tests.persist.store.machine import StoreMachine
 from tests.persist.store.making import TIME, filled, permission, sequences, session, turn
 from tests.persist.store.suite import MeasuredStore, Opener, SessionStoreSuite
@@ -149,8 +150,8 @@ async def test_store_keeps_its_namespace_by_a_lease_behind_a_pool(
 
     # As if the process ids differed, which is how a pool is told.
     monkeypatch.setattr(PostgresLink, "_is_direct", is_direct)
-    monkeypatch.setattr(postgres_owner, "_LEASE_SECONDS", 2)
-    monkeypatch.setattr(postgres_owner, "_RENEW_SECONDS", 0.3)
+    monkeypatch.setattr(owner, "_LEASE_SECONDS", 2)
+    monkeypatch.setattr(owner, "_RENEW_SECONDS", 0.3)
     async with opened(postgres_dsn) as store:
         await store.commit(filled(1, 3))
         with pytest.raises(PersistError, match="belongs to another running server"):
@@ -158,7 +159,7 @@ async def test_store_keeps_its_namespace_by_a_lease_behind_a_pool(
                 pass
         await store.commit(filled(1, 4))
         # One that is killed renews nothing: the next has it once the lease has run out.
-        monkeypatch.setattr(postgres_owner, "_RENEW_SECONDS", 60)
+        monkeypatch.setattr(owner, "_RENEW_SECONDS", 60)
         async with opened(postgres_dsn) as newer:
             await newer.commit(filled(1, 5))
             with pytest.raises(PersistError, match="taken over by another server"):

@@ -14,8 +14,8 @@ import pytest
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import Changes, EventRow, SessionStore, SnapshotRow, TextRow
-from sandbox_agent.persist.store.redis import RedisSessionStore
-from sandbox_agent.persist.store.redis_scripts import COMMIT
+from sandbox_agent.persist.store.redis.scripts import COMMIT
+from sandbox_agent.persist.store.redis.store import RedisSessionStore
 from tests.persist.store.making import (
     PLENTY,
     TIME,
@@ -39,8 +39,8 @@ KINDS: list[RedisKind] = ["valkey", "redis"]
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch, *, lease: float, renew: float) -> None:
-    monkeypatch.setattr("sandbox_agent.persist.store.redis_owner.LEASE_SECONDS", lease)
-    monkeypatch.setattr("sandbox_agent.persist.store.redis_owner.RENEW_SECONDS", renew)
+    monkeypatch.setattr("sandbox_agent.persist.store.redis.owner.LEASE_SECONDS", lease)
+    monkeypatch.setattr("sandbox_agent.persist.store.redis.owner.RENEW_SECONDS", renew)
 
 
 def batch(number: int, *, size: int = 0) -> Changes:

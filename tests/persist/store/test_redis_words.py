@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from sandbox_agent.persist.store.redis_words import (
+from sandbox_agent.persist.store.redis.words import (
     MAX_TEXT_BYTES,
     has_phrases,
     parse,

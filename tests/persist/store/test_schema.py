@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.store import Changes, SnapshotRow, TextRow, sqlite_schema
-from sandbox_agent.persist.store.sqlite_schema import SCHEMA_VERSION
+from sandbox_agent.persist.store import Changes, SnapshotRow, TextRow
+from sandbox_agent.persist.store.sqlite import schema
+from sandbox_agent.persist.store.sqlite.schema import SCHEMA_VERSION
 from tests.persist.store.making import TIME, event, filled, opened, permission, sequences, session, turn
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +29,7 @@ def golden_changes() -> Changes:
     return changes
 
 
-def schema(path: Path) -> list[tuple[str, str]]:
+def tables(path: Path) -> list[tuple[str, str]]:
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(
             "SELECT name, sql FROM sqlite_master WHERE sql NOT NULL ORDER BY 1"
@@ -62,7 +63,7 @@ async def test_file_of_any_version_opens_and_has_lost_nothing(version: int, tmp_
         assert await store.search("golden", limit=9) == []
     async with opened(tmp_path / "new.db"):
         pass
-    assert schema(path) == schema(tmp_path / "new.db")
+    assert tables(path) == tables(tmp_path / "new.db")
 
 
 async def test_newer_file_is_refused_with_what_to_do_and_not_touched(tmp_path: Path) -> None:
@@ -73,11 +74,11 @@ async def test_newer_file_is_refused_with_what_to_do_and_not_touched(tmp_path: P
         connection.execute("UPDATE store_meta SET value = 99 WHERE name = 'schema_version'")
         connection.execute("ALTER TABLE store_sessions ADD COLUMN future TEXT")
         connection.commit()
-    before = schema(path)
+    before = tables(path)
     with pytest.raises(PersistError, match=r"schema version 99 .* up to \d+: upgrade .* or give --store"):
         async with opened(path):
             pass
-    assert schema(path) == before
+    assert tables(path) == before
 
 
 async def test_migration_that_fails_leaves_the_file_as_it_was(
@@ -85,19 +86,19 @@ async def test_migration_that_fails_leaves_the_file_as_it_was(
 ) -> None:
     path = tmp_path / "store.db"
     shutil.copy(GOLDEN / "version_1.db", path)
-    before = schema(path)
+    before = tables(path)
 
     def migrate_badly(connection: sqlite3.Connection) -> None:
         connection.execute("ALTER TABLE store_sessions ADD COLUMN later TEXT")
         connection.execute("INSERT INTO nowhere VALUES (1)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, migrate_badly))
-        patch.setattr(sqlite_schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, migrate_badly))
+        patch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         with pytest.raises(PersistError, match="no such table: nowhere"):
             async with opened(path):
                 pass
-    assert schema(path) == before
+    assert tables(path) == before
     async with opened(path) as store:
         assert await sequences(store) == [1, 2, 3, 4, 5]
 
@@ -115,8 +116,8 @@ async def test_later_migrations_run_once_in_their_order(
     def third(_: sqlite3.Connection) -> None:
         ran.append("third")
 
-    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS[:1], second, third))
-    monkeypatch.setattr(sqlite_schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:1], second, third))
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
     for _ in range(2):
         async with opened(path):
             pass
@@ -126,7 +127,7 @@ async def test_later_migrations_run_once_in_their_order(
 async def test_sqlite_without_full_text_search_is_refused_at_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_schema, "_FULL_TEXT", "fts99")
+    monkeypatch.setattr(schema, "_FULL_TEXT", "fts99")
     with pytest.raises(PersistError, match=r"without full text search .* use a Python from"):
         async with opened(tmp_path / "store.db"):
             pass

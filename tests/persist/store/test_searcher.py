@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import SQLiteSessionStore
 from tests.persist.store.making import filled, sequences
 

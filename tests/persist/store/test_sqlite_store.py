@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite import SQLiteSessionPersistDriver
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import (
     Changes,
     SQLiteSessionStore,
@@ -73,7 +73,7 @@ async def test_store_shares_its_file_with_the_driver_of_an_sdk(tmp_path: Path) -
 async def test_commit_says_so_and_stores_nothing_while_another_program_holds_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sandbox_agent.persist.sqlite_worker.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("sandbox_agent.persist.sqlite.worker.BUSY_TIMEOUT", 0.05)
     path = tmp_path / "store.db"
     async with opened(path) as store:
         await store.commit(filled(1, 3))

@@ -11,9 +11,9 @@ from typing import Any
 import anyio
 
 from sandbox_agent.engine.feed import FeedMemory
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.rows import PermissionRow, TurnRow
-from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
+from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions

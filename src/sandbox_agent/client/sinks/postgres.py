@@ -11,9 +11,9 @@ from typing import Any, Final, Self, cast
 import msgspec
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.postgres_asyncpg import Connection, Pool, Row
-from sandbox_agent.persist.postgres_link import DEFAULT_TIMEOUT, PostgresLink
-from sandbox_agent.persist.postgres_schema import quoted
+from sandbox_agent.persist.postgres.library import Connection, Pool, Row
+from sandbox_agent.persist.postgres.link import DEFAULT_TIMEOUT, PostgresLink
+from sandbox_agent.persist.postgres.schema import quoted
 from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["PostgresSink"]

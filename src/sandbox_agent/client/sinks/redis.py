@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.redis_client import RedisClient, RedisLink, Word
-from sandbox_agent.persist.redis_scripts import Script
+from sandbox_agent.persist.redis.client import RedisClient, RedisLink, Word
+from sandbox_agent.persist.redis.scripts import Script
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
 
 __all__ = ["RedisSink"]

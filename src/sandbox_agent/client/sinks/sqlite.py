@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["SQLiteSink"]

@@ -14,7 +14,7 @@ from sandbox_agent.persist.store.rows import (
     TextRow,
     TurnRow,
 )
-from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
+from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 
 __all__ = [
     "Changes",

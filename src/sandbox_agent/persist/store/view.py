@@ -24,12 +24,12 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.sqlite_thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.postgres_schema import DEFAULT_SCHEMA
+from sandbox_agent.persist.store.postgres.schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.store.rows import EnvelopeRow, SessionRow
-from sandbox_agent.persist.store.sqlite import SQLiteSessionStore
-from sandbox_agent.persist.store.sqlite_schema import check_version
+from sandbox_agent.persist.store.sqlite.schema import check_version
+from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from sandbox_agent.wire.sessions import SearchHit
@@ -244,7 +244,7 @@ def postgres_store_driver(
     connection_string: str, *, namespace: str, schema: str = DEFAULT_SCHEMA
 ) -> StoreDriver:
     """Return the sessions of the server of that namespace in a PostgreSQL database."""
-    from sandbox_agent.persist.store.postgres import PostgresSessionStore
+    from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
 
     store = PostgresSessionStore(connection_string, namespace=namespace, schema=schema, read_only=True)
     name = f"the namespace '{namespace}' in PostgreSQL"
@@ -257,7 +257,7 @@ def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
     Raises:
         ImportError: the extra ``redis`` is not installed.
     """
-    from sandbox_agent.persist.store.redis import RedisSessionStore
+    from sandbox_agent.persist.store.redis.store import RedisSessionStore
 
     store = RedisSessionStore(url, namespace=namespace)
 

@@ -1,0 +1,1 @@
+"""Encryption around any driver."""

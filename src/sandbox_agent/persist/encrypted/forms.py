@@ -1,0 +1,166 @@
+"""Records and events under a session's key, as they stand in the store, and back."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.records import SessionEvent, SessionRecord
+
+__all__ = [
+    "blank",
+    "event_seal",
+    "is_blank",
+    "open_event",
+    "open_record",
+    "record_seal",
+    "seal_event",
+    "seal_record",
+]
+
+_ERASED: Final = {"enc": "erased"}
+
+
+def seal_event(cipher: SessionCipher, event: SessionEvent) -> SessionEvent:
+    """Return the event with its payload sealed; all but the index, which the store gives, is bound to it."""
+    return SessionEvent(
+        event.id,
+        event.event_index,
+        event.session_id,
+        event.created_at,
+        event.connection_id,
+        event.sender,
+        cipher.seal(event.payload_json, _event_place(event)),
+    )
+
+
+def event_seal(event: SessionEvent) -> Sealed:
+    """Return the sealed payload of a stored event.
+
+    Raises:
+        PersistError: the payload is not sealed.
+    """
+    try:
+        return Sealed.read(event.payload_json)
+    except UnsealedError:
+        raise _plain(f"event '{event.id}' of session '{event.session_id}'", event.session_id) from None
+
+
+def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> SessionEvent:
+    """Return the event as it was before it was sealed.
+
+    Raises:
+        PersistError: it was changed in the store.
+    """
+    try:
+        payload = cipher.open(sealed, _event_place(event))
+    except UnsealedError:
+        raise _changed(f"event '{event.id}' of session '{event.session_id}'", event.session_id) from None
+    return SessionEvent(
+        event.id,
+        event.event_index,
+        event.session_id,
+        event.created_at,
+        event.connection_id,
+        event.sender,
+        payload,
+    )
+
+
+def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:
+    """Return the record with what the agent was given and offers sealed, in ``session_init``.
+
+    Raises:
+        PersistError: it holds a value that is not JSON.
+    """
+    content = [record.session_init, record.config_options, record.modes]
+    try:
+        data = dumps(content)
+    except (TypeError, ValueError) as error:
+        raise PersistError(
+            f"session '{record.id}' can't be stored, it holds a value that is not JSON: {error}",
+            session_id=record.id,
+        ) from error
+    sealed: dict[str, Any] = loads(cipher.seal(data, _record_place(record)))
+    return msgspec.structs.replace(record, session_init=sealed, config_options=None, modes=None)
+
+
+def record_seal(record: SessionRecord) -> Sealed:
+    """Return what is sealed of a stored record.
+
+    Raises:
+        PersistError: nothing is.
+    """
+    try:
+        return Sealed.convert(record.session_init)
+    except UnsealedError:
+        raise _plain(f"session '{record.id}'", record.id) from None
+
+
+def open_record(cipher: SessionCipher, record: SessionRecord, sealed: Sealed) -> SessionRecord:
+    """Return the record as it was before it was sealed.
+
+    Raises:
+        PersistError: it was changed in the store.
+    """
+    try:
+        session_init, config_options, modes = loads(cipher.open(sealed, _record_place(record)))
+    except (UnsealedError, InvalidEnvelopeError, ValueError, TypeError):
+        raise _changed(f"the record of session '{record.id}'", record.id) from None
+    return msgspec.structs.replace(
+        record, session_init=session_init, config_options=config_options, modes=modes
+    )
+
+
+def blank(session_id: str, created_at: int) -> SessionRecord:
+    """Return what is left of a record that was erased, while or where the store can't delete it."""
+    return SessionRecord(
+        id=session_id,
+        agent="",
+        agent_session_id="",
+        last_connection_id="",
+        created_at=created_at,
+        session_init=dict(_ERASED),
+    )
+
+
+def is_blank(record: SessionRecord) -> bool:
+    """Whether the record is what ``blank`` made."""
+    return record.session_init == _ERASED
+
+
+def _event_place(event: SessionEvent) -> tuple[object, ...]:
+    return ("event", event.session_id, event.id, event.created_at, event.connection_id, event.sender)
+
+
+def _record_place(record: SessionRecord) -> tuple[object, ...]:
+    return (
+        "record",
+        record.id,
+        record.agent,
+        record.agent_session_id,
+        record.last_connection_id,
+        record.created_at,
+        record.destroyed_at,
+        record.sandbox_id,
+    )
+
+
+def _plain(what: str, session_id: str) -> PersistError:
+    return PersistError(
+        f"{what} is not encrypted, and this store is read as an encrypted one: open it without encryption, "
+        "or move it into a store that is encrypted (sandbox-agent sessions move)",
+        session_id=session_id,
+    )
+
+
+def _changed(what: str, session_id: str) -> PersistError:
+    return PersistError(
+        f"{what} can't be decrypted: it was changed in the store, or taken from another place; "
+        "restore it from a copy of the store",
+        session_id=session_id,
+    )

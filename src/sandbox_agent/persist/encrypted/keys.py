@@ -1,0 +1,300 @@
+"""Where session keys live: in a hidden record beside each session, in the store that is encrypted.
+
+The record of a key has the id ``~key:<session id>``; its ``session_init`` holds the wrapped key. It is a
+record of its own, and not a part of the session's, so that keys can be wrapped anew while somebody writes
+the session: neither ever writes over the other. It is made with the first thing that is stored of a
+session, be it an event of a session without a record.
+
+Who makes a key, wraps it anew or destroys it claims the key's record first and saves it with that
+generation: of two processes at once the later is told, reads again and goes by what the first has stored.
+A driver that does not declare FENCE can refuse nobody: there, too, a key is read again after it was
+written, and the one that is there is used.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from sandbox_agent.errors import PersistError, SessionFencedError
+from sandbox_agent.persist.base import UNFENCED, Capability, SessionPersistDriver
+from sandbox_agent.persist.encrypted.cipher import MasterKeys, SessionCipher, WrappedKey
+from sandbox_agent.wire.records import SessionRecord
+
+__all__ = ["KEY_PREFIX", "SessionKey", "SessionKeys"]
+
+# A tilde sorts behind letters and digits: made at the same time, the session comes first.
+KEY_PREFIX: Final = "~key:"
+
+_AGENT: Final = "sandbox-agent-key"
+_FORM: Final = "v1"
+# Ciphers that are remembered; one that is forgotten is unwrapped again.
+_REMEMBERED: Final = 4_096
+# Others may change a key at the same time, for as long as a few calls take.
+_TRIES: Final = 100
+_PAUSE: Final = 0.005
+# A store that lets rows expire must keep a key as long as its session: the key is saved again that often
+# while the session is written to, in seconds.
+_TOUCH_EVERY: Final = 60.0
+_PAGE: Final = 500
+
+
+class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A key record's ``session_init``: the key, and the ids of those before it that were destroyed."""
+
+    key: WrappedKey | None = None
+    gone: tuple[str, ...] = ()
+    form: str = _FORM
+
+
+class SessionKey:
+    """What is stored of a session's key.
+
+    Attributes:
+        cipher: seals and opens with it; None where the key was destroyed.
+        gone: ids of the keys before it, which were destroyed.
+    """
+
+    __slots__ = ("cipher", "gone")
+
+    def __init__(self, cipher: SessionCipher | None, gone: tuple[str, ...]) -> None:
+        self.cipher: SessionCipher | None = cipher
+        self.gone: tuple[str, ...] = gone
+
+
+class SessionKeys:
+    """The keys of the sessions of a store.
+
+    Args:
+        inner: the store.
+        masters: wrap and unwrap.
+    """
+
+    def __init__(self, inner: SessionPersistDriver, masters: MasterKeys) -> None:
+        self._inner = inner
+        self._masters = masters
+        self._known: OrderedDict[str, tuple[WrappedKey, SessionCipher]] = OrderedDict()
+        self._touched: dict[str, float] = {}
+        # One change at a time in this object: a driver without FENCE can't tell our own tasks apart.
+        self._changing = anyio.Lock()
+
+    async def find(self, session_id: str) -> SessionKey | None:
+        """Return what is stored now, or None where the session has no key.
+
+        Raises:
+            PersistError: it can't be unwrapped, or the store failed.
+        """
+        record = await self._inner.get_session(KEY_PREFIX + session_id)
+        return None if record is None else self.read(record)
+
+    def read(self, record: SessionRecord) -> SessionKey:
+        """Return what a key's record says.
+
+        Raises:
+            PersistError: it can't be unwrapped.
+        """
+        session_id = record.id.removeprefix(KEY_PREFIX)
+        stored = _stored(record, session_id)
+        if stored.key is None:
+            self.forget(session_id)
+            return SessionKey(None, stored.gone)
+        return SessionKey(self._cipher(session_id, stored.key), stored.gone)
+
+    async def obtain(self, session_id: str, created_at: int | None = None) -> SessionCipher:
+        """Return the session's cipher; its key is made where there is none.
+
+        Args:
+            session_id: whose.
+            created_at: when the session was made, in milliseconds; None: now.
+
+        Raises:
+            PersistError: it can't be unwrapped, or the store failed.
+        """
+        known = self.known(session_id)
+        if known is not None:
+            await self._touch(session_id)
+            return known
+        found = await self.find(session_id)
+        if found is not None and found.cipher is not None:
+            await self._touch(session_id)
+            return found.cipher
+
+        def make(stored: _Stored | None) -> _Stored:
+            if stored is not None and stored.key is not None:
+                return stored
+            return _Stored(self._masters.make(session_id)[0], () if stored is None else stored.gone)
+
+        changed = await self._change(session_id, make, created_at)
+        if changed is None or changed.key is None:
+            raise PersistError(
+                f"the key of session '{session_id}' was destroyed while the session was written: its erasure "
+                "is under way, write again when it has ended",
+                session_id=session_id,
+            )
+        return self._cipher(session_id, changed.key)
+
+    async def destroy(self, session_id: str) -> None:
+        """Replace the key by the note that it is gone; nothing happens where there is none."""
+        self.forget(session_id)
+
+        def retire(stored: _Stored | None) -> _Stored | None:
+            if stored is None or stored.key is None:
+                return stored
+            return _Stored(None, (*stored.gone, stored.key.key_id))
+
+        await self._change(session_id, retire)
+        self.forget(session_id)
+
+    async def rotate(self) -> int:
+        """Wrap every key with the current master key that another one wraps; return how many.
+
+        Raises:
+            PersistError: a key can't be unwrapped (the others were seen to), or the store failed.
+        """
+        count = 0
+        failed: PersistError | None = None
+        cursor: str | None = None
+        while True:
+            page = await self._inner.list_sessions(limit=_PAGE, cursor=cursor)
+            for record in page.items:
+                if not record.id.startswith(KEY_PREFIX):
+                    continue
+                session_id = record.id.removeprefix(KEY_PREFIX)
+                try:
+                    if self._is_old(_stored(record, session_id)):
+                        count += await self._rewrap(session_id)
+                except PersistError as error:
+                    if error.session_id is None:
+                        raise
+                    failed = failed or error
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        if failed is not None:
+            raise failed
+        return count
+
+    def known(self, session_id: str) -> SessionCipher | None:
+        """Return the cipher that was used last, without asking the store."""
+        known = self._known.get(session_id)
+        return None if known is None else known[1]
+
+    def forget(self, session_id: str) -> None:
+        """Ask the store the next time."""
+        self._known.pop(session_id, None)
+        self._touched.pop(session_id, None)
+
+    def _is_old(self, stored: _Stored | None) -> bool:
+        return stored is not None and stored.key is not None and stored.key.master != self._masters.current
+
+    async def _rewrap(self, session_id: str) -> int:
+        changes = 0
+
+        def rewrap(stored: _Stored | None) -> _Stored | None:
+            nonlocal changes
+            changes = 0
+            if stored is None or stored.key is None or not self._is_old(stored):
+                return stored
+            changes = 1
+            return _Stored(self._masters.rewrap(session_id, stored.key), stored.gone)
+
+        await self._change(session_id, rewrap)
+        return changes
+
+    def _cipher(self, session_id: str, wrapped: WrappedKey) -> SessionCipher:
+        known = self._known.get(session_id)
+        if known is not None and known[0] == wrapped:
+            return known[1]
+        # The same key under another master key, too: nobody is to believe the store unasked.
+        cipher = self._masters.unwrap(session_id, wrapped)
+        self._known[session_id] = (wrapped, cipher)
+        self._known.move_to_end(session_id)
+        while len(self._known) > _REMEMBERED:
+            oldest, _ = self._known.popitem(last=False)
+            self._touched.pop(oldest, None)
+        return cipher
+
+    async def _touch(self, session_id: str) -> None:
+        now = time.monotonic()
+        if Capability.FENCE not in self._inner.capabilities:
+            # Who can't be refused could bring a key back that was destroyed meanwhile.
+            return
+        if now - self._touched.get(session_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:
+            self._touched[session_id] = now
+            await self._change(session_id, lambda stored: stored, always=True)
+
+    async def _change(
+        self,
+        session_id: str,
+        change: Callable[[_Stored | None], _Stored | None],
+        created_at: int | None = None,
+        *,
+        always: bool = False,
+    ) -> _Stored | None:
+        """Store what ``change`` makes of what is stored, and return what is stored then."""
+        key_id = KEY_PREFIX + session_id
+        async with self._changing:
+            for attempt in range(_TRIES):
+                generation = await self._inner.claim_session(key_id)
+                record = await self._inner.get_session(key_id)
+                stored = None if record is None else _stored(record, session_id)
+                wanted = change(stored)
+                if wanted is None or (wanted == stored and not always):
+                    return stored
+                made_at = created_at if record is None else record.created_at
+                try:
+                    await self._save(_key_record(key_id, made_at, wanted), generation)
+                except SessionFencedError:
+                    await anyio.sleep(random.uniform(0, _PAUSE * min(attempt + 1, 20)))  # noqa: S311
+                    continue
+                self._touched[session_id] = time.monotonic()
+                if generation != UNFENCED:
+                    return wanted
+                written = await self._inner.get_session(key_id)
+                return None if written is None else _stored(written, session_id)
+        raise PersistError(
+            f"the key of session '{session_id}' could not be stored: others kept changing it, try again",
+            session_id=session_id,
+        )
+
+    async def _save(self, record: SessionRecord, generation: int) -> None:
+        if generation == UNFENCED:
+            await self._inner.update_session(record)
+        else:
+            await self._inner.save_session(record, generation=generation)
+
+
+def _key_record(key_id: str, created_at: int | None, stored: _Stored) -> SessionRecord:
+    content: dict[str, Any] = msgspec.to_builtins(stored)
+    return SessionRecord(
+        id=key_id,
+        agent=_AGENT,
+        agent_session_id="",
+        last_connection_id="",
+        created_at=time.time_ns() // 1_000_000 if created_at is None else created_at,
+        session_init=content,
+    )
+
+
+def _stored(record: SessionRecord, session_id: str) -> _Stored:
+    try:
+        stored = msgspec.convert(record.session_init, _Stored)
+    except msgspec.ValidationError as error:
+        raise PersistError(
+            f"the key of session '{session_id}' is damaged in the store: nothing of the session can be read; "
+            "restore the store from a copy",
+            session_id=session_id,
+        ) from error
+    if stored.form != _FORM:
+        raise PersistError(
+            f"the key of session '{session_id}' is of form '{stored.form}', which this release does not "
+            "read: upgrade sandbox-agent-py",
+            session_id=session_id,
+        )
+    return stored

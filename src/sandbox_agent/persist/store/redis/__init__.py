@@ -1,0 +1,1 @@
+"""The server's store in Redis or Valkey."""

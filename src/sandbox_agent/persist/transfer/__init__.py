@@ -1,0 +1,1 @@
+"""Sessions out of one driver into another, or into lines and back."""
