@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
+from collections.abc import Collection, Mapping
 from contextlib import aclosing, closing
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.following import Following
+from sandbox_agent.persist.following import Following, Mark
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import make_event
@@ -52,15 +53,15 @@ async def test_driver_asks_the_file_only_while_somebody_follows(
 ) -> None:
     driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
     asked: list[anyio.Event] = []
-    changed = driver.changed
+    marks = driver.marks
 
-    async def counted() -> bool:
+    async def counted(session_ids: Collection[str], /) -> Mapping[str, Mark]:
         asked.append(anyio.Event())
         for event in asked:
             event.set()
-        return await changed()
+        return await marks(session_ids)
 
-    monkeypatch.setattr(driver, "changed", counted)
+    monkeypatch.setattr(driver, "marks", counted)
     await driver.append_events("s", [make_event("e")])
     assert asked == []
     with anyio.fail_after(20):
@@ -169,7 +170,7 @@ async def test_fifty_followers_cost_no_reading_beyond_their_beginning(
         return await list_events(session_id)
 
     monkeypatch.setattr(driver, "list_events", counted)
-    following = Following(driver, interval=None)
+    following = Following(driver)
     monkeypatch.setattr(driver, "_following", following)
     told: list[int] = []
 
@@ -222,3 +223,108 @@ def test_followers_of_several_event_loops_are_all_told(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert seen == ["first", "second"]
+
+
+def test_followers_of_several_event_loops_are_told_what_another_driver_stores(tmp_path: Path) -> None:
+    driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
+    other = SQLiteSessionPersistDriver(tmp_path / "store.db")
+    begun, seen = threading.Barrier(2, timeout=20), dict[str, list[str]]()
+
+    async def follow(name: str) -> None:
+        told = seen[name] = []
+        with anyio.fail_after(20):
+            async with aclosing(driver.follow_events("s")) as events:
+                async for event in events:
+                    told.append(event.id)
+                    if len(told) == 1:
+                        await anyio.to_thread.run_sync(begun.wait)
+                        if name == "here":
+                            for number in range(2, 21):
+                                await other.append_events("s", [make_event(str(number))])
+                    if len(told) == 20:
+                        return
+
+    async def main() -> None:
+        await other.append_events("s", [make_event("1")])
+        there = threading.Thread(target=asyncio.run, args=(follow("there"),))
+        there.start()
+        try:
+            await follow("here")
+        finally:
+            await anyio.to_thread.run_sync(there.join, 20)
+        await driver.close()
+        await other.close()
+
+    asyncio.run(main())
+    assert seen["here"] == seen["there"] == [str(number) for number in range(1, 21)]
+
+
+async def test_idle_file_is_asked_a_few_times_a_second_however_many_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
+    other = SQLiteSessionPersistDriver(tmp_path / "store.db")
+    await other.append_events("s", [make_event("first")])
+    asked: list[float] = []
+    marks = driver.marks
+
+    async def counted(session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        asked.append(anyio.current_time())
+        return await marks(session_ids)
+
+    followers_told = count = 0
+    idle = 0.0
+    told = anyio.Event()
+
+    async def follow() -> None:
+        nonlocal followers_told
+        async with aclosing(driver.follow_events("s")) as events:
+            async for event in events:
+                followers_told += 1
+                if followers_told == 100:
+                    told.set()
+                if event.id == "last":
+                    return
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(follow)
+            while followers_told < 50:
+                await anyio.lowlevel.checkpoint()
+            monkeypatch.setattr(driver, "marks", counted)
+            begun = anyio.current_time()
+            await anyio.sleep(1)
+            idle, count = anyio.current_time() - begun, len(asked)
+            await other.append_events("s", [make_event("last")])
+            await told.wait()
+    assert 1 <= count <= idle / 0.5 + 10
+    await driver.close()
+    await other.close()
+
+
+@pytest.mark.parametrize("name", [":memory:", ""])
+async def test_store_without_a_name_is_followed_and_read(name: str) -> None:
+    driver = SQLiteSessionPersistDriver(name)
+    await driver.append_events("s", [make_event("first")])
+    with anyio.fail_after(20):
+        async with aclosing(driver.follow_events("s")) as events:
+            assert (await anext(events)).id == "first"
+            await driver.append_events("s", [make_event("second")])
+            assert (await anext(events)).id == "second"
+    await driver.close()
+
+
+async def test_what_another_driver_stores_is_told_where_the_path_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link.db"
+    link.symlink_to(tmp_path / "elsewhere" / "store.db")
+    driver, other = SQLiteSessionPersistDriver(link), SQLiteSessionPersistDriver(link)
+    await driver.append_events("s", [make_event("first")])
+    with anyio.fail_after(20):
+        async with aclosing(driver.follow_events("s")) as events:
+            assert (await anext(events)).id == "first"
+            await other.append_events("s", [make_event("second")])
+            assert (await anext(events)).id == "second"
+    await driver.close()
+    await other.close()

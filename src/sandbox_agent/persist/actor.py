@@ -102,7 +102,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
         # Who reads waits for who saves: what is not acknowledged yet does not show.
         self._lock = anyio.Lock()
         self._owners = _Owners()
-        self._following = Following(self, interval=None)
+        self._following = Following(self)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         """Return the record, or None."""
@@ -257,10 +257,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         async with self._lock:
             data = self._data()
             return {one: Mark(data.last_index(one)) for one in session_ids}
-
-    async def changed(self) -> bool:
-        """Nobody else writes here."""
-        return False
 
     def _data(self) -> ActorData:
         state = self._state() if callable(self._state) else self._state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
@@ -17,8 +18,17 @@ __all__ = ["FollowedStore", "Following", "Mark", "copy_event"]
 # A follower that is further behind gives its backlog up and reads from the store instead.
 _MAX_BACKLOG: Final = 10_000
 _MAX_BACKLOG_BYTES: Final = 16 * 1024 * 1024
-# While others store, the store is asked so much more often, and for so long after the last time, in seconds.
-_LIVELY_FACTOR: Final = 4
+# How often a hub glances at the store, in seconds, and how often while others store something for a follower.
+# A glance costs microseconds, but the waking for it a hundred of them.
+_INTERVAL: Final = 0.006
+_LIVELY_INTERVAL: Final = 0.004
+# For so long after a change another one may leave the same sign: file times are as coarse as 10 ms.
+_SETTLING_TIME: Final = 0.03
+# A store is asked so often whatever the glances say.
+_UNPROMPTED_INTERVAL: Final = 0.5
+# A change that was none of a followed session (the driver's own, mostly) puts off the next question for so
+# long, unless others stored something for a follower in the last seconds.
+_BUSY_INTERVAL: Final = 0.02
 _LIVELY_TIME: Final = 2.0
 
 
@@ -49,10 +59,6 @@ class FollowedStore(Protocol):
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         """Return how far each of the sessions is."""
-        ...
-
-    async def changed(self) -> bool:
-        """Whether anything may have been stored since the last call, by whomever."""
         ...
 
 
@@ -112,12 +118,14 @@ class _Room:
 class _Hub:
     """The rooms of one event loop, and the task that reads for them while there are any."""
 
-    def __init__(self, store: FollowedStore, interval: float | None) -> None:
+    def __init__(self, store: FollowedStore, glance: Callable[[], object] | None) -> None:
         self._store = store
-        self._interval = interval
+        self._glance = glance
         self._rooms: dict[str, _Room] = {}
         self._wakeup = asyncio.Event()
-        self._lively_until = 0.0
+        self._sign: object = None
+        # Moments of the loop's clock.
+        self._changed = self._asked = self._in_vain = self._lively_until = -math.inf
         self.reader: asyncio.Task[None] | None = None
 
     async def enter(self, session_id: str, follower: _Follower) -> _Room:
@@ -165,12 +173,7 @@ class _Hub:
 
     async def _read(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(self._pause()):
-                    await self._wakeup.wait()
-            except TimeoutError:
-                pass
-            self._wakeup.clear()
+            await self._wait()
             try:
                 await self._look()
                 for session_id, room in list(self._rooms.items()):
@@ -180,17 +183,46 @@ class _Hub:
             except Exception as error:  # noqa: BLE001 - it reaches the followers
                 self.end_all(error)
 
-    def _pause(self) -> float | None:
-        if self._interval is None:
-            return None
-        lively = asyncio.get_running_loop().time() < self._lively_until
-        return self._interval / _LIVELY_FACTOR if lively else self._interval
+    async def _wait(self) -> None:
+        """Wait until the store is to be asked, or a room is to be read for."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        interval = _LIVELY_INTERVAL if loop.time() < self._lively_until else _INTERVAL
+
+        def tick() -> None:
+            nonlocal timer
+            if self._is_due(loop.time()):
+                self._wakeup.set()
+            else:
+                timer = loop.call_later(interval, tick)
+
+        if self._glance is not None:
+            timer = loop.call_later(interval, tick)
+        try:
+            await self._wakeup.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._wakeup.clear()
+
+    def _is_due(self, now: float) -> bool:
+        sign = self._glance() if self._glance is not None else None
+        if sign != self._sign:
+            self._sign, self._changed = sign, now
+        if now - self._asked >= _UNPROMPTED_INTERVAL:
+            return True
+        settled = now - self._changed >= _SETTLING_TIME
+        return not settled and (now < self._lively_until or now - self._in_vain >= _BUSY_INTERVAL)
 
     async def _look(self) -> None:
         """Find out what other programs did."""
-        if self._interval is None or not self._rooms or not await self._store.changed():
+        if self._glance is None or not self._rooms:
             return
+        clock = asyncio.get_running_loop().time
+        prompted = self._changed > self._asked
+        self._asked = clock()
         marks = await self._store.marks(list(self._rooms))
+        found = False
         for session_id, room in list(self._rooms.items()):
             mark = marks.get(session_id)
             if mark is None:
@@ -198,8 +230,11 @@ class _Hub:
             if mark.deletions != room.deletions:
                 self.end(session_id)
             elif mark.last_index > room.position:
-                room.stale = True
-                self._lively_until = asyncio.get_running_loop().time() + _LIVELY_TIME
+                found = room.stale = True
+        if found:
+            self._lively_until = clock() + _LIVELY_TIME
+        elif prompted:
+            self._in_vain = self._asked
 
     async def _catch_up(self, session_id: str, room: _Room) -> None:
         cursor = self._store.cursor_after(room.position)
@@ -215,23 +250,23 @@ class Following:
     """The followers of a driver's sessions.
 
     However many follow a session, each event is read at most once for those that have caught up; an event
-    that this object's driver stored is handed on without reading. One task per event loop asks the store
-    what others did, and only while there are followers.
+    that this object's driver stored is handed on without reading. One task per event loop finds out what
+    others did, and only while there are followers.
 
     Args:
         store: where events are.
-        interval: how often the store is asked, in seconds, four times as often while others store; None
-            where nobody else writes to it.
+        glance: returns, within microseconds, something that differs from what it returned before when
+            anybody has stored something; None where nobody else writes to the store.
     """
 
-    def __init__(self, store: FollowedStore, *, interval: float | None) -> None:
+    def __init__(self, store: FollowedStore, *, glance: Callable[[], object] | None = None) -> None:
         self._store = store
-        self._interval = interval
+        self._glance = glance
         self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, _Hub] = WeakKeyDictionary()
 
     async def follow(self, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events behind an index, the stored ones first; see ``follow_events``."""
-        hub = self._hubs.setdefault(asyncio.get_running_loop(), _Hub(self._store, self._interval))
+        hub = self._hubs.setdefault(asyncio.get_running_loop(), _Hub(self._store, self._glance))
         follower = _Follower()
         room = await hub.enter(session_id, follower)
         last = after

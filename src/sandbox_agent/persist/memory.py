@@ -68,7 +68,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         # Generations rise over all sessions, so that one that is forgotten never comes again.
         self._generations: dict[str, int] = {}
         self._last_generation = UNFENCED
-        self._following = Following(self, interval=None)
+        self._following = Following(self)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         """Return a copy of the record, or None."""
@@ -219,10 +219,6 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         """Return how far each of the sessions is, for those that follow."""
         return {one: Mark(self._histories.get(one, _EMPTY).last_index) for one in session_ids}
-
-    async def changed(self) -> bool:
-        """Nobody else writes here."""
-        return False
 
     def _searched(self, session_id: str | None) -> list[SessionRecord]:
         if session_id is None:

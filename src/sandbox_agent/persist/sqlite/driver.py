@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
+import anyio.to_thread
+
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import (
     UNFENCED,
@@ -22,7 +24,7 @@ from sandbox_agent.persist.following import Following, Mark, copy_event
 from sandbox_agent.persist.sqlite.append import append, insert_or_replace
 from sandbox_agent.persist.sqlite.schema import prepare_store
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_texts
-from sandbox_agent.persist.sqlite.thread import MEMORY, SQLiteThread
+from sandbox_agent.persist.sqlite.thread import MEMORY, UNNAMED, SQLiteThread
 from sandbox_agent.persist.sqlite.writers import check_generation, claim, forget_writer, read_marks
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import ListPage, Sender, SessionEvent, SessionRecord
@@ -55,8 +57,6 @@ SELECT id, event_index, session_id, created_at, connection_id, sender, CAST(payl
 FROM events WHERE session_id = ?
 """
 _BEGINNING: Final = Keyset(0, "")
-# How often the file is asked what other programs stored, in seconds, while somebody follows.
-_FOLLOW_INTERVAL: Final = 0.02
 # SQLite's largest LIMIT; more than any memory holds.
 _MAX_ROWS: Final = 2**31
 
@@ -81,14 +81,14 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
 
     def __init__(self, filename: str | os.PathLike[str] = MEMORY) -> None:
         self.writer: SQLiteThread = SQLiteThread(filename, prepare=prepare_store)
-        in_memory = self.writer.path == MEMORY
+        in_memory = self.writer.path in UNNAMED
         self.reader: SQLiteThread = (
             self.writer if in_memory else SQLiteThread(self.writer.path, read_only=True)
         )
         # The writer makes and migrates the file; only then can it be read.
         self._prepared = False
-        self._following = Following(self, interval=_FOLLOW_INTERVAL)
-        self._data_version: int | None = None
+        self._real_path = self.writer.path
+        self._following = Following(self, glance=None if in_memory else self._glance)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         """Return the record, or None."""
@@ -217,7 +217,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         """Iterate over the events behind an index and those that are stored meanwhile, once each, in order.
 
         What this object stored is handed on at once; what others stored in the file is seen within some
-        20 ms. It ends when the driver is closed or the session is deleted, here or in another process.
+        milliseconds. It ends when the driver is closed or the session is deleted, here or in another process.
         """
         return self._following.follow(session_id, after)
 
@@ -238,22 +238,15 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         """Return how far each of the sessions is, for those that follow."""
         return await self._read(lambda connection: read_marks(connection, session_ids))
 
-    async def changed(self) -> bool:
-        """Whether anything may have been stored since the last call, by whomever."""
-
-        def data_version(connection: sqlite3.Connection) -> int:
-            return int(connection.execute("PRAGMA data_version").fetchone()[0])
-
-        if self.reader is self.writer:
-            return True
-        before, self._data_version = self._data_version, await self._read(data_version)
-        return self._data_version != before
-
     async def close(self) -> None:
         """Write what was accepted and close the file; ends who follows. Safe to call twice."""
         await self._following.close()
         await self.reader.close()
         await self.writer.close()
+
+    def _glance(self) -> object:
+        """Return what every commit changes: the state of the file and of its log."""
+        return _state(self._real_path), _state(f"{self._real_path}-wal")
 
     async def _store(self, session_id: str, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -265,6 +258,8 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if not self._prepared:
             await self.writer.run(lambda _: None, transaction=False)
+            # The log is beside the file that a link leads to.
+            self._real_path = await anyio.to_thread.run_sync(os.path.realpath, self.writer.path)
             self._prepared = True
         return await self.reader.run(work, transaction=False)
 
@@ -284,6 +279,14 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         query += f" ORDER BY {position}, id LIMIT ? OFFSET ?"
         rows = await self._rows(query, [*values, size + 1, after.offset])
         return rows[:size], len(rows) > size
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hundreds of times a second, and Path.stat() costs as much again
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _json_or_none(value: object) -> str | None:

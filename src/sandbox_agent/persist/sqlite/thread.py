@@ -16,7 +16,7 @@ import anyio.to_thread
 from sandbox_agent.persist.fairness import give_way_until_done
 from sandbox_agent.persist.sqlite.worker import BUSY_TIMEOUT, MEMORY, TEMPORARY, UNNAMED, Job, Worker
 
-__all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "SQLiteThread"]
+__all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "UNNAMED", "SQLiteThread"]
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
