@@ -15,6 +15,8 @@ import pytest
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import KEY_VARIABLE, open_driver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
+from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from tests.cli.conftest import COMMAND, Shell
 
@@ -224,3 +226,30 @@ def test_a_terminal_sees_a_bar(store: Path, shell: Shell, tmp_path: Path) -> Non
     assert "copying 3 sessions  [" in shown
     assert "100%" in shown
     assert "copied 3 sessions into" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "echo hello", "-a", "mock", "--store"),
+        ("sessions", "import", "-", "--into"),
+        ("sessions", "move", "--from", "from.db", "--to"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "encrypted+sqlite:"])
+def test_file_of_a_server_is_refused_before_anything_is_done(
+    store: Path, shell: Shell, words: tuple[str, ...], prefix: str
+) -> None:
+    async def make() -> None:
+        thread = SQLiteThread(shell.folder / "server.db")
+        await SQLiteSessionStore(thread, thread).open()
+        await thread.close()
+
+    anyio.run(make)
+    before = anyio.run(read, store)
+    done = shell.run(*words, f"{prefix}server.db", env={KEY_VARIABLE: KEY})
+    assert done.returncode == 64
+    assert done.stdout == ""
+    assert "server.db' is a server's own store, which alone writes it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert anyio.run(read, store) == before

@@ -126,7 +126,7 @@ class OneTurn:
 @contextlib.asynccontextmanager
 async def _driver(store: str | None) -> AsyncGenerator[SessionPersistDriver]:
     if store is not None:
-        async with opened(store) as driver:
+        async with opened(store, to_write=True) as driver:
             yield driver
     else:
         yield InMemorySessionPersistDriver(max_events_per_session=_KEPT_EVENTS)

@@ -38,15 +38,20 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, *, namespace: str | None = None) -> AsyncGenerator[SessionPersistDriver]:
+async def opened(
+    url: str, *, namespace: str | None = None, to_write: bool = False
+) -> AsyncGenerator[SessionPersistDriver]:
     """Open a store's driver and close it.
 
     Raises:
-        InvalidRequestError: the URL names none, or what it needs is not installed.
+        InvalidRequestError: the URL names none, or a server's own file where it is to be written, or what it
+            needs is not installed.
     """
     from sandbox_agent.errors import InvalidRequestError
     from sandbox_agent.persist.open import open_driver
 
+    if to_write:
+        _refuse_a_servers(url)
     try:
         driver = open_driver(url, namespace=namespace)
     except ImportError as error:
@@ -55,6 +60,19 @@ async def opened(url: str, *, namespace: str | None = None) -> AsyncGenerator[Se
         yield driver
     finally:
         await driver.close()
+
+
+def _refuse_a_servers(url: str) -> None:
+    from sandbox_agent.errors import InvalidRequestError
+    from sandbox_agent.persist.open import parse_store_url
+    from sandbox_agent.persist.store.view import sqlite_store_driver
+
+    store = parse_store_url(url)
+    if store.path is not None and sqlite_store_driver(store.path) is not None:
+        raise InvalidRequestError(
+            f"nothing was done: '{store.shown}' is a server's own store, which alone writes it: "
+            "name another file for sessions that the server does not keep"
+        )
 
 
 def run_on_store(

@@ -69,7 +69,7 @@ async def import_sessions(file: BinaryIO, into: str, *, agent: str) -> None:
         PersistError: the store has another history of a session, or failed.
     """
     store = parse_store_url(into)
-    async with opened(into) as driver:
+    async with opened(into, to_write=True) as driver:
         with Bar("importing", None) as bar:
 
             def told(done: Imported) -> None:
@@ -105,7 +105,10 @@ async def move_sessions(
     """
     ids = list(session_ids) or None
     began = time.monotonic()
-    async with opened(source_url, namespace=namespace) as source, opened(target_url) as target:
+    async with (
+        opened(source_url, namespace=namespace) as source,
+        opened(target_url, to_write=True) as target,
+    ):
         total = await measure(source, ids)
         verb = "copying" if keep else "moving"
         with Bar(f"{verb} {total.sessions:,} sessions", total.indexes) as bar:
