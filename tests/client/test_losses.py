@@ -291,15 +291,16 @@ class TailOnlyDriver(InMemorySessionPersistDriver):
 
 
 async def test_a_restore_reads_the_tail_of_the_history_only(shared_server: ServerProcess) -> None:
-    driver = TailOnlyDriver()
+    driver = TailOnlyDriver(max_events_per_session=2_000)
     async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
         session = await sdk.create_session(agent="mock", id="long")
-        await session.prompt("burst 400 10")
+        await session.prompt("burst 900 10")
     async with SandboxAgent.connect(base_url=shared_server.url, persist=driver, replay_max_events=20) as sdk:
         await sdk.resume_session("long")
     (event,) = await driver.tail_events("long", limit=1)
     assert isinstance(event.update, SessionRestored)
-    assert (event.update.replayed, event.update.left_out) == (20, 384)
+    # One text in 900 pieces: 40 for each of the 20 are read.
+    assert (event.update.replayed, event.update.left_out) == (800, 104)
 
 
 async def test_a_session_of_a_client_that_was_killed_is_resumed_by_another(

@@ -357,6 +357,26 @@ class CountingDriver(InMemorySessionPersistDriver):
         raise AssertionError("a restore walks no history")
 
 
+async def test_a_replay_has_the_conversation_also_when_the_agent_speaks_in_many_pieces(
+    tmp_path: Path, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(40):
+        async with (
+            serving(tmp_path, "plain") as server,
+            SandboxAgent.connect(base_url=server.url, persist=driver) as sdk,
+        ):
+            session = await sdk.create_session(agent="mock", id="s")
+            await session.prompt("echo the word is marmalade")
+            await session.prompt("burst 300 10")
+            await session.prompt("burst 300 10")
+            await sdk.resume_session("s", agent="codex")
+            await session.prompt("echo on")
+            events = await all_events(sdk, session)
+    (told,) = restored(events)
+    assert (told.method, told.left_out) == ("replay", 0)
+    assert told.replayed > 600
+
+
 @pytest.mark.parametrize("habit", ["plain", "fails"])
 async def test_a_restore_reads_what_it_may_replay_and_no_more(habit: str, tmp_path: Path) -> None:
     driver = CountingDriver()
@@ -370,7 +390,10 @@ async def test_a_restore_reads_what_it_may_replay_and_no_more(habit: str, tmp_pa
             driver.read = 0
             async with SandboxAgent.connect(base_url=server.url, persist=driver, replay_max_events=40) as sdk:
                 await sdk.resume_session("s")
-    assert driver.read == 40
+    if habit == "plain":  # it opens its own session
+        assert driver.read == 40
+    else:  # texts in pieces leave a replay room for more than 40 stored events
+        assert 40 + 4 * 40 - 16 < driver.read < 40 + 4 * 40 + 32
 
 
 async def test_a_restore_that_is_lost_leaves_the_session_with_the_agent_that_it_had(

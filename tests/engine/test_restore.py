@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from sandbox_agent.engine.restore import CLOSING, OPENING, Replay, build_replay
 from sandbox_agent.wire.records import Sender, SessionEvent
 
 BIG = 100_000
+# How an entry of the transcript begins, whole or cut off at its front.
+ROLES = re.compile(r"^(?:User|Assistant|Tool):|^…", re.MULTILINE)
 
 
 def event(index: int, sender: Sender, payload: dict[str, Any]) -> SessionEvent:
@@ -144,6 +147,39 @@ def test_the_newest_events_survive_the_limit_of_events() -> None:
     assert (result.replayed, result.left_out) == (2, 2)
 
 
+def test_the_pieces_of_a_text_count_as_one_event() -> None:
+    pieces = [chunk(f"{number} ") for number in range(100)]
+    told = [update("usage_update", used=number) for number in range(100)]
+    streamed = [each for pair in zip(pieces, told, strict=True) for each in pair]
+    result = replay(user("old"), chunk("old answer"), DONE, user("new"), *streamed, DONE, max_events=4)
+    answer = "".join(f"{number} " for number in range(100)).strip()
+    # the prompt, the text, the usage, and the end of the turn
+    assert body(result) == f"[3 earlier events are left out]\n\nUser: new\n\nAssistant: {answer}"
+    assert (result.replayed, result.left_out) == (202, 3)
+    assert replay(user("new"), *streamed, DONE, max_events=3).left_out == 1
+
+
+@pytest.mark.parametrize(
+    ("newest", "counted"),
+    [
+        ([chunk("a"), chunk("b")], 1),
+        ([chunk("a", "agent_thought_chunk"), chunk("b", "agent_thought_chunk"), chunk("c")], 2),
+        ([chunk("a"), update("tool_call", toolCallId="t"), chunk("b")], 3),
+        ([update("tool_call", toolCallId="t"), *[update("tool_call_update", toolCallId="t")] * 3], 1),
+        ([update("tool_call", toolCallId="t"), update("tool_call", toolCallId="u")], 2),
+        ([update("plan", entries=[]), update("plan", entries=[])], 1),
+        ([update("usage_update"), DONE, user("b"), update("usage_update"), DONE], 5),
+        ([DONE, DONE, DONE], 3),
+        ([user("a"), user("b")], 2),
+        ([{"method": "session/update", "params": {"update": {"sessionUpdate": 1}}}, DONE], 2),
+    ],
+)
+def test_the_limit_counts_what_was_said_and_done(newest: list[dict[str, Any]], counted: int) -> None:
+    history = [user("old"), *newest]
+    assert replay(*history, max_events=counted).left_out == 1
+    assert replay(*history, max_events=counted + 1).left_out == 0
+
+
 def test_events_that_were_never_read_count_as_left_out() -> None:
     result = replay(user("new"), total=1_000_000)
     assert body(result) == "[999999 earlier events are left out]\n\nUser: new"
@@ -237,11 +273,13 @@ def test_a_restore_event_says_nothing() -> None:
     assert body(replay(user("a"), restored, chunk("b"))) == "User: a\n\nAssistant: b"
 
 
+# What is said must not look like a role of the transcript's.
+_texts = st.text(st.characters(exclude_characters=":"), max_size=30)
 _payloads = st.lists(
     st.one_of(
-        st.text(max_size=30).map(user),
-        st.text(max_size=30).map(chunk),
-        st.text(max_size=30).map(lambda title: update("tool_call", toolCallId="t", title=title)),
+        _texts.map(user),
+        _texts.map(chunk),
+        _texts.map(lambda title: update("tool_call", toolCallId="t", title=title)),
         st.just(DONE),
     ),
     max_size=30,
@@ -255,8 +293,9 @@ def test_the_limits_and_the_count_always_hold(
     total = len(payloads) + older
     result = replay(*payloads, total=total, max_events=max_events, max_chars=max_chars)
     assert result.replayed + result.left_out == total
-    assert 0 <= result.replayed <= min(max_events, len(payloads))
+    assert 0 <= result.replayed <= len(payloads)
     if result.text is not None:
         assert len(result.text) <= max_chars
+        assert 1 <= len(ROLES.findall(body(result))) <= max_events
         if result.left_out:
             assert f"[{result.left_out} earlier events are left out]" in result.text

@@ -10,9 +10,11 @@ import pytest
 
 from sandbox_agent.engine.restore import (
     AskOptions,
+    Call,
     Ladder,
     Outcome,
     Plan,
+    ReadNewest,
     Refusal,
     Retelling,
     Told,
@@ -85,6 +87,7 @@ class Agent:
                 self.calls.append(("options", {}))
                 step.options = self._options
                 continue
+            assert not isinstance(step, ReadNewest)
             self.calls.append((step.method, step.params))
             answer = self._answers.get(step.method, Refusal("no such session", -32002))
             if isinstance(answer, Refusal):
@@ -401,3 +404,56 @@ def test_a_title_that_an_agent_made_of_a_replay_is_none() -> None:
     assert text is not None
     assert is_replay_title(text[:60] + "…")
     assert not is_replay_title("This conversation")
+
+
+def reads(ladder: Ladder, history: list[SessionEvent]) -> list[int]:
+    """Run a ladder down to its replay, and return how far back it read."""
+    limits: list[int] = []
+    for step in ladder:
+        if isinstance(step, ReadNewest):
+            limits.append(step.limit)
+            step.events = history[-step.limit :]
+        elif isinstance(step, Call):
+            step.result = {"sessionId": "n2"}
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("said", "max_chars", "expected"),
+    [
+        ([user("early"), *[chunk("word ") for _ in range(99)]], 12_000, [40, 160]),
+        # the text is long enough, or there are enough of them, or the read is as long as it may be
+        ([user("early"), *[chunk("some words ") for _ in range(99)]], 400, [40]),
+        ([user(f"number {number}") for number in range(100)], 12_000, []),
+        ([user("early"), *[chunk("a") for _ in range(999)]], 12_000, [40, 160, 400]),
+        ([user("a"), chunk("b")], 12_000, []),
+    ],
+)
+def test_a_replay_reads_on_while_it_has_room(
+    said: list[JsonObject], max_chars: int, expected: list[int]
+) -> None:
+    history = events_of(*said)
+    ladder = Ladder(
+        plan(
+            native_id="",
+            events=history[-10:],
+            total=len(history),
+            max_events=10,
+            max_chars=max_chars,
+            max_read=400,
+        )
+    )
+    assert reads(ladder, history) == expected
+    outcome = ladder.outcome
+    assert outcome.replayed + outcome.left_out == len(history)
+    if expected == [40, 160]:
+        assert outcome.text is not None
+        assert "User: early" in outcome.text
+
+
+def test_a_replay_reads_no_further_back_than_the_store_goes() -> None:
+    # The store has dropped what was older than that.
+    history = events_of(*[chunk("a") for _ in range(30)])
+    ladder = Ladder(plan(native_id="", events=history[-10:], total=500, max_events=10, max_read=400))
+    assert reads(ladder, history) == [40, 160]
+    assert (ladder.outcome.replayed, ladder.outcome.left_out) == (30, 470)

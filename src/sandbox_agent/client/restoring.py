@@ -10,7 +10,16 @@ from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.engine.restore import AskOptions, Call, Ladder, Plan, Refusal, native_methods
+from sandbox_agent.engine.restore import (
+    EVENTS_PER_ENTRY,
+    AskOptions,
+    Call,
+    Ladder,
+    Plan,
+    ReadNewest,
+    Refusal,
+    native_methods,
+)
 from sandbox_agent.errors import (
     AcpRpcError,
     AgentProcessExitedError,
@@ -25,11 +34,13 @@ __all__ = ["Limits", "Restorer"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
+# Events that come of asking an agent for its own session, at most; some more do no harm.
+_ASKED = 32
 _CATEGORIES = ("model", "mode", "thought_level")
 
 
 class Limits(NamedTuple):
-    """How much of the history a replay has: the newest events, as they are stored, and characters."""
+    """How much of the history a replay has: newest events, a text counted as one, and characters."""
 
     max_events: int
     max_chars: int
@@ -70,6 +81,8 @@ class Restorer:
             for step in ladder:
                 if isinstance(step, AskOptions):
                     step.options = await session.settings.options()
+                elif isinstance(step, ReadNewest):
+                    step.events = await self._newest(session.id, step.limit, total)
                 else:
                     await _call(step, session, connection)
         except BaseException:
@@ -103,6 +116,11 @@ class Restorer:
         session.journal.put("client", [envelope], connection.connection_id)
         await session.journal.flush()
 
+    async def _newest(self, session_id: str, limit: int, total: int) -> list[SessionEvent]:
+        # What the restore has asked its agent may be stored by now: it is none of the history.
+        newest = await self._driver.tail_events(session_id, limit=limit + _ASKED)
+        return [event for event in newest if event.event_index <= total][-limit:]
+
     def _plan(
         self,
         record: SessionRecord,
@@ -128,6 +146,7 @@ class Restorer:
             total=total,
             max_events=self._limits.max_events,
             max_chars=self._limits.max_chars,
+            max_read=self._limits.max_events * EVENTS_PER_ENTRY,
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from sandbox_agent.engine.restore.ladder import AskOptions, Call, Ladder, Outcome, Plan, native_methods
 from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES, Retelling
-from sandbox_agent.engine.restore.steps import Refusal
+from sandbox_agent.engine.restore.steps import ReadNewest, Refusal
 from sandbox_agent.engine.restore.text import CLOSING, OPENING, Replay, build_replay, is_replay_title
 from sandbox_agent.engine.restore.told import Told
+from sandbox_agent.engine.restore.window import EVENTS_PER_ENTRY
 
 __all__ = [
     "CLOSING",
+    "EVENTS_PER_ENTRY",
     "OPENING",
     "PRESENT_UPDATES",
     "AskOptions",
@@ -17,6 +19,7 @@ __all__ = [
     "Ladder",
     "Outcome",
     "Plan",
+    "ReadNewest",
     "Refusal",
     "Replay",
     "Retelling",

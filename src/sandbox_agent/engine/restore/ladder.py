@@ -9,8 +9,8 @@ import msgspec
 
 from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES
 from sandbox_agent.engine.restore.settings import SettingsAgain
-from sandbox_agent.engine.restore.steps import AskOptions, Call, Step
-from sandbox_agent.engine.restore.text import build_replay
+from sandbox_agent.engine.restore.steps import AskOptions, Call, ReadNewest, Step
+from sandbox_agent.engine.restore.text import build_replay, needs_older
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 
@@ -18,6 +18,8 @@ __all__ = ["AskOptions", "Call", "Ladder", "Outcome", "Plan", "native_methods"]
 
 # ACP's "resource not found": an agent that does not know the session need not be asked twice.
 _NOT_FOUND = -32002
+# Each look further back reads so many times as much: what is read twice is the lesser part.
+_GROWTH = 4
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         events: the newest of the history, oldest of them first.
         total: how many events the history has.
         max_events, max_chars: how much of it may be replayed.
+        max_read: how many events may be read for a replay, where ``events`` leaves room for more.
     """
 
     agent: str
@@ -45,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     max_events: int
     max_chars: int
+    max_read: int = 0
     from_agent: str | None = None
     known_options: list[dict[str, Any]] | None = None
     known_modes: dict[str, Any] | None = None
@@ -122,10 +126,25 @@ class Ladder:
 
     def _replay(self) -> Generator[Step, None, tuple[Call, Outcome]]:
         plan = self._plan
+        events = yield from self._recent()
         call = Call("session/new", plan.init, may_fail=False)
         yield call
-        replay = build_replay(plan.events, plan.total, max_events=plan.max_events, max_chars=plan.max_chars)
+        replay = build_replay(events, plan.total, max_events=plan.max_events, max_chars=plan.max_chars)
         return call, Outcome("replay", replay.text, replay.replayed, replay.left_out)
+
+    def _recent(self) -> Generator[Step, None, Sequence[SessionEvent]]:
+        plan, events = self._plan, self._plan.events
+        limit = plan.max_events
+        while limit < plan.max_read and needs_older(
+            events, plan.total, max_events=plan.max_events, max_chars=plan.max_chars
+        ):
+            limit = min(_GROWTH * limit, plan.max_read)
+            older = ReadNewest(limit)
+            yield older
+            if len(older.events) <= len(events):
+                break
+            events = older.events
+        return events
 
 
 def native_methods(initialized: Mapping[str, Any]) -> list[str]:

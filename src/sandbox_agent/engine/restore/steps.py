@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sandbox_agent.engine.restore.told import Told
+from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["AskOptions", "Call", "Refusal", "Step"]
+__all__ = ["AskOptions", "Call", "ReadNewest", "Refusal", "Step"]
 
 
 class Refusal(NamedTuple):
@@ -54,4 +55,12 @@ class AskOptions:
         self.options: list[dict[str, Any]] | None = None
 
 
-Step = Call | AskOptions
+class ReadNewest:
+    """Set ``events`` to the newest ``limit`` events of the plan's history, oldest of them first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.events: Sequence[SessionEvent] = ()
+
+
+Step = Call | AskOptions | ReadNewest

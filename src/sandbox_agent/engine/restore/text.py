@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from sandbox_agent.engine.restore.retelling import OPENING_METHODS, Retelling
+from sandbox_agent.engine.restore.window import has_room, window_start
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 
@@ -79,10 +80,11 @@ def build_replay(tail: Sequence[SessionEvent], total: int, *, max_events: int, m
         tail: the newest events, oldest of them first; what an agent told again in it counts and says
             nothing.
         total: how many events the history has.
-        max_events: at most so many events are replayed.
+        max_events: at most so many events are replayed, the pieces of a text counted as one
+            (``window_start``).
         max_chars: at most so many characters are in the text, its frame included.
     """
-    events = list(tail)[-max_events:] if max_events > 0 else []
+    events = tail[window_start(tail, max_events) :]
     entries = _read(events, is_cut=total > len(events))
     if not entries:
         return Replay(None, len(events), max(total - len(events), 0))
@@ -110,6 +112,14 @@ def build_replay(tail: Sequence[SessionEvent], total: int, *, max_events: int, m
     lines = [_left_out_line(left_out)] if left_out else []
     body = _SEPARATOR.join([*lines, *reversed(kept)])
     return Replay(f"{_INTRODUCTION}\n{OPENING}\n{body}\n{CLOSING}", replayed, left_out)
+
+
+def needs_older(tail: Sequence[SessionEvent], total: int, *, max_events: int, max_chars: int) -> bool:
+    """Return whether the replay has room for older events than these; the arguments are build_replay's."""
+    if len(tail) >= total or max_events < 1 or not has_room(tail, max_events):
+        return False
+    entries = _read(tail, is_cut=True)
+    return sum(len(entry.render()) + len(_SEPARATOR) for entry in entries) < max_chars
 
 
 def _left_out_line(count: int) -> str:
