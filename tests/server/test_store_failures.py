@@ -172,6 +172,25 @@ async def test_health_says_so_when_nothing_but_a_message_has_met_the_store_and_r
             assert user_texts(await chat.events()) == ["echo before", "echo after"]
 
 
+async def test_health_says_that_the_store_is_locked_while_nobody_uses_it(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--store", f"sqlite:{path}") as server, anyio.fail_after(60):
+        async with client_of(server) as client:
+
+            async def health() -> dict[str, Any]:
+                found: dict[str, Any] = (await client.get("/v1/health")).json()
+                return found
+
+            assert await health() == {"status": "ok"}
+            with locked(path):
+                while "store" not in (found := await health()):
+                    pass
+                assert (found["status"], found["store"]) == ("ok", "degraded")
+                assert "is locked by another program" in found["reason"]
+            while await health() != {"status": "ok"}:
+                pass
+
+
 async def test_a_store_under_another_name_belongs_to_the_server_that_has_it(tmp_path: Path) -> None:
     path, alias = tmp_path / "store.db", tmp_path / "elsewhere" / "alias.db"
     alias.parent.mkdir()

@@ -9,8 +9,9 @@ import os
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
@@ -42,6 +43,9 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How often it is looked for deletes that have left something in the file; at the start, too.
 FINISH_SECONDS = 60.0
+# How often a file that nobody may be writing is tried, for health; and while it can't be written.
+CHECK_SECONDS = 5.0
+AGAIN_SECONDS = 0.5
 # How long the end of the server waits for a database to take leave of.
 CLOSE_SECONDS = 5.0
 MEMORY_STORE = "memory"
@@ -194,7 +198,7 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
             await segments.open()
             sessions = SQLiteSessionStore(writer, reader, searcher)
             await sessions.open()
-            async with _finishing(sessions):
+            async with _beside(partial(_finish_deletes, sessions)), _beside(partial(_check, sessions)):
                 yield Store(segments, sessions)
         finally:
             await searcher.close()
@@ -207,7 +211,7 @@ async def _open_remote(url: StoreURL, namespace: str) -> AsyncGenerator[Store]:
     sessions = _remote(url, namespace)
     try:
         await sessions.open()
-        async with _finishing(sessions):
+        async with _beside(partial(_finish_deletes, sessions)):
             # Feeds end with their server: they stay on its machine.
             yield Store(FileSegments(), sessions)
     finally:
@@ -230,20 +234,20 @@ def _remote(url: StoreURL, namespace: str) -> RemoteStore:
 
 
 @asynccontextmanager
-async def _finishing(sessions: SQLiteSessionStore | RemoteStore) -> AsyncGenerator[None]:
-    """End deletes beside the block; no task group, as what fails in the block is to be raised as it is."""
+async def _beside(work: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Run it beside the block; no task group, as what fails in the block is to be raised as it is."""
     scope = anyio.CancelScope()
 
-    async def finish() -> None:
+    async def run() -> None:
         with scope:
-            await _finish_deletes(sessions)
+            await work()
 
-    finishing = asyncio.ensure_future(finish())
+    running = asyncio.ensure_future(run())
     try:
         yield
     finally:
         scope.cancel()  # again and again: a client library may take a cancellation for its own
-        await asyncio.wait([finishing])
+        await asyncio.wait([running])
 
 
 async def _finish_deletes(sessions: SQLiteSessionStore | RemoteStore) -> None:
@@ -254,6 +258,13 @@ async def _finish_deletes(sessions: SQLiteSessionStore | RemoteStore) -> None:
         except PersistError as error:
             logger.warning("what was deleted is still in the store, the next try is in a minute (%s)", error)
         await anyio.sleep(FINISH_SECONDS)
+
+
+async def _check(sessions: SQLiteSessionStore) -> None:
+    """Keep what the store says of itself true, also while nobody has anything to store."""
+    while True:
+        await anyio.sleep(CHECK_SECONDS if sessions.trouble is None else AGAIN_SECONDS)
+        await sessions.check()
 
 
 def _lean(connection: sqlite3.Connection) -> None:

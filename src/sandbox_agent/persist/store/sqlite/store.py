@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TypeVar
 
+from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.rows import (
     NO_SESSION,
@@ -39,6 +40,9 @@ class SQLiteSessionStore:
         writer: the thread that owns the file's writing connection; others may keep tables in the file.
         reader: one that reads beside it; the same one for ``":memory:"``.
         searcher: one that searches beside both, so that no page waits for a search; else the reader does.
+
+    Attributes:
+        trouble: why nothing could be stored when ``check`` was called last; None where it could.
     """
 
     def __init__(
@@ -50,6 +54,16 @@ class SQLiteSessionStore:
         # The connection that was made ready last; a thread opens a new one after some failures.
         self._ready: sqlite3.Connection | None = None
         self._cleaner = Cleaner(writer, self._write, self._read)
+        self.trouble: str | None = None
+
+    async def check(self) -> None:
+        """Find out whether something could be stored now, for ``trouble``; nothing is."""
+        try:
+            await self._write(lambda _: None)
+        except PersistError as error:
+            self.trouble = str(error)
+        else:
+            self.trouble = None
 
     async def open(self) -> None:
         """Make or migrate the tables; ``finish_deletes`` is for whoever opened it, and may take long."""
