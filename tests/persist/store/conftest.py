@@ -2,4 +2,11 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.persist.store.suite", "tests.persist.store.making")
+pytest.register_assert_rewrite(
+    "tests.persist.store.making",
+    "tests.persist.store.suite_committing",
+    "tests.persist.store.suite_reading",
+    "tests.persist.store.suite_searching",
+    "tests.persist.store.suite_deleting",
+    "tests.persist.store.suite_expiring",
+)

@@ -23,6 +23,23 @@ from sandbox_agent.persist.store import (
 TIME = 1_750_000_000_000
 PLENTY = 1 << 30
 
+# Bytes that a store may spoil: no UTF-8, a null character, escapes of what no strict text can hold, blanks.
+NASTY = (
+    b"\xff\x00 no JSON",
+    b'{"a":"\\u0000 \\ud800 \\"q\\"","b":"\xf0\x9f\xa6\x80 \xe2\x80\xa8","big":1234567890123456789012345678}',
+    b'{ "sp":  [ 1 , 2 ],\t"f":1e-7}\r\n',
+    b"",
+    bytes(range(256)),
+)
+
+TEXTS = [
+    "the quick brown Fox",
+    "a FOX, a fox and the fox",
+    "Crème brûlée with naïve café",
+    "foo-bar (foo_baz) 100% C++ \u4f60\u597d",
+    "lazy dog\nquick as a fox",
+]
+
 
 @asynccontextmanager
 async def opened(path: Path | str) -> AsyncGenerator[SQLiteSessionStore]:
@@ -94,3 +111,37 @@ async def sequences(store: SessionStore, key: int = 1, after: int = 0) -> list[i
 
 async def indexes(store: SessionStore, key: int = 1) -> list[int]:
     return [row.index for row in await store.envelopes(key, after=0, limit=PLENTY)]
+
+
+async def listed(store: SessionStore) -> list[int]:
+    """Return the keys of the sessions, newest first."""
+    return [row.key for row in (await store.sessions(limit=1_000))[0]]
+
+
+async def fill(store: SessionStore) -> None:
+    """Commit the texts, to two sessions by turns."""
+    await store.commit(
+        Changes(
+            sessions=[session(1, title="One"), session(2, agent="codex", session_id="two")],
+            texts=[TextRow(1 + n % 2, n + 1, TIME + 10 * n, text) for n, text in enumerate(TEXTS)],
+        )
+    )
+
+
+FULL = session(
+    managed=True,
+    native_session_id="native",
+    server_id="server",
+    directory="/ä",
+    title='a "title"\0 \U0001f980 \x01 \ufffe',
+    model="m",
+    agent_mode="plan",
+    permission_mode="ask",
+    variant="high",
+    ended=True,
+    first_sequence=2,
+    last_sequence=9,
+    last_envelope=7,
+    usage=b'{"inputTokens":1}',
+    settings=b'{"agent":"claude"}',
+)
