@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads, read_head, replace_id
+from sandbox_agent.wire.records import SessionRecord
 
 values = st.recursive(
     st.none()
@@ -119,3 +122,21 @@ def test_what_is_dumped_is_loaded_as_it_was(value: Any) -> None:
 @given(text=st.text(alphabet=st.characters(codec=None)))
 def test_lone_surrogates_survive_dumping_and_loading(text: str) -> None:
     assert loads(dumps({"text": text})) == loads(json.dumps({"text": text}).encode())
+
+
+def test_what_is_no_number_becomes_null_whatever_stands_beside_it() -> None:
+    odd = [math.nan, math.inf, -math.inf]
+    assert dumps([*odd, "a"]) == b'[null,null,null,"a"]'
+    assert dumps([*odd, "\ud800"]) == b'[null,null,null,"\\ud800"]'
+
+
+def test_lone_surrogates_in_a_record_survive_dumping() -> None:
+    record = SessionRecord(
+        id="\ud800",
+        agent="a",
+        agent_session_id="b",
+        last_connection_id="c",
+        created_at=1,
+        modes={"m": "\udfff"},
+    )
+    assert msgspec.convert(loads(dumps({"record": record}))["record"], SessionRecord) == record

@@ -250,7 +250,7 @@ _MAX_INTEGER = 2**63 - 1
 
 def encode_cursor(position: int, row_id: str) -> str:
     """Return the opaque cursor of the row that a page ended with."""
-    raw = f"{position}:{row_id}".encode()
+    raw = f"{position}:{row_id}".encode(errors="surrogatepass")
     return _CURSOR_PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
@@ -265,7 +265,7 @@ def decode_cursor(cursor: str | None) -> Keyset | None:
     if cursor.startswith(_CURSOR_PREFIX):
         body = cursor[len(_CURSOR_PREFIX) :]
         try:
-            raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
+            raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode(errors="surrogatepass")
             position, _, row_id = raw.partition(":")
             keyset = Keyset(int(position), row_id)
         except (binascii.Error, UnicodeError, ValueError):

@@ -123,6 +123,10 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _null(_name: str) -> None:
+    return None
+
+
 def loads(data: bytes) -> Any:
     """Decode JSON, lone surrogates included.
 
@@ -142,11 +146,12 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Encode to compact JSON bytes, lone surrogates included."""
+    """Encode to compact JSON bytes, lone surrogates included; NaN and the infinities become null."""
     try:
         return _encoder.encode(value)
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        text = json.dumps(msgspec.to_builtins(value))
+        return json.dumps(json.loads(text, parse_constant=_null), separators=(",", ":")).encode()
 
 
 def replace_id(envelope: bytes, new_id: bytes) -> bytes:

@@ -31,6 +31,8 @@ ON CONFLICT (session_id) DO UPDATE SET
   generation = generation + 1, deletions = deletions + excluded.deletions
 RETURNING generation
 """
+_MANY: Final = "json_each(?)"
+_ONE: Final = "(SELECT ? AS value)"
 _LAST: Final = "COALESCE((SELECT MAX(event_index) FROM events WHERE session_id = ids.value), 0)"
 _DELETIONS: Final = "COALESCE((SELECT deletions FROM session_writers WHERE session_id = ids.value), 0)"
 
@@ -68,8 +70,13 @@ def check_generation(connection: sqlite3.Connection, session_id: str, generation
 def read_marks(connection: sqlite3.Connection, session_ids: Collection[str]) -> dict[str, Mark]:
     """Return how far each of the sessions is."""
     deletions = _DELETIONS if _has_table(connection) else "0"
-    query = f"SELECT ids.value, {_LAST}, {deletions} FROM json_each(?) AS ids"  # noqa: S608 - constants only
-    rows = connection.execute(query, (msgspec.json.encode(list(session_ids)).decode(),))
+    # SQLite's JSON ends a text at a null character.
+    apart = [session_id for session_id in session_ids if "\0" in session_id]
+    together = msgspec.json.encode([session_id for session_id in session_ids if "\0" not in session_id])
+    rows: list[tuple[str, int, int]] = []
+    for source, value in [(_MANY, together.decode()), *((_ONE, one) for one in apart)]:
+        query = f"SELECT ids.value, {_LAST}, {deletions} FROM {source} AS ids"  # noqa: S608 - constants only
+        rows += connection.execute(query, (value,)).fetchall()
     return {session_id: Mark(last, deleted) for session_id, last, deleted in rows}
 
 
