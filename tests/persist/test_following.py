@@ -14,6 +14,8 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.actor import StateSessionPersistDriver
+from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.following import Following, Mark
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
@@ -328,3 +330,27 @@ async def test_what_another_driver_stores_is_told_where_the_path_is_a_link(tmp_p
             assert (await anext(events)).id == "second"
     await driver.close()
     await other.close()
+
+
+async def test_follower_that_is_just_beginning_ends_when_the_driver_is_closed(tmp_path: Path) -> None:
+    for driver in (SQLiteSessionPersistDriver(tmp_path / "store.db"), StateSessionPersistDriver({})):
+        await driver.append_events("s", [make_event("first")])
+        for turns in range(8):
+            seen: list[str] = []
+
+            async def follow(driver: SessionPersistDriver = driver, seen: list[str] = seen) -> None:
+                async with aclosing(driver.follow_events("s")) as events:
+                    async for event in events:
+                        seen.append(event.id)
+
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    for number in range(20):
+                        group.start_soon(driver.append_events, "s", [make_event(f"{turns}-{number}")])
+                    group.start_soon(follow)
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                    group.start_soon(driver.close)
+            if isinstance(driver, SQLiteSessionPersistDriver):
+                driver = SQLiteSessionPersistDriver(tmp_path / "store.db")
+        await driver.close()

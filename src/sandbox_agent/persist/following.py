@@ -262,13 +262,24 @@ class Following:
     def __init__(self, store: FollowedStore, *, glance: Callable[[], object] | None = None) -> None:
         self._store = store
         self._glance = glance
+        self._closings = 0
         self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, _Hub] = WeakKeyDictionary()
 
     async def follow(self, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events behind an index, the stored ones first; see ``follow_events``."""
         hub = self._hubs.setdefault(asyncio.get_running_loop(), _Hub(self._store, self._glance))
         follower = _Follower()
-        room = await hub.enter(session_id, follower)
+        closings = self._closings
+        try:
+            room = await hub.enter(session_id, follower)
+        except PersistError:
+            if closings != self._closings:
+                return
+            raise
+        if closings != self._closings:
+            # Nobody ended it: it was not in the room yet.
+            hub.leave(session_id, room, follower)
+            return
         last = after
         try:
             while True:
@@ -316,6 +327,7 @@ class Following:
 
     async def close(self) -> None:
         """End all followers, and the task that reads for them."""
+        self._closings += 1
         self._tell(lambda hub: hub.end_all())
         hub = self._hubs.get(asyncio.get_running_loop())
         if hub is not None and hub.reader is not None:
