@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import anyio
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.store import PermissionRow, SessionStore
+from sandbox_agent.persist.store import Changes, PermissionRow, SessionStore
 from sandbox_agent.server.recorder.batch import Batch, News
 from sandbox_agent.server.recorder.live import LiveSession
 
@@ -56,6 +56,7 @@ class Committer:
         self._in_flight: Batch | None = None
         self._wake: asyncio.Event = asyncio.Event()
         self._taken: asyncio.Event = asyncio.Event()
+        self._suspected: asyncio.Event = asyncio.Event()
         self._refused_at = 0.0
 
     @property
@@ -111,6 +112,36 @@ class Committer:
             self._aside(time.thread_time() - begun)
             if self._refused_at:
                 self._works(batch)
+
+    async def commit(self, changes: Changes) -> None:
+        """Store rows at once, beside the batches.
+
+        Raises:
+            PersistError: the store refuses; nothing of them is stored.
+        """
+        try:
+            await self._store.commit(changes)
+        except PersistError as error:
+            self.refused(error)
+            self._suspected.set()
+            raise
+
+    async def probe(self) -> None:
+        """Find out, for ever, when a store works again that refused while no batch was to be stored."""
+        while True:
+            await self._suspected.wait()
+            self._suspected.clear()
+            while self.degraded is not None:
+                await anyio.sleep(RETRY_SECONDS)
+                if self._in_flight is not None:
+                    continue  # it finds out by itself
+                try:
+                    await self._store.commit(Changes())
+                except PersistError as error:
+                    self.refused(error)
+                else:
+                    if self._in_flight is None and self._refused_at:
+                        self._works(Batch())
 
     def _tell(self, batch: Batch, news: Sequence[News]) -> None:
         sessions = {row.key: session for session, row, _ in news}

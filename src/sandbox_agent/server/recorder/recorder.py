@@ -19,7 +19,7 @@ from sandbox_agent.errors import PersistError, SessionAlreadyExistsError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.missing import no_session
 from sandbox_agent.server.recorder.batch import Batch
-from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
+from sandbox_agent.server.recorder.committer import Committer
 from sandbox_agent.server.recorder.fold import Fold
 from sandbox_agent.server.recorder.intake import Intake, Job
 from sandbox_agent.server.recorder.live import LiveSession, TailMemory
@@ -83,9 +83,6 @@ class Recorder:
         self._names: set[str] = set()
         self._forgotten: set[int] = set()
         self._last_key = 0
-        # Why a commit failed that was made beside the committer's, until one is seen to work again.
-        self._suspicion: str | None = None
-        self._suspected = asyncio.Event()
         self._clock = clock
         self._worker = Worker(self._intake, self._committer, store, self, clock, pace)
 
@@ -104,7 +101,7 @@ class Recorder:
             tasks.start_soon(_within, scopes[0], self._worker.run)
             tasks.start_soon(_within, scopes[1], self._committer.run)
             tasks.start_soon(self._keep_alive)
-            tasks.start_soon(self._probe)
+            tasks.start_soon(self._committer.probe)
             try:
                 yield self
             finally:
@@ -129,7 +126,7 @@ class Recorder:
     @property
     def degraded(self) -> str | None:
         """Why the store refuses, in one line; None while it works."""
-        return self._committer.degraded or self._suspicion
+        return self._committer.degraded
 
     async def commit(self, changes: Changes) -> None:
         """Store rows at once, beside what is queued.
@@ -137,27 +134,7 @@ class Recorder:
         Raises:
             PersistError: the store refuses; nothing of them is stored.
         """
-        try:
-            await self._store.commit(changes)
-        except PersistError as error:
-            # Nobody may come for long: whether it works again is to be found out all the same.
-            self._suspicion = str(error)
-            self._suspected.set()
-            raise
-
-    async def _probe(self) -> None:
-        """Find out when a store works again that failed while nothing else was to be stored."""
-        while True:
-            await self._suspected.wait()
-            self._suspected.clear()
-            while self._suspicion is not None:
-                await anyio.sleep(RETRY_SECONDS)
-                try:
-                    await self._store.commit(Changes())
-                except PersistError as error:
-                    self._suspicion = str(error)
-                else:
-                    self._suspicion = None
+        await self._committer.commit(changes)
 
     @property
     def exceeded(self) -> bool:
