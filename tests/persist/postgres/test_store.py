@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import socket
@@ -11,6 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sandbox_agent.errors import PersistError
@@ -339,3 +341,22 @@ def test_driver_is_not_made_of_two_sources_or_an_impossible_schema() -> None:
     for schema in ("", "a\0b", "x" * 64):
         with pytest.raises(ValueError, match="schema's name"):
             PostgresSessionPersistDriver("postgresql://127.0.0.1/x", schema=schema)
+
+
+async def test_the_driver_is_refused_in_another_event_loop_and_goes_on_in_its_own(postgres_dsn: str) -> None:
+    driver = PostgresSessionPersistDriver(postgres_dsn)
+    await driver.append_events("s", [make_event("a")])
+
+    async def elsewhere() -> None:
+        with pytest.raises(PersistError, match="belong to another event loop, nothing was done"):
+            await driver.append_events("s", [make_event("b")])
+        with pytest.raises(PersistError, match="belong to another event loop"):
+            await driver.list_events("s")
+        with pytest.raises(PersistError, match="belong to another event loop"):
+            await anext(driver.follow_events("s"))
+
+    with anyio.fail_after(60):
+        await anyio.to_thread.run_sync(asyncio.run, elsewhere())
+    await driver.append_events("s", [make_event("b")])
+    assert [event.id for event in await all_events(driver, "s")] == ["a", "b"]
+    await driver.close()

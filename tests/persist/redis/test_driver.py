@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from redis.asyncio import Redis, RedisCluster
 
@@ -296,3 +297,22 @@ def test_the_library_is_named_where_it_is_missing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'sandbox-agent-py[redis]'" in done.stdout
+
+
+async def test_the_driver_is_refused_in_another_event_loop_and_goes_on_in_its_own(
+    driver: RedisSessionPersistDriver,
+) -> None:
+    await driver.append_events("s", [make_event("a")])
+
+    async def elsewhere() -> None:
+        with pytest.raises(PersistError, match="belong to another event loop, nothing was done"):
+            await driver.append_events("s", [make_event("b")])
+        with pytest.raises(PersistError, match="belong to another event loop"):
+            await driver.list_events("s")
+        with pytest.raises(PersistError, match="belong to another event loop"):
+            await anext(driver.follow_events("s"))
+
+    with anyio.fail_after(SECONDS):
+        await anyio.to_thread.run_sync(asyncio.run, elsewhere())
+    await driver.append_events("s", [make_event("b")])
+    assert [event.id for event in await all_events(driver, "s")] == ["a", "b"]

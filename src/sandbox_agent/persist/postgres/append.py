@@ -88,7 +88,7 @@ class Appender:
             PersistError: an id is stored in another session, events of the session have gone, a payload
                 is no text, or the store failed.
         """
-        self._link.refuse_closed()
+        self._link.refuse_unusable()
         check_texts(events)
         append = _Append(session_id, list(events), generation)
         self._waiting.append(append)

@@ -264,8 +264,9 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
 
     async def close(self) -> None:
         """Store what was accepted and close what was opened; never a pool that was handed in."""
-        await self._followers.close()
-        await self._appender.close()
+        if not self._link.is_elsewhere:
+            await self._followers.close()
+            await self._appender.close()
         await self._link.close()
 
     async def _prepare(self, connection: Connection) -> None:

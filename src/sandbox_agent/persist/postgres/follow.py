@@ -137,7 +137,7 @@ ORDER BY asked.session_id, event.event_index
 
     async def follow(self, history: History, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events behind an index, once each and in order."""
-        self._link.refuse_closed()
+        self._link.refuse_unusable()
         tail = self._join(session_id)
         last = after
         try:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.postgres.errors import describe_target, explain_postgres, is_lost
 from sandbox_agent.persist.postgres.library import Connection, Pool, load_asyncpg
 
@@ -75,6 +76,7 @@ class PostgresLink:
         self._prepare = prepare
         self._name = name
         self._opening = anyio.Lock()
+        self._loop = OneLoop()
         self._ready = False
         self._closed = False
 
@@ -137,16 +139,26 @@ class PostgresLink:
         """Close what was opened here. Safe to call twice."""
         self._closed = True
         pool, self._own = self._own, None
-        if pool is not None:
+        if pool is not None and self._loop.is_another:
+            # Most likely one that has ended, and its connections with it.
+            with contextlib.suppress(RuntimeError):
+                pool.terminate()
+        elif pool is not None:
             with anyio.move_on_after(_CLOSE_SECONDS) as scope:
                 await pool.close()
             if scope.cancelled_caught:
                 pool.terminate()
 
-    def refuse_closed(self) -> None:
-        """Raise PersistError once it was closed."""
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it belongs to another event loop than the running one."""
+        return self._loop.is_another
+
+    def refuse_unusable(self) -> None:
+        """Raise PersistError once it was closed, and in another event loop than that of the first call."""
         if self._closed:
             raise PersistError(f"the store at {self.target} was closed: open it anew")
+        self._loop.enter(self.target)
 
     async def _attempt(
         self, work: Callable[[Connection], Awaitable[T]], session_id: str | None, *, in_transaction: bool
@@ -197,7 +209,7 @@ class PostgresLink:
     async def _borrowed(self) -> AsyncGenerator[Connection]:
         pool = self._given or self._own
         if pool is None:
-            self.refuse_closed()
+            self.refuse_unusable()
         assert pool is not None
         connection: Connection = await pool.acquire(timeout=CONNECT_SECONDS)
         try:
@@ -207,7 +219,7 @@ class PostgresLink:
                 await pool.release(connection, timeout=_RELEASE_SECONDS)
 
     async def _get_ready(self) -> None:
-        self.refuse_closed()
+        self.refuse_unusable()
         if self._ready:
             return
         async with self._opening:

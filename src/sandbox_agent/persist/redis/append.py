@@ -58,6 +58,7 @@ class Appends:
         Raises:
             PersistError: the server could not be reached or refused.
         """
+        self._link.refuse_unusable(session_id)
         mine = _Append(session_id, keys, words, count, size)
         self._waiting.append(mine)
         if not self._scheduled:

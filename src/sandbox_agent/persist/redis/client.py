@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.redis.errors import describe, lost
 from sandbox_agent.persist.redis.scripts import Script
 
@@ -117,6 +118,7 @@ class RedisLink:
                 "wait_replicas needs a client of one server: set min-replicas-to-write in a cluster"
             )
         self.closed: bool = False
+        self._loop = OneLoop()
         # More at once would only be more connections.
         self._lines = asyncio.Semaphore(_AT_ONCE)
 
@@ -134,6 +136,7 @@ class RedisLink:
         Raises:
             PersistError: the server can't be reached, refused, or did not answer in time.
         """
+        self.refuse_unusable(session_id)
         try:
             async with self._bounded():
                 try:
@@ -150,7 +153,7 @@ class RedisLink:
         Raises:
             PersistError: as ``run``.
         """
-        self._check_open(session_id)
+        self.refuse_unusable(session_id)
         try:
             async with self._bounded():
                 return await self._client.execute_command(*words, NEVER_DECODE=True)
@@ -163,7 +166,7 @@ class RedisLink:
         Raises:
             PersistError: as ``run``.
         """
-        self._check_open(None)
+        self.refuse_unusable(None)
         if self.is_cluster:
             return await asyncio.gather(*(self.call(*words) for words in commands))
         try:
@@ -214,7 +217,7 @@ class RedisLink:
         """Close the client if it was opened here. Safe to call twice."""
         if not self.closed:
             self.closed = True
-            if self._owned:
+            if self._owned and not self._loop.is_another:
                 await self._client.aclose()
 
     def error(self, cause: BaseException, session_id: str | None, *, write: bool = False) -> PersistError:
@@ -235,14 +238,20 @@ class RedisLink:
             # The library waits by asyncio.wait_for, which swallows a cancellation now and then (Python 3.11).
             raise asyncio.CancelledError
 
-    def _check_open(self, session_id: str | None) -> None:
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it belongs to another event loop than the running one."""
+        return self._loop.is_another
+
+    def refuse_unusable(self, session_id: str | None) -> None:
+        """Raise PersistError once it was closed, and in another event loop than that of the first call."""
         if self.closed:
             raise PersistError("the store is closed: open it again", session_id=session_id)
+        self._loop.enter(self.address)
 
     async def _eval(
         self, command: str, script: str, keys: Sequence[Word], words: Sequence[Word], *, write: bool
     ) -> Any:
-        self._check_open(None)
         line = (command, script, len(keys), *keys, *words)
         if not (write and self._wait_replicas):
             return await self._client.execute_command(*line, NEVER_DECODE=True)

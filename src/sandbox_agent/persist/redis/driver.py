@@ -48,7 +48,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
 
     Events are in a stream whose ids are ``<event_index>-0``; all keys of a session carry its id as hash
     tag. Event ids are unique within a session. How durable an acknowledged write is, the server's settings
-    say: see the page on Redis.
+    say: see the page on Redis. Belongs to the event loop of its first call.
 
     Args:
         url: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix://``.
@@ -261,11 +261,12 @@ class RedisSessionPersistDriver(SessionPersistDriver):
 
     async def close(self) -> None:
         """Send what was accepted, end the followers, and close the client if it was opened here."""
-        await self._appends.close()
-        await self._followers.close()
-        if self._looked is not None:
-            # Not cancelled: a connection that is just being made would be left half-open.
-            await asyncio.wait({self._looked})
+        if not self._link.is_elsewhere:
+            await self._appends.close()
+            await self._followers.close()
+            if self._looked is not None:
+                # Not cancelled: a connection that is just being made would be left half-open.
+                await asyncio.wait({self._looked})
         await self._link.close()
 
     def _check(self, session_id: str, generation: int, answer: Sequence[bytes]) -> None:

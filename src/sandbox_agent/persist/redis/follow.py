@@ -67,8 +67,7 @@ class Followers:
 
     async def follow(self, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events behind an index, then those that come."""
-        if self._link.closed:
-            raise PersistError("the store is closed: open it again", session_id=session_id)
+        self._link.refuse_unusable(session_id)
         feed = self._join(session_id)
         last = after
         try:
