@@ -84,6 +84,49 @@ async def test_resume_takes_the_session_back(client: Client) -> None:
         assert "never" not in json.dumps([event.payload for event in events])
 
 
+async def test_what_a_replaced_writers_agent_says_is_never_stored(client: Client) -> None:
+    with anyio.fail_after(40):
+        async with client() as first, client() as second:
+            session = await first.create_session(agent="mock", cwd="/tmp")
+            speaks, is_refused = anyio.Event(), anyio.Event()
+
+            def listen(event: SessionEvent) -> None:
+                if b"agent_message_chunk" in event.payload_json:
+                    speaks.set()
+                if b"persist_failed" in event.payload_json:
+                    is_refused.set()
+
+            session.on_event(listen)
+            refused: list[str] = []
+
+            async def speak() -> None:
+                with pytest.raises(SessionFencedError):
+                    await session.prompt("stream 2000 50")
+                refused.append("stream")
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(speak)
+                await speaks.wait()
+                taken = await second.resume_session(session.id)
+                await taken.prompt("echo two")
+                await is_refused.wait()
+                assert await first.resume_session(session.id) is session
+            assert refused
+            theirs = len(await history(second, session.id))
+            await session.prompt("echo three")
+            events = await history(first, session.id)
+            assert prompts(events) == ["stream 2000 50", "echo two", "echo three"]
+            said = [
+                str(event.payload["params"]["update"]["content"]["text"])
+                for event in events[theirs:]
+                if b"agent_message_chunk" in event.payload_json
+            ]
+            assert said == ["three"]
+            (lost,) = [event.payload["params"] for event in events if b"events_lost" in event.payload_json]
+            assert lost["count"] > 0
+            assert lost["reason"] == "another process had the session"
+
+
 async def test_two_that_resume_at_once_leave_one_history(client: Client) -> None:
     async with client() as first, client() as second:
         made = await first.create_session(agent="mock", cwd="/tmp")

@@ -167,6 +167,23 @@ class Connection:
         """Whether the agent holds that session on this connection."""
         return self.lost is None and self._router.get(agent_session_id) is session
 
+    async def let_go(self, session: ClientSession, refusal: SandboxAgentError) -> None:
+        """Cancel what the agent does for a session that another process has; nothing more of it is kept.
+
+        Args:
+            session: which.
+            refusal: what its requests that are pending fail with.
+
+        Raises:
+            SandboxAgentError: the agent could not be told.
+        """
+        for pending in [pending for pending in self._pending.values() if pending.session is session]:
+            self._drop(pending, refusal)
+        for agent_session in self._router.unbind_all(session):
+            await self._post_accepted(
+                notification("session/cancel", {"sessionId": agent_session}), None, "session/cancel"
+            )
+
     # out
 
     async def request(

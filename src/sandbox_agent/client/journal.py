@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import logging
@@ -101,16 +102,32 @@ class Journal:
         """Whether something is not stored yet."""
         return bool(self._pending) or self._record_saved < self._record_changes or self._missing > 0
 
-    @property
-    def fenced(self) -> bool:
-        """Whether another process was found to have claimed the session."""
-        return isinstance(self._error, SessionFencedError)
+    async def refusal(self) -> SessionFencedError | None:
+        """Ask the store whether another process has claimed the session since this writer did."""
+        if self._generation:
+            with contextlib.suppress(SessionFencedError):
+                await self.confirm()
+        return self._error if isinstance(self._error, SessionFencedError) else None
 
-    def reclaim(self) -> None:
-        """Take the session back: the next write claims it anew, and what waits goes first."""
+    async def reclaim(self) -> None:
+        """Take the session back: the next write claims it anew.
+
+        What the store has refused, as another process had the session, is not stored later: it would
+        stand between what was said there. How much that is, is told.
+        """
+        await self.idle()
         self._generation = None
-        if self.fenced:
-            self._error = None
+        error = self._error
+        if not isinstance(error, SessionFencedError):
+            return
+        self._error = None
+        refused = len(self._pending) + self._missing
+        self._pending = []
+        self._pending_bytes = self._missing = 0
+        self._stored, self._record_saved = self._put, self._record_changes
+        self._fail_waiters(error)
+        if refused:
+            self._tell_lost(refused, "another process had the session")
 
     async def confirm(self) -> None:
         """Make sure that the session is still this writer's, by saving its record once more.
@@ -263,11 +280,11 @@ class Journal:
 
     def _tell_missing(self) -> None:
         count, self._missing = self._missing, 0
-        self.put(
-            "client",
-            [_notification("_sandbox_agent/events_lost", {"count": count, "reason": "the store failed"})],
-            self.record.last_connection_id,
-        )
+        self._tell_lost(count, "the store failed")
+
+    def _tell_lost(self, count: int, reason: str) -> None:
+        line = _notification("_sandbox_agent/events_lost", {"count": count, "reason": reason})
+        self.put("client", [line], self.record.last_connection_id)
 
     def _settle(self) -> None:
         kept: list[_Waiter] = []

@@ -100,6 +100,13 @@ class Router:
         if self._bound.pop(agent_session_id, None) is not None:
             self.forget(agent_session_id)
 
+    def unbind_all(self, session: ClientSession) -> list[str]:
+        """Keep nothing any more of the agent sessions that are the session's, and return them."""
+        agent_sessions = [name for name, bound in self._bound.items() if bound is session]
+        for name in agent_sessions:
+            self.unbind(name)
+        return agent_sessions
+
     def forget(self, agent_session_id: str) -> None:
         """Keep nothing of an agent session that is no one's."""
         self._loading.pop(agent_session_id, None)

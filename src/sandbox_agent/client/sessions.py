@@ -230,13 +230,24 @@ class SessionBook:
             SessionNotFoundError: the store has none.
         """
         session = await self.require(session_id)
-        if session.journal.fenced:
+        refusal = await session.journal.refusal()
+        if refusal is not None:
+            await self._let_go(session, refusal)
             # Another process went on with it: its record counts, not what was to be saved here.
             record = await self._driver.get_session(session_id)
             if record is not None:
                 session.journal.record = record
-        session.journal.reclaim()
+        await session.journal.reclaim()
         return session
+
+    async def _let_go(self, session: Session, refusal: SandboxAgentError) -> None:
+        """End what agents of this client still do for a session that another process has gone on with."""
+        for connection in list(self._connections.values()):
+            try:
+                await connection.let_go(session, refusal)
+            except SandboxAgentError as error:
+                logger.info("session %s could not be cancelled: %s", session.id, error)
+        await session.desk.cancel_all()
 
     async def create(
         self,
