@@ -199,7 +199,7 @@ async def test_the_token_is_in_no_log_and_no_answer(
         (["--token", "  ", "--host", "0.0.0.0"], 64, "empty"),
         (["--no-token", "--host", "192.0.2.1"], 1, "can't listen on 192.0.2.1"),
         (["--no-token", "--host", "no such host"], 1, "can't listen"),
-        (["--no-token", "--store", "what"], 64, "sqlite:PATH"),
+        (["--no-token", "--store", "mysql://host/db"], 64, "sqlite:PATH"),
         (["--port", "99999"], 2, "--port"),
     ],
 )
