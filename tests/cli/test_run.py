@@ -16,6 +16,7 @@ import pytest
 
 from sandbox_agent.cli.stops import EXIT_CODES, OTHER_STOP
 from tests.cli.conftest import COMMAND, SECONDS, Shell
+from tests.support.servers import free_port
 
 
 def test_run_writes_words_to_stdout_and_deeds_to_stderr(shell: Shell) -> None:
@@ -227,3 +228,15 @@ def test_what_an_agent_says_does_not_steer_the_terminal(shell: Shell) -> None:
     assert b"\x1b]" not in said
     assert b"red" in said
     assert shell.run("run", "escape", "-a", "claude").stdout == "\x1b]0;owned\x07red\n"
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_run_starts_nothing_when_the_store_is_away(shell: Shell, kind: str) -> None:
+    store = f"{kind}://me:not-shown@127.0.0.1:{free_port()}/0"
+    done = shell.run("run", "echo hello", "-a", "mock", "--store", store)
+    assert done.returncode == 74
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "can't be reached" in line
+    assert "then try again" in line
+    assert "not-shown" not in line

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from sandbox_agent import SandboxAgent, SQLiteSessionPersistDriver
+from sandbox_agent.testing.drivers import make_session
 from tests.cli.conftest import Shell
 from tests.support.servers import our_server
 
@@ -125,3 +126,17 @@ def test_the_store_may_be_given_by_the_environment(store: Path, shell: Shell) ->
 def test_a_store_that_is_not_there_is_not_made(shell: Shell) -> None:
     assert shell.run("sessions", "list", "--store", "none.db").returncode == 2
     assert not (shell.folder / "none.db").exists()
+
+
+@pytest.mark.anyio
+async def test_a_session_of_an_absurd_time_is_listed_and_shown(shell: Shell) -> None:
+    driver = SQLiteSessionPersistDriver(shell.folder / "absurd.db")
+    for session_id, created_at in (("early", -(2**62)), ("late", 2**62)):
+        await driver.update_session(make_session(session_id, created_at=created_at))
+    await driver.close()
+    listed = shell.run("sessions", "list", "--store", "absurd.db").stdout.splitlines()
+    assert [line.split()[:4] for line in listed[1:]] == [
+        ["early", "mock", str(-(2**62)), "ms"],
+        ["late", "mock", str(2**62), "ms"],
+    ]
+    assert shell.run("sessions", "show", "late", "--store", "absurd.db").returncode == 0

@@ -127,6 +127,8 @@ class OneTurn:
 async def _driver(store: str | None) -> AsyncGenerator[SessionPersistDriver]:
     if store is not None:
         async with opened(store, to_write=True) as driver:
+            # A store that can't be used says so before anything is started.
+            await driver.list_sessions(limit=1)
             yield driver
     else:
         yield InMemorySessionPersistDriver(max_events_per_session=_KEPT_EVENTS)

@@ -100,7 +100,7 @@ async def test_an_append_whose_connection_was_cut_is_retried_without_doubles(
             proxy.refuse()
             lost = [make_event("d")]
             with pytest.raises(
-                PersistError, match=r"can't be reached .*: try again, nothing is stored twice"
+                PersistError, match=r"can't be reached .*, then try again, nothing is stored twice"
             ):
                 await driver.append_events("s", lost, generation=generation)
             assert lost[0].event_index == 0

@@ -52,14 +52,17 @@ def describe(
     kind = type(cause).__name__
     words = _CODE.search(text)
     meaning = _REFUSALS.get(_CLASSES.get(kind) or (words[1] if words else ""))
-    again = f": {_AGAIN}" if write else ""
     if meaning is not None:
         message = f"Redis at {address} refused: {meaning}"
     elif isinstance(cause, TimeoutError) or kind == "TimeoutError":
-        unknown = f"; what was being written may be stored{again}" if write else ""
-        message = f"Redis at {address} did not answer within {limit:g} s{unknown}"
+        again = f"; what was being written may be stored: {_AGAIN}" if write else ": try again"
+        message = f"Redis at {address} did not answer within {limit:g} s{again}"
     elif isinstance(cause, OSError) or kind in {"ConnectionError", "MaxConnectionsError"}:
-        message = f"Redis at {address} can't be reached ({text or kind}){again}"
+        again = _AGAIN if write else "try again"
+        message = (
+            f"Redis at {address} can't be reached ({text or kind}): check that it runs and can be "
+            f"reached from here, then {again}"
+        )
     else:
         message = f"Redis at {address} failed: {text or kind}"
     return PersistError(message, session_id=session_id)
