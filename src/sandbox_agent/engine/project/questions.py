@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 from sandbox_agent.engine.project.parts import to_json
+from sandbox_agent.wire.members import elements, members
 
 __all__ = ["Question", "read_answer", "read_question"]
 
@@ -25,30 +26,30 @@ class Question(NamedTuple):
 def read_question(method: str, params: dict[str, Any]) -> Question | None:
     """Return the question that a request asks, or None where it asks none."""
     if method in _METHODS:
-        schema = _dict(params.get("requestedSchema"))
-        return Question(_first(params, "message"), _schema_options(_dict(schema.get("properties"))))
+        schema = members(params.get("requestedSchema"))
+        return Question(_first(params, "message"), _schema_options(members(schema.get("properties"))))
     if "question" not in method.rpartition("/")[2].lower():
         return None
-    nested = [_dict(item) for item in _list(params.get("questions"))]
+    nested = [members(item) for item in elements(params.get("questions"))]
     asked = [params, *nested]
     prompts = [prompt for part in asked if (prompt := _first(part, "prompt", "question", "message", "title"))]
     if not prompts:
         return None
-    options = [_label(option) for part in asked for option in _list(part.get("options"))]
+    options = [_label(option) for part in asked for option in elements(part.get("options"))]
     return Question("\n".join(dict.fromkeys(prompts)), [option for option in options if option])
 
 
 def read_answer(result: object) -> str | None:
     """Return the answer in a response's result as text, or None where the user gave none."""
-    members = _dict(result)
-    outcome: Any = members.get("outcome")
-    verdict = _first(members, "action") or (
-        outcome if isinstance(outcome, str) else _first(_dict(outcome), "outcome")
+    given = members(result)
+    outcome: Any = given.get("outcome")
+    verdict = _first(given, "action") or (
+        outcome if isinstance(outcome, str) else _first(members(outcome), "outcome")
     )
-    if verdict in {"decline", "cancel", "cancelled", "skipped", "rejected"} or not members:
+    if verdict in {"decline", "cancel", "cancelled", "skipped", "rejected"} or not given:
         return None
     content: Any = next(
-        (part[name] for part in (members, _dict(outcome)) for name in ("content", "answers") if name in part),
+        (part[name] for part in (given, members(outcome)) for name in ("content", "answers") if name in part),
         result,
     )
     if isinstance(content, dict):
@@ -61,13 +62,13 @@ def read_answer(result: object) -> str | None:
 def _schema_options(properties: dict[str, Any]) -> list[str]:
     options: list[str] = []
     for value in properties.values():
-        field = _dict(value)
-        items = _dict(field.get("items"))
+        field = members(value)
+        items = members(field.get("items"))
         if field.get("type") == "boolean":
             options += ["true", "false"]
         for source in (field, items):
-            options += [str(name) for name in _list(source.get("enum"))]
-            choices = [*_list(source.get("oneOf")), *_list(source.get("anyOf"))]
+            options += [str(name) for name in elements(source.get("enum"))]
+            choices = [*elements(source.get("oneOf")), *elements(source.get("anyOf"))]
             options += [label for choice in choices if (label := _label(choice))]
     return options
 
@@ -75,20 +76,12 @@ def _schema_options(properties: dict[str, Any]) -> list[str]:
 def _label(option: object) -> str:
     if isinstance(option, str):
         return option
-    return _first(_dict(option), "label", "title", "name", "const", "id")
+    return _first(members(option), "label", "title", "name", "const", "id")
 
 
-def _first(members: dict[str, Any], *names: str) -> str:
+def _first(given: dict[str, Any], *names: str) -> str:
     for name in names:
-        value: Any = members.get(name)
+        value: Any = given.get(name)
         if isinstance(value, str) and value:
             return value
     return ""
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []

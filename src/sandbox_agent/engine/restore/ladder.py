@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,7 @@ from sandbox_agent.engine.restore.settings import SettingsAgain
 from sandbox_agent.engine.restore.steps import AskOptions, Call, ReadNewest, Step
 from sandbox_agent.engine.restore.text import build_replay, needs_older
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["AskOptions", "Call", "Ladder", "Outcome", "Plan", "native_methods"]
@@ -153,10 +154,10 @@ def native_methods(initialized: Mapping[str, Any]) -> list[str]:
     Args:
         initialized: what it answered to initialize.
     """
-    capabilities = _dict(initialized.get("agentCapabilities"))
+    capabilities = members(initialized.get("agentCapabilities"))
     methods: list[str] = []
     # resume does not tell the history again: it is here already
-    resume: object = _dict(capabilities.get("sessionCapabilities")).get("resume")
+    resume: object = members(capabilities.get("sessionCapabilities")).get("resume")
     if resume is not None and resume is not False:
         methods.append("session/resume")
     if capabilities.get("loadSession") is True:
@@ -182,24 +183,20 @@ def _is_untold(events: Sequence[SessionEvent], total: int) -> bool:
 
 def _is_said(event: SessionEvent) -> bool:
     payload = _payload(event)
-    params = _dict(payload.get("params"))
+    params = members(payload.get("params"))
     match payload.get("method"):
         case "session/prompt":
             return True
         case "session/update":
-            return _dict(params.get("update")).get("sessionUpdate") not in PRESENT_UPDATES
+            return members(params.get("update")).get("sessionUpdate") not in PRESENT_UPDATES
         case None:
-            return "stopReason" in _dict(payload.get("result"))
+            return "stopReason" in members(payload.get("result"))
         case _:
             return False
 
 
 def _payload(event: SessionEvent) -> dict[str, Any]:
     try:
-        return _dict(event.payload)
+        return members(event.payload)
     except InvalidEnvelopeError:
         return {}
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

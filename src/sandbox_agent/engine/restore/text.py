@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from sandbox_agent.engine.restore.retelling import OPENING_METHODS, Retelling
 from sandbox_agent.engine.restore.window import has_room, window_start
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["CLOSING", "OPENING", "Replay", "build_replay", "is_replay_title"]
@@ -159,13 +160,13 @@ class _Reader:
 
     def take(self, position: int, sender: str, payload: dict[str, Any]) -> None:
         method: object = payload.get("method")
-        params = _dict(payload.get("params"))
+        params = members(payload.get("params"))
         if method == "session/prompt":
             self._plan = None
             self._retelling.end()
             self.entries.append(_Entry(position, "User", _prompt_text(params.get("prompt"))))
         elif method == "session/update":
-            update = _dict(params.get("update"))
+            update = members(params.get("update"))
             kind: object = update.get("sessionUpdate")
             if not self._retelling.is_past(kind if isinstance(kind, str) else None):
                 self._take_update(position, update)
@@ -212,7 +213,7 @@ class _Reader:
             entry.outcome = outcome
 
     def _take_plan(self, position: int, update: dict[str, Any]) -> None:
-        entries = [_dict(item) for item in _list(update.get("entries"))]
+        entries = [members(item) for item in elements(update.get("entries"))]
         text = "".join(
             f"\n- [{item.get('status') or 'pending'}] {item.get('content') or ''}" for item in entries
         )
@@ -225,7 +226,7 @@ class _Reader:
 
 def _outcome(update: dict[str, Any]) -> str:
     parts: list[str] = []
-    for item in map(_dict, _list(update.get("content"))):
+    for item in map(members, elements(update.get("content"))):
         if item.get("type") == "content":
             parts.append(_block_text(item.get("content")))
         elif item.get("type") == "diff":
@@ -236,8 +237,8 @@ def _outcome(update: dict[str, Any]) -> str:
 def _output(raw: object) -> str:
     if isinstance(raw, str):
         return _shortened(raw)
-    members = _dict(raw)
-    texts = (members.get(name) for name in _OUTPUT_MEMBERS)
+    output = members(raw)
+    texts = (output.get(name) for name in _OUTPUT_MEMBERS)
     return _shortened(next((text for text in texts if isinstance(text, str) and text.strip()), ""))
 
 
@@ -247,7 +248,7 @@ def _shortened(outcome: str) -> str:
 
 
 def _prompt_text(blocks: object) -> str:
-    texts = [_block_text(block) for block in _list(blocks)]
+    texts = [_block_text(block) for block in elements(blocks)]
     if len(texts) > 1:
         # The other SDK's replay is a block of its own.
         texts = [text for text in texts if not text.startswith(_PEER_OPENING)]
@@ -255,7 +256,7 @@ def _prompt_text(blocks: object) -> str:
 
 
 def _block_text(block: object) -> str:
-    content = _dict(block)
+    content = members(block)
     kind: object = content.get("type")
     if kind == "text":
         text: object = content.get("text")
@@ -263,7 +264,7 @@ def _block_text(block: object) -> str:
     if kind == "resource_link":
         return f"[{content.get('name') or 'file'}: {content.get('uri')}]"
     if kind == "resource":
-        return f"[{_dict(content.get('resource')).get('uri')}]"
+        return f"[{members(content.get('resource')).get('uri')}]"
     return f"[{kind}]" if isinstance(kind, str) else ""
 
 
@@ -286,11 +287,3 @@ def _without_replay(text: str, *, is_cut: bool = False) -> str:
         lines = text.splitlines()
         text = "\n".join(line for line in lines[1:] if not line.startswith(("{", "[history truncated]")))
     return text
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[object]:
-    return cast("list[object]", value) if isinstance(value, list) else []

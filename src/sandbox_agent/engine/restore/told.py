@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["Told"]
@@ -76,7 +77,7 @@ def _last_said(events: Sequence[SessionEvent]) -> tuple[str, str]:
             payload = event.payload
         except InvalidEnvelopeError:
             continue
-        params = _dict(payload.get("params"))
+        params = members(payload.get("params"))
         method: object = payload.get("method")
         if method == "session/prompt":
             blocks: object = params.get("prompt")
@@ -86,7 +87,7 @@ def _last_said(events: Sequence[SessionEvent]) -> tuple[str, str]:
             # The user's text is behind what a restore put in front of it.
             said = next((text for text in reversed(texts) if text.strip()), "")
             return _end(said), _end("".join(reversed(agent)))
-        update = _dict(params.get("update")) if method == "session/update" else {}
+        update = members(params.get("update")) if method == "session/update" else {}
         kind = update.get("sessionUpdate")
         if kind == "agent_message_chunk":
             if not over:
@@ -105,9 +106,5 @@ def _plain(text: str) -> str:
 
 
 def _text(block: object) -> str:
-    text: object = _dict(block).get("text")
+    text: object = members(block).get("text")
     return text if isinstance(text, str) else ""
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

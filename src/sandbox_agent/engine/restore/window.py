@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["EVENTS_PER_ENTRY", "has_room", "window_start"]
@@ -64,13 +65,13 @@ class _Counter:
 
     def take(self, event: SessionEvent) -> None:
         try:
-            payload = _dict(event.payload)
+            payload = members(event.payload)
         except InvalidEnvelopeError:
             payload = {}
         method: object = payload.get("method")
-        params = _dict(payload.get("params"))
+        params = members(payload.get("params"))
         if method == "session/update":
-            self.count += self._is_new(_dict(params.get("update")))
+            self.count += self._is_new(members(params.get("update")))
         else:
             if method == "session/prompt":
                 self._text = ""
@@ -96,7 +97,3 @@ def _add(known: set[str], name: str) -> bool:
     is_new = name not in known
     known.add(name)
     return is_new
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from sandbox_agent.engine.route import Reply
 from sandbox_agent.persist.store import SessionRow, TurnRow
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import UsageInfo
 from sandbox_agent.wire.universal import JsonPart, StatusPart, TurnEventData, UniversalItem
 
@@ -54,7 +54,7 @@ class Learner:
                 label, detail = part.label, part.detail
             elif isinstance(part, JsonPart):
                 value = part.json
-        told = _dict(value)
+        told = members(value)
         if label == "title":
             if not self._named:
                 self._row.title = detail
@@ -73,7 +73,7 @@ class Learner:
 
     def turn_ended(self, turn: TurnRow, data: TurnEventData) -> TurnRow:
         """Return the turn's row with what it used; the session's grows by it."""
-        usage = _dict(_dict(data.metadata).get("usage"))
+        usage = members(members(data.metadata).get("usage"))
         mine = UsageInfo()
         for name, attribute in _TOKENS.items():
             count = usage.get(name)
@@ -102,11 +102,11 @@ class Learner:
             return
         result: dict[str, Any] = {}
         with contextlib.suppress(InvalidEnvelopeError):
-            result = _dict(_dict(loads(line)).get("result"))
-        mode = _dict(result.get("modes")).get("currentModeId")
+            result = members(members(loads(line)).get("result"))
+        mode = members(result.get("modes")).get("currentModeId")
         if isinstance(mode, str) and mode:
             self._row.agent_mode = mode
-        model = _dict(result.get("models")).get("currentModelId")
+        model = members(result.get("models")).get("currentModelId")
         if isinstance(model, str) and model:
             self._row.model = model
         self._options(result.get("configOptions"))
@@ -115,11 +115,11 @@ class Learner:
         if not isinstance(options, list):
             return
         for option in cast("list[Any]", options):
-            members = _dict(option)
-            value = members.get("currentValue")
+            fields = members(option)
+            value = fields.get("currentValue")
             if not isinstance(value, str) or not value:
                 continue
-            category = members.get("category")
+            category = fields.get("category")
             if category == "model":
                 self._row.model = value
             elif category == "mode":
@@ -128,7 +128,7 @@ class Learner:
                 self._row.variant = value
 
     def _context(self, told: dict[str, Any]) -> None:
-        used, size, cost = told.get("used"), told.get("size"), _dict(told.get("cost"))
+        used, size, cost = told.get("used"), told.get("size"), members(told.get("cost"))
         if isinstance(used, int):
             self._usage.context_used = used
         if isinstance(size, int):
@@ -152,7 +152,3 @@ def _was_named(row: SessionRow) -> bool:
         return msgspec.json.decode(row.settings or b"{}", type=_Given).title is not None
     except msgspec.DecodeError:  # written by a version that this one does not know
         return False
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return dict(cast("Mapping[str, Any]", value)) if isinstance(value, dict) else {}

@@ -15,9 +15,9 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
 from sandbox_agent.server.missing import no_session
-from sandbox_agent.server.sessions.members import elements, members
 from sandbox_agent.server.sessions.question_answers import answer_result, rejection_result
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import PendingPermission
 
 __all__ = ["Answering", "Inbox", "asked_envelope", "asked_metadata", "asked_options"]

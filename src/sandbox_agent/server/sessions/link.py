@@ -6,7 +6,7 @@ import itertools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,6 +18,7 @@ from sandbox_agent.server.bridge import Bridge
 from sandbox_agent.server.connection import AgentConnection
 from sandbox_agent.server.recorder.live import LiveSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
+from sandbox_agent.wire.members import members
 
 __all__ = ["CLIENT", "METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
 
@@ -130,17 +131,17 @@ class AgentLink:
         request = {"jsonrpc": "2.0", "id": name, "method": method, "params": params}
         answer = await self._send(request, recorded)
         try:
-            members = _dict(loads(answer or b"{}"))
+            answered = members(loads(answer or b"{}"))
         except InvalidEnvelopeError as error:
             raise StreamError(
                 f"stream error: the answer of {self.agent} to {method} can't be read: {error}"
             ) from error
-        failure: Any = members.get("error")
+        failure: Any = answered.get("error")
         if failure is not None:
-            told = _dict(failure)
+            told = members(failure)
             code, message = told.get("code"), told.get("message")
             raise AcpRpcError(code if isinstance(code, int) else 0, str(message or failure), told.get("data"))
-        return _dict(members.get("result"))
+        return members(answered.get("result"))
 
     async def notify(self, method: str, params: Mapping[str, Any]) -> None:
         """Send a notification.
@@ -241,14 +242,10 @@ def refusal(head: Head, line: bytes) -> bytes | None:
     if method == "session/request_permission":
         return None
     try:
-        params = _dict(_dict(loads(line)).get("params"))
+        params = members(members(loads(line)).get("params"))
     except InvalidEnvelopeError:
         params = {}
     if read_question(method, params) is not None:
         return None
     error = {"code": METHOD_NOT_FOUND, "message": f'"Method not found": {method}'}
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (bytes(head.id), dumps(error))
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -12,7 +12,7 @@ from sandbox_agent.engine.permissions import PermissionReply, cancelled_outcome,
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError, UnsupportedPermissionReplyError
 from sandbox_agent.persist.store.rows import SessionRow
 from sandbox_agent.server.sessions.globs import absolute, glob_matches
-from sandbox_agent.server.sessions.members import elements, members
+from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 
 __all__ = [

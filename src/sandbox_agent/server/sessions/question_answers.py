@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.server.sessions.members import elements, members
+from sandbox_agent.wire.members import elements, members
 
 __all__ = ["answer_result", "is_elicitation", "rejection_result"]
 

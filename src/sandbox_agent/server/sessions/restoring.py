@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from sandbox_agent.engine.restore import Call, Ladder, Plan, Refusal, Retelling, Told, native_methods
 from sandbox_agent.errors import AcpRpcError, ProblemError, RequestTimeoutError
@@ -14,6 +14,7 @@ from sandbox_agent.server.sessions.link import AgentLink, native_id_of, refused
 from sandbox_agent.server.sessions.requests import settings_of
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def _told(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
     for event in history(row, rows):
         if "method" not in event.payload:
             break  # the answer
-        params = _dict(event.payload.get("params"))
-        update = _dict(params.get("update"))
+        params = members(event.payload.get("params"))
+        update = members(params.get("update"))
         kind: Any = update.get("sessionUpdate")
         if isinstance(kind, str) and retelling.is_past(kind):
             told.take(update)
@@ -142,7 +143,3 @@ def history(row: SessionRow, rows: Sequence[EnvelopeRow]) -> list[SessionEvent]:
             continue  # nothing that was said
         events.append(event)
     return events
-
-
-def _dict(value: object) -> Mapping[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -23,9 +23,9 @@ from sandbox_agent.server.sessions.inbox import (
     asked_metadata,
     asked_options,
 )
-from sandbox_agent.server.sessions.members import members
 from sandbox_agent.server.sessions.policies import asked_paths, decide, policy_of, verdict_result
 from sandbox_agent.server.sessions.question_answers import rejection_result
+from sandbox_agent.wire.members import members
 
 __all__ = ["EXPIRY", "POLICY", "Watcher"]
 

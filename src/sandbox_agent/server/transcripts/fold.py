@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from sandbox_agent.server.transcripts.entries import (
     Asked,
@@ -17,6 +17,7 @@ from sandbox_agent.server.transcripts.entries import (
     TurnEnd,
     TurnStart,
 )
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.universal import (
     AgentUnparsedData,
     ContentPart,
@@ -134,7 +135,7 @@ class Fold:
                 self._turns += 1
                 return [*self._rest(), TurnStart(time, self._turns)]
             case TurnEventData() as data:
-                return [*self._rest(), _turn_end(time, _dict(data.metadata))]
+                return [*self._rest(), _turn_end(time, members(data.metadata))]
             case PermissionEventData() | QuestionEventData() as data:
                 return self._ask(time, data)
             case ErrorData() as data:
@@ -226,7 +227,7 @@ class Fold:
                 options=data.options,
             )
         else:
-            metadata = _dict(data.metadata)
+            metadata = members(data.metadata)
             key = f"permission {data.permission_id}"
             verdict = "" if data.status == "requested" else str(data.status)
             if metadata.get("outcome") in {"cancelled", "interrupted", "turn_ended", "superseded"}:
@@ -275,10 +276,6 @@ def _status(time: str, item: UniversalItem) -> list[Entry]:
 def _turn_end(time: str, metadata: dict[str, Any]) -> TurnEnd:
     cancelled = metadata.get("cancelled") is True
     stop_reason = "cancelled" if cancelled else str(metadata.get("stop_reason") or "ended")
-    error = _dict(metadata.get("error"))
+    error = members(metadata.get("error"))
     reason = str(error.get("message") or metadata.get("reason") or "")
-    return TurnEnd(time, stop_reason, reason.replace("_", " "), _dict(metadata.get("usage")))
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return TurnEnd(time, stop_reason, reason.replace("_", " "), members(metadata.get("usage")))

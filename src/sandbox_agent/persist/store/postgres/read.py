@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.postgres.library import Connection
+from sandbox_agent.persist.store.cursor import key_before
 from sandbox_agent.persist.store.postgres.schema import Sql
 from sandbox_agent.persist.store.postgres.values import (
     MAX_NUMBER,
@@ -34,7 +34,6 @@ from sandbox_agent.persist.store.sqlite.read import with_raw
 __all__ = ["Reader"]
 
 _MOST: Final = 2**31 - 1
-_MAX_CURSOR: Final = 19
 _SESSION: Final = selected("s", SESSION_COLUMNS)
 _TURN: Final = selected("t", TURN_COLUMNS)
 _PERMISSION: Final = selected("p", PERMISSION_COLUMNS)
@@ -106,14 +105,7 @@ class Reader:
         Raises:
             InvalidRequestError: it is no such cursor.
         """
-        before = MAX_NUMBER
-        if cursor is not None:
-            if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _MAX_CURSOR):
-                raise InvalidRequestError(
-                    f"the cursor {cursor[:40]!r} is none of this server's: give the nextCursor of the page "
-                    "before"
-                )
-            before = bounded(int(cursor))
+        before = key_before(cursor, MAX_NUMBER)
         size = _bounded(limit)
         statement = (
             f"SELECT {_SESSION} FROM @.store_sessions AS s WHERE s.namespace = $1 AND s.key < $2 "  # noqa: S608

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.redis.scripts import Script
+from sandbox_agent.persist.store.cursor import key_before
 from sandbox_agent.persist.store.redis import scripts
 from sandbox_agent.persist.store.redis.owner import Owner
 from sandbox_agent.persist.store.redis.rows import (
@@ -111,14 +111,7 @@ class Reader:
         Raises:
             InvalidRequestError: it is no such cursor.
         """
-        before = MAX_NUMBER
-        if cursor is not None:
-            if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= len(str(MAX_NUMBER))):
-                raise InvalidRequestError(
-                    f"the cursor {cursor[:40]!r} is none of this server's: "
-                    "give the nextCursor of the page before"
-                )
-            before = int(cursor)
+        before = key_before(cursor, MAX_NUMBER)
         size = _bounded(limit)
         answer = _Answer(await self._owner.read(_page, before, size + 1))
         rows: list[SessionRow] = []

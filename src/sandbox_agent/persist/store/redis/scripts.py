@@ -123,7 +123,7 @@ return {'ok', key}
 """
 )
 
-# ARGV[3] and ARGV[4]: what redis_rows.pack_changes made.
+# ARGV[3] and ARGV[4]: what rows.pack_changes made.
 COMMIT: Final = (
     PRELUDE
     + """

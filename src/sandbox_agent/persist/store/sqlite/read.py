@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.persist.store.cursor import key_before
 from sandbox_agent.persist.store.rows import (
     EnvelopeRow,
     EventRow,
@@ -97,13 +97,7 @@ def session_page(
     Raises:
         InvalidRequestError: it is no such cursor.
     """
-    before = MAX_SEQUENCE
-    if cursor is not None:
-        if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= len(str(MAX_SEQUENCE))):
-            raise InvalidRequestError(
-                f"the cursor {cursor[:40]!r} is none of this server's: give the nextCursor of the page before"
-            )
-        before = int(cursor)
+    before = key_before(cursor, MAX_SEQUENCE)
     size = _bounded(limit)
     tail = "FROM store_sessions AS s WHERE s.key < ? AND NOT s.deleted ORDER BY s.key DESC LIMIT ?"
     rows = [to_session(values) for values in gather(connection, SESSION_SELECTED, tail, (before, size + 1))]
