@@ -20,8 +20,8 @@ _MAX_BACKLOG: Final = 10_000
 _MAX_BACKLOG_BYTES: Final = 16 * 1024 * 1024
 # How often a hub glances at the store, in seconds, and how often while others store something for a follower.
 # A glance costs microseconds, but the waking for it a hundred of them.
-_INTERVAL: Final = 0.006
-_LIVELY_INTERVAL: Final = 0.004
+_INTERVAL: Final = 0.007
+_LIVELY_INTERVAL: Final = 0.002
 # For so long after a change another one may leave the same sign: file times are as coarse as 10 ms.
 _SETTLING_TIME: Final = 0.03
 # A store is asked so often whatever the glances say.

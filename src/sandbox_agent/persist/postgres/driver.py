@@ -16,6 +16,7 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.columns import to_record
 from sandbox_agent.persist.postgres.append import Appender
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.follow import Followers
@@ -26,7 +27,6 @@ from sandbox_agent.persist.postgres.rows import (
     SESSION_COLUMNS,
     check_texts,
     to_event,
-    to_record,
 )
 from sandbox_agent.persist.postgres.schema import Tables, prepare_store
 from sandbox_agent.persist.postgres.writing import Writing

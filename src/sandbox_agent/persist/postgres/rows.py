@@ -1,4 +1,4 @@
-"""Session records and events as the rows of a PostgreSQL store, and back."""
+"""What a PostgreSQL store's rows hold, and events as rows and back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, Final, cast
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.library import Row
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
-from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
+from sandbox_agent.wire.records import Sender, SessionEvent
 
 __all__ = [
     "EVENT_COLUMNS",
@@ -16,8 +15,6 @@ __all__ = [
     "check_texts",
     "event_arrays",
     "to_event",
-    "to_record",
-    "to_row",
 ]
 
 SESSION_COLUMNS: Final = (
@@ -25,65 +22,6 @@ SESSION_COLUMNS: Final = (
     "session_init_json::text, config_options_json::text, modes_json::text"
 )
 EVENT_COLUMNS: Final = "id, event_index, session_id, created_at, connection_id, sender, payload_json::text"
-
-
-def to_row(session: SessionRecord) -> tuple[Any, ...]:
-    """Return a record's values, in the order of SESSION_COLUMNS.
-
-    Raises:
-        PersistError: it holds a value that is not JSON.
-    """
-    try:
-        return (
-            session.id,
-            session.agent,
-            session.agent_session_id,
-            session.last_connection_id,
-            session.created_at,
-            session.destroyed_at,
-            session.sandbox_id,
-            _json_or_none(session.session_init),
-            _json_or_none(session.config_options),
-            _json_or_none(session.modes),
-        )
-    except (TypeError, ValueError) as error:
-        raise PersistError(
-            f"session '{session.id}' can't be stored, it holds a value that is not JSON: {error}",
-            session_id=session.id,
-        ) from error
-
-
-def _json_or_none(value: object) -> str | None:
-    return None if value is None else dumps(value).decode()
-
-
-def to_record(row: Row) -> SessionRecord:
-    """Return the record of a row with SESSION_COLUMNS.
-
-    Raises:
-        PersistError: a JSON column can't be read.
-    """
-    try:
-        session_init, config_options, modes = (
-            loads(text.encode()) if text else None for text in (row[7], row[8], row[9])
-        )
-    except InvalidEnvelopeError as error:
-        raise PersistError(
-            f"session '{row[0]}' is damaged in the store, a JSON column can't be read: {error}",
-            session_id=str(row[0]),
-        ) from error
-    return SessionRecord(
-        id=row[0],
-        agent=row[1],
-        agent_session_id=row[2],
-        last_connection_id=row[3],
-        created_at=row[4],
-        destroyed_at=row[5],
-        sandbox_id=row[6],
-        session_init=session_init,
-        config_options=config_options,
-        modes=modes,
-    )
 
 
 def check_texts(events: Sequence[SessionEvent]) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Final, NamedTuple
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.columns import to_row
 from sandbox_agent.persist.postgres.library import Connection, Row
-from sandbox_agent.persist.postgres.rows import event_arrays, to_row
+from sandbox_agent.persist.postgres.rows import event_arrays
 from sandbox_agent.persist.postgres.schema import Tables, mark
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 

@@ -20,13 +20,13 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.columns import to_record, to_row
 from sandbox_agent.persist.following import Following, Mark, copy_event
 from sandbox_agent.persist.sqlite.append import append, insert_or_replace
 from sandbox_agent.persist.sqlite.schema import prepare_store
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_texts
 from sandbox_agent.persist.sqlite.thread import MEMORY, UNNAMED, SQLiteThread
 from sandbox_agent.persist.sqlite.writers import check_generation, claim, forget_writer, read_marks
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import ListPage, Sender, SessionEvent, SessionRecord
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         """Return the record, or None."""
         query = f"SELECT {_SESSION_COLUMNS} FROM sessions WHERE id = ?"  # noqa: S608 - constants only
         rows = await self._rows(query, (session_id,))
-        return _to_record(rows[0]) if rows else None
+        return to_record(rows[0]) if rows else None
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
@@ -102,7 +102,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         """Return a page of records by (created_at, id), oldest first."""
         query = f"SELECT {_SESSION_COLUMNS} FROM sessions WHERE TRUE"  # noqa: S608 - constants only
         rows, has_more = await self._page(query, "created_at", [], limit, cursor)
-        records = [_to_record(row) for row in rows]
+        records = [to_record(row) for row in rows]
         end = records[-1] if has_more else None
         return ListPage(records, encode_cursor(end.created_at, end.id) if end else None)
 
@@ -120,7 +120,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
         Raises:
             SessionFencedError: the session was claimed after that generation; nothing is stored.
         """
-        row = _to_row(session)
+        row = to_row(session)
 
         def save(connection: sqlite3.Connection) -> None:
             check_generation(connection, session.id, generation)
@@ -287,53 +287,6 @@ def _state(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _json_or_none(value: object) -> str | None:
-    return None if value is None else dumps(value).decode()
-
-
-def _to_row(session: SessionRecord) -> _Row:
-    try:
-        return (
-            session.id,
-            session.agent,
-            session.agent_session_id,
-            session.last_connection_id,
-            session.created_at,
-            session.destroyed_at,
-            session.sandbox_id,
-            _json_or_none(session.session_init),
-            _json_or_none(session.config_options),
-            _json_or_none(session.modes),
-        )
-    except (TypeError, ValueError) as error:
-        raise PersistError(
-            f"session '{session.id}' can't be stored, it holds a value that is not JSON: {error}",
-            session_id=session.id,
-        ) from error
-
-
-def _to_record(row: _Row) -> SessionRecord:
-    try:
-        session_init, config_options, modes = (loads(text.encode()) if text else None for text in row[7:10])
-    except InvalidEnvelopeError as error:
-        raise PersistError(
-            f"session '{row[0]}' is damaged in the store, a JSON column can't be read: {error}",
-            session_id=str(row[0]),
-        ) from error
-    return SessionRecord(
-        id=row[0],
-        agent=row[1],
-        agent_session_id=row[2],
-        last_connection_id=row[3],
-        created_at=int(row[4]),
-        destroyed_at=None if row[5] is None else int(row[5]),
-        sandbox_id=row[6],
-        session_init=session_init,
-        config_options=config_options,
-        modes=modes,
-    )
 
 
 def _to_event(row: _Row) -> SessionEvent:

@@ -1,0 +1,72 @@
+"""A session record as the columns of a table of seed 002, which the SQL drivers share, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.records import SessionRecord
+
+__all__ = ["to_record", "to_row"]
+
+
+def to_row(session: SessionRecord) -> tuple[Any, ...]:
+    """Return a record's values: the plain columns, then session_init, config_options and modes as JSON.
+
+    Raises:
+        PersistError: it holds a value that is not JSON.
+    """
+    try:
+        return (
+            session.id,
+            session.agent,
+            session.agent_session_id,
+            session.last_connection_id,
+            session.created_at,
+            session.destroyed_at,
+            session.sandbox_id,
+            _json_or_none(session.session_init),
+            _json_or_none(session.config_options),
+            _json_or_none(session.modes),
+        )
+    except (TypeError, ValueError) as error:
+        raise PersistError(
+            f"session '{session.id}' can't be stored, it holds a value that is not JSON: {error}",
+            session_id=session.id,
+        ) from error
+
+
+def to_record(row: Sequence[Any]) -> SessionRecord:
+    """Return the record of a row in the order of ``to_row``.
+
+    Raises:
+        PersistError: a JSON column can't be read.
+    """
+    try:
+        session_init, config_options, modes = (
+            loads(text.encode()) if text else None for text in (row[7], row[8], row[9])
+        )
+    except InvalidEnvelopeError as error:
+        raise PersistError(
+            f"session '{row[0]}' is damaged in the store, a JSON column can't be read: {error}",
+            session_id=str(row[0]),
+        ) from error
+    return SessionRecord(
+        id=row[0],
+        agent=row[1],
+        agent_session_id=row[2],
+        last_connection_id=row[3],
+        # SQLite's columns take any number.
+        created_at=int(row[4]),
+        destroyed_at=None if row[5] is None else int(row[5]),
+        sandbox_id=row[6],
+        session_init=session_init,
+        config_options=config_options,
+        modes=modes,
+    )
+
+
+def _json_or_none(value: object) -> str | None:
+    return None if value is None else dumps(value).decode()
