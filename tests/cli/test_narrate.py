@@ -27,8 +27,8 @@ from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRes
             "restored  by the agent's session/resume\n",
         ),
         (
-            SessionRestored(session_id="s", method="session/load", verified=False),
-            "restored  by the agent's session/load; its history is another than the one that is kept\n",
+            SessionRestored(session_id="s", method="session/load", replayed=3, verified=False),
+            "restored  by the agent's session/load, which lacks some of it; that by replay: 3 events\n",
         ),
         (
             SessionRestored(session_id="s", replayed=1, agent="codex", from_agent="claude"),

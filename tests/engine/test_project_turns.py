@@ -330,14 +330,20 @@ def test_who_runs_a_restore_tells_of_it_and_what_it_tried_is_no_event():
         answers("agent", 8, {}),
     ]
     assert feed(projector, *tried) == []
-    events = projector.restored(9, method="session/load", verified=False, failed={"mode": "no"})
+    events = projector.restored(9, method="session/load", replayed=2, verified=False, failed={"mode": "no"})
     (item,) = completed(events)
-    value = {"method": "session/load", "failed": {"mode": "no"}, "verified": False, "repeated": 1}
+    value = {
+        "method": "session/load",
+        "replayed": 2,
+        "failed": {"mode": "no"},
+        "verified": False,
+        "repeated": 1,
+    }
     assert item.content == [
         StatusPart(
             "restored",
             "session/load: the agent still knew the session; 1 updates that repeat what is here are left "
-            "out; what it told again differs from what is here",
+            "out; what it told again differs from what is here, 2 events of the history replayed",
         ),
         JsonPart(value),
     ]

@@ -54,8 +54,12 @@ def replay(*payloads: dict[str, Any], total: int | None = None, **limits: int) -
         event(number, "client" if payload.get("method") == "session/prompt" else "agent", payload)
         for number, payload in enumerate(payloads, 1)
     ]
-    bounds = {"max_events": BIG, "max_chars": BIG, **limits}
-    return build_replay(events, len(events) if total is None else total, **bounds)
+    return build_replay(
+        events,
+        len(events) if total is None else total,
+        max_events=limits.get("max_events", BIG),
+        max_chars=limits.get("max_chars", BIG),
+    )
 
 
 def body(result: Replay) -> str:

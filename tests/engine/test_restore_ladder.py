@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sandbox_agent.engine.restore import (
+    CLOSING,
     AskOptions,
     Call,
     Ladder,
@@ -29,6 +30,10 @@ from .test_restore import DONE, chunk, event, replay, update, user
 JsonObject = dict[str, Any]
 NEW: JsonObject = {"jsonrpc": "2.0", "id": 1, "method": "session/new", "params": {"cwd": "/w"}}
 HISTORY = [NEW, user("hi"), chunk("Hello."), DONE]
+LOAD: JsonObject = {"jsonrpc": "2.0", "id": 7, "method": "session/load", "params": {"sessionId": "n"}}
+REFUSED: JsonObject = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "no"}}
+LOADED: JsonObject = {"jsonrpc": "2.0", "id": 7, "result": {}}
+LOADS = ["session/load"]
 BOTH = ["session/resume", "session/load"]
 INIT = {"cwd": "/w", "mcpServers": [{"name": "m"}]}
 
@@ -75,7 +80,10 @@ def plan(**given: Any) -> Plan:
 class Agent:
     """Answers steps: a method's answer is a result or a Refusal; what has none is not found."""
 
-    def __init__(self, answers: Mapping[str, JsonObject | Refusal], options: Any = None) -> None:
+    def __init__(
+        self, answers: Mapping[str, JsonObject | Refusal], options: Any = None, told: Told | None = None
+    ) -> None:
+        self.told = told
         self.calls: list[tuple[str, JsonObject]] = []
         self._answers = {"session/new": {"sessionId": "n2"}, **answers}
         self._options = options
@@ -95,6 +103,7 @@ class Agent:
                 step.refusal = answer
             else:
                 step.result = answer
+                step.told = self.told if step.opens else None
         return ladder.outcome
 
     @property
@@ -181,8 +190,8 @@ def test_the_replay_is_the_last_rung_and_says_what_it_has() -> None:
 def test_an_agent_is_asked_for_its_own_session_only_where_that_has_the_history(
     given: JsonObject, native: bool
 ) -> None:
-    outcome = Agent({"session/resume": {}}).run(Ladder(plan(**given)))
-    assert outcome.method == ("session/resume" if native else "replay")
+    outcome = Agent({"session/load": {}}).run(Ladder(plan(**{"methods": LOADS, **given})))
+    assert outcome.method == ("session/load" if native else "replay")
 
 
 WANTED = {"model": "big", "mode": "plan", "thought_level": "high"}
@@ -288,45 +297,118 @@ def again(text: str) -> JsonObject:
     return chunk(text, "user_message_chunk")
 
 
+MORE = [*HISTORY, user("more"), chunk("Of it."), user("go on"), chunk("I do")]
+
+
 @pytest.mark.parametrize(
     ("updates", "history", "expected"),
     [
-        ([again("hi"), chunk("Hello.")], HISTORY, True),
-        ([again("h"), again("i"), chunk("He"), chunk("llo.\n")], HISTORY, True),
-        ([again("old"), chunk("x"), again("hi"), chunk("Hello. And more.")], HISTORY, True),
-        ([again("hi"), chunk("Goodbye.")], HISTORY, False),
-        ([again("ho"), chunk("Hello.")], HISTORY, False),
+        ([again("hi"), chunk("Hello.")], HISTORY, 4),
+        ([again("h"), again("i"), chunk("He"), chunk("llo.\n")], HISTORY, 4),
+        ([again("old"), chunk("x"), again("hi"), chunk("Hello. And more.")], HISTORY, 4),
+        ([again("hi"), chunk("Goodbye.")], HISTORY, 0),
+        ([again("ho"), chunk("Hello.")], HISTORY, 0),
         ([], HISTORY, None),
         ([again("hi")], HISTORY, None),
-        ([again("hi")], [user("hi"), DONE], True),
+        ([again("hi")], [user("hi"), DONE], 2),
         ([again("hi"), chunk("Hello.")], [], None),
-        ([chunk("a long text")], [chunk("long "), chunk("text")], True),
-        ([again("hi"), chunk("Hello.")], [user("the history", "hi"), chunk("Hello.")], True),
+        ([chunk("a long text")], [chunk("long "), chunk("text")], 2),
+        ([again("hi"), chunk("Hello.")], [user("the history", "hi"), chunk("Hello.")], 2),
         (
             [again("hi"), update("tool_call", toolCallId="t"), chunk("Done.")],
             [user("hi"), chunk("Let me."), update("tool_call", toolCallId="t"), chunk("Done.")],
-            True,
+            4,
+        ),
+        ([again("hi"), chunk("Hello.")], MORE, 4),
+        ([again("hi"), chunk("Hello."), again("more"), chunk("Of it.")], MORE, 6),
+        ([again("hi"), chunk("Hello."), again("more"), chunk("Of")], MORE, 4),
+        ([again("hi"), chunk("Hello."), again("more"), chunk("Of it."), again("go on")], MORE, None),
+        (
+            [again("hi"), chunk("Hello.")],
+            [*HISTORY, LOAD, again("hi"), chunk("Hello."), LOADED, again("hi"), chunk("Hello.")],
+            10,
         ),
     ],
 )
-def test_what_is_told_again_is_compared_by_the_last_words(
-    updates: list[JsonObject], history: list[JsonObject], expected: bool | None
+def test_what_is_told_again_is_compared_by_the_last_words_of_each_turn(
+    updates: list[JsonObject], history: list[JsonObject], expected: int | None
 ) -> None:
-    assert told(*updates).matches(events_of(*history)) is expected
+    assert told(*updates).until(events_of(*history)) == expected
+
+
+@pytest.mark.parametrize(
+    ("end", "first"),
+    [
+        ([user("on")], "session/load"),
+        ([user("on"), chunk("yes")], "session/load"),
+        ([user("on"), chunk("yes"), LOADED], "session/load"),
+        ([user("on"), chunk("yes"), DONE], "session/resume"),
+        ([user("on"), REFUSED], "session/load"),
+        ([update("usage_update")], "session/resume"),
+    ],
+)
+def test_an_agent_that_was_cut_off_is_asked_to_tell_what_it_has_kept(
+    end: list[JsonObject], first: str
+) -> None:
+    for before in (HISTORY, []):
+        agent = Agent({name: {} for name in BOTH})
+        agent.run(Ladder(plan(events=events_of(*before, *end))))
+        assert agent.methods == [first]
+    # The prompt is further back than what was read.
+    agent = Agent({name: {} for name in BOTH})
+    agent.run(Ladder(plan(events=events_of(*[chunk("x")] * 50), total=900)))
+    assert agent.methods == ["session/load"]
+
+
+@pytest.mark.parametrize("total", [8, 1_008])
+def test_what_an_agent_has_lost_of_its_session_is_put_in_front_of_the_next_prompt(total: int) -> None:
+    history = events_of(*MORE)
+    agent = Agent({"session/load": {}}, told=told(again("hi"), chunk("Hello.")))
+    outcome = agent.run(Ladder(plan(events=history, total=total, methods=LOADS)))
+    assert agent.methods == ["session/load"]
+    assert (outcome.method, outcome.verified, outcome.replayed, outcome.left_out) == (
+        "session/load",
+        False,
+        4,
+        0,
+    )
+    assert outcome.text is not None
+    assert outcome.text.endswith(
+        "\n[what was before that is in this session's own history]\n\nUser: more\n\nAssistant: Of it.\n\n"
+        f"User: go on\n\nAssistant: I do\n{CLOSING}"
+    )
+    # Both limits hold, and what does not fit is counted.
+    short = agent.run(
+        Ladder(plan(events=history, total=total, methods=LOADS, max_chars=len(outcome.text) - 1))
+    )
+    assert short.text is not None
+    assert "[3 earlier events are left out]" in short.text
+    assert (short.replayed, short.left_out) == (1, 3)
+    assert len(short.text) < len(outcome.text)
+
+
+def test_an_agent_that_tells_something_else_is_told_the_history() -> None:
+    agent = Agent({"session/load": {}}, told=told(again("ho"), chunk("Goodbye.")))
+    outcome = agent.run(Ladder(plan(total=100, methods=LOADS)))
+    assert (outcome.verified, outcome.replayed, outcome.left_out) == (False, 4, 96)
+    assert "[96 earlier events are left out]\n\nUser: hi\n\nAssistant: Hello." in str(outcome.text)
+
+
+def test_an_agent_that_tells_it_all_is_told_nothing() -> None:
+    agent = Agent({"session/load": {}}, told=told(again("hi"), chunk("Hello.")))
+    assert agent.run(Ladder(plan(methods=LOADS))) == Outcome("session/load", verified=True)
 
 
 def test_long_histories_are_compared_in_bounded_memory() -> None:
     found = told(again("hi"), *[chunk("x" * 1000)] * 2_000, chunk("the end"))
-    assert found.matches(events_of(user("hi"), chunk("x" * 5_000), chunk("the end"))) is True
+    assert found.until(events_of(user("hi"), chunk("x" * 5_000), chunk("the end"))) == 3
 
 
 @pytest.mark.parametrize(
-    ("agent", "expected"),
-    [("claude", True), ("codex", None), ("opencode", True), ("pi", True), ("qwen", True)],
+    ("agent", "known"),
+    [("claude", True), ("codex", False), ("opencode", True), ("pi", True), ("qwen", True)],
 )
-def test_real_agents_are_found_to_tell_the_history_that_was_recorded(
-    agent: str, expected: bool | None
-) -> None:
+def test_real_agents_are_found_to_tell_the_history_that_was_recorded(agent: str, known: bool) -> None:
     events: list[SessionEvent] = []
     found, retelling = Told(), Retelling()
     loading: object = None
@@ -348,7 +430,7 @@ def test_real_agents_are_found_to_tell_the_history_that_was_recorded(
             if past:
                 assert retelling.state == "open"
                 found.take(payload["params"]["update"])
-    assert found.matches(events) is expected
+    assert found.until(events) == (len(events) if known else None)
 
 
 def kinds(*steps: str | Callable[[Retelling], None]) -> list[bool]:
@@ -388,13 +470,11 @@ def test_the_past_ends_with_the_answer_or_else_with_the_next_prompt(
 
 
 def test_what_an_agent_told_again_is_not_in_a_replay() -> None:
-    load = {"jsonrpc": "2.0", "id": 7, "method": "session/load", "params": {"sessionId": "n"}}
-    answer: JsonObject = {"jsonrpc": "2.0", "id": 7, "result": {}}
     refusal = {"jsonrpc": "2.0", "id": 7, "error": {"code": -32002, "message": "gone"}}
-    for end, expected in ((answer, "once"), (refusal, "once and more")):
-        events = events_of(user("hi"), chunk("once"), load, chunk("once"), end, user("on"))
+    for end, expected in ((LOADED, "once"), (refusal, "once and more")):
+        events = events_of(user("hi"), chunk("once"), LOAD, chunk("once"), end, user("on"))
         if end is refusal:
-            events = events_of(user("hi"), chunk("once"), load, end, chunk(" and more"), user("on"))
+            events = events_of(user("hi"), chunk("once"), LOAD, end, chunk(" and more"), user("on"))
         outcome = Agent({}).run(Ladder(plan(native_id="", events=events)))
         assert f"Assistant: {expected}\n\nUser: on" in str(outcome.text)
 

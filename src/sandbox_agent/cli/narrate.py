@@ -96,14 +96,14 @@ class Narrator:
         self._plan = entries
 
     def _restored(self, restored: SessionRestored) -> None:
+        left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
+        replay = f"replay: {restored.replayed} events{left_out}"
         if restored.method == "replay":
-            left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
-            means = f"in a new agent session by replay: {restored.replayed} events{left_out}"
+            means = f"in a new agent session by {replay}"
+        elif restored.verified is False:
+            means = f"by the agent's {restored.method}, which lacks some of it; that by {replay}"
         else:
-            differs = (
-                "; its history is another than the one that is kept" if restored.verified is False else ""
-            )
-            means = f"by the agent's {restored.method}{differs}"
+            means = f"by the agent's {restored.method}"
         self._screen.note(f"restored  {means}", "yellow")
         if restored.agent:
             self._screen.note(f"agent  {restored.agent}, no longer {restored.from_agent}", "yellow")

@@ -45,8 +45,9 @@ class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     Attributes:
         method: by which means: "session/resume" and "session/load" are the agent's own; "replay" is a new
             agent session, with the recent history in front of the next prompt.
-        replayed: how many of the newest events the replay covers.
-        left_out: how many older ones it does not.
+        replayed: how many of the newest events the replay covers. After "session/load" those are what the
+            agent did not tell again: it had lost them.
+        left_out: how many older ones it does not, which the agent may not know.
         verified: whether the user's and the agent's last words are in what the agent told again when it
             loaded the session; None where that can't be known: it told nothing, or was told the replay.
         failed: what could not be set again, by category ("model", "mode", "thought_level"), and why.

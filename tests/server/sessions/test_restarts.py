@@ -96,8 +96,11 @@ def _events(server: ServerProcess, kind: str = "") -> list[Any]:
 
 
 @pytest.mark.usefixtures("keeps")
-async def test_a_session_is_resumed_when_its_agent_died_and_offers_that(tmp_path: Path) -> None:
-    async with after_death(tmp_path) as stack:
+async def test_a_session_is_resumed_when_its_agent_is_gone_and_offers_that(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create(agent="mock", model="mock-fast", agent_mode="plan")
+        await stack.over(await stack.say("echo the password is swordfish"))
+    async with running(tmp_path) as stack:
         native = (await stack.recorder.session("s")).row.native_session_id
         turn = await stack.over(await stack.say("echo back"))
         assert turn.state == "done"
@@ -106,6 +109,31 @@ async def test_a_session_is_resumed_when_its_agent_died_and_offers_that(tmp_path
         row = (await stack.recorder.session("s")).row
         assert (row.native_session_id, row.model, row.agent_mode) == (native, "mock-fast", "plan")
         assert OPENING.encode() not in (await prompts_of(stack))[-1]
+
+
+@pytest.mark.usefixtures("keeps")
+async def test_a_session_whose_agent_died_in_a_turn_is_loaded_and_told_what_was_lost(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create(agent="mock", model="mock-fast", agent_mode="plan")
+        await stack.over(await stack.say("echo the password is swordfish"))
+        kept = {path: path.read_bytes() for path in (tmp_path / "mock").rglob("*") if path.is_file()}
+        await stack.over(await stack.say("echo the number is seven"))
+        await stack.over(await stack.say("die 3"))
+        # As if it had not come to write the end.
+        for path, content in kept.items():
+            path.write_bytes(content)
+        await stack.over(await stack.say("echo back"))
+        (restored,) = await stack.values("restored")
+        assert (restored["method"], restored["verified"]) == ("session/load", False)
+        assert restored["replayed"] > 0
+        assert "leftOut" not in restored
+        sent = (await prompts_of(stack))[-1]
+        assert OPENING.encode() in sent
+        assert b"seven" in sent
+        assert b"swordfish" not in sent
+        assert (await stack.texts("user"))[-1] == "echo back"
+        row = (await stack.recorder.session("s")).row
+        assert (row.model, row.agent_mode) == ("mock-fast", "plan")
 
 
 @pytest.mark.usefixtures("keeps")

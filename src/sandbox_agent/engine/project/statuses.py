@@ -83,16 +83,14 @@ class Statuses:
         if isinstance(told.get("verified"), bool):
             value["verified"] = told["verified"]
         if method == "replay":
-            detail = f"replay: {told.get('replayed') or 0} events of the history replayed"
-            if told.get("leftOut"):
-                detail += f", {told['leftOut']} older ones left out"
+            detail = f"replay: {_replayed(told)}"
         else:
             detail = f"{method}: the agent still knew the session"
             skipped = value["repeated"] = self._state.skipped
             if skipped:
                 detail += f"; {skipped} updates that repeat what is here are left out"
             if told.get("verified") is False:
-                detail += "; what it told again differs from what is here"
+                detail += f"; what it told again differs from what is here, {_replayed(told)}"
         self.show("restored", detail, value, source="daemon")
 
     def mode(self, mode_id: str, source: EventSource = "agent") -> None:
@@ -140,3 +138,8 @@ class Statuses:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else to_json(value)
+
+
+def _replayed(told: dict[str, Any]) -> str:
+    text = f"{told.get('replayed') or 0} events of the history replayed"
+    return text + (f", {told['leftOut']} older ones left out" if told.get("leftOut") else "")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from sandbox_agent.engine.restore.frame import CLOSING, OPENING, is_replay_title
 from sandbox_agent.engine.restore.ladder import AskOptions, Call, Ladder, Outcome, Plan, native_methods
 from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES, Retelling
 from sandbox_agent.engine.restore.steps import ReadNewest, Refusal
-from sandbox_agent.engine.restore.text import CLOSING, OPENING, Replay, build_replay, is_replay_title
+from sandbox_agent.engine.restore.text import Replay, build_replay
 from sandbox_agent.engine.restore.told import Told
 from sandbox_agent.engine.restore.window import EVENTS_PER_ENTRY
 

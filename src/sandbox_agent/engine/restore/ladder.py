@@ -10,7 +10,7 @@ import msgspec
 from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES
 from sandbox_agent.engine.restore.settings import SettingsAgain
 from sandbox_agent.engine.restore.steps import AskOptions, Call, ReadNewest, Step
-from sandbox_agent.engine.restore.text import build_replay, needs_older
+from sandbox_agent.engine.restore.text import Replay, build_replay, needs_older
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
@@ -61,7 +61,8 @@ class Outcome(NamedTuple):
     Attributes:
         method: "session/resume", "session/load", or "replay".
         text: what is put in front of the next prompt, if anything.
-        replayed, left_out: how many events of the history it covers, and does not.
+        replayed, left_out: how many events of the history it covers, and does not, of those that the agent
+            may not know.
         verified: whether what the agent told again is the history; None where that can't be known.
         failed: what could not be set again, by category, and why.
     """
@@ -93,8 +94,7 @@ class Ladder:
     def __iter__(self) -> Iterator[Step]:
         call = yield from self._native()
         if call is not None:
-            verified = call.told.matches(self._plan.events) if call.told is not None else None
-            outcome = Outcome(call.method, verified=verified)
+            outcome = yield from self._untold(call)
         else:
             call, outcome = yield from self._replay()
         plan = self._plan
@@ -116,7 +116,7 @@ class Ladder:
         plan = self._plan
         if not plan.native_id or plan.from_agent is not None or _is_untold(plan.events, plan.total):
             return None
-        for method in plan.methods:
+        for method in self._methods():
             call = Call(method, {**plan.init, "sessionId": plan.native_id}, opens=plan.native_id)
             yield call
             if call.refusal is None:
@@ -125,13 +125,42 @@ class Ladder:
                 return None
         return None
 
+    def _methods(self) -> Sequence[str]:
+        """Return the plan's, session/load first where the agent may not have kept the newest itself."""
+        plan = self._plan
+        if not _is_cut_off(plan.events, plan.total):
+            return plan.methods
+        return sorted(plan.methods, key="session/load".__ne__)
+
+    def _untold(self, call: Call) -> Generator[Step, None, Outcome]:
+        """Replay what the agent did not tell again of the history: it has lost it."""
+        plan, told = self._plan, call.told
+        position = told.until(plan.events, is_cut=plan.total > len(plan.events)) if told else None
+        if told is None or position is None:
+            return Outcome(call.method)
+        if position == len(plan.events):
+            return Outcome(call.method, verified=True)
+        events = plan.events
+        if position == 0:
+            events = yield from self._recent()
+            position = told.until(events, is_cut=plan.total > len(events)) or 0
+        total = len(events) - position if position else plan.total
+        replay = self._told_by_text(events[position:], total, continues=position > 0)
+        return Outcome(call.method, replay.text, replay.replayed, replay.left_out, verified=False)
+
     def _replay(self) -> Generator[Step, None, tuple[Call, Outcome]]:
         plan = self._plan
         events = yield from self._recent()
         call = Call("session/new", plan.init, may_fail=False)
         yield call
-        replay = build_replay(events, plan.total, max_events=plan.max_events, max_chars=plan.max_chars)
+        replay = self._told_by_text(events, plan.total)
         return call, Outcome("replay", replay.text, replay.replayed, replay.left_out)
+
+    def _told_by_text(self, events: Sequence[SessionEvent], total: int, *, continues: bool = False) -> Replay:
+        plan = self._plan
+        return build_replay(
+            events, total, max_events=plan.max_events, max_chars=plan.max_chars, continues=continues
+        )
 
     def _recent(self) -> Generator[Step, None, Sequence[SessionEvent]]:
         plan, events = self._plan, self._plan.events
@@ -179,6 +208,19 @@ def _is_untold(events: Sequence[SessionEvent], total: int) -> bool:
         if not answered:
             answered = events[position].sender == "agent" and _is_said(events[position])
     return False
+
+
+def _is_cut_off(events: Sequence[SessionEvent], total: int) -> bool:
+    """Whether the history ends in a turn that did not come to its end."""
+    said = False
+    for event in reversed(events):
+        payload = _payload(event)
+        if payload.get("method") == "session/prompt":
+            return True
+        if "method" not in payload and "stopReason" in members(payload.get("result")):
+            return False
+        said = said or _is_said(event)
+    return said and total > len(events)
 
 
 def _is_said(event: SessionEvent) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.engine.restore.entries import Entry, read_entries
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
@@ -33,23 +33,31 @@ class Told:
         if tail is not None:
             tail.add(_text(update.get("content")))
 
-    def matches(self, events: Sequence[SessionEvent]) -> bool | None:
-        """Say whether the last that was said, by the user and by the agent, was told again.
+    def until(self, events: Sequence[SessionEvent], *, is_cut: bool = False) -> int | None:
+        """Return the position up to which the history was told again: that of the first turn that was not.
 
-        White space does not count, nor does what else was told.
+        A turn was told when the last words of both sides in it were. White space does not count, nor does
+        what else was told.
 
         Args:
-            events: the newest of the history.
+            events: the newest of the history, oldest of them first.
+            is_cut: whether there are older ones.
 
         Returns:
-            None where it can't be known: nothing was told, or nothing said, or the answer to the user's
-            last words may still be told.
+            ``len(events)`` where all was told. None where it can't be known: nothing was told, or nothing
+            said, or the answer to the user's last words may still be told.
         """
-        user, agent = _last_said(events)
-        if not self._count or not (user or agent) or (self._users_last and agent):
+        entries = read_entries(events, is_cut=is_cut)
+        turn = _last_turn(entries)
+        if not self._count or not (turn.user or turn.agent) or (self._users_last and turn.agent):
             return None
-        told = self._texts
-        return told["user_message_chunk"].has(user) and told["agent_message_chunk"].has(agent)
+        user, agent = (self._texts[kind].text() for kind in ("user_message_chunk", "agent_message_chunk"))
+        end = len(events)
+        while entries and not (turn.user in user and turn.agent in agent):
+            end = entries[turn.start].first if turn.start else 0
+            entries = entries[: turn.start]
+            turn = _last_turn(entries)
+        return end
 
 
 class _Tail:
@@ -64,37 +72,27 @@ class _Tail:
             self._pieces = ["".join(self._pieces)[-_KEPT:]]
             self._size = _KEPT
 
-    def has(self, text: str) -> bool:
-        return text in _plain("".join(self._pieces))
+    def text(self) -> str:
+        return _plain("".join(self._pieces))
 
 
-def _last_said(events: Sequence[SessionEvent]) -> tuple[str, str]:
-    """Return the user's last words and what the agent said last in answer to them, without white space."""
-    agent: list[str] = []
-    over = False
-    for event in reversed(events):
-        try:
-            payload = event.payload
-        except InvalidEnvelopeError:
-            continue
-        params = members(payload.get("params"))
-        method: object = payload.get("method")
-        if method == "session/prompt":
-            blocks: object = params.get("prompt")
-            texts = (
-                [_text(block) for block in cast("list[object]", blocks)] if isinstance(blocks, list) else []
-            )
-            # The user's text is behind what a restore put in front of it.
-            said = next((text for text in reversed(texts) if text.strip()), "")
-            return _end(said), _end("".join(reversed(agent)))
-        update = members(params.get("update")) if method == "session/update" else {}
-        kind = update.get("sessionUpdate")
-        if kind == "agent_message_chunk":
-            if not over:
-                agent.append(_text(update.get("content")))
-        elif kind in {"tool_call", "tool_call_update"}:
-            over = over or bool("".join(agent).strip())
-    return "", _end("".join(reversed(agent)))
+class _Turn(NamedTuple):
+    """Where a turn begins, and the last words of it, without white space."""
+
+    start: int
+    user: str
+    agent: str
+
+
+def _last_turn(entries: Sequence[Entry]) -> _Turn:
+    agent = ""
+    for position in range(len(entries) - 1, -1, -1):
+        entry = entries[position]
+        if entry.role == "User":
+            return _Turn(position, _end(entry.words), agent)
+        if entry.role == "Assistant" and not agent:
+            agent = _end(entry.text)
+    return _Turn(0, "", agent)
 
 
 def _end(text: str) -> str:
