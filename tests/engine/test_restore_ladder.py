@@ -336,6 +336,11 @@ def test_what_is_told_again_is_compared_by_the_last_words_of_each_turn(
     assert told(*updates).until(events_of(*history)) == expected
 
 
+def test_of_an_answer_that_was_cut_off_nothing_is_waited_for() -> None:
+    known = told(again("hi"), chunk("Hello."), again("more"), chunk("Of it."), again("go on"))
+    assert known.until(events_of(*MORE), cut_off=True) == 6
+
+
 @pytest.mark.parametrize(
     ("end", "first"),
     [

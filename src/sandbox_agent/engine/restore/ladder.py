@@ -135,7 +135,8 @@ class Ladder:
     def _untold(self, call: Call) -> Generator[Step, None, Outcome]:
         """Replay what the agent did not tell again of the history: it has lost it."""
         plan, told = self._plan, call.told
-        position = told.until(plan.events, is_cut=plan.total > len(plan.events)) if told else None
+        cut_off = _is_cut_off(plan.events, plan.total)
+        position = told.until(plan.events, cut_off=cut_off) if told is not None else None
         if told is None or position is None:
             return Outcome(call.method)
         if position == len(plan.events):
@@ -143,7 +144,7 @@ class Ladder:
         events = plan.events
         if position == 0:
             events = yield from self._recent()
-            position = told.until(events, is_cut=plan.total > len(events)) or 0
+            position = told.until(events, cut_off=cut_off) or 0
         total = len(events) - position if position else plan.total
         replay = self._told_by_text(events[position:], total, continues=position > 0)
         return Outcome(call.method, replay.text, replay.replayed, replay.left_out, verified=False)

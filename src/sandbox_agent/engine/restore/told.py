@@ -33,7 +33,7 @@ class Told:
         if tail is not None:
             tail.add(_text(update.get("content")))
 
-    def until(self, events: Sequence[SessionEvent], *, is_cut: bool = False) -> int | None:
+    def until(self, events: Sequence[SessionEvent], *, cut_off: bool = False) -> int | None:
         """Return the position up to which the history was told again: that of the first turn that was not.
 
         A turn was told when the last words of both sides in it were. White space does not count, nor does
@@ -41,15 +41,16 @@ class Told:
 
         Args:
             events: the newest of the history, oldest of them first.
-            is_cut: whether there are older ones.
+            cut_off: whether its last turn did not come to its end; the agent may never have kept the answer.
 
         Returns:
             ``len(events)`` where all was told. None where it can't be known: nothing was told, or nothing
             said, or the answer to the user's last words may still be told.
         """
-        entries = read_entries(events, is_cut=is_cut)
+        entries = read_entries(events, is_cut=True)
         turn = _last_turn(entries)
-        if not self._count or not (turn.user or turn.agent) or (self._users_last and turn.agent):
+        may_follow = self._users_last and turn.agent and not cut_off
+        if not self._count or not (turn.user or turn.agent) or may_follow:
             return None
         user, agent = (self._texts[kind].text() for kind in ("user_message_chunk", "agent_message_chunk"))
         end = len(events)
