@@ -272,6 +272,7 @@ async def test_all_viewers_hold_the_same_log_however_often_the_server_is_killed(
                     turns = (await chat.info())["turns"]
                     assert {turn["state"] for turn in turns} <= {"done", "interrupted"}
     print(f"{crowd.seen} events seen; turns: {dict(reasons)}; {answerer.answered} permissions given")
+    assert "goes on without what was open" not in (tmp_path / "server.log").read_text()
     assert reasons["interrupted"] >= 5  # it was busy
     assert reasons["end_turn"] >= KILLS
     assert set(reasons) == {"interrupted", "end_turn"}

@@ -22,6 +22,7 @@ class LossyProxy:
     def __init__(self, port: int) -> None:
         self._port = port
         self._open: list[_Link] = []
+        self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
 
     @property
@@ -50,6 +51,7 @@ class LossyProxy:
             back, upstream = await asyncio.open_connection("127.0.0.1", self._port)
             link = _Link(line, writer, upstream)
             self._open.append(link)
+            self._changed.set()
             upstream.write(head)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, upstream, link))
@@ -70,9 +72,16 @@ class LossyProxy:
             while data := await reader.read(65536):
                 if link is not None and data.startswith((b"GET ", b"POST ", b"DELETE ")):
                     link.line = data.partition(b"\r\n")[0].decode()
+                    self._changed.set()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
+
+    async def cut_next(self, method: str) -> None:
+        """Abort such a connection, as soon as there is one."""
+        while not self.cut(method):
+            self._changed.clear()
+            await self._changed.wait()
 
     def cut(self, method: str) -> int:
         """Abort the connections whose newest request line begins so; returns how many."""

@@ -401,6 +401,12 @@ def test_sequences_start_where_they_are_told_to():
     assert events[0].event_id == "evt_s_41"
 
 
+def test_what_an_agent_tells_again_is_no_news_where_something_was_said_before_the_first_sequence():
+    projector = Projector("s", first_sequence=41)
+    again = update("user_message_chunk", content={"type": "text", "text": "hi"})
+    assert feed(projector, sends(7, "session/load", sessionId="n"), again, says("Hello.")) == []
+
+
 def test_clocks_that_jump_are_told_as_they_are():
     projector = Projector("s")
     times = [1_795_215_746_580, 1_795_215_746_579, 0, -1, 10**18]

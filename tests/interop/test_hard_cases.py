@@ -85,7 +85,11 @@ async def test_our_sdk_restores_the_session_when_the_agent_died(server: RunningS
         *before, said = server.told(second["agentSessionId"])
         if knows:
             assert second["agentSessionId"] == first["agentSessionId"]
-            assert before == ["echo before", "die 3"]
+            assert before[:2] == ["echo before", "die 3"]
+            # What the agent said before it died it has not kept.
+            (untold,) = before[2:]
+            assert "echo before" not in untold
+            assert "I am about to die." in untold
         else:
             (replay,) = before
             assert "echo before" in replay

@@ -87,6 +87,10 @@ def chunk(native: str, text: str, message_id: str = "m") -> bytes:
     return update(native, sessionUpdate="agent_message_chunk", content=content, messageId=message_id)
 
 
+def user_chunk(native: str, text: str) -> bytes:
+    return update(native, sessionUpdate="user_message_chunk", content={"type": "text", "text": text})
+
+
 def prompt(native: str, number: object, text: str = "go") -> bytes:
     return request(number, "session/prompt", sessionId=native, prompt=[{"type": "text", "text": text}])
 

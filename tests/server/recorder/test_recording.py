@@ -9,7 +9,7 @@ import pytest
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.persist.store import Changes, PermissionRow
 from sandbox_agent.persist.store.rows import NO_SESSION
-from sandbox_agent.server.recorder import LiveSession, Recorder
+from sandbox_agent.server.recorder import LiveSession, Recorder, Tap
 from sandbox_agent.wire.sessions import UsageInfo
 
 from ...engine.test_project_traffic import AGENTS, GOLDEN
@@ -33,6 +33,7 @@ from .parts import (
     turn_row,
     types,
     update,
+    user_chunk,
 )
 
 pytestmark = pytest.mark.anyio
@@ -356,6 +357,34 @@ async def test_an_envelope_that_can_not_be_projected_is_kept_and_the_session_goe
     async with Recorder(store).run() as recorder:
         again = await recorder.session("N")
         assert again.fold.projector.sequence == again.row.last_sequence
+
+
+async def test_a_restore_that_the_server_did_not_live_to_tell_of_is_folded_again(
+    store: FaultyStore, caplog: pytest.LogCaptureFixture
+):
+    def loads_session(tap: Tap, number: int) -> None:
+        tap.sent(request(number, "session/load", sessionId="N"), "")
+        tap.received([user_chunk("N", "go"), chunk("N", "gone"), result(number, configOptions=[])])
+
+    async with Recorder(store).run() as recorder:
+        tap = begin(recorder)
+        tap.sent(prompt("N", 2), "")
+        tap.received([chunk("N", "gone"), result(2, stopReason="end_turn")])
+        live = await settled(recorder, "N")
+        before = live.row.last_sequence
+        await recorder.apply(live, lambda p, t: p.restoring(t))
+        loads_session(tap, 3)
+        live = await settled(recorder, "N")
+        state = live.fold.projector.snapshot()
+    async with Recorder(store).run() as recorder:
+        live = await recorder.session("N")
+        assert live.fold.projector.snapshot() == state
+        # So the next one is no news either.
+        tap = recorder.tap("e2", "server-e2", "mock")
+        loads_session(tap, 4)
+        await settled(recorder, "N")
+        assert live.row.last_sequence == before
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("agent", AGENTS)

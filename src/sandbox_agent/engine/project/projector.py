@@ -43,13 +43,14 @@ class Projector(Inputs):
     Args:
         session_id: the server's id of the session.
         native_session_id: the agent's, where known; it is also read from the envelopes.
-        first_sequence: the sequence of the first event.
+        first_sequence: the sequence of the first event; above 1 where something was said before.
     """
 
     def __init__(
         self, session_id: str, *, native_session_id: str | None = None, first_sequence: int = 1
     ) -> None:
-        self._build(State(session_id, sequence=first_sequence - 1, native_session_id=native_session_id))
+        before = first_sequence - 1
+        self._build(State(session_id, sequence=before, native_session_id=native_session_id, seen=before > 0))
 
     def _build(self, state: State) -> None:
         self._state = state

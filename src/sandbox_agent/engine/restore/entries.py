@@ -34,7 +34,7 @@ class Entry:
         self._words = words
         self.role = role
         # Chunks of one speaker: joined at the end, they may be many.
-        self.parts = [text]
+        self.parts: list[str] = [text]
         self.status = ""
         self.outcome = ""
 

@@ -112,10 +112,11 @@ class Fold:
     def put(
         self, batch: Batch, events_json: list[bytes], events: Sequence[UniversalEvent], time_ms: int
     ) -> None:
-        """Add the rows of events that no envelope made."""
-        # What is folded again from the envelopes alone would lack them.
+        """Add the rows of the events, if any, that something made that is no envelope."""
+        # What is folded again from the envelopes alone would lack it.
         self._snapshot_due = True
-        self._put(batch, events_json, events, time_ms, 0, "", b"", None)
+        if events:
+            self._put(batch, events_json, events, time_ms, 0, "", b"", None)
 
     def snapshot(self) -> SnapshotRow | None:
         """Return the row to be stored now, if one is due."""

@@ -298,7 +298,7 @@ class Worker:
             stored.set_exception(failure)
 
     async def apply(self, live: LiveSession, make: Callable[[Projector, int], list[UniversalEvent]]) -> None:
-        """Add events that no envelope makes."""
+        """Tell the session's fold what no envelope tells, and add the events that it makes, if any."""
         if self._sessions.is_forgotten(live.row.key):
             return
         committer = self._committer
@@ -316,9 +316,8 @@ class Worker:
             data = event.data
             if event.type == "turn.ended" and isinstance(data, TurnEventData) and data.turn_id is not None:
                 await self._know_turn(live, data.turn_id)
-        if events:
-            batch = self._committer.batch
-            fold.put(batch, batch.of(live), events, now)
+        batch = self._committer.batch
+        fold.put(batch, batch.of(live), events, now)
 
     async def _know_turn(self, live: LiveSession, turn_id: str) -> None:
         if turn_id not in live.fold.turns:
