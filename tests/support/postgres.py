@@ -118,7 +118,7 @@ class PostgresServer:
         target = dsn or self._external or self.dsn()
 
         async def run() -> list[Any]:
-            connection = await _asyncpg.connect(target, timeout=START_SECONDS)
+            connection = await _asyncpg.connect(target, timeout=START_SECONDS, statement_cache_size=0)
             try:
                 return list(await connection.fetch(statement, *values))
             finally:

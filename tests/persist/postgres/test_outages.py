@@ -212,7 +212,7 @@ async def test_driver_refuses_to_go_on_when_an_older_copy_of_the_store_is_back(p
     """A standby that lagged: indexes that were given are not given again."""
     driver = PostgresSessionPersistDriver(postgres_dsn)
     await driver.append_events("s", [make_event(f"e{number}") for number in range(5)])
-    connection = await _asyncpg.connect(postgres_dsn)
+    connection = await _asyncpg.connect(postgres_dsn, statement_cache_size=0)
     await connection.execute(
         "DELETE FROM events WHERE event_index > 2; UPDATE session_writers SET last_index = 2"
     )

@@ -33,7 +33,7 @@ def events(first: int, last: int) -> list[UniversalEvent]:
 
 
 async def rows(dsn: str, columns: str = "sequence", table: str = "agent_events") -> list[tuple[Any, ...]]:
-    connection = await _asyncpg.connect(dsn)
+    connection = await _asyncpg.connect(dsn, statement_cache_size=0)
     try:
         return [
             tuple(row) for row in await connection.fetch(f"SELECT {columns} FROM {table} ORDER BY sequence")
@@ -66,7 +66,7 @@ async def test_an_event_is_a_row_of_the_seeds_table(sink: PostgresSink, postgres
 
 
 async def test_a_table_that_is_there_is_used(postgres_dsn: str) -> None:
-    connection = await _asyncpg.connect(postgres_dsn)
+    connection = await _asyncpg.connect(postgres_dsn, statement_cache_size=0)
     await connection.execute("""
         CREATE SCHEMA mine;
         CREATE TABLE mine.log (

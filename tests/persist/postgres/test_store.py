@@ -49,7 +49,7 @@ ON CONFLICT (id) DO UPDATE SET event_index = excluded.event_index, payload_json 
 
 
 async def _execute(dsn: str, statement: str, *values: object) -> Any:
-    connection = await _asyncpg.connect(dsn)
+    connection = await _asyncpg.connect(dsn, statement_cache_size=0)
     try:
         return await (connection.fetch(statement, *values) if values else connection.execute(statement))
     finally:
@@ -155,7 +155,7 @@ async def test_session_that_is_held_locked_does_not_hold_up_the_others(postgres_
     driver = PostgresSessionPersistDriver(postgres_dsn)
     for session_id in ("held", "free"):
         await driver.append_events(session_id, [make_event(f"{session_id}-1", session_id)])
-    connection = await _asyncpg.connect(postgres_dsn)
+    connection = await _asyncpg.connect(postgres_dsn, statement_cache_size=0)
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute("SELECT FROM session_writers WHERE session_id = 'held' FOR UPDATE")
