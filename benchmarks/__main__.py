@@ -334,7 +334,8 @@ def write_results(rows: list[Row], drivers: list[DriverRow], rounds: int) -> Non
         "viewers: one run. Starts: medians of 5. "
         f"Recorder on and off: {rounds} alternating rounds of our server against itself without it, each "
         "begun when the round before is stored; all other rows have it on. Recording: median of "
-        f"{rounds}; following: medians of {rounds} times ten seconds. Search: a rare word, two common ones, both."
+        f"{rounds}; following: medians of {rounds} times ten seconds. Search: a rare word, two common ones, "
+        "both."
     )
     about_drivers = (
         "Events of 1 KB. SQLite and PostgreSQL sync each commit, Redis (Valkey) its log each second. Raw: "
