@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
-__all__ = ["FollowedStore", "Following", "Mark", "copy_event"]
+__all__ = ["FollowedStore", "Following", "Mark"]
 
 # A follower that is further behind gives its backlog up and reads from the store instead.
 _MAX_BACKLOG: Final = 10_000
@@ -318,7 +318,7 @@ class Following:
     def stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
         """Tell the followers of what the driver stored; they get copies, the events stay the caller's."""
         if events and any(hub.has_room(session_id) for hub in list(self._hubs.values())):
-            copies = [copy_event(event) for event in events]
+            copies = [event.copy() for event in events]
             self._tell(lambda hub: hub.push(session_id, copies))
 
     def deleted(self, session_id: str) -> None:
@@ -344,16 +344,3 @@ class Following:
                 # A loop that is closed has no followers.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(what, hub)
-
-
-def copy_event(event: SessionEvent) -> SessionEvent:
-    """Return an event that shares no state with the one given."""
-    return SessionEvent(
-        event.id,
-        event.event_index,
-        event.session_id,
-        event.created_at,
-        event.connection_id,
-        event.sender,
-        event.payload_json,
-    )

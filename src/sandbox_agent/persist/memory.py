@@ -18,7 +18,7 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.following import Following, Mark, copy_event
+from sandbox_agent.persist.following import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
     ) -> ListPage[SessionEvent]:
         """Return a page of a session's events by (event_index, id), oldest first."""
         history = self._histories.get(session_id, _EMPTY)
-        return _page(history.order, lambda at: copy_event(history.events[at[1]]), limit, cursor)
+        return _page(history.order, lambda at: history.events[at[1]].copy(), limit, cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
         """Return the cursor of ``list_events`` behind that index."""
@@ -176,7 +176,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         """Return the newest ``limit`` events, oldest of them first."""
         history = self._histories.get(session_id, _EMPTY)
         start = max(0, len(history.order) - max(0, limit))
-        return [copy_event(history.events[row_id]) for _, row_id in islice(history.order, start, None)]
+        return [history.events[row_id].copy() for _, row_id in islice(history.order, start, None)]
 
     async def delete_session(self, session_id: str, /) -> None:
         """Drop the record and its events; its writer is refused from now on."""
@@ -208,7 +208,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             history = self._histories.get(record.id, _EMPTY)
             folder = Folder()
             for _, row_id in history.order:
-                folder.take(copy_event(history.events[row_id]))
+                folder.take(history.events[row_id].copy())
             hits.look(record, [*folder.finished(), *folder.unfinished()])
         return hits.newest_first()
 
@@ -265,7 +265,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
 
     def _store(self, event: SessionEvent) -> None:
         history = self._history(event.session_id)
-        history.add(copy_event(event))
+        history.add(event.copy())
         self._owners[event.id] = event.session_id
         while len(history.order) > self._max_events:
             oldest = history.order[0][1]

@@ -134,6 +134,18 @@ class SessionEvent:
         self.payload_json = payload_json
         self._payload = None
 
+    def copy(self) -> SessionEvent:
+        """Return an event that shares no state with this one."""
+        return SessionEvent(
+            self.id,
+            self.event_index,
+            self.session_id,
+            self.created_at,
+            self.connection_id,
+            self.sender,
+            self.payload_json,
+        )
+
     @property
     def payload(self) -> dict[str, Any]:
         """The envelope as a dict."""

@@ -66,7 +66,7 @@ async def test_pooler_takes_prepared_statements_and_notifications_away(
     dsn: str, pooler: TransactionPooler
 ) -> None:
     """So the other tests here mean something."""
-    connection = await _asyncpg.connect(dsn, statement_cache_size=0)
+    connection = await _asyncpg.connect(dsn)
     statement = await connection.prepare("SELECT 1")
     await connection.execute("SELECT 1")
     with pytest.raises(_asyncpg.InvalidSQLStatementNameError):

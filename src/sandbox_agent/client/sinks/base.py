@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["EventSink"]
+__all__ = ["ClosedSink", "EventSink"]
 
 
 class EventSink(Protocol):
@@ -28,3 +30,24 @@ class EventSink(Protocol):
         What it raises ends the mirror.
         """
         ...
+
+
+class ClosedSink(ABC):
+    """What the sinks have in common that hold something open."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close what was opened. Safe to call twice."""
+
+    async def __aenter__(self) -> Self:
+        """Return the sink."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
 import msgspec
 
+from sandbox_agent.client.sinks.base import ClosedSink
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.library import Connection, Pool, Row
 from sandbox_agent.persist.postgres.link import DEFAULT_TIMEOUT, PostgresLink
@@ -63,7 +63,7 @@ _REPLACEMENT: Final = "\ufffd"
 _encoder = msgspec.json.Encoder()
 
 
-class PostgresSink:
+class PostgresSink(ClosedSink):
     """Keeps mirrored events in seed 000's table ``agent_events`` of a PostgreSQL database.
 
     What ``insert_events`` acknowledged is committed. Events that are there already are not stored again, so
@@ -143,19 +143,6 @@ class PostgresSink:
     async def close(self) -> None:
         """Close what was opened; never a pool that was handed in. Safe to call twice."""
         await self._link.close()
-
-    async def __aenter__(self) -> Self:
-        """Return the sink."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        await self.close()
 
     async def _prepare(self, connection: Connection) -> None:
         async with connection.transaction(isolation="read_committed"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from sandbox_agent.client.sinks.base import ClosedSink
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.redis.client import RedisClient, RedisLink, Word
 from sandbox_agent.persist.redis.scripts import Script
@@ -44,7 +44,7 @@ return {'ok'}
 )
 
 
-class RedisSink:
+class RedisSink(ClosedSink):
     """Keeps mirrored events in lists: event ``sequence`` is at ``LINDEX key sequence-1``, as JSON.
 
     Events that are there already are not stored again, so two mirrors of one session do no harm. A list
@@ -112,19 +112,6 @@ class RedisSink:
     async def close(self) -> None:
         """Close the client if it was opened here. Safe to call twice."""
         await self._link.close()
-
-    async def __aenter__(self) -> Self:
-        """Return the sink."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        await self.close()
 
     def _key_of(self, session_id: str) -> str:
         return self._key.replace(_PLACEHOLDER, session_id)

@@ -6,11 +6,11 @@ import json
 import os
 import sqlite3
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
+from sandbox_agent.client.sinks.base import ClosedSink
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.wire.universal import UniversalEvent
@@ -47,7 +47,7 @@ SELECT 1 FROM agent_events WHERE session_id = ? AND sequence = ? AND event_id = 
 _encoder = msgspec.json.Encoder()
 
 
-class SQLiteSink:
+class SQLiteSink(ClosedSink):
     """Keeps mirrored events in the table ``agent_events`` of an SQLite file.
 
     What ``insert_events`` acknowledged is on the disk. Events that are there already are not stored again,
@@ -89,19 +89,6 @@ class SQLiteSink:
     async def close(self) -> None:
         """Close the file. Safe to call twice."""
         await self._thread.close()
-
-    async def __aenter__(self) -> Self:
-        """Return the sink."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        await self.close()
 
 
 _Row = tuple[str, str, str | None, int, str, str, str, int, str]

@@ -27,15 +27,9 @@ _ERASED: Final = {"enc": "erased"}
 
 def seal_event(cipher: SessionCipher, event: SessionEvent) -> SessionEvent:
     """Return the event with its payload sealed; all but the index, which the store gives, is bound to it."""
-    return SessionEvent(
-        event.id,
-        event.event_index,
-        event.session_id,
-        event.created_at,
-        event.connection_id,
-        event.sender,
-        cipher.seal(event.payload_json, _event_place(event)),
-    )
+    sealed = event.copy()
+    sealed.payload_json = cipher.seal(event.payload_json, _event_place(event))
+    return sealed
 
 
 def event_seal(event: SessionEvent) -> Sealed:
@@ -56,19 +50,12 @@ def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> Se
     Raises:
         PersistError: it was changed in the store.
     """
+    opened = event.copy()
     try:
-        payload = cipher.open(sealed, _event_place(event))
+        opened.payload_json = cipher.open(sealed, _event_place(event))
     except UnsealedError:
         raise _changed(f"event '{event.id}' of session '{event.session_id}'", event.session_id) from None
-    return SessionEvent(
-        event.id,
-        event.event_index,
-        event.session_id,
-        event.created_at,
-        event.connection_id,
-        event.sender,
-        payload,
-    )
+    return opened
 
 
 def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:

@@ -324,12 +324,6 @@ ORDER BY asked.session_id, event.event_index
 
 
 def _copy(event: SessionEvent, index: int) -> SessionEvent:
-    return SessionEvent(
-        event.id,
-        index,
-        event.session_id,
-        event.created_at,
-        event.connection_id,
-        event.sender,
-        event.payload_json,
-    )
+    copied = event.copy()
+    copied.event_index = index
+    return copied

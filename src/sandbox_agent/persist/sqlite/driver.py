@@ -21,7 +21,7 @@ from sandbox_agent.persist.base import (
     normalize_limit,
 )
 from sandbox_agent.persist.columns import to_record, to_row
-from sandbox_agent.persist.following import Following, Mark, copy_event
+from sandbox_agent.persist.following import Following, Mark
 from sandbox_agent.persist.sqlite.append import append, insert_or_replace
 from sandbox_agent.persist.sqlite.schema import prepare_store
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_texts
@@ -148,7 +148,7 @@ class SQLiteSessionPersistDriver(SessionPersistDriver):
             PersistError: another event of the session has its index, or the store failed.
         """
         check_session(session_id, event)
-        kept = copy_event(event)
+        kept = event.copy()
 
         def insert(connection: sqlite3.Connection) -> None:
             forget_texts(connection, kept)

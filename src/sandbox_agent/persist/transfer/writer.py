@@ -126,7 +126,7 @@ class SessionWriter:
         return events[:end]
 
     async def _append(self, events: list[SessionEvent]) -> None:
-        copies = [_copy(event) for event in events]
+        copies = [event.copy() for event in events]
         await self._target.append_events(self.session_id, copies)
         for event, copy in zip(events, copies, strict=True):
             if copy.event_index != event.event_index:
@@ -165,15 +165,3 @@ class SessionWriter:
 
 def _place(event: SessionEvent) -> Place:
     return Place(event.event_index, event.id)
-
-
-def _copy(event: SessionEvent) -> SessionEvent:
-    return SessionEvent(
-        event.id,
-        event.event_index,
-        event.session_id,
-        event.created_at,
-        event.connection_id,
-        event.sender,
-        event.payload_json,
-    )
