@@ -41,10 +41,9 @@ def check_texts(events: Sequence[SessionEvent]) -> None:
 
 
 def event_arrays(events: Sequence[SessionEvent]) -> tuple[list[Any], ...]:
-    """Return a column a list: id, session_id, created_at, connection_id, sender, payload_json."""
+    """Return a column a list: id, created_at, connection_id, sender, payload_json."""
     return (
         [event.id for event in events],
-        [event.session_id for event in events],
         [event.created_at for event in events],
         [event.connection_id for event in events],
         [event.sender for event in events],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from sandbox_agent.errors import PersistError, SessionFencedError
@@ -33,8 +34,8 @@ _PATIENCE_MS: Final = 500
 # and then the unique index refuses the statement.
 _TOGETHER: Final = """
 WITH wanted AS MATERIALIZED (
-  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[])
-    AS wanted (session_id, generation, known, amount)
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+    AS wanted (session_id, generation, known, first, amount)
   WHERE (SELECT set_config('lock_timeout', '{patience}', TRUE)) IS NOT NULL
 ), taken AS (
   UPDATE {writers} AS writer
@@ -43,17 +44,19 @@ WITH wanted AS MATERIALIZED (
   WHERE writer.session_id = wanted.session_id
     AND (wanted.generation = 0 OR writer.generation = wanted.generation)
     AND writer.last_index >= wanted.known
-    AND EXISTS (SELECT FROM {store} WHERE store_id = $13)
-  RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions
+    AND EXISTS (SELECT FROM {store} WHERE store_id = $12)
+  RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
+    wanted.first, wanted.amount
 ), stored AS (
   INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
-  SELECT event.id, taken.before + event.place, event.session_id, event.created_at, event.connection_id,
-    event.sender, event.payload::json
-  FROM unnest($5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[], $10::text[], $11::bigint[])
-    AS event (id, session_id, created_at, connection_id, sender, payload, place)
-  JOIN taken USING (session_id)
+  SELECT event.id, taken.before + number - taken.first + 1, taken.session_id, event.created_at,
+    event.connection_id, event.sender, event.payload::json
+  FROM taken
+  CROSS JOIN generate_series(taken.first, taken.first + taken.amount - 1) AS number
+  JOIN unnest($6::text[], $7::bigint[], $8::text[], $9::text[], $10::text[])
+    WITH ORDINALITY AS event (id, created_at, connection_id, sender, payload, number) USING (number)
 )
-SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $12)) FROM taken
+SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM taken
 """
 _MAKE_WRITERS: Final = """
 INSERT INTO {writers} (session_id, last_index)
@@ -68,17 +71,16 @@ ON CONFLICT DO NOTHING
 _INSERT: Final = """
 WITH stored AS (
   INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
-  SELECT event.id, event.place, event.session_id, event.created_at, event.connection_id, event.sender,
-    event.payload::json
-  FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[])
-    AS event (id, session_id, created_at, connection_id, sender, payload, place)
+  SELECT event.id, event.place, $8, event.created_at, event.connection_id, event.sender, event.payload::json
+  FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::bigint[])
+    AS event (id, created_at, connection_id, sender, payload, place)
   {conflict}
 ), counted AS (
-  UPDATE {writers} SET last_index = greatest(last_index, $8) WHERE session_id = $9
+  UPDATE {writers} SET last_index = greatest(last_index, $7) WHERE session_id = $8
 ), changed AS (
-  DELETE FROM {searched} WHERE session_id = $9 AND last_index >= $8
+  DELETE FROM {searched} WHERE session_id = $8 AND last_index >= $7
 )
-SELECT pg_notify('{channel}', $10)
+SELECT pg_notify('{channel}', $9)
 """
 _REPLACE: Final = """
 ON CONFLICT (id) DO UPDATE SET
@@ -172,14 +174,15 @@ class Writing:
             Of each session that was stored: id, last index before, deletions.
         """
         events = [event for _, _, batch in batches.values() for event in batch]
+        amounts = [len(batch) for _, _, batch in batches.values()]
         return await connection.fetch(
             self._together,
             list(batches),
             [generation for generation, _, _ in batches.values()],
             [known.last_index for _, known, _ in batches.values()],
-            [len(batch) for _, _, batch in batches.values()],
+            list(accumulate(amounts[:-1], initial=1)),
+            amounts,
             *event_arrays(events),
-            [place for _, _, batch in batches.values() for place in range(1, len(batch) + 1)],
             _marks(batches),
             self.store_id,
         )
