@@ -7,12 +7,13 @@ import contextlib
 import secrets
 import struct
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.abc import ByteStream, Listener, ObjectReceiveStream, SocketAttribute, SocketStream, TaskGroup
+from anyio.abc import ByteStream, ObjectReceiveStream, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+
+from tests.support.relay import Relay
 
 __all__ = ["TransactionPooler"]
 
@@ -22,18 +23,17 @@ _PROTOCOL = 196608
 _MAX_MESSAGE = 2**30
 
 
-class TransactionPooler:
+class TransactionPooler(Relay):
     """Lends server connections for one transaction each, the one that has been idle longest.
 
     The server must let the user in without a password. Entering it listens.
 
     Attributes:
-        port: where clients connect, on 127.0.0.1.
         transactions: how many were carried out.
     """
 
     def __init__(self, port: int, database: str, *, user: str = "postgres", size: int = 3) -> None:
-        self.port = 0
+        super().__init__()
         self.transactions = 0
         self._target = ("127.0.0.1", port)
         self._startup = _parameters(user=user, database=database)
@@ -41,39 +41,17 @@ class TransactionPooler:
         self._idle: deque[_Server] = deque()
         self._servers: list[_Server] = []
         self._free = anyio.Semaphore(size)
-        self._listener: Listener[SocketStream] | None = None
-        self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
         for _ in range(self._size):
             self._idle.append(await self._connect())
-        self._listener = listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        self.port = listener.extra(SocketAttribute.local_port)
-        self._tasks = await anyio.create_task_group().__aenter__()
-        self._tasks.start_soon(listener.serve, self._handle)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._tasks is not None
-        assert self._listener is not None
-        self._tasks.cancel_scope.cancel()
-        try:
-            await self._tasks.__aexit__(exc_type, exc, traceback)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._listener.aclose()
-                for server in self._servers:
-                    await server.stream.aclose()
+        return await super().__aenter__()
 
     async def _connect(self) -> _Server:
         stream = await anyio.connect_tcp(*self._target)
         server = _Server(stream)
         self._servers.append(server)
+        self._opened.push_async_callback(stream.aclose)
         await stream.send(self._startup)
         while True:
             kind, message = await _read(server.reader)

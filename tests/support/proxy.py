@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import anyio
-from anyio.abc import ByteStream, Listener, SocketAttribute, SocketStream, TaskGroup
+from anyio.abc import ByteStream, SocketStream
+
+from tests.support.relay import Relay
 
 __all__ = ["Direction", "TcpProxy"]
 
@@ -15,20 +16,19 @@ Direction = Literal["up", "down"]
 _CHUNK = 65536
 
 
-class TcpProxy:
+class TcpProxy(Relay):
     """Passes connections on to a server; entering it listens, leaving it cuts everything.
 
     It runs in the event loop of the test. A trap (``drop_after``, ``trap``) is for the connections that
     are there and those to come; it springs once, and ``sprung`` is set.
 
     Attributes:
-        port: where clients connect, on 127.0.0.1.
         sprung: set when a trap has sprung; ``drop_after`` and ``trap`` make it anew.
         accepted: how many connections came.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.port = 0
+        super().__init__()
         self.sprung = anyio.Event()
         self.accepted = 0
         self._target = (host, port)
@@ -38,8 +38,6 @@ class TcpProxy:
         self._left: dict[Direction, int] = {}
         self._trap: tuple[Direction, bytes, bool] | None = None
         self._connections: set[_Connection] = set()
-        self._listener: Listener[SocketStream] | None = None
-        self._tasks: TaskGroup | None = None
 
     def cut(self) -> None:
         """Cut every connection at once; new ones are accepted."""
@@ -79,28 +77,6 @@ class TcpProxy:
         """
         self.sprung = anyio.Event()
         self._trap = (direction, needle, passed)
-
-    async def __aenter__(self) -> Self:
-        self._listener = listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        self.port = listener.extra(SocketAttribute.local_port)
-        self._tasks = await anyio.create_task_group().__aenter__()
-        self._tasks.start_soon(listener.serve, self._handle)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._tasks is not None
-        assert self._listener is not None
-        self._tasks.cancel_scope.cancel()
-        try:
-            await self._tasks.__aexit__(exc_type, exc, traceback)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._listener.aclose()
 
     async def _handle(self, client: ByteStream) -> None:
         self.accepted += 1

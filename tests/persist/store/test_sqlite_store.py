@@ -25,24 +25,6 @@ from tests.persist.store.making import (
 
 pytestmark = pytest.mark.anyio
 
-FULL = session(
-    managed=True,
-    native_session_id="native",
-    server_id="server",
-    directory="/ä",
-    title='a "title"\0 \U0001f980',
-    model="m",
-    agent_mode="plan",
-    permission_mode="ask",
-    variant="high",
-    ended=True,
-    first_sequence=2,
-    last_sequence=9,
-    last_envelope=7,
-    usage=b'{"inputTokens":1}',
-    settings=b'{"agent":"claude"}',
-)
-
 
 @pytest.fixture(params=["file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
