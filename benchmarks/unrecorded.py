@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from sandbox_agent.cli.main import main
 from sandbox_agent.server import app
-from sandbox_agent.server.bridge import Bridge
-from sandbox_agent.server.spill import Spiller
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.spill import Spiller
 
 __all__: list[str] = []
 

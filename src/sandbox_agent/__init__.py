@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from sandbox_agent.client.agent import SandboxAgent
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
     from sandbox_agent.client.server_api import build_inspector_url
+    from sandbox_agent.client.server_sessions.api import ServerSessions
+    from sandbox_agent.client.server_sessions.models import EventPage
     from sandbox_agent.client.session import Session
-    from sandbox_agent.client.sessions_api import ServerSessions
-    from sandbox_agent.client.sessions_bodies import EventPage
     from sandbox_agent.client.sinks.base import EventSink
     from sandbox_agent.client.sinks.postgres import PostgresSink
     from sandbox_agent.client.sinks.redis import RedisSink
@@ -119,8 +119,8 @@ _MODULES = {
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.server_api": ("build_inspector_url",),
     "client.session": ("Session",),
-    "client.sessions_api": ("ServerSessions",),
-    "client.sessions_bodies": ("EventPage",),
+    "client.server_sessions.api": ("ServerSessions",),
+    "client.server_sessions.models": ("EventPage",),
     "client.sinks.base": ("EventSink",),
     "client.sinks.postgres": ("PostgresSink",),
     "client.sinks.redis": ("RedisSink",),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox_agent.cli.moments import parse_moment
+from sandbox_agent.cli.parse_time import parse_moment
 from sandbox_agent.cli.searching import hit_line
 from sandbox_agent.cli.tell_events import EventNarrator
 from sandbox_agent.cli.terminal import Screen

@@ -18,7 +18,7 @@ from sandbox_agent import (
     SessionNotFoundError,
 )
 from sandbox_agent.client import journal as journal_module
-from sandbox_agent.client import sessions as sessions_module
+from sandbox_agent.client import session_registry as sessions_module
 from sandbox_agent.persist.base import UNFENCED
 from tests.client.checks import until
 from tests.support.servers import ServerProcess

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from sandbox_agent.engine.feed import Feed, FeedMemory, Slice
 from sandbox_agent.engine.sse import SseDecoder
-from sandbox_agent.server.spill import MemorySpill, Spiller
+from sandbox_agent.server.agents.spill import MemorySpill, Spiller
 
 NAMES = ["", "ann", "bob"]
 

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from sandbox_agent.runtime.process import EOF_GRACE, STDERR_TAIL_BYTES, ExitStatus, Process, SpawnError
-from sandbox_agent.runtime.tree import TAG_VARIABLE, tagged
+from sandbox_agent.runtime.process_tree import TAG_VARIABLE, tagged
 from tests.runtime.children import alive, gone, program
 
 pytestmark = pytest.mark.anyio

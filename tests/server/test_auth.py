@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from sandbox_agent.server import auth
+from sandbox_agent.server.http import auth
 from tests.server.talk import client_of, envelope, talk
 from tests.support.servers import ServerProcess, our_server, put_launcher
 

@@ -13,9 +13,9 @@ from typing import cast
 import anyio
 import pytest
 
-from sandbox_agent.server.bridge import Bridge
-from sandbox_agent.server.connection import AgentConnection
-from sandbox_agent.server.express import Express
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.http.fast_path import Express
 from tests.server.talk import envelope, talk
 from tests.support.servers import ServerProcess, our_server
 

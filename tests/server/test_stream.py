@@ -12,7 +12,7 @@ import anyio
 import pytest
 import uvicorn
 
-from sandbox_agent.server import bridge
+from sandbox_agent.server.agents import bridge
 from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
 from tests.server.talk import Talk, talk

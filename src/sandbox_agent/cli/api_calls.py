@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from sandbox_agent.client.sessions_api import ExportFormat, ServerSessions
+from sandbox_agent.client.server_sessions.api import ExportFormat, ServerSessions
 from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.sessions import SessionListResponse
 from sandbox_agent.wire.universal import encode_event

@@ -11,7 +11,7 @@ import click
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 
 if TYPE_CHECKING:
-    from sandbox_agent.client.sessions_api import ExportFormat
+    from sandbox_agent.client.server_sessions.api import ExportFormat
     from sandbox_agent.engine.permissions import PermissionReply
 
 __all__ = ["sessions"]

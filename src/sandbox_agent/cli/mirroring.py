@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import click
 
 from sandbox_agent.cli.terminal import printable
-from sandbox_agent.client.sessions_api import ServerSessions
+from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.wire.universal import UniversalEvent

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from sandbox_agent.cli.approval import Approval
-from sandbox_agent.cli.interrupts import Interrupts, interrupts
+from sandbox_agent.cli.exit_codes import exit_code
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.narrate import Narrator
 from sandbox_agent.cli.progress import Progress
-from sandbox_agent.cli.stops import exit_code
+from sandbox_agent.cli.signals import Interrupts, interrupts
 from sandbox_agent.cli.stores import opened
 from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.agent import SandboxAgent

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
-    from sandbox_agent.client.sessions_api import ServerSessions
+    from sandbox_agent.client.server_sessions.api import ServerSessions
 
 __all__ = ["DEFAULT_ENDPOINT", "Remote", "remote_options", "run_remote"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sandbox_agent.cli.stops import EXIT_CODES, OTHER_STOP
+from sandbox_agent.cli.exit_codes import EXIT_CODES, OTHER_STOP
 from sandbox_agent.cli.stores import store_option
 
 __all__ = ["run"]

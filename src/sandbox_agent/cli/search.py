@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sandbox_agent.cli.moments import parse_moment
+from sandbox_agent.cli.parse_time import parse_moment
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 
 __all__ = ["search"]

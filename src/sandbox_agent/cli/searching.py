@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from sandbox_agent.cli.terminal import printable
-from sandbox_agent.client.sessions_api import ServerSessions
+from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.wire.sessions import SearchHit
 
 __all__ = ["hit_line", "print_hits"]

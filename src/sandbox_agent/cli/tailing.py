@@ -10,7 +10,7 @@ import click
 
 from sandbox_agent.cli.tell_events import EventNarrator
 from sandbox_agent.cli.terminal import Screen
-from sandbox_agent.client.sessions_api import ServerSessions
+from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
 
 __all__ = ["tail_session"]

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from sandbox_agent.cli.bar import Bar
+from sandbox_agent.cli.progress_bar import Bar
 from sandbox_agent.cli.stores import opened
 from sandbox_agent.errors import PersistError, SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver

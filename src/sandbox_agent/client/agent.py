@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import httpx2
 
+from sandbox_agent.client.handshake import Opening
 from sandbox_agent.client.health import HealthGate
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
-from sandbox_agent.client.opening import Opening
 from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
+from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session
-from sandbox_agent.client.sessions import SessionBook
-from sandbox_agent.client.sessions_api import ServerSessions
+from sandbox_agent.client.session_registry import SessionBook
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver

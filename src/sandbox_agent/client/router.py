@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
-from sandbox_agent.client.loading import Loading
+from sandbox_agent.client.replay_filter import Loading
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 

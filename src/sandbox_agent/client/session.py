@@ -23,7 +23,7 @@ from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 if TYPE_CHECKING:
-    from sandbox_agent.client.sessions import SessionBook
+    from sandbox_agent.client.session_registry import SessionBook
 
 __all__ = ["Prompt", "Session"]
 

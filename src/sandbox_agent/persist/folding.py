@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, cast
 
-from sandbox_agent.engine.project.parts import is_replay, output_text
+from sandbox_agent.engine.project.content import is_replay, output_text
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 

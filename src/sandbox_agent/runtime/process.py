@@ -23,9 +23,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sandbox_agent.runtime.exits import watch_exit
+from sandbox_agent.runtime.exit_watcher import watch_exit
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen
-from sandbox_agent.runtime.tree import TAG_VARIABLE, signal_tree, tagged
+from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_tree, tagged
 
 __all__ = ["EOF_GRACE", "STDERR_TAIL_BYTES", "TERM_GRACE", "ExitStatus", "Process", "SpawnError"]
 

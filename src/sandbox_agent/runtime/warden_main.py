@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from sandbox_agent.runtime.tree import signal_tree, tagged
+from sandbox_agent.runtime.process_tree import signal_tree, tagged
 
 __all__ = ["main"]
 

@@ -14,21 +14,21 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.engine.feed import FeedMemory
-from sandbox_agent.server.auth import BearerAuth
-from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.registry import Directory
+from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
-from sandbox_agent.server.directory import Directory
-from sandbox_agent.server.dispatch import Dispatcher
-from sandbox_agent.server.express import Express
-from sandbox_agent.server.openapi import build_document
-from sandbox_agent.server.operations import Operation
+from sandbox_agent.server.http.auth import BearerAuth
+from sandbox_agent.server.http.dispatch import Dispatcher
+from sandbox_agent.server.http.fast_path import Express
+from sandbox_agent.server.http.openapi import build_document
+from sandbox_agent.server.http.operations import Operation
+from sandbox_agent.server.permissions.automatic import Watcher
+from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
-from sandbox_agent.server.retention import Retention
+from sandbox_agent.server.recorder.retention import Retention
 from sandbox_agent.server.routes import acp, agents, events, meta, permissions, search, sessions, turns
-from sandbox_agent.server.sessions.inbox import Inbox
 from sandbox_agent.server.sessions.service import Sessions
-from sandbox_agent.server.sessions.watcher import Watcher
-from sandbox_agent.server.spill import Spiller
 from sandbox_agent.server.state import ServerState
 from sandbox_agent.server.store import open_store
 

@@ -87,7 +87,7 @@ async def _serve(app: Application, server: uvicorn.Server, listener: socket.sock
 def _http_protocol() -> type[asyncio.Protocol] | str:
     """Return the fast protocol where httptools is installed, else what uvicorn finds."""
     try:
-        from sandbox_agent.server.express_protocol import ExpressHttpProtocol
+        from sandbox_agent.server.http.fast_path_protocol import ExpressHttpProtocol
     except ImportError:
         return "auto"
     return ExpressHttpProtocol

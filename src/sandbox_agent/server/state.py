@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.persist.store import SessionStore
-from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.registry import Directory
 from sandbox_agent.server.config import ServerConfig
-from sandbox_agent.server.directory import Directory
+from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
-from sandbox_agent.server.sessions.inbox import Inbox
 from sandbox_agent.server.sessions.service import Sessions
 
 __all__ = ["JsonResponse", "ServerState", "json_response", "state_of"]

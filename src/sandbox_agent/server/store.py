@@ -25,7 +25,7 @@ from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
-from sandbox_agent.server.spill import Spill
+from sandbox_agent.server.agents.spill import Spill
 
 __all__ = [
     "MEMORY_STORE",

@@ -12,7 +12,7 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
 )
 from sandbox_agent.persist.store import Changes
-from sandbox_agent.server.sessions.inbox import Inbox
+from sandbox_agent.server.permissions.inbox import Inbox
 
 from .stored import Answered, ask, question, session_row, store_in_memory
 

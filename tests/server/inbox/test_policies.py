@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
-from sandbox_agent.server.sessions.globs import absolute, glob_matches
-from sandbox_agent.server.sessions.policies import (
+from sandbox_agent.server.permissions.globs import absolute, glob_matches
+from sandbox_agent.server.permissions.policies import (
     Policy,
     asked_paths,
     check_policy,

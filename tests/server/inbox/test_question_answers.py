@@ -8,7 +8,7 @@ import pytest
 
 from sandbox_agent.engine.project.questions import read_answer
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.server.sessions.question_answers import answer_result, rejection_result
+from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
 
 FORM = {
     "message": "Well?",

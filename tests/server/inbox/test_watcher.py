@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from sandbox_agent.server.sessions import watcher as watcher_module
-from sandbox_agent.server.sessions.watcher import Watcher
+from sandbox_agent.server.permissions import automatic as watcher_module
+from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.wire.sessions import PermissionRule
 
 from .stored import Answered, Live, ask, question, session_row, store_in_memory

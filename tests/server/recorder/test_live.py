@@ -12,8 +12,8 @@ import pytest
 from sandbox_agent.errors import ServerSessionNotFoundError
 from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.server.recorder import LiveSession, Recorder
-from sandbox_agent.server.recorder.live import TAIL_BYTES, TailMemory
-from sandbox_agent.server.viewers import Viewer
+from sandbox_agent.server.recorder.published_session import TAIL_BYTES, TailMemory
+from sandbox_agent.server.streams.viewers import Viewer
 
 from .parts import Clock, FaultyStore, begin, chunk, read_all, settle, settled, stored
 

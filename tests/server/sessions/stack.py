@@ -14,10 +14,10 @@ from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.rows import PermissionRow, TurnRow
 from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
-from sandbox_agent.server.bridge import Bridge
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.spill import MemorySpill, Spiller
 from sandbox_agent.server.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
-from sandbox_agent.server.spill import MemorySpill, Spiller
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
 __all__ = ["TIMEOUT", "Stack", "running", "said"]

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import ConflictError, InvalidRequestError, ServerSessionNotFoundError
-from sandbox_agent.server.sessions.managed import MAX_WAITING
+from sandbox_agent.server.sessions.driven_session import MAX_WAITING
 from tests.server.sessions.stack import running, said
 from tests.support.servers import put_launcher
 

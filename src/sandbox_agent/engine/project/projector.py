@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import msgspec
 
-from sandbox_agent.engine.project.asks import Asks
+from sandbox_agent.engine.project.content import block_part
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.inputs import Inputs
-from sandbox_agent.engine.project.parts import block_part
+from sandbox_agent.engine.project.open_requests import Asks
 from sandbox_agent.engine.project.questions import read_question
 from sandbox_agent.engine.project.read import Envelope, members, read_chunk, read_envelope, value
 from sandbox_agent.engine.project.restores import Calls

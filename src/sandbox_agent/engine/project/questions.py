@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-from sandbox_agent.engine.project.parts import to_json
+from sandbox_agent.engine.project.content import to_json
 from sandbox_agent.wire.members import elements, members
 
 __all__ = ["Question", "read_answer", "read_question"]

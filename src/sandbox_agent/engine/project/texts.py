@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from sandbox_agent.engine.project.content import is_replay
 from sandbox_agent.engine.project.emit import Emitter
-from sandbox_agent.engine.project.parts import is_replay
 from sandbox_agent.engine.project.state import OpenText, State
 from sandbox_agent.wire.universal import (
     ContentPart,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import Any, cast
 
+from sandbox_agent.engine.project.content import block_part, location_refs, output_text, to_json
 from sandbox_agent.engine.project.diffs import unified_diff
 from sandbox_agent.engine.project.emit import Emitter
-from sandbox_agent.engine.project.parts import block_part, location_refs, output_text, to_json
 from sandbox_agent.engine.project.state import DoneTool, OpenTool, State
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.wire import acp

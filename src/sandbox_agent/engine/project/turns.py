@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from sandbox_agent.engine.project.asks import Asks
+from sandbox_agent.engine.project.content import parts_text, prompt_parts
 from sandbox_agent.engine.project.emit import Emitter
-from sandbox_agent.engine.project.parts import parts_text, prompt_parts
+from sandbox_agent.engine.project.open_requests import Asks
 from sandbox_agent.engine.project.state import State, Turn
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools

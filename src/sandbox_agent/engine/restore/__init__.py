@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sandbox_agent.engine.restore.frame import CLOSING, OPENING, is_replay_title
 from sandbox_agent.engine.restore.ladder import AskOptions, Call, Ladder, Outcome, Plan, native_methods
-from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES, Retelling
+from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES, Retelling
+from sandbox_agent.engine.restore.replay_check import Told
 from sandbox_agent.engine.restore.steps import ReadNewest, Refusal
 from sandbox_agent.engine.restore.text import Replay, build_replay
-from sandbox_agent.engine.restore.told import Told
 from sandbox_agent.engine.restore.window import EVENTS_PER_ENTRY
 
 __all__ = [

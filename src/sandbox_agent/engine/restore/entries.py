@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from sandbox_agent.engine.restore.frame import PEER_OPENING, without_replay
-from sandbox_agent.engine.restore.retelling import OPENING_METHODS, Retelling
+from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, Retelling
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.records import SessionEvent

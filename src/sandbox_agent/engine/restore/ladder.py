@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES
+from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
 from sandbox_agent.engine.restore.settings import SettingsAgain
 from sandbox_agent.engine.restore.steps import AskOptions, Call, ReadNewest, Step
 from sandbox_agent.engine.restore.text import Replay, build_replay, needs_older

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sandbox_agent.engine.restore.told import Told
+from sandbox_agent.engine.restore.replay_check import Told
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["AskOptions", "Call", "ReadNewest", "Refusal", "Step"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sandbox_agent.engine.restore.retelling import PRESENT_UPDATES
+from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent

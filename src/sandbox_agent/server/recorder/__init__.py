@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox_agent.server.recorder.live import LiveSession
+from sandbox_agent.server.recorder.published_session import LiveSession
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.recorder.tap import Tap
 

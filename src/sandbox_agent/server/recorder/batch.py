@@ -11,7 +11,7 @@ from sandbox_agent.engine.sse import encode_messages
 from sandbox_agent.persist.store import Changes, SessionRow
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.live import LiveSession
+    from sandbox_agent.server.recorder.published_session import LiveSession
 
 __all__ = ["Batch", "News"]
 

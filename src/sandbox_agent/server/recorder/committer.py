@@ -12,7 +12,7 @@ import anyio
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionStore
 from sandbox_agent.server.recorder.batch import Batch, News
-from sandbox_agent.server.recorder.live import LiveSession
+from sandbox_agent.server.recorder.published_session import LiveSession
 
 __all__ = ["RETRY_SECONDS", "Committer"]
 

@@ -17,18 +17,18 @@ import anyio
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError, SessionAlreadyExistsError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionRow, SessionStore
-from sandbox_agent.server.missing import no_session
+from sandbox_agent.server.http.missing import no_session
 from sandbox_agent.server.recorder.batch import Batch
 from sandbox_agent.server.recorder.committer import Committer
-from sandbox_agent.server.recorder.fold import Fold
 from sandbox_agent.server.recorder.intake import Intake, Job
-from sandbox_agent.server.recorder.live import LiveSession, TailMemory
-from sandbox_agent.server.recorder.loading import load
 from sandbox_agent.server.recorder.naming import started_metadata
 from sandbox_agent.server.recorder.pace import Pace
+from sandbox_agent.server.recorder.projection import Fold
+from sandbox_agent.server.recorder.published_session import LiveSession, TailMemory
+from sandbox_agent.server.recorder.reload import load
 from sandbox_agent.server.recorder.tap import Tap
 from sandbox_agent.server.recorder.worker import Worker
-from sandbox_agent.server.viewers import KEEPALIVE_SECONDS
+from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["Recorder"]

@@ -9,7 +9,7 @@ from sandbox_agent.engine.route import Router
 from sandbox_agent.server.recorder.intake import Entry, Intake
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.live import LiveSession
+    from sandbox_agent.server.recorder.published_session import LiveSession
 
 __all__ = ["Tap"]
 

@@ -17,9 +17,9 @@ from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
 from sandbox_agent.persist.store.rows import NO_SESSION
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
 from sandbox_agent.server.recorder.intake import Entry, Intake
-from sandbox_agent.server.recorder.live import LiveSession
 from sandbox_agent.server.recorder.naming import session_name
 from sandbox_agent.server.recorder.pace import Pace
+from sandbox_agent.server.recorder.published_session import LiveSession
 from sandbox_agent.server.recorder.rows import turn_id_of
 from sandbox_agent.server.recorder.tap import Tap
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent

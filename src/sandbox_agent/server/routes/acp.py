@@ -20,8 +20,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.event_stream import EventStream
-from sandbox_agent.server.operations import (
+from sandbox_agent.server.http.operations import (
     Answer,
     Operation,
     Parameter,
@@ -32,7 +31,8 @@ from sandbox_agent.server.operations import (
     text,
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
-from sandbox_agent.server.viewers import Viewer
+from sandbox_agent.server.streams.response import EventStream
+from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 

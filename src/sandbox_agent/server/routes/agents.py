@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.errors import InvalidRequestError, UnsupportedAgentError
-from sandbox_agent.server.agent_options import models_of, modes_of
-from sandbox_agent.server.operations import Answer, Operation, Parameter, flag
+from sandbox_agent.server.agents.agent_options import models_of, modes_of
+from sandbox_agent.server.http.operations import Answer, Operation, Parameter, flag
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import AgentInfo, AgentListResponse
 from sandbox_agent.wire.sessions import AgentModelsResponse, AgentModesResponse

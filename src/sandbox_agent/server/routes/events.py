@@ -12,9 +12,8 @@ from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import GoneError, InvalidRequestError, ServerSessionNotFoundError, StreamError
 from sandbox_agent.persist.store.rows import EventRow, SessionRow
-from sandbox_agent.server.event_schema import EVENT_DATA_TYPES
-from sandbox_agent.server.event_stream import EVENT_STREAM, EventStream
-from sandbox_agent.server.operations import (
+from sandbox_agent.server.http.event_schema import EVENT_DATA_TYPES
+from sandbox_agent.server.http.operations import (
     MAX_NUMBER,
     Answer,
     Operation,
@@ -23,7 +22,7 @@ from sandbox_agent.server.operations import (
     header,
     number,
 )
-from sandbox_agent.server.routes.session_parts import (
+from sandbox_agent.server.routes.session_helpers import (
     EVENT_STREAM_SCHEMA,
     INCLUDE_RAW,
     SESSION_ID,
@@ -31,9 +30,10 @@ from sandbox_agent.server.routes.session_parts import (
     include_raw,
     session_id_of,
 )
-from sandbox_agent.server.session_views import RawView
 from sandbox_agent.server.state import JsonResponse, state_of
-from sandbox_agent.server.viewers import Viewer
+from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
+from sandbox_agent.server.streams.session_views import RawView
+from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.jsonrpc import dumps
 
 __all__ = ["OPERATIONS"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox_agent.server.operations import Answer, Operation
+from sandbox_agent.server.http.operations import Answer, Operation
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.store import trouble_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse

@@ -16,8 +16,8 @@ from sandbox_agent.errors import (
     StreamError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.operations import Answer, Operation, Parameter, read_json
-from sandbox_agent.server.routes.session_parts import (
+from sandbox_agent.server.http.operations import Answer, Operation, Parameter, read_json
+from sandbox_agent.server.routes.session_helpers import (
     CLIENT,
     SESSION_ID,
     client_of,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.errors import InvalidRequestError, StreamError
-from sandbox_agent.server.operations import MAX_NUMBER, Answer, Operation, Parameter, number, text
+from sandbox_agent.server.http.operations import MAX_NUMBER, Answer, Operation, Parameter, number, text
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.sessions import SearchHit, SearchResponse
 

@@ -21,8 +21,8 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.operations import Answer, Operation, Parameter, number, read_json, text
-from sandbox_agent.server.routes.session_parts import SESSION_ID, found_row, session_id_of, session_info
+from sandbox_agent.server.http.operations import Answer, Operation, Parameter, number, read_json, text
+from sandbox_agent.server.routes.session_helpers import SESSION_ID, found_row, session_id_of, session_info
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.transcripts import FORMATS, export
 from sandbox_agent.wire.sessions import (

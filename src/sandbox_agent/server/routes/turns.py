@@ -23,18 +23,18 @@ from sandbox_agent.errors import (
     UnsupportedMediaTypeError,
 )
 from sandbox_agent.persist.store.rows import TurnRow
-from sandbox_agent.server.event_stream import EVENT_STREAM, EventStream
-from sandbox_agent.server.operations import Answer, Operation, Parameter, header, read_json
-from sandbox_agent.server.routes.session_parts import (
+from sandbox_agent.server.http.operations import Answer, Operation, Parameter, header, read_json
+from sandbox_agent.server.routes.session_helpers import (
     EVENT_STREAM_SCHEMA,
     INCLUDE_RAW,
     SESSION_ID,
     include_raw,
     session_id_of,
 )
-from sandbox_agent.server.session_views import TurnView
 from sandbox_agent.server.state import state_of
-from sandbox_agent.server.viewers import Viewer
+from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
+from sandbox_agent.server.streams.session_views import TurnView
+from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.sessions import MessageRequest
 
 __all__ = ["OPERATIONS", "TURN_HEADER"]

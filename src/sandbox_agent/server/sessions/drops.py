@@ -8,10 +8,10 @@ import anyio
 
 from sandbox_agent.errors import PersistError, ProblemError, SandboxAgentError
 from sandbox_agent.persist.store import TurnRow
-from sandbox_agent.server.sessions.parts import Parts
+from sandbox_agent.server.sessions.context import Parts
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.live import LiveSession
+    from sandbox_agent.server.recorder.published_session import LiveSession
 
 __all__ = ["drop_turn", "settle"]
 

@@ -13,7 +13,7 @@ import msgspec
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.store import SessionRow
-from sandbox_agent.server.sessions.policies import check_policy
+from sandbox_agent.server.permissions.policies import check_policy
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.sessions import CreateSessionRequest
 

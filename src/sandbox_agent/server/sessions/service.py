@@ -18,16 +18,16 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
-from sandbox_agent.server.bridge import Bridge
-from sandbox_agent.server.sessions.link import answer
-from sandbox_agent.server.sessions.making import make_session
-from sandbox_agent.server.sessions.managed import ManagedSession
-from sandbox_agent.server.sessions.parts import Parts
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.sessions.agent_client import answer
+from sandbox_agent.server.sessions.context import Parts
+from sandbox_agent.server.sessions.create import make_session
+from sandbox_agent.server.sessions.driven_session import ManagedSession
 from sandbox_agent.server.sessions.requests import check_create, check_prompt
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.connection import AgentConnection
+    from sandbox_agent.server.agents.connection import AgentConnection
     from sandbox_agent.server.recorder.recorder import Recorder
 
 __all__ = ["Sessions"]

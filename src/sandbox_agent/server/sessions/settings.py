@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sandbox_agent.engine import config_options as options_of
 from sandbox_agent.errors import AcpRpcError, InvalidRequestError, ModeNotSupportedError, ProblemError
-from sandbox_agent.server.sessions.link import METHOD_NOT_FOUND, AgentLink, refused
+from sandbox_agent.server.sessions.agent_client import METHOD_NOT_FOUND, AgentLink, refused
 
 __all__ = ["MODE", "MODEL", "VARIANT", "AgentSettings"]
 

@@ -1,0 +1,3 @@
+"""The client of the server's own sessions (``sdk.sessions``)."""
+
+from __future__ import annotations

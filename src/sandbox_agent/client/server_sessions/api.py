@@ -1,0 +1,378 @@
+"""``sdk.sessions``: the sessions that the server itself keeps and drives (seed 000)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.http import Http
+from sandbox_agent.client.server_sessions.calls import SessionCalls, session_path
+from sandbox_agent.client.server_sessions.follow import follow
+from sandbox_agent.client.server_sessions.mirror import mirror
+from sandbox_agent.client.server_sessions.models import (
+    EventPage,
+    Message,
+    Moment,
+    decode,
+    flag,
+    message_body,
+    milliseconds,
+    new_key,
+    read_page,
+)
+from sandbox_agent.client.server_sessions.turn import TURN_HEADER, stream_turn
+from sandbox_agent.client.sinks.base import EventSink
+from sandbox_agent.engine.permissions import PermissionReply
+from sandbox_agent.wire.records import ListPage
+from sandbox_agent.wire.sessions import (
+    CreateSessionRequest,
+    CreateSessionResponse,
+    PendingPermission,
+    PermissionListResponse,
+    PermissionRule,
+    SearchResponse,
+    SessionInfo,
+    SessionListResponse,
+)
+from sandbox_agent.wire.universal import UniversalEvent
+
+__all__ = ["ExportFormat", "ServerSessions"]
+
+ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
+CLIENT_HEADER = "Sandbox-Agent-Client"
+# Sessions a page of ``iterate``.
+PAGE = 100
+_Pending: TypeAlias = list[PendingPermission]
+
+
+class ServerSessions:
+    """The server's sessions: they live on the server and outlive every client; reached as ``sdk.sessions``.
+
+    Calls that do no harm twice (reading, ``post_message``, ``stream_turn``) are tried again by themselves
+    while the server is away. The others raise ConnectionLostError where no answer came; whether they were
+    done is then unknown. All raise TokenInvalidError and, for a session that is not there,
+    ServerSessionNotFoundError.
+    """
+
+    def __init__(self, http: Http, gate: HealthGate) -> None:
+        self._calls = SessionCalls(http, gate)
+
+    async def create(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        *,
+        agent: str,
+        agent_mode: str | None = None,
+        permission_mode: str | None = None,
+        model: str | None = None,
+        variant: str | None = None,
+        directory: str | None = None,
+        title: str | None = None,
+        mcp_servers: Sequence[Mapping[str, Any]] | None = None,
+        permission_rules: Sequence[PermissionRule] | None = None,
+        permission_timeout_seconds: float | None = None,
+    ) -> CreateSessionResponse:
+        """Make a session.
+
+        Args:
+            id: its name, yours to choose.
+            agent: which agent ("claude", "codex", …).
+            agent_mode: the agent's mode.
+            permission_mode: "ask", "allow" or "reject".
+            model: the model's id.
+            variant: the model's variant, the agent's thought level.
+            directory: where the agent works; default: the server's own folder.
+            title: for people.
+            mcp_servers: as ACP has them.
+            permission_rules: looked at before ``permission_mode``; the first that fits decides.
+            permission_timeout_seconds: a request that nobody answers in this time is rejected.
+
+        Returns:
+            The agent's own id of it; ``healthy`` is true, for what fails raises and makes no session.
+
+        Raises:
+            SessionAlreadyExistsError: there is one of that name.
+            UnsupportedAgentError: the server knows no such agent.
+            ModeNotSupportedError: the agent has no such mode.
+            InvalidRequestError: a value is none.
+        """
+        request = CreateSessionRequest(
+            agent=agent,
+            agent_mode=agent_mode,
+            permission_mode=permission_mode,
+            model=model,
+            variant=variant,
+            directory=directory,
+            title=title,
+            mcp_servers=None if mcp_servers is None else [dict(server) for server in mcp_servers],
+            permission_rules=None if permission_rules is None else list(permission_rules),
+            permission_timeout_seconds=permission_timeout_seconds,
+        )
+        path = session_path(id)
+        answer = await self._calls.once("POST", path, body=msgspec.to_builtins(request))
+        return decode(answer, CreateSessionResponse, f"POST {path}")
+
+    async def get(self, id: str) -> SessionInfo:  # noqa: A002 - the contract's name
+        """Return one session, with its newest turns and what they cost."""
+        path = session_path(id)
+        return decode(await self._calls.until_answered("GET", path), SessionInfo, f"GET {path}")
+
+    async def list(self, *, limit: int | None = None, cursor: str | None = None) -> ListPage[SessionInfo]:
+        """Return a page of the sessions, newest first; those that an SDK drives are ``managed=False``.
+
+        Raises:
+            InvalidRequestError: the cursor is none.
+        """
+        params = {"limit": None if limit is None else str(limit), "cursor": cursor}
+        content = await self._calls.until_answered("GET", "/v1/sessions", params=params)
+        answer = decode(content, SessionListResponse, "GET /v1/sessions")
+        return ListPage(answer.sessions, answer.next_cursor)
+
+    async def iterate(self) -> AsyncGenerator[SessionInfo]:
+        """Iterate over all sessions, newest first."""
+        cursor: str | None = None
+        while True:
+            page = await self.list(limit=PAGE, cursor=cursor)
+            for session in page.items:
+                yield session
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def post_message(self, id: str, message: Message, *, idempotency_key: str | None = None) -> str:  # noqa: A002
+        """Send a message and return the id of its turn, once the server has stored it.
+
+        The turn runs when those before it have ended: ``turn.*`` events and ``get(id).turns`` name it.
+
+        Args:
+            id: the session.
+            message: a text, or ACP content blocks.
+            idempotency_key: the same key never sends twice, also after a restart; None makes one.
+
+        Raises:
+            ConflictError: too many messages wait, the session has ended, or the key was used for another
+                message.
+        """
+        key = idempotency_key or new_key()
+        answer = await self._calls.until_answered(
+            "POST",
+            session_path(id, "messages"),
+            body=message_body(message),
+            headers={"Idempotency-Key": key},
+        )
+        return answer.headers.get(TURN_HEADER, "")
+
+    def stream_turn(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        message: Message,
+        *,
+        include_raw: bool = False,
+        idempotency_key: str | None = None,
+    ) -> AsyncGenerator[UniversalEvent]:
+        """Send a message and iterate over the events of its turn, each once, until it ended.
+
+        A connection that is lost is made again, and the message is sent once. A turn that was running when
+        the server died ends as interrupted. Leaving the loop does not cancel the turn.
+
+        Args:
+            id: the session.
+            message: a text, or ACP content blocks.
+            include_raw: with the ACP envelope that each event was made from.
+            idempotency_key: of a message that was sent before: its turn is found again.
+
+        Raises:
+            ConflictError: as ``post_message``.
+            ConnectionLostError: the server could not be reached any more.
+        """
+        return stream_turn(self._calls, id, message, include_raw=include_raw, idempotency_key=idempotency_key)
+
+    async def stream_events(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        *,
+        offset: int = 0,
+        include_raw: bool = False,
+        allow_gaps: bool = False,
+    ) -> AsyncGenerator[UniversalEvent]:
+        """Iterate over the events with a sequence above ``offset``: those stored, then live ones, each once.
+
+        It survives lost connections and restarts of the server, and ends behind ``session.ended``.
+
+        Args:
+            id: the session.
+            offset: the sequence of the last event that you have.
+            include_raw: with the ACP envelope that each event was made from.
+            allow_gaps: go on behind events that retention has erased, instead of raising.
+
+        Raises:
+            GoneError: events that come next are erased (``extensions``: missingFrom, missingTo), or the
+                session has fewer events than ``offset``: it is another one of that name.
+            ConnectionLostError: the server could not be reached any more.
+        """
+        batches = follow(self._calls, id, offset=offset, include_raw=include_raw, allow_gaps=allow_gaps)
+        async with aclosing(batches):
+            async for events in batches:
+                for event in events:
+                    yield event
+
+    async def get_events(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        *,
+        offset: int | None = 0,
+        limit: int | None = None,
+        include_raw: bool = False,
+    ) -> EventPage:
+        """Return events with a sequence above ``offset``; with None from the oldest that is there.
+
+        Raises:
+            GoneError: as ``stream_events``.
+        """
+        path = session_path(id, "events")
+        params = {
+            "offset": None if offset is None else str(offset),
+            "limit": None if limit is None else str(limit),
+            "include_raw": flag(include_raw),
+        }
+        return read_page(await self._calls.until_answered("GET", path, params=params), f"GET {path}")
+
+    async def reply_permission(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        permission_id: str,
+        reply: PermissionReply,
+        *,
+        by: str | None = None,
+    ) -> None:
+        """Answer a permission request; the first answer counts.
+
+        Args:
+            id: the session.
+            permission_id: as in ``permission.requested``, or in ``permissions()``.
+            reply: "once", "always" or "reject".
+            by: who answers, for the log.
+
+        Raises:
+            ConflictError: it has been answered.
+            NotFoundError: there is no such request.
+        """
+        await self._answer(session_path(id, "permissions", permission_id, "reply"), {"reply": reply}, by)
+
+    async def reply_question(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        question_id: str,
+        answers: Sequence[Sequence[str]],
+        *,
+        by: str | None = None,
+    ) -> None:
+        """Answer a question: for each of its questions the chosen options; errors as ``reply_permission``."""
+        body = {"answers": [[*chosen] for chosen in answers]}
+        await self._answer(session_path(id, "questions", question_id, "reply"), body, by)
+
+    async def reject_question(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        question_id: str,
+        *,
+        by: str | None = None,
+    ) -> None:
+        """Refuse to answer a question; errors as ``reply_permission``."""
+        await self._answer(session_path(id, "questions", question_id, "reject"), None, by)
+
+    async def _answer(self, path: str, body: object, by: str | None) -> None:
+        await self._calls.once("POST", path, body=body, headers={CLIENT_HEADER: by} if by else None)
+
+    async def cancel(self, id: str) -> None:  # noqa: A002 - the contract's name
+        """Stop the turn that runs; the session stays."""
+        await self._calls.once("POST", session_path(id, "cancel"))
+
+    async def terminate(self, id: str) -> None:  # noqa: A002 - the contract's name
+        """End the session and its agent; its history stays."""
+        await self._calls.once("POST", session_path(id, "terminate"))
+
+    async def delete(self, id: str) -> None:  # noqa: A002 - the contract's name
+        """Erase the session with its history."""
+        await self._calls.once("DELETE", session_path(id))
+
+    async def export(self, id: str, *, format: ExportFormat = "jsonl") -> bytes:  # noqa: A002
+        """Return the whole session as a document: events one a line, Markdown, or one HTML page."""
+        answer = await self._calls.until_answered(
+            "GET", session_path(id, "export"), params={"format": format}, headers={"Accept": "*/*"}
+        )
+        return answer.content
+
+    async def search(
+        self,
+        q: str,
+        *,
+        agent: str | None = None,
+        session_id: str | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+    ) -> SearchResponse:
+        """Search the text, tool titles and tool output of all sessions.
+
+        Args:
+            q: words, all of which must be found, and "phrases".
+            agent: only its sessions.
+            session_id: only this session.
+            since: not before (a datetime, or milliseconds since the epoch).
+            until: before.
+            limit: how many hits at most, 100 or fewer.
+            offset: how many of the best hits are left out: those that you have.
+
+        Returns:
+            The hits, best first, and whether there are more.
+        """
+        params = {
+            "q": q,
+            "agent": agent,
+            "session": session_id,
+            "since": milliseconds(since),
+            "until": milliseconds(until),
+            "limit": None if limit is None else str(limit),
+            "offset": None if offset is None else str(offset),
+        }
+        content = await self._calls.until_answered("GET", "/v1/search", params=params)
+        return decode(content, SearchResponse, "GET /v1/search")
+
+    async def permissions(self) -> _Pending:
+        """Return what waits for an answer in any session, oldest first: permissions and questions."""
+        content = await self._calls.until_answered("GET", "/v1/permissions")
+        return decode(content, PermissionListResponse, "GET /v1/permissions").permissions
+
+    async def mirror(
+        self,
+        id: str,  # noqa: A002 - the contract's name
+        *,
+        into: EventSink,
+        include_raw: bool = False,
+        allow_gaps: bool = False,
+    ) -> int:
+        """Copy a session's events into a sink, each once and in order, until the session has ended.
+
+        It goes on from the last event that the sink has, and survives lost connections and restarts of the
+        server; after a restart of your program call it again. Cancel it to stop before.
+
+        Args:
+            id: the session.
+            into: where to.
+            include_raw: with the ACP envelope that each event was made from.
+            allow_gaps: as ``stream_events``; the sink has to allow them, too.
+
+        Returns:
+            The sequence of the last event in the sink.
+
+        Raises:
+            PersistError: the SQLite sink failed; another sink raises what it likes.
+            GoneError: as ``stream_events``, like ConnectionLostError.
+        """
+        return await mirror(self._calls, id, into, include_raw=include_raw, allow_gaps=allow_gaps)

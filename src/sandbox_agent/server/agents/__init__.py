@@ -1,0 +1,3 @@
+"""Agent processes behind server ids: start, connection, feed, spill."""
+
+from __future__ import annotations

@@ -1,0 +1,218 @@
+"""Server ids and the agents behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.abc
+
+from sandbox_agent.agents.launch import resolve
+from sandbox_agent.agents.quirks import adapt
+from sandbox_agent.errors import (
+    ConflictError,
+    InvalidRequestError,
+    ServerSessionNotFoundError,
+    StreamError,
+)
+from sandbox_agent.runtime.process import Process, SpawnError
+from sandbox_agent.runtime.warden import Warden
+from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.recorder import Recorder
+
+__all__ = ["Bridge"]
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
+
+# Connections whose agent has ended stay readable; the oldest make room beyond this many.
+MAX_ENDED = 256
+# An agent that has the server's token could answer its own permission requests.
+SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGENT_STORE_KEY"})
+
+
+class Bridge:
+    """All connections of a server; run() owns their tasks.
+
+    Args:
+        spiller: keeps all feeds within their memory.
+        request_timeout: seconds for requests other than session/prompt.
+        recorder: is told everything that passes on connections with a server id.
+    """
+
+    def __init__(self, spiller: Spiller, *, request_timeout: float, recorder: Recorder | None = None) -> None:
+        self.spiller = spiller
+        self._recorder = recorder
+        self._timeout = request_timeout
+        self._tag = uuid.uuid4().hex
+        self._warden = Warden(self._tag)
+        self._connections: dict[str, AgentConnection] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._closing = False
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[Bridge]:
+        """Serve while the context lasts; at its end no agent is left."""
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._keep_alive)
+            try:
+                yield self
+            finally:
+                with anyio.CancelScope(shield=True):  # bounded: each stop() walks a timed ladder
+                    await self.close()
+                self._tasks.cancel_scope.cancel()
+        self._tasks = None
+
+    def live(self) -> list[AgentConnection]:
+        """Return the connections whose agent runs, oldest first."""
+        return [connection for connection in self._connections.values() if connection.alive]
+
+    def get(self, server_id: str) -> AgentConnection:
+        """Return the connection of that id, its agent running or ended.
+
+        Raises:
+            ServerSessionNotFoundError: there is none.
+        """
+        connection = self._connections.get(server_id)
+        if connection is None:
+            raise ServerSessionNotFoundError(f"session not found: {server_id}", sessionId=server_id)
+        return connection
+
+    def peek(self, server_id: str) -> AgentConnection | None:
+        """Return the connection of that id if its agent runs."""
+        connection = self._connections.get(server_id)
+        return connection if connection is not None and connection.alive else None
+
+    def by_epoch(self, epoch: str) -> AgentConnection | None:
+        """Return the connection of that feed if its agent runs."""
+        return next(
+            (each for each in self._connections.values() if each.feed.epoch == epoch and each.alive), None
+        )
+
+    async def open(self, server_id: str, agent: str | None) -> AgentConnection:
+        """Return the connection of that id; start the agent where the id is new or its agent ended.
+
+        Raises:
+            InvalidRequestError: the id is new and no agent is named.
+            ConflictError: the id belongs to another agent.
+            UnsupportedAgentError: no such agent.
+            AgentNotInstalledError: it isn't installed.
+            StreamError: it can't be started.
+        """
+        connection = self._connections.get(server_id)
+        if connection is None or (agent is not None and not connection.alive):
+            async with self._lock(server_id):
+                connection = self._connections.get(server_id)
+                if connection is None or (agent is not None and not connection.alive):
+                    connection = await self._start(server_id, agent)
+        if agent is not None and agent != connection.agent:
+            raise ConflictError(
+                f"conflict: server '{server_id}' already exists for agent '{connection.agent}'; "
+                f"requested '{agent}'"
+            )
+        return connection
+
+    async def delete(self, server_id: str) -> None:
+        """End the connection of that id, its agent and its viewers; nothing happens where there is none."""
+        async with self._lock(server_id):
+            connection = self._connections.get(server_id)
+            if connection is not None:
+                await connection.close()
+                del self._connections[server_id]
+
+    @asynccontextmanager
+    async def private(self, agent: str) -> AsyncGenerator[AgentConnection]:
+        """Start an agent under no server id, for a question of the server's own, and end it."""
+        connection = await self._spawn(f"private-{uuid.uuid4().hex}", agent, None)
+        try:
+            yield connection
+        finally:
+            with anyio.CancelScope(shield=True):  # bounded: close() walks a timed ladder
+                await connection.close()
+
+    async def close(self) -> None:
+        """End all connections."""
+        self._closing = True
+        async with anyio.create_task_group() as tasks:
+            for server_id in list(self._connections):
+                tasks.start_soon(self.delete, server_id)
+        await self._warden.close()
+
+    def _lock(self, server_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(server_id, asyncio.Lock())
+
+    async def _start(self, server_id: str, agent: str | None) -> AgentConnection:
+        if agent is None:
+            raise InvalidRequestError(
+                "invalid request: missing required 'agent' query parameter for first POST to "
+                f"/v1/acp/{server_id}"
+            )
+        connection = await self._spawn(server_id, agent, self._recorder)
+        former = self._connections.pop(server_id, None)
+        self._connections[server_id] = connection
+        if former is not None:
+            await former.close()
+        await self._make_room()
+        return connection
+
+    async def _spawn(self, server_id: str, agent: str, recorder: Recorder | None) -> AgentConnection:
+        if self._tasks is None or self._closing:
+            raise StreamError("stream error: the server is shutting down")
+        launch = resolve(agent)
+        try:
+            await self._warden.ready()  # first: from here on a killed server leaves nobody behind
+            process = await Process.spawn(
+                launch.argv, env=launch.env, without=SECRETS, cwd=launch.cwd, tag_prefix=self._tag
+            )
+        except SpawnError as error:
+            raise StreamError(f"stream error: {error}", agent=agent) from error
+        except OSError as error:
+            raise StreamError(f"stream error: can't start {agent}: {error.strerror}", agent=agent) from error
+        connection = AgentConnection(
+            server_id,
+            agent,
+            process,
+            self.spiller,
+            request_timeout=self._timeout,
+            adapt=lambda method, envelope: adapt(agent, method, envelope),
+            recorder=recorder,
+        )
+        self._tasks.start_soon(self._run, connection, process.pid)
+        return connection
+
+    async def _run(self, connection: AgentConnection, group: int) -> None:
+        try:
+            await self._warden.watch(group)
+        except OSError:
+            logger.exception("no warden: should this server be killed, its agents may outlive it")
+        logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
+        try:
+            await connection.run()
+        finally:
+            await self._warden.release(group)
+        await self.spiller.relieve()  # its own reading was cut off, maybe while the store refused
+        logger.info("agent %s ended for %s", connection.agent, connection.server_id)
+
+    async def _make_room(self) -> None:
+        ended = [connection for connection in self._connections.values() if not connection.alive]
+        for connection in ended[: max(0, len(ended) - MAX_ENDED)]:
+            # one that was closed before it may have a successor by now
+            if self._connections.get(connection.server_id) is connection:
+                del self._connections[connection.server_id]
+                await connection.close()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await anyio.sleep(KEEPALIVE_SECONDS)
+            for connection in list(self._connections.values()):
+                connection.bell.tick()

@@ -1,0 +1,118 @@
+"""The agents of this machine: what the catalogue says, and what they say themselves."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any, cast
+
+import anyio
+
+from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.info import agent_info
+from sandbox_agent.agents.launch import agent_ids
+from sandbox_agent.engine.correlate import UNNAMED
+from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
+from sandbox_agent.wire.jsonrpc import dumps, loads, read_head
+
+__all__ = ["Directory"]
+
+# An agent that takes longer to say its options is reported with an error instead.
+PROBE_SECONDS = 20.0
+
+
+class Directory:
+    """Answers what agents exist; asks an installed one for its options once.
+
+    Args:
+        bridge: starts agents, and knows which ones run.
+    """
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._options: dict[str, list[dict[str, Any]]] = {}
+        self._locks: dict[str, anyio.Lock] = {}
+
+    async def list(self, *, config: bool, no_cache: bool) -> list[AgentInfo]:
+        """Return all agents; see get()."""
+        ids = agent_ids()
+        found: dict[str, AgentInfo] = {}
+
+        async def look(agent: str) -> None:
+            found[agent] = await self.get(agent, config=config, no_cache=no_cache)
+
+        async with anyio.create_task_group() as tasks:
+            for agent in ids:
+                tasks.start_soon(look, agent)
+        return [found[agent] for agent in ids]
+
+    async def get(self, agent: str, *, config: bool, no_cache: bool) -> AgentInfo:
+        """Return one agent.
+
+        Args:
+            agent: its id.
+            config: add its config options, asked from it where it is installed, else the catalogue's.
+            no_cache: ask again.
+
+        Raises:
+            UnsupportedAgentError: there is no agent of that id.
+        """
+        info = agent_info(agent)
+        if config and info.installed:
+            try:
+                info.config_options = await self._ask(agent, no_cache=no_cache)
+            except SandboxAgentError as error:
+                info.config_error = str(error)
+        if config and info.config_options is None:
+            known = CATALOGUE.get(agent)
+            info.config_options = list(known.config_options) if known else []
+        info.server_status = self._status(agent)
+        return info
+
+    def _status(self, agent: str) -> ServerStatusInfo | None:
+        running = [each.uptime_ms for each in self._bridge.live() if each.agent == agent]
+        if not running:
+            return None
+        return ServerStatusInfo(status="running", uptime_ms=max(running))
+
+    async def _ask(self, agent: str, *, no_cache: bool) -> list[dict[str, Any]]:
+        async with self._locks.setdefault(agent, anyio.Lock()):
+            if no_cache or agent not in self._options:
+                self._options[agent] = await self._probe(agent)
+            return self._options[agent]
+
+    async def _probe(self, agent: str) -> list[dict[str, Any]]:
+        """Start the agent in an empty folder, open a session, and take its options."""
+        with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
+            async with self._bridge.private(agent) as connection:
+                try:
+                    with anyio.fail_after(PROBE_SECONDS):
+                        await _ask(connection, 1, "initialize", {"protocolVersion": 1})
+                        answer = await _ask(connection, 2, "session/new", {"cwd": folder, "mcpServers": []})
+                except TimeoutError:
+                    raise SandboxAgentError(
+                        f"{agent} did not open a session in {PROBE_SECONDS:g} s"
+                    ) from None
+        return _options(agent, loads(answer or b"{}"))
+
+
+def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the options in an answer to session/new, in which an agent may have written anything."""
+    error: Any = document.get("error")
+    if error is not None:
+        reason: Any = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
+        raise SandboxAgentError(f"{agent} refused to open a session: {reason}")
+    result: Any = document.get("result")
+    options: Any = cast("dict[str, Any]", result).get("configOptions") if isinstance(result, dict) else None
+    if not isinstance(options, list):
+        return []
+    return [each for each in cast("list[Any]", options) if isinstance(each, dict)]
+
+
+async def _ask(
+    connection: AgentConnection, request_id: int, method: str, params: dict[str, Any]
+) -> bytes | None:
+    request = dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    return await connection.send(UNNAMED, read_head(request), request)

@@ -1,0 +1,3 @@
+"""How a request reaches its route: dispatch, authentication, errors, OpenAPI, the fast path."""
+
+from __future__ import annotations

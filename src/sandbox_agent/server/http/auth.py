@@ -1,0 +1,50 @@
+"""The bearer token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Sequence
+from urllib.parse import parse_qs
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sandbox_agent.errors import TokenInvalidError
+from sandbox_agent.server.http.problems import problem_response
+
+__all__ = ["BearerAuth", "bearer_allows"]
+
+
+class BearerAuth:
+    """Middleware that lets through only requests with the token; WebSockets may put it in the query.
+
+    Args:
+        app: what it protects.
+        token: the token.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or self._allows(scope):
+            await self._app(scope, receive, send)
+            return
+        error = TokenInvalidError("token invalid: send the header 'Authorization: Bearer <token>'")
+        await problem_response(error)(scope, receive, send)
+
+    def _allows(self, scope: Scope) -> bool:
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        if scope["type"] == "websocket" and all(name != b"authorization" for name, _ in headers):
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
+            return hmac.compare_digest(given.encode(), self._token)
+        return bearer_allows(headers, self._token)
+
+
+def bearer_allows(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> bool:
+    """Whether the first Authorization header holds the token; compared in constant time."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, given = value.partition(b" ")
+            return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token)
+    return False

@@ -1,0 +1,67 @@
+"""Which requests may go the short way: envelopes for a live agent that ask for nothing special."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandbox_agent.engine.correlate import UNNAMED
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.http.auth import bearer_allows
+from sandbox_agent.server.routes.acp import CLIENT_NAME, RESERVED_CLIENTS
+
+__all__ = ["Express"]
+
+_PREFIX = b"/v1/acp/"
+# Larger bodies come in several reads, and their time is not spent on the way.
+_MAX_BODY_BYTES = 64 * 1024
+_JSON = b"application/json"
+# The headers that decide something, and the values that need no decision.
+_PLAIN: dict[bytes, Sequence[bytes]] = {
+    b"content-type": (_JSON,),
+    b"accept": (b"*/*", _JSON),
+    b"origin": (),
+    b"expect": (),
+    b"upgrade": (),
+    b"transfer-encoding": (),
+}
+
+
+class Express:
+    """Knows which requests may go the short way.
+
+    Args:
+        bridge: the connections.
+        token: the server's bearer token, if it has one.
+        max_body_bytes: the server's bound on a body.
+    """
+
+    def __init__(self, bridge: Bridge, token: str | None, max_body_bytes: int) -> None:
+        self._bridge = bridge
+        self._token = token.encode() if token is not None else None
+        self._limit = min(max_body_bytes, _MAX_BODY_BYTES)
+
+    def find(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[AgentConnection, str] | None:
+        """Return the connection that a POST goes to and its client's name; None for the long way."""
+        if not url.startswith(_PREFIX) or b"%" in url or b"?" in url:
+            return None
+        client = UNNAMED
+        seen = 0
+        for name, value in headers:
+            if name in _PLAIN:
+                if value not in _PLAIN[name]:
+                    return None
+                seen += name == b"content-type"
+            elif name == b"content-length":
+                if not value.isdigit() or int(value) > self._limit:
+                    return None
+            elif name == CLIENT_NAME:
+                if client is not UNNAMED:
+                    return None
+                client = value.decode("latin-1")
+                if client in RESERVED_CLIENTS:
+                    return None
+        if seen != 1 or (self._token is not None and not bearer_allows(headers, self._token)):
+            return None
+        connection = self._bridge.peek(url[len(_PREFIX) :].decode("latin-1"))
+        return None if connection is None else (connection, client or UNNAMED)

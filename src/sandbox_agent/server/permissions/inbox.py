@@ -1,0 +1,190 @@
+"""What agents ask and nobody has answered yet, over all sessions; the first answer wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from sandbox_agent.engine.permissions import PermissionReply, select_option
+from sandbox_agent.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedPermissionReplyError,
+)
+from sandbox_agent.persist.store.base import SessionStore
+from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
+from sandbox_agent.server.http.missing import no_session
+from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.sessions import PendingPermission
+
+__all__ = ["Answering", "Inbox", "asked_envelope", "asked_metadata", "asked_options"]
+
+# A list that a person looks at; more than that at once is no inbox any more.
+MAX_PENDING = 10_000
+_REPLY_OF_STATUS = {"accept": "once", "accept_for_session": "always"}
+
+
+class Answering(Protocol):
+    """Takes an answer to the agent that asked."""
+
+    async def answer(self, session_id: str, permission_id: str, result: dict[str, Any], by: str) -> bool:
+        """Answer; False where another answer was first."""
+        ...
+
+
+class Inbox:
+    """Lists what waits, and answers it.
+
+    Args:
+        store: where the requests are.
+        sessions: sends the answers.
+    """
+
+    def __init__(self, store: SessionStore, sessions: Answering) -> None:
+        self._store = store
+        self._sessions = sessions
+
+    async def pending(self) -> list[PendingPermission]:
+        """Return the permissions and questions that wait, oldest first."""
+        rows = await self._store.pending_permissions(limit=MAX_PENDING)
+        return [
+            PendingPermission(
+                session_id=session.session_id,
+                permission_id=row.permission_id,
+                kind=row.kind,
+                agent=session.agent,
+                action=row.action,
+                sequence=row.sequence,
+                requested_at=row.requested_at,
+                expires_at=row.expires_at,
+                metadata=asked_metadata(row),
+            )
+            for session, row in rows
+        ]
+
+    async def reply_permission(
+        self, session_id: str, permission_id: str, reply: PermissionReply, *, by: str
+    ) -> None:
+        """Answer a permission.
+
+        Args:
+            session_id: the session's name.
+            permission_id: as in permission.requested.
+            reply: "always" falls back to once, where nothing is offered for longer.
+            by: the client's name, or UNNAMED.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            NotFoundError: it has no such permission.
+            ConflictError: it has been answered; the extensions say by whom and how.
+            InvalidRequestError: the request offers no such reply.
+        """
+        session, row = await self._find(session_id, permission_id, "permission")
+        try:
+            result = select_option(permission_id, asked_options(row), reply)
+        except UnsupportedPermissionReplyError as error:
+            raise InvalidRequestError(
+                f"invalid request: {error}", availableReplies=error.available_replies
+            ) from None
+        await self._answer(session, row, result, by)
+
+    async def reply_question(
+        self, session_id: str, question_id: str, answers: Sequence[Sequence[str]], *, by: str
+    ) -> None:
+        """Answer a question: for each of its fields the chosen options.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            NotFoundError: it has no such question, or what was asked is not kept any more.
+            ConflictError: it has been answered.
+            InvalidRequestError: the answers don't fit the question.
+        """
+        session, row = await self._find(session_id, question_id, "question")
+        asked = await asked_envelope(self._store, row)
+        if not isinstance(asked.get("method"), str):
+            raise NotFoundError(f"not found: what question '{question_id}' asked is not kept any more")
+        result = answer_result(asked["method"], members(asked.get("params")), answers)
+        await self._answer(session, row, result, by)
+
+    async def reject_question(self, session_id: str, question_id: str, *, by: str) -> None:
+        """Say that the user does not answer a question.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            NotFoundError: it has no such question.
+            ConflictError: it has been answered.
+        """
+        session, row = await self._find(session_id, question_id, "question")
+        asked = await asked_envelope(self._store, row)
+        await self._answer(session, row, rejection_result(str(asked.get("method") or "")), by)
+
+    async def _find(
+        self, session_id: str, permission_id: str, kind: Literal["permission", "question"]
+    ) -> tuple[SessionRow, PermissionRow]:
+        session = await self._store.session(session_id)
+        if session is None:
+            raise no_session(session_id)
+        row = await self._store.permission(session.key, permission_id)
+        if row is None or row.kind != kind:
+            raise NotFoundError(f"not found: session '{session_id}' has no {kind} '{permission_id}'")
+        if row.answered is not None:
+            raise _answered(row)
+        return session, row
+
+    async def _answer(self, session: SessionRow, row: PermissionRow, result: dict[str, Any], by: str) -> None:
+        if not await self._sessions.answer(session.session_id, row.permission_id, result, by):
+            # who was first may not be in the store yet
+            found = await self._store.permission(session.key, row.permission_id)
+            raise _answered(found or row)
+
+
+def _answered(row: PermissionRow) -> ConflictError:
+    extensions: dict[str, Any] = {
+        "answeredBy": row.answered_by,
+        "answered": row.answered,
+        "answeredAt": row.answered_at,
+    }
+    if row.answered in {"reject", "rejected"} and not row.answered_by:
+        # an unnamed client, or nobody: what waits at the end of a turn is closed like this, too
+        return ConflictError(
+            f"conflict: {row.kind} '{row.permission_id}' was rejected, or its turn has ended: nobody waits "
+            "for it any more",
+            **extensions,
+        )
+    reply = _REPLY_OF_STATUS.get(row.answered or "", row.answered)
+    who = f" by '{row.answered_by}'" if row.answered_by else ""
+    how = f" with '{reply}'" if reply else ""
+    return ConflictError(
+        f"conflict: {row.kind} '{row.permission_id}' has already been answered{who}{how}",
+        **extensions,
+    )
+
+
+async def asked_envelope(store: SessionStore, row: PermissionRow) -> dict[str, Any]:
+    """Return the agent's request as it came; empty where it is not kept any more."""
+    events = await store.events(row.key, after=row.sequence - 1, limit=1, max_bytes=1, include_raw=True)
+    if not events or events[0].sequence != row.sequence:
+        return {}
+    return members(members(_loads(events[0].data)).get("raw"))
+
+
+def asked_metadata(row: PermissionRow) -> dict[str, Any]:
+    """Return the metadata of the event that asked: its options, kind, paths."""
+    data = members(_loads(row.metadata))
+    # the row keeps the event's data, in which a permission's own metadata is a member
+    return members(data.get("metadata")) or data
+
+
+def asked_options(row: PermissionRow) -> list[dict[str, Any]]:
+    """Return the options that a permission request offers."""
+    return [members(each) for each in elements(asked_metadata(row).get("options"))]
+
+
+def _loads(data: bytes) -> Any:
+    try:
+        return loads(data)
+    except InvalidEnvelopeError:
+        return None

@@ -1,0 +1,215 @@
+"""What a session's policy says to a permission request, and until when one may wait: pure decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from sandbox_agent.engine.permissions import PermissionReply, cancelled_outcome, select_option
+from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError, UnsupportedPermissionReplyError
+from sandbox_agent.persist.store.rows import SessionRow
+from sandbox_agent.server.permissions.globs import absolute, glob_matches
+from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
+
+__all__ = [
+    "MAX_RULES",
+    "PERMISSION_MODES",
+    "Policy",
+    "Verdict",
+    "asked_paths",
+    "check_policy",
+    "decide",
+    "expiry_of",
+    "policy_of",
+    "verdict_result",
+]
+
+Verdict = Literal["allow", "reject", "ask"]
+
+# A request's mode: its verdict for each tool kind, and for all others.
+PERMISSION_MODES: Mapping[str, tuple[Mapping[str, Verdict], Verdict]] = {
+    "": ({}, "ask"),
+    "ask": ({}, "ask"),
+    "default": ({}, "ask"),
+    "plan": ({}, "ask"),
+    "acceptEdits": ({"edit": "allow"}, "ask"),
+    "allow": ({}, "allow"),
+    "bypass": ({}, "allow"),
+    "reject": ({}, "reject"),
+}
+MAX_RULES = 1000
+_MAX_GLOB = 4096
+# Above a century a timeout means "never", and would only overflow clocks.
+_MAX_SECONDS = 3_153_600_000.0
+_KINDS = frozenset(
+    {"read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"}
+)
+# The members of a tool's input in which agents name files.
+_PATH_MEMBERS = (
+    "path",
+    "file_path",
+    "filePath",
+    "filepath",
+    "abs_path",
+    "absolute_path",
+    "target_file",
+    "notebook_path",
+    "source",
+    "destination",
+    "paths",
+    "files",
+)
+
+_REPLIES: Mapping[Verdict, Sequence[PermissionReply]] = {
+    "allow": ("once", "always"),
+    "reject": ("reject",),
+    "ask": (),
+}
+
+_settings = msgspec.json.Decoder(CreateSessionRequest)
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What a session was told to answer.
+
+    Attributes:
+        mode: one of PERMISSION_MODES.
+        rules: looked at before the mode; the first that matches counts.
+        directory: what relative paths and globs begin in.
+        timeout_seconds: how long a request may wait; None: for ever.
+    """
+
+    mode: str = ""
+    rules: Sequence[PermissionRule] = ()
+    directory: str | None = None
+    timeout_seconds: float | None = None
+
+
+def policy_of(row: SessionRow) -> Policy:
+    """Return a session's policy; one that the server does not drive asks."""
+    if row.settings is None:
+        return Policy()
+    try:
+        settings = _settings.decode(row.settings)
+    except msgspec.DecodeError:  # a newer version wrote what this one can't read: people decide
+        return Policy()
+    mode = row.permission_mode or settings.permission_mode or ""
+    return Policy(
+        mode if mode in PERMISSION_MODES else "",
+        tuple(settings.permission_rules or ()),
+        row.directory or settings.directory,
+        settings.permission_timeout_seconds,
+    )
+
+
+def check_policy(request: CreateSessionRequest) -> None:
+    """Check the policy that a session is to be made with.
+
+    Raises:
+        ModeNotSupportedError: there is no such permission mode.
+        InvalidRequestError: a rule or the timeout makes no sense.
+    """
+    mode = request.permission_mode or ""
+    if mode not in PERMISSION_MODES:
+        known = ", ".join(sorted(name for name in PERMISSION_MODES if name))
+        raise ModeNotSupportedError(f"mode not supported: permissionMode must be one of {known}")
+    rules = request.permission_rules or ()
+    if len(rules) > MAX_RULES:
+        raise InvalidRequestError(f"invalid request: there may be at most {MAX_RULES} permission rules")
+    for number, rule in enumerate(rules):
+        if rule.kind is not None and rule.kind not in _KINDS:
+            raise InvalidRequestError(
+                f"invalid request: permissionRules[{number}].kind must be one of {', '.join(sorted(_KINDS))}"
+            )
+        if rule.path is not None and not _is_glob(rule.path):
+            raise InvalidRequestError(
+                f"invalid request: permissionRules[{number}].path must be a glob of at most {_MAX_GLOB} "
+                "characters without '..'"
+            )
+    seconds = request.permission_timeout_seconds
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequestError("invalid request: permissionTimeoutSeconds must be a number above 0")
+
+
+def expiry_of(row: SessionRow, requested_at: int) -> int | None:
+    """Return when a request of the session expires, in milliseconds since the epoch; None: never."""
+    seconds = policy_of(row).timeout_seconds if row.settings is not None else None
+    if seconds is None or not 0 < seconds <= _MAX_SECONDS:
+        return None
+    return requested_at + max(round(seconds * 1000), 1)
+
+
+def decide(policy: Policy, kind: str | None, paths: Iterable[str]) -> Verdict:
+    """Return what the policy says.
+
+    A rule with a path allows (or leaves to people) a request only if all of its paths match, and rejects
+    it if any does; a request that names no path matches no such rule.
+
+    Args:
+        policy: the session's.
+        kind: the tool call's kind; None counts as "other".
+        paths: what it would touch.
+    """
+    kind = kind or "other"
+    touched = [absolute(path, policy.directory) for path in paths]
+    for rule in policy.rules:
+        if rule.kind is not None and rule.kind != kind:
+            continue
+        if rule.path is None or _touches(rule, rule.path, touched, policy.directory):
+            return rule.reply
+    by_kind, other = PERMISSION_MODES.get(policy.mode, PERMISSION_MODES[""])
+    return by_kind.get(kind, other)
+
+
+def _touches(rule: PermissionRule, glob: str, paths: Sequence[str], directory: str | None) -> bool:
+    matches = [glob_matches(glob, path, directory) for path in paths]
+    return any(matches) if rule.reply == "reject" else bool(matches) and all(matches)
+
+
+def asked_paths(metadata: Mapping[str, Any], tool_call: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the paths that a permission request is about, each once.
+
+    Args:
+        metadata: of the permission.requested event.
+        tool_call: ACP's, whose diffs the event does not name.
+    """
+    call = tool_call or {}
+    found = _strings(metadata.get("paths"))
+    for location in elements(call.get("locations")):
+        found += _strings(members(location).get("path"))
+    for content in elements(call.get("content")):
+        if members(content).get("type") == "diff":
+            found += _strings(members(content).get("path"))
+    for source in (metadata.get("raw_input"), call.get("rawInput")):
+        for name in _PATH_MEMBERS:
+            found += _strings(members(source).get(name))
+    return [path for path in dict.fromkeys(found) if path]
+
+
+def verdict_result(
+    permission_id: str, options: Sequence[Mapping[str, Any]], verdict: Verdict
+) -> dict[str, Any] | None:
+    """Return the result that answers a request so; None where people have to.
+
+    Nothing is allowed for longer than this once, unless that is all that can be allowed; where nothing can
+    be rejected the request is cancelled.
+    """
+    for reply in _REPLIES[verdict]:
+        try:
+            return select_option(permission_id, options, reply)
+        except UnsupportedPermissionReplyError:
+            continue
+    return cancelled_outcome() if verdict == "reject" else None
+
+
+def _is_glob(path: str) -> bool:
+    return 0 < len(path) <= _MAX_GLOB and ".." not in path.split("/") and path.isprintable()
+
+
+def _strings(value: object) -> list[str]:
+    values = [value] if isinstance(value, str) else elements(value)
+    return [each for each in values if isinstance(each, str)]

@@ -1,0 +1,251 @@
+"""One running agent that the server drives: its process, its handshake, its requests."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sandbox_agent.engine.handshake import auth_method, initialize_params
+from sandbox_agent.engine.project.questions import read_question
+from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
+from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.recorder.published_session import LiveSession
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
+from sandbox_agent.wire.members import members
+
+__all__ = ["CLIENT", "METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
+
+# What the server calls itself as a client of its agents.
+CLIENT = "session"
+METHOD_NOT_FOUND = -32601
+
+
+class AgentLink:
+    """An agent under a server id of its own; made by ``start``.
+
+    Attributes:
+        initialized: what the agent said about itself.
+        native_id: the agent's session, once there is one.
+    """
+
+    def __init__(self, bridge: Bridge, connection: AgentConnection, tasks: TaskGroup) -> None:
+        self.initialized: dict[str, Any] = {}
+        self.native_id: str = ""
+        self._bridge = bridge
+        self._connection = connection
+        self._tasks = tasks
+        self._numbers = itertools.count(1)
+        connection.on_request = self._asked
+
+    @classmethod
+    async def start(cls, bridge: Bridge, agent: str, tasks: TaskGroup) -> AgentLink:
+        """Start an agent, shake hands, and authenticate where that needs no user.
+
+        Args:
+            bridge: starts it.
+            agent: its id.
+            tasks: where what it asks of nobody is answered.
+
+        Raises:
+            ProblemError: it can't be started, or did not answer well in time; then it is gone again.
+        """
+        # Nobody else can have chosen this name: a client's connection is never taken for a session's.
+        server_id = f"session-{uuid.uuid4()}"
+        try:
+            link = cls(bridge, await bridge.open(server_id, agent), tasks)
+            await link._shake_hands()
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):  # bounded: a timed ladder
+                await bridge.delete(server_id)
+            if isinstance(error, AcpRpcError):
+                raise refused(agent, "initialize", error) from error
+            raise
+        return link
+
+    async def _shake_hands(self) -> None:
+        self.initialized = await self.call("initialize", initialize_params("sandbox-agent"))
+        method_id = auth_method(self.initialized)
+        if method_id is not None:
+            try:
+                await self.call("authenticate", {"methodId": method_id})
+            except AcpRpcError as error:
+                # It may have its credentials already; if not, its first prompt says so.
+                logger.info("agent %s did not authenticate with %s: %s", self.agent, method_id, error)
+
+    @property
+    def agent(self) -> str:
+        """The agent's id."""
+        return self._connection.agent
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._connection.alive
+
+    def bind(self, live: LiveSession) -> None:
+        """Record the sessions that it makes from now on as that one."""
+        if self._connection.tap is not None:
+            self._connection.tap.bind(live)
+
+    async def new_session(self, cwd: str, mcp_servers: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a session and return what the agent says of it.
+
+        Raises:
+            AcpRpcError: it refuses.
+            StreamError: it breaks the protocol.
+        """
+        result = await self.call("session/new", {"cwd": cwd, "mcpServers": mcp_servers})
+        self.native_id = native_id_of(self.agent, result)
+        return result
+
+    async def call(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        recorded: Callable[[], Awaitable[None]] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request and return its result; session/prompt waits as long as the turn takes.
+
+        Args:
+            method: ACP's.
+            params: its params.
+            request_id: its JSON-RPC id; a new one by default.
+            recorded: awaited when the recorder has been told of it, before the agent is.
+
+        Raises:
+            AcpRpcError: the agent answered an error.
+            ProblemError: it is gone, or did not answer in time.
+        """
+        name = request_id or f"srv_{next(self._numbers)}"
+        request = {"jsonrpc": "2.0", "id": name, "method": method, "params": params}
+        answer = await self._send(request, recorded)
+        try:
+            answered = members(loads(answer or b"{}"))
+        except InvalidEnvelopeError as error:
+            raise StreamError(
+                f"stream error: the answer of {self.agent} to {method} can't be read: {error}"
+            ) from error
+        failure: Any = answered.get("error")
+        if failure is not None:
+            told = members(failure)
+            code, message = told.get("code"), told.get("message")
+            raise AcpRpcError(code if isinstance(code, int) else 0, str(message or failure), told.get("data"))
+        return members(answered.get("result"))
+
+    async def notify(self, method: str, params: Mapping[str, Any]) -> None:
+        """Send a notification.
+
+        Raises:
+            ProblemError: the agent is gone, or takes no input.
+        """
+        await self._send({"jsonrpc": "2.0", "method": method, "params": params})
+
+    async def _send(
+        self, envelope: Mapping[str, Any], recorded: Callable[[], Awaitable[None]] | None = None
+    ) -> bytes | None:
+        line = dumps(envelope)
+        return await self._connection.send(CLIENT, read_head(line), line, recorded=recorded)
+
+    async def answer(self, client: str, request_id: bytes, result: Mapping[str, Any]) -> bool:
+        """Answer a request of the agent; False where another answer was first.
+
+        Args:
+            client: who answers.
+            request_id: JSON of the request's id.
+            result: what is answered.
+
+        Raises:
+            ProblemError: the agent is gone, or takes no input.
+        """
+        return await answer(self._connection, client, request_id, result)
+
+    def _asked(self, head: Head, line: bytes) -> None:
+        answer = refusal(head, line)
+        if answer is not None:
+            self._tasks.start_soon(self._refuse, answer)
+
+    async def _refuse(self, answer: bytes) -> None:
+        try:
+            await self._connection.send(CLIENT, read_head(answer), answer)
+        except ProblemError as error:
+            logger.info("agent %s took no answer: %s", self.agent, error)
+
+    async def stop(self) -> None:
+        """End the agent with all that it started; its connection is gone."""
+        server_id = self._connection.server_id
+        try:
+            known = self._bridge.get(server_id) is self._connection
+        except ProblemError:
+            known = False
+        if known:
+            await self._bridge.delete(server_id)
+        else:  # someone deleted or reused the id over /v1/acp
+            await self._connection.close()
+
+
+async def answer(
+    connection: AgentConnection, client: str, request_id: bytes, result: Mapping[str, Any]
+) -> bool:
+    """Answer an agent's request; False where another answer was first (see AgentLink.answer)."""
+    # Nothing is awaited from here until the connection has taken the answer.
+    if not connection.awaits(request_id):
+        return False
+    line = b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (request_id, dumps(result))
+    await connection.send(client, read_head(line), line)
+    return True
+
+
+def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
+    """Return the id of the session that the agent has made.
+
+    Args:
+        agent: its id.
+        result: its answer to session/new.
+
+    Raises:
+        StreamError: it breaks the protocol.
+    """
+    native_id: Any = result.get("sessionId")
+    if not isinstance(native_id, str) or not native_id:
+        raise StreamError(
+            f"stream error: {agent} answered session/new without a sessionId, against ACP", agent=agent
+        )
+    return native_id
+
+
+def refused(agent: str, method: str, error: AcpRpcError) -> StreamError:
+    """Return the problem that says that the agent answered an error."""
+    return StreamError(
+        f"stream error: {agent} refused {method}: {error}", agent=agent, code=error.code, data=error.data
+    )
+
+
+def refusal(head: Head, line: bytes) -> bytes | None:
+    """Return the answer to an agent's request that nobody here serves; None: it is for the user.
+
+    Args:
+        head: the request's.
+        line: the whole of it.
+    """
+    method = head.method or ""
+    if method == "session/request_permission":
+        return None
+    try:
+        params = members(members(loads(line)).get("params"))
+    except InvalidEnvelopeError:
+        params = {}
+    if read_question(method, params) is not None:
+        return None
+    error = {"code": METHOD_NOT_FOUND, "message": f'"Method not found": {method}'}
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (bytes(head.id), dumps(error))

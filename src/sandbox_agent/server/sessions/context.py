@@ -1,0 +1,35 @@
+"""What all sessions that the server drives share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sandbox_agent.persist.store import SessionStore
+from sandbox_agent.server.agents.bridge import Bridge
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.recorder import Recorder
+
+__all__ = ["Parts"]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a managed session works with.
+
+    Attributes:
+        tasks: where turns run.
+        starts: how many agents are started again at once.
+        halted: the server is about to end: no turn begins any more.
+    """
+
+    recorder: Recorder
+    store: SessionStore
+    bridge: Bridge
+    tasks: TaskGroup
+    starts: anyio.CapacityLimiter
+    halted: bool = False

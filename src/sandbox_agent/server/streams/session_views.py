@@ -1,0 +1,147 @@
+"""Views of a session's events other than all of them as they are: with their envelopes, or of one turn."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sandbox_agent.engine.feed import Slice
+from sandbox_agent.engine.sse import encode_event, encode_messages
+from sandbox_agent.persist.store.base import SessionStore
+from sandbox_agent.persist.store.rows import EventRow, SessionRow
+from sandbox_agent.server.streams.viewers import Bell
+from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.universal import TurnEventData, decode_event
+
+__all__ = ["Followed", "RawView", "TurnView"]
+
+# A page of the store.
+PAGE_EVENTS = 1000
+
+
+class Followed(Protocol):
+    """What is needed of a LiveSession."""
+
+    bell: Bell
+    row: SessionRow
+    finished: bool
+
+
+class RawView:
+    """A session's events with the envelopes that they were made from, which only the store has."""
+
+    def __init__(self, session: Followed, store: SessionStore) -> None:
+        self.bell: Bell = session.bell
+        self._session = session
+        self._store = store
+
+    @property
+    def finished(self) -> bool:
+        """Whether the session was deleted."""
+        return self._session.finished
+
+    async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
+        """Return events behind the cursor, each with its sequence as its id.
+
+        Raises:
+            PersistError: the store failed.
+        """
+        events, gap = await _page(self._session, self._store, cursor, max_bytes, include_raw=True)
+        if gap is not None:
+            return gap
+        if not events:
+            return Slice(b"", cursor)
+        return Slice(encode_messages(events[0].sequence, [e.data for e in events]), events[-1].sequence)
+
+
+class TurnView:
+    """The events of one turn, from its turn.started to its turn.ended.
+
+    Args:
+        session: the session.
+        store: where its events are.
+        turn_id: whose events.
+        first: the sequence of its turn.started; None where it has not begun.
+        last: that of its turn.ended; None where it has not ended.
+        include_raw: add the envelopes.
+    """
+
+    def __init__(
+        self,
+        session: Followed,
+        store: SessionStore,
+        turn_id: str,
+        *,
+        first: int | None,
+        last: int | None,
+        include_raw: bool = False,
+    ) -> None:
+        self.bell: Bell = session.bell
+        self._session = session
+        self._store = store
+        self._turn_id = turn_id
+        self._last = last
+        self._raw = include_raw
+        self._begun = first is not None
+        self._ended = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the turn was read, or nothing of it will come."""
+        return self._ended or self._session.finished
+
+    async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
+        """Return events of the turn behind the cursor; events of others are passed over.
+
+        Raises:
+            PersistError: the store failed.
+        """
+        if self._ended:
+            return Slice(b"", cursor)
+        events, gap = await _page(self._session, self._store, cursor, max_bytes, include_raw=self._raw)
+        if gap is not None:
+            self._ended = self._last is not None and gap.cursor >= self._last
+            return gap
+        shown: list[EventRow] = []
+        for event in events:
+            cursor = event.sequence
+            if event.type == "turn.started" and not self._begun:
+                self._begun = self._is_mine(event)
+            ends = cursor == self._last or (event.type == "turn.ended" and self._is_mine(event))
+            if self._begun or ends:
+                shown.append(event)
+            if ends:
+                self._ended = True
+                break
+        if not shown:
+            return Slice(b"", cursor)
+        return Slice(encode_messages(shown[0].sequence, [event.data for event in shown]), cursor)
+
+    def _is_mine(self, event: EventRow) -> bool:
+        data = decode_event(event.data).data
+        return isinstance(data, TurnEventData) and data.turn_id == self._turn_id
+
+
+async def _page(
+    session: Followed, store: SessionStore, cursor: int, max_bytes: int, *, include_raw: bool
+) -> tuple[list[EventRow], Slice | None]:
+    """Return events behind the cursor, or what stands in for those that are not kept any more."""
+    while True:
+        row = session.row
+        if session.finished or cursor >= row.last_sequence:
+            return [], None
+        if cursor + 1 < row.first_sequence:
+            return [], _gap(cursor + 1, row.first_sequence - 1)
+        events = await store.events(
+            row.key, after=cursor, limit=PAGE_EVENTS, max_bytes=max_bytes, include_raw=include_raw
+        )
+        if events and events[0].sequence > cursor + 1:
+            return [], _gap(cursor + 1, events[0].sequence - 1)
+        if events or session.finished:
+            return events, None
+        if session.row.last_sequence == row.last_sequence:
+            return [], _gap(cursor + 1, row.last_sequence)
+        # more came while the store was read, and its bell has rung already
+
+
+def _gap(first: int, last: int) -> Slice:
+    return Slice(encode_event("gap", dumps({"from": first, "to": last}), event_id=last), last)
