@@ -82,7 +82,7 @@ def test_the_docs_name_no_route_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("name", sandbox_agent.__all__)
 def test_a_public_name_is_in_the_docs(name: str) -> None:
-    assert re.search(rf"`(?:[^`\n]*[^\w`])?{name}\b", text_of("docs/sdk.md"))
+    assert re.search(rf"`(?:[^`\n]*[^\w`])?{name}\b", text_of("docs/reference.md"))
 
 
 def test_every_driver_is_in_the_docs() -> None:
@@ -90,7 +90,7 @@ def test_every_driver_is_in_the_docs() -> None:
     drivers = [kind for kind in public if isinstance(kind, type) and issubclass(kind, SessionPersistDriver)]
     concrete = [kind.__name__ for kind in drivers if kind is not SessionPersistDriver]
     assert concrete
-    assert [name for name in concrete if f"| `{name}(" not in text_of("docs/drivers.md")] == []
+    assert [name for name in concrete if f"| `{name}(" not in text_of("docs/persistence.md")] == []
 
 
 def test_the_table_of_errors_is_that_of_the_code() -> None:

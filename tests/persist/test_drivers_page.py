@@ -22,7 +22,7 @@ DRIVERS = (
     "StateSessionPersistDriver",
     "EncryptedSessionPersistDriver",
 )
-PAGE = text_of("docs/drivers.md")
+PAGE = text_of("docs/persistence.md")
 HEADS = re.findall(r"^\| driver \|((?: [A-Z_]+ \|)+)$", PAGE, flags=re.MULTILINE)
 ROWS: dict[str, str] = dict(
     re.findall(r"^\| `(\w+)` \|((?: (?:yes|inner|-) \|)+)$", PAGE, flags=re.MULTILINE)
