@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_license(wheel: Path) -> N
     names = zipfile.ZipFile(wheel).namelist()
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     assert modules <= set(names)
-    assert "sandbox_agent/py.typed" in names
+    assert {"sandbox_agent/py.typed", "sandbox_agent/agents/catalogue.toml"} <= set(names)
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert [name for name in names if not name.startswith(("sandbox_agent/", "sandbox_agent_py-"))] == []
 
