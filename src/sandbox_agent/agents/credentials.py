@@ -1,4 +1,4 @@
-"""Whether an agent finds credentials here; their values are looked at and never kept."""
+"""Checks whether an agent has credentials on this machine. Their values are read but never stored."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
 
 __all__ = ["credentials_available"]
 
-# A credentials file is small; a user's ~/.claude.json can be some megabytes.
+# Most credential files are small, but a user's ~/.claude.json can be several megabytes.
 _MAX_BYTES = 32 * 1024 * 1024
 
 
 def credentials_available(agent_id: str) -> bool:
-    """Return whether the environment or the user's home holds credentials for the agent.
+    """Return whether the environment or the user's home folder contains credentials for the agent.
 
-    An agent that isn't in the catalogue, or for which no place is known, counts as having them: it is
-    its own matter.
+    True for agents that are not in the catalogue, or whose credential locations are not known.
     """
     agent = CATALOGUE.get(agent_id)
     if agent is None or not (agent.credential_env or agent.credential_files):

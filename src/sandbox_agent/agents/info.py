@@ -1,4 +1,4 @@
-"""What ``/v1/agents`` says of an agent: AgentInfo of the HTTP contract."""
+"""The AgentInfo objects of ``/v1/agents``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, ServerStatusInf
 
 __all__ = ["agent_info", "installed_version"]
 
-# A launcher that isn't in the catalogue is an ACP agent; that much is known of it.
-_UNKNOWN = AgentCapabilities(
+# An agent that only has a launcher speaks ACP; nothing else is known about it.
+_LAUNCHER_ONLY = AgentCapabilities(
     permissions=True, tool_calls=True, tool_results=True, text_messages=True, streaming_deltas=True
 )
 
@@ -28,16 +28,16 @@ def agent_info(
     config_error: str | None = None,
     server_status: ServerStatusInfo | None = None,
 ) -> AgentInfo:
-    """Return what is known of an agent without starting it.
+    """Return what is known about an agent without starting it.
 
     Args:
-        agent_id: a known id, or that of a launcher.
-        config_options: put in as they are; the catalogue's are ``CATALOGUE[id].config_options``.
-        config_error: put in as it is.
-        server_status: put in as it is.
+        agent_id: The id of a catalogue entry or of a launcher.
+        config_options: Copied into the result.
+        config_error: Copied into the result.
+        server_status: Copied into the result.
 
     Raises:
-        UnsupportedAgentError: there is no agent of that id.
+        UnsupportedAgentError: No agent has this id.
     """
     try:
         launch = resolve(agent_id)
@@ -48,7 +48,7 @@ def agent_info(
         id=agent_id,
         installed=launch is not None,
         credentials_available=credentials_available(agent_id),
-        capabilities=_UNKNOWN if agent is None else agent.capabilities,
+        capabilities=_LAUNCHER_ONLY if agent is None else agent.capabilities,
         version=None if launch is None else installed_version(launch),
         path=None if launch is None or launch.path is None else str(launch.path),
         config_options=config_options,
@@ -58,7 +58,7 @@ def agent_info(
 
 
 def installed_version(launch: Launch) -> str | None:
-    """Return the version in the npm package that a launch leads into, or None; starts nothing."""
+    """Return the version of the npm package that the launched file belongs to, or None."""
     if launch.source == "builtin":
         return MOCK_VERSION
     package = None if launch.path is None else _npm_package(launch.path)
@@ -73,7 +73,7 @@ def installed_version(launch: Launch) -> str | None:
 
 
 def _npm_package(path: Path) -> Path | None:
-    """Return the npm package that a file is in: node_modules/name or node_modules/@scope/name."""
+    """Return the folder of a file's npm package: node_modules/name or node_modules/@scope/name."""
     inside: Path | None = None
     for folder in path.resolve().parents:
         if folder.name == "node_modules":

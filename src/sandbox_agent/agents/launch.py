@@ -1,4 +1,4 @@
-"""How an agent is started: its launcher in the layout, else its adapter on PATH."""
+"""How to start an agent: with its launcher in the data folder, or with its adapter on ``PATH``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Launch:
     """How to start an agent.
 
     Attributes:
-        argv: the command line; its first item is an absolute path.
-        source: "launcher" (found in the layout), "path" (on PATH), or "builtin".
-        path: the file that was found; None for a builtin.
-        env: variables to add to the child's environment.
-        cwd: the folder to start it in, or None for the server's.
+        argv: The command line. Its first item is an absolute path.
+        source: "launcher" (found in the data folder), "path" (found on ``PATH``) or "builtin".
+        path: The file that was found, or None for a built-in agent.
+        env: Variables to add to the child's environment.
+        cwd: The working directory of the process, or None for the server's.
     """
 
     argv: list[str]
@@ -37,22 +37,22 @@ class Launch:
 
 
 def agent_ids() -> list[str]:
-    """Return the ids of all agents: the catalogue's, then those that only have a launcher here."""
+    """Return the ids of all agents: those of the catalogue, then those that only have a launcher."""
     return [*CATALOGUE, *(agent_id for agent_id in launcher_ids() if agent_id not in CATALOGUE)]
 
 
 def resolve(agent_id: str) -> Launch:
-    """Return how to start the agent; looks at the disk and at PATH anew each time.
+    """Return how to start the agent. The disk and ``PATH`` are searched on every call.
 
     Raises:
-        UnsupportedAgentError: there is no agent of that id.
-        AgentNotInstalledError: there is, but it isn't installed here.
+        UnsupportedAgentError: No agent has this id.
+        AgentNotInstalledError: The agent is not installed on this machine.
     """
     agent = CATALOGUE.get(agent_id)
     if agent is None and not is_agent_id(agent_id):
         raise _unsupported(agent_id)
     launcher = launcher_path(agent_id)
-    if launcher.is_file() and not (agent_id == "mock" and _is_peers_mock(launcher)):
+    if launcher.is_file() and not (agent_id == "mock" and _is_published_mock(launcher)):
         if not os.access(launcher, os.X_OK):
             raise AgentNotInstalledError(
                 f"agent not installed: {agent_id}: its launcher isn't executable, run chmod +x on it",
@@ -62,16 +62,16 @@ def resolve(agent_id: str) -> Launch:
     if agent is None:
         raise _unsupported(agent_id)
     if agent.id == "mock":
-        # -P: a module of the folder that it is started in must not stand in for one of ours.
+        # -P: modules in the working directory must not shadow ours.
         return Launch([sys.executable, "-P", "-m", "sandbox_agent.agents.mock"], "builtin")
-    found = _native(agent) or _on_path(agent)
+    found = _find_native(agent) or _find_on_path(agent)
     if found is None:
         raise AgentNotInstalledError(_how_to_install(agent), agent=agent_id)
     return found
 
 
-def _is_peers_mock(launcher: Path) -> bool:
-    """Return whether it is what the peer's ``install-agent mock`` writes: it runs a command of the peer's."""
+def _is_published_mock(launcher: Path) -> bool:
+    """Return whether the published server's ``install-agent mock`` wrote this launcher."""
     try:
         with launcher.open("rb") as file:
             return b"mock-agent-process" in file.read(1024)
@@ -84,7 +84,7 @@ def _unsupported(agent_id: str) -> UnsupportedAgentError:
     return UnsupportedAgentError(f"unsupported agent: {agent_id}; known here: {known}", agent=agent_id)
 
 
-def _native(agent: Agent) -> Launch | None:
+def _find_native(agent: Agent) -> Launch | None:
     if agent.native_args is None:
         return None
     native = native_path(agent.id)
@@ -93,7 +93,7 @@ def _native(agent: Agent) -> Launch | None:
     return Launch([str(native), *agent.native_args], "launcher", native)
 
 
-def _on_path(agent: Agent) -> Launch | None:
+def _find_on_path(agent: Agent) -> Launch | None:
     for command, *arguments in agent.adapters:
         found = shutil.which(command)
         if found is not None:
@@ -103,7 +103,7 @@ def _on_path(agent: Agent) -> Launch | None:
 
 
 def _how_to_install(agent: Agent) -> str:
-    # The server's own paths stay out of answers; the layout is documented relative to its root.
+    # Responses do not reveal the server's paths: the folder is named relative to its documented root.
     commands = " or ".join(f"`{' '.join(adapter)}`" for adapter in agent.adapters)
     return (
         f"agent not installed: {agent.id}: put {commands} on PATH, or a launcher at "

@@ -1,4 +1,4 @@
-"""Where agents lie on disk: the layout of the published server, so that both find the same ones."""
+"""Where agents are stored on disk. Same layout as the published server's: both find the same agents."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import platformdirs
 __all__ = ["bin_dir", "data_dir", "is_agent_id", "launcher_ids", "launcher_path", "native_path"]
 
 _SUFFIX = "-acp"
-# An id becomes a file name: no separators, nothing hidden, nothing long.
+# An id becomes part of a file name: no separators, no leading dot, no long names.
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_agent_id(agent_id: str) -> bool:
-    """Return whether the string may be an agent's id at all."""
+    """Return whether the string is a valid agent id."""
     return _AGENT_ID.fullmatch(agent_id) is not None
 
 
 def data_dir() -> Path:
-    """Return ``$XDG_DATA_HOME/sandbox-agent``, or the platform's place for it; read at each call."""
+    """Return ``$XDG_DATA_HOME/sandbox-agent``, or the platform's default. Read on each call."""
     home = os.environ.get("XDG_DATA_HOME", "")
     if Path(home).is_absolute():
         return Path(home) / "sandbox-agent"
@@ -34,17 +34,17 @@ def bin_dir() -> Path:
 
 
 def native_path(name: str) -> Path:
-    """Return where an agent's own binary would lie."""
+    """Return the path of an agent's own binary, which may not exist."""
     return bin_dir() / name
 
 
 def launcher_path(agent_id: str) -> Path:
-    """Return where an agent's launcher would lie: an executable that speaks ACP."""
+    """Return the path of an agent's launcher, an executable that speaks ACP. It may not exist."""
     return bin_dir() / "agent_processes" / f"{agent_id}{_SUFFIX}"
 
 
 def launcher_ids() -> list[str]:
-    """Return the ids of all launchers in the layout, sorted."""
+    """Return the sorted ids of all launchers in the data folder."""
     folder = bin_dir() / "agent_processes"
     try:
         names = [entry.name for entry in folder.iterdir() if entry.is_file()]

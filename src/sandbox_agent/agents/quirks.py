@@ -1,4 +1,4 @@
-"""What some agents need their clients' envelopes to be like."""
+"""Adapts client envelopes to agents that deviate from ACP."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _DEFAULT_VERSION = 1
 
 
 def adapt(agent_id: str, method: str | None, envelope: bytes) -> bytes:
-    """Return the envelope as the agent wants it; for most agents and methods, the same object.
+    """Return the envelope as the agent expects it. For most agents and methods this is the same object.
 
     Args:
-        agent_id: who it goes to.
-        method: the envelope's method, None for a response.
-        envelope: a JSON object as bytes, one line.
+        agent_id: The agent that receives the envelope.
+        method: The envelope's method, or None for a response.
+        envelope: One line of JSON, an object.
     """
     quirks = _QUIRKS.get(agent_id)
     if quirks is None or method is None:
@@ -37,7 +37,7 @@ def _with_params(envelope: bytes, change: Callable[[_Members], bool]) -> bytes:
         params = _decode_members(members["params"]) if "params" in members else {}
         changed = change(params)
     except (msgspec.DecodeError, RecursionError):
-        return envelope  # the agent says best what it dislikes
+        return envelope  # the agent reports the error best
     if not changed:
         return envelope
     members["params"] = params
@@ -45,19 +45,19 @@ def _with_params(envelope: bytes, change: Callable[[_Members], bool]) -> bytes:
 
 
 def _number_version(params: _Members) -> bool:
-    """pi-acp refuses a protocolVersion that is a string."""
+    """Replace a protocolVersion that is a string: pi-acp rejects it."""
     raw = bytes(params.get("protocolVersion", b""))
     if not raw.startswith(b'"'):
         return False
     number = re.match(r"\d{1,4}(?!\d)", msgspec.json.decode(raw))
     version = int(number[0]) if number else _DEFAULT_VERSION
-    # A date is what other protocols call a version; it is no number of ACP's.
+    # Other protocols use a date as their version. ACP versions are small numbers.
     params["protocolVersion"] = version if version < 1000 else _DEFAULT_VERSION
     return True
 
 
 def _list_mcp_servers(params: _Members) -> bool:
-    """pi-acp refuses params without mcpServers."""
+    """Add the member mcpServers: pi-acp rejects params without it."""
     if "mcpServers" in params:
         return False
     params["mcpServers"] = []

@@ -1,7 +1,7 @@
-"""The scripted ACP agent: it needs no model, no network and no installation, and it can misbehave.
+"""A scripted ACP agent that needs no model, network or installation, and that can misbehave on request.
 
-``python -m sandbox_agent.agents.mock`` speaks ACP on stdin and stdout; send it the prompt ``help``. Only
-the standard library is imported, and little of it, so that it starts as fast as the interpreter does.
+``python -m sandbox_agent.agents.mock`` speaks ACP on stdin and stdout. The prompt ``help`` lists its
+commands. It imports little, and only from the standard library, to start fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Serve ACP on stdin and stdout until stdin ends; returns the exit code."""
+    """Serve ACP on stdin and stdout until stdin ends, and return the exit code."""
     from sandbox_agent.agents.mock.agent import serve
 
     return serve()

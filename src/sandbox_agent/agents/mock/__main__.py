@@ -9,5 +9,5 @@ from sandbox_agent.agents.mock import main
 __all__: list[str] = []
 
 if __name__ == "__main__":
-    # Threads may still be inside a turn: leave without waiting for them, as an agent at EOF does.
+    # Exit without waiting for threads that still run a turn.
     os._exit(main())

@@ -1,4 +1,4 @@
-"""The mock's ACP methods, and the loop that reads stdin while turns run."""
+"""The mock agent's ACP methods, and the loop that reads stdin while turns run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Agent", "serve"]
 PROTOCOL_VERSION = 1
 VERSION = "1.0.0"
 _METHOD_NOT_FOUND, _PARSE_ERROR, _INVALID_REQUEST, _INTERNAL = -32601, -32700, -32600, -32603
-# A deaf agent that nobody killed goes by itself.
+# A deaf agent exits by itself after this many seconds.
 _DEAF_LIFETIME = 600
 
 
 class Agent:
-    """Answers the client. Requests are taken in order; each session's turns run in a thread of its own."""
+    """Answers the client. Requests are handled in order; each session's turns run in their own thread."""
 
     def __init__(self, peer: Peer, store: SessionStore) -> None:
         self._peer = peer
@@ -52,7 +52,7 @@ class Agent:
         }
 
     def handle(self, line: bytes) -> None:
-        """Take one line of stdin."""
+        """Handle one line of stdin."""
         try:
             message = as_object(json.loads(line))
         except (ValueError, RecursionError) as error:
@@ -66,16 +66,16 @@ class Agent:
     def _dispatch(self, message: JsonObject) -> None:
         method = message.get("method")
         if method is None:
-            self._peer.answered(message)
+            self._peer.deliver_response(message)
         elif "id" not in message:
-            self._notified(str(method), message.get("params"))
+            self._handle_notification(str(method), message.get("params"))
         else:
             try:
-                self._requested(str(method), message.get("params"), message["id"])
+                self._handle_request(str(method), message.get("params"), message["id"])
             except RpcError as error:
                 self._peer.respond_error(message["id"], error)
 
-    def _notified(self, method: str, params: object) -> None:
+    def _handle_notification(self, method: str, params: object) -> None:
         if method == "session/cancel":
             session_id = (as_object(params) or {}).get("sessionId")
             with self._lock:
@@ -83,7 +83,7 @@ class Agent:
             for turn in turns:
                 turn.cancel()
 
-    def _requested(self, method: str, params: object, request_id: object) -> None:
+    def _handle_request(self, method: str, params: object, request_id: object) -> None:
         known = self._methods.get(method)
         if known is None and method != "session/prompt":
             raise RpcError(_METHOD_NOT_FOUND, f'"Method not found": {method}', {"method": method})
@@ -180,25 +180,25 @@ class Agent:
             try:
                 response = self._run(turn, blocks)
             except RpcError as error:
-                self._done(turn)
+                self._remove_turn(turn)
                 self._peer.respond_error(turn.request_id, error)
-            except Exception as error:  # noqa: BLE001 - the boundary: a bug is an answer, not a hang
-                self._done(turn)
+            except Exception as error:  # noqa: BLE001 - a bug must end in a response
+                self._remove_turn(turn)
                 self._peer.respond_error(turn.request_id, RpcError(_INTERNAL, f"Internal error: {error!r}"))
             else:
-                self._done(turn)
+                self._remove_turn(turn)
                 self._peer.respond(turn.request_id, response)
 
     def _run(self, turn: Turn, blocks: list[JsonObject]) -> JsonObject:
         for block in blocks:
             turn.session.record({"sessionUpdate": "user_message_chunk", "content": block})
         texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
-        others = [_described(block) for block in blocks if block.get("type") != "text"]
+        others = [_describe(block) for block in blocks if block.get("type") != "text"]
         try:
             turn.check()
             if others:
                 turn.say(f"I was also sent {', '.join(others)}.\n")
-            # A restored session puts its history in front: what the user said is the last text.
+            # In a restored session the history comes first; the user's prompt is the last text.
             commands.run(turn, texts[-1] if texts else "nothing")
         except Cancelled:
             return {"stopReason": "cancelled"}
@@ -211,7 +211,7 @@ class Agent:
             }
         )
 
-    def _done(self, turn: Turn) -> None:
+    def _remove_turn(self, turn: Turn) -> None:
         with self._lock:
             self._turns[turn.session.id].remove(turn)
 
@@ -223,7 +223,7 @@ def _string(params: JsonObject, name: str) -> str:
     return value
 
 
-def _described(block: JsonObject) -> str:
+def _describe(block: JsonObject) -> str:
     kind = str(block.get("type"))
     inner = as_object(block.get("resource")) or block
     facts = [str(inner[key]) for key in ("uri", "mimeType") if inner.get(key)]
@@ -233,7 +233,7 @@ def _described(block: JsonObject) -> str:
 
 
 def serve() -> int:
-    """Serve ACP on stdin and stdout; returns the exit code once stdin ends."""
+    """Serve ACP on stdin and stdout until stdin ends, and return the exit code."""
     peer = Peer(sys.stdout.fileno())
 
     def terminate(_signal: int, _frame: object) -> None:
@@ -248,7 +248,7 @@ def serve() -> int:
     try:
         store = SessionStore(os.environ.get("SANDBOX_AGENT_MOCK_STATE") or None)
     except OSError as error:
-        sys.stderr.write(f"mock: SANDBOX_AGENT_MOCK_STATE is no folder to write to: {error}\n")
+        sys.stderr.write(f"mock: SANDBOX_AGENT_MOCK_STATE must be a writable folder: {error}\n")
         return 1
     agent = Agent(peer, store)
     for line in sys.stdin.buffer:

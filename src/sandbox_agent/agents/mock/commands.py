@@ -1,4 +1,4 @@
-"""The commands that show what an agent can say, each as a turn of the kind that real agents send."""
+"""Commands that show what agents can send. Each runs a turn like those of real agents."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _OLD, _NEW = "hello\n", "hello, world\n"
 
 
 def run(turn: Turn, command: str) -> None:
-    """Run the command whose name is the first word; any other text is said back."""
+    """Run the command that the first word names. Any other text is echoed."""
     name, _, rest = command.strip().partition(" ")
     known = COMMANDS.get(name.lower())
     if known is None:
@@ -126,7 +126,7 @@ def _tool(turn: Turn, _rest: str) -> None:
 
 
 def _permission(turn: Turn, rest: str) -> None:
-    """Ask as often as the number says, all at once; each tool call ends as its answer says."""
+    """Send the given number of permission requests at once and finish each tool call by its answer."""
     count = int(rest) if rest.isdigit() else 1
     diff = {"type": "diff", "path": _path(turn), "oldText": _OLD, "newText": _NEW}
     calls = [

@@ -1,4 +1,4 @@
-"""The commands that load or break what listens: floods, waits, deaths, garbage."""
+"""Commands that put load on the client or misbehave: floods, delays, crashes, invalid output."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FAULTS"]
 
-# Bytes written at once: a batch blocks until it is in the pipe, and a cancel is seen between batches.
+# Bytes per write. A write blocks until it is in the pipe, and cancellation is checked between writes.
 _BATCH_BYTES = 256 * 1024
-# A deaf agent or a grandchild that nobody reaped goes by itself.
+# A spawned child exits by itself after this many seconds.
 _LIFETIME = 600
 
 
-def _numbers(rest: str, usage: str, count: int) -> list[float]:
+def _parse_numbers(rest: str, usage: str, count: int) -> list[float]:
     words = rest.split()
     try:
         numbers = [float(word) for word in words]
@@ -36,7 +36,7 @@ def _numbers(rest: str, usage: str, count: int) -> list[float]:
 
 
 def _burst(turn: Turn, rest: str) -> None:
-    count, size = (int(number) for number in _numbers(rest, "burst N SIZE", 2))
+    count, size = (int(number) for number in _parse_numbers(rest, "burst N SIZE", 2))
     before, after = turn.template()
     filler = b"x" * size
     batch = max(1, _BATCH_BYTES // (len(before) + len(after) + size))
@@ -49,7 +49,7 @@ def _burst(turn: Turn, rest: str) -> None:
 
 
 def _stream(turn: Turn, rest: str) -> None:
-    count, interval = _numbers(rest, "stream N MS", 2)
+    count, interval = _parse_numbers(rest, "stream N MS", 2)
     begin = time.monotonic()
     for number in range(1, int(count) + 1):
         turn.chunk(f"{number:06d} ")
@@ -58,7 +58,7 @@ def _stream(turn: Turn, rest: str) -> None:
 
 
 def _sleep(turn: Turn, rest: str) -> None:
-    (seconds,) = _numbers(rest, "sleep S", 1)
+    (seconds,) = _parse_numbers(rest, "sleep S", 1)
     turn.sleep(seconds)
     turn.say(f"I slept {seconds:g} s.")
 
@@ -69,7 +69,7 @@ def _stall(turn: Turn, _rest: str) -> None:
 
 
 def _die(turn: Turn, rest: str) -> None:
-    code = int(_numbers(rest or "1", "die CODE", 1)[0])
+    code = int(_parse_numbers(rest or "1", "die CODE", 1)[0])
     turn.chunk("I am about to die.")
     sys.stderr.write(f"mock: dying with code {code}, as the prompt asked\n")
     sys.stderr.flush()
@@ -84,7 +84,7 @@ def _deaf(turn: Turn, _rest: str) -> None:
 def _spawn(turn: Turn, rest: str) -> None:
     import subprocess
 
-    # It inherits stdout and stderr, as the helpers of careless agents do: the pipes outlive the agent.
+    # The child inherits stdout and stderr, so the pipes stay open after the agent exits.
     script = f"trap '' TERM; exec sleep {_LIFETIME}" if rest == "deaf" else f"exec sleep {_LIFETIME}"
     child = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.DEVNULL)  # noqa: S603 - fixed
     turn.say(f"I started process {child.pid} in my process group.")

@@ -1,4 +1,4 @@
-"""What a session can be set to: modes, models, thought levels."""
+"""The mock agent's config options: modes, models and thought levels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULTS", "config_options", "modes", "values"]
 
-# (value, name, description) of each option, by config id; category and title beside it.
+# The (value, name, description) of each choice, by config id.
 _CHOICES: dict[str, list[tuple[str, str, str]]] = {
     "mode": [
         ("default", "Default", "Asks before it pretends to do something dangerous"),
@@ -36,12 +36,12 @@ DEFAULTS = {"mode": "default", "model": "mock", "thought_level": "medium"}
 
 
 def values(config_id: str) -> list[str]:
-    """Return the values that an option takes; empty where there is no such option."""
+    """Return the allowed values of an option, or an empty list if the option does not exist."""
     return [value for value, _, _ in _CHOICES.get(config_id, [])]
 
 
 def config_options(current: dict[str, str]) -> list[JsonObject]:
-    """Return ACP's ``configOptions``; the ids are the categories."""
+    """Return ACP's ``configOptions``. Each id equals its category."""
     return [
         {
             "id": config_id,

@@ -1,4 +1,4 @@
-"""The client's end of the pipe: whole lines out, requests to the client and their answers."""
+"""The connection to the client: writes whole lines, sends requests and delivers their responses."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import os
 import threading
 
-TYPE_CHECKING = False  # typing is not imported at run time: it would be a third of the start
+TYPE_CHECKING = False  # importing typing would take a third of the start time
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
     JsonObject = dict[str, Any]
 
     class Waiting(Protocol):
-        """Who asked the client something."""
+        """The sender of a request to the client."""
 
-        def answered(self, response: JsonObject) -> None:
-            """Take the client's response."""
+        def receive_response(self, response: JsonObject) -> None:
+            """Receive the client's response."""
 
 
 __all__ = ["INVALID_PARAMS", "NOT_FOUND", "Peer", "RpcError", "as_list", "as_object", "encode"]
@@ -26,7 +26,7 @@ NOT_FOUND = -32002
 
 
 class RpcError(Exception):
-    """A request that is answered with a JSON-RPC error."""
+    """The JSON-RPC error to send as the response."""
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ def _is(value: object, kind: type) -> bool:
 
 
 def encode(message: object) -> bytes:
-    """Return compact JSON; non-ASCII as UTF-8, lone surrogates as escapes."""
+    """Return compact JSON. Non-ASCII text is UTF-8; lone surrogates are escaped."""
     try:
         return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
@@ -58,10 +58,10 @@ def encode(message: object) -> bytes:
 
 
 class Peer:
-    """Writes to the client; threads may share it, a line is never torn.
+    """Writes to the client. Threads may share it; lines never mix.
 
     Attributes:
-        deaf: SIGTERM and the end of stdin are ignored from now on.
+        deaf: Whether SIGTERM and the end of stdin are ignored.
     """
 
     def __init__(self, fd: int) -> None:
@@ -77,7 +77,7 @@ class Peer:
             self._write(data)
 
     def write_parts(self, parts: list[bytes], pause: threading.Event) -> None:
-        """Write parts of a line one by one, so that the reader gets them in several reads."""
+        """Write the parts of a line one by one, so that the client needs several reads."""
         with self._lock:
             for part in parts:
                 self._write(part)
@@ -89,7 +89,7 @@ class Peer:
             while view:
                 view = view[os.write(self._fd, view) :]
         except BrokenPipeError:
-            # Nobody listens any more: a normal agent goes too, a deaf one doesn't notice.
+            # The client is gone: exit, unless deaf.
             if not self.deaf:
                 os._exit(0)
 
@@ -113,7 +113,7 @@ class Peer:
         self.send({"id": request_id, "error": body})
 
     def request(self, method: str, params: JsonObject, waiting: Waiting) -> int:
-        """Ask the client; ids count from 0 and live apart from the client's, as real agents' do."""
+        """Send a request and return its id. Ids count from 0, independent of the client's."""
         with self._lock:
             request_id = self._next_id
             self._next_id += 1
@@ -121,17 +121,17 @@ class Peer:
         self.send({"id": request_id, "method": method, "params": params})
         return request_id
 
-    def answered(self, response: JsonObject) -> None:
-        """Hand the client's response to who asked; an answer to no question is dropped."""
+    def deliver_response(self, response: JsonObject) -> None:
+        """Deliver the client's response to the sender of its request; ignore other responses."""
         request_id = response.get("id")
         if isinstance(request_id, int):
             with self._lock:
                 waiting = self._pending.pop(request_id, None)
             if waiting is not None:
-                waiting.answered(response)
+                waiting.receive_response(response)
 
     def forget(self, request_ids: list[int]) -> None:
-        """Stop waiting for these answers."""
+        """Stop waiting for these responses."""
         with self._lock:
             for request_id in request_ids:
                 self._pending.pop(request_id, None)

@@ -1,4 +1,4 @@
-"""The mock's sessions: in memory, and in a folder where one is given, so that they outlive the process."""
+"""The mock agent's sessions, in memory and optionally in a folder that outlives the process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Session", "SessionStore"]
 
 
 class Session:
-    """One conversation.
+    """A session.
 
-    A session's file is a journal, one JSON object a line: ``{"session": …}`` first, then ``{"update":
-    …}``, ``{"settings": …}`` and ``{"title": …}`` as they happen.
+    Its file is a journal with one JSON object per line: first ``{"session": …}``, then ``{"update": …}``,
+    ``{"settings": …}`` and ``{"title": …}`` as they happen.
     """
 
     def __init__(self, session_id: str, cwd: str, path: str | None) -> None:
@@ -37,19 +37,19 @@ class Session:
         self._lock = threading.Lock()
 
     def record(self, update: JsonObject) -> None:
-        """Keep an update for ``session/load``."""
+        """Store an update for ``session/load``."""
         self.apply({"update": update})
 
     def set(self, config_id: str, value: str) -> None:
-        """Keep a setting."""
+        """Store a setting."""
         self.apply({"settings": {config_id: value}})
 
     def set_title(self, title: str) -> None:
-        """Keep the title."""
+        """Store the title."""
         self.apply({"title": title})
 
     def apply(self, entry: JsonObject, *, write: bool = True) -> None:
-        """Apply a journal entry, and write it down unless it came from the journal."""
+        """Apply a journal entry. Unless it was read from the journal, write it there."""
         with self._lock:
             if "update" in entry:
                 self.history.append(entry["update"])
@@ -68,10 +68,10 @@ class Session:
 
 
 class SessionStore:
-    """All sessions of this process, and those that its folder holds.
+    """The sessions of this process and of its folder.
 
     Args:
-        folder: where sessions are kept, or None for memory only.
+        folder: Where to store sessions, or None for memory only.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -81,7 +81,7 @@ class SessionStore:
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103 - pathlib costs start-up
 
     def create(self, cwd: str) -> Session:
-        """Make a session."""
+        """Create a session."""
         raw = os.urandom(16).hex()
         session_id = f"mock-{raw[:8]}-{raw[8:16]}-{raw[16:]}"
         session = self._sessions[session_id] = Session(session_id, cwd, self._path(session_id))
@@ -92,7 +92,7 @@ class SessionStore:
         """Return the session that this process has open.
 
         Raises:
-            RpcError: -32002, it was neither made nor loaded here.
+            RpcError: -32002, the session was neither created nor loaded in this process.
         """
         session = self._sessions.get(session_id)
         if session is None:
@@ -100,17 +100,17 @@ class SessionStore:
         return session
 
     def open(self, session_id: str) -> Session:
-        """Return the session, from its file where this process hasn't got it.
+        """Return the session, and load it from its file if necessary.
 
         Raises:
-            RpcError: -32002, there is none.
+            RpcError: -32002, the session does not exist.
         """
         if session_id not in self._sessions and (session := self._read(session_id)) is not None:
             self._sessions[session_id] = session
         return self.get(session_id)
 
     def list(self, cwd: str | None) -> list[JsonObject]:
-        """Return every session's info, of that folder where one is given, newest first."""
+        """Return the info of all sessions, or of those with this working directory, newest first."""
         if self._folder is not None:
             for name in os.listdir(self._folder):  # noqa: PTH208 - pathlib costs start-up
                 session_id = name.removesuffix(".jsonl")
@@ -124,7 +124,7 @@ class SessionStore:
 
     def _read(self, session_id: str) -> Session | None:
         path = self._path(session_id)
-        # The id comes from the client and becomes a file name: only what create() makes is looked for.
+        # The id comes from the client and becomes a file name: accept only what create() generates.
         if path is None or not session_id.replace("-", "").isalnum():
             return None
         try:
@@ -138,7 +138,7 @@ class SessionStore:
             try:
                 entry = json.loads(line)
             except ValueError:
-                continue  # the process died inside this line
+                continue  # the process died while writing this line
             session.apply(entry, write=False)
         return session
 

@@ -1,4 +1,4 @@
-"""One prompt being answered: what a command may say, ask and wait for."""
+"""A running turn: what a command can send, request and wait for."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Cancelled", "Turn"]
 
-# A text is streamed in about this many chunks, however long it is.
+# A text of any length is streamed in about this many chunks.
 _CHUNKS = 12
 _MIN_CHUNK = 8
 
 
-class Cancelled(Exception):  # noqa: N818 - it is an outcome, not an error
+class Cancelled(Exception):  # noqa: N818 - an outcome, not an error
     """The client cancelled the turn."""
 
 
@@ -32,10 +32,10 @@ class Turn:
     """A prompt, from its request to its response.
 
     Attributes:
-        session: whose prompt it is.
-        peer: the client.
-        cancelled: set once the client cancels.
-        usage: the prompt response's ``usage``, where a command wants one.
+        session: The session of the prompt.
+        peer: The connection to the client.
+        cancelled: Set when the client cancels.
+        usage: The ``usage`` of the prompt's response, or None to omit it.
     """
 
     def __init__(self, peer: Peer, session: Session, request_id: object) -> None:
@@ -48,7 +48,7 @@ class Turn:
         self._message_id = _new_id("msg")
 
     def update(self, kind: str, /, *, keep: bool = True, **fields: Any) -> None:
-        """Send a session/update; ``keep`` it for session/load."""
+        """Send a session/update. With ``keep`` it is also stored for session/load."""
         self.check()
         update = {"sessionUpdate": kind, **fields}
         if keep:
@@ -56,24 +56,24 @@ class Turn:
         self.peer.notify("session/update", {"sessionId": self.session.id, "update": update})
 
     def say(self, text: str, kind: str = "agent_message_chunk") -> None:
-        """Stream a text in several chunks; it is kept as one."""
+        """Stream a text in several chunks and store it as one."""
         size = max(_MIN_CHUNK, -(-len(text) // _CHUNKS))
         for start in range(0, len(text), size):
             self.chunk(text[start : start + size], kind)
         self.keep_text(text, kind)
 
     def chunk(self, text: str, kind: str = "agent_message_chunk") -> None:
-        """Send one chunk that isn't kept."""
+        """Send one chunk without storing it."""
         content = {"type": "text", "text": text}
         self.update(kind, keep=False, content=content, messageId=self._message_id)
 
     def keep_text(self, text: str, kind: str = "agent_message_chunk") -> None:
-        """Keep a text for session/load without sending it."""
+        """Store a text for session/load without sending it."""
         content = {"type": "text", "text": text}
         self.session.record({"sessionUpdate": kind, "content": content, "messageId": self._message_id})
 
     def next_message(self) -> None:
-        """Begin a new message."""
+        """Start a new message."""
         self._message_id = _new_id("msg")
 
     def tool_call_id(self) -> str:
@@ -81,10 +81,10 @@ class Turn:
         return _new_id("call")
 
     def ask(self, method: str, params: list[JsonObject]) -> list[JsonObject]:
-        """Send requests to the client, all pending at once; return its responses in their order.
+        """Send requests to the client, all at once, and return the responses in the same order.
 
         Raises:
-            Cancelled: the client cancelled the turn before it had answered all.
+            Cancelled: The client cancelled the turn before all responses arrived.
         """
         self.check()
         ids = [self.peer.request(method, {"sessionId": self.session.id, **each}, self) for each in params]
@@ -97,12 +97,12 @@ class Turn:
             responses[response["id"]] = response
         return [responses[request_id] for request_id in ids]
 
-    def answered(self, response: JsonObject) -> None:
-        """Take the client's response to one of this turn's requests."""
+    def receive_response(self, response: JsonObject) -> None:
+        """Receive the client's response to one of this turn's requests."""
         self._answers.put(response)
 
     def cancel(self) -> None:
-        """Stop: whoever waits is woken."""
+        """Cancel the turn and wake the command that waits."""
         self.cancelled.set()
         self._answers.put(None)
 
@@ -117,7 +117,7 @@ class Turn:
             raise Cancelled
 
     def template(self) -> tuple[bytes, bytes]:
-        """Return a chunk's line up to its text, and after it, for bulk writing."""
+        """Return the parts of a chunk's line before and after its text, for bulk writing."""
         update = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "\0"}}
         params = {"sessionId": self.session.id, "update": update}
         line = encode({"jsonrpc": "2.0", "method": "session/update", "params": params})
