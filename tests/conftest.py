@@ -1,9 +1,16 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and hooks of the whole session."""
+
+from __future__ import annotations
+
+import os
 
 import pytest
 
 from tests.support.postgres import own_postgres, postgres, postgres_dsn
 from tests.support.redis import foreign_redis, redis_server, redis_url
+from tests.support.requiring import pytest_make_collect_report, pytest_runtest_makereport
+from tests.support.signals import restore_signals
+from tests.support.workers import worker_count
 
 __all__ = [
     "anyio_backend",
@@ -11,9 +18,26 @@ __all__ = [
     "own_postgres",
     "postgres",
     "postgres_dsn",
+    "pytest_configure",
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
+    "pytest_xdist_auto_num_workers",
     "redis_server",
     "redis_url",
 ]
+
+
+# With bytecode files, the Python processes that tests start don't compile the package each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_configure() -> None:
+    restore_signals()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    return worker_count()
 
 
 @pytest.fixture
