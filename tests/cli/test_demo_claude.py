@@ -13,6 +13,8 @@ from tests.support.fake_llm import FakeLlm
 from tests.support.npm import CLAUDE_AGENT, NpmMissingError, node_modules
 from tests.support.servers import put_launcher
 
+pytestmark = pytest.mark.agents
+
 ENTRY = "@agentclientprotocol/claude-agent-acp/dist/index.js"
 
 

@@ -30,7 +30,7 @@ from sandbox_agent import (
 from tests.real_agent.conftest import ClaudeServer
 from tests.support.fake_llm import HANGING
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.agents]
 
 # The longest step: the agent's start on a loaded machine.
 STEP_SECONDS = 60.0
