@@ -7,6 +7,7 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandbox_agent.client.agent import SandboxAgent
+    from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
     from sandbox_agent.client.server_api import build_inspector_url
     from sandbox_agent.client.server_sessions.api import ServerSessions
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.agent": ("SandboxAgent",),
+    "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.server_api": ("build_inspector_url",),
     "client.session": ("Session",),
@@ -237,6 +239,7 @@ __all__ = [
     "AgentUnparsedData",
     "AvailableCommandsUpdate",
     "Capability",
+    "ClientOptions",
     "CompactionSummaryChunk",
     "CompactionUpdate",
     "ConfigOptionUpdate",
@@ -302,6 +305,7 @@ __all__ = [
     "SessionInfo",
     "SessionInfoUpdate",
     "SessionNotFoundError",
+    "SessionOptions",
     "SessionPersistDriver",
     "SessionRecord",
     "SessionRestored",

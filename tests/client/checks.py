@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sandbox_agent import AgentMessageChunk, SandboxAgent, Session, SessionEvent
+from sandbox_agent.client.journal import Journal
 
-__all__ = ["all_events", "methods", "said", "sent_prompts", "until"]
+__all__ = ["all_events", "journal_of", "methods", "said", "sent_prompts", "until"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -17,6 +18,11 @@ async def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(0)
+
+
+def journal_of(session: Session) -> Journal:
+    """Return the session's journal, which its public handle does not show."""
+    return vars(session)["_core"].journal
 
 
 async def all_events(sdk: SandboxAgent, session: Session) -> list[SessionEvent]:

@@ -20,7 +20,7 @@ from sandbox_agent import (
 from sandbox_agent.client import journal as journal_module
 from sandbox_agent.client import session_registry as sessions_module
 from sandbox_agent.persist.base import UNFENCED
-from tests.client.checks import until
+from tests.client.checks import journal_of, until
 from tests.support.servers import ServerProcess
 
 pytestmark = pytest.mark.anyio
@@ -133,7 +133,7 @@ async def test_a_prompt_does_not_wait_for_a_store_that_the_client_gave_up(
     driver.stuck = True
     turns = [asyncio.create_task(session.prompt("echo hi")) for session in sessions]
     with anyio.fail_after(5):
-        await until(lambda: all(session.journal.dirty for session in sessions))
+        await until(lambda: all(journal_of(session).dirty for session in sessions))
         with pytest.raises(PersistError, match="took more than"):
             await sdk.dispose()
         for turn in turns:

@@ -21,7 +21,7 @@ from sandbox_agent.client import journal as journal_module
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.persist.base import UNFENCED
-from tests.client.checks import all_events, methods, sent_prompts, until
+from tests.client.checks import all_events, journal_of, methods, sent_prompts, until
 from tests.support.servers import ServerProcess
 
 pytestmark = pytest.mark.anyio
@@ -144,7 +144,7 @@ async def test_a_store_that_is_slower_than_the_answer_keeps_it_behind_its_update
         driver.gate = asyncio.Event()
         with anyio.fail_after(20):
             turn = asyncio.create_task(session.prompt("burst 20000 200"))
-            await until(lambda: session.journal.crowded)
+            await until(lambda: journal_of(session).crowded)
             asyncio.get_running_loop().call_later(1.5, driver.gate.set)
             await turn
         kinds = methods(await all_events(sdk, session))
@@ -159,7 +159,7 @@ async def test_a_slow_store_holds_the_feed_back_and_keeps_everything(shared_serv
         driver.gate = asyncio.Event()
         with anyio.fail_after(20):
             turn = asyncio.create_task(session.prompt("burst 60000 200"))
-            await until(lambda: session.journal.crowded)
+            await until(lambda: journal_of(session).crowded)
             driver.gate.set()
             await turn
         assert methods(await all_events(sdk, session)).count("session/update") == 60_000

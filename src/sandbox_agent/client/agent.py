@@ -1,4 +1,4 @@
-"""SandboxAgent: one server, its sandbox where there is one, and all sessions on it."""
+"""SandboxAgent: the client of one server, of its sandbox if there is one, and of its sessions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx2
 
-from sandbox_agent.client.handshake import Opening
+from sandbox_agent.client.awaitable_context import AwaitableContext
 from sandbox_agent.client.health import HealthGate
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
+from sandbox_agent.client.options import ClientOptions, SessionOptions, check_keywords
 from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
-from sandbox_agent.client.session import Session
-from sandbox_agent.client.session_registry import SessionBook
+from sandbox_agent.client.session import Session, session_handle
+from sandbox_agent.client.session_registry import SessionRegistry
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -32,11 +33,11 @@ DEFAULT_REPLAY_MAX_CHARS = 12_000
 
 
 class SandboxAgent(ServerApi):
-    """The SDK's entry; made by ``connect`` or ``start``, ended by ``dispose`` or ``async with``.
+    """The SDK's entry point; made by ``connect`` or ``start``, closed by ``dispose`` or ``async with``.
 
     Attributes:
-        base_url: the server's address.
-        persist: the driver that keeps sessions and events.
+        base_url: the server's URL.
+        persist: the driver that stores sessions and events.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class SandboxAgent(ServerApi):
         skip_health_check: bool = False,
         health_timeout: float | None = None,
     ) -> None:
-        """Prepare; use ``connect`` or ``start``, which also begin to work."""
-        address = (base_url or "").strip()
-        if not address and transport is None:
+        """Prepare a client; call ``connect`` or ``start`` instead, which also begin to work."""
+        url = (base_url or "").strip()
+        if not url and transport is None:
             raise ValueError("base_url is required unless a transport is given")
         if persist is None:
             from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 
             persist = InMemorySessionPersistDriver()
-        self.base_url: str = (address or DEFAULT_BASE_URL).rstrip("/")
+        self.base_url: str = (url or DEFAULT_BASE_URL).rstrip("/")
         self.persist = persist
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None
@@ -76,7 +77,7 @@ class SandboxAgent(ServerApi):
             timeout=health_timeout,
             ensure_server=self._ensure_server,
         )
-        self._book = SessionBook(
+        self._registry = SessionRegistry(
             self._http,
             self._tasks,
             self._gate,
@@ -87,104 +88,54 @@ class SandboxAgent(ServerApi):
 
     @classmethod
     def connect(
-        cls,
-        *,
-        base_url: str | None = None,
-        token: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        persist: SessionPersistDriver | None = None,
-        replay_max_events: int = DEFAULT_REPLAY_MAX_EVENTS,
-        replay_max_chars: int = DEFAULT_REPLAY_MAX_CHARS,
-        skip_health_check: bool = False,
-        health_timeout: float | None = None,
-    ) -> Opening[Self]:
-        """Use a server that runs somewhere; await it or enter it with ``async with``.
+        cls, *, base_url: str | None = None, **options: Unpack[ClientOptions]
+    ) -> AwaitableContext[Self]:
+        """Use a server that is running; await the result or enter it with ``async with``.
 
-        It returns at once: the first request waits until the server is healthy.
+        Returns at once: the first request waits until the server is healthy.
 
         Args:
-            base_url: the server's address; required unless ``transport`` is given.
-            token: the server's bearer token.
-            headers: sent with every request.
-            transport: an httpx2 transport that takes the requests; closed with the client.
-            persist: where sessions are kept (default: in memory); it is not closed with the client.
-            replay_max_events: how much history a restored session is given, in events.
-            replay_max_chars: the same in characters.
-            skip_health_check: don't wait for the server.
-            health_timeout: how long to wait for it, in seconds; None for ever.
+            base_url: the server's URL; required unless ``transport`` is given.
+            **options: see ``ClientOptions``.
 
         Raises:
-            ValueError: the address is missing or is none, or no header can carry the token.
+            ValueError: the URL is missing or invalid, or the token cannot be sent in a header.
         """
+        check_keywords(options, ClientOptions, "connect")
 
-        async def make() -> Self:
-            self = cls(
-                base_url=base_url,
-                token=token,
-                headers=headers,
-                transport=transport,
-                persist=persist,
-                replay_max_events=replay_max_events,
-                replay_max_chars=replay_max_chars,
-                skip_health_check=skip_health_check,
-                health_timeout=health_timeout,
-            )
+        async def open_client() -> Self:
+            self = cls(base_url=base_url, **options)
             await self._begin()
             return self
 
-        return Opening(make)
+        return AwaitableContext(open_client)
 
     @classmethod
     def start(
-        cls,
-        *,
-        sandbox: SandboxProvider,
-        sandbox_id: str | None = None,
-        token: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        persist: SessionPersistDriver | None = None,
-        replay_max_events: int = DEFAULT_REPLAY_MAX_EVENTS,
-        replay_max_chars: int = DEFAULT_REPLAY_MAX_CHARS,
-        skip_health_check: bool = False,
-        health_timeout: float | None = None,
-    ) -> Opening[Self]:
-        """Make a sandbox, or go on with one, and use the server in it; await it or enter it.
+        cls, *, sandbox: SandboxProvider, sandbox_id: str | None = None, **options: Unpack[ClientOptions]
+    ) -> AwaitableContext[Self]:
+        """Create a sandbox, or reconnect to one, and use its server; await the result or enter it.
 
-        Leaving ``async with`` disposes the client and leaves the sandbox: ``destroy_sandbox`` ends it.
+        Leaving ``async with`` disposes the client and keeps the sandbox: ``destroy_sandbox`` removes it.
 
         Args:
             sandbox: the provider.
-            sandbox_id: an earlier ``sdk.sandbox_id``; None makes a new sandbox.
-            token: the server's token; None asks the provider.
-            headers: as in ``connect``, like all that follow.
-            transport: instead of the provider's.
-            persist: where sessions are kept.
-            replay_max_events: how much history a restored session is given, in events.
-            replay_max_chars: the same in characters.
-            skip_health_check: don't wait for the server.
-            health_timeout: how long to wait for it.
+            sandbox_id: an earlier ``sdk.sandbox_id``; None creates a sandbox.
+            **options: see ``ClientOptions``.
 
         Raises:
-            SandboxDestroyedError: the sandbox of that id is gone.
-            HealthTimeoutError: it was not healthy in time; a new sandbox is destroyed again.
+            SandboxDestroyedError: the sandbox of that id no longer exists.
+            HealthTimeoutError: the server was not healthy in time; a new sandbox is destroyed.
         """
+        check_keywords(options, ClientOptions, "start")
 
-        async def make() -> Self:
+        async def open_client() -> Self:
             raw_id = await _provision(sandbox, sandbox_id)
             try:
-                self = cls(
-                    base_url=await sandbox.get_url(raw_id),
-                    token=token or await sandbox.get_token(raw_id),
-                    headers=headers,
-                    transport=transport or await sandbox.get_transport(raw_id),
-                    persist=persist,
-                    replay_max_events=replay_max_events,
-                    replay_max_chars=replay_max_chars,
-                    skip_health_check=skip_health_check,
-                    health_timeout=health_timeout,
-                )
+                given = options.copy()
+                given["token"] = given.get("token") or await sandbox.get_token(raw_id)
+                given["transport"] = given.get("transport") or await sandbox.get_transport(raw_id)
+                self = cls(base_url=await sandbox.get_url(raw_id), **given)
                 self._attach(sandbox, raw_id)
                 await self._begin()
                 try:
@@ -198,7 +149,7 @@ class SandboxAgent(ServerApi):
                 raise
             return self
 
-        return Opening(make)
+        return AwaitableContext(open_client)
 
     async def _begin(self) -> None:
         await self._tasks.start()
@@ -207,8 +158,8 @@ class SandboxAgent(ServerApi):
     def _attach(self, provider: SandboxProvider, raw_id: str) -> None:
         self._provider = provider
         self._raw_sandbox_id = raw_id
-        self._book.sandbox_id = join_sandbox_id(provider, raw_id)
-        self._book.default_cwd = provider.default_cwd
+        self._registry.sandbox_id = join_sandbox_id(provider, raw_id)
+        self._registry.default_cwd = provider.default_cwd
 
     async def _ensure_server(self) -> None:
         if self._provider is not None and self._raw_sandbox_id is not None:
@@ -224,15 +175,15 @@ class SandboxAgent(ServerApi):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Dispose it."""
+        """Dispose the client."""
         await self.dispose()
 
     # the sandbox
 
     @property
     def sandbox_id(self) -> str | None:
-        """``<provider>/<id>``, or None for a server that was not started from here."""
-        return self._book.sandbox_id
+        """``<provider>/<id>``, or None for a client that was connected, not started."""
+        return self._registry.sandbox_id
 
     @property
     def sandbox(self) -> SandboxProvider | None:
@@ -241,22 +192,22 @@ class SandboxAgent(ServerApi):
 
     @property
     def inspector_url(self) -> str:
-        """The address of the server's web inspector, without the token."""
+        """The URL of the server's web inspector, without the token."""
         return build_inspector_url(self.base_url)
 
     async def dispose(self) -> None:
-        """End the connections and store what is left; the sandbox stays. Safe to call twice.
+        """Close the connections and store all events; the sandbox is kept. Safe to call twice.
 
-        Coroutine listeners get 5 s for the events that they have not seen.
+        Async listeners have 5 s to receive the remaining events.
 
         Raises:
-            PersistError: something could not be stored.
-            SandboxAgentError: it was made in another event loop, which still lives.
+            PersistError: some events could not be stored.
+            SandboxAgentError: the client belongs to another event loop, which is still running.
         """
         if self._tasks.loop is not None and self._tasks.loop.is_closed():
-            return  # and all that it had with it
+            return  # everything that the client had ended with its loop
         if self._disposing:
-            # A listener that waited here would be waited for.
+            # A listener must not wait here: dispose waits for the listeners.
             if not self._tasks.is_inside:
                 await self._disposed.wait()
             return
@@ -264,7 +215,7 @@ class SandboxAgent(ServerApi):
             self._tasks.check()
         self._disposing = True
         try:
-            await self._book.close()
+            await self._registry.close()
         finally:
             try:
                 await self._tasks.stop()
@@ -273,15 +224,15 @@ class SandboxAgent(ServerApi):
                 self._disposed.set()
 
     async def destroy_sandbox(self) -> None:
-        """Dispose the client and end the sandbox."""
+        """Dispose the client and destroy the sandbox."""
         await self._leave(lambda provider, raw_id: provider.destroy(raw_id))
 
     async def pause_sandbox(self) -> None:
-        """Dispose the client and put the sandbox to sleep, or end it where that is impossible."""
+        """Dispose the client and pause the sandbox, or destroy it if the provider cannot pause."""
         await self._leave(lambda provider, raw_id: provider.pause(raw_id))
 
     async def kill_sandbox(self) -> None:
-        """Dispose the client and end the sandbox without grace."""
+        """Dispose the client and destroy the sandbox without a graceful shutdown."""
         await self._leave(lambda provider, raw_id: provider.kill(raw_id))
 
     async def _leave(self, action: Callable[[SandboxProvider, str], Awaitable[None]]) -> None:
@@ -292,13 +243,13 @@ class SandboxAgent(ServerApi):
             await self.dispose()
         finally:
             await action(provider, raw_id)
-            self._provider = self._raw_sandbox_id = self._book.sandbox_id = None
+            self._provider = self._raw_sandbox_id = self._registry.sandbox_id = None
 
     # sessions
 
     @property
     def sessions(self) -> ServerSessions:
-        """The sessions that the server itself keeps and drives."""
+        """The sessions that the server itself stores and drives."""
         if self._server_sessions is None:
             self._server_sessions = ServerSessions(self._http, self._gate)
         return self._server_sessions
@@ -308,59 +259,48 @@ class SandboxAgent(ServerApi):
         *,
         agent: str,
         id: str | None = None,  # noqa: A002 - the contract's name
-        cwd: str | None = None,
-        model: str | None = None,
-        mode: str | None = None,
-        thought_level: str | None = None,
-        mcp_servers: list[Any] | None = None,
-        session_init: Mapping[str, Any] | None = None,
-        permission_policy: PermissionPolicy | None = None,
+        **options: Unpack[SessionOptions],
     ) -> Session:
-        """Make a session.
+        """Create a session.
 
         Args:
-            agent: which agent ("claude", "codex", …).
-            id: the local id; None makes one.
-            cwd: where the agent works; default: the provider's, else the current folder.
-            model: as ``Session.set_model``.
-            mode: as ``Session.set_mode``.
-            thought_level: as ``Session.set_thought_level``.
-            mcp_servers: as ACP has them.
-            session_init: the params of session/new; they win over ``cwd`` and ``mcp_servers``.
-            permission_policy: how permission requests are answered when there is no listener: "ask",
-                "allow_once", "allow_always", "reject", or a function of the request.
+            agent: the agent's id ("claude", "codex", …).
+            id: the local id; None generates one.
+            **options: see ``SessionOptions``.
 
         Raises:
             SessionAlreadyExistsError: the store has a session of that id.
-            UnsupportedAgentError: the server knows no such agent.
-            AgentNotInstalledError: the agent is not there yet.
-            AgentProcessExitedError: it ended at its start.
+            UnsupportedAgentError: the server does not know the agent.
+            AgentNotInstalledError: the agent is not installed.
+            AgentProcessExitedError: the agent exited at its start.
             HealthTimeoutError: the server was not healthy in time.
             TokenInvalidError: the server refuses the token.
-            ValueError: the agent or the permission policy is none.
-            UnsupportedSessionCategoryError: a setting that the agent lacks; the session is destroyed.
-            UnsupportedSessionValueError: a value that it does not take; the session is destroyed.
+            ValueError: the agent is empty, or the permission policy is invalid.
+            UnsupportedSessionCategoryError: the agent lacks a setting; the session is destroyed.
+            UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
         """
-        name = agent.strip()
-        if not name:
-            raise ValueError("agent is empty")
-        init = self._book.session_init(session_init, cwd, mcp_servers)
-        session = await self._book.create(name, (id or "").strip() or None, init, permission_policy)
+        check_keywords(options, SessionOptions, "create_session")
+        name = _agent_name(agent)
+        init = self._registry.session_init(
+            options.get("session_init"), options.get("cwd"), options.get("mcp_servers")
+        )
+        core = await self._registry.create(
+            name, (id or "").strip() or None, init, options.get("permission_policy")
+        )
+        session = session_handle(core)
         try:
-            await self._configure(session, mode, model, thought_level)
+            await self._configure(session, options)
         except BaseException:
-            await self._book.destroy(session)
+            await self._registry.destroy(core)
             raise
         return session
 
-    async def _configure(
-        self, session: Session, mode: str | None, model: str | None, thought_level: str | None
-    ) -> None:
-        if mode:
+    async def _configure(self, session: Session, options: SessionOptions) -> None:
+        if mode := options.get("mode"):
             await session.set_mode(mode)
-        if model:
+        if model := options.get("model"):
             await session.set_model(model)
-        if thought_level:
+        if thought_level := options.get("thought_level"):
             await session.set_thought_level(thought_level)
 
     async def resume_session(
@@ -370,80 +310,63 @@ class SandboxAgent(ServerApi):
         agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
     ) -> Session:
-        """Go on with a stored session, restored unless its agent session still lives here.
+        """Resume a stored session; it is restored unless this client still has its agent session.
 
-        A client that another one took the session from takes it back.
+        If another process took the session over, this client claims it again.
 
         Args:
-            id: which.
-            agent: the agent that goes on with it; another one than it had is told the history, and what
-                the former one does for it is cancelled. None: the one that it has.
-            permission_policy: as in ``create_session``; None leaves what the handle has.
+            id: the session's id.
+            agent: the agent that continues the session; another agent than before is given the history, and
+                the previous agent's turn is cancelled. None keeps the agent.
+            permission_policy: as in ``create_session``; None keeps the handle's policy.
 
         Raises:
-            SessionNotFoundError: the store has none of that id.
-            SessionFencedError: another client took it meanwhile.
-            UnsupportedAgentError: the server does not know the agent (any more); others as in
-                ``create_session``. The session stays with the agent that it had.
+            SessionNotFoundError: the store has no session of that id.
+            SessionFencedError: another client claimed the session meanwhile.
+            UnsupportedAgentError: the server does not know the agent (any more); other errors as in
+                ``create_session``. The session keeps its previous agent.
         """
-        name = agent.strip() if agent is not None else None
-        if name == "":
-            raise ValueError("agent is empty")
-        session = await self._book.take_back(id)
+        name = None if agent is None else _agent_name(agent)
+        core = await self._registry.claim(id)
         if permission_policy is not None:
-            session.permission_policy = permission_policy
-        await self._book.bound_connection(session, name)
-        if session.destroyed_at is not None:
-            session.journal.change(destroyed_at=None)
-            await session.journal.flush()
-        return session
+            core.permissions.policy = permission_policy
+        await self._registry.bound_connection(core, name)
+        if core.record.destroyed_at is not None:
+            core.journal.change(destroyed_at=None)
+            await core.journal.flush()
+        return session_handle(core)
 
     async def resume_or_create_session(
         self,
         *,
         id: str,  # noqa: A002 - the contract's name
         agent: str,
-        cwd: str | None = None,
-        model: str | None = None,
-        mode: str | None = None,
-        thought_level: str | None = None,
-        mcp_servers: list[Any] | None = None,
-        session_init: Mapping[str, Any] | None = None,
-        permission_policy: PermissionPolicy | None = None,
+        **options: Unpack[SessionOptions],
     ) -> Session:
-        """Go on with the session of that id, or make it; arguments as ``create_session``.
+        """Resume the session of that id, or create it; arguments as in ``create_session``.
 
-        A session that is there stays with the agent that it has, whatever ``agent`` says:
-        ``resume_session`` hands it over.
+        An existing session keeps its agent, whatever ``agent`` says: ``resume_session`` hands it over.
         """
-        if await self._book.load(id) is None:
-            with contextlib.suppress(SessionAlreadyExistsError):  # another task was quicker
-                return await self.create_session(
-                    agent=agent,
-                    id=id,
-                    cwd=cwd,
-                    model=model,
-                    mode=mode,
-                    thought_level=thought_level,
-                    mcp_servers=mcp_servers,
-                    session_init=session_init,
-                    permission_policy=permission_policy,
-                )
-        session = await self.resume_session(id, permission_policy=permission_policy)
-        await self._configure(session, mode, model, thought_level)
+        check_keywords(options, SessionOptions, "resume_or_create_session")
+        if await self._registry.load(id) is None:
+            with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
+                return await self.create_session(agent=agent, id=id, **options)
+        session = await self.resume_session(id, permission_policy=options.get("permission_policy"))
+        await self._configure(session, options)
         return session
 
     async def get_session(self, id: str) -> Session | None:  # noqa: A002 - the contract's name
-        """Return a stored session, or None; nothing is sent to the server."""
-        return await self._book.load(id)
+        """Return a stored session, or None; sends nothing to the server."""
+        core = await self._registry.load(id)
+        return None if core is None else session_handle(core)
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[Session]:
         """Return a page of the stored sessions, oldest first."""
-        asked_at = time.monotonic()
+        read_at = time.monotonic()
         page = await self.persist.list_sessions(limit=limit, cursor=cursor)
-        sessions = [self._book.handle(record, asked_at) for record in page.items]
+        sessions = [session_handle(self._registry.session(record, read_at)) for record in page.items]
         return ListPage(sessions, page.next_cursor)
 
     async def get_events(
@@ -453,27 +376,29 @@ class SandboxAgent(ServerApi):
         return await self.persist.list_events(session_id, limit=limit, cursor=cursor)
 
     async def destroy_session(self, id: str) -> Session:  # noqa: A002 - the contract's name
-        """Cancel what it does and mark it destroyed; its history stays, and it can be resumed.
+        """Cancel the session's turn and mark it as destroyed; its history stays and it can be resumed.
 
         Raises:
-            SessionNotFoundError: the store has none of that id.
+            SessionNotFoundError: the store has no session of that id.
         """
-        return await self._book.destroy(await self._book.require(id))
+        core = await self._registry.require(id)
+        await self._registry.destroy(core)
+        return session_handle(core)
 
     async def delete_session(self, id: str) -> None:  # noqa: A002 - the contract's name
-        """Cancel what it does and erase it with its history.
+        """Cancel the session's turn and erase the session with its history.
 
         Raises:
-            NotImplementedError: the driver can't delete.
+            NotImplementedError: the driver cannot delete.
         """
-        await self._book.delete(id)
+        await self._registry.delete(id)
 
     def on_request(self, method: str, handler: Callable[[Any], Awaitable[object] | object]) -> None:
-        """Answer the agents' requests of a method with what the handler makes of their params.
+        """Register a handler for an agent request method: its result of the params is the response.
 
-        Without a handler they are answered "method not found".
+        Requests without a handler are answered with "method not found".
         """
-        self._book.handlers[method] = handler
+        self._registry.handlers[method] = handler
 
 
 async def _provision(provider: SandboxProvider, sandbox_id: str | None) -> str:
@@ -483,3 +408,10 @@ async def _provision(provider: SandboxProvider, sandbox_id: str | None) -> str:
     await provider.reconnect(raw_id)
     await provider.ensure_server(raw_id)
     return raw_id
+
+
+def _agent_name(agent: str) -> str:
+    name = agent.strip()
+    if not name:
+        raise ValueError("agent is empty: use an agent's id such as 'claude'")
+    return name

@@ -20,7 +20,8 @@ from sandbox_agent.client.feed import Feed, gap_params
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
-from sandbox_agent.client.router import ClientSession, Router
+from sandbox_agent.client.ports import ClientSession
+from sandbox_agent.client.router import Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.handshake import auth_method, initialize_params
 from sandbox_agent.engine.sse import SseEvent
@@ -394,7 +395,7 @@ class Connection:
         agent_session: object = fields.get("sessionId")
         if isinstance(agent_session, str):
             if not pending.future.done():  # who gave up takes no answer
-                session.bound(self, fields)
+                session.on_bound(self, fields)
             self._router.bind(agent_session, session)
 
     def _bind_opened(
@@ -406,7 +407,7 @@ class Connection:
             return
         result: object = answer.result
         fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-        session.bound(self, {**fields, "sessionId": agent_session})
+        session.on_bound(self, {**fields, "sessionId": agent_session})
         self._router.loaded(agent_session, session, fields)
 
     def _answer_stranger(self, line: bytes, head: Envelope) -> None:
@@ -483,7 +484,7 @@ class Connection:
             return
         self.lost = error
         for session in self._router.sessions:
-            session.unbound(self)
+            session.on_unbound(self)
         self._router.close()
         self._on_lost(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sandbox_agent.client.router import ClientSession
+from sandbox_agent.client.ports import ClientSession
 from sandbox_agent.errors import ConnectionLostError
 from sandbox_agent.wire.records import SessionEvent
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.outgoing import NotSentError
-from sandbox_agent.client.session import Session
+from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.restore import (
     EVENTS_PER_ENTRY,
@@ -58,7 +58,7 @@ class Restorer:
         self._driver = driver
         self._limits = limits
 
-    async def restore(self, session: Session, connection: Connection, init: dict[str, Any]) -> None:
+    async def restore(self, session: SessionCore, connection: Connection, init: dict[str, Any]) -> None:
         """Bind the session to the connection's agent, which may be another than it had.
 
         Args:
@@ -150,7 +150,7 @@ class Restorer:
         )
 
 
-async def _call(step: Call, session: Session, connection: Connection) -> None:
+async def _call(step: Call, session: SessionCore, connection: Connection) -> None:
     loading = connection.router.load(step.opens) if step.opens is not None else None
     try:
         result = await connection.request(step.method, step.params, session=session, opens=step.opens)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.ports import ClientSession
 from sandbox_agent.client.replay_filter import Loading
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
-from sandbox_agent.wire.records import SessionEvent
 
-if TYPE_CHECKING:
-    from sandbox_agent.client.connection import Connection
-
-__all__ = ["ClientSession", "Router"]
+__all__ = ["Router"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -23,31 +20,6 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 MAX_HELD = 10_000
 MAX_HELD_BYTES = 16 * 1024 * 1024
 STATE_UPDATES = frozenset({"config_option_update", "current_mode_update"})
-
-
-class ClientSession(Protocol):
-    """What a connection needs of the session that is bound to it."""
-
-    @property
-    def journal(self) -> Journal:
-        """Where its envelopes go."""
-        ...
-
-    def bound(self, connection: Connection, result: Mapping[str, Any]) -> None:
-        """Take what the agent answered when it opened the session, before its first update is routed."""
-        ...
-
-    def observe_update(self, line: bytes) -> None:
-        """Take an update that changes the session's configuration."""
-        ...
-
-    def on_agent_request(self, connection: Connection, head: Envelope, event: SessionEvent) -> None:
-        """Answer a request of the agent's, later, through ``connection.respond``."""
-        ...
-
-    def unbound(self, connection: Connection) -> None:
-        """Take notice that the connection is gone."""
-        ...
 
 
 class Router:
@@ -157,7 +129,7 @@ class Router:
                     if params.update is not None and params.update.sessionUpdate in STATE_UPDATES:
                         session = bound.get(agent_session)
                         if session is not None:
-                            session.observe_update(line)
+                            session.on_state_update(line)
                     continue
             self._put_runs(runs, touched)
             runs = {}

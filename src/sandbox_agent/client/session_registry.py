@@ -1,4 +1,4 @@
-"""A client's sessions and connections: made, found, bound, restored."""
+"""The registry of a client's sessions and connections: creates, finds, binds and restores them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthGate
@@ -19,7 +19,7 @@ from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionDesk, PermissionPolicy
 from sandbox_agent.client.restore import Limits, Restorer
-from sandbox_agent.client.session import Session
+from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.errors import (
@@ -32,19 +32,19 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["SessionBook"]
+__all__ = ["SessionRegistry"]
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# What the store gets to take the last events when the client is disposed.
+# How long the store may take to store the last events when the client is disposed.
 FLUSH_TIMEOUT = 30.0
-# What an agent gets to end its turn when the session is handed over to another one.
+# How long an agent may take to end its turn when the session is handed over to another agent.
 HAND_OVER_TIMEOUT = 5.0
 
 
-class SessionBook:
-    """Owns the connections, one per agent, and the handles, one per session while anyone holds it."""
+class SessionRegistry:
+    """Owns the connections, one per agent, and the sessions, one per id for as long as it is in use."""
 
     def __init__(
         self,
@@ -67,63 +67,68 @@ class SessionBook:
         self._event_ids = EventIds()
         self._request_ids = itertools.count(1)
         self._connections: dict[str, Connection] = {}
-        self._opening: dict[str, asyncio.Lock] = {}
-        self._making_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._kept: set[Session] = set()
-        self._handles: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+        self._connection_locks: dict[str, asyncio.Lock] = {}
+        # A lock lives only while a task creates a session of that id.
+        self._create_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._kept: set[SessionCore] = set()
+        self._sessions: weakref.WeakValueDictionary[str, SessionCore] = weakref.WeakValueDictionary()
 
-    # what sessions ask for
+    # what a session needs of its client
 
     @property
     def is_reachable(self) -> bool:
-        """Whether new requests are possible at all."""
+        """Whether new requests are possible: the client is not disposed."""
         return self._tasks.running
 
     @property
     def is_fenced(self) -> bool:
-        """Whether the store refuses a writer that another one has replaced."""
+        """Whether the store refuses a writer that another process has replaced."""
         return Capability.FENCE in self._driver.capabilities
 
     def next_request_id(self) -> int:
-        """Return a JSON-RPC id that no request of this client has had."""
+        """Return a JSON-RPC id that no request of this client has used."""
         return next(self._request_ids)
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
-        """Run it in the background; it ends with the client."""
+        """Run a coroutine in the background; it ends with the client."""
         self._tasks.spawn(work, name=name)
 
     def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
-        """Run it in the background and return its outcome as a future."""
+        """Run a coroutine in the background and return its outcome as a future."""
         return self._tasks.run(work, name=name)
 
     async def agent_options(self, agent: str) -> list[dict[str, Any]]:
-        """Ask the server for the agent's config options."""
+        """Fetch the agent's config options from the server."""
         await self._gate.ready()
         path = f"/v1/agents/{quote_segment(agent)}"
         info: dict[str, Any] | None = await self._http.json("GET", path, params={"config": "true"})
         return config.valid_options((info or {}).get("configOptions")) or []
 
+    def keep(self, session: SessionCore) -> None:
+        """Keep a session in memory until the client is disposed: it has events that are not stored."""
+        self._kept.add(session)
+
     # connections
 
     async def connection(self, agent: str) -> Connection:
-        """Return the agent's live connection, made where there is none."""
-        async with self._opening.setdefault(agent, asyncio.Lock()):
+        """Return the agent's live connection; open one if there is none."""
+        async with self._connection_locks.setdefault(agent, asyncio.Lock()):
             await self._gate.ready()
             existing = self._connections.get(agent)
             if existing is not None:
                 return existing
             try:
-                made = await Connection.open(
+                opened = await Connection.open(
                     self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
                 )
             except NotSentError:
                 self._gate.suspect()
                 raise
-            self._connections[agent] = made
-            if made.lost is not None:
+            self._connections[agent] = opened
+            if opened.lost is not None:
                 del self._connections[agent]
-                raise made.lost
-            return made
+                raise opened.lost
+            return opened
 
     def _on_lost(self, connection: Connection) -> None:
         if self._connections.get(connection.agent) is connection:
@@ -133,17 +138,20 @@ class SessionBook:
         if not isinstance(connection.lost, AgentProcessExitedError):
             self._gate.suspect()
 
-    def live_connection(self, session: Session) -> Connection | None:
-        """Return the connection whose agent holds the session now, or None."""
+    def live_connection(self, session: SessionCore) -> Connection | None:
+        """Return the connection whose agent holds the session, or None."""
         connection = self._connections.get(session.agent)
-        return connection if connection is not None and _holds(connection, session) else None
+        # Another process may use the same agent session elsewhere: the record names its connection.
+        if connection is None or session.record.last_connection_id != connection.connection_id:
+            return None
+        return connection if connection.is_bound(session.agent_session_id, session) else None
 
-    async def bound_connection(self, session: Session, agent: str | None = None) -> Connection:
-        """Return the session's connection; where it lost the session, the session is restored first.
+    async def bound_connection(self, session: SessionCore, agent: str | None = None) -> Connection:
+        """Return the session's connection; restore the session first if it has none.
 
         Args:
-            session: which.
-            agent: the agent that it is handed over to, where it has another one.
+            session: the session.
+            agent: the agent to hand the session over to; None keeps its agent.
 
         Raises:
             SessionNotFoundError: the session was deleted.
@@ -156,8 +164,9 @@ class SessionBook:
             former, former_id = self.live_connection(session), session.agent_session_id
             if name == session.agent and former is not None:
                 return connection
-            if former is not None and (turns := former.turns_of(session)):
-                await self._stop(turns, session, former)
+            turns = former.turns_of(session) if former is not None else None
+            if turns and await self._cancel_on(former, session):
+                await asyncio.wait(turns, timeout=HAND_OVER_TIMEOUT)
             try:
                 await self._restore(session, connection)
             except NotSentError:
@@ -167,87 +176,79 @@ class SessionBook:
                 former.router.unbind(former_id)
             return connection
 
-    async def _stop(
-        self, turns: set[asyncio.Future[bytes]], session: Session, connection: Connection
-    ) -> None:
+    async def _restore(self, session: SessionCore, connection: Connection) -> None:
+        await self._restorer.restore(session, connection, self._init_of(session))
+
+    async def _cancel_on(self, connection: Connection | None, session: SessionCore) -> bool:
+        if connection is None:
+            return False
         try:
             await session.cancel_on(connection)
-            await asyncio.wait(turns, timeout=HAND_OVER_TIMEOUT)
         except SandboxAgentError as error:
             logger.info("session %s could not be cancelled: %s", session.id, error)
-
-    async def _restore(self, session: Session, connection: Connection) -> None:
-        init = session.record.session_init or self.session_init(None, None)
-        await self._restorer.restore(session, connection, init)
+            return False
+        return True
 
     # sessions
 
-    def handle(self, record: SessionRecord, asked_at: float) -> Session:
-        """Return the session's handle with what the store said, unless it was changed here since.
+    def session(self, record: SessionRecord, read_at: float) -> SessionCore:
+        """Return the session of a stored record; the record counts unless it was changed here since.
 
         Args:
-            record: what the store said.
-            asked_at: when it was asked, on the monotonic clock.
+            record: the record that the store returned.
+            read_at: when the store was asked, on the monotonic clock.
         """
-        session = self._handles.get(record.id)
+        session = self._sessions.get(record.id)
         if session is None:
             journal = Journal(record, self._driver, self._tasks, self._event_ids)
-            session = Session(self, journal, PermissionDesk(record.id, self._tasks))
-            self._handles[record.id] = session
-        elif not session.journal.dirty and session.journal.changed_at < asked_at:
+            session = SessionCore(self, journal, PermissionDesk(record.id, self._tasks))
+            self._sessions[record.id] = session
+        elif not session.journal.dirty and session.journal.changed_at < read_at:
             session.journal.record = record
         return session
 
-    def keep(self, session: Session) -> None:
-        """Hold a session until the end: it has events that are not stored, and maybe no one else does."""
-        self._kept.add(session)
-
-    def handles(self) -> list[Session]:
-        """Return all handles that are held."""
-        return list(self._handles.values())
-
-    async def load(self, session_id: str) -> Session | None:
-        """Return the handle of a stored session, or None."""
-        asked_at = time.monotonic()
+    async def load(self, session_id: str) -> SessionCore | None:
+        """Return a stored session, or None."""
+        read_at = time.monotonic()
         record = await self._driver.get_session(session_id)
-        return None if record is None else self.handle(record, asked_at)
+        return None if record is None else self.session(record, read_at)
 
-    async def require(self, session_id: str) -> Session:
-        """Return the handle of a stored session.
+    async def require(self, session_id: str) -> SessionCore:
+        """Return a stored session.
 
         Raises:
-            SessionNotFoundError: the store has none.
+            SessionNotFoundError: the store has no session of that id.
         """
         session = await self.load(session_id)
         if session is None:
             raise SessionNotFoundError(session_id)
         return session
 
-    async def take_back(self, session_id: str) -> Session:
-        """Return the handle of a stored session, which this client writes from now on.
+    async def claim(self, session_id: str) -> SessionCore:
+        """Return a stored session, which this client writes from now on.
 
         Raises:
-            SessionNotFoundError: the store has none.
+            SessionNotFoundError: the store has no session of that id.
         """
         session = await self.require(session_id)
-        refusal = await session.journal.refusal()
-        if refusal is not None:
-            await self._let_go(session, refusal)
-            # Another process went on with it: its record counts, not what was to be saved here.
+        fenced = await session.journal.refusal()
+        if fenced is not None:
+            await self._release(session, fenced)
+            # Another process continued the session: its record counts, not the changes made here.
             record = await self._driver.get_session(session_id)
             if record is not None:
                 session.journal.record = record
         await session.journal.reclaim()
         return session
 
-    async def _let_go(self, session: Session, refusal: SandboxAgentError) -> None:
-        """End what agents of this client still do for a session that another process has gone on with."""
+    async def _release(self, session: SessionCore, fenced: SandboxAgentError) -> None:
+        """Cancel what this client's agents still do for a session that another process continued."""
         for connection in list(self._connections.values()):
             try:
-                await connection.let_go(session, refusal)
+                await connection.let_go(session, fenced)
             except SandboxAgentError as error:
                 logger.info("session %s could not be cancelled: %s", session.id, error)
-        await session.desk.cancel_all()
+        await session.permissions.cancel_all()
 
     async def create(
         self,
@@ -255,14 +256,17 @@ class SessionBook:
         session_id: str | None,
         init: dict[str, Any],
         policy: PermissionPolicy | None,
-    ) -> Session:
-        """Make a session at the agent and in the store.
+    ) -> SessionCore:
+        """Create a session at the agent and in the store.
 
         Raises:
             SessionAlreadyExistsError: the store has a session of that id.
         """
         local_id = session_id or str(uuid.uuid4())
-        async with self._making(local_id):
+        lock = self._create_locks.get(local_id)
+        if lock is None:
+            lock = self._create_locks[local_id] = asyncio.Lock()
+        async with lock:
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
                     f"session '{local_id}' exists: resume it, or use resume_or_create_session",
@@ -270,16 +274,9 @@ class SessionBook:
                 )
             return await self._create(agent, local_id, init, policy)
 
-    def _making(self, session_id: str) -> asyncio.Lock:
-        # Gone when nobody makes that session any more.
-        lock = self._making_locks.get(session_id)
-        if lock is None:
-            lock = self._making_locks[session_id] = asyncio.Lock()
-        return lock
-
     async def _create(
         self, agent: str, local_id: str, init: dict[str, Any], policy: PermissionPolicy | None
-    ) -> Session:
+    ) -> SessionCore:
         record = SessionRecord(
             id=local_id,
             agent=agent,
@@ -289,59 +286,56 @@ class SessionBook:
             sandbox_id=self.sandbox_id,
             session_init=init,
         )
-        session = self.handle(record, time.monotonic())
+        session = self.session(record, time.monotonic())
         session.journal.hold()
-        session.permission_policy = policy
+        session.permissions.policy = policy
         try:
             connection = await self.connection(agent)
             try:
-                await self._new(session, connection)
+                await self._open_new(session, connection)
             except NotSentError:
-                await self._new(session, await self.connection(agent))
+                await self._open_new(session, await self.connection(agent))
         except BaseException:
             session.journal.discard()
-            self._handles.pop(local_id, None)
+            self._sessions.pop(local_id, None)
             raise
         session.journal.release()
         await session.journal.flush()
         return session
 
-    async def _new(self, session: Session, connection: Connection) -> None:
-        init = session.record.session_init or self.session_init(None, None)
-        result = await connection.request("session/new", init, session=session)
-        fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-        if not isinstance(fields.get("sessionId"), str):
+    async def _open_new(self, session: SessionCore, connection: Connection) -> None:
+        result = await connection.request("session/new", self._init_of(session), session=session)
+        if not isinstance(result, dict) or not isinstance(result.get("sessionId"), str):  # pyright: ignore[reportUnknownMemberType] - JSON
             raise SandboxAgentError(
-                f"agent '{connection.agent}' answered session/new without a sessionId: it breaks the protocol"
+                f"agent '{connection.agent}' sent a session/new result without a sessionId, "
+                "which the protocol requires"
             )
 
-    async def destroy(self, session: Session) -> Session:
-        """Cancel what the session does and mark it destroyed; an agent that is gone needs no telling."""
-        await self._cancel_if_bound(session)
+    async def reload(self, session: SessionCore) -> None:
+        """Read the session's record from the store again.
+
+        Raises:
+            SessionNotFoundError: the session was deleted.
+        """
+        await self.require(session.id)
+
+    async def destroy(self, session: SessionCore) -> None:
+        """Cancel the session's turn, if its agent is alive, and mark the session as destroyed."""
+        await self._cancel_on(self.live_connection(session), session)
         session.journal.change(destroyed_at=time.time_ns() // 1_000_000)
         await session.journal.flush()
-        return session
-
-    async def _cancel_if_bound(self, session: Session) -> None:
-        connection = self.live_connection(session)
-        if connection is None:
-            return
-        try:
-            await session.cancel_on(connection)
-        except SandboxAgentError as error:
-            logger.info("session %s could not be cancelled: %s", session.id, error)
 
     async def delete(self, session_id: str) -> None:
-        """Erase the session; its agent's later envelopes are not kept."""
-        session = self._handles.get(session_id)
+        """Erase a session; envelopes that its agent sends later are not stored."""
+        session = self._sessions.get(session_id)
         if session is not None:
-            await self._cancel_if_bound(session)
+            await self._cancel_on(self.live_connection(session), session)
             connection = self._connections.get(session.agent)
             if connection is not None:
                 connection.router.unbind(session.agent_session_id)
             session.journal.discard()
             await session.journal.idle()
-            self._handles.pop(session_id, None)
+            self._sessions.pop(session_id, None)
         await self._driver.delete_session(session_id)
 
     def session_init(
@@ -351,25 +345,28 @@ class SessionBook:
         given = dict(session_init or {})
         return {
             **given,
-            "cwd": given.get("cwd") or cwd or self.default_cwd or os.getcwd(),  # noqa: PTH109 - a string goes out
+            "cwd": given.get("cwd") or cwd or self.default_cwd or os.getcwd(),  # noqa: PTH109 - JSON needs a str
             "mcpServers": given.get("mcpServers") or mcp_servers or [],
         }
 
-    # the end
+    def _init_of(self, session: SessionCore) -> dict[str, Any]:
+        return session.record.session_init or self.session_init(None, None)
+
+    # dispose
 
     async def close(self) -> None:
-        """Cancel what waits for the user, end the connections, store what is left.
+        """Cancel open permission requests, close the connections, store all events.
 
         Raises:
-            PersistError: something could not be stored.
+            PersistError: some events could not be stored.
         """
-        sessions = self.handles()
+        sessions = list(self._sessions.values())
         connections, self._connections = list(self._connections.values()), {}
         try:
-            await asyncio.gather(*(session.desk.cancel_all() for session in sessions))
+            await asyncio.gather(*(session.permissions.cancel_all() for session in sessions))
             await asyncio.gather(*(connection.close() for connection in connections))
         finally:
-            # Also where the caller has no time for that: nobody may wait for what never comes.
+            # Also if the caller is cancelled: pending requests must fail, they cannot complete any more.
             for connection in connections:
                 connection.abandon()
         caller = asyncio.current_task()
@@ -377,12 +374,6 @@ class SessionBook:
         for error in errors:
             if error is not None:
                 raise error
-
-
-def _holds(connection: Connection, session: Session) -> bool:
-    # Another process may have gone on with the same agent session elsewhere: the record says where.
-    mine = session.last_connection_id == connection.connection_id
-    return mine and connection.is_bound(session.agent_session_id, session)
 
 
 async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:
@@ -393,8 +384,10 @@ async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> Persist
     except PersistError as error:
         failed = error
     except TimeoutError:
-        message = f"session '{journal.record.id}': the store took more than {FLUSH_TIMEOUT:g} s at the end"
-        failed = PersistError(message, session_id=journal.record.id)
+        failed = PersistError(
+            f"session '{journal.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",
+            session_id=journal.record.id,
+        )
     journal.close()
     await journal.listened(caller)
     return failed

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Turn"]
 
 
-class _Session(Protocol):
-    @property
-    def journal(self) -> Journal: ...
-
-
 class _Runner(Protocol):
     def next_request_id(self) -> int: ...
 
@@ -37,12 +32,12 @@ class Turn:
 
     def __init__(
         self,
-        session: _Session,
+        journal: Journal,
         send: Callable[[Outgoing], Coroutine[Any, Any, PromptResponse]],
         runner: _Runner,
     ) -> None:
         self.response: PromptResponse | None = None
-        self._session = session
+        self._journal = journal
         self._send = send
         self._runner = runner
         self._outgoing: Outgoing | None = None
@@ -74,7 +69,7 @@ class Turn:
         return event
 
     def _begin(self) -> None:
-        viewer = self._viewer = self._session.journal.view(live=True)
+        viewer = self._viewer = self._journal.view(live=True)
         outgoing = self._outgoing = Outgoing(self._runner.next_request_id())
         self._sent = asyncio.ensure_future(self._runner.run(self._send(outgoing), name="prompt"))
         self._sent.add_done_callback(lambda _: viewer.close())

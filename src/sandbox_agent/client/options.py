@@ -1,0 +1,66 @@
+"""The keyword arguments that several methods of SandboxAgent share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import httpx2
+
+from sandbox_agent.client.permissions import PermissionPolicy
+from sandbox_agent.persist.base import SessionPersistDriver
+
+__all__ = ["ClientOptions", "SessionOptions", "check_keywords"]
+
+
+class ClientOptions(TypedDict, total=False):
+    """Keyword arguments of ``connect`` and ``start``.
+
+    Attributes:
+        token: the server's bearer token; ``start`` asks the provider if it is None.
+        headers: HTTP headers of every request.
+        transport: an httpx2 transport that sends the requests; closed with the client.
+        persist: the driver that stores sessions and events (default: in memory); not closed with the client.
+        replay_max_events: how many events of history a restored session is given, 50 by default.
+        replay_max_chars: the same limit in characters, 12,000 by default.
+        skip_health_check: send requests without waiting until the server is healthy.
+        health_timeout: how long to wait for a healthy server, in seconds; None waits forever.
+    """
+
+    token: str | None
+    headers: Mapping[str, str] | None
+    transport: httpx2.AsyncBaseTransport | None
+    persist: SessionPersistDriver | None
+    replay_max_events: int
+    replay_max_chars: int
+    skip_health_check: bool
+    health_timeout: float | None
+
+
+class SessionOptions(TypedDict, total=False):
+    """Keyword arguments of ``create_session`` and ``resume_or_create_session``.
+
+    Attributes:
+        cwd: the agent's working directory; default: the provider's, else the current directory.
+        model: see ``Session.set_model``.
+        mode: see ``Session.set_mode``.
+        thought_level: see ``Session.set_thought_level``.
+        mcp_servers: MCP servers in ACP's shape.
+        session_init: params of session/new; they take precedence over ``cwd`` and ``mcp_servers``.
+        permission_policy: how permission requests are answered when there is no listener: "ask",
+            "allow_once", "allow_always", "reject", or a function of the request.
+    """
+
+    cwd: str | None
+    model: str | None
+    mode: str | None
+    thought_level: str | None
+    mcp_servers: list[Any] | None
+    session_init: Mapping[str, Any] | None
+    permission_policy: PermissionPolicy | None
+
+
+def check_keywords(options: Mapping[str, object], kind: type, function: str) -> None:
+    """Raise the TypeError of a call with a keyword that the options do not have."""
+    for name in options.keys() - kind.__annotations__.keys():
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

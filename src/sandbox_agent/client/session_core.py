@@ -1,0 +1,232 @@
+"""The internals of a session: its journal, settings, permissions, and the calls to its agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar, cast
+
+from sandbox_agent.client.connection import Connection
+from sandbox_agent.client.envelopes import Envelope
+from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.outgoing import NotSentError, Outgoing
+from sandbox_agent.client.permissions import PermissionDesk
+from sandbox_agent.client.ports import AgentConnection
+from sandbox_agent.client.settings import Settings
+from sandbox_agent.engine import config_options as config
+from sandbox_agent.errors import AcpRpcError, PersistError
+from sandbox_agent.wire.records import SessionEvent, SessionRecord
+
+__all__ = ["SessionCore", "SessionHost"]
+
+# A request that did not reach the agent is sent again until this many seconds have passed.
+RESEND_FOR = 10.0
+RESEND_DELAY = 0.1
+
+T = TypeVar("T")
+
+
+class SessionHost(Protocol):
+    """What a session needs of its client."""
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether new requests are possible: the client is not disposed."""
+        ...
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether the store refuses a writer that another process has replaced."""
+        ...
+
+    def next_request_id(self) -> int:
+        """Return an unused JSON-RPC id."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
+        """Run a coroutine in the background."""
+        ...
+
+    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
+        """Run a coroutine in the background and return its outcome as a future."""
+        ...
+
+    async def agent_options(self, agent: str) -> list[dict[str, Any]]:
+        """Fetch the agent's config options from the server."""
+        ...
+
+    def live_connection(self, session: SessionCore) -> Connection | None:
+        """Return the connection whose agent holds the session, or None."""
+        ...
+
+    async def bound_connection(self, session: SessionCore) -> Connection:
+        """Return the session's connection; restore the session first if it has none."""
+        ...
+
+    async def reload(self, session: SessionCore) -> None:
+        """Read the session's record from the store again."""
+        ...
+
+    def keep(self, session: SessionCore) -> None:
+        """Keep the session in memory until the client is disposed."""
+        ...
+
+
+class SessionCore:
+    """A session as the client works with it; ``Session`` is its public handle.
+
+    Attributes:
+        journal: stores the session's events and its record.
+        permissions: the session's open permission requests.
+        settings: the session's model, mode and other options.
+        binding: held while the session is bound to a connection.
+        unopenable: id of an agent session whose opening crashed its agent; it is not opened again.
+    """
+
+    def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionDesk) -> None:
+        self.journal = journal
+        self.permissions = permissions
+        self.settings = Settings(journal, host.agent_options)
+        self.binding = asyncio.Lock()
+        self.unopenable: str = ""
+        self.host = host
+        self._replay: str | None = None
+
+    @property
+    def record(self) -> SessionRecord:
+        """The session's record."""
+        return self.journal.record
+
+    @property
+    def id(self) -> str:
+        """The local id."""
+        return self.record.id
+
+    @property
+    def agent(self) -> str:
+        """The agent's id."""
+        return self.record.agent
+
+    @property
+    def agent_session_id(self) -> str:
+        """The agent's own id for the session."""
+        return self.record.agent_session_id
+
+    # calls to the agent
+
+    async def call(self, method: str, params: dict[str, Any], outgoing: Outgoing | None = None) -> Any:
+        """Send a request until the agent receives it; return the result once its events are stored.
+
+        Raises:
+            NotSentError: the agent did not receive the request.
+            ConnectionLostError: the connection was lost during the request.
+            AcpRpcError: the agent responded with an error.
+            PersistError: the store failed.
+        """
+        sent = outgoing or Outgoing(self.host.next_request_id())
+        deadline = time.monotonic() + RESEND_FOR
+        try:
+            while True:
+                try:
+                    result = await self._send(method, params, sent)
+                    break
+                except NotSentError:
+                    # Safe to repeat: over the same connection when its server is back, or over a new one.
+                    if not self.host.is_reachable or time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(RESEND_DELAY)
+        except (AcpRpcError, NotSentError):
+            await self._flush_quietly()
+            raise
+        await self.journal.flush()
+        return result
+
+    async def _send(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
+        connection = await self.host.bound_connection(self)
+        stored = {**params, "sessionId": self.agent_session_id}
+        if method != "session/prompt":
+            return await connection.request(method, stored, session=self, outgoing=sent)
+        if self.host.is_fenced:
+            # A replaced writer learns it now, not after the agent has done the work.
+            await self.journal.confirm()
+        if self._replay is None:
+            return await connection.request(method, stored, session=self, outgoing=sent)
+        replay, self._replay = self._replay, None
+        with_replay = {**stored, "prompt": [{"type": "text", "text": replay}, *stored.get("prompt", [])]}
+        try:
+            return await connection.request(
+                method, with_replay, session=self, stored_params=stored, outgoing=sent
+            )
+        except (NotSentError, AcpRpcError):
+            # Not received or refused: the agent still does not know the history.
+            self._replay = self._replay or replay
+            raise
+
+    async def notify(self, method: str, params: dict[str, Any]) -> None:
+        """Send a notification to the session's agent."""
+        connection = await self.host.bound_connection(self)
+        await connection.notify(method, {**params, "sessionId": self.agent_session_id}, session=self)
+
+    async def cancel_on(self, connection: Connection) -> None:
+        """Cancel the turn on a connection, then the open permission requests (ACP wants this order)."""
+        try:
+            await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
+        finally:
+            await self.permissions.cancel_all()
+
+    def set_replay(self, text: str | None) -> None:
+        """Set the text that the next prompt is prefixed with."""
+        self._replay = text
+
+    async def _flush_quietly(self) -> None:
+        # The caller has an earlier error to raise; the journal reports its own to the listeners.
+        with contextlib.suppress(PersistError):
+            await self.journal.flush()
+
+    # events of the connection
+
+    def on_bound(self, connection: AgentConnection, result: Mapping[str, Any]) -> None:
+        """Record the opened agent session: a new one, or the same one on another connection."""
+        options = config.valid_options(result.get("configOptions"))
+        given: object = result.get("modes")
+        modes = cast("dict[str, Any]", given) if isinstance(given, dict) else None
+        modes = modes or config.modes_from_options(options)
+        if result["sessionId"] == self.agent_session_id and connection.agent == self.agent:
+            # What the agent does not mention has not changed.
+            options = self.record.config_options if options is None else options
+            modes = modes or self.record.modes
+        self.journal.change(
+            agent=connection.agent,
+            agent_session_id=result["sessionId"],
+            last_connection_id=connection.connection_id,
+            destroyed_at=None,
+            config_options=options,
+            modes=modes,
+        )
+
+    def on_unbound(self, connection: AgentConnection) -> None:
+        """Drop the permission requests of an agent that is gone."""
+        if self.journal.dirty:
+            self.host.keep(self)
+        if self.record.last_connection_id == connection.connection_id:
+            self.permissions.forget_all()
+
+    def on_state_update(self, line: bytes) -> None:
+        """Record a config_option_update or current_mode_update."""
+        self.settings.apply_update(line)
+
+    def on_agent_request(self, connection: AgentConnection, head: Envelope, event: SessionEvent) -> None:
+        """Open a permission request once all events before it are delivered."""
+
+        async def respond(raw_id: Any, result: object) -> None:
+            await connection.respond(raw_id, self, result=result)
+
+        async def open_request() -> None:
+            await self._flush_quietly()
+            params: object = event.payload.get("params")
+            fields = cast("dict[str, Any]", params) if isinstance(params, dict) else {}
+            await self.permissions.open(head.id, fields, respond)
+
+        self.host.spawn(open_request(), name=f"permission for {self.id}")

@@ -1,0 +1,74 @@
+"""The public classes show what users need and none of their internals."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox_agent import SandboxAgent
+
+pytestmark = pytest.mark.anyio
+
+SESSION_MEMBERS = [
+    "agent",
+    "agent_session_id",
+    "cancel",
+    "created_at",
+    "destroyed_at",
+    "events",
+    "get_config_options",
+    "get_modes",
+    "id",
+    "last_connection_id",
+    "on_event",
+    "on_permission_request",
+    "permission_policy",
+    "prompt",
+    "raw_respond_permission",
+    "raw_send",
+    "record",
+    "refresh",
+    "respond_permission",
+    "set_config_option",
+    "set_mode",
+    "set_model",
+    "set_thought_level",
+    "stream",
+]
+SANDBOX_AGENT_MEMBERS = [
+    "base_url",
+    "connect",
+    "create_session",
+    "delete_session",
+    "destroy_sandbox",
+    "destroy_session",
+    "dispose",
+    "get_agent",
+    "get_events",
+    "get_health",
+    "get_session",
+    "inspector_url",
+    "install_agent",
+    "kill_sandbox",
+    "list_acp_servers",
+    "list_agents",
+    "list_sessions",
+    "on_request",
+    "pause_sandbox",
+    "persist",
+    "resume_or_create_session",
+    "resume_session",
+    "sandbox",
+    "sandbox_id",
+    "sessions",
+    "start",
+]
+
+
+def public_members(instance: object) -> list[str]:
+    return sorted(name for name in dir(instance) if not name.startswith("_"))
+
+
+async def test_a_client_and_its_sessions_have_only_members_for_users(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    assert public_members(session) == SESSION_MEMBERS
+    assert public_members(sdk) == SANDBOX_AGENT_MEMBERS
