@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from sandbox_agent.server.client_names import RESERVED
 from tests.server.talk import Talk, client_of, envelope, talk
 from tests.support.servers import ServerProcess, put_launcher
 
@@ -129,7 +130,7 @@ async def test_pi_gets_a_number_for_its_version_and_a_list_of_servers(
             assert (await stream.until("session/new"))["params"] == {"cwd": "/", "mcpServers": []}
 
 
-@pytest.mark.parametrize("name", ["policy", "expiry", "session"])
+@pytest.mark.parametrize("name", [*sorted(RESERVED), "n" * 257])
 async def test_nobody_speaks_in_the_servers_own_name(
     server: ServerProcess, fresh: Callable[[], str], name: str
 ) -> None:
@@ -137,7 +138,7 @@ async def test_nobody_speaks_in_the_servers_own_name(
         headers = {"sandbox-agent-client": name}
         posted = await talking.client.post(talking.path, json={"id": 9, "result": {}}, headers=headers)
         assert posted.status_code == 400
-        assert name in posted.json()["detail"]
+        assert (name if name in RESERVED else "257 characters") in posted.json()["detail"]
         streamed = await talking.client.get(talking.path, headers={**headers, "accept": "text/event-stream"})
         assert streamed.status_code == 400
         await talking.prompt("echo still here")

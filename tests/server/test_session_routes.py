@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from sandbox_agent.engine.sse import SseDecoder, SseEvent
+from sandbox_agent.server.client_names import RESERVED
 from tests.support.servers import ServerProcess, our_server
 
 from .talk import client_of, talk
@@ -640,7 +641,7 @@ async def test_an_absurd_last_event_id_is_refused(
         assert response.status_code == 400
 
 
-@pytest.mark.parametrize("name", ["policy", "expiry", "n" * 257])
+@pytest.mark.parametrize("name", [*sorted(RESERVED), "n" * 257])
 async def test_a_client_can_not_answer_in_the_servers_name(
     server: ServerProcess, fresh: Callable[[], str], name: str
 ):
@@ -648,8 +649,14 @@ async def test_a_client_can_not_answer_in_the_servers_name(
         await session.say("permission")
         asked = (await stream.until("permission.requested"))[-1]
         path = f"/permissions/{asked['data']['permission_id']}/reply"
-        answer = await session.post(path, {"reply": "once"}, sandbox_agent_client=name)
-        assert answer.status_code == 400
+        for refused, body in (
+            (path, {"reply": "once"}),
+            ("/questions/q/reply", {"answers": [["x"]]}),
+            ("/questions/q/reject", {}),
+        ):
+            answer = await session.post(refused, body, sandbox_agent_client=name)
+            assert answer.status_code == 400, refused
+            assert "sandbox-agent-client" in answer.json()["detail"]
         assert (
             await session.post(path, {"reply": "once"}, sandbox_agent_client="n" * 256)
         ).status_code == 204

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES, is_allowed
 from sandbox_agent.server.http.auth import bearer_allows
-from sandbox_agent.server.routes.acp import CLIENT_NAME, RESERVED_CLIENTS
 
 __all__ = ["Express"]
 
@@ -55,11 +55,11 @@ class Express:
             elif name == b"content-length":
                 if not value.isdigit() or int(value) > self._limit:
                     return None
-            elif name == CLIENT_NAME:
+            elif name == CLIENT_HEADER_BYTES:
                 if client is not UNNAMED:
                     return None
-                client = value.decode("latin-1")
-                if client in RESERVED_CLIENTS:
+                client = value.decode("latin-1").strip(" \t")
+                if not is_allowed(client):
                     return None
         if seen != 1 or (self._token is not None and not bearer_allows(headers, self._token)):
             return None

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from sandbox_agent.errors import ProblemError, SandboxAgentError
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
+from sandbox_agent.server.client_names import EXPIRY, POLICY
 from sandbox_agent.server.permissions.inbox import (
     MAX_PENDING,
     Answering,
@@ -27,13 +28,10 @@ from sandbox_agent.server.permissions.policies import asked_paths, decide, polic
 from sandbox_agent.server.permissions.question_answers import rejection_result
 from sandbox_agent.wire.members import members
 
-__all__ = ["EXPIRY", "POLICY", "Watcher"]
+__all__ = ["Watcher"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# The client names under which the server itself answers.
-POLICY = "policy"
-EXPIRY = "expiry"
 # Answers that did not go through (the store or the agent hangs) are tried again so soon, so often.
 RETRY_SECONDS = 1.0
 TRIES = 5

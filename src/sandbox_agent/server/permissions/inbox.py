@@ -14,7 +14,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
-from sandbox_agent.server.http.missing import no_session
+from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import elements, members
@@ -126,7 +126,7 @@ class Inbox:
     ) -> tuple[SessionRow, PermissionRow]:
         session = await self._store.session(session_id)
         if session is None:
-            raise no_session(session_id)
+            raise session_not_found(session_id)
         row = await self._store.permission(session.key, permission_id)
         if row is None or row.kind != kind:
             raise NotFoundError(f"not found: session '{session_id}' has no {kind} '{permission_id}'")

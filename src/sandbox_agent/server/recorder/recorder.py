@@ -17,7 +17,7 @@ import anyio
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError, SessionAlreadyExistsError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionRow, SessionStore
-from sandbox_agent.server.http.missing import no_session
+from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.recorder.batch import Batch
 from sandbox_agent.server.recorder.committer import Committer
 from sandbox_agent.server.recorder.intake import Intake, Job
@@ -381,7 +381,7 @@ class Recorder:
     async def _load(self, session_id: str) -> LiveSession:
         row = await self._store.session(session_id)
         if row is None or row.key in self._forgotten:
-            raise no_session(session_id)
+            raise session_not_found(session_id)
         loaded = await load(self._store, row)
         live = LiveSession(row, loaded.fold, self._store, self.tails)
         live.torn = loaded.torn
@@ -393,7 +393,7 @@ class Recorder:
         if self.degraded is not None:
             raise PersistError(self.degraded)
         if session is not None and session.row.key in self._forgotten:
-            raise no_session(session.session_id)
+            raise session_not_found(session.session_id)
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._committer.waiting.add(stored)
         stored.add_done_callback(self._committer.waiting.discard)

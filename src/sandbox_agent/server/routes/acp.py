@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import (
     AgentNotInstalledError,
@@ -20,6 +19,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
+from sandbox_agent.server.client_names import CLIENT_HEADER, CLIENT_HEADER_BYTES, check_client_name
 from sandbox_agent.server.http.operations import (
     Answer,
     Operation,
@@ -36,13 +36,9 @@ from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
-__all__ = ["CLIENT_HEADER", "CLIENT_NAME", "EPOCH_HEADER", "OPERATIONS", "RESERVED_CLIENTS"]
+__all__ = ["EPOCH_HEADER", "OPERATIONS"]
 
-CLIENT_HEADER = "sandbox-agent-client"
-CLIENT_NAME = CLIENT_HEADER.encode()
 EPOCH_HEADER = "sandbox-agent-epoch"
-# Who answers for the server, as the sessions' logs name them: no client may speak as one of them.
-RESERVED_CLIENTS = frozenset({"policy", "expiry", "session"})
 MAX_SERVER_ID = 256
 # Sequences are contiguous from 1: nothing beyond this has ever been sent.
 MAX_EVENT_ID = 2**63 - 1
@@ -58,12 +54,7 @@ def _server_id(request: Request) -> str:
 
 
 def _client(request: Request) -> str:
-    name = header(request, CLIENT_NAME) or UNNAMED
-    if name in RESERVED_CLIENTS:
-        raise InvalidRequestError(
-            f"invalid request: the server itself answers as '{name}': give the client another name"
-        )
-    return name
+    return check_client_name(header(request, CLIENT_HEADER_BYTES))
 
 
 async def list_servers(request: Request) -> Response:

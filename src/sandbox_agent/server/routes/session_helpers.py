@@ -8,13 +8,11 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
-from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.store.rows import SessionRow, TurnRow
-from sandbox_agent.server.http.missing import no_session
+from sandbox_agent.server.client_names import CLIENT_HEADER, CLIENT_HEADER_BYTES, check_client_name
+from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.http.operations import Parameter, flag, header
-from sandbox_agent.server.permissions.automatic import EXPIRY, POLICY
-from sandbox_agent.server.routes.acp import CLIENT_HEADER
 from sandbox_agent.server.state import state_of
 from sandbox_agent.wire.sessions import SessionInfo, TurnInfo, UsageInfo
 
@@ -33,7 +31,6 @@ __all__ = [
 ]
 
 MAX_NAME = 256
-_CLIENT_NAME = CLIENT_HEADER.encode()
 _usage = msgspec.json.Decoder(UsageInfo)
 
 SESSION_ID = Parameter("session_id", "path", "The client's own name for the session.")
@@ -69,15 +66,9 @@ def client_of(request: Request) -> str:
     """Return the client's name, or UNNAMED.
 
     Raises:
-        InvalidRequestError: it is too long, or one under which the server itself answers.
+        InvalidRequestError: it is too long or reserved for the server.
     """
-    name = header(request, _CLIENT_NAME) or UNNAMED
-    if len(name) > MAX_NAME or name in {POLICY, EXPIRY}:
-        raise InvalidRequestError(
-            f"invalid request: {CLIENT_HEADER} must be at most {MAX_NAME} characters, and not "
-            f"'{POLICY}' or '{EXPIRY}', which are the server's own names"
-        )
-    return name
+    return check_client_name(header(request, CLIENT_HEADER_BYTES))
 
 
 def include_raw(request: Request) -> bool:
@@ -94,7 +85,7 @@ async def found_row(request: Request) -> SessionRow:
     session_id = session_id_of(request)
     row = await state_of(request).store.session(session_id)
     if row is None:
-        raise no_session(session_id)
+        raise session_not_found(session_id)
     return row
 
 

@@ -16,16 +16,15 @@ from sandbox_agent.engine.project.questions import read_question
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.client_names import SESSION
 from sandbox_agent.server.recorder.published_session import LiveSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 from sandbox_agent.wire.members import members
 
-__all__ = ["CLIENT", "METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
+__all__ = ["METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# What the server calls itself as a client of its agents.
-CLIENT = "session"
 METHOD_NOT_FOUND = -32601
 
 
@@ -155,7 +154,7 @@ class AgentLink:
         self, envelope: Mapping[str, Any], recorded: Callable[[], Awaitable[None]] | None = None
     ) -> bytes | None:
         line = dumps(envelope)
-        return await self._connection.send(CLIENT, read_head(line), line, recorded=recorded)
+        return await self._connection.send(SESSION, read_head(line), line, recorded=recorded)
 
     async def answer(self, client: str, request_id: bytes, result: Mapping[str, Any]) -> bool:
         """Answer a request of the agent; False where another answer was first.
@@ -177,7 +176,7 @@ class AgentLink:
 
     async def _refuse(self, answer: bytes) -> None:
         try:
-            await self._connection.send(CLIENT, read_head(answer), answer)
+            await self._connection.send(SESSION, read_head(answer), answer)
         except ProblemError as error:
             logger.info("agent %s took no answer: %s", self.agent, error)
 

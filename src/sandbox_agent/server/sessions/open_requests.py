@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.sessions.agent_client import AgentLink
 
 if TYPE_CHECKING:
@@ -15,12 +16,10 @@ if TYPE_CHECKING:
     from sandbox_agent.server.recorder.recorder import Recorder
     from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["CANCEL", "cancel_asks", "cancel_late_asks"]
+__all__ = ["cancel_asks", "cancel_late_asks"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# The client name under which they are answered.
-CANCEL = "cancel"
 # A permission's outcome, and an elicitation's action: each reads its own.
 _CANCELLED = {"outcome": {"outcome": "cancelled"}, "action": "cancel"}
 
@@ -41,7 +40,7 @@ async def cancel_asks(recorder: Recorder, live: LiveSession, link: AgentLink) ->
 
     await recorder.apply(live, look)
     for request_id in asked.values():
-        await link.answer(CANCEL, request_id.encode(), _CANCELLED)
+        await link.answer(CANCELLATION, request_id.encode(), _CANCELLED)
 
 
 async def cancel_late_asks(

@@ -1,13 +1,13 @@
-"""How every route says that a session is not there."""
+"""Errors that several rooms of the server raise with the same text."""
 
 from __future__ import annotations
 
 from sandbox_agent.errors import ServerSessionNotFoundError
 
-__all__ = ["no_session"]
+__all__ = ["session_not_found"]
 
 
-def no_session(session_id: str) -> ServerSessionNotFoundError:
+def session_not_found(session_id: str) -> ServerSessionNotFoundError:
     """Return the error for a session that the server does not have."""
     return ServerSessionNotFoundError(
         f"session not found: {session_id}: it was deleted or never made", sessionId=session_id
