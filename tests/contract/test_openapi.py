@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openapi_spec_validator import validate
 
 from sandbox_agent.server.app import openapi_json
+from sandbox_agent.wire.universal import EVENT_DATA_TYPES
 
 JsonObject = dict[str, Any]
 
@@ -79,6 +81,10 @@ def missing(
     """Name what their schema has and ours has not."""
     their, our = resolved(their_doc, their), resolved(OURS, our)
     if depth > 12:
+        return
+    if "discriminator" in our and "properties" in their:
+        for variant in our["oneOf"]:
+            yield from missing(their_doc, their, variant, f"{at} as {variant['$ref']}", depth + 1)
         return
     for name, schema in their.get("properties", {}).items():
         if name not in our.get("properties", {}):
@@ -151,6 +157,51 @@ def test_what_is_superseded_is_not_in_the_newer_document() -> None:
     newer = theirs("openapi-0.4.2.json")["components"]["schemas"]
     fields = {*newer["AgentCapabilities"]["properties"], *newer["ServerStatusInfo"]["properties"]}
     assert not fields & {"variants", "baseUrl", "lastError", "restartCount"}
+
+
+def test_the_document_is_valid() -> None:
+    validate(OURS)
+
+
+def test_the_servers_are_the_one_that_answers_and_the_default() -> None:
+    assert [server["url"] for server in OURS["servers"]] == ["/", "http://127.0.0.1:2468"]
+
+
+PARAMETERS = [
+    (f"{method} {path}", parameter)
+    for path, methods in OURS["paths"].items()
+    for method, operation in methods.items()
+    for parameter in operation.get("parameters", [])
+]
+
+
+@pytest.mark.parametrize(("operation", "parameter"), PARAMETERS)
+def test_a_parameter_has_the_limits_of_the_code(operation: str, parameter: JsonObject) -> None:
+    schema = parameter["schema"]
+    if schema["type"] == "integer":
+        assert {"minimum", "maximum"} <= set(schema)
+    if parameter["in"] == "path":
+        assert schema["minLength"] == 1
+    if parameter["name"] in {
+        "server_id",
+        "session_id",
+        "permission_id",
+        "question_id",
+        "sandbox-agent-client",
+    }:
+        assert schema["maxLength"] == 256
+
+
+def test_an_event_is_told_apart_by_its_type() -> None:
+    schemas = OURS["components"]["schemas"]
+    event = schemas["UniversalEvent"]
+    assert event["discriminator"]["propertyName"] == "type"
+    assert set(event["discriminator"]["mapping"]) == set(EVENT_DATA_TYPES)
+    assert [choice["$ref"] for choice in event["oneOf"]] == list(event["discriminator"]["mapping"].values())
+    for kind, reference in event["discriminator"]["mapping"].items():
+        properties = resolved(OURS, {"$ref": reference})["properties"]
+        assert properties["type"]["enum"] == [kind]
+        assert properties["data"]["$ref"].endswith(f"/{EVENT_DATA_TYPES[kind].__name__}")
 
 
 def test_every_reference_of_our_document_leads_somewhere() -> None:

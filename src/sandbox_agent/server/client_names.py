@@ -12,6 +12,7 @@ __all__ = [
     "CLIENT_HEADER",
     "CLIENT_HEADER_BYTES",
     "EXPIRY",
+    "MAX_CLIENT_NAME",
     "POLICY",
     "RESERVED",
     "SESSION",

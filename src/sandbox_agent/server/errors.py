@@ -10,5 +10,5 @@ __all__ = ["session_not_found"]
 def session_not_found(session_id: str) -> ServerSessionNotFoundError:
     """Return the error for a session that the server does not have."""
     return ServerSessionNotFoundError(
-        f"session not found: {session_id}: it was deleted or never made", sessionId=session_id
+        f"session not found: {session_id}: it was deleted or never created", sessionId=session_id
     )

@@ -1,12 +1,18 @@
-"""Bodies of the session routes; names are those of openapi-0.1-sessions.json, and ours beyond it."""
+"""Bodies of the session routes: the fields of openapi-0.1-sessions.json, and additional ones."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 __all__ = [
+    "MAX_BLOCKS",
+    "MAX_GLOB",
+    "MAX_RULES",
+    "MAX_TEXT",
+    "TOOL_KINDS",
     "AgentError",
     "AgentModeInfo",
     "AgentModelInfo",
@@ -33,23 +39,40 @@ __all__ = [
 TurnState: TypeAlias = Literal["accepted", "running", "done", "failed", "cancelled", "interrupted"]
 PermissionReply: TypeAlias = Literal["once", "always", "reject"]
 
+# Limits that the server checks, with errors of its own; here they are only part of the schema.
+MAX_TEXT = 4096
+MAX_BLOCKS = 10_000
+MAX_RULES = 1000
+MAX_GLOB = 4096
+TOOL_KINDS = ("read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other")
+
+_Text: TypeAlias = Annotated[str, Meta(extra_json_schema={"maxLength": MAX_TEXT})]
+_Name: TypeAlias = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_TEXT})]
+_Glob: TypeAlias = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_GLOB})]
+_Kind: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": list(TOOL_KINDS)})]
+_Seconds: TypeAlias = Annotated[float, Meta(extra_json_schema={"minimum": 0, "exclusiveMinimum": True})]
+_Message: TypeAlias = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+_Event: TypeAlias = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/UniversalEvent"})
+]
+
 
 class _Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """A body: camelCase members, absent ones are left out, unknown ones are ignored."""
+    """A body with camelCase members. Members with default values are omitted; unknown ones are ignored."""
 
 
 class PermissionRule(_Body, kw_only=True):
-    """What is answered to permission requests of a kind, or about files below a path.
+    """A rule that answers permission requests by tool kind and path.
 
     Attributes:
         reply: "allow", "reject" or "ask".
         kind: ACP's tool kind (read, edit, delete, move, search, execute, think, fetch, other); None: any.
-        path: a glob over the tool call's absolute paths (``**`` over folders); None: any.
+        path: a glob for the tool call's absolute paths, in which ``**`` matches folders; None: any.
     """
 
     reply: Literal["allow", "reject", "ask"]
-    kind: str | None = None
-    path: str | None = None
+    kind: _Kind | None = None
+    path: _Glob | None = None
 
 
 class CreateSessionRequest(_Body, kw_only=True):
@@ -62,28 +85,30 @@ class CreateSessionRequest(_Body, kw_only=True):
         model: the model's id.
         variant: the model's variant, the agent's thought level.
         agent_version: accepted for clients of 0.1; the installed version runs.
-        directory: where the agent works; the server's own folder where absent.
-        title: for people.
+        directory: the agent's working directory; the server's own working directory if absent.
+        title: shown to users.
         mcp_servers: ACP's mcpServers of session/new.
-        permission_rules: looked at before the permission mode, first match wins.
-        permission_timeout_seconds: a request that nobody answers in this time is rejected; None: never.
+        permission_rules: applied before the permission mode; the first rule that matches wins.
+        permission_timeout_seconds: the time after which an unanswered request is rejected; None: never.
     """
 
-    agent: str
-    agent_mode: str | None = None
-    permission_mode: str | None = None
-    model: str | None = None
-    variant: str | None = None
-    agent_version: str | None = None
-    directory: str | None = None
-    title: str | None = None
+    agent: _Name
+    agent_mode: _Text | None = None
+    permission_mode: _Text | None = None
+    model: _Text | None = None
+    variant: _Text | None = None
+    agent_version: _Text | None = None
+    directory: _Text | None = None
+    title: _Text | None = None
     mcp_servers: list[dict[str, Any]] | None = None
-    permission_rules: list[PermissionRule] | None = None
-    permission_timeout_seconds: float | None = None
+    permission_rules: (
+        Annotated[list[PermissionRule], Meta(extra_json_schema={"maxItems": MAX_RULES})] | None
+    ) = None
+    permission_timeout_seconds: _Seconds | None = None
 
 
 class AgentError(_Body, kw_only=True, rename=None):
-    """Why a session isn't healthy; ``type`` is an error's name."""
+    """Why a session is not healthy; ``type`` is an error's name."""
 
     type: str
     message: str
@@ -93,9 +118,9 @@ class AgentError(_Body, kw_only=True, rename=None):
 
 
 class CreateSessionResponse(_Body, kw_only=True):
-    """The session is made; ``native_session_id`` is the agent's own id.
+    """The created session; ``native_session_id`` is the agent's own id.
 
-    What fails is a problem instead: this server never says ``healthy: false`` with an ``error``, as 0.1 did.
+    A failure is a problem document instead: unlike 0.1, this server never sends ``healthy: false``.
     """
 
     healthy: bool
@@ -104,7 +129,7 @@ class CreateSessionResponse(_Body, kw_only=True):
 
 
 class UsageInfo(_Body, kw_only=True):
-    """Tokens and money that the agent told of, summed; members that it never told are absent."""
+    """The sums of the tokens and costs that the agent reported; what it never reported is absent."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -118,7 +143,7 @@ class UsageInfo(_Body, kw_only=True):
 
 
 class TurnInfo(_Body, kw_only=True):
-    """A message and what became of it; times are milliseconds since the epoch."""
+    """A message and the state of its turn; times are milliseconds since the epoch."""
 
     turn_id: str
     state: TurnState
@@ -136,10 +161,10 @@ class SessionInfo(_Body, kw_only=True):
 
     Attributes:
         created_at: milliseconds since the epoch.
-        updated_at: when its newest event came.
-        managed: the server drives it; False where an SDK does, over ``/v1/acp``.
-        first_sequence: the oldest event that is still there; absent while that is the first.
-        turns: the newest turns, oldest of them first; only where one session is asked for.
+        updated_at: the time of its newest event.
+        managed: True if the server drives the session, False if an SDK does, over ``/v1/acp``.
+        first_sequence: the sequence of the oldest stored event; absent while that is 1.
+        turns: the newest turns, oldest first; only in the response of one session.
     """
 
     session_id: str
@@ -163,23 +188,26 @@ class SessionInfo(_Body, kw_only=True):
 
 
 class SessionListResponse(_Body, kw_only=True):
-    """``GET /v1/sessions``; ``next_cursor`` is absent at the end."""
+    """``GET /v1/sessions``; ``next_cursor`` is absent on the last page."""
 
     sessions: list[SessionInfo]
     next_cursor: str | None = None
 
 
 class EventsResponse(_Body, kw_only=True):
-    """``GET …/events``; the events are UniversalEvents as they were stored."""
+    """``GET …/events``; the events are UniversalEvents, as stored."""
 
-    events: list[msgspec.Raw]
+    events: list[_Event]
     has_more: bool
 
 
 class MessageRequest(_Body, kw_only=True):
     """``POST …/messages``: a text, or ACP content blocks."""
 
-    message: str | list[dict[str, Any]]
+    message: (
+        _Message
+        | Annotated[list[dict[str, Any]], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_BLOCKS})]
+    )
 
 
 class PermissionReplyRequest(_Body, kw_only=True):
@@ -189,7 +217,7 @@ class PermissionReplyRequest(_Body, kw_only=True):
 
 
 class QuestionReplyRequest(_Body, kw_only=True):
-    """``POST …/questions/{id}/reply``: for each question the chosen options."""
+    """``POST …/questions/{id}/reply``: the chosen options of each question."""
 
     answers: list[list[str]]
 
@@ -198,9 +226,9 @@ class PendingPermission(_Body, kw_only=True):
     """A permission or question that waits for an answer.
 
     Attributes:
-        kind: which of the two it is.
-        sequence: of its permission.requested or question.requested event.
-        metadata: that event's.
+        kind: "permission" or "question".
+        sequence: the sequence of its permission.requested or question.requested event.
+        metadata: the event's metadata.
     """
 
     session_id: str
@@ -221,7 +249,7 @@ class PermissionListResponse(_Body, kw_only=True):
 
 
 class SearchHit(_Body, kw_only=True):
-    """Where a text was found: ``snippet`` has the words between ``[`` and ``]``."""
+    """An event that matches a search; in ``snippet``, the words are between ``[`` and ``]``."""
 
     session_id: str
     agent: str
@@ -232,14 +260,14 @@ class SearchHit(_Body, kw_only=True):
 
 
 class SearchResponse(_Body, kw_only=True):
-    """``GET /v1/search``: best first."""
+    """``GET /v1/search``: the best hits first."""
 
     hits: list[SearchHit]
     has_more: bool
 
 
 class AgentModeInfo(_Body, kw_only=True, omit_defaults=False):
-    """A mode that an agent offers."""
+    """A mode of an agent."""
 
     id: str
     name: str
@@ -253,7 +281,7 @@ class AgentModesResponse(_Body, kw_only=True):
 
 
 class AgentModelInfo(_Body, kw_only=True):
-    """A model that an agent offers, and the variants (thought levels) that it may run in."""
+    """A model of an agent, with its variants (thought levels)."""
 
     id: str
     name: str | None = None

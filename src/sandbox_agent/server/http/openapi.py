@@ -1,24 +1,36 @@
-"""The OpenAPI document, generated from the operations and the wire's structs."""
+"""Generate the OpenAPI document from the operations and the structs of the wire format."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from sandbox_agent.errors import ProblemError, TokenInvalidError
-from sandbox_agent.server.http.event_schema import EVENT_DATA_TYPES, EVENT_SCHEMAS
+from sandbox_agent.server.config import DEFAULT_PORT
 from sandbox_agent.server.http.operations import Answer, Operation
 from sandbox_agent.server.http.problems import PROBLEM_JSON
 from sandbox_agent.wire import api
 from sandbox_agent.wire.api import ProblemDetails
+from sandbox_agent.wire.universal import EVENT_DATA_TYPES, EventSource
 
-__all__ = ["ACP_ENVELOPE_SCHEMA", "build_document"]
+__all__ = ["build_document"]
 
-ACP_ENVELOPE_SCHEMA: dict[str, Any] = {
+_REF = "#/components/schemas/{name}"
+# An attribute in a docstring in Google style, with its continuation lines.
+_ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n     +.+)*)", re.MULTILINE)
+_WHITE_SPACE = re.compile(r"\s+")
+_TAGS = {
+    "meta": "The server itself.",
+    "acp": "Connections to agents: JSON-RPC envelopes of the Agent Client Protocol over HTTP.",
+    "agents": "The agents that this server can start.",
+    "sessions": "Sessions, their events, and the permissions and questions of their agents.",
+}
+_ACP_ENVELOPE: dict[str, Any] = {
     "type": "object",
     "description": "A JSON-RPC 2.0 envelope of the Agent Client Protocol.",
     "required": ["jsonrpc"],
@@ -31,24 +43,11 @@ ACP_ENVELOPE_SCHEMA: dict[str, Any] = {
         "error": {"nullable": True},
     },
 }
-_REF = "#/components/schemas/{name}"
 
 
 def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
-    """Return the OpenAPI 3.0 document of the operations."""
+    """Build the OpenAPI 3.0 document of the operations."""
     operations = tuple(operations)
-    bodies = {
-        answer.body for operation in operations for answer in operation.answers.values() if _is_type(answer)
-    }
-    bodies |= {each.request_body for each in operations if inspect.isclass(each.request_body)}
-    bodies |= {schema for each in operations for schema in each.schemas}
-    _, components = msgspec.json.schema_components(
-        sorted(bodies | {ProblemDetails}, key=lambda body: body.__name__), ref_template=_REF
-    )
-    for name in api.__all__:
-        struct: type[msgspec.Struct] = getattr(api, name)
-        if name in components and not struct.__struct_config__.omit_defaults:
-            components[name]["required"] = list(components[name]["properties"])  # always written
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
@@ -57,24 +56,76 @@ def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
         "info": {
             "title": "sandbox-agent",
             "version": version("sandbox-agent-py"),
-            "description": "Any coding agent over HTTP and server-sent events.",
+            "description": "Run any coding agent over HTTP and server-sent events.",
             "license": {"name": "Apache-2.0"},
         },
+        "servers": [
+            {"url": "/", "description": "The server that this document comes from."},
+            {"url": f"http://127.0.0.1:{DEFAULT_PORT}", "description": "A local server on its default port."},
+        ],
+        "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": {
-                **{name: _nullable(schema) for name, schema in sorted(components.items())},
-                "AcpEnvelope": ACP_ENVELOPE_SCHEMA,
-                **(EVENT_SCHEMAS if bodies.issuperset(EVENT_DATA_TYPES) else {}),
-            },
+            "schemas": _schemas(operations),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"bearer": []}, {}],
     }
 
 
-def _is_type(answer: Answer) -> bool:
-    return inspect.isclass(answer.body)
+def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
+    bodies: set[type] = {ProblemDetails}
+    for operation in operations:
+        declared = [operation.request_body, *(answer.body for answer in operation.answers.values())]
+        bodies.update(body for body in declared if inspect.isclass(body))
+        bodies.update(operation.schemas)
+    _, components = msgspec.json.schema_components(
+        sorted(bodies, key=lambda body: body.__name__), ref_template=_REF
+    )
+    for name in api.__all__:
+        struct: type[msgspec.Struct] = getattr(api, name)
+        if name in components and not struct.__struct_config__.omit_defaults:
+            components[name]["required"] = list(components[name]["properties"])  # always written
+    schemas = {name: _openapi_schema(schema) for name, schema in sorted(components.items())}
+    schemas["AcpEnvelope"] = _ACP_ENVELOPE
+    if bodies.issuperset(EVENT_DATA_TYPES.values()):
+        schemas.update(_event_schemas())
+    return schemas
+
+
+def _event_schemas() -> dict[str, Any]:
+    """Return one schema per type of event, and their union, in which ``type`` is the discriminator."""
+    names = {kind: "".join(map(str.capitalize, kind.split("."))) + "Event" for kind in EVENT_DATA_TYPES}
+    references = {kind: _REF.format(name=name) for kind, name in names.items()}
+    return {
+        "EventSource": {"type": "string", "enum": list(get_args(EventSource))},
+        **{name: _event_schema(kind) for kind, name in names.items()},
+        "UniversalEvent": {
+            "description": "One event of a session; `type` selects the schema of the event and of its data.",
+            "oneOf": [{"$ref": reference} for reference in references.values()],
+            "discriminator": {"propertyName": "type", "mapping": references},
+        },
+    }
+
+
+def _event_schema(kind: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": f"An event of type `{kind}`.",
+        "required": ["event_id", "sequence", "time", "session_id", "synthetic", "source", "type", "data"],
+        "properties": {
+            "event_id": {"type": "string"},
+            "sequence": {"type": "integer", "format": "int64", "minimum": 0},
+            "time": {"type": "string"},
+            "session_id": {"type": "string"},
+            "native_session_id": {"type": "string", "nullable": True},
+            "source": {"$ref": _REF.format(name="EventSource")},
+            "synthetic": {"type": "boolean"},
+            "type": {"type": "string", "enum": [kind]},
+            "data": _ref(EVENT_DATA_TYPES[kind]),
+            "raw": {"nullable": True, "description": "The agent's envelope, if the request asks for it."},
+        },
+    }
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
@@ -90,28 +141,22 @@ def _operation(operation: Operation) -> dict[str, Any]:
             {
                 "name": parameter.name,
                 "in": parameter.where,
-                "required": parameter.where == "path",
+                "required": parameter.required or parameter.where == "path",
                 "description": parameter.description,
                 "schema": dict(parameter.schema),
             }
             for parameter in operation.parameters
         ]
     if operation.request_body is not None:
-        body = operation.request_body
         document["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _ref(body) if inspect.isclass(body) else body}},
+            "content": {"application/json": {"schema": _body_schema(operation.request_body)}},
         }
     return document
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    responses: dict[str, Any] = {}
-    for status, answer in operation.answers.items():
-        responses[str(status)] = {"description": answer.description}
-        if answer.body is not None:
-            schema = _ref(answer.body) if _is_type(answer) else answer.body
-            responses[str(status)]["content"] = {answer.media_type: {"schema": schema}}
+    responses = {str(status): _response(answer) for status, answer in operation.answers.items()}
     by_status: dict[int, list[str]] = {}
     for error in (*operation.errors, TokenInvalidError):
         if issubclass(error, ProblemError) and error.status is not None:
@@ -124,23 +169,68 @@ def _responses(operation: Operation) -> dict[str, Any]:
     return responses
 
 
+def _response(answer: Answer) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": answer.description}
+    if answer.headers:
+        response["headers"] = {
+            name: {"description": description, "schema": {"type": "string"}}
+            for name, description in answer.headers.items()
+        }
+    if answer.body is not None:
+        schema = _body_schema(answer.body)
+        types = [answer.media_type] if isinstance(answer.media_type, str) else answer.media_type
+        response["content"] = {media_type.partition(";")[0]: {"schema": schema} for media_type in types}
+    return response
+
+
+def _body_schema(body: type | Mapping[str, Any]) -> Mapping[str, Any]:
+    return _ref(body) if isinstance(body, type) else body
+
+
 def _ref(body: type) -> dict[str, str]:
     return {"$ref": _REF.format(name=body.__name__)}
 
 
-def _nullable(schema: Any) -> Any:
-    """Turn JSON Schema's ``anyOf [..., null]`` into OpenAPI 3.0's ``nullable``."""
+def _openapi_schema(schema: Any) -> Any:
+    """Convert a JSON Schema into one of OpenAPI 3.0.
+
+    ``anyOf [..., null]`` becomes ``nullable``, an enumeration of strings gets its type, and an empty
+    ``required`` is left out.
+    """
     if isinstance(schema, list):
-        return [_nullable(item) for item in schema]  # pyright: ignore[reportUnknownVariableType]
+        return [_openapi_schema(item) for item in schema]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(schema, dict):
         return schema
-    members: dict[str, Any] = {key: _nullable(value) for key, value in schema.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    members: dict[str, Any] = {key: _openapi_schema(value) for key, value in schema.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     choices: list[dict[str, Any]] | None = members.get("anyOf")
     if choices is not None and {"type": "null"} in choices:
         kept = [choice for choice in choices if choice != {"type": "null"}]
         del members["anyOf"]
-        members.update({"allOf": kept} if "$ref" in kept[0] else kept[0])
+        if len(kept) > 1:
+            members["anyOf"] = kept
+        else:
+            members.update({"allOf": kept} if "$ref" in kept[0] else kept[0])
         members["nullable"] = True
     if members.get("default", ...) is None:
         del members["default"]
+    if members.get("required") == []:
+        del members["required"]
+    if isinstance(members.get("enum"), list):
+        members.setdefault("type", "string")
+    if isinstance(members.get("description"), str):
+        _describe(members)
     return members
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """Move the attributes in the docstring of a struct to the descriptions of its properties."""
+    text, _, attributes = inspect.cleandoc(schema["description"]).partition("\n\nAttributes:\n")
+    schema["description"] = text
+    described = {
+        name.replace("_", ""): _WHITE_SPACE.sub(" ", what) for name, what in _ATTRIBUTE.findall(attributes)
+    }
+    properties: dict[str, dict[str, Any]] = schema.get("properties", {})
+    for name, member in properties.items():
+        found = described.get(name.replace("_", "").lower())
+        if found and "$ref" not in member:
+            member["description"] = found[0].upper() + found[1:]

@@ -1,4 +1,7 @@
-"""An operation of the HTTP API: what the router and the OpenAPI document are both made from."""
+"""An operation of the HTTP API, and how its endpoint reads a request.
+
+The dispatcher and the OpenAPI document are both made from operations.
+"""
 
 from __future__ import annotations
 
@@ -24,40 +27,67 @@ __all__ = [
     "Operation",
     "Parameter",
     "accepts",
-    "as_number",
-    "flag",
-    "header",
-    "number",
+    "get_header",
+    "integer_schema",
+    "parse_number",
     "read_body",
+    "read_flag",
     "read_json",
-    "require_json",
-    "text",
+    "read_number",
+    "read_text",
+    "require_json_accepted",
+    "require_json_body",
+    "text_schema",
 ]
 
-# What a signed 64-bit column, and a client in another language, can hold.
+# The largest value of a signed 64-bit column; clients in other languages can hold it too.
 MAX_NUMBER = 2**63 - 1
 
 Body = TypeVar("Body")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+def text_schema(*, least: int = 0, most: int | None = None) -> Mapping[str, Any]:
+    """Return the JSON schema of a string with ``least`` to ``most`` characters."""
+    schema: dict[str, Any] = {"type": "string"}
+    if least:
+        schema["minLength"] = least
+    if most is not None:
+        schema["maxLength"] = most
+    return schema
+
+
+def integer_schema(*, least: int = 0, most: int = MAX_NUMBER) -> Mapping[str, Any]:
+    """Return the JSON schema of an integer from ``least`` to ``most``."""
+    return {"type": "integer", "format": "int64", "minimum": least, "maximum": most}
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A path, query or header parameter; ``schema`` is its JSON schema."""
+    """A path, query or header parameter; ``schema`` is its JSON schema. Path parameters are required."""
 
     name: str
     where: Literal["path", "query", "header"]
     description: str
-    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    schema: Mapping[str, Any] = field(default_factory=text_schema)
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a status means: a msgspec type or a JSON schema as body, or none."""
+    """The response of one status.
+
+    Attributes:
+        description: what the status means.
+        body: a msgspec type or a JSON schema; None if the response has no body.
+        media_type: the body's media type, or all that it can have.
+        headers: the response's own headers with their descriptions.
+    """
 
     description: str
     body: Any = None
-    media_type: str = "application/json"
+    media_type: str | Sequence[str] = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +97,7 @@ class Operation:
     Attributes:
         errors: the ProblemError subclasses that it answers with.
         request_body: a msgspec type or a JSON schema.
-        schemas: types that its JSON schemas refer to by name.
+        schemas: types to which its JSON schemas refer by name.
     """
 
     method: str
@@ -84,8 +114,8 @@ class Operation:
     schemas: Sequence[Any] = ()
 
 
-def header(request: Request, name: bytes) -> str | None:
-    """Return the values of a header, joined as RFC 9110 does; ``name`` is lower case."""
+def get_header(request: Request, name: bytes) -> str | None:
+    """Return a header's values, joined as in RFC 9110; ``name`` is in lower case."""
     found: bytes | None = None
     for key, value in request.scope["headers"]:
         if key == name:
@@ -94,40 +124,51 @@ def header(request: Request, name: bytes) -> str | None:
 
 
 def accepts(request: Request, media_type: str) -> bool:
-    """Return whether the Accept header allows a media type; none at all allows everything."""
-    accepted = header(request, b"accept")
+    """Return whether the Accept header allows a media type; a missing header allows all."""
+    accepted = get_header(request, b"accept")
     if accepted is None or accepted == media_type:
         return True
     allowed = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
     return any(part.partition(";")[0].strip().lower() in allowed for part in accepted.split(","))
 
 
-def require_json(request: Request) -> None:
-    """Check that the client takes JSON.
+def require_json_accepted(request: Request) -> None:
+    """Check that the client accepts JSON.
 
     Raises:
-        NotAcceptableError: its Accept header does not allow it.
+        NotAcceptableError: its Accept header does not allow JSON.
     """
     if not accepts(request, "application/json"):
         raise NotAcceptableError("not acceptable: accept must allow application/json")
 
 
-def text(request: Request, name: str) -> str | None:
-    """Return a query parameter, None where it is absent or empty.
+def require_json_body(request: Request) -> None:
+    """Check that the request's content type is JSON.
 
     Raises:
-        InvalidRequestError: it holds a control character.
+        UnsupportedMediaTypeError: it is another one, or missing.
+    """
+    media_type = (get_header(request, b"content-type") or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
+
+
+def read_text(request: Request, name: str) -> str | None:
+    """Return a query parameter; None if it is absent or empty.
+
+    Raises:
+        InvalidRequestError: it contains a control character.
     """
     if not request.scope["query_string"]:
         return None
     value = request.query_params.get(name)
     if value and any(ord(character) < 32 for character in value):
-        raise InvalidRequestError(f"invalid request: query parameter '{name}' holds a control character")
+        raise InvalidRequestError(f"invalid request: query parameter '{name}' contains a control character")
     return value or None
 
 
-def flag(request: Request, name: str) -> bool:
-    """Return a boolean query parameter, False where it is absent.
+def read_flag(request: Request, name: str) -> bool:
+    """Return a boolean query parameter; False if it is absent.
 
     Raises:
         InvalidRequestError: it is neither "true" nor "false".
@@ -140,29 +181,29 @@ def flag(request: Request, name: str) -> bool:
     return value == "true"
 
 
-def number(
+def read_number(
     request: Request, name: str, default: int | None = None, *, least: int = 0, most: int = MAX_NUMBER
 ) -> int | None:
     """Return an integer query parameter.
 
     Raises:
-        InvalidRequestError: it is no integer from ``least`` to ``most``.
+        InvalidRequestError: it is not an integer from ``least`` to ``most``.
     """
     value = request.query_params.get(name)
     if value is None:
         return default
-    return as_number(value, f"query parameter '{name}'", least=least, most=most)
+    return parse_number(value, f"query parameter '{name}'", least=least, most=most)
 
 
-def as_number(value: str, what: str, *, least: int = 0, most: int = MAX_NUMBER) -> int:
-    """Return the integer that a text is.
+def parse_number(value: str, what: str, *, least: int = 0, most: int = MAX_NUMBER) -> int:
+    """Return the integer that a text represents.
 
     Raises:
-        InvalidRequestError: it is none from ``least`` to ``most``.
+        InvalidRequestError: it is not an integer from ``least`` to ``most``.
     """
     if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
-        upto = "" if most == MAX_NUMBER else f" to {most}"
-        raise InvalidRequestError(f"invalid request: {what} must be an integer from {least}{upto or ' on'}")
+        limits = f"of at least {least}" if most == MAX_NUMBER else f"from {least} to {most}"
+        raise InvalidRequestError(f"invalid request: {what} must be an integer {limits}")
     return int(value)
 
 
@@ -170,13 +211,11 @@ async def read_json(request: Request, kind: type[Body], limit: int) -> Body:
     """Read the request's body as JSON.
 
     Raises:
-        UnsupportedMediaTypeError: its content type says that it is something else.
-        PayloadTooLargeError: it is over ``limit`` bytes.
-        InvalidRequestError: it is no JSON, or does not fit the type.
+        UnsupportedMediaTypeError: its content type is not JSON.
+        PayloadTooLargeError: it is larger than ``limit`` bytes.
+        InvalidRequestError: it is not valid JSON, or does not match the type.
     """
-    media_type = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
+    require_json_body(request)
     body = await read_body(request, limit)
     try:
         return msgspec.json.decode(body, type=kind)
@@ -184,18 +223,18 @@ async def read_json(request: Request, kind: type[Body], limit: int) -> Body:
         raise InvalidRequestError(f"invalid request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequestError(
-            "invalid request: the body is no JSON in UTF-8, or is nested too deeply"
+            "invalid request: the body is not valid JSON in UTF-8, or is nested too deeply"
         ) from None
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read the request's body.
+    """Read the request's body, of which at most ``limit`` bytes are held in memory.
 
     Raises:
-        PayloadTooLargeError: it is over ``limit`` bytes; no more than that was held.
-        InvalidRequestError: the client went away in the middle.
+        PayloadTooLargeError: it is larger than ``limit`` bytes.
+        InvalidRequestError: the client disconnected before the end of the body.
     """
-    declared = header(request, b"content-length")
+    declared = get_header(request, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     parts: list[bytes] = []
@@ -215,5 +254,5 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> PayloadTooLargeError:
     return PayloadTooLargeError(
-        f"payload too large: the body is over {limit} bytes; raise --max-body-bytes if it is meant to be"
+        f"payload too large: the body is larger than {limit} bytes (set by --max-body-bytes)"
     )

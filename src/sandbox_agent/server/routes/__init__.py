@@ -1,3 +1,3 @@
-"""The routes, one file per path prefix."""
+"""The routes, one module per path prefix."""
 
 __all__: list[str] = []

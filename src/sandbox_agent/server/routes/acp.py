@@ -1,4 +1,4 @@
-"""``/v1/acp``: agents over HTTP and server-sent events."""
+"""``/v1/acp``: connections to agents over HTTP and server-sent events."""
 
 from __future__ import annotations
 
@@ -19,19 +19,28 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.client_names import CLIENT_HEADER, CLIENT_HEADER_BYTES, check_client_name
+from sandbox_agent.server.client_names import (
+    CLIENT_HEADER,
+    CLIENT_HEADER_BYTES,
+    MAX_CLIENT_NAME,
+    check_client_name,
+)
 from sandbox_agent.server.http.operations import (
+    MAX_NUMBER,
     Answer,
     Operation,
     Parameter,
     accepts,
-    header,
+    get_header,
+    integer_schema,
     read_body,
-    require_json,
-    text,
+    read_text,
+    require_json_accepted,
+    require_json_body,
+    text_schema,
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
-from sandbox_agent.server.streams.response import EventStream
+from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
 from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
@@ -40,8 +49,6 @@ __all__ = ["EPOCH_HEADER", "OPERATIONS"]
 
 EPOCH_HEADER = "sandbox-agent-epoch"
 MAX_SERVER_ID = 256
-# Sequences are contiguous from 1: nothing beyond this has ever been sent.
-MAX_EVENT_ID = 2**63 - 1
 
 
 def _server_id(request: Request) -> str:
@@ -54,7 +61,7 @@ def _server_id(request: Request) -> str:
 
 
 def _client(request: Request) -> str:
-    return check_client_name(header(request, CLIENT_HEADER_BYTES))
+    return check_client_name(get_header(request, CLIENT_HEADER_BYTES))
 
 
 async def list_servers(request: Request) -> Response:
@@ -69,36 +76,34 @@ async def list_servers(request: Request) -> Response:
 
 
 async def post_envelope(request: Request) -> Response:
-    """Send an envelope; the first one names the agent and starts it."""
+    """Send an envelope to an agent; the first one names the agent and starts it."""
     server_id = _server_id(request)
-    media_type = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")
-    require_json(request)
+    require_json_body(request)
+    require_json_accepted(request)
     client = _client(request)
     state = state_of(request)
     body = await read_body(request, state.config.max_body_bytes)
-    head = _head(body)
-    connection = await state.bridge.open(server_id, text(request, "agent"))
+    head = _read_head(body)
+    connection = await state.bridge.open(server_id, read_text(request, "agent"))
     response = await connection.send(client, head, body)
     if response is None:
         return Response(status_code=202)
     return JsonResponse(connection.with_stderr(response))
 
 
-def _head(body: bytes) -> Head:
-    """Read the envelope's head, before an agent is started for it."""
+def _read_head(body: bytes) -> Head:
+    """Read the envelope's head; an invalid envelope starts no agent."""
     try:
         return read_head(body)
     except InvalidEnvelopeError as error:
-        raise InvalidRequestError(f"invalid request: the body is no JSON-RPC object: {error}") from None
+        raise InvalidRequestError(f"invalid request: the body is not a JSON-RPC object: {error}") from None
 
 
 async def stream_events(request: Request) -> Response:
-    """Stream what the agent sends."""
-    if not accepts(request, "text/event-stream"):
-        raise NotAcceptableError("not acceptable: accept must allow text/event-stream")
-    last_event_id = header(request, b"last-event-id") or "0"
+    """Stream the agent's envelopes."""
+    if not accepts(request, EVENT_STREAM):
+        raise NotAcceptableError(f"not acceptable: accept must allow {EVENT_STREAM}")
+    last_event_id = get_header(request, b"last-event-id") or "0"
     if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
         raise InvalidRequestError("invalid request: Last-Event-ID must be a positive integer")
     connection = state_of(request).bridge.get(_server_id(request))
@@ -106,27 +111,33 @@ async def stream_events(request: Request) -> Response:
     position = connection.feed.begin(int(last_event_id), request.query_params.get("epoch"))
     return EventStream(
         Viewer(connection, position.cursor, _client(request)),
-        opening=_reset(epoch, int(last_event_id)) if position.reset else b"",
+        opening=_reset_event(epoch, int(last_event_id)) if position.reset else b"",
         headers=[(EPOCH_HEADER.encode(), epoch.encode())],
     )
 
 
 async def delete_server(request: Request) -> Response:
-    """End a connection and its agent."""
+    """Close a connection and stop its agent."""
     await state_of(request).bridge.delete(_server_id(request))
     return Response(status_code=204)
 
 
-def _reset(epoch: str, last_event_id: int) -> bytes:
+def _reset_event(epoch: str, last_event_id: int) -> bytes:
     data = dumps({"epoch": epoch, "lastEventId": last_event_id})
     return encode_event("reset", data, event_id=0)
 
 
-_SERVER_ID = Parameter("server_id", "path", "The client's own name for the connection.")
+_SERVER_ID = Parameter(
+    "server_id",
+    "path",
+    "The connection's id, chosen by the client.",
+    text_schema(least=1, most=MAX_SERVER_ID),
+)
 _CLIENT = Parameter(
     CLIENT_HEADER,
     "header",
-    "Names the client: answers to its requests go to its streams only.",
+    "The client's name. Responses to the requests of a named client go to its own streams only.",
+    text_schema(most=MAX_CLIENT_NAME),
 )
 _ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
 
@@ -137,7 +148,7 @@ OPERATIONS = (
         endpoint=list_servers,
         operation_id="get_v1_acp_servers",
         summary="List live connections",
-        description="Connections whose agent runs, oldest first.",
+        description="Lists the connections whose agent runs, oldest first.",
         tag="acp",
         answers={200: Answer("The connections.", AcpServerListResponse)},
     ),
@@ -148,18 +159,22 @@ OPERATIONS = (
         operation_id="post_v1_acp",
         summary="Send a JSON-RPC envelope",
         description=(
-            "The first POST names the agent and starts its process. A request answers 200 with the agent's "
-            "response, errors included; a notification or a response answers 202 without a body. A client "
-            "that goes away leaves its request running: the answer is in the event stream."
+            "The first POST names the agent and starts its process. A request is answered with 200 and the "
+            "agent's response, even if that is an error. A notification or a response is answered with 202 "
+            "and no body. If the client disconnects, its request continues, and the response is sent in the "
+            "event stream."
         ),
         tag="acp",
         parameters=(
             _SERVER_ID,
-            Parameter("agent", "query", "The agent; due on the first POST of a server id."),
+            Parameter("agent", "query", "The agent's id. The first POST of a connection must have it."),
             _CLIENT,
         ),
         request_body=_ENVELOPE,
-        answers={200: Answer("The agent's response.", _ENVELOPE), 202: Answer("Taken.")},
+        answers={
+            200: Answer("The agent's response.", _ENVELOPE),
+            202: Answer("The envelope was accepted."),
+        },
         errors=(
             InvalidRequestError,
             UnsupportedAgentError,
@@ -180,9 +195,10 @@ OPERATIONS = (
         operation_id="get_v1_acp",
         summary="Stream the agent's envelopes",
         description=(
-            "Server-sent events: `message` with the envelope as data and its sequence as id, every one "
-            "since the connection began. `reset` says that the id or epoch asked for is not of this "
-            "connection's feed; the stream then goes on from its beginning."
+            "Server-sent events. A `message` event has an envelope as its data and the envelope's sequence "
+            "as its id; the stream has every envelope since the connection was opened. A `reset` event "
+            "means that the requested id or epoch does not belong to this connection; the stream then "
+            "starts from the first envelope."
         ),
         tag="acp",
         parameters=(
@@ -190,13 +206,20 @@ OPERATIONS = (
             Parameter(
                 "Last-Event-ID",
                 "header",
-                "The last sequence that the client has; the stream goes on behind it.",
-                {"type": "integer", "format": "int64", "minimum": 0, "maximum": MAX_EVENT_ID},
+                "The last sequence that the client received; the stream continues after it.",
+                integer_schema(most=MAX_NUMBER),
             ),
-            Parameter("epoch", "query", "The Sandbox-Agent-Epoch that the id belongs to."),
+            Parameter("epoch", "query", "The Sandbox-Agent-Epoch to which Last-Event-ID belongs."),
             _CLIENT,
         ),
-        answers={200: Answer("The stream.", {"type": "string"}, "text/event-stream")},
+        answers={
+            200: Answer(
+                "The stream.",
+                text_schema(),
+                EVENT_STREAM,
+                {EPOCH_HEADER: "The connection's epoch: sequences are comparable within one epoch only."},
+            )
+        },
         errors=(InvalidRequestError, ServerSessionNotFoundError, NotAcceptableError),
     ),
     Operation(
@@ -204,11 +227,14 @@ OPERATIONS = (
         path="/v1/acp/{server_id}",
         endpoint=delete_server,
         operation_id="delete_v1_acp",
-        summary="End a connection",
-        description="The agent's process tree is gone when this answers; nothing happens where none is.",
+        summary="Close a connection",
+        description=(
+            "Stops the agent's process and its child processes before the response is sent. Deleting a "
+            "connection that does not exist has no effect."
+        ),
         tag="acp",
         parameters=(_SERVER_ID,),
-        answers={204: Answer("It is gone.")},
+        answers={204: Answer("The connection is closed.")},
         errors=(InvalidRequestError,),
     ),
 )

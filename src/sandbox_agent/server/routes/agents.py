@@ -1,4 +1,4 @@
-"""``/v1/agents``: which agents exist here."""
+"""``/v1/agents``: the agents that this server can start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from sandbox_agent.errors import InvalidRequestError, UnsupportedAgentError
 from sandbox_agent.server.agents.agent_options import models_of, modes_of
-from sandbox_agent.server.http.operations import Answer, Operation, Parameter, flag
+from sandbox_agent.server.http.operations import Answer, Operation, Parameter, read_flag, text_schema
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import AgentInfo, AgentListResponse
 from sandbox_agent.wire.sessions import AgentModelsResponse, AgentModesResponse
@@ -16,38 +16,45 @@ __all__ = ["OPERATIONS"]
 
 
 async def list_agents(request: Request) -> Response:
-    """List the agents that the catalogue or the layout knows."""
-    config, no_cache = flag(request, "config"), flag(request, "no_cache")
+    """List the agents of the catalogue and those that are installed on this machine."""
+    config, no_cache = read_flag(request, "config"), read_flag(request, "no_cache")
     agents = await state_of(request).agents.list(config=config, no_cache=no_cache)
     return json_response(AgentListResponse(agents=agents))
 
 
 async def get_agent(request: Request) -> Response:
     """Return one agent."""
-    config, no_cache = flag(request, "config"), flag(request, "no_cache")
-    agent: str = request.path_params["agent"]
-    return json_response(await state_of(request).agents.get(agent, config=config, no_cache=no_cache))
+    config, no_cache = read_flag(request, "config"), read_flag(request, "no_cache")
+    return json_response(await _agent_info(request, config=config, no_cache=no_cache))
 
 
 async def get_modes(request: Request) -> Response:
     """Return the modes of an agent."""
-    agent: str = request.path_params["agent"]
-    info = await state_of(request).agents.get(agent, config=True, no_cache=False)
+    info = await _agent_info(request, config=True)
     return json_response(modes_of(info.config_options or []))
 
 
 async def get_models(request: Request) -> Response:
     """Return the models of an agent."""
-    agent: str = request.path_params["agent"]
-    info = await state_of(request).agents.get(agent, config=True, no_cache=False)
+    info = await _agent_info(request, config=True)
     return json_response(models_of(info.config_options or []))
 
 
-_AGENT = Parameter("agent", "path", "The agent's id.")
+async def _agent_info(request: Request, *, config: bool, no_cache: bool = False) -> AgentInfo:
+    agent: str = request.path_params["agent"]
+    return await state_of(request).agents.get(agent, config=config, no_cache=no_cache)
+
+
+_AGENT = Parameter("agent", "path", "The agent's id.", text_schema(least=1))
 _BOOLEAN = {"type": "boolean"}
 _QUERY = (
-    Parameter("config", "query", "Add configOptions, asked from the agent where it is installed.", _BOOLEAN),
-    Parameter("no_cache", "query", "Ask the agent again.", _BOOLEAN),
+    Parameter(
+        "config",
+        "query",
+        "Add configOptions. They come from the agent if it is installed, else from the catalogue.",
+        _BOOLEAN,
+    ),
+    Parameter("no_cache", "query", "Ask the agent again instead of using its last answer.", _BOOLEAN),
 )
 
 OPERATIONS = (
@@ -57,7 +64,7 @@ OPERATIONS = (
         endpoint=list_agents,
         operation_id="get_v1_agents",
         summary="List agents",
-        description="Every agent of the catalogue, and those whose launcher lies in the layout.",
+        description="Lists the agents of the catalogue, and all others that are installed on this machine.",
         tag="agents",
         parameters=_QUERY,
         answers={200: Answer("The agents.", AgentListResponse)},
@@ -68,8 +75,8 @@ OPERATIONS = (
         path="/v1/agents/{agent}",
         endpoint=get_agent,
         operation_id="get_v1_agent",
-        summary="One agent",
-        description="Whether it can be started here, and with which options.",
+        summary="Get an agent",
+        description="Returns whether the agent can be started here, and its options.",
         tag="agents",
         parameters=(_AGENT, *_QUERY),
         answers={200: Answer("The agent.", AgentInfo)},
@@ -80,8 +87,8 @@ OPERATIONS = (
         path="/v1/agents/{agent}/modes",
         endpoint=get_modes,
         operation_id="get_agent_modes",
-        summary="An agent's modes",
-        description="As its config options say: asked from the agent where it is installed.",
+        summary="List an agent's modes",
+        description="Lists the modes in the agent's config options.",
         tag="agents",
         parameters=(_AGENT,),
         answers={200: Answer("The modes.", AgentModesResponse)},
@@ -92,8 +99,8 @@ OPERATIONS = (
         path="/v1/agents/{agent}/models",
         endpoint=get_models,
         operation_id="get_agent_models",
-        summary="An agent's models",
-        description="As its config options say, its thought levels as variants.",
+        summary="List an agent's models",
+        description="Lists the models in the agent's config options; their variants are the thought levels.",
         tag="agents",
         parameters=(_AGENT,),
         answers={200: Answer("The models.", AgentModelsResponse)},

@@ -1,4 +1,4 @@
-"""``/``, ``/v1/health``, ``/v1/openapi.json``: what the server says of itself."""
+"""``/``, ``/v1/health``, ``/v1/openapi.json``: information about the server itself."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from sandbox_agent.wire.api import HealthResponse, RootResponse
 
 __all__ = ["OPERATIONS"]
 
-DOCS_URL = "https://sandboxagent.dev"
+_OPENAPI_PATH = "/v1/openapi.json"
 
 
-async def root(_: Request) -> Response:
-    """Say who answers."""
-    return json_response(RootResponse(name="Sandbox Agent", docs=DOCS_URL))
+async def get_root(request: Request) -> Response:
+    """Return the server's name and the address of its documentation."""
+    docs = str(request.base_url).rstrip("/") + _OPENAPI_PATH
+    return json_response(RootResponse(name="Sandbox Agent", docs=docs))
 
 
-async def health(request: Request) -> Response:
-    """Say that the server answers, and whether its store does."""
+async def get_health(request: Request) -> Response:
+    """Return whether the server and its store work."""
     state = state_of(request)
     reason = state.recorder.degraded or state.bridge.spiller.degraded or trouble_of(state.store)
     store = None if reason is None else "degraded"
     return json_response(HealthResponse(status="ok", store=store, reason=reason))
 
 
-async def openapi(request: Request) -> Response:
+async def get_openapi(request: Request) -> Response:
     """Return the OpenAPI document."""
     return json_response(state_of(request).openapi)
 
@@ -37,31 +38,33 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/",
-        endpoint=root,
+        endpoint=get_root,
         operation_id="get_root",
-        summary="Who answers",
-        description="The server's name and where its documentation is.",
+        summary="Name and documentation",
+        description="Returns the server's name and the address of its API documentation.",
         tag="meta",
-        answers={200: Answer("The name.", RootResponse)},
+        answers={200: Answer("The name and the address.", RootResponse)},
     ),
     Operation(
         method="GET",
         path="/v1/health",
-        endpoint=health,
+        endpoint=get_health,
         operation_id="get_v1_health",
         summary="Health",
-        description="`status` is ok while the server answers; `store` says `degraded`, with the reason, "
-        "while the store refuses events.",
+        description=(
+            "`status` is `ok` while the server answers. While the store refuses events, `store` is "
+            "`degraded` and `reason` is the cause."
+        ),
         tag="meta",
-        answers={200: Answer("It answers.", HealthResponse)},
+        answers={200: Answer("The server answers.", HealthResponse)},
     ),
     Operation(
         method="GET",
-        path="/v1/openapi.json",
-        endpoint=openapi,
+        path=_OPENAPI_PATH,
+        endpoint=get_openapi,
         operation_id="get_v1_openapi",
         summary="This document",
-        description="The OpenAPI document, generated from the code.",
+        description="Returns the OpenAPI document, which is generated from the code.",
         tag="meta",
         answers={200: Answer("The document.", {"type": "object"})},
     ),

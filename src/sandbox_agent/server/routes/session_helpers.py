@@ -1,4 +1,4 @@
-"""What the session routes share: names in paths, clients, bodies of answers."""
+"""Helpers of the session routes: names in paths, client names, bodies of responses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from starlette.requests import Request
 
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.store.rows import SessionRow, TurnRow
-from sandbox_agent.server.client_names import CLIENT_HEADER, CLIENT_HEADER_BYTES, check_client_name
+from sandbox_agent.server.client_names import (
+    CLIENT_HEADER,
+    CLIENT_HEADER_BYTES,
+    MAX_CLIENT_NAME,
+    check_client_name,
+)
 from sandbox_agent.server.errors import session_not_found
-from sandbox_agent.server.http.operations import Parameter, flag, header
+from sandbox_agent.server.http.operations import Parameter, get_header, read_flag, text_schema
 from sandbox_agent.server.state import state_of
 from sandbox_agent.wire.sessions import SessionInfo, TurnInfo, UsageInfo
 
@@ -20,11 +25,12 @@ __all__ = [
     "CLIENT",
     "EVENT_STREAM_SCHEMA",
     "INCLUDE_RAW",
+    "NAME",
     "SESSION_ID",
     "client_of",
-    "found_row",
+    "find_session",
     "include_raw",
-    "name_in_path",
+    "path_name",
     "session_id_of",
     "session_info",
     "turn_info",
@@ -33,21 +39,29 @@ __all__ = [
 MAX_NAME = 256
 _usage = msgspec.json.Decoder(UsageInfo)
 
-SESSION_ID = Parameter("session_id", "path", "The client's own name for the session.")
-CLIENT = Parameter(CLIENT_HEADER, "header", "Names the client: answers are logged as given by it.")
+NAME = text_schema(least=1, most=MAX_NAME)
+SESSION_ID = Parameter("session_id", "path", "The session's id, chosen by the client.", NAME)
+CLIENT = Parameter(
+    CLIENT_HEADER,
+    "header",
+    "The client's name, which is logged with its answers.",
+    text_schema(most=MAX_CLIENT_NAME),
+)
 _BOOLEAN: Mapping[str, Any] = {"type": "boolean", "nullable": True}
 INCLUDE_RAW = (
-    Parameter("include_raw", "query", "Add `raw`: the envelope that the agent sent or was sent.", _BOOLEAN),
-    Parameter("includeRaw", "query", "The same.", _BOOLEAN),
+    Parameter(
+        "include_raw", "query", "Add `raw`, the JSON-RPC envelope from which the event was made.", _BOOLEAN
+    ),
+    Parameter("includeRaw", "query", "The same as `include_raw`.", _BOOLEAN),
 )
 EVENT_STREAM_SCHEMA: Mapping[str, Any] = {"type": "string"}
 
 
-def name_in_path(request: Request, parameter: str) -> str:
-    """Return a name out of the path.
+def path_name(request: Request, parameter: str) -> str:
+    """Return a name from the path.
 
     Raises:
-        InvalidRequestError: it is too long, or can't be printed.
+        InvalidRequestError: it is too long, or has characters that are not printable.
     """
     name: str = request.path_params[parameter]
     if not name or len(name) > MAX_NAME or not name.isprintable():
@@ -58,8 +72,8 @@ def name_in_path(request: Request, parameter: str) -> str:
 
 
 def session_id_of(request: Request) -> str:
-    """Return the session that the path names."""
-    return name_in_path(request, "session_id")
+    """Return the session id in the path."""
+    return path_name(request, "session_id")
 
 
 def client_of(request: Request) -> str:
@@ -68,19 +82,19 @@ def client_of(request: Request) -> str:
     Raises:
         InvalidRequestError: it is too long or reserved for the server.
     """
-    return check_client_name(header(request, CLIENT_HEADER_BYTES))
+    return check_client_name(get_header(request, CLIENT_HEADER_BYTES))
 
 
 def include_raw(request: Request) -> bool:
-    """Return whether the envelopes are asked for; both spellings of 0.1 count."""
-    return flag(request, "include_raw") or flag(request, "includeRaw")
+    """Return whether the client requests raw envelopes; 0.1 has two spellings."""
+    return read_flag(request, "include_raw") or read_flag(request, "includeRaw")
 
 
-async def found_row(request: Request) -> SessionRow:
-    """Return the stored session that the path names.
+async def find_session(request: Request) -> SessionRow:
+    """Return the stored session whose id is in the path.
 
     Raises:
-        ServerSessionNotFoundError: there is none.
+        ServerSessionNotFoundError: the store has no such session.
     """
     session_id = session_id_of(request)
     row = await state_of(request).store.session(session_id)
@@ -90,7 +104,7 @@ async def found_row(request: Request) -> SessionRow:
 
 
 def session_info(row: SessionRow, turns: list[TurnRow] | None = None) -> SessionInfo:
-    """Return a session as clients see it."""
+    """Convert a stored session to its body in responses."""
     return SessionInfo(
         session_id=row.session_id,
         agent=row.agent,
@@ -114,7 +128,7 @@ def session_info(row: SessionRow, turns: list[TurnRow] | None = None) -> Session
 
 
 def turn_info(row: TurnRow) -> TurnInfo:
-    """Return a turn as clients see it."""
+    """Convert a stored turn to its body in responses."""
     return TurnInfo(
         turn_id=row.turn_id,
         state=row.state,  # pyright: ignore[reportArgumentType] - the store keeps what the recorder wrote
@@ -133,5 +147,5 @@ def _usage_info(data: bytes | None) -> UsageInfo | None:
         return None
     try:
         return _usage.decode(data)
-    except msgspec.DecodeError:  # written by a version that this one does not know
+    except msgspec.DecodeError:  # stored by a newer version
         return None

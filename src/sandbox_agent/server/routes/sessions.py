@@ -1,4 +1,4 @@
-"""``/v1/sessions``: the sessions that the server keeps: list, make, look at, end, erase, export."""
+"""``/v1/sessions``: list, create, get, terminate, delete and export sessions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,27 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.http.operations import Answer, Operation, Parameter, number, read_json, text
-from sandbox_agent.server.routes.session_helpers import SESSION_ID, found_row, session_id_of, session_info
+from sandbox_agent.server.http.operations import (
+    MAX_NUMBER,
+    Answer,
+    Operation,
+    Parameter,
+    integer_schema,
+    read_json,
+    read_number,
+    read_text,
+    text_schema,
+)
+from sandbox_agent.server.routes.session_helpers import (
+    SESSION_ID,
+    find_session,
+    session_id_of,
+    session_info,
+)
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.transcripts import FORMATS, export
 from sandbox_agent.wire.sessions import (
+    MAX_TEXT,
     CreateSessionRequest,
     CreateSessionResponse,
     SessionInfo,
@@ -35,18 +51,17 @@ from sandbox_agent.wire.sessions import (
 __all__ = ["OPERATIONS"]
 
 MAX_SESSIONS = 1000
-# The newest turns of one session.
+# The number of turns that are returned with a session.
 TURNS = 20
-MAX_TEXT = 4096
-# A page from this server must not act for it, whoever wrote what it shows.
+# An exported page shows text of agents and users, so it gets no rights on this server's origin.
 _CONTENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 async def list_sessions(request: Request) -> Response:
     """List sessions, newest first."""
-    limit = number(request, "limit", MAX_SESSIONS, least=1)
+    limit = read_number(request, "limit", MAX_SESSIONS, least=1)
     rows, cursor = await state_of(request).store.sessions(
-        limit=min(limit or MAX_SESSIONS, MAX_SESSIONS), cursor=text(request, "cursor")
+        limit=min(limit or MAX_SESSIONS, MAX_SESSIONS), cursor=read_text(request, "cursor")
     )
     return json_response(
         SessionListResponse(sessions=[session_info(row) for row in rows], next_cursor=cursor)
@@ -54,7 +69,7 @@ async def list_sessions(request: Request) -> Response:
 
 
 async def create_session(request: Request) -> Response:
-    """Make a session and start its agent."""
+    """Create a session and start its agent."""
     session_id = session_id_of(request)
     state = state_of(request)
     body = await read_json(request, CreateSessionRequest, state.config.max_body_bytes)
@@ -70,42 +85,42 @@ def _check(body: CreateSessionRequest) -> None:
                 f"invalid request: {name} must be at most {MAX_TEXT} printable characters"
             )
     if not body.agent:
-        raise InvalidRequestError("invalid request: agent must name an agent")
+        raise InvalidRequestError("invalid request: agent must be the id of an agent")
     if body.title is not None and len(body.title) > MAX_TEXT:
         raise InvalidRequestError(f"invalid request: title must be at most {MAX_TEXT} characters")
 
 
 async def get_session(request: Request) -> Response:
     """Return a session with its newest turns."""
-    row = await found_row(request)
+    row = await find_session(request)
     turns = await state_of(request).store.turns(row.key, limit=TURNS)
     return json_response(session_info(row, turns))
 
 
 async def delete_session(request: Request) -> Response:
-    """Erase a session."""
+    """Delete a session with all its data."""
     await state_of(request).sessions.delete(session_id_of(request))
     return Response(status_code=204)
 
 
 async def terminate_session(request: Request) -> Response:
-    """End a session; its events stay."""
+    """Terminate a session; its events remain stored."""
     await state_of(request).sessions.terminate(session_id_of(request))
     return Response(status_code=204)
 
 
 async def cancel_turn(request: Request) -> Response:
-    """Stop the turn that runs."""
+    """Cancel the running turn."""
     await state_of(request).sessions.cancel(session_id_of(request))
     return Response(status_code=204)
 
 
 async def export_session(request: Request) -> Response:
     """Return a session as a file."""
-    form = text(request, "format") or "jsonl"
+    form = read_text(request, "format") or "jsonl"
     if form not in FORMATS:
         raise InvalidRequestError(f"invalid request: format must be one of {', '.join(FORMATS)}")
-    row = await found_row(request)
+    row = await find_session(request)
     media_type, suffix = FORMATS[form]
     how = "inline" if form == "html" else "attachment"
     name = quote(f"{row.session_id}.{suffix}", safe="")
@@ -117,13 +132,11 @@ async def export_session(request: Request) -> Response:
     }
     if request.method == "HEAD":
         response = Response(status_code=200, headers=headers, media_type=media_type)
-        del response.headers["content-length"]  # how long the file is would only be known at its end
+        del response.headers["content-length"]  # the file's length is not known before its end
         return response
     chunks = export(state_of(request).store, row, session_info(row), form)
     return StreamingResponse(chunks, headers=headers, media_type=media_type)
 
-
-_TEXT = {"type": "string"}
 
 OPERATIONS = (
     Operation(
@@ -132,16 +145,16 @@ OPERATIONS = (
         endpoint=list_sessions,
         operation_id="list_sessions",
         summary="List sessions",
-        description="All that the store has, newest first; `managed: false` are those that SDKs drive.",
+        description="Lists all sessions, newest first. A session that an SDK drives has `managed: false`.",
         tag="sessions",
         parameters=(
             Parameter(
                 "limit",
                 "query",
-                f"At most so many; {MAX_SESSIONS} by default and at most.",
-                {"type": "integer", "format": "int64", "minimum": 1},
+                f"The largest number of sessions to return; {MAX_SESSIONS} by default, and never more.",
+                integer_schema(least=1, most=MAX_NUMBER),
             ),
-            Parameter("cursor", "query", "`nextCursor` of the page before."),
+            Parameter("cursor", "query", "The `nextCursor` of the previous page."),
         ),
         answers={200: Answer("A page of sessions.", SessionListResponse)},
         errors=(InvalidRequestError, StreamError),
@@ -151,15 +164,15 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}",
         endpoint=create_session,
         operation_id="create_session",
-        summary="Make a session",
+        summary="Create a session",
         description=(
-            "Starts the agent and opens a session with it. Where that fails the answer is the problem, and "
-            "no session is made. `healthy` is always true; `error` is there for clients of 0.1."
+            "Starts the agent and opens a session with it. If that fails, no session is created. In the "
+            "response, `healthy` is always true; `error` exists for clients of 0.1 only."
         ),
         tag="sessions",
         parameters=(SESSION_ID,),
         request_body=CreateSessionRequest,
-        answers={200: Answer("It is made.", CreateSessionResponse)},
+        answers={200: Answer("The session was created.", CreateSessionResponse)},
         errors=(
             InvalidRequestError,
             UnsupportedAgentError,
@@ -179,8 +192,8 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}",
         endpoint=get_session,
         operation_id="get_session",
-        summary="One session",
-        description="With its counts, tokens and cost, and its newest turns, oldest of them first.",
+        summary="Get a session",
+        description=f"Returns a session with its counts, tokens and cost, and its last {TURNS} turns.",
         tag="sessions",
         parameters=(SESSION_ID,),
         answers={200: Answer("The session.", SessionInfo)},
@@ -191,11 +204,11 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}",
         endpoint=delete_session,
         operation_id="delete_session",
-        summary="Erase a session",
-        description="Ends it, and erases its events, its index and what the store's file still holds of it.",
+        summary="Delete a session",
+        description="Terminates the session and erases its events and its search index from the store.",
         tag="sessions",
         parameters=(SESSION_ID,),
-        answers={204: Answer("It is erased.")},
+        answers={204: Answer("The session is deleted.")},
         errors=(InvalidRequestError, ServerSessionNotFoundError, ConflictError, StreamError),
     ),
     Operation(
@@ -203,11 +216,11 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}/terminate",
         endpoint=terminate_session,
         operation_id="terminate_session",
-        summary="End a session",
-        description="Its agent is told, its turns end, its events stay. Ending it again changes nothing.",
+        summary="Terminate a session",
+        description="Ends the session and its turns; its events remain. Terminating it again has no effect.",
         tag="sessions",
         parameters=(SESSION_ID,),
-        answers={204: Answer("It has ended.")},
+        answers={204: Answer("The session has ended.")},
         errors=(InvalidRequestError, ServerSessionNotFoundError, ConflictError, StreamError),
     ),
     Operation(
@@ -215,11 +228,11 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}/cancel",
         endpoint=cancel_turn,
         operation_id="cancel_session",
-        summary="Stop the turn that runs",
-        description="The session stays; where no turn runs nothing happens.",
+        summary="Cancel the running turn",
+        description="Asks the agent to stop the running turn. Without a running turn, nothing happens.",
         tag="sessions",
         parameters=(SESSION_ID,),
-        answers={204: Answer("The agent has been told.")},
+        answers={204: Answer("The cancellation was sent to the agent.")},
         errors=(
             InvalidRequestError,
             ServerSessionNotFoundError,
@@ -234,10 +247,10 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}/export",
         endpoint=export_session,
         operation_id="export_session",
-        summary="A session as a file",
+        summary="Export a session",
         description=(
-            "`jsonl`: its events, one a line, as they are stored; `markdown`: a transcript; `html`: a "
-            "transcript as one page that needs no other file and no network."
+            "`jsonl` has one stored event per line. `markdown` is a transcript. `html` is a transcript as "
+            "one page, which needs no other file and no network."
         ),
         tag="sessions",
         parameters=(
@@ -245,11 +258,11 @@ OPERATIONS = (
             Parameter(
                 "format",
                 "query",
-                "jsonl by default.",
-                {"type": "string", "enum": ["jsonl", "markdown", "html"]},
+                "The file's format; jsonl by default.",
+                {"type": "string", "enum": list(FORMATS)},
             ),
         ),
-        answers={200: Answer("The file.", _TEXT, "application/x-ndjson")},
+        answers={200: Answer("The file.", text_schema(), [media_type for media_type, _ in FORMATS.values()])},
         errors=(InvalidRequestError, ServerSessionNotFoundError, StreamError),
     ),
 )

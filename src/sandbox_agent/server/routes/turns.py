@@ -1,4 +1,4 @@
-"""``/v1/sessions/{id}/messages``: what is said to an agent, and the events of the turn that it begins."""
+"""``/v1/sessions/{id}/messages``: send a message, and stream the events of its turn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from sandbox_agent.errors import (
     UnsupportedMediaTypeError,
 )
 from sandbox_agent.persist.store.rows import TurnRow
-from sandbox_agent.server.http.operations import Answer, Operation, Parameter, header, read_json
+from sandbox_agent.server.http.operations import (
+    Answer,
+    Operation,
+    Parameter,
+    get_header,
+    read_json,
+    text_schema,
+)
 from sandbox_agent.server.routes.session_helpers import (
     EVENT_STREAM_SCHEMA,
     INCLUDE_RAW,
@@ -35,15 +42,14 @@ from sandbox_agent.server.state import state_of
 from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
 from sandbox_agent.server.streams.session_views import TurnView
 from sandbox_agent.server.streams.viewers import Viewer
-from sandbox_agent.wire.sessions import MessageRequest
+from sandbox_agent.wire.sessions import MAX_BLOCKS, MessageRequest
 
 __all__ = ["OPERATIONS", "TURN_HEADER"]
 
 TURN_HEADER = "sandbox-agent-turn"
 MAX_KEY = 255
-MAX_BLOCKS = 10_000
-# ACP's content blocks, and what each must have; kinds that are newer than this pass.
-_MEMBERS: dict[str, dict[str, type]] = {
+# The required members of ACP's content blocks. Blocks of unknown types are accepted.
+_REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
     "text": {"text": str},
     "image": {"data": str, "mimeType": str},
     "audio": {"data": str, "mimeType": str},
@@ -53,31 +59,31 @@ _MEMBERS: dict[str, dict[str, type]] = {
 
 
 async def post_message(request: Request) -> Response:
-    """Take a message; it is stored when this answers."""
+    """Store a message for the agent."""
     turn = await _send(request)
     return Response(status_code=204, headers={TURN_HEADER: turn.turn_id})
 
 
 async def post_message_stream(request: Request) -> Response:
-    """Take a message and stream its turn."""
+    """Store a message and stream the events of its turn."""
     raw = include_raw(request)
     state = state_of(request)
     session_id = session_id_of(request)
     session = await state.recorder.session(session_id)
-    # A turn that has not begun by the time its row is read begins behind this.
-    behind = session.row.last_sequence
+    # If the turn has not started when its row is read, its events come after this one.
+    last_sequence = session.row.last_sequence
     sent = await _send(request)
     turn = await state.store.turn(session.row.key, turn_id=sent.turn_id) or sent
     row = session.row
     if turn.last_sequence is not None and turn.last_sequence < row.first_sequence:
         raise GoneError(
-            f"gone: the events of turn '{turn.turn_id}' are not kept any more",
+            f"gone: the events of turn '{turn.turn_id}' are not stored any more",
             turnId=turn.turn_id,
             state=turn.state,
             firstSequence=row.first_sequence,
             lastSequence=row.last_sequence,
         )
-    cursor = behind if turn.first_sequence is None else turn.first_sequence - 1
+    cursor = last_sequence if turn.first_sequence is None else turn.first_sequence - 1
     view = TurnView(
         session,
         state.store,
@@ -92,7 +98,7 @@ async def post_message_stream(request: Request) -> Response:
 async def _send(request: Request) -> TurnRow:
     session_id = session_id_of(request)
     state = state_of(request)
-    key = header(request, b"idempotency-key")
+    key = get_header(request, b"idempotency-key")
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         raise InvalidRequestError(
             f"invalid request: Idempotency-Key must be 1 to {MAX_KEY} printable characters"
@@ -105,7 +111,7 @@ def _prompt(body: MessageRequest) -> list[dict[str, Any]]:
     """Return the message as ACP content blocks.
 
     Raises:
-        InvalidRequestError: it is empty, or a block is none.
+        InvalidRequestError: it is empty, or a block is invalid.
     """
     message = body.message
     if isinstance(message, str):
@@ -118,11 +124,11 @@ def _prompt(body: MessageRequest) -> list[dict[str, Any]]:
         kind: object = block.get("type")
         if not isinstance(kind, str):
             raise InvalidRequestError(
-                f"invalid request: message[{number}] is no ACP content block: its type is missing"
+                f"invalid request: message[{number}] is not an ACP content block: it has no type"
             )
-        for member, due in _MEMBERS.get(kind, {}).items():
-            if not isinstance(block.get(member), due):
-                what = "an object" if due is dict else "a string"
+        for member, expected in _REQUIRED_MEMBERS.get(kind, {}).items():
+            if not isinstance(block.get(member), expected):
+                what = "an object" if expected is dict else "a string"
                 raise InvalidRequestError(
                     f"invalid request: message[{number}].{member} of a block of type {kind} must be {what}"
                 )
@@ -136,9 +142,12 @@ def _prompt(body: MessageRequest) -> list[dict[str, Any]]:
 _KEY = Parameter(
     "Idempotency-Key",
     "header",
-    "Names the message: sent again under the same key it is not sent to the agent again, but answers with "
-    "the same turn, also after a restart. Another message under the same key is refused.",
+    "Identifies the message. If it is sent again with the same key, the agent does not receive it twice: the "
+    "answer has the same turn, even after a restart of the server. A different message with the same key is "
+    "refused.",
+    text_schema(least=1, most=MAX_KEY),
 )
+_TURN = {TURN_HEADER: "The id of the message's turn."}
 _ERRORS = (
     InvalidRequestError,
     UnsupportedAgentError,
@@ -158,16 +167,16 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}/messages",
         endpoint=post_message,
         operation_id="post_message",
-        summary="Say something to the agent",
+        summary="Send a message",
         description=(
-            "A text, or ACP content blocks. 204 means that the message is stored and will be sent, after the "
-            "turns before it; the header `Sandbox-Agent-Turn` names its turn. An agent that is gone is "
-            "started and restored first."
+            "The message is a text or a list of ACP content blocks. The answer 204 means that it is stored "
+            "and is sent to the agent after the earlier turns. An agent that does not run is started and "
+            "its session is restored first."
         ),
         tag="sessions",
         parameters=(SESSION_ID, _KEY),
         request_body=MessageRequest,
-        answers={204: Answer("It is taken.")},
+        answers={204: Answer("The message is stored.", headers=_TURN)},
         errors=_ERRORS,
     ),
     Operation(
@@ -175,16 +184,17 @@ OPERATIONS = (
         path="/v1/sessions/{session_id}/messages/stream",
         endpoint=post_message_stream,
         operation_id="post_message_stream",
-        summary="Say something and follow the turn",
+        summary="Send a message and stream its turn",
         description=(
-            "Like messages; answers with server-sent events: those of the turn, from its turn.started to its "
-            "turn.ended, each with its sequence as id. A client that goes away does not cancel the turn: the "
-            "same message under the same Idempotency-Key streams it again, from its beginning."
+            "Sends a message and answers with server-sent events: the events of the turn, from turn.started "
+            "to turn.ended, each with its sequence as its id. A client that disconnects does not cancel the "
+            "turn. Sending the same message with the same Idempotency-Key streams the turn again, from its "
+            "first event."
         ),
         tag="sessions",
         parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
         request_body=MessageRequest,
-        answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM)},
+        answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM, _TURN)},
         errors=(*_ERRORS, GoneError),
     ),
 )

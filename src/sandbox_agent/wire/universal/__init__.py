@@ -1,9 +1,10 @@
-"""Universal events: what a session says in the same words whichever agent runs it (the 0.1 contract)."""
+"""Universal events: one event format for the sessions of all agents (the 0.1 contract)."""
 
 from __future__ import annotations
 
 from sandbox_agent.wire.universal.codec import decode_event, encode_event, event_time
 from sandbox_agent.wire.universal.events import (
+    EVENT_DATA_TYPES,
     AgentUnparsedData,
     ErrorData,
     EventData,
@@ -43,6 +44,7 @@ from sandbox_agent.wire.universal.items import (
 )
 
 __all__ = [
+    "EVENT_DATA_TYPES",
     "AgentUnparsedData",
     "ContentPart",
     "ErrorData",

@@ -1,4 +1,4 @@
-"""Events to JSON and back, and their time."""
+"""Encode and decode events, and format their time."""
 
 from __future__ import annotations
 
@@ -10,24 +10,10 @@ import msgspec
 
 from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.universal import events
+from sandbox_agent.wire.universal.events import EVENT_DATA_TYPES
 
 __all__ = ["decode_event", "encode_event", "event_time"]
 
-_DATA: dict[str, type[events.EventData]] = {
-    "session.started": events.SessionStartedData,
-    "session.ended": events.SessionEndedData,
-    "turn.started": events.TurnEventData,
-    "turn.ended": events.TurnEventData,
-    "item.started": events.ItemEventData,
-    "item.delta": events.ItemDeltaData,
-    "item.completed": events.ItemEventData,
-    "error": events.ErrorData,
-    "permission.requested": events.PermissionEventData,
-    "permission.resolved": events.PermissionEventData,
-    "question.requested": events.QuestionEventData,
-    "question.resolved": events.QuestionEventData,
-    "agent.unparsed": events.AgentUnparsedData,
-}
 # Year 9999, the last that RFC 3339 can write.
 _LAST_MS = 253_402_300_799_999
 
@@ -35,7 +21,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class _Wire(msgspec.Struct):
-    """UniversalEvent as it comes: the type says which struct the data is."""
+    """An event whose data is not decoded yet: its type selects the struct of the data."""
 
     event_id: str
     sequence: int
@@ -50,7 +36,7 @@ class _Wire(msgspec.Struct):
 
 
 def encode_event(event: events.UniversalEvent) -> bytes:
-    """Return the event as one line of JSON, lone surrogates and huge numbers included."""
+    """Encode an event as one line of JSON; lone surrogates and huge numbers are allowed."""
     try:
         return _encoder.encode(event)
     except (UnicodeEncodeError, OverflowError):
@@ -58,14 +44,14 @@ def encode_event(event: events.UniversalEvent) -> bytes:
 
 
 def decode_event(data: bytes) -> events.UniversalEvent:
-    """Read an event; data of a type, or with parts, that this version doesn't know stays a dict.
+    """Decode an event. Data of an unknown type, or with unknown parts, stays a dict.
 
     Raises:
-        InvalidEnvelopeError: it is no JSON.
-        msgspec.ValidationError: it is no event.
+        InvalidEnvelopeError: the data is not valid JSON.
+        msgspec.ValidationError: the JSON is not an event.
     """
     wire = msgspec.convert(loads(data), _Wire)
-    kind = _DATA.get(wire.type)
+    kind = EVENT_DATA_TYPES.get(wire.type)
     value = wire.data
     if kind is not None:
         try:
@@ -87,6 +73,6 @@ def decode_event(data: bytes) -> events.UniversalEvent:
 
 
 def event_time(time_ms: int) -> str:
-    """Return milliseconds since the epoch as RFC 3339 in UTC; absurd values become the nearest that fits."""
+    """Format milliseconds since the epoch as RFC 3339 in UTC; values out of range are clamped."""
     seconds, milliseconds = divmod(min(max(time_ms, 0), _LAST_MS), 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -9,6 +11,7 @@ import msgspec
 from sandbox_agent.wire.universal.items import UniversalItem
 
 __all__ = [
+    "EVENT_DATA_TYPES",
     "AgentUnparsedData",
     "ErrorData",
     "EventData",
@@ -158,6 +161,25 @@ EventData: TypeAlias = (
     | QuestionEventData
     | AgentUnparsedData
 )
+
+EVENT_DATA_TYPES: Mapping[str, type[EventData]] = MappingProxyType(
+    {
+        "session.started": SessionStartedData,
+        "session.ended": SessionEndedData,
+        "turn.started": TurnEventData,
+        "turn.ended": TurnEventData,
+        "item.started": ItemEventData,
+        "item.delta": ItemDeltaData,
+        "item.completed": ItemEventData,
+        "error": ErrorData,
+        "permission.requested": PermissionEventData,
+        "permission.resolved": PermissionEventData,
+        "question.requested": QuestionEventData,
+        "question.resolved": QuestionEventData,
+        "agent.unparsed": AgentUnparsedData,
+    }
+)
+"""The struct of an event's data, by the event's type."""
 
 
 class UniversalEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
