@@ -92,6 +92,7 @@ PUBLIC = [
     "SessionRestored",
     "SessionStartedData",
     "SessionUpdate",
+    "SettingNotConfirmedError",
     "StateSessionPersistDriver",
     "StatusPart",
     "StreamError",

@@ -27,6 +27,7 @@
     +-- HealthTimeoutError                 the server did not become healthy in time
     +-- SandboxDestroyedError              the sandbox no longer exists
     +-- SessionNotFoundError               the persist driver holds no such session
+    +-- SettingNotConfirmedError           the agent did not keep a setting that was chosen
     +-- PersistError                       the store refused or failed
         +-- SessionFencedError             another process has taken the session over
     +-- UnsupportedSessionCategoryError    no config option of that category
@@ -69,6 +70,7 @@ __all__ = [
     "SessionAlreadyExistsError",
     "SessionFencedError",
     "SessionNotFoundError",
+    "SettingNotConfirmedError",
     "StreamError",
     "TokenInvalidError",
     "UnsupportedAgentError",
@@ -279,6 +281,24 @@ class SessionNotFoundError(SandboxAgentError):
         self.session_id = session_id
 
 
+class SettingNotConfirmedError(SandboxAgentError):
+    """The agent did not confirm a setting that was chosen, so no prompt is sent to it.
+
+    Attributes:
+        session_id: the session.
+        failed: why, by category ("model", "mode", "thought_level") or config option id.
+    """
+
+    def __init__(self, session_id: str, failed: Mapping[str, str]) -> None:
+        reasons = "; ".join(f"{name.replace('_', ' ')}: {reason}" for name, reason in failed.items())
+        super().__init__(
+            f"session '{session_id}': the chosen settings could not be confirmed ({reasons}): no prompt is "
+            "sent; send it again to retry, or choose other settings"
+        )
+        self.session_id = session_id
+        self.failed: dict[str, str] = dict(failed)
+
+
 class PersistError(SandboxAgentError):
     """The store failed or refused; nothing that was acknowledged is lost.
 
@@ -419,6 +439,7 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(HealthTimeoutError, None, None, 75, True),
     ErrorRow(SandboxDestroyedError, None, None, 69, False),
     ErrorRow(SessionNotFoundError, None, None, 66, False),
+    ErrorRow(SettingNotConfirmedError, None, None, 69, True),
     ErrorRow(PersistError, None, None, 74, True),
     ErrorRow(SessionFencedError, None, None, 73, False),
     ErrorRow(UnsupportedSessionCategoryError, None, None, 64, False),

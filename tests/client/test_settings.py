@@ -141,9 +141,21 @@ async def test_a_category_that_the_agent_lacks_is_refused_with_those_it_has(sdk:
 async def test_session_init_wins_over_cwd_and_is_stored(sdk: SandboxAgent) -> None:
     servers: list[dict[str, Any]] = [{"name": "x", "command": "/bin/true", "args": [], "env": []}]
     session = await sdk.create_session(agent="mock", cwd="/tmp", mcp_servers=servers)
-    assert session.record.session_init == {"cwd": "/tmp", "mcpServers": servers}
+    init = dict(session.record.session_init or {})
+    assert init.pop("_meta") == {"sandbox-agent": {"version": 1, "chosen": {}}}
+    assert init == {"cwd": "/tmp", "mcpServers": servers}
     other = await sdk.create_session(agent="mock", cwd="/tmp", session_init={"cwd": "/", "_meta": {"a": 1}})
-    assert other.record.session_init == {"cwd": "/", "mcpServers": [], "_meta": {"a": 1}}
+    assert other.record.session_init == {
+        "cwd": "/",
+        "mcpServers": [],
+        "_meta": {"a": 1, "sandbox-agent": {"version": 1, "chosen": {}}},
+    }
+    # The agent gets what the caller gave, without this SDK's own member.
+    sent = [(await all_events(sdk, each))[0].payload["params"] for each in (session, other)]
+    assert sent == [
+        {"cwd": "/tmp", "mcpServers": servers},
+        {"cwd": "/", "mcpServers": [], "_meta": {"a": 1}},
+    ]
 
 
 class LateDriver(InMemorySessionPersistDriver):

@@ -20,7 +20,9 @@ from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session, session_handle
 from sandbox_agent.client.session_registry import SessionRegistry
+from sandbox_agent.client.settings import required
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
@@ -278,22 +280,24 @@ class SandboxAgent(ServerApi):
             ValueError: the agent is empty, or the permission policy is invalid.
             UnsupportedSessionCategoryError: the agent lacks a setting; the session is destroyed.
             UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
+            SettingNotConfirmedError: the agent does not keep a value; the session is destroyed.
         """
         check_keywords(options, SessionOptions, "create_session")
         name = _agent_name(agent)
         init = self._registry.session_init(
             options.get("session_init"), options.get("cwd"), options.get("mcp_servers")
         )
+        chosen = _chosen(options)
         core = await self._registry.create(
-            name, (id or "").strip() or None, init, options.get("permission_policy")
+            name, (id or "").strip() or None, init, options.get("permission_policy"), chosen
         )
-        session = session_handle(core)
         try:
-            await self._configure(session, options)
+            await core.settings.create(core.call)
+            await core.journal.flush()
         except BaseException:
             await self._registry.destroy(core)
             raise
-        return session
+        return session_handle(core)
 
     async def _configure(self, session: Session, options: SessionOptions) -> None:
         if mode := options.get("mode"):
@@ -408,6 +412,15 @@ async def _provision(provider: SandboxProvider, sandbox_id: str | None) -> str:
     await provider.reconnect(raw_id)
     await provider.ensure_server(raw_id)
     return raw_id
+
+
+def _chosen(options: SessionOptions) -> ChosenSettings:
+    mode, model, level = options.get("mode"), options.get("model"), options.get("thought_level")
+    return ChosenSettings(
+        mode=required(mode, "mode") if mode else None,
+        model=required(model, "model") if model else None,
+        thought_level=required(level, "thought_level") if level else None,
+    )
 
 
 def _agent_name(agent: str) -> str:

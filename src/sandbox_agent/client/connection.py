@@ -196,6 +196,7 @@ class Connection:
         stored_params: object = None,
         outgoing: Outgoing | None = None,
         opens: str | None = None,
+        on_result: Callable[[Any], None] | None = None,
     ) -> Any:
         """Send a request and return its result.
 
@@ -206,6 +207,7 @@ class Connection:
             stored_params: as they are stored, where that differs.
             outgoing: an earlier try of the same request.
             opens: the agent session that it opens again; it is the session's once the agent has.
+            on_result: called with the result before anything that the agent sends after it is handled.
 
         Raises:
             NotSentError: the agent did not get it.
@@ -217,7 +219,7 @@ class Connection:
             raise NotSentError(f"{method} was not sent: {self.lost}") from self.lost
         sent = outgoing or Outgoing(next(self._request_ids))
         body = request(sent.id, method, params)
-        pending = PendingRequest(sent, method, session, opens=opens)
+        pending = PendingRequest(sent, method, session, opens=opens, on_result=on_result)
         self._pending[sent.id] = pending
         if session is not None and method == "session/prompt":
             self._router.prompted(session)
@@ -379,6 +381,8 @@ class Connection:
         if pending is None:
             return  # the second copy, or the answer to initialize
         session = pending.session
+        if pending.on_result is not None and (answer := Answer.read(line)).error is None:
+            pending.on_result(answer.result)
         if session is not None:
             if pending.method == "session/new":
                 self._bind_new(line, session, pending)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from sandbox_agent.client.ports import ClientSession
 from sandbox_agent.errors import ConnectionLostError
@@ -38,17 +40,25 @@ class PendingRequest:
         method: its method.
         session: into whose journal the answer goes.
         opens: the agent session that it opens again.
+        on_result: called with the result before anything that the agent sends after it is handled.
         post_open: whether its POST has not ended yet.
         future: the answer's envelope.
     """
 
     def __init__(
-        self, outgoing: Outgoing, method: str, session: ClientSession | None, *, opens: str | None = None
+        self,
+        outgoing: Outgoing,
+        method: str,
+        session: ClientSession | None,
+        *,
+        opens: str | None = None,
+        on_result: Callable[[Any], None] | None = None,
     ) -> None:
         self.outgoing = outgoing
         self.method = method
         self.session = session
         self.opens = opens
+        self.on_result = on_result
         self.post_open = True
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 

@@ -6,22 +6,22 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+from sandbox_agent.client.chosen import chosen_settings
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.session_core import SessionCore
+from sandbox_agent.client.settings import SET_METHODS, refusal_of
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.restore import (
     EVENTS_PER_ENTRY,
-    AskOptions,
-    Call,
     Ladder,
+    OpenSession,
     Plan,
     ReadNewest,
-    Refusal,
     native_methods,
 )
+from sandbox_agent.engine.settings import Call, ChosenSettings
 from sandbox_agent.errors import (
-    AcpRpcError,
     AgentProcessExitedError,
     ConnectionLostError,
     SandboxAgentError,
@@ -36,7 +36,6 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # Events that come of asking an agent for its own session, at most; some more do no harm.
 _ASKED = 32
-_CATEGORIES = ("model", "mode", "thought_level")
 
 
 class Limits(NamedTuple):
@@ -75,16 +74,18 @@ class Restorer:
         await session.journal.flush()
         total = await self._driver.last_event_index(session.id)
         tail = await self._driver.tail_events(session.id, limit=self._limits.max_events)
+        session.settings.adopt()
+        session.settings.expect_confirmation()
         before = session.record
         ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable))
         try:
             for step in ladder:
-                if isinstance(step, AskOptions):
-                    step.options = await session.settings.options()
+                if isinstance(step, Call):
+                    await _call(step, session, connection)
                 elif isinstance(step, ReadNewest):
                     step.events = await self._newest(session.id, step.limit, total)
                 else:
-                    await _call(step, session, connection)
+                    await session.settings.perform(step)
         except BaseException:
             # Lost again, or the caller gave up: the next restore has to know what the session was.
             session.journal.change(
@@ -100,19 +101,21 @@ class Restorer:
         if before.agent_session_id != session.agent_session_id and connection.agent == before.agent:
             connection.router.unbind(before.agent_session_id)
         for category, why in (outcome.failed or {}).items():
-            logger.warning("session %s: its %s could not be set again: %s", session.id, category, why)
+            logger.warning("session %s: %s could not be set again: %s", session.id, category, why)
         handed_over = connection.agent != before.agent
-        told = SessionRestored(
+        session.settings.restored(outcome, connection.agent, handed_over=handed_over)
+        restored = SessionRestored(
             session_id=session.id,
             method=outcome.method,
             replayed=outcome.replayed,
             left_out=outcome.left_out,
             verified=outcome.verified,
+            applied=outcome.applied,
             failed=outcome.failed,
             agent=connection.agent if handed_over else None,
             from_agent=before.agent if handed_over else None,
         )
-        envelope = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": told.params()})
+        envelope = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": restored.params()})
         session.journal.put("client", [envelope], connection.connection_id)
         await session.journal.flush()
 
@@ -130,16 +133,18 @@ class Restorer:
         total: int,
         unopenable: str,
     ) -> Plan:
-        native_id = record.agent_session_id
+        native_id, chosen = record.agent_session_id, chosen_settings(record)
+        handed_over = record.agent != connection.agent
         # An agent that has it open already knows less than the history: someone else went on with it.
         askable = native_id != unopenable and not connection.router.knows(native_id)
         return Plan(
             agent=connection.agent,
-            from_agent=record.agent if record.agent != connection.agent else None,
+            from_agent=record.agent if handed_over else None,
             native_id=native_id if askable else "",
             methods=native_methods(connection.initialize_result),
             init=init,
-            wanted={category: config.setting(record, category) for category in _CATEGORIES},
+            wanted=_wanted_of_another(record, chosen) if handed_over else chosen.wanted(record.agent),
+            config_ids={} if handed_over else chosen.config_ids,
             known_options=record.config_options,
             known_modes=record.modes,
             events=tail,
@@ -150,29 +155,42 @@ class Restorer:
         )
 
 
+def _wanted_of_another(record: SessionRecord, chosen: ChosenSettings) -> dict[str, Any]:
+    """Return what to set in another agent: what was chosen, else the model and thought level in use.
+
+    A mode that was not chosen stays behind: it may be one that does not ask.
+    """
+    in_use = {name: config.setting(record, name) for name in ("model", "thought_level")}
+    return {**{name: value for name, value in in_use.items() if value}, **chosen.wanted()}
+
+
 async def _call(step: Call, session: SessionCore, connection: Connection) -> None:
-    loading = connection.router.load(step.opens) if step.opens is not None else None
+    opens = step.opens if isinstance(step, OpenSession) else None
+    loading = connection.router.load(opens) if opens is not None else None
     try:
-        result = await connection.request(step.method, step.params, session=session, opens=step.opens)
+        if step.method in SET_METHODS:
+            result = await session.send_setting(connection, step.method, step.params)
+        else:
+            result = await connection.request(step.method, step.params, session=session, opens=opens)
     except NotSentError:
         raise
     except (ConnectionLostError, AgentProcessExitedError) as error:
-        if step.opens is None:
+        if opens is None:
             raise
-        session.unopenable = step.opens
+        session.unopenable = opens
         raise NotSentError(f"the agent was lost in {step.method}: {error}") from error
     except SandboxAgentError as error:
         if not step.may_fail:
             raise
         logger.info("session %s: %s failed: %s", session.id, step.method, error)
-        step.refusal = Refusal(str(error), error.code if isinstance(error, AcpRpcError) else None)
-        if step.opens is not None:
-            connection.router.forget(step.opens)
+        step.refusal = refusal_of(error)
+        if opens is not None:
+            connection.router.forget(opens)
         return
     step.result = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-    step.told = loading.told if loading is not None else None
+    if isinstance(step, OpenSession):
+        step.told = loading.told if loading is not None else None
     if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):
         raise SandboxAgentError(
             f"agent '{connection.agent}' answered session/new without a sessionId: it breaks the protocol"
         )
-    session.settings.apply_result(step.method, step.params, step.result)

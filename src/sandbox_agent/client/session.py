@@ -99,6 +99,8 @@ class Session:
                 was sent. The next call restores the session.
             AgentProcessExitedError: the agent's process ended.
             AcpRpcError: the agent refused or failed.
+            SettingNotConfirmedError: after a restore, the agent does not keep a setting that was chosen; the
+                prompt was not sent.
             SessionFencedError: another process took the session over; ``resume_session`` claims it again.
                 The prompt was not sent, or else the turn has ended and its events are not stored.
             PersistError: the turn has ended and the store failed; the events are sent to it again with the
@@ -150,10 +152,7 @@ class Session:
         if notification:
             await self._core.notify(method, fields)
             return None
-        result = await self._core.call(method, fields)
-        self._core.settings.apply_result(method, fields, result)
-        await self._core.journal.flush()
-        return result
+        return await self._core.call(method, fields)
 
     # listeners
 

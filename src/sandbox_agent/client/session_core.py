@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from sandbox_agent.client.connection import Connection
@@ -14,7 +15,7 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionDesk
 from sandbox_agent.client.ports import AgentConnection
-from sandbox_agent.client.settings import Settings
+from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.errors import AcpRpcError, PersistError
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -123,6 +124,7 @@ class SessionCore:
             NotSentError: the agent did not receive the request.
             ConnectionLostError: the connection was lost during the request.
             AcpRpcError: the agent responded with an error.
+            SettingNotConfirmedError: the agent does not keep a setting that was chosen; no prompt was sent.
             PersistError: the store failed.
         """
         sent = outgoing or Outgoing(self.host.next_request_id())
@@ -147,10 +149,13 @@ class SessionCore:
         connection = await self.host.bound_connection(self)
         stored = {**params, "sessionId": self.agent_session_id}
         if method != "session/prompt":
-            return await connection.request(method, stored, session=self, outgoing=sent)
+            on_result = partial(self.settings.user_set, method, params) if method in SET_METHODS else None
+            return await connection.request(method, stored, session=self, outgoing=sent, on_result=on_result)
         if self.host.is_fenced:
             # A replaced writer learns it now, not after the agent has done the work.
             await self.journal.confirm()
+        await self.settings.confirm(partial(self.send_setting, connection))
+        self.settings.prompted()
         if self._replay is None:
             return await connection.request(method, stored, session=self, outgoing=sent)
         replay, self._replay = self._replay, None
@@ -163,6 +168,15 @@ class SessionCore:
             # Not received or refused: the agent still does not know the history.
             self._replay = self._replay or replay
             raise
+
+    async def send_setting(self, connection: Connection, method: str, params: dict[str, Any]) -> Any:
+        """Send a set request for a setting that was chosen earlier."""
+        return await connection.request(
+            method,
+            {**params, "sessionId": self.agent_session_id},
+            session=self,
+            on_result=partial(self.settings.apply_result, method, params),
+        )
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
         """Send a notification to the session's agent."""

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from sandbox_agent.client.chosen import init_for_agent, init_with_chosen
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthGate
 from sandbox_agent.client.http import Http, quote_segment
@@ -22,6 +23,7 @@ from sandbox_agent.client.restore import Limits, Restorer
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AgentProcessExitedError,
     PersistError,
@@ -256,6 +258,7 @@ class SessionRegistry:
         session_id: str | None,
         init: dict[str, Any],
         policy: PermissionPolicy | None,
+        chosen: ChosenSettings,
     ) -> SessionCore:
         """Create a session at the agent and in the store.
 
@@ -272,7 +275,7 @@ class SessionRegistry:
                     f"session '{local_id}' exists: resume it, or use resume_or_create_session",
                     sessionId=local_id,
                 )
-            return await self._create(agent, local_id, init, policy)
+            return await self._create(agent, local_id, init_with_chosen(init, chosen), policy)
 
     async def _create(
         self, agent: str, local_id: str, init: dict[str, Any], policy: PermissionPolicy | None
@@ -289,6 +292,8 @@ class SessionRegistry:
         session = self.session(record, time.monotonic())
         session.journal.hold()
         session.permissions.policy = policy
+        # The settings are stored before they are set: they stay chosen if this program dies meanwhile.
+        session.settings.expect_confirmation()
         try:
             connection = await self.connection(agent)
             try:
@@ -350,7 +355,7 @@ class SessionRegistry:
         }
 
     def _init_of(self, session: SessionCore) -> dict[str, Any]:
-        return session.record.session_init or self.session_init(None, None)
+        return init_for_agent(session.record.session_init or self.session_init(None, None))
 
     # dispose
 

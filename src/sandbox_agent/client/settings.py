@@ -1,19 +1,51 @@
-"""A session's model, mode, thought level and other options: checked, set, kept in its record."""
+"""A session's model, mode, thought level and other options: chosen, set, confirmed, kept in its record.
+
+The record holds two sides: what the user chose (``client.chosen``), which only the user's calls change, and
+what the agent reports (``config_options``, ``modes``), which its results and updates change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, NoReturn, TypeVar, cast
 
+import anyio
+import msgspec
+
+from sandbox_agent.client.chosen import chosen_settings, has_chosen, init_with_chosen
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.errors import AcpRpcError, UnsupportedSessionValueError
+from sandbox_agent.engine.restore import Outcome
+from sandbox_agent.engine.settings import (
+    CATEGORIES,
+    SETTLE_SECONDS,
+    AgentSettings,
+    AskOptions,
+    Call,
+    ChosenSettings,
+    Failure,
+    ReadReported,
+    Refusal,
+    Step,
+)
+from sandbox_agent.errors import (
+    AcpRpcError,
+    AgentProcessExitedError,
+    ConnectionLostError,
+    SandboxAgentError,
+    SettingNotConfirmedError,
+    UnsupportedSessionCategoryError,
+    UnsupportedSessionConfigOptionError,
+    UnsupportedSessionValueError,
+)
 from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["Send", "Settings"]
+__all__ = ["SET_METHODS", "Send", "Settings", "refusal_of", "required"]
 
-METHOD_NOT_FOUND = -32601
+T = TypeVar("T")
+
+SET_METHODS = frozenset({"session/set_mode", "session/set_config_option"})
 
 # Sends a method of the session and returns its result.
 Send = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -27,10 +59,60 @@ class Settings:
     def __init__(self, journal: Journal, agent_options: AgentOptions) -> None:
         self._journal = journal
         self._agent_options = agent_options
+        self._unconfirmed = False
+        self._failed: dict[str, str] = {}
 
     @property
     def _record(self) -> SessionRecord:
         return self._journal.record
+
+    # what the user chose
+
+    @property
+    def chosen(self) -> ChosenSettings:
+        """What the user last set."""
+        return chosen_settings(self._record)
+
+    def choose(self, **changes: Any) -> None:
+        """Change what is chosen (fields of ChosenSettings)."""
+        chosen = msgspec.structs.replace(self.chosen, **changes)
+        init = init_with_chosen(self._record.session_init or {}, chosen)
+        self._journal.change(session_init=init)
+
+    def adopt(self) -> None:
+        """Keep what the agent reported last as chosen, where the record does not say what was chosen."""
+        if not has_chosen(self._record):
+            self.choose()
+
+    def user_set(self, method: str, params: Mapping[str, Any], result: object) -> None:
+        """Record the successful result of a set request that the user made."""
+        self.apply_result(method, params, result)
+        if method == "session/set_mode":
+            self._user_chose("mode", params.get("modeId"))
+            return
+        config_id, value = str(params.get("configId")), params.get("value")
+        options = self._record.config_options or []
+        option = config.find_option(options, config_id)
+        category = str(option.get("category")) if option is not None else ""
+        if category in CATEGORIES and config.find_category(options, category) is option:
+            self.choose(config_ids={**self.chosen.config_ids, category: config_id})
+            self._user_chose(category, value)
+        else:
+            self._user_chose(config_id, value)
+
+    def _user_chose(self, name: str, value: Any) -> None:
+        chosen = self.chosen
+        self._failed.pop(name, None)
+        missing = {
+            agent: [each for each in names if agent != self._record.agent or each != name]
+            for agent, names in chosen.missing.items()
+        }
+        if name in CATEGORIES:
+            self.choose(**{name: value}, missing=missing)
+        else:
+            self.choose(options={**chosen.options, name: value}, missing=missing)
+
+    # what the agent reports
 
     async def options(self) -> list[dict[str, Any]]:
         """Return the options, asked from the server where session/new gave none."""
@@ -52,51 +134,8 @@ class Settings:
                 self._journal.change(modes=derived)
         return dict(self._record.modes) if self._record.modes else None
 
-    async def set_category(self, category: str, value: str, send: Send) -> None:
-        """Set the category's option ("model", "thought_level", "mode")."""
-        if category == "mode":
-            await self.set_mode(value, send)
-        else:
-            await self._set_by_category(category, value, send)
-
-    async def _set_by_category(self, category: str, value: str, send: Send) -> None:
-        wanted = required(value, category)
-        option = config.option_of_category(self._record.id, await self.options(), category)
-        config.check_value(self._record.id, option, category, wanted)
-        await self._set(str(option["id"]), wanted, send)
-
-    async def set_mode(self, mode: str, send: Send) -> None:
-        """Set the mode by session/set_mode, or by its option where the agent lacks that method."""
-        wanted = required(mode, "mode")
-        available: list[dict[str, Any]] = (self._record.modes or {}).get("availableModes") or []
-        known = [str(item["id"]) for item in available if item.get("id")]
-        if known and wanted not in known:
-            raise UnsupportedSessionValueError(self._record.id, "mode", "mode", wanted, known)
-        params = {"modeId": wanted}
-        try:
-            result = await send("session/set_mode", params)
-        except AcpRpcError as error:
-            if error.code != METHOD_NOT_FOUND:
-                raise
-            await self._set_by_category("mode", wanted, send)
-        else:
-            self.apply_result("session/set_mode", params, result)
-
-    async def set_option(self, config_id: str, value: str, send: Send) -> None:
-        """Set the option of that id."""
-        name, wanted = required(config_id, "config_id"), required(value, "value")
-        option = config.option_of_id(self._record.id, await self.options(), name)
-        config.check_value(self._record.id, option, None, wanted)
-        await self._set(name, wanted, send)
-
-    async def _set(self, config_id: str, value: str, send: Send) -> None:
-        params = {"configId": config_id, "value": value}
-        self.apply_result(
-            "session/set_config_option", params, await send("session/set_config_option", params)
-        )
-
     def apply_result(self, method: str, params: Mapping[str, Any], result: object) -> None:
-        """Take what a set method's answer says, or the value that was sent, into the record."""
+        """Put what a set request's result reports, or the value that was set, into the record."""
         if method == "session/set_mode" and isinstance(mode := params.get("modeId"), str):
             self._apply_mode(mode)
         elif method == "session/set_config_option":
@@ -108,7 +147,7 @@ class Settings:
             self._apply_options(options)
 
     def apply_update(self, line: bytes) -> None:
-        """Take a config_option_update or a current_mode_update into the record."""
+        """Put a config_option_update or a current_mode_update into the record."""
         update: dict[str, Any] = loads(line)["params"]["update"]
         if update.get("sessionUpdate") == "config_option_update":
             options = config.valid_options(update.get("configOptions"))
@@ -127,6 +166,168 @@ class Settings:
             modes=config.with_current_mode(self._record.modes, mode),
             config_options=config.with_mode_option(self._record.config_options, mode),
         )
+
+    def _reported(self, name: str) -> Any:
+        if name in CATEGORIES:
+            return config.setting(self._record, name)
+        option = config.find_option(self._record.config_options, name)
+        return None if option is None else option.get("currentValue")
+
+    # setting
+
+    async def set_category(self, category: str, value: str, send: Send) -> None:
+        """Set the category's option ("model", "thought_level", "mode").
+
+        Args:
+            category: which.
+            value: its value.
+            send: sends a request of the user's.
+
+        Raises:
+            UnsupportedSessionCategoryError: the agent has no such option.
+            UnsupportedSessionValueError: the agent does not offer that value.
+            AcpRpcError: the agent refused.
+        """
+        wanted = required(value, category)
+        if category != "mode":
+            await self.options()
+        failure = await self._drive(self._agent_settings().choose(category, wanted), send)
+        if failure is not None:
+            self._raise(failure)
+
+    async def set_option(self, config_id: str, value: str, send: Send) -> None:
+        """Set the option of that id; raises as ``set_category``."""
+        name, wanted = required(config_id, "config_id"), required(value, "value")
+        await self.options()
+        failure = await self._drive(self._agent_settings().choose_option(name, wanted), send)
+        if failure is not None:
+            self._raise(failure)
+
+    async def create(self, send: Send) -> None:
+        """Set and confirm what a new session was created with; raises as ``set_category``.
+
+        Raises:
+            SettingNotConfirmedError: the agent reports another value afterwards.
+        """
+        wanted = self.chosen.wanted()
+        if wanted and set(wanted) != {"mode"}:
+            await self.options()
+        failures = await self._drive(self._agent_settings().confirm(wanted), send)
+        if failures:
+            self._raise(failures[0])
+        self._unconfirmed = False
+
+    def _raise(self, failure: Failure) -> NoReturn:
+        session_id, options = self._record.id, self._record.config_options or []
+        if failure.kind == "refused" and failure.refusal is not None and failure.refusal.error is not None:
+            raise failure.refusal.error
+        if failure.kind == "category":
+            categories = sorted({str(each["category"]) for each in options if each.get("category")})
+            raise UnsupportedSessionCategoryError(session_id, failure.name, categories)
+        if failure.kind == "option":
+            ids = [str(option.get("id")) for option in options]
+            raise UnsupportedSessionConfigOptionError(session_id, failure.name, ids)
+        if failure.kind == "value":
+            option = config.find_option(options, failure.config_id) or {}
+            label = str(option.get("category") or "uncategorized")
+            raise UnsupportedSessionValueError(
+                session_id,
+                failure.name if failure.name in CATEGORIES else label,
+                str(failure.config_id),
+                failure.value,
+                failure.allowed,
+            )
+        raise SettingNotConfirmedError(session_id, {failure.name: failure.message(self._record.agent)})
+
+    # confirming
+
+    def expect_confirmation(self) -> None:
+        """From here on a prompt needs ``confirm`` first."""
+        self._unconfirmed = True
+
+    def restored(self, outcome: Outcome, agent: str, *, handed_over: bool) -> None:
+        """Record what a restore could not set.
+
+        Args:
+            outcome: of the restore.
+            agent: the agent that has the session now.
+            handed_over: whether another agent had it before: what this one does not offer is not required
+                of it.
+        """
+        chosen = self.chosen
+        if handed_over:
+            missing = [name for name in outcome.missing if name in chosen.wanted()]
+            self.choose(missing={**chosen.missing, agent: missing})
+        required = self.chosen.wanted(agent)
+        self._failed = {name: why for name, why in (outcome.failed or {}).items() if name in required}
+        self.expect_confirmation()
+
+    async def confirm(self, send: Send) -> None:
+        """Make sure that the agent has the chosen settings; no more is done until the next restore.
+
+        Args:
+            send: sends a request to the agent.
+
+        Raises:
+            SettingNotConfirmedError: it has not, and could not be set to them.
+        """
+        if not self._unconfirmed:
+            return
+        chosen = self.chosen
+        wanted = {
+            name: value
+            for name, value in chosen.wanted(self._record.agent).items()
+            if name in self._failed or self._reported(name) not in (None, value)
+        }
+        if wanted:
+            settings = self._agent_settings()
+            failures = await self._drive(settings.confirm(wanted, config_ids=chosen.config_ids), send)
+            self._failed = {failure.name: failure.message(self._record.agent) for failure in failures}
+            if failures:
+                raise SettingNotConfirmedError(self._record.id, self._failed)
+
+    def prompted(self) -> None:
+        """A prompt is sent: from here on the agent may change its mode by itself."""
+        self._unconfirmed = False
+
+    def _agent_settings(self) -> AgentSettings:
+        return AgentSettings(None, options=self._record.config_options, modes=self._record.modes)
+
+    async def _drive(self, steps: Generator[Step, None, T], send: Send) -> T:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return cast("T", end.value)
+            if not isinstance(step, Call):
+                await self.perform(step)
+                continue
+            try:
+                result = await send(step.method, step.params)
+            except SandboxAgentError as error:
+                step.refusal = refusal_of(error)
+            else:
+                step.result = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+
+    async def perform(self, step: AskOptions | ReadReported) -> None:
+        """Perform a step that needs no request to the agent."""
+        if isinstance(step, AskOptions):
+            step.options = await self.options()
+        else:
+            await anyio.sleep(SETTLE_SECONDS)
+            names = self.chosen.wanted()
+            step.values = {name: self._reported(name) for name in names}
+
+
+def refusal_of(error: SandboxAgentError) -> Refusal:
+    """Return an error of a request as a step's refusal.
+
+    Raises:
+        SandboxAgentError: the same error: the connection or the agent is gone.
+    """
+    if isinstance(error, ConnectionLostError | AgentProcessExitedError):
+        raise error
+    return Refusal(str(error), error.code if isinstance(error, AcpRpcError) else None, error)
 
 
 def required(value: str, name: str) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "check_value",
     "current_value",
     "find_category",
+    "find_option",
     "modes_from_options",
     "option_of_category",
     "option_of_id",
@@ -46,6 +47,11 @@ def valid_options(value: object) -> Options | None:
 def find_category(options: Sequence[Option], category: str) -> Option | None:
     """Return the first option of the category, or None."""
     return next((option for option in options if option.get("category") == category), None)
+
+
+def find_option(options: Sequence[Option] | None, config_id: str | None) -> Option | None:
+    """Return the option of that id, or None."""
+    return next((option for option in options or () if option.get("id") == config_id), None)
 
 
 def option_of_category(session_id: str, options: Sequence[Option], category: str) -> Option:

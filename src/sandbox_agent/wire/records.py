@@ -50,7 +50,9 @@ class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
         left_out: how many older ones it does not, which the agent may not know.
         verified: whether the user's and the agent's last words are in what the agent told again when it
             loaded the session; None where that can't be known: it told nothing, or was told the replay.
-        failed: what could not be set again, by category ("model", "mode", "thought_level"), and why.
+        applied: the chosen settings that were set again and confirmed, by category ("model", "mode",
+            "thought_level") or config option id.
+        failed: those that could not be confirmed, and why; no prompt is sent until they are.
         agent: the agent that has it now, where it was handed over to another one.
         from_agent: the one that had it before, then.
     """
@@ -62,6 +64,7 @@ class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     replayed: int = 0
     left_out: int = 0
     verified: bool | None = None
+    applied: dict[str, Any] | None = None
     failed: dict[str, str] | None = None
     agent: str | None = None
     from_agent: str | None = None

@@ -149,12 +149,13 @@ class Inputs:
         replayed: int = 0,
         left_out: int = 0,
         verified: bool | None = None,
+        applied: dict[str, Any] | None = None,
         failed: dict[str, str] | None = None,
     ) -> list[UniversalEvent]:
-        """The session goes on in another process of its agent (fields as in ``SessionRestored``)."""
+        """The session was restored in another process of its agent (fields as in ``SessionRestored``)."""
         events = self._emit.begin(time_ms)
         told = {"method": method, "replayed": replayed, "leftOut": left_out, "verified": verified}
-        self._statuses.restored({**told, "failed": failed})
+        self._statuses.restored({**told, "applied": applied, "failed": failed})
         self._state.told_elsewhere = False
         return events
 

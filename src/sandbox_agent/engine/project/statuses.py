@@ -27,7 +27,7 @@ StatusUpdate = (
     | acp.CompactionUpdate
 )
 # What is shown of a restore where it is there; ``verified`` also where it is false.
-_RESTORED = ("method", "replayed", "leftOut", "failed", "agent", "fromAgent")
+_RESTORED = ("method", "replayed", "leftOut", "applied", "failed", "agent", "fromAgent")
 _STEP = {"completed": "[x]", "in_progress": "[~]"}
 
 

@@ -1,12 +1,12 @@
-"""How a session goes on in another session of an agent's: what is asked, what is told, what is past."""
+"""How a session is restored in another agent session: the requests, the replay, and what is retold."""
 
 from __future__ import annotations
 
 from sandbox_agent.engine.restore.frame import CLOSING, OPENING, is_replay_title
-from sandbox_agent.engine.restore.ladder import AskOptions, Call, Ladder, Outcome, Plan, native_methods
+from sandbox_agent.engine.restore.ladder import Ladder, Outcome, Plan, native_methods
 from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES, Retelling
 from sandbox_agent.engine.restore.replay_check import Told
-from sandbox_agent.engine.restore.steps import ReadNewest, Refusal
+from sandbox_agent.engine.restore.steps import OpenSession, ReadNewest
 from sandbox_agent.engine.restore.text import Replay, build_replay
 from sandbox_agent.engine.restore.window import EVENTS_PER_ENTRY
 
@@ -15,13 +15,11 @@ __all__ = [
     "EVENTS_PER_ENTRY",
     "OPENING",
     "PRESENT_UPDATES",
-    "AskOptions",
-    "Call",
     "Ladder",
+    "OpenSession",
     "Outcome",
     "Plan",
     "ReadNewest",
-    "Refusal",
     "Replay",
     "Retelling",
     "Told",

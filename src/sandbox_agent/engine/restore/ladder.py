@@ -1,4 +1,4 @@
-"""The rungs of a restore, best first: the agent's own means, else a new session and a replay."""
+"""The order of a restore: the agent's own session where it still has it, else a new one and a replay."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
-from sandbox_agent.engine.restore.settings import SettingsAgain
-from sandbox_agent.engine.restore.steps import AskOptions, Call, ReadNewest, Step
+from sandbox_agent.engine.restore.steps import OpenSession, ReadNewest, Step
 from sandbox_agent.engine.restore.text import Replay, build_replay, needs_older
+from sandbox_agent.engine.settings import AgentSettings, Call
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["AskOptions", "Call", "Ladder", "Outcome", "Plan", "native_methods"]
+__all__ = ["Ladder", "Outcome", "Plan", "native_methods"]
 
-# ACP's "resource not found": an agent that does not know the session need not be asked twice.
+# ACP's "resource not found": an agent that does not know the session is not asked again.
 _NOT_FOUND = -32002
-# Each look further back reads so many times as much: what is read twice is the lesser part.
+# Each read goes back this many times as far as the last one, so that little is read twice.
 _GROWTH = 4
 
 
@@ -27,13 +27,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """All that a restore has to know.
 
     Attributes:
-        agent: the agent that goes on with the session.
-        from_agent: the one that had it before, where that is another.
-        native_id: the agent's own id of the session; empty where it has none, or is not to be asked.
-        methods: by which it opens a session that it has had (``native_methods``), best first.
-        init: the params of session/new: cwd, mcpServers, and what else the session was made with.
-        wanted: what the session was set to, by category ("model", "mode", "thought_level").
-        known_options, known_modes: what the same agent told of it before.
+        agent: the agent in which the session continues.
+        from_agent: the agent that had it before, where that is another one.
+        native_id: the agent's own id of the session; empty where it has none, or must not be asked for it.
+        methods: by which the agent opens a session that it has had (``native_methods``), best first.
+        init: the params of session/new: cwd, mcpServers, and what else the session was created with.
+        wanted: the chosen settings, by category ("model", "mode", "thought_level") or option id.
+        config_ids: by which options the categories were set before.
+        known_options, known_modes: what the same agent reported of the session before.
         events: the newest of the history, oldest of them first.
         total: how many events the history has.
         max_events, max_chars: how much of it may be replayed.
@@ -44,27 +45,30 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     native_id: str
     methods: Sequence[str]
     init: Mapping[str, Any]
-    wanted: Mapping[str, str | None]
+    wanted: Mapping[str, Any]
     events: Sequence[SessionEvent]
     total: int
     max_events: int
     max_chars: int
     max_read: int = 0
     from_agent: str | None = None
+    config_ids: Mapping[str, str] = {}
     known_options: list[dict[str, Any]] | None = None
     known_modes: dict[str, Any] | None = None
 
 
 class Outcome(NamedTuple):
-    """By which means the session was restored, and what that left out.
+    """How the session was restored, and what is missing.
 
     Attributes:
         method: "session/resume", "session/load", or "replay".
-        text: what is put in front of the next prompt, if anything.
+        text: the text block that goes before the next prompt, if any.
         replayed, left_out: how many events of the history it covers, and does not, of those that the agent
             may not know.
-        verified: whether what the agent told again is the history; None where that can't be known.
-        failed: what could not be set again, by category, and why.
+        verified: whether what the agent retold is the history; None where that cannot be known.
+        applied: the settings that were set again and confirmed, by category or option id.
+        failed: those that could not be confirmed, and why.
+        missing: those of ``failed`` that the agent does not offer.
     """
 
     method: str
@@ -72,13 +76,15 @@ class Outcome(NamedTuple):
     replayed: int = 0
     left_out: int = 0
     verified: bool | None = None
+    applied: dict[str, Any] | None = None
     failed: dict[str, str] | None = None
+    missing: tuple[str, ...] = ()
 
 
 class Ladder:
-    """Iterate over it, do each step, and set the step's outcome before the next; then see ``outcome``.
+    """Iterate over the steps and store each step's outcome in it before the next; then read ``outcome``.
 
-    At most one call waits for an agent that does not answer: then the replay is next.
+    At most one request waits for an agent that does not answer: the replay follows it.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -87,37 +93,40 @@ class Ladder:
 
     @property
     def outcome(self) -> Outcome:
-        """What came of it, once the steps are done."""
+        """The outcome, once the steps are done."""
         assert self._outcome is not None
         return self._outcome
 
     def __iter__(self) -> Iterator[Step]:
-        call = yield from self._native()
-        if call is not None:
-            outcome = yield from self._untold(call)
+        opened = yield from self._native()
+        if opened is not None:
+            call: Call = opened
+            session_id = opened.opens
+            outcome = yield from self._untold(opened)
         else:
             call, outcome = yield from self._replay()
+            session_id = str(call.result.get("sessionId"))
         plan = self._plan
-        native = outcome.method != "replay"
-        settings = SettingsAgain(
-            plan.agent,
-            str(call.opens or call.result.get("sessionId")),
+        settings = AgentSettings.of_result(
+            session_id,
             call.result,
-            known_options=plan.known_options if native else None,
-            known_modes=plan.known_modes if native else None,
+            known_options=plan.known_options if opened is not None else None,
+            known_modes=plan.known_modes if opened is not None else None,
             listed_only=plan.from_agent is not None,
         )
-        # An agent that goes on with its own session and is silent about the settings has kept them.
-        if settings.known or not native:
-            yield from settings.steps(plan.wanted)
-        self._outcome = outcome._replace(failed=settings.failed or None)
+        failures = yield from settings.confirm(plan.wanted, config_ids=plan.config_ids)
+        self._outcome = outcome._replace(
+            applied=settings.applied or None,
+            failed={failure.name: failure.message(plan.agent) for failure in failures} or None,
+            missing=tuple(failure.name for failure in failures if failure.is_missing),
+        )
 
-    def _native(self) -> Generator[Step, None, Call | None]:
+    def _native(self) -> Generator[Step, None, OpenSession | None]:
         plan = self._plan
         if not plan.native_id or plan.from_agent is not None or _is_untold(plan.events, plan.total):
             return None
         for method in self._methods():
-            call = Call(method, {**plan.init, "sessionId": plan.native_id}, opens=plan.native_id)
+            call = OpenSession(method, plan.init, opens=plan.native_id)
             yield call
             if call.refusal is None:
                 return call
@@ -126,14 +135,14 @@ class Ladder:
         return None
 
     def _methods(self) -> Sequence[str]:
-        """Return the plan's, session/load first where the agent may not have kept the newest itself."""
+        """Return the plan's methods, session/load first where the agent may not have kept the last turn."""
         plan = self._plan
         if not _is_cut_off(plan.events, plan.total):
             return plan.methods
         return sorted(plan.methods, key="session/load".__ne__)
 
-    def _untold(self, call: Call) -> Generator[Step, None, Outcome]:
-        """Replay what the agent did not tell again of the history: it has lost it."""
+    def _untold(self, call: OpenSession) -> Generator[Step, None, Outcome]:
+        """Replay what the agent did not retell of the history: it has lost that."""
         plan, told = self._plan, call.told
         cut_off = _is_cut_off(plan.events, plan.total)
         position = told.until(plan.events, cut_off=cut_off) if told is not None else None
@@ -182,11 +191,11 @@ def native_methods(initialized: Mapping[str, Any]) -> list[str]:
     """Return the methods by which an agent opens a session that it has had before, best first.
 
     Args:
-        initialized: what it answered to initialize.
+        initialized: the agent's result of initialize.
     """
     capabilities = members(initialized.get("agentCapabilities"))
     methods: list[str] = []
-    # resume does not tell the history again: it is here already
+    # resume does not retell the history, which is stored here already
     resume: object = members(capabilities.get("sessionCapabilities")).get("resume")
     if resume is not None and resume is not False:
         methods.append("session/resume")
@@ -196,7 +205,7 @@ def native_methods(initialized: Mapping[str, Any]) -> list[str]:
 
 
 def _is_untold(events: Sequence[SessionEvent], total: int) -> bool:
-    """Whether the agent's session was made by a restore whose replay it has not read: it is empty."""
+    """Whether the agent's session was created by a restore whose replay it never got: it is empty."""
     answered = False
     for position in range(len(events) - 1, -1, -1):
         raw = events[position].payload_json
@@ -212,7 +221,7 @@ def _is_untold(events: Sequence[SessionEvent], total: int) -> bool:
 
 
 def _is_cut_off(events: Sequence[SessionEvent], total: int) -> bool:
-    """Whether the history ends in a turn that did not come to its end."""
+    """Whether the history ends within a turn."""
     said = False
     for event in reversed(events):
         payload = _payload(event)

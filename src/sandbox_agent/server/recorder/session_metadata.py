@@ -26,6 +26,12 @@ _TOKENS = {
 }
 
 
+# Results that report modes, models or config options.
+_REPORTING = frozenset(
+    {"session/new", "session/load", "session/resume", "session/fork", "session/set_config_option"}
+)
+
+
 class _Given(msgspec.Struct):
     """What a session was made with, as far as it matters here."""
 
@@ -98,7 +104,9 @@ class Learner:
             return
         if reply.method == "session/set_model" and reply.value:
             self._row.model = reply.value
-        if reply.method not in {"session/new", "session/load", "session/resume", "session/fork"}:
+        if reply.method == "session/set_mode" and reply.value:
+            self._row.agent_mode = reply.value
+        if reply.method not in _REPORTING:
             return
         result: dict[str, Any] = {}
         with contextlib.suppress(InvalidEnvelopeError):

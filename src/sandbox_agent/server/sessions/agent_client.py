@@ -86,6 +86,11 @@ class AgentLink:
         return self._connection.agent
 
     @property
+    def connection_id(self) -> str:
+        """The connection, as stored envelopes name it."""
+        return self._connection.feed.epoch
+
+    @property
     def alive(self) -> bool:
         """Whether its process runs."""
         return self._connection.alive

@@ -7,14 +7,20 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
-import msgspec
 
 from sandbox_agent.errors import AcpRpcError, SandboxAgentError
 from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.server.sessions.agent_client import AgentLink, refused
 from sandbox_agent.server.sessions.context import Parts
 from sandbox_agent.server.sessions.driven_session import ManagedSession
-from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, AgentSettings
+from sandbox_agent.server.sessions.settings import (
+    MODE,
+    MODEL,
+    VARIANT,
+    chosen_settings,
+    set_chosen,
+    stored_settings,
+)
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
 if TYPE_CHECKING:
@@ -74,7 +80,7 @@ def _row(session_id: str, request: CreateSessionRequest, directory: str) -> Sess
         directory=directory,
         title=request.title,
         permission_mode=request.permission_mode or "ask",
-        settings=msgspec.json.encode(request),
+        settings=stored_settings(request),
     )
 
 
@@ -82,17 +88,15 @@ async def _set_up(
     parts: Parts, link: AgentLink, live: LiveSession, request: CreateSessionRequest, directory: str
 ) -> None:
     link.bind(live)
-    settings = AgentSettings(link, await link.new_session(directory, request.mcp_servers or []))
-    wanted = {MODE: request.agent_mode, MODEL: request.model, VARIANT: request.variant}
-    for category, value in wanted.items():
-        if value is not None:
-            await settings.set(category, value)
+    result = await link.new_session(directory, request.mcp_servers or [])
+    settings = await set_chosen(link, live, parts, result, chosen_settings(live.row))
     await parts.recorder.update(
         live,
         native_session_id=link.native_id,
         agent_mode=settings.current(MODE) or "",
         model=settings.current(MODEL),
         variant=settings.current(VARIANT),
+        settings=stored_settings(request, settings.config_ids),
     )
 
 

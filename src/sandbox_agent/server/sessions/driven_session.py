@@ -242,7 +242,7 @@ class ManagedSession:
         link = await AgentLink.start(self._parts.bridge, live.row.agent, self._parts.tasks)
         try:
             link.bind(live)
-            replay = await restore(link, live, self._parts.recorder, self._parts.store, native=native)
+            replay = await restore(link, live, self._parts, native=native)
         except BaseException:
             with anyio.CancelScope(shield=True):  # bounded: a timed ladder
                 await link.stop()

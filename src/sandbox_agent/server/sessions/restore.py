@@ -1,25 +1,34 @@
-"""A session whose agent is gone goes on in a new process: by the agent's own means, else by a replay."""
+"""Restore a session in a new agent process: in the agent's own session, else in a new one with a replay."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sandbox_agent.engine.restore import Call, Ladder, Plan, Refusal, Retelling, Told, native_methods
-from sandbox_agent.errors import AcpRpcError, ProblemError, RequestTimeoutError
-from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
+from sandbox_agent.engine.restore import (
+    Ladder,
+    OpenSession,
+    Plan,
+    ReadNewest,
+    Retelling,
+    Told,
+    native_methods,
+)
+from sandbox_agent.engine.settings import Call
+from sandbox_agent.errors import AcpRpcError, ProblemError, SettingNotConfirmedError
+from sandbox_agent.persist.store import EnvelopeRow, SessionRow
 from sandbox_agent.server.sessions.agent_client import AgentLink, native_id_of, refused
+from sandbox_agent.server.sessions.context import Parts
 from sandbox_agent.server.sessions.requests import settings_of
-from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT
+from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, chosen_settings, perform
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.published_session import LiveSession
-    from sandbox_agent.server.recorder.recorder import Recorder
 
 __all__ = ["REPLAY_CHARS", "REPLAY_ENVELOPES", "NativeRestoreLostError", "history", "restore"]
 
@@ -32,39 +41,42 @@ REPLAY_ENVELOPES = 2_000
 
 
 class NativeRestoreLostError(Exception):
-    """The agent ended while it opened its own session: it is to be started again, and not asked for that."""
+    """The agent exited while it opened its own session: restore in a new process, without that session."""
 
 
-async def restore(
-    link: AgentLink, live: LiveSession, recorder: Recorder, store: SessionStore, *, native: bool = True
-) -> str | None:
-    """Open the session in a fresh agent, and return the text to put in front of its next prompt, if any.
+async def restore(link: AgentLink, live: LiveSession, parts: Parts, *, native: bool = True) -> str | None:
+    """Open the session in a new agent process, and set what was chosen for it.
 
     Args:
         link: the agent.
         live: the session.
-        recorder: is told what came of it.
-        store: has the history.
+        parts: the recorder and the store.
         native: whether the agent may be asked for its own session.
 
+    Returns:
+        The text that goes before the next prompt, if any.
+
     Raises:
-        NativeRestoreLostError: the agent ended when it was asked for its own session.
+        NativeRestoreLostError: the agent exited when it was asked for its own session.
+        SettingNotConfirmedError: a chosen setting could not be confirmed; nothing may be prompted.
         ProblemError: the agent refuses even a new session, or is gone.
         PersistError: the history can't be read.
     """
+    recorder = parts.recorder
     await recorder.settle(live)
-    row = live.row
-    rows = await store.newest_envelopes(row.key, limit=REPLAY_ENVELOPES)
+    row, chosen = live.row, chosen_settings(live.row)
+    rows = await parts.store.newest_envelopes(row.key, limit=REPLAY_ENVELOPES)
     ladder = Ladder(
         Plan(
             agent=link.agent,
             native_id=(row.native_session_id or "") if native else "",
             methods=native_methods(link.initialized),
             init={
-                "cwd": row.directory or os.getcwd(),  # noqa: PTH109 - a string goes out
+                "cwd": row.directory or os.getcwd(),  # noqa: PTH109 - a string is sent
                 "mcpServers": settings_of(row).mcp_servers or [],
             },
-            wanted={MODE: row.agent_mode, MODEL: row.model, VARIANT: row.variant},
+            wanted=chosen.wanted(),
+            config_ids=chosen.config_ids,
             events=history(row, rows),
             total=row.last_envelope,
             max_events=REPLAY_ENVELOPES,
@@ -73,47 +85,54 @@ async def restore(
     )
     await recorder.apply(live, lambda p, t: p.restoring(t))
     for step in ladder:
-        # of an agent that says nothing of its options nothing is known here
         if isinstance(step, Call):
-            await _call(step, link, live, recorder, store)
-    method, text, replayed, left_out, verified, failed = ladder.outcome
+            await _call(step, link, live, parts)
+        elif not isinstance(step, ReadNewest):
+            await perform(step, link, live, parts)
+    outcome = ladder.outcome
     await recorder.apply(
         live,
         lambda p, t: p.restored(
-            t, method=method, replayed=replayed, left_out=left_out, verified=verified, failed=failed
+            t,
+            method=outcome.method,
+            replayed=outcome.replayed,
+            left_out=outcome.left_out,
+            verified=outcome.verified,
+            applied=outcome.applied,
+            failed=outcome.failed,
         ),
     )
-    return text
+    if outcome.failed:
+        raise SettingNotConfirmedError(row.session_id, outcome.failed)
+    if outcome.applied:
+        await recorder.update(live, **_columns(outcome.applied))
+    return outcome.text
 
 
-async def _call(
-    step: Call, link: AgentLink, live: LiveSession, recorder: Recorder, store: SessionStore
-) -> None:
+def _columns(applied: Mapping[str, Any]) -> dict[str, Any]:
+    names = {MODE: "agent_mode", MODEL: "model", VARIANT: "variant"}
+    return {names[name]: value for name, value in applied.items() if name in names}
+
+
+async def _call(step: Call, link: AgentLink, live: LiveSession, parts: Parts) -> None:
     before = live.row.last_envelope
     try:
-        step.result = await link.call(step.method, step.params)
-    except AcpRpcError as error:
-        if not step.may_fail:
-            raise refused(link.agent, step.method, error) from error
-        logger.info("agent %s: %s failed: %s", link.agent, step.method, error)
-        step.refusal = Refusal(str(error), error.code)
-    except RequestTimeoutError as error:
-        if not step.may_fail:
-            raise
-        logger.warning("agent %s: %s: %s", link.agent, step.method, error)
-        step.refusal = Refusal(str(error))
+        await perform(step, link, live, parts)
     except ProblemError as error:
-        if step.opens is None or link.alive:
+        if not isinstance(step, OpenSession) or link.alive:
             raise
-        raise NativeRestoreLostError(f"{link.agent} ended in {step.method}: {error}") from error
-    else:
-        if step.opens is not None:
-            link.native_id = step.opens
-            await recorder.settle(live)
-            rows = await store.newest_envelopes(live.row.key, limit=REPLAY_ENVELOPES)
-            step.told = _told([row for row in rows if row.index > before and row.sender == "agent"], live.row)
-        elif step.method == "session/new":
-            link.native_id = native_id_of(link.agent, step.result)
+        raise NativeRestoreLostError(f"{link.agent} exited in {step.method}: {error}") from error
+    if step.refusal is not None:
+        error = step.refusal.error
+        if not step.may_fail and error is not None:
+            raise refused(link.agent, step.method, error) if isinstance(error, AcpRpcError) else error
+    elif isinstance(step, OpenSession):
+        link.native_id = step.opens
+        await parts.recorder.settle(live)
+        rows = await parts.store.newest_envelopes(live.row.key, limit=REPLAY_ENVELOPES)
+        step.told = _told([row for row in rows if row.index > before and row.sender == "agent"], live.row)
+    elif step.method == "session/new":
+        link.native_id = native_id_of(link.agent, step.result)
 
 
 def _told(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:

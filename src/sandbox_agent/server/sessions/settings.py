@@ -1,102 +1,191 @@
-"""Mode, model and thought level of an agent's session: checked and set."""
+"""The chosen settings of a session that the server drives: stored, set at its agent, and confirmed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from sandbox_agent.engine import config_options as options_of
-from sandbox_agent.errors import AcpRpcError, InvalidRequestError, ModeNotSupportedError, ProblemError
-from sandbox_agent.server.sessions.agent_client import METHOD_NOT_FOUND, AgentLink, refused
+import anyio
+import msgspec
 
-__all__ = ["MODE", "MODEL", "VARIANT", "AgentSettings"]
+from sandbox_agent.engine.settings import (
+    SETTLE_SECONDS,
+    AgentSettings,
+    Call,
+    ChosenSettings,
+    Failure,
+    ReadReported,
+    Refusal,
+    Step,
+    reported_settings,
+)
+from sandbox_agent.errors import (
+    AcpRpcError,
+    InvalidRequestError,
+    ModeNotSupportedError,
+    ProblemError,
+    RequestTimeoutError,
+    SandboxAgentError,
+    StreamError,
+)
+from sandbox_agent.persist.store import EnvelopeRow, SessionRow
+from sandbox_agent.server.sessions.agent_client import AgentLink, refused
+from sandbox_agent.server.sessions.context import Parts
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import members
+from sandbox_agent.wire.sessions import CreateSessionRequest
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.recorder.published_session import LiveSession
+
+__all__ = [
+    "MODE",
+    "MODEL",
+    "VARIANT",
+    "StoredSettings",
+    "chosen_settings",
+    "perform",
+    "set_chosen",
+    "stored_settings",
+]
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # ACP's categories of config options, and what the session API calls them.
 MODE, MODEL, VARIANT = "mode", "model", "thought_level"
 _NAMES = {MODE: "mode", MODEL: "model", VARIANT: "variant"}
 _INVALID_PARAMS = -32602
+# An agent reports its settings within this many envelopes, or not at all.
+_MAX_ENVELOPES = 1_000
+_VERSION = 1
 
 
-class AgentSettings:
-    """What an agent's session can be set to, and is.
+class StoredSettings(CreateSessionRequest, kw_only=True):
+    """The ``settings`` column of a session: the request that created it, and what was chosen since.
 
-    Args:
-        link: the agent; its session exists.
-        result: what it answered to session/new, load or resume.
+    Attributes:
+        version: of this layout; rows without one hold the request alone.
+        chosen: None in rows without a version: the request says what was chosen.
     """
 
-    def __init__(self, link: AgentLink, result: Mapping[str, Any]) -> None:
-        self._link = link
-        self._options = options_of.valid_options(result.get("configOptions"))
-        modes: Any = result.get("modes")
-        given = cast("dict[str, Any]", modes) if isinstance(modes, dict) else None
-        self._modes = given or options_of.modes_from_options(self._options)
+    version: int = 0
+    chosen: ChosenSettings | None = None
 
-    @property
-    def known(self) -> bool:
-        """Whether the agent said anything of its settings."""
-        return self._options is not None or self._modes is not None
 
-    def current(self, category: str) -> str | None:
-        """Return what the session is set to, None where that is unknown."""
-        value = options_of.current_value(self._options, category)
-        if value is None and category == MODE:
-            mode: Any = (self._modes or {}).get("currentModeId")
-            return mode if isinstance(mode, str) and mode else None
-        return value
+def stored_settings(request: CreateSessionRequest, config_ids: dict[str, str] | None = None) -> bytes:
+    """Return the ``settings`` column of a new session.
 
-    async def set(self, category: str, value: str) -> None:
-        """Set one of them.
+    Args:
+        request: the request that creates it.
+        config_ids: by which options its settings were set, once that is known.
+    """
+    chosen = ChosenSettings(
+        mode=request.agent_mode,
+        model=request.model,
+        thought_level=request.variant,
+        config_ids=config_ids or {},
+        permission_mode=request.permission_mode,
+    )
+    fields = {name: getattr(request, name) for name in CreateSessionRequest.__struct_fields__}
+    return msgspec.json.encode(StoredSettings(**fields, version=_VERSION, chosen=chosen))
 
-        Raises:
-            ModeNotSupportedError: there is no such mode.
-            InvalidRequestError: there is no such model or variant.
-            ProblemError: the agent refuses, or is gone.
-        """
-        if value == self.current(category):
-            return
+
+def chosen_settings(row: SessionRow) -> ChosenSettings:
+    """Return what was chosen for a session; in an older row that is what it was created with."""
+    try:
+        stored = msgspec.convert(loads(row.settings or b"{}"), StoredSettings)
+    except (InvalidEnvelopeError, msgspec.ValidationError):
+        stored = StoredSettings(agent=row.agent)
+    if stored.chosen is not None:
+        return stored.chosen
+    return ChosenSettings(
+        mode=stored.agent_mode,
+        model=stored.model,
+        thought_level=stored.variant,
+        permission_mode=stored.permission_mode,
+    )
+
+
+async def perform(step: Step, link: AgentLink, live: LiveSession, parts: Parts) -> None:
+    """Perform a step of a settings generator and store its outcome in it.
+
+    Raises:
+        ProblemError: the agent is gone.
+        PersistError: what the agent reported can't be read.
+    """
+    if isinstance(step, Call):
         try:
-            if category == MODE:
-                await self._set_mode(value)
-            else:
-                await self._set_option(category, value)
+            step.result = await link.call(step.method, step.params)
         except AcpRpcError as error:
-            if error.code == _INVALID_PARAMS:
-                raise self._unsupported(category, value, [], str(error)) from error
-            raise refused(self._link.agent, f"to set the {_NAMES[category]} '{value}'", error) from error
+            logger.info("agent %s: %s failed: %s", link.agent, step.method, error)
+            step.refusal = Refusal(str(error), error.code, error)
+        except RequestTimeoutError as error:
+            logger.warning("agent %s: %s: %s", link.agent, step.method, error)
+            step.refusal = Refusal(str(error), error=error)
+    elif isinstance(step, ReadReported):
+        await anyio.sleep(SETTLE_SECONDS)
+        await parts.recorder.settle(live)
+        rows = await parts.store.newest_envelopes(live.row.key, limit=_MAX_ENVELOPES)
+        step.values = reported_settings(_payloads(rows, link.connection_id))
+    # AskOptions: of an agent that reports no options, none are known here.
 
-    async def _set_mode(self, value: str) -> None:
-        available: Any = (self._modes or {}).get("availableModes")
-        entries = cast("list[Any]", available) if isinstance(available, list) else []
-        known = [str(cast("dict[str, Any]", each).get("id")) for each in entries if isinstance(each, dict)]
-        if value not in known and (known or self._modes is None):
-            raise self._unsupported(MODE, value, known)
-        try:
-            await self._link.call("session/set_mode", {"sessionId": self._link.native_id, "modeId": value})
-        except AcpRpcError as error:
-            if error.code != METHOD_NOT_FOUND:
-                raise
-            await self._set_option(MODE, value)
-        else:
-            self._modes = options_of.with_current_mode(self._modes, value)
-            self._options = options_of.with_mode_option(self._options, value)
 
-    async def _set_option(self, category: str, value: str) -> None:
-        option = options_of.find_category(self._options or [], category)
-        if option is None:
-            raise self._unsupported(category, value, [])
-        allowed = options_of.allowed_values(option)
-        if allowed and value not in allowed:
-            raise self._unsupported(category, value, allowed)
-        params = {"sessionId": self._link.native_id, "configId": option["id"], "value": value}
-        result = await self._link.call("session/set_config_option", params)
-        told = options_of.valid_options(result.get("configOptions"))
-        self._options = told or options_of.with_value(self._options, str(option["id"]), value)
+def _payloads(rows: Sequence[EnvelopeRow], connection_id: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    for row in rows:
+        if row.connection_id == connection_id:
+            try:
+                yield row.sender, members(loads(row.data))
+            except InvalidEnvelopeError:
+                continue
 
-    def _unsupported(self, category: str, value: str, allowed: list[str], why: str = "") -> ProblemError:
-        name = _NAMES[category]
-        hint = why or (f"it has {', '.join(allowed)}" if allowed else f"it offers no choice of {name}")
-        text = f"{self._link.agent} has no {name} '{value}': {hint}"
-        if category == MODE:
-            return ModeNotSupportedError(f"mode not supported: {text}", allowed=allowed or None)
-        return InvalidRequestError(f"invalid request: {text}", allowed=allowed or None)
+
+def _problem(agent: str, failure: Failure) -> SandboxAgentError:
+    """Return the error of a session that can't be created because of a setting."""
+    name = _NAMES.get(failure.name, failure.name)
+    refusal = failure.refusal
+    error = None if refusal is None else refusal.error
+    if failure.kind == "reverted":
+        return StreamError(f"stream error: {failure.message(agent)}", agent=agent)
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, AcpRpcError) and error.code != _INVALID_PARAMS:
+        problem = refused(agent, f"to set the {name} '{failure.value}'", error)
+        problem.__cause__ = error
+        return problem
+    hint = str(error) if error is not None else failure.message(agent).partition(": ")[2]
+    text = f"{agent} has no {name} '{failure.value}': {hint.replace('thought level', 'variant')}"
+    allowed = failure.allowed or None
+    if failure.name == MODE:
+        return ModeNotSupportedError(f"mode not supported: {text}", allowed=allowed)
+    return InvalidRequestError(f"invalid request: {text}", allowed=allowed)
+
+
+async def set_chosen(
+    link: AgentLink, live: LiveSession, parts: Parts, result: dict[str, Any], chosen: ChosenSettings
+) -> AgentSettings:
+    """Set and confirm the chosen settings in a session that was just created.
+
+    Args:
+        link: the agent.
+        live: the session.
+        parts: the recorder and the store have what the agent reports.
+        result: the agent's result of session/new.
+        chosen: what was chosen.
+
+    Raises:
+        ModeNotSupportedError: the agent has no such mode.
+        InvalidRequestError: it has no such model or variant.
+        ProblemError: it refuses, reports another value afterwards, or is gone.
+    """
+    settings = AgentSettings.of_result(link.native_id, result)
+    steps = settings.confirm(chosen.wanted())
+    try:
+        while True:
+            step = next(steps)
+            await perform(step, link, live, parts)
+    except StopIteration as end:
+        failures: list[Failure] = end.value
+    if failures:
+        raise _problem(link.agent, failures[0])
+    return settings

@@ -1,0 +1,429 @@
+"""The settings of an agent's session: how one of them is chosen, and how all are confirmed. No I/O.
+
+A caller drives the generators here: it performs each step, stores the outcome in the step, and resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+
+from sandbox_agent.engine import config_options as config
+from sandbox_agent.wire.members import members
+
+__all__ = [
+    "CATEGORIES",
+    "SETTLE_SECONDS",
+    "AgentSettings",
+    "AskOptions",
+    "Call",
+    "ChosenSettings",
+    "Failure",
+    "ReadReported",
+    "Refusal",
+    "Step",
+    "reported_settings",
+]
+
+METHOD_NOT_FOUND = -32601
+# The model first: what else can be chosen may depend on it.
+CATEGORIES = ("model", "mode", "thought_level")
+# An agent that goes back to its own value reports that right after its response: before the settings count
+# as confirmed, the caller waits this long for such an update.
+SETTLE_SECONDS = 0.05
+
+Options = list[dict[str, Any]]
+
+
+class ChosenSettings(msgspec.Struct, kw_only=True, frozen=True, rename="camel", omit_defaults=True):
+    """What the user last set in a session; agents never change it.
+
+    Attributes:
+        mode, model, thought_level: values of the three categories that have methods of their own.
+        options: values of all other config options, by id.
+        config_ids: by which option a category was set, for agents that no longer list their options.
+        permission_mode: how permission requests are decided (``engine.permissions``).
+        permission_policy: the name of the permission policy; a function is never stored.
+        missing: by agent, the settings that it does not offer since the session was handed over to it.
+    """
+
+    mode: str | None = None
+    model: str | None = None
+    thought_level: str | None = None
+    options: dict[str, Any] = {}
+    config_ids: dict[str, str] = {}
+    permission_mode: str | None = None
+    permission_policy: str | None = None
+    missing: dict[str, list[str]] = {}
+
+    def wanted(self, agent: str | None = None) -> dict[str, Any]:
+        """Return the values to set, by category or option id, without what the agent does not offer."""
+        chosen = {"model": self.model, "mode": self.mode, "thought_level": self.thought_level, **self.options}
+        missing = self.missing.get(agent, []) if agent is not None else []
+        return {name: value for name, value in chosen.items() if value is not None and name not in missing}
+
+
+class Refusal(NamedTuple):
+    """Why a call has no result.
+
+    Attributes:
+        message: for people.
+        code: the JSON-RPC error's; None where no answer came in time.
+        error: the error that the caller got.
+    """
+
+    message: str
+    code: int | None = None
+    error: Exception | None = None
+
+
+class Call:
+    """Send this request to the agent, and set ``result`` or ``refusal``.
+
+    Attributes:
+        method: ACP's.
+        params: its params.
+        may_fail: whether the caller continues when it is refused; otherwise the error is raised.
+        result: the agent's result.
+        refusal: why there is none.
+    """
+
+    def __init__(self, method: str, params: Mapping[str, Any], *, may_fail: bool = True) -> None:
+        self.method = method
+        self.params: dict[str, Any] = dict(params)
+        self.may_fail = may_fail
+        self.result: dict[str, Any] = {}
+        self.refusal: Refusal | None = None
+
+
+class AskOptions:
+    """Set ``options`` to what sessions of the agent can be set to, where that is known from elsewhere."""
+
+    def __init__(self) -> None:
+        self.options: Options | None = None
+
+
+class ReadReported:
+    """Wait ``SETTLE_SECONDS``, then set ``values`` to what the agent reported last, by category or option id.
+
+    A setting that the agent has not reported since it was set is absent.
+    """
+
+    def __init__(self) -> None:
+        self.values: Mapping[str, Any] = {}
+
+
+Step = Call | AskOptions | ReadReported
+
+
+class Failure(NamedTuple):
+    """Why a setting has not the value that was chosen.
+
+    Attributes:
+        kind: "category", "option" or "value": the agent does not offer it; "refused": the agent answered an
+            error, or nothing; "reverted": the agent reported another value afterwards.
+        name: the category or option id.
+        value: what was chosen.
+        config_id: the option's id, where one is known.
+        allowed: what the agent offers instead.
+        refusal: the agent's error, where ``kind`` is "refused".
+        reported: what the agent reported, where ``kind`` is "reverted".
+    """
+
+    kind: Literal["category", "option", "value", "refused", "reverted"]
+    name: str
+    value: Any
+    config_id: str | None = None
+    allowed: list[str] = []  # noqa: RUF012 - a NamedTuple's default
+    refusal: Refusal | None = None
+    reported: Any = None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the agent does not offer the setting, or the value."""
+        return self.kind in ("category", "option", "value")
+
+    def message(self, agent: str) -> str:
+        """Return one line that says why."""
+        name = self.name.replace("_", " ")
+        if self.kind == "refused":
+            return self.refusal.message if self.refusal is not None else "the agent refused"
+        if self.kind == "reverted":
+            return f"{agent} reports {name} '{self.reported}' after it was set to '{self.value}'"
+        hint = f"it has {', '.join(self.allowed)}" if self.allowed else f"it offers no choice of {name}"
+        return f"{agent} has no {name} '{self.value}': {hint}"
+
+
+class AgentSettings:
+    """One agent session's settings, as far as the agent has reported them.
+
+    Args:
+        session_id: the agent's session; None leaves ``sessionId`` to the caller.
+        options: the config options that the agent reported, or None.
+        modes: the modes that it reported, or None.
+        listed_only: set only what the agent lists: the choice was made for another agent.
+    """
+
+    def __init__(
+        self,
+        session_id: str | None,
+        *,
+        options: Options | None = None,
+        modes: Mapping[str, Any] | None = None,
+        listed_only: bool = False,
+    ) -> None:
+        self.options = options
+        self.modes = dict(modes) if modes is not None else config.modes_from_options(options)
+        self._session = {} if session_id is None else {"sessionId": session_id}
+        self._listed_only = listed_only
+        self._asked = False
+        self.applied: dict[str, Any] = {}
+
+    @classmethod
+    def of_result(
+        cls,
+        session_id: str,
+        result: Mapping[str, Any],
+        *,
+        known_options: Options | None = None,
+        known_modes: Mapping[str, Any] | None = None,
+        listed_only: bool = False,
+    ) -> AgentSettings:
+        """Return the settings that an agent reports when it opens a session.
+
+        Args:
+            session_id: the agent's session.
+            result: the agent's result.
+            known_options: the options that it reported before: what can be chosen is the same, the values
+                are unknown.
+            known_modes: likewise.
+            listed_only: as in the class.
+        """
+        reported = config.valid_options(result.get("configOptions"))
+        given: object = result.get("modes")
+        modes = cast("dict[str, Any]", given) if isinstance(given, dict) else None
+        if modes is None:
+            modes = config.modes_from_options(reported) or _without_current_mode(known_modes)
+        options = reported if reported is not None else _without_values(known_options)
+        return cls(session_id, options=options, modes=modes, listed_only=listed_only)
+
+    def current(self, name: str) -> Any:
+        """Return the value of a category or an option, None where it is unknown."""
+        if name not in CATEGORIES:
+            option = config.find_option(self.options, name)
+            return None if option is None else option.get("currentValue")
+        value = config.current_value(self.options, name)
+        if value is None and name == "mode":
+            mode: object = (self.modes or {}).get("currentModeId")
+            return mode if isinstance(mode, str) and mode else None
+        return value
+
+    @property
+    def config_ids(self) -> dict[str, str]:
+        """By which options the categories can be set, as far as the agent lists them."""
+        options = {name: config.find_category(self.options or [], name) for name in CATEGORIES}
+        return {name: str(option["id"]) for name, option in options.items() if option is not None}
+
+    def choose(
+        self, name: str, value: Any, *, config_id: str | None = None
+    ) -> Generator[Step, None, Failure | None]:
+        """Set a category ("model", "mode", "thought_level") or the option of that id.
+
+        Args:
+            name: the category or the option's id.
+            value: the value.
+            config_id: the option by which the category was set before; used where the agent lists none.
+
+        Returns:
+            Why it was not set; None where the agent answered success.
+        """
+        if name == "mode":
+            return (yield from self._choose_mode(str(value), config_id))
+        return (yield from self._choose_option(name, value, config_id, is_category=name in CATEGORIES))
+
+    def choose_option(self, config_id: str, value: Any) -> Generator[Step, None, Failure | None]:
+        """Set the option of that id, whatever its category; returns as ``choose``."""
+        return (yield from self._choose_option(config_id, value, config_id, is_category=False))
+
+    def confirm(
+        self, wanted: Mapping[str, Any], *, config_ids: Mapping[str, str] | None = None
+    ) -> Generator[Step, None, list[Failure]]:
+        """Set everything that has another value, and check that the agent keeps it.
+
+        What the agent reports differently afterwards is set once more. After a request without an answer
+        nothing else is tried.
+
+        Args:
+            wanted: the chosen values, by category or option id.
+            config_ids: by which options the categories were set before.
+
+        Returns:
+            What could not be confirmed, and why.
+        """
+        if not wanted:
+            return []
+        ids = config_ids or {}
+        ordered = [name for name in CATEGORIES if name in wanted]
+        ordered += [name for name in wanted if name not in CATEGORIES]
+        failures = yield from self._choose_all(ordered, wanted, ids)
+        reverted = yield from self._reverted(ordered, wanted, failures)
+        if not reverted or any(_is_unanswered(failure) for failure in failures.values()):
+            return [*failures.values(), *reverted]
+        for failure in reverted:
+            self.applied.pop(failure.name, None)
+        failures.update(
+            (yield from self._choose_all([each.name for each in reverted], wanted, ids, again=True))
+        )
+        reverted = yield from self._reverted(ordered, wanted, failures)
+        for failure in reverted:
+            self.applied.pop(failure.name, None)
+        return [*failures.values(), *reverted]
+
+    def _choose_all(
+        self,
+        names: Iterable[str],
+        wanted: Mapping[str, Any],
+        config_ids: Mapping[str, str],
+        *,
+        again: bool = False,
+    ) -> Generator[Step, None, dict[str, Failure]]:
+        failures: dict[str, Failure] = {}
+        silent: Failure | None = None
+        for name in names:
+            value = wanted[name]
+            if not again and value == self.current(name):
+                continue
+            if silent is not None:
+                failures[name] = silent._replace(name=name, value=value)
+                continue
+            failure = yield from self.choose(name, value, config_id=config_ids.get(name))
+            if failure is None:
+                self.applied[name] = value
+                continue
+            failures[name] = failure
+            silent = failure if _is_unanswered(failure) else None
+        return failures
+
+    def _reverted(
+        self, names: Iterable[str], wanted: Mapping[str, Any], failures: Mapping[str, Failure]
+    ) -> Generator[Step, None, list[Failure]]:
+        reading = ReadReported()
+        yield reading
+        reported = {name: reading.values.get(name) for name in names if name not in failures}
+        return [
+            Failure("reverted", name, wanted[name], reported=value)
+            for name, value in reported.items()
+            if value is not None and value != wanted[name]
+        ]
+
+    def _choose_mode(self, value: str, config_id: str | None) -> Generator[Step, None, Failure | None]:
+        if self.modes is None and self._listed_only:
+            yield from self._ask_options()
+        if self.modes is None:
+            self.modes = _without_current_mode(config.modes_from_options(self.options))
+        available: object = (self.modes or {}).get("availableModes")
+        entries = cast("list[object]", available) if isinstance(available, list) else []
+        listed = [str(mode["id"]) for mode in map(members, entries) if mode.get("id")]
+        if value not in listed and (listed or self._listed_only):
+            return Failure("value" if listed else "category", "mode", value, "mode", listed)
+        call = Call("session/set_mode", {**self._session, "modeId": value})
+        yield call
+        if call.refusal is None:
+            self.modes = config.with_current_mode(self.modes, value)
+            self.options = config.with_mode_option(self.options, value)
+            return None
+        if call.refusal.code == METHOD_NOT_FOUND:
+            return (yield from self._choose_option("mode", value, config_id, is_category=True))
+        return Failure("refused", "mode", value, refusal=call.refusal)
+
+    def _choose_option(
+        self, name: str, value: Any, config_id: str | None, *, is_category: bool
+    ) -> Generator[Step, None, Failure | None]:
+        known_id = config_id if is_category else name
+        if self.options is None and (known_id is None or self._listed_only):
+            yield from self._ask_options()
+        option = config.find_category(self.options or [], name) if is_category else None
+        option = option or config.find_option(self.options, known_id)
+        if option is None and self.options is None and known_id is not None and not self._listed_only:
+            option = {"id": known_id}
+        if option is None:
+            return Failure("category" if is_category else "option", name, value)
+        option_id = str(option["id"])
+        allowed = config.allowed_values(option)
+        if value not in allowed and (allowed or self._listed_only):
+            return Failure("value", name, value, option_id, allowed)
+        call = Call("session/set_config_option", {**self._session, "configId": option_id, "value": value})
+        yield call
+        if call.refusal is not None:
+            return Failure("refused", name, value, option_id, refusal=call.refusal)
+        reported = config.valid_options(call.result.get("configOptions"))
+        self.options = reported or config.with_value(self.options, option_id, value)
+        if is_category and name == "mode":
+            self.modes = config.with_current_mode(self.modes, str(value))
+        return None
+
+    def _ask_options(self) -> Generator[Step, None, None]:
+        if self.options is None and not self._asked:
+            self._asked = True
+            asking = AskOptions()
+            yield asking
+            self.options = _without_values(asking.options)
+
+
+def reported_settings(envelopes: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the values that an agent reported last, by category and by option id.
+
+    A successful response to a set request counts as a report of the value that was set, unless it carries
+    options of its own.
+
+    Args:
+        envelopes: the sender ("client" or "agent") and payload of each, in order.
+    """
+    values: dict[str, Any] = {}
+    requests: dict[object, tuple[str, Any]] = {}
+    categories: dict[str, str] = {}
+
+    def add_options(options: Options) -> None:
+        for option in reversed(options):  # the first option of a category counts
+            values[str(option["id"])] = option.get("currentValue")
+            category = option.get("category")
+            if isinstance(category, str):
+                values[category] = option.get("currentValue")
+                categories[str(option["id"])] = category
+
+    for sender, payload in envelopes:
+        method, params = payload.get("method"), members(payload.get("params"))
+        if sender == "client":
+            if method == "session/set_mode":
+                requests[payload.get("id")] = ("mode", params.get("modeId"))
+            elif method == "session/set_config_option":
+                requests[payload.get("id")] = (str(params.get("configId")), params.get("value"))
+        elif method == "session/update":
+            update = members(params.get("update"))
+            if update.get("sessionUpdate") == "current_mode_update":
+                values["mode"] = update.get("currentModeId")
+            elif update.get("sessionUpdate") == "config_option_update":
+                add_options(config.valid_options(update.get("configOptions")) or [])
+        elif method is None and payload.get("error") is None and payload.get("id") in requests:
+            name, value = requests.pop(payload.get("id"))
+            options = config.valid_options(members(payload.get("result")).get("configOptions"))
+            if options is not None:
+                add_options(options)
+            else:
+                values[categories.get(name, name)] = values[name] = value
+    return values
+
+
+def _is_unanswered(failure: Failure) -> bool:
+    return failure.refusal is not None and failure.refusal.code is None
+
+
+def _without_values(options: Options | None) -> Options | None:
+    # What can be chosen is the same; what is chosen is unknown.
+    return None if options is None else [{**option, "currentValue": None} for option in options]
+
+
+def _without_current_mode(modes: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if modes is None else {**modes, "currentModeId": ""}
