@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import Changes, EventRow, SessionRow, TextRow
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.wire.universal import (
     ItemDeltaData,
     ItemEventData,

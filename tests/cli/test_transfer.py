@@ -15,8 +15,8 @@ import pytest
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import KEY_VARIABLE, open_driver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
 from tests.cli.conftest import COMMAND, Shell
 

@@ -10,8 +10,8 @@ from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import KEY_VARIABLE, open_driver, parse_store_url
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.store.view import StoreDriver
 from sandbox_agent.testing.drivers import make_session
 

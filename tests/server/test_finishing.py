@@ -7,9 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store import SQLiteSessionStore
-from sandbox_agent.persist.store.sqlite import erase
 from sandbox_agent.server.store import open_store
 from tests.persist.store.making import filled
 
@@ -24,7 +23,7 @@ async def test_a_store_opens_before_a_delete_that_was_interrupted_has_ended(
     former = SQLiteSessionStore(thread, thread)
     await former.open()
     await former.commit(filled(1, 20, text="word"))
-    await thread.run(lambda connection: erase.begin_delete(connection, 1))
+    await former.hide(1)
     await thread.close()
     ended = anyio.Event()
     finish = SQLiteSessionStore.finish_deletes

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from sandbox_agent.engine.sse import SseDecoder
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from tests.support.servers import our_server
 
 from .talk import client_of

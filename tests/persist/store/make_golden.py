@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sandbox_agent.persist.store.sqlite.schema import SCHEMA_VERSION
+from sandbox_agent.persist.sqlite.store_schema import SCHEMA_VERSION
 from tests.persist.store.making import opened
 from tests.persist.store.test_schema import GOLDEN, golden_changes
 

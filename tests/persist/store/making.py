@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import MEMORY, SQLiteThread
 from sandbox_agent.persist.store import (
     Changes,
@@ -15,7 +16,6 @@ from sandbox_agent.persist.store import (
     PermissionRow,
     SessionRow,
     SessionStore,
-    SQLiteSessionStore,
     TextRow,
     TurnRow,
 )

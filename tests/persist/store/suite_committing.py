@@ -151,15 +151,6 @@ class CommittingSuite(StoreSuite):
                 assert found == list(range(1, len(found) + 1))
                 assert len(found) % 4 == 0
 
-    async def test_store_keeps_the_connections_own_envelopes_under_no_session(
-        self, store: SessionStore
-    ) -> None:
-        await store.commit(Changes(envelopes=[envelope(1, 0), envelope(2, 0)]))
-        await store.commit(Changes(sessions=[session()], envelopes=[envelope(3, 0), envelope(1, 1)]))
-        assert await indexes(store, 0) == [1, 2, 3]
-        assert [row.index for row in await store.newest_envelopes(0, limit=1)] == [3]
-        assert await indexes(store, 1) == [1]
-
     async def test_commit_of_the_same_rows_again_changes_nothing(self, store: MeasuredStore) -> None:
         """Its outcome may have been unknown, and more may have come to it since."""
         rows = filled(1, 20, text="word")

@@ -13,7 +13,6 @@ from sandbox_agent.persist.store import (
 from tests.persist.store.making import (
     PLENTY,
     TIME,
-    envelope,
     event,
     filled,
     indexes,
@@ -37,7 +36,6 @@ class ExpiringSuite(StoreSuite):
         await store.commit(filled(2, 5, time=TIME + 100))
         await store.commit(
             Changes(
-                envelopes=[envelope(1, 0, time=TIME), envelope(2, 0, time=TIME + 50)],
                 turns=[
                     turn(1, prompt=b"[1]", last_sequence=5),
                     turn(2, prompt=b"[2]", last_sequence=6),
@@ -50,7 +48,6 @@ class ExpiringSuite(StoreSuite):
         assert await store.session("session-1") == lost[0]
         assert await sequences(store) == await indexes(store) == [6, 7, 8, 9, 10]
         assert await sequences(store, 2) == [1, 2, 3, 4, 5]
-        assert await indexes(store, 0) == [2]
         assert {hit.sequence for hit in await store.search("word", limit=99)} == {6, 7, 8, 9, 10}
         # What was said in the turns that are gone is gone; that they were, is known.
         assert [row.prompt for row in await store.turns(1, limit=9)] == [b"[]", b"[2]"]

@@ -10,15 +10,18 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sql.erase import Eraser
+from sandbox_agent.persist.sqlite import store as sqlite_store
+from sandbox_agent.persist.sqlite.dialect import run
+from sandbox_agent.persist.sqlite.ledger import SQLiteLedger, used_bytes
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import (
     Changes,
     SessionStore,
     SnapshotRow,
-    SQLiteSessionStore,
     TextRow,
 )
-from sandbox_agent.persist.store.sqlite import clean, erase
 from tests.persist.store.making import (
     PLENTY,
     TIME,
@@ -50,7 +53,7 @@ def traces(folder: Path) -> list[tuple[str, bytes]]:
 
 def used(folder: Path) -> int:
     with closing(sqlite3.connect(folder / "store.db")) as connection:
-        return erase.used_bytes(connection)
+        return run(connection, used_bytes)
 
 
 def secret_session(key: int = 1) -> Changes:
@@ -109,12 +112,17 @@ async def test_interrupted_delete_is_out_of_sight_and_ends_at_the_next_open(
         await store.commit(secret_session())
     # As the store does, whatever this SQLite was made with.
     writer = SQLiteThread(path, prepare=lambda one: one.execute("PRAGMA secure_delete=ON").close())
-    await writer.run(lambda connection: erase.begin_delete(connection, 1))
-    if stage == "sliced":
-        await writer.run(lambda connection: erase.erase_slice(connection, 1))
-    while stage == "erased" and (await writer.run(lambda connection: erase.erase_slice(connection, 1))).rows:
-        pass
     still = SQLiteSessionStore(writer, writer)
+    await still.hide(1)
+    eraser = Eraser(SQLiteLedger(str(path)))
+
+    async def erase_slice() -> bool:
+        return await writer.run(lambda connection: run(connection, lambda: eraser.erase(1)))
+
+    if stage == "sliced":
+        await erase_slice()
+    while stage == "erased" and await erase_slice():
+        pass
     assert await still.session("session-1") is None
     assert await still.search("zwitterion", limit=9) == []
     assert [row.key for row in (await still.sessions(limit=9))[0]] == [2]
@@ -177,7 +185,7 @@ async def test_erasure_that_a_reader_keeps_in_the_file_is_told_and_ends_later(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(clean, "_CUTS", 3)
+    monkeypatch.setattr(sqlite_store, "_CUTS", 3)
     path = tmp_path / "store.db"
     async with opened(path) as store:
         await store.commit(filled(2, 3, managed=True, time=TIME + PLENTY))
@@ -225,11 +233,11 @@ async def test_failed_delete_says_so_and_can_be_asked_for_again(
     async with opened(tmp_path / "store.db") as store:
         await store.commit(secret_session())
 
-        def fail(*_: object, **__: object) -> erase.Erased:
+        def fail(*_: object, **__: object) -> None:
             raise PersistError("the disk is full")
 
         with monkeypatch.context() as patch:
-            patch.setattr(erase, "erase_slice", fail)
+            patch.setattr(Eraser, "erase", fail)
             with pytest.raises(PersistError, match="disk is full"):
                 await store.delete(1)
         await store.delete(1)

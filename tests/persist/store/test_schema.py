@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sqlite import store_schema as schema
+from sandbox_agent.persist.sqlite.store_schema import SCHEMA_VERSION
 from sandbox_agent.persist.store import Changes, SnapshotRow, TextRow
-from sandbox_agent.persist.store.sqlite import schema
-from sandbox_agent.persist.store.sqlite.schema import SCHEMA_VERSION
 from tests.persist.store.making import TIME, event, filled, opened, permission, sequences, session, turn
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox_agent.persist.searching import parse_query
-from sandbox_agent.persist.store import Changes, SQLiteSessionStore, TextRow
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
+from sandbox_agent.persist.store import Changes, TextRow
 from tests.persist.store.making import TIME, opened, session
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store import SQLiteSessionStore
 from tests.persist.store.making import filled, sequences
 
 pytestmark = pytest.mark.anyio

@@ -10,10 +10,10 @@ import pytest
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import (
     Changes,
-    SQLiteSessionStore,
 )
 from sandbox_agent.testing.drivers import make_event, make_session
 from tests.persist.store.making import (

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import msgspec
 
 from sandbox_agent.engine.project import Projector
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import Changes, EnvelopeRow, EventRow, PermissionRow, SessionRow
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.wire.sessions import CreateSessionRequest
 from sandbox_agent.wire.universal import PermissionEventData, QuestionEventData, encode_event
 

@@ -11,9 +11,9 @@ import anyio
 
 from sandbox_agent.engine.sse import SseDecoder
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import Changes, SessionRow, SessionStore, TurnRow
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.server.recorder import LiveSession, Recorder, Tap
 
 EXITED = b'{"jsonrpc":"2.0","method":"_adapter/agent_exited","params":{"success":true,"code":0}}'

@@ -103,7 +103,7 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         """Return the record, or None."""
-        query = f"SELECT {SESSION_COLUMNS} FROM {self._tables.sessions} WHERE id = $1"  # noqa: S608 - quoted
+        query = f"SELECT {SESSION_COLUMNS} FROM {self._tables.sessions} WHERE id = $1"
         rows = await self._rows(query, session_id)
         return to_record(rows[0]) if rows else None
 
@@ -113,7 +113,7 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
         """Return a page of records by (created_at, id), oldest first."""
         size = normalize_limit(limit)
         after = decode_cursor(cursor) or _BEGINNING
-        query = f"SELECT {SESSION_COLUMNS} FROM {self._tables.sessions}"  # noqa: S608 - quoted
+        query = f"SELECT {SESSION_COLUMNS} FROM {self._tables.sessions}"
         values: list[Any] = [size + 1, after.offset]
         if after is not _BEGINNING and not after.offset:
             query += ' WHERE (created_at, id COLLATE "C") > ($3, $4)'
@@ -155,7 +155,7 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
         """Return a page of a session's events by (event_index, id), oldest first."""
         size = normalize_limit(limit)
         after = decode_cursor(cursor) or _BEGINNING
-        query = f"SELECT {EVENT_COLUMNS} FROM {self._tables.events} WHERE session_id = $1"  # noqa: S608 - quoted
+        query = f"SELECT {EVENT_COLUMNS} FROM {self._tables.events} WHERE session_id = $1"
         values: list[Any] = [session_id, size + 1, after.offset]
         if after is not _BEGINNING and not after.offset:
             # No two events of a session have one index: behind (index, id) is behind the index, or at it.
@@ -212,7 +212,7 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, 0 where it has none."""
-        query = f"SELECT coalesce(max(event_index), 0) FROM {self._tables.events} WHERE session_id = $1"  # noqa: S608 - quoted
+        query = f"SELECT coalesce(max(event_index), 0) FROM {self._tables.events} WHERE session_id = $1"
         return int((await self._rows(query, session_id) or [(0,)])[0][0])
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
@@ -220,7 +220,7 @@ class PostgresSessionPersistDriver(SessionPersistDriver):
         if limit < 1:
             return []
         query = (
-            f"SELECT {EVENT_COLUMNS} FROM {self._tables.events} WHERE session_id = $1 "  # noqa: S608 - quoted
+            f"SELECT {EVENT_COLUMNS} FROM {self._tables.events} WHERE session_id = $1 "
             "ORDER BY event_index DESC LIMIT $2"
         )
         rows = await self._rows(query, session_id, min(limit, _MAX_ROWS))

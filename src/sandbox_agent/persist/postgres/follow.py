@@ -122,7 +122,7 @@ class Followers:
 SELECT asked.session_id, coalesce(writer.deletions, 0),
   (SELECT coalesce(max(event_index), 0) FROM {tables.events} WHERE session_id = asked.session_id)
 FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {tables.writers} AS writer USING (session_id)
-"""  # noqa: S608 - quoted
+"""
         self._read = f"""
 SELECT asked.session_id, coalesce(writer.deletions, 0), event.*
 FROM unnest($1::text[], $2::bigint[]) AS asked (session_id, position)
@@ -133,7 +133,7 @@ LEFT JOIN LATERAL (
   ORDER BY event_index LIMIT {_AT_ONCE}
 ) AS event ON TRUE
 ORDER BY asked.session_id, event.event_index
-"""  # noqa: S608 - quoted
+"""
 
     async def follow(self, history: History, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events behind an index, once each and in order."""

@@ -128,7 +128,7 @@ async def prepare_store(connection: Connection, tables: Tables) -> str:
         await _migrate(connection, tables)
         identity = secrets.token_hex(8)
         await connection.execute(
-            f"INSERT INTO {tables.store} (id, version, store_id) VALUES (1, $1, $2)",  # noqa: S608 - quoted
+            f"INSERT INTO {tables.store} (id, version, store_id) VALUES (1, $1, $2)",
             SCHEMA_VERSION,
             identity,
         )
@@ -145,7 +145,7 @@ async def _identity(connection: Connection, tables: Tables) -> str | None:
     )
     if there is None:
         return None
-    row = await connection.fetchrow(f"SELECT version, store_id FROM {tables.store}")  # noqa: S608 - quoted
+    row = await connection.fetchrow(f"SELECT version, store_id FROM {tables.store}")
     if row is None:
         return None
     version, identity = row
@@ -248,5 +248,5 @@ FROM (
   )
 ) AS numbered
 WHERE event.id = numbered.id
-"""  # noqa: S608 - quoted
+"""
     )

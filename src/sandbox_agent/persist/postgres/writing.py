@@ -153,9 +153,9 @@ class Writing:
         self._claim = _CLAIM.format(**names)
         self._delete = _DELETE.format(**names)
         self._make_writers = _MAKE_WRITERS.format(**names)
-        self._stored = f"SELECT id, session_id, event_index FROM {tables.events} WHERE id = ANY ($1::text[])"  # noqa: S608 - quoted
-        self._last = f"SELECT coalesce(max(event_index), 0) FROM {tables.events} WHERE session_id = $1"  # noqa: S608 - quoted
-        self._identity = f"SELECT store_id FROM {tables.store}"  # noqa: S608 - quoted
+        self._stored = f"SELECT id, session_id, event_index FROM {tables.events} WHERE id = ANY ($1::text[])"
+        self._last = f"SELECT coalesce(max(event_index), 0) FROM {tables.events} WHERE session_id = $1"
+        self._identity = f"SELECT store_id FROM {tables.store}"
 
     async def make_writers(self, connection: Connection, session_ids: Sequence[str]) -> None:
         """Make the rows of sessions that nobody has claimed or written yet."""

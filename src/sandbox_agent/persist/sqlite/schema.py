@@ -164,7 +164,7 @@ def _copy_legacy_events(connection: sqlite3.Connection, *, has_index: bool) -> N
         FROM events_legacy
         WHERE CAST(id AS TEXT) NOT IN (SELECT id FROM events)
         ORDER BY session_id, position, created_at, id
-        """  # noqa: S608 - constants only
+        """
     )
     connection.execute("DROP TABLE events_legacy")
 

@@ -1,32 +1,35 @@
-"""The texts that a search looks through, kept in an SQLite store beside seed 002's tables.
+"""The texts of an SQLite store and their full-text index, in tables beside those of the TypeScript SDK.
 
-The tables are made by the first search. Appends never touch them: a search folds what came since the last
-one (``session_texts_extents`` says how far each session is) and indexes it. The full text index has the
-texts from ``filled_from`` on; erasing a session drops the index, as FTS5 keeps erased words in its segments,
-and the next search fills a new one from the newest text down.
+The tables are made by the first search. The index has the texts from ``filled_from`` on: FTS5 keeps erased
+words in its segments, so erasing a session empties the index, and the next search fills it from the newest
+text down.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from sandbox_agent.persist.folding import Said
+from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
+from sandbox_agent.persist.sql.texts import update_texts
+from sandbox_agent.persist.sql.work import Database, Query, Work
 from sandbox_agent.wire.records import SessionEvent
+from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = [
-    "Extent",
-    "Text",
-    "erase_texts",
-    "fill_index",
-    "forget_texts",
-    "has_texts",
-    "is_filled",
-    "keep_texts",
-    "make_tables",
-]
+__all__ = ["FullTextIndex", "erase_texts", "forget_extent", "match_all", "search_events"]
+
+# Below the time in a text's id, so that the newest have the highest: texts of one millisecond.
+_ID_BITS: Final = 21
+_LATEST: Final = 2**41 - 1
+_FULL: Final = -1
+_EMPTY: Final = 2**62
+# What one transaction indexes: some 100 ms.
+_FILL_CHARS: Final = 1_000_000
+_FILL_TEXTS: Final = 500
 
 _TABLES: Final = (
     """
@@ -49,168 +52,194 @@ CREATE TABLE IF NOT EXISTS session_texts_extents (
     """
 CREATE VIRTUAL TABLE IF NOT EXISTS session_texts_index
 USING fts5(text, content='session_texts', content_rowid='id')""",
+    f"INSERT INTO session_texts_state SELECT {_FULL} WHERE NOT EXISTS (SELECT 1 FROM session_texts_state)",
 )
-# Below the time in a text's id, so that the newest have the highest: texts of one millisecond.
-_ID_BITS: Final = 21
-_LATEST: Final = 2**41 - 1
-_FULL: Final = -1
-_EMPTY: Final = 2**62
-# Characters of text that one transaction indexes: some 100 ms.
-_FILL_CHARS: Final = 1_000_000
-_FILL_TEXTS: Final = 500
+_HAS_TABLES: Final = "SELECT 1 FROM sqlite_master WHERE name = 'session_texts_extents'"
+_INSERT: Final = """
+INSERT INTO session_texts SELECT coalesce(max(id) + 1, $1), $3, $4, $5, $6 FROM session_texts
+WHERE id >= $1 AND id < $2 RETURNING id
+"""
+_HITS: Final = f"""
+SELECT texts.session_id, sessions.agent, texts.event_index, texts.time,
+  snippet(session_texts_index, 0, '[', ']', '…', {SNIPPET_WORDS})
+FROM session_texts_index
+JOIN session_texts AS texts ON texts.id = session_texts_index.rowid
+JOIN sessions ON sessions.id = texts.session_id
+WHERE session_texts_index MATCH $1 AND ($2 IS NULL OR texts.session_id = $2)
+ORDER BY session_texts_index.rowid DESC LIMIT $3
+"""
 
 
-class Extent(NamedTuple):
-    """How much of a session was folded; see ``Folder.resume_at``. The last event's id tells re-made ones."""
+class FullTextIndex(NamedTuple):
+    """An FTS5 index whose texts are in another table, and where it is noted from which text on it is filled.
 
-    resume_at: int
-    last_index: int
-    last_id: str
-
-
-class Text(NamedTuple):
-    """A text of a session."""
-
-    event_index: int
-    time: int
-    text: str
-
-
-def has_texts(connection: sqlite3.Connection) -> bool:
-    """Whether anybody ever searched the store."""
-    query = "SELECT 1 FROM sqlite_master WHERE name = 'session_texts_extents'"
-    return connection.execute(query).fetchone() is not None
-
-
-def make_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables where they are missing; another process may have dropped the index."""
-    for table in _TABLES:
-        connection.execute(table)
-    connection.execute(
-        "INSERT INTO session_texts_state SELECT ? WHERE NOT EXISTS (SELECT 1 FROM session_texts_state)",
-        (_FULL,),
-    )
-
-
-def keep_texts(
-    connection: sqlite3.Connection,
-    session_id: str,
-    texts: Sequence[Text],
-    *,
-    known: Extent | None,
-    extent: Extent,
-    replace: bool,
-) -> bool:
-    """Keep texts that were folded, and how far; False where the session is another one meanwhile.
-
-    Args:
-        connection: in a transaction.
-        session_id: whose.
-        texts: the new ones.
-        known: the extent that the folding went on from.
-        extent: what it is now.
-        replace: forget the texts from ``known.resume_at`` on first.
+    Attributes:
+        name: the index's table.
+        columns: the columns that it indexes.
+        content: the texts' table.
+        get_filled: a statement that returns from which id on the texts are indexed.
+        set_filled: a statement that stores it.
     """
-    make_tables(connection)
-    query = "SELECT resume_at, last_index, last_id FROM session_texts_extents WHERE session_id = ?"
-    row = connection.execute(query, (session_id,)).fetchone()
-    query = "SELECT 1 FROM events WHERE session_id = ? AND event_index = ? AND id = ?"
-    last = connection.execute(query, (session_id, extent.last_index, extent.last_id)).fetchone()
-    if last is None or (None if row is None else Extent(*row)) != known:
-        return False
-    if replace:
-        _remove(connection, session_id, known.resume_at if known else 0)
-    connection.execute(
-        "INSERT OR REPLACE INTO session_texts_extents VALUES (?, ?, ?, ?)", (session_id, *extent)
-    )
-    _add(connection, session_id, texts)
-    return True
+
+    name: str
+    columns: str
+    content: str
+    get_filled: str
+    set_filled: str
+
+    def filled_from(self) -> Work[int]:
+        """Return the id from which on the texts are indexed."""
+        rows = yield Query(self.get_filled)
+        return int(rows[0][0]) if rows else _FULL
+
+    def is_full(self) -> Work[bool]:
+        """Return whether the index has all texts."""
+        return (yield from self.filled_from()) == _FULL
+
+    def add(self, ids: Sequence[int]) -> Work[None]:
+        """Index texts that were stored."""
+        yield from self._change("rowid", "id", "AND id >= $2", ids)
+
+    def remove(self, ids: Sequence[int]) -> Work[None]:
+        """Take texts out of the index that are about to be removed; their words may stay in its segments."""
+        yield from self._change(f"{self.name}, rowid", "'delete', id", "AND id >= $2", ids)
+
+    def _change(self, into: str, chosen: str, where: str, ids: Sequence[int]) -> Work[None]:
+        if ids:
+            filled_from = yield from self.filled_from()
+            yield Query(
+                f"INSERT INTO {self.name} ({into}, {self.columns}) SELECT {chosen}, {self.columns} "
+                f"FROM {self.content} WHERE id IN (SELECT value FROM json_each($1)) {where} ORDER BY id",
+                (msgspec.json.encode(ids).decode(), filled_from),
+            )
+
+    def empty(self) -> Work[None]:
+        """Erase all words, in the transaction that erases texts."""
+        yield Query(f"INSERT INTO {self.name} ({self.name}) VALUES ('delete-all')")
+        yield Query(self.set_filled, (_EMPTY,))
+
+    def fill(self) -> Work[bool]:
+        """Index some of the texts that are missing, newest first; True while there are more."""
+        filled_from = yield from self.filled_from()
+        if filled_from == _FULL:
+            return False
+        rows = yield Query(
+            f"SELECT id, length(text) FROM {self.content} WHERE id < $1 ORDER BY id DESC LIMIT $2",
+            (filled_from, _FILL_TEXTS),
+        )
+        ids: list[int] = []
+        size = 0
+        for text_id, length in rows:
+            ids.append(text_id)
+            size += length
+            if size > _FILL_CHARS:
+                break
+        yield Query(self.set_filled, (ids[-1] if ids else _FULL,))
+        yield from self.add(ids)
+        return bool(ids)
 
 
-def fill_index(connection: sqlite3.Connection) -> bool:
-    """Index some of the texts that the index misses; True while there are more."""
-    make_tables(connection)
-    filled_from = _filled_from(connection)
-    if filled_from == _FULL:
-        return False
-    query = "SELECT id, length(text) FROM session_texts WHERE id < ? ORDER BY id DESC LIMIT ?"
-    ids: list[int] = []
-    size = 0
-    for text_id, length in connection.execute(query, (filled_from, _FILL_TEXTS)).fetchall():
-        ids.append(text_id)
-        size += length
-        if size > _FILL_CHARS:
-            break
-    _index(connection, ids)
-    connection.execute("UPDATE session_texts_state SET filled_from = ?", (ids[-1] if ids else _FULL,))
-    return bool(ids)
+_INDEX: Final = FullTextIndex(
+    "session_texts_index",
+    "text",
+    "session_texts",
+    "SELECT filled_from FROM session_texts_state",
+    "UPDATE session_texts_state SET filled_from = $1",
+)
 
 
-def is_filled(connection: sqlite3.Connection) -> bool:
-    """Whether the index has all texts."""
-    query = "SELECT 1 FROM sqlite_master WHERE name = 'session_texts_index'"
-    return connection.execute(query).fetchone() is not None and _filled_from(connection) == _FULL
+class _Texts:
+    """Implements ``sql.texts.TextIndex``."""
+
+    def prepare(self, texts: Sequence[Said]) -> Sequence[Said]:
+        return texts
+
+    def lock(self, session_id: str) -> Work[None]:
+        yield from _make_tables()
+
+    def remove(self, session_id: str, first: int) -> Work[None]:
+        values = (session_id, first)
+        rows = yield Query("SELECT id FROM session_texts WHERE session_id = $1 AND event_index >= $2", values)
+        yield from _INDEX.remove([row[0] for row in rows])
+        yield Query("DELETE FROM session_texts WHERE session_id = $1 AND event_index >= $2", values)
+
+    def add(self, session_id: str, texts: Sequence[Said]) -> Work[None]:
+        ids: list[int] = []
+        for text in texts:
+            first = min(max(text.time, 0), _LATEST) << _ID_BITS
+            values: tuple[Any, ...] = (first, first + (1 << _ID_BITS), session_id, *text)
+            rows = yield Query(_INSERT, values)
+            ids.append(rows[0][0])
+        yield from _INDEX.add(ids)
 
 
-def forget_texts(connection: sqlite3.Connection, event: SessionEvent) -> None:
-    """Have a session folded anew that an event is put into, or replaced in, where it was folded already."""
-    if has_texts(connection):
-        connection.execute(
-            "DELETE FROM session_texts_extents WHERE session_id = ? AND last_index >= ?",
+async def search_events(
+    database: Database, query: str, session_id: str | None, limit: int
+) -> list[SearchHit]:
+    """Return where all parts of the query are found, the newest first.
+
+    Raises:
+        PersistError: the store failed.
+    """
+    match = match_all(parse_query(query))
+    if not match:
+        return []
+    await database.write(_make_tables)
+    await update_texts(database, _Texts(), session_id)
+    while True:
+        while await database.write(_fill):
+            pass
+        rows = await database.read(partial(_find, match, session_id, limit))
+        # Otherwise another process erased a session, and emptied the index.
+        if rows is not None:
+            return [
+                SearchHit(session_id=row[0], agent=row[1], sequence=row[2], time=row[3], snippet=row[4])
+                for row in rows
+            ]
+
+
+def match_all(parts: Sequence[str]) -> str:
+    """Return an FTS5 query for texts that have all the words and phrases."""
+    # In FTS5's quotes nothing has a meaning but the quote itself.
+    return " AND ".join('"' + part.replace('"', '""') + '"' for part in parts)
+
+
+def forget_extent(event: SessionEvent) -> Work[None]:
+    """Have the texts derived again of a session in which an event is inserted or replaced."""
+    if (yield Query(_HAS_TABLES)):
+        yield Query(
+            "DELETE FROM session_texts_extents WHERE session_id = $1 AND last_index >= $2",
             (event.session_id, event.event_index),
         )
-        connection.execute(
+        yield Query(
             "DELETE FROM session_texts_extents "
-            "WHERE session_id IN (SELECT session_id FROM events WHERE id = ?)",
+            "WHERE session_id IN (SELECT session_id FROM events WHERE id = $1)",
             (event.id,),
         )
 
 
-def erase_texts(connection: sqlite3.Connection, session_id: str) -> None:
+def erase_texts(session_id: str) -> Work[None]:
     """Erase the texts of a session, and the index with all the words in it."""
-    if not has_texts(connection):
+    if not (yield Query(_HAS_TABLES)):
         return
-    connection.execute("DELETE FROM session_texts_extents WHERE session_id = ?", (session_id,))
-    erased = connection.execute("DELETE FROM session_texts WHERE session_id = ?", (session_id,)).rowcount
-    if erased:
-        connection.execute("DROP TABLE IF EXISTS session_texts_index")
-        connection.execute("UPDATE session_texts_state SET filled_from = ?", (_EMPTY,))
+    yield Query("DELETE FROM session_texts_extents WHERE session_id = $1", (session_id,))
+    if (yield Query("DELETE FROM session_texts WHERE session_id = $1 RETURNING 1", (session_id,))):
+        yield from _make_tables()
+        yield from _INDEX.empty()
 
 
-def _filled_from(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT filled_from FROM session_texts_state").fetchone()[0])
+def _make_tables() -> Work[None]:
+    for statement in _TABLES:
+        yield Query(statement)
 
 
-def _remove(connection: sqlite3.Connection, session_id: str, event_index: int) -> None:
-    where = "WHERE session_id = ? AND event_index >= ?"
-    connection.execute(
-        "INSERT INTO session_texts_index (session_texts_index, rowid, text) "  # noqa: S608 - constants only
-        f"SELECT 'delete', id, text FROM session_texts {where} AND id >= ?",
-        (session_id, event_index, _filled_from(connection)),
-    )
-    connection.execute(f"DELETE FROM session_texts {where}", (session_id, event_index))  # noqa: S608
+def _fill() -> Work[bool]:
+    yield from _make_tables()  # another release may have dropped the index
+    return (yield from _INDEX.fill())
 
 
-def _add(connection: sqlite3.Connection, session_id: str, texts: Sequence[Text]) -> None:
-    filled_from = _filled_from(connection)
-    insert = (
-        "INSERT INTO session_texts SELECT COALESCE(MAX(id) + 1, ?1), ?3, ?4, ?5, ?6 FROM session_texts "
-        "WHERE id >= ?1 AND id < ?2 RETURNING id"
-    )
-    ids: list[int] = []
-    for text in texts:
-        first = min(max(text.time, 0), _LATEST) << _ID_BITS
-        values: tuple[Any, ...] = (first, first + (1 << _ID_BITS), session_id, *text)
-        ((text_id,),) = connection.execute(insert, values).fetchall()
-        if text_id >= filled_from:
-            ids.append(text_id)
-    _index(connection, ids)
-
-
-def _index(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
-    if ids:
-        connection.execute(
-            "INSERT INTO session_texts_index (rowid, text) "
-            "SELECT id, text FROM session_texts WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
-            (msgspec.json.encode(ids).decode(),),
-        )
+def _find(match: str, session_id: str | None, limit: int) -> Work[list[Sequence[Any]] | None]:
+    there = yield Query("SELECT 1 FROM sqlite_master WHERE name = 'session_texts_index'")
+    if not there or not (yield from _INDEX.is_full()):
+        return None
+    return (yield Query(_HITS, (match, session_id, limit)))

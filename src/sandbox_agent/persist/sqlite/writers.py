@@ -1,8 +1,8 @@
-"""Who may write a session: generations, in a table of their own beside those of seed 002.
+"""Which writer a session has: generations, in a table of their own beside those of the TypeScript SDK.
 
-The table is made when a session is first claimed or deleted, so that a file that neither happened to is as
-the TypeScript driver would have made it. A row outlives its session: an old writer must not write into one
-that is made anew under the same id.
+The table is made when a session is first claimed or deleted, so that a file in which neither happened is as
+the TypeScript driver makes it. A row outlives its session: an old writer must not write into a session
+that is made again under the same id.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import msgspec
 from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.following import Mark
+from sandbox_agent.persist.sql.log import UNKNOWN, Known
+from sandbox_agent.persist.sql.work import Query, Work
+from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent
+from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["check_generation", "claim", "forget_writer", "read_marks"]
+__all__ = ["SQLiteWriters", "read_marks"]
 
 _CREATE: Final = """
 CREATE TABLE IF NOT EXISTS session_writers (
@@ -26,66 +30,74 @@ CREATE TABLE IF NOT EXISTS session_writers (
   deletions INTEGER NOT NULL
 )"""
 _RAISE: Final = """
-INSERT INTO session_writers (session_id, generation, deletions) VALUES (?, 1, ?)
+INSERT INTO session_writers (session_id, generation, deletions) VALUES ($1, 1, $2)
 ON CONFLICT (session_id) DO UPDATE SET
   generation = generation + 1, deletions = deletions + excluded.deletions
 RETURNING generation
 """
-_MANY: Final = "json_each(?)"
-_ONE: Final = "(SELECT ? AS value)"
-_LAST: Final = "COALESCE((SELECT MAX(event_index) FROM events WHERE session_id = ids.value), 0)"
-_DELETIONS: Final = "COALESCE((SELECT deletions FROM session_writers WHERE session_id = ids.value), 0)"
+_HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'session_writers'"
+_MANY: Final = "json_each($1)"
+_ONE: Final = "(SELECT $1 AS value)"
+_LAST: Final = "coalesce((SELECT max(event_index) FROM events WHERE session_id = ids.value), 0)"
+_DELETIONS: Final = "coalesce((SELECT deletions FROM session_writers WHERE session_id = ids.value), 0)"
 
 
-def claim(connection: sqlite3.Connection, session_id: str) -> int:
-    """Return a generation above all that the session had."""
-    return _raise_generation(connection, session_id, 0)
+class SQLiteWriters:
+    """Implements ``sql.log.Writers``: the file's write lock is held by every transaction."""
+
+    def claim(self, session_id: str) -> Work[int]:
+        """Return a generation above all that the session had."""
+        return (yield from _raise_generation(session_id, 0))
+
+    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+        """Check that this generation may write.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation.
+        """
+        if generation == UNFENCED:
+            return UNKNOWN
+        try:
+            rows = yield Query("SELECT generation FROM session_writers WHERE session_id = $1", (session_id,))
+        except sqlite3.OperationalError:
+            # Asked only now: every statement gives the interpreter's lock away.
+            if (yield Query(_HAS_TABLE)):
+                raise
+            return UNKNOWN
+        if rows and rows[0][0] > generation:
+            raise SessionFencedError(session_id, generation)
+        return UNKNOWN
+
+    def stored(self, session_id: str, last_index: int) -> Work[None]:
+        """Do nothing: the last index is the table's."""
+        yield from ()
+
+    def replaced(self, event: SessionEvent) -> Work[None]:
+        """Have the texts of the session derived again if they were derived from that place."""
+        yield from forget_extent(event)
+
+    def delete(self, session_id: str) -> Work[None]:
+        """Erase the session and its texts; its writer is refused from now on."""
+        yield from _raise_generation(session_id, 1)
+        yield from erase_texts(session_id)
+        yield Query("DELETE FROM events WHERE session_id = $1", (session_id,))
+        yield Query("DELETE FROM sessions WHERE id = $1", (session_id,))
 
 
-def forget_writer(connection: sqlite3.Connection, session_id: str) -> None:
-    """Refuse every writer that the session has: it is being deleted."""
-    _raise_generation(connection, session_id, 1)
-
-
-def check_generation(connection: sqlite3.Connection, session_id: str, generation: int) -> None:
-    """Refuse a writer whose session was claimed since.
-
-    Raises:
-        SessionFencedError: the stored generation is above this one.
-    """
-    if generation == UNFENCED:
-        return
-    query = "SELECT generation FROM session_writers WHERE session_id = ?"
-    try:
-        row = connection.execute(query, (session_id,)).fetchone()
-    except sqlite3.OperationalError:
-        # Asked only now: every statement gives the interpreter's lock away.
-        if _has_table(connection):
-            raise
-        return
-    if row is not None and row[0] > generation:
-        raise SessionFencedError(session_id, generation)
-
-
-def read_marks(connection: sqlite3.Connection, session_ids: Collection[str]) -> dict[str, Mark]:
-    """Return how far each of the sessions is."""
-    deletions = _DELETIONS if _has_table(connection) else "0"
+def read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:
+    """Return the last index and the deletions of each session."""
+    deletions = _DELETIONS if (yield Query(_HAS_TABLE)) else "0"
     # SQLite's JSON ends a text at a null character.
     apart = [session_id for session_id in session_ids if "\0" in session_id]
     together = msgspec.json.encode([session_id for session_id in session_ids if "\0" not in session_id])
-    rows: list[tuple[str, int, int]] = []
+    marks: dict[str, Mark] = {}
     for source, value in [(_MANY, together.decode()), *((_ONE, one) for one in apart)]:
-        query = f"SELECT ids.value, {_LAST}, {deletions} FROM {source} AS ids"  # noqa: S608 - constants only
-        rows += connection.execute(query, (value,)).fetchall()
-    return {session_id: Mark(last, deleted) for session_id, last, deleted in rows}
+        rows = yield Query(f"SELECT ids.value, {_LAST}, {deletions} FROM {source} AS ids", (value,))
+        marks.update((session_id, Mark(last, deleted)) for session_id, last, deleted in rows)
+    return marks
 
 
-def _raise_generation(connection: sqlite3.Connection, session_id: str, deletions: int) -> int:
-    connection.execute(_CREATE)
-    (generation,) = connection.execute(_RAISE, (session_id, deletions)).fetchall()[0]
-    return int(generation)
-
-
-def _has_table(connection: sqlite3.Connection) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'session_writers'"
-    return connection.execute(query).fetchone() is not None
+def _raise_generation(session_id: str, deletions: int) -> Work[int]:
+    yield Query(_CREATE)
+    rows = yield Query(_RAISE, (session_id, deletions))
+    return int(rows[0][0])

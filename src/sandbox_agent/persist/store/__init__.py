@@ -14,14 +14,12 @@ from sandbox_agent.persist.store.rows import (
     TextRow,
     TurnRow,
 )
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 
 __all__ = [
     "Changes",
     "EnvelopeRow",
     "EventRow",
     "PermissionRow",
-    "SQLiteSessionStore",
     "SearchRow",
     "SessionRow",
     "SessionStore",

@@ -24,12 +24,12 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
+from sandbox_agent.persist.sqlite.store_schema import check_version
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.postgres.schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.store.rows import EnvelopeRow, SessionRow
-from sandbox_agent.persist.store.sqlite.schema import check_version
-from sandbox_agent.persist.store.sqlite.store import SQLiteSessionStore
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from sandbox_agent.wire.sessions import SearchHit

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sandbox_agent.persist.postgres.library import Connection
+from sandbox_agent.persist.sql.ledger import add_raw as with_raw
 from sandbox_agent.persist.store.cursor import key_before
 from sandbox_agent.persist.store.postgres.schema import Sql
 from sandbox_agent.persist.store.postgres.values import (
@@ -29,7 +30,6 @@ from sandbox_agent.persist.store.rows import (
     SnapshotRow,
     TurnRow,
 )
-from sandbox_agent.persist.store.sqlite.read import with_raw
 
 __all__ = ["Reader"]
 

@@ -13,11 +13,11 @@ import anyio.to_thread
 from sandbox_agent.persist.postgres.library import Connection, Row
 from sandbox_agent.persist.postgres.link import PostgresLink
 from sandbox_agent.persist.searching import Query
+from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.store.postgres.read import Reader
 from sandbox_agent.persist.store.postgres.values import MAX_NUMBER, bounded, from_text, to_text
 from sandbox_agent.persist.store.postgres.words import Wanted, namespace_word
 from sandbox_agent.persist.store.rows import SearchRow
-from sandbox_agent.persist.store.sqlite.search import Filters
 
 __all__ = ["search"]
 

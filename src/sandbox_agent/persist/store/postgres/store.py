@@ -11,6 +11,7 @@ import anyio.to_thread
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.library import Connection
 from sandbox_agent.persist.postgres.link import PostgresLink
+from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.store.postgres.erase import Aged, Eraser
 from sandbox_agent.persist.store.postgres.owner import Owner
 from sandbox_agent.persist.store.postgres.read import Reader
@@ -34,7 +35,6 @@ from sandbox_agent.persist.store.rows import (
     SnapshotRow,
     TurnRow,
 )
-from sandbox_agent.persist.store.sqlite.search import Filters
 
 __all__ = ["PostgresSessionStore"]
 

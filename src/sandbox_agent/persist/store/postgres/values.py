@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from sandbox_agent.persist.sql.ledger import clean
 from sandbox_agent.persist.store.rows import PermissionRow, SessionRow, TurnRow
-from sandbox_agent.persist.store.sqlite.values import clean
 
 __all__ = [
     "MAX_NUMBER",

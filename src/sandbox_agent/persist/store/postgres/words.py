@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from sandbox_agent.persist.searching import Query, words_of
-from sandbox_agent.persist.store.sqlite.write import MAX_TEXT_BYTES
+
+MAX_TEXT_BYTES = 256 * 1024
 
 __all__ = ["Indexed", "Wanted", "index_text", "namespace_word"]
 

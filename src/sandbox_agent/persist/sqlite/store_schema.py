@@ -9,13 +9,13 @@ of the tree. A session has room for 2**32 events.
 
 **Folding**, for which there is room though it isn't done yet: the deltas of an item join to the text of its
 ``item.completed``. Once its turn is over, a delta's ``data`` can be replaced by where its text is (the
-completed event's sequence, the part, start and length) and ``form`` says so. The row stays, so every
-sequence stays valid and contiguous, and the delta can still be told word for word. An envelope folds like
-that into an event. In version 1 ``form`` is 0 everywhere: ``data`` is the whole of it.
+completed event's sequence, the part, start and length), and ``form`` says so. The row stays, so every
+sequence stays valid and contiguous. An envelope folds like that into an event. In version 1 ``form`` is 0
+everywhere: ``data`` is the whole of it.
 
 **Search.** ``store_texts.id`` is ``time << 12 | n``: the index is read newest first, and a time range is a
 range of ids. ``scope`` holds a word for the session and one for its agent, so the index itself filters by
-them. The index's words are in the text's row (external content), which an erasure reads them from.
+them. The index's words are in the text's row (external content).
 """
 
 from __future__ import annotations
@@ -25,106 +25,69 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sql.tables import (
+    PERMISSION_COLUMNS,
+    SNAPSHOT_COLUMNS,
+    STORE_ENVELOPE_COLUMNS,
+    STORE_EVENT_COLUMNS,
+    STORE_SESSION_COLUMNS,
+    TURN_COLUMNS,
+    create_table,
+)
+from sandbox_agent.persist.sql.work import Column
 
 __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "check_version", "migrate", "require_features"]
 
 # UPSERT with several rows, FTS5's column filters and SQLite's 32,766 parameters: Debian 11 has 3.34.
 _OLDEST_SQLITE: Final = (3, 32, 0)
-
 _FULL_TEXT: Final = "fts5"
 
+_TYPES: Final = {
+    "text": "TEXT",
+    "integer": "INTEGER",
+    "boolean": "INTEGER",
+    "bytes": "BLOB",
+    "blob": "BLOB",
+    "form": "INTEGER",
+}
+_KEY: Final = "key INTEGER PRIMARY KEY"
+_ID: Final = "id INTEGER PRIMARY KEY"
+
+
+def _lines(columns: Sequence[Column]) -> list[str]:
+    return [
+        f"{column.name} {_TYPES[column.kind]}"
+        + ("" if column.optional else " NOT NULL")
+        + (" DEFAULT 0" if column.kind == "form" else "")
+        for column in columns
+    ]
+
+
+def _session_lines() -> list[str]:
+    _, name, *others = _lines(STORE_SESSION_COLUMNS)
+    return [_KEY, f"{name} UNIQUE", *others, "deleted INTEGER NOT NULL DEFAULT 0"]
+
+
 _VERSION_1: Final = (
-    """
-CREATE TABLE store_sessions (
-  key INTEGER PRIMARY KEY,
-  session_id TEXT UNIQUE,
-  agent TEXT NOT NULL,
-  created_at INTEGER NOT NULL,
-  updated_at INTEGER NOT NULL,
-  managed INTEGER NOT NULL,
-  native_session_id TEXT,
-  server_id TEXT,
-  directory TEXT,
-  title TEXT,
-  model TEXT,
-  agent_mode TEXT NOT NULL,
-  permission_mode TEXT NOT NULL,
-  variant TEXT,
-  ended INTEGER NOT NULL,
-  first_sequence INTEGER NOT NULL,
-  last_sequence INTEGER NOT NULL,
-  last_envelope INTEGER NOT NULL,
-  usage BLOB,
-  settings BLOB,
-  deleted INTEGER NOT NULL DEFAULT 0
-)""",
+    create_table("store_sessions", _session_lines()),
     "CREATE INDEX store_sessions_native ON store_sessions (agent, native_session_id, key)",
     # What a delete that was interrupted has left to do.
     "CREATE INDEX store_sessions_deleted ON store_sessions (key) WHERE deleted",
-    """
-CREATE TABLE store_events (
-  id INTEGER PRIMARY KEY,
-  time INTEGER NOT NULL,
-  type TEXT NOT NULL,
-  envelope INTEGER NOT NULL,
-  form INTEGER NOT NULL DEFAULT 0,
-  data BLOB NOT NULL
-)""",
-    """
-CREATE TABLE store_envelopes (
-  id INTEGER PRIMARY KEY,
-  time INTEGER NOT NULL,
-  sender TEXT NOT NULL,
-  connection_id TEXT NOT NULL,
-  form INTEGER NOT NULL DEFAULT 0,
-  data BLOB NOT NULL
-)""",
-    """
-CREATE TABLE store_snapshots (
-  key INTEGER PRIMARY KEY,
-  envelope INTEGER NOT NULL,
-  sequence INTEGER NOT NULL,
-  data BLOB NOT NULL
-)""",
-    """
-CREATE TABLE store_turns (
-  key INTEGER NOT NULL,
-  turn_id TEXT NOT NULL,
-  number INTEGER NOT NULL,
-  state TEXT NOT NULL,
-  created_at INTEGER NOT NULL,
-  prompt BLOB NOT NULL,
-  digest BLOB NOT NULL,
-  idempotency_key TEXT,
-  started_at INTEGER,
-  ended_at INTEGER,
-  stop_reason TEXT,
-  error TEXT,
-  first_sequence INTEGER,
-  last_sequence INTEGER,
-  usage BLOB,
-  PRIMARY KEY (key, turn_id),
-  UNIQUE (key, idempotency_key)
-) WITHOUT ROWID""",
+    create_table("store_events", [_ID, *_lines(STORE_EVENT_COLUMNS)]),
+    create_table("store_envelopes", [_ID, *_lines(STORE_ENVELOPE_COLUMNS)]),
+    create_table("store_snapshots", [_KEY, *_lines(SNAPSHOT_COLUMNS[1:])]),
+    create_table(
+        "store_turns",
+        [*_lines(TURN_COLUMNS), "PRIMARY KEY (key, turn_id)", "UNIQUE (key, idempotency_key)"],
+        ") WITHOUT ROWID",
+    ),
     "CREATE INDEX store_turns_number ON store_turns (key, number)",
     "CREATE INDEX store_turns_open ON store_turns (key, number) WHERE state IN ('accepted', 'running')",
-    """
-CREATE TABLE store_permissions (
-  key INTEGER NOT NULL,
-  permission_id TEXT NOT NULL,
-  kind TEXT NOT NULL,
-  request_id BLOB NOT NULL,
-  connection_id TEXT NOT NULL,
-  sequence INTEGER NOT NULL,
-  action TEXT NOT NULL,
-  metadata BLOB NOT NULL,
-  requested_at INTEGER NOT NULL,
-  expires_at INTEGER,
-  answered TEXT,
-  answered_at INTEGER,
-  answered_by TEXT,
-  PRIMARY KEY (key, permission_id)
-) WITHOUT ROWID""",
+    create_table(
+        "store_permissions",
+        [*_lines(PERMISSION_COLUMNS), "PRIMARY KEY (key, permission_id)"],
+        ") WITHOUT ROWID",
+    ),
     "CREATE INDEX store_permissions_pending ON store_permissions (requested_at) WHERE answered IS NULL",
     """
 CREATE TABLE store_texts (
@@ -140,7 +103,6 @@ CREATE TABLE store_texts (
 CREATE VIRTUAL TABLE store_text_index USING fts5(
   text, scope, content='store_texts', content_rowid='id', tokenize="unicode61 remove_diacritics 2"
 )""",
-    # Erasing merges the index into one piece, also where it is in only two.
     "INSERT INTO store_text_index (store_text_index, rank) VALUES ('usermerge', 2)",
     "INSERT INTO store_meta (name, value) VALUES ('last_key', 0)",
 )

@@ -1,0 +1,195 @@
+"""How works run on an SQLite connection: few statements, each of which moves many rows.
+
+The sqlite3 module gives the interpreter's lock away for every statement that it runs and for every row that
+it fetches, and a busy event loop takes milliseconds to give it back. So a batch goes in as one statement,
+and a page comes out as one row.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
+from sandbox_agent.persist.sql.work import Bundle, ConflictError, Insert, Make, Query, Select, Step, Table
+
+__all__ = ["MAX_SEQUENCE", "render", "row_id", "run"]
+
+T = TypeVar("T")
+
+# Below a session's key in the id of its events and envelopes.
+_NUMBER_BITS: Final = 32
+MAX_SEQUENCE: Final = 2**_NUMBER_BITS - 1
+
+
+class _OfAlias:
+    """A fragment for the table of an alias, which stands for @ in it: ``{sequence:e}``."""
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+
+    def __format__(self, alias: str) -> str:
+        return self._template.replace("@", alias)
+
+
+_OF_SESSION: Final = _OfAlias(
+    f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
+)
+# What the templates of sql/ mean here.
+_FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
+    {
+        "collate": "",
+        "as_json": "",
+        "for_update": "",
+        # The SDK's layout.
+        "sessions": "sessions",
+        "events": "events",
+        "extents": "session_texts_extents",
+        "session_columns": ", ".join(names(SESSION_COLUMNS)),
+        # The payload as bytes: no decoding to text and back.
+        "event_columns": ", ".join((*names(EVENT_COLUMNS)[:-1], "CAST(payload_json AS BLOB)")),
+        # The server's layout: key << 32 | number is the id of an event or envelope.
+        **{
+            name: name
+            for name in (
+                *("store_sessions", "store_events", "store_envelopes"),
+                *("store_turns", "store_permissions", "store_snapshots"),
+            )
+        },
+        "mine": _OfAlias(""),
+        "name": _OfAlias("@"),
+        "in_events": _OfAlias("@.id > $1 AND @.id <= $2"),
+        "in_envelopes": _OfAlias("@.id > $1 AND @.id <= $2"),
+        "of_events": _OfAlias(
+            f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
+        ),
+        "of_envelopes": _OfAlias(
+            f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
+        ),
+        "sequence": _OfAlias(f"@.id & {MAX_SEQUENCE}"),
+        "index": _OfAlias(f"@.id & {MAX_SEQUENCE}"),
+        "sequence_order": _OfAlias("@.id"),
+        "index_order": _OfAlias("@.id"),
+        "true": "1",
+        "no_digests": "",
+    }
+)
+_PARAMETER: Final = re.compile(r"\$(?=\d)")
+# The most rows of one statement; SQLite takes up to 32,766 values.
+_MOST_ROWS: Final = 512
+_decode: Final[Callable[[bytes], list[list[Any]]]] = msgspec.json.Decoder(list[list[Any]]).decode
+
+
+def row_id(key: int, number: int) -> int:
+    """Return the id of a session's event or envelope; an absurd number becomes the nearest real one."""
+    return key << _NUMBER_BITS | min(max(number, 0), MAX_SEQUENCE)
+
+
+@lru_cache(maxsize=512)
+def render(template: str) -> str:
+    """Return the SQL of a template."""
+    return _PARAMETER.sub("?", template.format_map(_FRAGMENTS))
+
+
+def run(connection: sqlite3.Connection, make: Make[T]) -> T:
+    """Run a work on the connection, in the caller's transaction, and return what it returns.
+
+    Raises:
+        sqlite3.Error: a statement failed.
+        Exception: what the work raised.
+    """
+    work = make()
+    try:
+        step = next(work)
+        while True:
+            try:
+                result = _perform(connection, step)
+            except sqlite3.IntegrityError as error:
+                conflict = ConflictError(str(error))
+                conflict.__cause__ = error
+                step = work.throw(conflict)
+            except sqlite3.OperationalError as error:
+                step = work.throw(error)
+            else:
+                step = work.send(result)
+    except StopIteration as end:
+        return end.value
+    except ConflictError as conflict:
+        raise conflict.__cause__ or conflict from None
+
+
+def _perform(connection: sqlite3.Connection, step: Step) -> Any:
+    if isinstance(step, Query):
+        return connection.execute(render(step.text), step.values).fetchall()
+    if isinstance(step, Insert):
+        return _insert(connection, step)
+    if isinstance(step, Bundle):
+        return [_insert(connection, one) for one in step.inserts]
+    return _select(connection, step)
+
+
+def _insert(connection: sqlite3.Connection, step: Insert) -> int:
+    """Insert the rows with as few statements as possible and return how many the table took."""
+    table, rows = step
+    inserted = start = 0
+    while start < len(rows):
+        chunk = rows[start : start + _MOST_ROWS]
+        # The smallest statement that takes them all; its surplus is filled with NULL, which it leaves out.
+        size = 1 << (len(chunk) - 1).bit_length()
+        values = list(chain.from_iterable(chunk))
+        values += [None] * (len(table.columns) * (size - len(chunk)))
+        inserted += connection.execute(_insert_statement(table, size), values).rowcount
+        start += len(chunk)
+    return inserted
+
+
+@lru_cache(maxsize=256)
+def _insert_statement(table: Table, rows: int) -> str:
+    columns = names(table.columns)
+    row = "(" + ", ".join("?" * len(columns)) + ")"
+    updated = [name for name in columns if name not in table.identity]
+    return render(
+        f"INSERT INTO {table.name} ({', '.join(columns)}) "
+        f"SELECT * FROM (VALUES {', '.join([row] * rows)}) WHERE column1 IS NOT NULL "
+        + table.conflict(table.identity, updated, "max")
+    )
+
+
+def _select(connection: sqlite3.Connection, step: Select) -> list[list[Any]]:
+    """Return all rows, fetched as one; binary data is joined and cut apart again."""
+    columns, tail, values, data = step
+    cursor = connection.execute(_select_statement(tuple(columns), tail, data), values)
+    if not data:
+        return _decode(cursor.fetchone()[0])
+    heads, joined = cursor.fetchone()
+    rows = _decode(heads)
+    start = 0
+    for row in rows:
+        size = row[-1]
+        row[-1] = None if size is None else joined[start : start + size]
+        start += size or 0
+    return rows
+
+
+@lru_cache(maxsize=256)
+def _select_statement(columns: tuple[str, ...], tail: str, data: str) -> str:
+    aliases = [f"c{number}" for number in range(len(columns))]
+    selected = [f"{column} AS {alias}" for column, alias in zip(columns, aliases, strict=True)]
+    joined = ""
+    if data:
+        aliases.append("length(data)")
+        selected.append(f"{data} AS data")
+        joined = ", CAST(group_concat(coalesce(data, x''), '') AS BLOB)"
+    # A limit keeps the inner statement, and so its order, as it is.
+    limit = "" if "LIMIT" in tail else " LIMIT -1"
+    return render(
+        f"SELECT CAST(json_group_array(json_array({', '.join(aliases)})) AS BLOB){joined} "
+        f"FROM (SELECT {', '.join(selected)} {tail}{limit})"
+    )

@@ -1,0 +1,318 @@
+"""How the server's store is kept in an SQLite file: its rows, its texts, and which server owns it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Final
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sql.ledger import clean, searchable
+from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS
+from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
+from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
+from sandbox_agent.persist.sqlite.texts import FullTextIndex
+from sandbox_agent.persist.store.rows import TextRow
+
+__all__ = [
+    "TEXT_INDEX",
+    "SQLiteLedger",
+    "agent_word",
+    "first_text_id",
+    "session_word",
+    "used_bytes",
+]
+
+# Below the time in a text's id: items of one millisecond. More of them run on into the next.
+_TEXT_BITS: Final = 12
+_LATEST: Final = 2**50  # an absurd clock's texts are all here
+
+TEXT_INDEX: Final = FullTextIndex(
+    "store_text_index",
+    "text, scope",
+    "store_texts",
+    "SELECT value FROM store_meta WHERE name = 'indexed_from'",
+    "INSERT INTO store_meta (name, value) VALUES ('indexed_from', $1) "
+    "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+)
+_TEXTS: Final = Table(
+    "store_texts",
+    columns("id integer, key integer, sequence integer, time integer, scope text, text text"),
+    ("key", "sequence"),
+)
+_ID: Final = columns("id integer")
+
+
+def _without_form(table_columns: Sequence[Column]) -> tuple[Column, ...]:
+    return tuple(column for column in table_columns if column.kind != "form")
+
+
+_NEWEST_GENERATION: Final = "SELECT value FROM store_meta WHERE name = 'generation'"
+_SET_META: Final = """
+INSERT INTO store_meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+_RAISE_META: Final = """
+INSERT INTO store_meta (name, value) VALUES ($1, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
+"""
+_NEXT_KEY: Final = """
+UPDATE store_meta SET value = 1 + max(value, (SELECT coalesce(max(key), 0) FROM store_sessions))
+WHERE name = 'last_key'
+"""
+_JOIN_RAW: Final = "LEFT JOIN store_envelopes AS v ON v.id = (e.id >> 32 << 32 | e.envelope)"
+_EVENTS_TAIL: Final = "FROM store_events AS e {join} WHERE {{in_events:e}} ORDER BY e.id LIMIT $3"
+_PLAIN_TAIL: Final = _EVENTS_TAIL.format(join="")
+_RAW_TAIL: Final = _EVENTS_TAIL.format(join=_JOIN_RAW)
+_EVENT_COLUMNS: Final = ("{sequence:e}", "e.time", "e.type", "e.envelope")
+# About what a row of the index's segments takes.
+_INDEX_PAGE: Final = 4_096
+
+
+class SQLiteLedger:
+    """Implements ``sql.erase.EraseDialect``.
+
+    Args:
+        path: the file, for errors.
+
+    Attributes:
+        replaced: why this store may not write any more; None while it may.
+    """
+
+    largest_key: int = MAX_SEQUENCE
+    events: Table = Table("{store_events}", _ID + _without_form(STORE_EVENT_COLUMNS), ("id",))
+    envelopes: Table = Table("{store_envelopes}", _ID + _without_form(STORE_ENVELOPE_COLUMNS), ("id",))
+
+    def __init__(self, path: str) -> None:
+        self.replaced: str | None = None
+        self._path = path
+        # 0: this store has not claimed the file.
+        self._generation = 0
+
+    # Values.
+
+    def text(self, text: str) -> str:
+        """Return the text as SQLite can hold it: a lone surrogate becomes a question mark."""
+        return clean(text)
+
+    def original(self, text: str) -> str:
+        """Return the text as it was read."""
+        return text
+
+    def name(self, text: str) -> str:
+        """Return the name as it is stored."""
+        return clean(text)
+
+    def place(self, key: int, number: int) -> tuple[int]:
+        """Return the id of an event or envelope."""
+        return (row_id(key, number),)
+
+    def extent(self, key: int, after: int) -> tuple[int, int]:
+        """Return between which ids a session's rows are, after that number."""
+        return row_id(key, after), row_id(key, MAX_SEQUENCE)
+
+    def selected(self, alias: str, table_columns: Sequence[Column]) -> list[str]:
+        """Return columns as values of JSON."""
+        return [
+            f"CAST({alias}.{name} AS TEXT)"
+            if kind == "blob"
+            else f"hex({alias}.{name})"
+            if kind == "bytes"
+            else f"{alias}.{name}"
+            for name, kind, _ in table_columns
+        ]
+
+    def value(self, column: Column, value: Any) -> Any:
+        """Return the value of a column that was selected as JSON."""
+        if value is None:
+            return None
+        if column.kind == "blob":
+            return value.encode()
+        if column.kind == "bytes":
+            return bytes.fromhex(value)
+        return bool(value) if column.kind == "boolean" else value
+
+    # The owner.
+
+    def claim(self) -> Work[int]:
+        """Become the file's only writer: the stores that claimed it before are refused from now on."""
+        yield Query(_RAISE_META, ("generation",))
+        yield Query(_SET_META, ("owner", f"process {os.getpid()} on {clean(socket.gethostname())}"))
+        rows = yield Query(_NEWEST_GENERATION)
+        return int(rows[0][0])
+
+    def claimed(self, generation: int) -> None:
+        """Write with that generation from now on."""
+        self._generation = generation
+
+    def check_owner(self) -> Work[None]:
+        """Check that no other store has claimed the file since.
+
+        Raises:
+            PersistError: another one has.
+        """
+        if not self._generation:
+            return
+        rows = yield Query(_NEWEST_GENERATION)
+        if rows[0][0] != self._generation:
+            owner = yield Query("SELECT value FROM store_meta WHERE name = 'owner'")
+            self.replaced = (
+                f"the store '{self._path}' was opened by another server ({owner[0][0]}) while this one was "
+                "running, nothing was stored: stop one of the two, or give it another --store"
+            )
+            raise PersistError(self.replaced)
+
+    def check_bundle(self) -> Work[None]:
+        """Check it before a bundle."""
+        yield from self.check_owner()
+
+    def next_key(self) -> Work[int]:
+        """Return a session key that was never used."""
+        yield Query(_NEXT_KEY)
+        rows = yield Query("SELECT value FROM store_meta WHERE name = 'last_key'")
+        return int(rows[0][0])
+
+    # Events.
+
+    def read_events(
+        self, key: int, after: int, limit: int, max_bytes: int, include_raw: bool
+    ) -> Work[Sequence[Row]]:
+        """Return a page of events; how many fit is found out first, from their sizes."""
+        extent = self.extent(key, after)
+        size, tail = ("length(e.data)", _PLAIN_TAIL)
+        if include_raw:
+            size, tail = f"{size} + coalesce(length(v.data), 0)", _RAW_TAIL
+        yield Query("SAVEPOINT page")  # the statements see one state of the file
+        try:
+            sizes = yield Select([size], tail, (*extent, limit))
+            fitting = sum(total <= max_bytes for total in accumulate(row[0] for row in sizes))
+            count = max(fitting, min(len(sizes), 1))
+            if not count:
+                return ()
+            events: list[list[Any]] = yield Select(
+                _EVENT_COLUMNS, _PLAIN_TAIL, (*extent, count), data="e.data"
+            )
+            if include_raw:
+                raws = yield Select((), _RAW_TAIL, (*extent, count), data="v.data")
+                return [[*event, *raw] for event, raw in zip(events, raws, strict=True)]
+            return events
+        finally:
+            yield Query("RELEASE page")
+
+    # Texts.
+
+    def insert_texts(self, texts: Sequence[TextRow]) -> list[Insert]:
+        """Return nothing: they are stored after the sessions, whose agents they name."""
+        return []
+
+    def index_texts(self, texts: Sequence[TextRow]) -> Work[None]:
+        """Store texts and index them."""
+        if not texts:
+            return
+        scopes: dict[int, str] = {}
+        for key in {row.key for row in texts}:
+            rows = yield Query("SELECT agent FROM store_sessions WHERE key = $1", (key,))
+            scopes[key] = f"{session_word(key)} {agent_word(rows[0][0] if rows else '')}"
+        ordered = sorted(texts, key=lambda row: row.time)
+        ids = yield from _free_text_ids([row.time for row in ordered])
+        yield Insert(
+            _TEXTS,
+            [
+                (text_id, row.key, row.sequence, row.time, scopes[row.key], searchable(row.text))
+                for text_id, row in zip(ids, ordered, strict=True)
+            ],
+        )
+        # Those that were there already have other ids, so they aren't indexed twice.
+        yield from TEXT_INDEX.add(ids)
+
+    def missing_bytes(self) -> Work[int]:
+        """Return about how much the index will grow when it is completed."""
+        if (yield from TEXT_INDEX.is_full()):
+            return 0
+        rows = yield Query("SELECT value FROM store_meta WHERE name = 'index_bytes'")
+        return max(int(rows[0][0]), 0) if rows else 0
+
+    # Erasing.
+
+    def erase_events(self, key: int, last: int) -> Work[None]:
+        """Erase the events up to that sequence."""
+        yield Query(
+            "DELETE FROM store_events WHERE id > $1 AND id <= $2", (row_id(key, 0), row_id(key, last))
+        )
+
+    def erase_envelopes(self, key: int, last: int) -> Work[None]:
+        """Erase the envelopes up to that index."""
+        values = (row_id(key, 0), row_id(key, last))
+        yield Query("DELETE FROM store_envelopes WHERE id > $1 AND id <= $2", values)
+
+    def erase_texts(self, key: int, last: int) -> Work[bool]:
+        """Erase texts, and all words of the index, as FTS5 keeps erased ones; searching fills it again."""
+        values = (key, min(last, MAX_SEQUENCE))
+        rows = yield Query(
+            "SELECT count(*), sum(length(text)) FROM store_texts WHERE key = $1 AND sequence <= $2", values
+        )
+        count, size = rows[0]
+        if not count:
+            return False
+        if (yield from TEXT_INDEX.is_full()):
+            pages = yield Query("SELECT count(*) FROM store_text_index_data")
+            yield Query(_SET_META, ("index_bytes", pages[0][0] * _INDEX_PAGE))
+        yield Query("UPDATE store_meta SET value = value - $1 WHERE name = 'index_bytes'", (size,))
+        yield Query("DELETE FROM store_texts WHERE key = $1 AND sequence <= $2", values)
+        yield from TEXT_INDEX.empty()
+        return True
+
+    def erased(self) -> Work[None]:
+        """Note that the log holds traces of what was erased."""
+        yield Query(_RAISE_META, ("traces",))
+
+    def traces(self) -> Work[int]:
+        """Return another number each time that something was erased, 0 while there are no traces."""
+        rows = yield Query("SELECT value FROM store_meta WHERE name = 'traces'")
+        return int(rows[0][0]) if rows else 0
+
+    def forget_traces(self, traces: int) -> Work[None]:
+        """Note that what was erased up to that number has left no traces."""
+        yield Query("UPDATE store_meta SET value = 0 WHERE name = 'traces' AND value = $1", (traces,))
+
+
+def used_bytes() -> Work[int]:
+    """Return the size of the file without its free pages."""
+    pages = yield Query("PRAGMA page_count")
+    free = yield Query("PRAGMA freelist_count")
+    size = yield Query("PRAGMA page_size")
+    return (pages[0][0] - free[0][0]) * size[0][0]
+
+
+def first_text_id(time: int) -> int:
+    """Return the lowest id of the texts of that time."""
+    return min(max(time, 0), _LATEST) << _TEXT_BITS
+
+
+def session_word(key: int) -> str:
+    """Return the word that finds a session's texts."""
+    return f"s{key}"
+
+
+def agent_word(agent: str) -> str:
+    """Return the word that finds an agent's texts."""
+    return "a" + clean(agent).encode().hex()
+
+
+def _free_text_ids(times: Sequence[int]) -> Work[list[int]]:
+    """Return a free id for each of the times, which are in order."""
+    rows = yield Query("SELECT coalesce(max(id), -1) FROM store_texts")
+    newest = int(rows[0][0])
+    ids: list[int] = []
+    last = -1
+    for time in times:
+        text_id = max(first_text_id(time), last + 1)
+        if text_id <= newest:
+            # The clock went back, or the millisecond has texts.
+            end = (text_id >> _TEXT_BITS) + 1 << _TEXT_BITS
+            rows = yield Query("SELECT max(id) FROM store_texts WHERE id >= $1 AND id < $2", (text_id, end))
+            free = text_id if rows[0][0] is None else int(rows[0][0]) + 1
+            text_id = free if free < end else newest + 1
+        ids.append(text_id)
+        last = text_id
+    return ids
