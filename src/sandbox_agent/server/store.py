@@ -22,9 +22,9 @@ from sandbox_agent.agents.layout import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, parse_store_url
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.server.agents.spill import Spill
 
 __all__ = [

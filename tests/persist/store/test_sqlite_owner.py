@@ -8,10 +8,13 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.streams.text import TextReceiveStream
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.store import Changes
 from tests.persist.store.making import event, filled, opened, sequences, session
+from tests.persist.store.test_store_processes import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +27,9 @@ async def test_first_server_is_refused_once_a_second_one_has_opened_the_file(tmp
         async with opened(path) as second:
             # What the first one had acknowledged, the second one has.
             assert await sequences(second) == [1, 2, 3]
-            with pytest.raises(PersistError, match=r"was opened by another server \(process \d+ on .*stop one"):
+            with pytest.raises(
+                PersistError, match=r"was opened by another server \(process \d+ on .*stop one"
+            ):
                 await first.commit(Changes(events=[event(4)]))
             await first.check()
             assert first.trouble is not None
@@ -56,19 +61,20 @@ async def test_of_many_servers_in_turn_only_the_newest_writes(tmp_path: Path) ->
 async def test_process_that_was_replaced_has_all_that_it_acknowledged_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     program = [sys.executable, "-m", "tests.persist.store.programs.committer", str(path)]
-    said = b""
+    text = ""
     with anyio.fail_after(60):
-        async with await anyio.open_process(program) as process:
+        async with await anyio.open_process(program, cwd=ROOT, env=ENVIRONMENT) as process:
             assert process.stdout is not None
-            while said.count(b"\n") < 5:
-                said += await process.stdout.receive()
-            async with opened(path) as second:
-                await second.commit(Changes(sessions=[session(99)]))
-                with pytest.raises(anyio.EndOfStream):
-                    while True:
-                        said += await process.stdout.receive()
-                acknowledged = [int(line.split()[-1]) for line in said.splitlines()]
+            async with AsyncExitStack() as stack:
+                second: SQLiteSessionStore | None = None
+                async for part in TextReceiveStream(process.stdout):
+                    text += part
+                    if second is None and text.count("\n") >= 5:
+                        second = await stack.enter_async_context(opened(path))
+                assert second is not None
+                last = int(text.splitlines()[-1].split()[1])
                 stored = await sequences(second)
-                assert stored[: len(acknowledged)] == list(range(1, len(stored) + 1))[: len(acknowledged)]
-                assert len(stored) >= max(acknowledged)
+                assert stored == list(range(1, len(stored) + 1))
+                assert len(stored) >= last
+                await second.commit(Changes(sessions=[session(99)]))
         assert process.returncode != 0

@@ -14,7 +14,6 @@ from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.rows import PermissionRow, TurnRow
-from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.spill import MemorySpill, Spiller
 from sandbox_agent.server.recorder import Recorder

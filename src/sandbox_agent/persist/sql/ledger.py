@@ -22,7 +22,6 @@ from sandbox_agent.persist.sql.tables import (
 from sandbox_agent.persist.sql.work import Bundle, Column, Insert, Query, Row, Select, Table, Work
 from sandbox_agent.persist.store.cursor import key_before
 from sandbox_agent.persist.store.rows import (
-    NO_SESSION,
     Changes,
     EnvelopeRow,
     EventRow,
@@ -160,8 +159,6 @@ class Ledger:
         envelopes = [
             (row.key, row.index, row.time, row.sender, text(row.connection_id), row.data)
             for row in changes.envelopes
-            # Older releases stored envelopes that belong to no session.
-            if row.key != NO_SESSION
         ]
         inserts: list[Insert] = [
             self._insert(STORE_SESSIONS, _merged(changes.sessions)),
