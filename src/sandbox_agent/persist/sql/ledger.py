@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -47,9 +47,13 @@ R = TypeVar("R", bound=msgspec.Struct)
 MAX_NUMBER: Final = 2**63 - 1
 _MOST_ROWS: Final = 2**31 - 1
 _UNPARSED: Final = "agent.unparsed"
+_SESSION_WHERE: Final = "FROM {store_sessions} AS s WHERE {mine:s} NOT s.deleted AND "
+_NEWEST_SESSION: Final = " ORDER BY s.key DESC LIMIT 1"
+_BY_KEY: Final = _SESSION_WHERE + "s.key = $1" + _NEWEST_SESSION
+_BY_NAME: Final = _SESSION_WHERE + "s.{name:session_id} = $1" + _NEWEST_SESSION
+_BY_NATIVE_NAME: Final = _SESSION_WHERE + "s.{name:native_session_id} = $1 AND s.agent = $2" + _NEWEST_SESSION
 # What is indexed of one item; the rest of a longer one is not found.
 _MAX_TEXT_BYTES: Final = 256 * 1024
-_WIDTH: Final = len(STORE_SESSION_COLUMNS)
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -93,8 +97,8 @@ class LedgerDialect(Protocol):
         """Return columns as they are selected."""
         ...
 
-    def value(self, column: Column, value: Any) -> Any:
-        """Return the value of a selected column."""
+    def converter(self, column: Column) -> Callable[[Any], Any] | None:
+        """Return what makes the value of a selected column that is not NULL, or None for what it is."""
         ...
 
     def check_owner(self) -> Work[None]:
@@ -137,6 +141,9 @@ class Ledger:
 
     def __init__(self, dialect: LedgerDialect) -> None:
         self._dialect = dialect
+        self._session = _Rows(dialect, "s", SessionRow, STORE_SESSION_COLUMNS)
+        self._turn = _Rows(dialect, "t", TurnRow, TURN_COLUMNS)
+        self._permission = _Rows(dialect, "p", PermissionRow, PERMISSION_COLUMNS)
 
     # Writing.
 
@@ -151,25 +158,24 @@ class Ledger:
             PersistError: an event or envelope contradicts a stored one, or another server owns the store.
         """
         dialect = self._dialect
-        text = dialect.text
+        text, place = dialect.text, dialect.place
         events = [
-            (row.key, row.sequence, row.time, text(row.type), row.envelope, row.data)
+            (*place(row.key, row.sequence), row.time, text(row.type), row.envelope, row.data)
             for row in changes.events
         ]
         envelopes = [
-            (row.key, row.index, row.time, row.sender, text(row.connection_id), row.data)
+            (*place(row.key, row.index), row.time, row.sender, text(row.connection_id), row.data)
             for row in changes.envelopes
         ]
+        snapshots = sorted(changes.snapshots, key=attrgetter("envelope"))
         inserts: list[Insert] = [
             self._insert(STORE_SESSIONS, _merged(changes.sessions)),
-            self._insert_log(dialect.envelopes, envelopes),
-            self._insert_log(dialect.events, events),
+            Insert(dialect.envelopes, envelopes),
+            Insert(dialect.events, events),
             *dialect.insert_texts(texts),
             self._insert(TURNS, _last(changes.turns, attrgetter("key", "turn_id"))),
             self._insert(PERMISSIONS, _last(changes.permissions, attrgetter("key", "permission_id"))),
-            self._insert(
-                SNAPSHOTS, _last(sorted(changes.snapshots, key=attrgetter("envelope")), attrgetter("key"))
-            ),
+            self._insert(SNAPSHOTS, _last(snapshots, attrgetter("key"))),
         ]
         inserts = [insert for insert in inserts if insert.rows]
         yield from dialect.check_bundle()
@@ -177,11 +183,13 @@ class Ledger:
         if counts is None:
             yield from dialect.check_owner()
             counts = []
-        stored = {insert.table.name: count for insert, count in zip(inserts, counts, strict=False)}
-        if stored.get(dialect.events.name, 0) != len(events):
-            yield from self._compare(self._stored_events, events, "event of sequence")
-        if stored.get(dialect.envelopes.name, 0) != len(envelopes):
-            yield from self._compare(self._stored_envelopes, envelopes, "envelope of index")
+        stored = {insert.table: count for insert, count in zip(inserts, counts, strict=False)}
+        if stored.get(dialect.events, 0) != len(events):
+            numbers = [(row.key, row.sequence) for row in changes.events]
+            yield from self._compare(self._stored_events, numbers, events, "event of sequence")
+        if stored.get(dialect.envelopes, 0) != len(envelopes):
+            numbers = [(row.key, row.index) for row in changes.envelopes]
+            yield from self._compare(self._stored_envelopes, numbers, envelopes, "envelope of index")
         yield from dialect.index_texts(texts)
 
     def next_key(self) -> Work[int]:
@@ -191,17 +199,14 @@ class Ledger:
 
     def _insert(self, table: Table, rows: Iterable[msgspec.Struct]) -> Insert:
         text = self._dialect.text
-        members = names(table.columns)
-        values = ([getattr(row, name) for name in members] for row in rows)
+        members = attrgetter(*names(table.columns))
+        values = map(members, rows)
         return Insert(table, [[text(one) if isinstance(one, str) else one for one in row] for row in values])
-
-    def _insert_log(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> Insert:
-        place = self._dialect.place
-        return Insert(table, [(*place(row[0], row[1]), *row[2:]) for row in rows])
 
     def _compare(
         self,
         read: Callable[[int, int, int], Work[Sequence[Row]]],
+        numbers: Sequence[tuple[int, int]],
         rows: Sequence[tuple[Any, ...]],
         what: str,
     ) -> Work[None]:
@@ -210,18 +215,17 @@ class Ledger:
         Raises:
             PersistError: one is not.
         """
-        by_key: dict[int, list[tuple[Any, ...]]] = {}
-        for row in rows:
-            by_key.setdefault(row[0], []).append(row)
+        by_key: dict[int, dict[int, tuple[Any, ...]]] = {}
+        for (key, number), row in zip(numbers, rows, strict=True):
+            by_key.setdefault(key, {})[number] = row[-4:]
         for key, mine in by_key.items():
-            first = min(row[1] for row in mine)
-            last = max(row[1] for row in mine)
+            first, last = min(mine), max(mine)
             found = yield from read(key, first - 1, last - first + 1)
-            stored = {row[0]: tuple(row) for row in found}
-            for row in mine:
-                if stored.get(row[1], row[1:]) != row[1:]:
+            stored = {row[0]: tuple(row)[1:] for row in found}
+            for number, row in mine.items():
+                if stored.get(number, row) != row:
                     raise PersistError(
-                        f"nothing was stored: session number {key} has another {what} {row[1]}, "
+                        f"nothing was stored: session number {key} has another {what} {number}, "
                         "so two writers must be at work; stop one of them"
                     )
 
@@ -242,26 +246,20 @@ class Ledger:
 
     def session(self, session_id: str) -> Work[SessionRow | None]:
         """Return the session of that name."""
-        condition = "s.{name:session_id} = $1"
-        return (yield from self._one_session(condition, self._dialect.name(session_id)))
+        return (yield from self._one_session(_BY_NAME, self._dialect.name(session_id)))
 
     def native_session(self, agent: str, native_session_id: str) -> Work[SessionRow | None]:
         """Return the newest session that the agent knows under that name."""
-        condition = "s.{name:native_session_id} = $1 AND s.agent = $2"
         name = self._dialect.name(native_session_id)
-        return (yield from self._one_session(condition, name, self._dialect.text(agent)))
+        return (yield from self._one_session(_BY_NATIVE_NAME, name, self._dialect.text(agent)))
 
     def session_of(self, key: int) -> Work[SessionRow | None]:
         """Return the session of that key."""
-        return (yield from self._one_session("s.key = $1", bounded(key)))
+        return (yield from self._one_session(_BY_KEY, bounded(key)))
 
-    def _one_session(self, condition: str, *values: Any) -> Work[SessionRow | None]:
-        tail = (
-            f"FROM {{store_sessions}} AS s WHERE {{mine:s}} {condition} AND NOT s.deleted "
-            "ORDER BY s.key DESC LIMIT 1"
-        )
-        rows = yield Select(self._selected("s", STORE_SESSION_COLUMNS), tail, values)
-        return self._row(SessionRow, STORE_SESSION_COLUMNS, rows[0]) if rows else None
+    def _one_session(self, tail: str, *values: Any) -> Work[SessionRow | None]:
+        rows = yield Select(self._session.columns, tail, values)
+        return self._session.make(rows[0]) if rows else None
 
     def sessions(self, limit: int, cursor: str | None) -> Work[tuple[list[SessionRow], str | None]]:
         """Return a page of sessions, newest first, and the next cursor: the key of the page's last.
@@ -275,8 +273,8 @@ class Ledger:
             "FROM {store_sessions} AS s WHERE {mine:s} s.key < $1 AND NOT s.deleted "
             "ORDER BY s.key DESC LIMIT $2"
         )
-        rows = yield Select(self._selected("s", STORE_SESSION_COLUMNS), tail, (before, size + 1))
-        page = [self._row(SessionRow, STORE_SESSION_COLUMNS, row) for row in rows[:size]]
+        rows = yield Select(self._session.columns, tail, (before, size + 1))
+        page = [self._session.make(row) for row in rows[:size]]
         return page, str(page[-1].key) if page and len(rows) > size else None
 
     def events(
@@ -287,12 +285,12 @@ class Ledger:
         rows = yield from self._dialect.read_events(
             key, bounded(max(after, 0)), _rows(limit), bounded(max_bytes), include_raw
         )
-        found: list[EventRow] = []
-        for sequence, time, kind, envelope, data, *raw in rows:
-            event = EventRow(key, sequence, time, self._dialect.original(kind), envelope, data)
-            if raw and raw[0] is not None:
-                add_raw(event, raw[0])
-            found.append(event)
+        original = self._dialect.original
+        found = [EventRow(key, row[0], row[1], original(row[2]), row[3], row[4]) for row in rows]
+        if include_raw:
+            for event, row in zip(found, rows, strict=True):
+                if row[5] is not None:
+                    add_raw(event, row[5])
         return found
 
     def envelopes(self, key: int, after: int, limit: int, *, newest: bool = False) -> Work[list[EnvelopeRow]]:
@@ -319,26 +317,26 @@ class Ledger:
             "FROM {store_turns} AS t WHERE {mine:t} t.key = $1 "
             "ORDER BY t.number DESC, t.turn_id{collate} DESC LIMIT $2"
         )
-        rows = yield Select(self._selected("t", TURN_COLUMNS), tail, (bounded(key), _rows(limit)))
-        return [self._row(TurnRow, TURN_COLUMNS, row) for row in rows][::-1]
+        rows = yield Select(self._turn.columns, tail, (bounded(key), _rows(limit)))
+        return [self._turn.make(row) for row in rows][::-1]
 
     def turn(self, key: int, turn_id: str, idempotency_key: str) -> Work[TurnRow | None]:
         """Return the turn of that id, or of that key."""
         column, value = ("turn_id", turn_id) if turn_id else ("idempotency_key", idempotency_key)
         tail = f"FROM {{store_turns}} AS t WHERE {{mine:t}} t.key = $1 AND t.{{name:{column}}} = $2 LIMIT 1"
         values = (bounded(key), self._dialect.name(value))
-        rows = yield Select(self._selected("t", TURN_COLUMNS), tail, values)
-        return self._row(TurnRow, TURN_COLUMNS, rows[0]) if rows else None
+        rows = yield Select(self._turn.columns, tail, values)
+        return self._turn.make(rows[0]) if rows else None
 
     def open_turns(self) -> Work[list[tuple[SessionRow, TurnRow]]]:
         """Return all turns that are accepted or running, by session and number."""
-        columns = [*self._selected("s", STORE_SESSION_COLUMNS), *self._selected("t", TURN_COLUMNS)]
+        columns = [*self._session.columns, *self._turn.columns]
         tail = (
             "FROM {store_turns} AS t JOIN {store_sessions} AS s ON {mine:s} s.key = t.key "
             "WHERE {mine:t} t.state IN ('accepted', 'running') AND NOT s.deleted ORDER BY t.key, t.number"
         )
         rows = yield Select(columns, tail)
-        return [self._pair(TurnRow, TURN_COLUMNS, row) for row in rows]
+        return [_pair(row, self._session, self._turn) for row in rows]
 
     def permission(self, key: int, permission_id: str) -> Work[PermissionRow | None]:
         """Return a permission or question."""
@@ -346,33 +344,46 @@ class Ledger:
             "FROM {store_permissions} AS p WHERE {mine:p} p.key = $1 AND p.{name:permission_id} = $2 LIMIT 1"
         )
         values = (bounded(key), self._dialect.name(permission_id))
-        rows = yield Select(self._selected("p", PERMISSION_COLUMNS), tail, values)
-        return self._row(PermissionRow, PERMISSION_COLUMNS, rows[0]) if rows else None
+        rows = yield Select(self._permission.columns, tail, values)
+        return self._permission.make(rows[0]) if rows else None
 
     def pending_permissions(self, limit: int) -> Work[list[tuple[SessionRow, PermissionRow]]]:
         """Return the permissions that wait for an answer, oldest first."""
-        columns = [*self._selected("s", STORE_SESSION_COLUMNS), *self._selected("p", PERMISSION_COLUMNS)]
+        columns = [*self._session.columns, *self._permission.columns]
         tail = (
             "FROM {store_permissions} AS p JOIN {store_sessions} AS s ON {mine:s} s.key = p.key "
             "WHERE {mine:p} p.answered IS NULL AND NOT s.deleted "
             "ORDER BY p.requested_at, p.key, p.sequence, p.permission_id{collate} LIMIT $1"
         )
         rows = yield Select(columns, tail, (_rows(limit),))
-        return [self._pair(PermissionRow, PERMISSION_COLUMNS, row) for row in rows]
+        return [_pair(row, self._session, self._permission) for row in rows]
 
-    def _selected(self, alias: str, table_columns: Sequence[Column]) -> list[str]:
-        return self._dialect.selected(alias, table_columns)
 
-    def _pair(self, kind: type[R], table_columns: Sequence[Column], row: Row) -> tuple[SessionRow, R]:
-        values = tuple(row)
-        session = self._row(SessionRow, STORE_SESSION_COLUMNS, values[:_WIDTH])
-        return session, self._row(kind, table_columns, values[_WIDTH:])
+class _Rows(Generic[R]):
+    """How rows of a kind are selected and made."""
 
-    def _row(self, kind: type[R], table_columns: Sequence[Column], values: Row) -> R:
-        value = self._dialect.value
-        return kind(
-            **{column.name: value(column, one) for column, one in zip(table_columns, values, strict=True)}
-        )
+    def __init__(
+        self, dialect: LedgerDialect, alias: str, kind: type[R], table_columns: Sequence[Column]
+    ) -> None:
+        self.columns: tuple[str, ...] = tuple(dialect.selected(alias, table_columns))
+        self._kind = kind
+        self._names = names(table_columns)
+        converters = [(at, dialect.converter(column)) for at, column in enumerate(table_columns)]
+        self._converters = [(at, convert) for at, convert in converters if convert is not None]
+
+    def make(self, row: Row) -> R:
+        """Return the row of selected values."""
+        values = list(row)
+        for at, convert in self._converters:
+            if values[at] is not None:
+                values[at] = convert(values[at])
+        return self._kind(**dict(zip(self._names, values, strict=True)))
+
+
+def _pair(row: Row, sessions: _Rows[SessionRow], others: _Rows[R]) -> tuple[SessionRow, R]:
+    values = tuple(row)
+    width = len(sessions.columns)
+    return sessions.make(values[:width]), others.make(values[width:])
 
 
 def bounded(number: int) -> int:

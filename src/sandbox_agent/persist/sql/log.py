@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import UNFENCED, Keyset
 from sandbox_agent.persist.columns import to_record, to_row
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
 from sandbox_agent.persist.sql.work import ConflictError, Insert, Query, Row, Table, Work
-from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
+from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 __all__ = ["UNKNOWN", "Appended", "Known", "Log", "Writers", "event_values", "to_event"]
 
@@ -21,15 +21,23 @@ _SAVE: Final = (
     + ", ".join(f"{name} = excluded.{name}" for name in names(SESSION_COLUMNS)[1:])
 )
 _SESSION: Final = "SELECT {session_columns} FROM {sessions} "
+_ONE_SESSION: Final = _SESSION + "WHERE id = $1"
 _SESSION_ORDER: Final = " ORDER BY created_at, id{collate} LIMIT $1 OFFSET $2"
+_FIRST_SESSIONS: Final = _SESSION + _SESSION_ORDER
+_NEXT_SESSIONS: Final = _SESSION + "WHERE (created_at, id{collate}) > ($3, $4)" + _SESSION_ORDER
 _EVENT: Final = "SELECT {event_columns} FROM {events} WHERE session_id = $1 "
 # No two events of a session have one index: after (index, id) is after the index, or at it.
 _AFTER: Final = "AND event_index >= $4 AND (event_index, id{collate}) > ($4, $5) "
 _EVENT_ORDER: Final = "ORDER BY event_index LIMIT $2 OFFSET $3"
+_FIRST_EVENTS: Final = _EVENT + _EVENT_ORDER
+_NEXT_EVENTS: Final = _EVENT + _AFTER + _EVENT_ORDER
+_TAIL: Final = _EVENT + "ORDER BY event_index DESC LIMIT $2"
 _LAST_INDEX: Final = "SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = $1"
 _APPEND: Final = Table("{events}", EVENT_COLUMNS, ("id",))
 _APPEND_STRICTLY: Final = Table("{events}", EVENT_COLUMNS)
 _REPLACE: Final = Table("{events}", EVENT_COLUMNS, ("id",), replace=True)
+_SAVEPOINT: Final = Query("SAVEPOINT append")
+_RELEASE: Final = Query("RELEASE SAVEPOINT append")
 _BEGINNING: Final = Keyset(0, "")
 # More than any memory holds.
 _MAX_ROWS: Final = 2**31
@@ -95,17 +103,16 @@ class Log:
 
     def session(self, session_id: str) -> Work[SessionRecord | None]:
         """Return the record, or None."""
-        rows = yield Query(_SESSION + "WHERE id = $1", (session_id,))
+        rows = yield Query(_ONE_SESSION, (session_id,))
         return to_record(rows[0]) if rows else None
 
     def sessions(self, size: int, after: Keyset | None) -> Work[list[SessionRecord]]:
         """Return the records of a page, and the first one after it."""
         after = after or _BEGINNING
         if after is _BEGINNING or after.offset:
-            rows = yield Query(_SESSION + _SESSION_ORDER, (size + 1, after.offset))
+            rows = yield Query(_FIRST_SESSIONS, (size + 1, after.offset))
         else:
-            where = "WHERE (created_at, id{collate}) > ($3, $4)"
-            rows = yield Query(_SESSION + where + _SESSION_ORDER, (size + 1, 0, after.position, after.id))
+            rows = yield Query(_NEXT_SESSIONS, (size + 1, 0, after.position, after.id))
         return [to_record(row) for row in rows]
 
     def save(self, session: SessionRecord, generation: int) -> Work[None]:
@@ -123,16 +130,15 @@ class Log:
         """Return the events of a page, and the first one after it."""
         after = after or _BEGINNING
         if after is _BEGINNING or after.offset:
-            rows = yield Query(_EVENT + _EVENT_ORDER, (session_id, size + 1, after.offset))
+            rows = yield Query(_FIRST_EVENTS, (session_id, size + 1, after.offset))
         else:
             values = (session_id, size + 1, 0, after.position, after.id)
-            rows = yield Query(_EVENT + _AFTER + _EVENT_ORDER, values)
+            rows = yield Query(_NEXT_EVENTS, values)
         return [to_event(row) for row in rows]
 
     def tail(self, session_id: str, limit: int) -> Work[list[SessionEvent]]:
         """Return the newest events, oldest of them first."""
-        query = _EVENT + "ORDER BY event_index DESC LIMIT $2"
-        rows = yield Query(query, (session_id, min(limit, _MAX_ROWS)))
+        rows = yield Query(_TAIL, (session_id, min(limit, _MAX_ROWS)))
         return [to_event(row) for row in reversed(rows)]
 
     def last_index(self, session_id: str) -> Work[int]:
@@ -152,8 +158,9 @@ class Log:
         known = yield from self.writers.check(session_id, generation, known)
         if not events:
             return Appended([], known)
-        yield Query("SAVEPOINT append")
-        last = max(known.last_index, (yield from self.last_index(session_id)))
+        yield _SAVEPOINT
+        found = yield Query(_LAST_INDEX, (session_id,))
+        last: int = max(known.last_index, found[0][0])
         stored = yield Insert(
             _APPEND, list(map(event_values, events, range(last + 1, last + 1 + len(events))))
         )
@@ -163,7 +170,7 @@ class Log:
             # A retry, nearly always: some of the ids are there.
             yield Query("ROLLBACK TO SAVEPOINT append")
             indexes = yield from self._append_missing(session_id, events, last)
-        yield Query("RELEASE SAVEPOINT append")
+        yield _RELEASE
         last = max(last, *indexes)
         yield from self.writers.stored(session_id, last)
         return Appended(indexes, Known(last, known.deletions))
@@ -221,13 +228,7 @@ def event_values(event: SessionEvent, index: int) -> tuple[Any, ...]:
 
 def to_event(row: Row) -> SessionEvent:
     """Return the event of a row; its payload comes as bytes or as text."""
-    payload = row[6]
-    return SessionEvent(
-        row[0],
-        row[1],
-        row[2],
-        row[3],
-        row[4],
-        cast("Sender", row[5]),
-        payload if isinstance(payload, bytes) else payload.encode(),
-    )
+    event_id, index, session_id, time, connection_id, sender, payload = row
+    if not isinstance(payload, bytes):
+        payload = payload.encode()
+    return SessionEvent(event_id, index, session_id, time, connection_id, sender, payload)

@@ -9,6 +9,7 @@ Statements are templates: ``$1`` is a value, ``{name}`` a table or a fragment th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 __all__ = [
@@ -60,7 +61,8 @@ class Column(NamedTuple):
     optional: bool = False
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Table:
     """What an insert needs to know of a table.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
@@ -43,6 +43,11 @@ _TEXTS: Final = Table(
     ("key", "sequence"),
 )
 _ID: Final = columns("id integer")
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "blob": str.encode,
+    "bytes": bytes.fromhex,
+    "boolean": bool,
+}
 
 
 def _without_form(table_columns: Sequence[Column]) -> tuple[Column, ...]:
@@ -122,15 +127,9 @@ class SQLiteLedger:
             for name, kind, _ in table_columns
         ]
 
-    def value(self, column: Column, value: Any) -> Any:
-        """Return the value of a column that was selected as JSON."""
-        if value is None:
-            return None
-        if column.kind == "blob":
-            return value.encode()
-        if column.kind == "bytes":
-            return bytes.fromhex(value)
-        return bool(value) if column.kind == "boolean" else value
+    def converter(self, column: Column) -> Callable[[Any], Any] | None:
+        """Return what makes a value of one that was selected as JSON."""
+        return _CONVERTERS.get(column.kind)
 
     # The owner.
 
