@@ -77,7 +77,7 @@ class LedgerDialect(Protocol):
         """Return the text as the engine can hold it."""
         ...
 
-    def original(self, text: str) -> str:
+    def original(self, text: str, /) -> str:
         """Return the text that ``text`` was given."""
         ...
 
@@ -85,8 +85,12 @@ class LedgerDialect(Protocol):
         """Return what a ``{name:…}`` column is compared with."""
         ...
 
-    def place(self, key: int, number: int) -> tuple[Any, ...]:
-        """Return the first columns of an event or envelope."""
+    def event_values(self, row: EventRow) -> tuple[Any, ...]:
+        """Return an event as a row of its table; the last four are time, type, envelope and data."""
+        ...
+
+    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
+        """Return an envelope as a row; the last four are time, sender, connection_id and data."""
         ...
 
     def extent(self, key: int, after: int) -> tuple[Any, Any]:
@@ -158,15 +162,8 @@ class Ledger:
             PersistError: an event or envelope contradicts a stored one, or another server owns the store.
         """
         dialect = self._dialect
-        text, place = dialect.text, dialect.place
-        events = [
-            (*place(row.key, row.sequence), row.time, text(row.type), row.envelope, row.data)
-            for row in changes.events
-        ]
-        envelopes = [
-            (*place(row.key, row.index), row.time, row.sender, text(row.connection_id), row.data)
-            for row in changes.envelopes
-        ]
+        events = list(map(dialect.event_values, changes.events))
+        envelopes = list(map(dialect.envelope_values, changes.envelopes))
         snapshots = sorted(changes.snapshots, key=attrgetter("envelope"))
         inserts: list[Insert] = [
             self._insert(STORE_SESSIONS, _merged(changes.sessions)),
@@ -223,7 +220,7 @@ class Ledger:
             found = yield from read(key, first - 1, last - first + 1)
             stored = {row[0]: tuple(row)[1:] for row in found}
             for number, row in mine.items():
-                if stored.get(number, row) != row:
+                if stored.get(number) != row:
                     raise PersistError(
                         f"nothing was stored: session number {key} has another {what} {number}, "
                         "so two writers must be at work; stop one of them"

@@ -158,7 +158,10 @@ class Log:
         known = yield from self.writers.check(session_id, generation, known)
         if not events:
             return Appended([], known)
-        yield _SAVEPOINT
+        # One row is stored or not: there is nothing to undo.
+        several = len(events) > 1
+        if several:
+            yield _SAVEPOINT
         found = yield Query(_LAST_INDEX, (session_id,))
         last: int = max(known.last_index, found[0][0])
         stored = yield Insert(
@@ -168,9 +171,11 @@ class Log:
             indexes = list(range(last + 1, last + 1 + stored))
         else:
             # A retry, nearly always: some of the ids are there.
-            yield Query("ROLLBACK TO SAVEPOINT append")
+            if several:
+                yield Query("ROLLBACK TO SAVEPOINT append")
             indexes = yield from self._append_missing(session_id, events, last)
-        yield _RELEASE
+        if several:
+            yield _RELEASE
         last = max(last, *indexes)
         yield from self.writers.stored(session_id, last)
         return Appended(indexes, Known(last, known.deletions))

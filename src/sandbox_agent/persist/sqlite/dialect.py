@@ -84,6 +84,7 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
 _PARAMETER: Final = re.compile(r"\$(?=\d)")
 # The most rows of one statement; SQLite takes up to 32,766 values.
 _MOST_ROWS: Final = 512
+_decode_column: Final[Callable[[bytes], list[Any]]] = msgspec.json.Decoder(list[Any]).decode
 _decode: Final[Callable[[bytes], list[list[Any]]]] = msgspec.json.Decoder(list[list[Any]]).decode
 
 
@@ -165,16 +166,16 @@ def _insert_statement(table: Table, rows: int) -> str:
 def _select(connection: sqlite3.Connection, step: Select) -> list[list[Any]]:
     """Return all rows, fetched as one; binary data is joined and cut apart again."""
     columns, tail, values, data = step
-    cursor = connection.execute(_select_statement(tuple(columns), tail, data), values)
+    found = connection.execute(_select_statement(tuple(columns), tail, data), values).fetchone()
     if not data:
-        return _decode(cursor.fetchone()[0])
-    heads, joined = cursor.fetchone()
-    rows = _decode(heads)
+        return _decode(found[0]) if len(columns) > 1 else [[value] for value in _decode_column(found[0])]
+    rows, joined = _decode(found[0]), found[1]
     start = 0
     for row in rows:
         size = row[-1]
-        row[-1] = None if size is None else joined[start : start + size]
-        start += size or 0
+        if size is not None:
+            row[-1] = joined[start : start + size]
+            start += size
     return rows
 
 
@@ -184,12 +185,15 @@ def _select_statement(columns: tuple[str, ...], tail: str, data: str) -> str:
     selected = [f"{column} AS {alias}" for column, alias in zip(columns, aliases, strict=True)]
     joined = ""
     if data:
-        aliases.append("length(data)")
-        selected.append(f"{data} AS data")
-        joined = ", CAST(group_concat(coalesce(data, x''), '') AS BLOB)"
+        aliases.append("size")
+        selected += [f"length({data}) AS size", f"{data} AS data"]
+        joined = ", CAST(group_concat(data, '') AS BLOB)"
+    values = ", ".join(aliases)
+    if len(columns) > 1 or data:
+        values = f"json_array({values})"
     # A limit keeps the inner statement, and so its order, as it is.
     limit = "" if "LIMIT" in tail else " LIMIT -1"
     return render(
-        f"SELECT CAST(json_group_array(json_array({', '.join(aliases)})) AS BLOB){joined} "
+        f"SELECT CAST(json_group_array({values}) AS BLOB){joined} "
         f"FROM (SELECT {', '.join(selected)} {tail}{limit})"
     )

@@ -14,7 +14,7 @@ from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex
-from sandbox_agent.persist.store.rows import TextRow
+from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
 
 __all__ = [
     "TEXT_INDEX",
@@ -96,21 +96,18 @@ class SQLiteLedger:
 
     # Values.
 
-    def text(self, text: str) -> str:
-        """Return the text as SQLite can hold it: a lone surrogate becomes a question mark."""
-        return clean(text)
+    # A lone surrogate becomes a question mark.
+    text = staticmethod(clean)
+    name = staticmethod(clean)
+    original = staticmethod(str)
 
-    def original(self, text: str) -> str:
-        """Return the text as it was read."""
-        return text
+    def event_values(self, row: EventRow) -> tuple[Any, ...]:
+        """Return an event as a row of its table."""
+        return row_id(row.key, row.sequence), row.time, clean(row.type), row.envelope, row.data
 
-    def name(self, text: str) -> str:
-        """Return the name as it is stored."""
-        return clean(text)
-
-    def place(self, key: int, number: int) -> tuple[int]:
-        """Return the id of an event or envelope."""
-        return (row_id(key, number),)
+    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
+        """Return an envelope as a row of its table."""
+        return row_id(row.key, row.index), row.time, row.sender, clean(row.connection_id), row.data
 
     def extent(self, key: int, after: int) -> tuple[int, int]:
         """Return between which ids a session's rows are, after that number."""
