@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
-from tests.support.npm import PEERS, node_modules
+from tests.support.npm import BETTER_SQLITE, PUBLISHED_SDK, node_modules
 from tests.support.servers import ServerProcess, our_server, published_server, put_launcher
 
 from benchmarks.driver_rows import driver_rows
@@ -114,7 +114,6 @@ def turns(ours: ServerProcess, peer: ServerProcess, folder: Path, rounds: int) -
     """The SDKs end to end, each with its own server."""
     events, size = 20_000, 200
     script = Path(__file__).parent / "ts_turn.mjs"
-    modules = node_modules(PEERS)
     mine = [
         run(run_turn(ours.url, OURS, folder / f"turn-{number}.db", events=events, size=size))
         for number in range(rounds)
@@ -122,7 +121,8 @@ def turns(ours: ServerProcess, peer: ServerProcess, folder: Path, rounds: int) -
     command = [
         "node",
         str(script),
-        str(modules),
+        str(node_modules(PUBLISHED_SDK)),
+        str(node_modules(BETTER_SQLITE)),
         peer.url,
         PEER,
         str(folder / "ts.db"),

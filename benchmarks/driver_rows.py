@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.npm import PEERS, node_modules
+from tests.support.npm import BETTER_SQLITE, node_modules
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
 
@@ -153,7 +153,7 @@ def _better_sqlite(folder: Path) -> float:
     count = 3_000
     script = Path(__file__).parent / "sqlite_insert.mjs"
     file = folder / "better.db"
-    command = ["node", str(script), str(node_modules(PEERS)), str(file), str(count), str(KILOBYTE)]
+    command = ["node", str(script), str(node_modules(BETTER_SQLITE)), str(file), str(count), str(KILOBYTE)]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
     return count / answer["seconds"]
 

@@ -1,13 +1,13 @@
 // A long turn through the published TypeScript SDK with its SQLite driver: prints {seconds, stored}.
-//   node ts_turn.mjs NODE_MODULES BASE_URL AGENT DATABASE EVENTS SIZE
+//   node ts_turn.mjs NODE_MODULES NODE_MODULES_OF_BETTER_SQLITE BASE_URL AGENT DATABASE EVENTS SIZE
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 import path from "node:path";
 
 import { SQLiteDriver } from "../tests/support/node/sqlite_driver.mjs";
 
-const [modules, baseUrl, agent, database, events, size] = process.argv.slice(2);
-const require = createRequire(path.join(modules, "from-here.cjs"));
+const [modules, sqliteModules, baseUrl, agent, database, events, size] = process.argv.slice(2);
+const require = createRequire(path.join(sqliteModules, "from-here.cjs"));
 const { SandboxAgent } = await import(pathToFileURL(path.join(modules, "sandbox-agent/dist/index.js")).href);
 const persist = new SQLiteDriver(require("better-sqlite3"), database);
 persist.db.pragma("synchronous = FULL"); // SQLite's default, which the driver leaves as it is

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Shell
 from tests.support.fake_llm import FakeLlm
-from tests.support.npm import CLAUDE_AGENT, NpmMissingError, node_modules
+from tests.support.npm import CLAUDE_AGENT, npm_or_skip
 from tests.support.servers import put_launcher
 
 pytestmark = pytest.mark.agents
@@ -21,14 +20,7 @@ ENTRY = "@agentclientprotocol/claude-agent-acp/dist/index.js"
 @pytest.fixture(scope="module")
 def entry() -> Path:
     """The adapter; without npm the test is skipped, loudly."""
-    try:
-        return node_modules(CLAUDE_AGENT) / ENTRY
-    except NpmMissingError as error:
-        message = f"NOT TESTED: the demo on a real agent ({error})"
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
+    return npm_or_skip(CLAUDE_AGENT, "the demo on a real agent") / ENTRY
 
 
 def test_the_demo_runs_on_claude_code(shell: Shell, entry: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.leftovers import Leftovers
-from tests.support.npm import PEERS, NpmMissingError, node_modules
+from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
 from tests.support.servers import ServerProcess, our_server, published_server
 
 OURS, PUBLISHED = "our server", "the published server"
@@ -53,19 +52,6 @@ class RunningServer:
         return [update["content"]["text"] for update in said]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def npm_packages() -> Path:
-    """The published packages; without npm the tests of this folder are skipped, loudly."""
-    try:
-        return node_modules(PEERS)
-    except NpmMissingError as error:
-        message = f"NOT TESTED: compatibility with the published npm packages ({error})"
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
-
-
 @pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[RunningServer]:
     """A server; ours unless the test is parametrised with ``PUBLISHED``."""
@@ -76,6 +62,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[RunningS
     if ours:
         process, agent = our_server(tmp_path, "--store", f"sqlite:{tmp_path}/server.db", env=env), "mock"
     else:
+        npm_or_skip(PUBLISHED_SERVER, "compatibility with the published server")
         process, agent = published_server(tmp_path, env=env), "claude"
     with process:
         yield RunningServer(process, agent, leftovers, spoken)

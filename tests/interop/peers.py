@@ -24,7 +24,7 @@ from sandbox_agent import (
     SQLiteSessionPersistDriver,
 )
 from tests.interop.seen import Event, Seen
-from tests.support.npm import PEERS, node_modules
+from tests.support.npm import BETTER_SQLITE, PUBLISHED_SDK, npm_or_skip
 
 __all__ = ["PYTHON", "TYPESCRIPT", "Peer", "PeerError", "open_peer"]
 
@@ -127,7 +127,9 @@ async def open_peer(sdk: str, file: Path | None = None) -> AsyncGenerator[Peer]:
 
 @contextlib.asynccontextmanager
 async def _open_typescript(file: Path | None) -> AsyncGenerator[Peer]:
-    command = ["node", str(SCRIPT), str(node_modules(PEERS))]
+    command = ["node", str(SCRIPT), str(npm_or_skip(PUBLISHED_SDK, "compatibility with the published SDK"))]
+    if file is not None:
+        command.append(str(npm_or_skip(BETTER_SQLITE, "one SQLite file under both SDKs")))
     # Its stderr is the test's: what the SDK complains about is in a failure's report.
     async with (
         await anyio.open_process(command, stdin=subprocess.PIPE, stderr=sys.stderr.fileno()) as process,

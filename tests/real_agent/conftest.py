@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from tests.interop.leftovers import Leftovers
 from tests.support.fake_llm import FakeLlm
-from tests.support.npm import CLAUDE_AGENT, NpmMissingError, node_modules
+from tests.support.npm import CLAUDE_AGENT, npm_or_skip
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 ENTRY = "@agentclientprotocol/claude-agent-acp/dist/index.js"
@@ -42,14 +41,7 @@ class ClaudeServer:
 @pytest.fixture(scope="session")
 def claude_entry() -> Path:
     """The adapter's script; without npm the tests of this folder are skipped, loudly."""
-    try:
-        return node_modules(CLAUDE_AGENT) / ENTRY
-    except NpmMissingError as error:
-        message = f"NOT TESTED: a real agent behind the server ({error})"
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
+    return npm_or_skip(CLAUDE_AGENT, "a real agent behind the server") / ENTRY
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.server.talk import client_of, envelope, talk
-from tests.support.npm import NpmMissingError
+from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
 from tests.support.servers import ServerProcess, our_server, published_server, put_launcher
 
 pytestmark = pytest.mark.anyio
@@ -248,11 +248,8 @@ def test_our_server_answers_the_table(tmp_path: Path) -> None:
 
 
 def test_the_published_server_answers_the_same_table(tmp_path_factory: pytest.TempPathFactory) -> None:
-    try:
-        peer = published_server(tmp_path_factory.mktemp("published"))
-    except NpmMissingError as error:
-        pytest.skip(f"NOT COMPARED WITH THE PUBLISHED SERVER: {error}")
-    with peer:
+    npm_or_skip(PUBLISHED_SERVER, "the answers of the published server")
+    with published_server(tmp_path_factory.mktemp("published")) as peer:
         check(peer)
 
 

@@ -170,7 +170,7 @@ def published_server(
     """Return the published Rust server, with our mock agent as its ``claude``.
 
     Raises:
-        NpmMissingError: npm is not on PATH.
+        NpmMissingError: npm is not on PATH, or could not install it.
     """
     put_launcher(folder / "data", "claude", [sys.executable, "-m", "sandbox_agent.agents.mock"])
     port = free_port()

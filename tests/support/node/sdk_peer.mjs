@@ -1,7 +1,7 @@
 // The published TypeScript SDK, driven from outside: a command per line on stdin, and on stdout an answer per
 // command and a line for every event and permission request that the SDK's listeners are called with.
 //
-//   node sdk_peer.mjs NODE_MODULES
+//   node sdk_peer.mjs NODE_MODULES [NODE_MODULES_OF_BETTER_SQLITE]
 //   {"id": 1, "op": "connect", "args": {"baseUrl": "http://127.0.0.1:2468", "file": "s.db"}}
 //   {"id": 1, "result": null}   or   {"id": 1, "error": {"name", "message"}}
 //   {"event": {...}}, {"permission": {...}}
@@ -13,8 +13,9 @@ import readline from "node:readline";
 
 import { SQLiteDriver } from "./sqlite_driver.mjs";
 
-const modules = process.argv[2];
-const require = createRequire(path.join(modules, "from-here.cjs"));
+const [modules, sqliteModules] = process.argv.slice(2);
+const openSqlite = (file) =>
+  new SQLiteDriver(createRequire(path.join(sqliteModules, "from-here.cjs"))("better-sqlite3"), file);
 const entry = path.join(modules, "sandbox-agent", "dist", "index.js");
 const { InMemorySessionPersistDriver, SandboxAgent } = await import(pathToFileURL(entry).href);
 
@@ -43,7 +44,7 @@ const withSession = (work) => async ({ sessionId, ...args }) => {
 
 const operations = {
   async connect({ baseUrl, token, file }) {
-    persist ??= file ? new SQLiteDriver(require("better-sqlite3"), file) : new InMemorySessionPersistDriver();
+    persist ??= file ? openSqlite(file) : new InMemorySessionPersistDriver();
     sdk = await SandboxAgent.connect({ baseUrl, token, persist });
     listening.clear();
     return sdk.getHealth();
