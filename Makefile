@@ -41,9 +41,11 @@ quick: $(VENV)/.ready-dev ## the tests that need no server, npm or database: run
 	@$(PYTEST) $(PARALLEL) -q $(QUICK) $(ARGS)
 
 test: $(VENV)/.ready-dev ## all tests but the groups below (ARGS="-k name" for some, WORKERS=0 for one process)
+	@$(BIN)/python -m tests.support.npm test
 	@$(PYTEST) $(PARALLEL) $(ARGS)
 
 test-agents: $(VENV)/.ready-dev ## real agents behind the server, with a scripted model (npm)
+	@$(BIN)/python -m tests.support.npm agents
 	@scripts/test_group.sh agents $(PARALLEL) $(ARGS)
 
 test-sandboxes: $(VENV)/.ready-dev ## sandbox providers against the real thing

@@ -5,8 +5,15 @@ cd "$(dirname "$0")/.."
 
 group=${1:?usage: scripts/test_group.sh MARKER [pytest options]}
 shift
+wanted=$group
+if [ "$group" = soak ]; then
+    # What make test runs with short loops is run again with the full ones.
+    wanted="soak or loops"
+    export SOAK=${SOAK:-1}
+    set -- -o timeout=$((240 * SOAK)) "$@"
+fi
 status=0
-"${VENV:-.venv}/bin/python" -m pytest -m "$group" "$@" || status=$?
+"${VENV:-.venv}/bin/python" -m pytest -m "$wanted" "$@" || status=$?
 # 5: no test has this marker.
 if [ "$status" = 5 ]; then
     echo "test-$group: there are no tests with the marker '$group' yet"

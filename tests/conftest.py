@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
+from tests.support.leaks import checked_loop, pytest_collection_finish, pytest_runtest_teardown
 from tests.support.postgres import own_postgres, postgres, postgres_dsn
 from tests.support.redis import foreign_redis, redis_server, redis_url
 from tests.support.requiring import pytest_make_collect_report, pytest_runtest_makereport
@@ -18,9 +20,11 @@ __all__ = [
     "own_postgres",
     "postgres",
     "postgres_dsn",
+    "pytest_collection_finish",
     "pytest_configure",
     "pytest_make_collect_report",
     "pytest_runtest_makereport",
+    "pytest_runtest_teardown",
     "pytest_xdist_auto_num_workers",
     "redis_server",
     "redis_url",
@@ -41,6 +45,6 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
+def anyio_backend() -> tuple[str, dict[str, Any]]:
     """The server and the SDK run on asyncio."""
-    return "asyncio"
+    return "asyncio", {"loop_factory": checked_loop}

@@ -14,6 +14,58 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SECONDS = 60
 CONFTEST = "from tests.conftest import *\n"
+LEAKS = """
+    import asyncio
+    import os
+    import subprocess
+
+    import pytest
+
+    async def sleep_forever():
+        await asyncio.Event().wait()
+
+    async def fail():
+        raise ValueError("late")
+
+    @pytest.mark.anyio
+    async def test_task():
+        asyncio.get_running_loop().create_task(sleep_forever())
+
+    @pytest.mark.anyio
+    async def test_error_of_a_task():
+        task = asyncio.get_running_loop().create_task(fail())
+        await asyncio.sleep(0)
+        task.again = task
+
+    def test_file():
+        file = open(os.devnull)
+        cycle = [file]
+        cycle.append(cycle)
+
+    def test_file_in_a_fixture(tmp_path_factory, leaky):
+        assert leaky
+
+    @pytest.fixture
+    def leaky():
+        return open(os.devnull)
+
+    @pytest.mark.anyio
+    async def test_pipe():
+        reader, _writer = os.pipe()
+        await asyncio.get_running_loop().connect_read_pipe(asyncio.Protocol, os.fdopen(reader))
+
+    def test_process():
+        subprocess.Popen(["sleep", "0.1"])
+
+    def test_failed():
+        file = open(os.devnull)
+        assert False
+
+    @pytest.mark.anyio
+    async def test_clean():
+        task = asyncio.get_running_loop().create_task(sleep_forever())
+        task.cancel()
+"""
 
 
 def run_pytest(folder: Path, source: str, *options: str, **environment: str) -> dict[str, set[str]]:
@@ -41,6 +93,32 @@ def run_pytest(folder: Path, source: str, *options: str, **environment: str) -> 
         outcomes.setdefault(outcome, set()).add(name)
     assert outcomes, done.stdout + done.stderr
     return outcomes
+
+
+@pytest.fixture(scope="module")
+def leaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    return run_pytest(tmp_path_factory.mktemp("leaks"), LEAKS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_task",
+        "test_error_of_a_task",
+        "test_file",
+        "test_file_in_a_fixture",
+        "test_pipe",
+        "test_process",
+        "test_failed",
+    ],
+)
+def test_a_test_that_leaks_fails_itself(leaks: dict[str, set[str]], name: str) -> None:
+    assert name in leaks["ERROR"] | leaks["FAILED"]
+
+
+def test_a_test_after_one_that_leaks_does_not_fail(leaks: dict[str, set[str]]) -> None:
+    assert "test_clean" in leaks["PASSED"]
+    assert "test_clean" not in leaks["ERROR"] | leaks["FAILED"]
 
 
 SKIPS = """

@@ -20,15 +20,16 @@ from sandbox_agent.engine.sse import SseDecoder
 from sandbox_agent.wire.universal import encode_event
 from tests.chaos.chats import Chat, JsonObject, Life, user_texts
 from tests.server.talk import client_of
+from tests.support.effort import SOAK, repeats
 from tests.support.servers import our_server, put_launcher
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
-
-SECONDS = 85
-KILLS = 20
+SECONDS = 85 * max(1, SOAK)
+KILLS = repeats(4, 20)
 SESSIONS = 8
 # How often a polling viewer asks.
 POLL_SECONDS = 0.05
+
+pytestmark = [pytest.mark.anyio, pytest.mark.loops, pytest.mark.timeout(65 + SECONDS)]
 
 
 class Crowd:
@@ -273,7 +274,7 @@ async def test_all_viewers_hold_the_same_log_however_often_the_server_is_killed(
                     assert {turn["state"] for turn in turns} <= {"done", "interrupted"}
     print(f"{crowd.seen} events seen; turns: {dict(reasons)}; {answerer.answered} permissions given")
     assert "goes on without what was open" not in (tmp_path / "server.log").read_text()
-    assert reasons["interrupted"] >= 5  # it was busy
+    assert reasons["interrupted"] >= KILLS // 4  # it was busy
     assert reasons["end_turn"] >= KILLS
     assert set(reasons) == {"interrupted", "end_turn"}
     sent = Counter(

@@ -15,11 +15,12 @@ import pytest
 
 from tests.chaos.chats import Chat, JsonObject, user_texts
 from tests.server.talk import client_of
+from tests.support.effort import repeats
 from tests.support.servers import ServerProcess, our_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops]
 
-ROUNDS = 60
+ROUNDS = repeats(15, 60)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ async def test_a_cancel_that_races_the_end_of_a_turn_leaves_one_end(server: Serv
 async def test_a_delete_during_a_turn_leaves_nothing_and_frees_the_name(server: ServerProcess) -> None:
     rng = random.Random(3)
     async with client_of(server) as client:
-        for number in range(12):
+        for number in range(repeats(4, 12)):
             chat = Chat(client, "deleted")
             text = ("stall", "burst 20000 50", "permission", "stream 500 2", "deaf", "tool")[number % 6]
             ended: list[str] = []

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sandbox_agent.engine.feed import Feed, FeedMemory, Slice
 from sandbox_agent.engine.sse import SseDecoder
 from sandbox_agent.server.agents.spill import MemorySpill, Spiller
+from tests.support.effort import repeats
 
 NAMES = ["", "ann", "bob"]
 
@@ -189,5 +190,5 @@ class FeedMachine(RuleBasedStateMachine):
         self.each_viewer_saw_exactly_its_events_up_to_its_cursor()
 
 
-TestFeedMachine = FeedMachine.TestCase
-TestFeedMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFeedMachine = pytest.mark.loops(FeedMachine.TestCase)
+TestFeedMachine.settings = settings(max_examples=repeats(20, 60), stateful_step_count=40, deadline=None)

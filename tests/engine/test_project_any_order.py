@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
+from tests.support.effort import repeats
 
 from .test_project_checks import (
     agent,
@@ -89,7 +91,8 @@ def fold(envelopes: list[tuple[str, bytes]], resume_at: int) -> list[UniversalEv
 
 
 @given(st.lists(ENVELOPES, max_size=30), st.integers(0, 30))
-@settings(max_examples=300, deadline=None)
+@pytest.mark.loops
+@settings(max_examples=repeats(100, 300), deadline=None)
 def test_any_envelopes_in_any_order_become_whole_items(envelopes: list[tuple[str, bytes]], resume_at: int):
     events = fold(envelopes, -1)
     check(events)
@@ -99,7 +102,8 @@ def test_any_envelopes_in_any_order_become_whole_items(envelopes: list[tuple[str
 
 
 @given(st.lists(ENVELOPES, max_size=30))
-@settings(max_examples=200, deadline=None)
+@pytest.mark.loops
+@settings(max_examples=repeats(60, 200), deadline=None)
 def test_nothing_is_open_when_the_last_turn_ends(envelopes: list[tuple[str, bytes]]):
     projector = Projector("s")
     for sender, envelope in envelopes:

@@ -23,6 +23,7 @@ from sandbox_agent.testing.drivers import (
     make_session,
 )
 from sandbox_agent.wire.records import ListPage
+from tests.support.effort import repeats
 
 pytestmark = pytest.mark.anyio
 KEY = "_sandboxAgentPersist"
@@ -85,8 +86,8 @@ class SavedStateMachine(DriverMachine):
         return RivetSessionPersistDriver(context, save=context.save)
 
 
-TestSavedStateMachine = SavedStateMachine.TestCase
-TestSavedStateMachine.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+TestSavedStateMachine = pytest.mark.loops(SavedStateMachine.TestCase)
+TestSavedStateMachine.settings = settings(max_examples=repeats(6, 20), stateful_step_count=25, deadline=None)
 
 
 async def test_state_has_the_shape_of_the_typescript_driver() -> None:

@@ -11,6 +11,7 @@ from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
 from tests.docs.pages import ROOT, snippets
+from tests.support.effort import repeats
 
 pytestmark = pytest.mark.anyio
 
@@ -58,5 +59,5 @@ class PageMachine(DriverMachine):
         return make(self.table)
 
 
-TestMachineOfThePage = PageMachine.TestCase
-TestMachineOfThePage.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestMachineOfThePage = pytest.mark.loops(PageMachine.TestCase)
+TestMachineOfThePage.settings = settings(max_examples=repeats(5, 15), stateful_step_count=20, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 from hypothesis import settings
 
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -11,6 +12,9 @@ from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
 from tests.persist.test_conformance import FiveMethodDriver
+from tests.support.effort import repeats
+
+pytestmark = pytest.mark.loops
 
 
 class InMemoryMachine(DriverMachine):
@@ -48,10 +52,12 @@ class SQLiteInMemoryMachine(DriverMachine):
 
 
 TestInMemoryMachine = InMemoryMachine.TestCase
-TestInMemoryMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestInMemoryMachine.settings = settings(max_examples=repeats(10, 30), stateful_step_count=30, deadline=None)
 TestFiveMethodMachine = FiveMethodMachine.TestCase
-TestFiveMethodMachine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestFiveMethodMachine.settings = settings(max_examples=repeats(5, 15), stateful_step_count=25, deadline=None)
 TestSQLiteMachine = SQLiteMachine.TestCase
-TestSQLiteMachine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestSQLiteMachine.settings = settings(max_examples=repeats(5, 15), stateful_step_count=25, deadline=None)
 TestSQLiteInMemoryMachine = SQLiteInMemoryMachine.TestCase
-TestSQLiteInMemoryMachine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestSQLiteInMemoryMachine.settings = settings(
+    max_examples=repeats(5, 15), stateful_step_count=25, deadline=None
+)

@@ -17,14 +17,15 @@ from tests.chaos.chats import Chat, JsonObject, user_texts
 from tests.persist.store.making import filled
 from tests.server.talk import client_of
 from tests.support.databases import Database, database
+from tests.support.effort import SOAK, repeats
 from tests.support.servers import ServerProcess, our_server
 
 __all__ = ["database"]
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 60
-KILLS = 5
+SECONDS = 60 * max(1, SOAK)
+KILLS = repeats(2, 5)
 
 
 def server_of(folder: Path, database: Database, *options: str) -> ServerProcess:
@@ -32,6 +33,7 @@ def server_of(folder: Path, database: Database, *options: str) -> ServerProcess:
     return our_server(folder, *options, env={"SANDBOX_AGENT_STORE": database.url})
 
 
+@pytest.mark.loops
 async def test_sessions_are_whole_however_often_the_server_is_killed(
     tmp_path: Path, database: Database
 ) -> None:

@@ -18,6 +18,8 @@ from sandbox_agent.wire.records import ListPage, SessionEvent
 from tests.persist.encrypted.conftest import KEY, OTHER_KEY, Interrupted
 
 pytestmark = pytest.mark.anyio
+# The stores that refuse an older writer.
+FENCED = pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
 
 THIRD_KEY = b"3" * 32
 
@@ -82,9 +84,8 @@ async def test_two_processes_that_begin_a_session_at_once_lose_nothing(
             assert record.modes == {"by": "other"}
 
 
+@FENCED
 async def test_many_drivers_that_begin_a_session_at_once_lose_nothing(store: SessionPersistDriver) -> None:
-    if Capability.FENCE not in store.capabilities:
-        pytest.skip("the driver can refuse nobody")
     drivers = [EncryptedSessionPersistDriver(store, key=KEY) for _ in range(8)]
 
     async def write(driver: EncryptedSessionPersistDriver, name: str) -> None:
@@ -172,9 +173,8 @@ async def test_a_writer_goes_on_while_keys_are_rotated(store: SessionPersistDriv
     assert ids(await all_events(reader, "s")) == [f"e{number}" for number in range(1, count + 1)]
 
 
+@FENCED
 async def test_a_rotation_that_an_erasure_overtakes_brings_no_key_back(store: SessionPersistDriver) -> None:
-    if Capability.FENCE not in store.capabilities:
-        pytest.skip("the driver can refuse nobody")
     driver = EncryptedSessionPersistDriver(store, key=KEY)
     await driver.update_session(make_session("s"))
     for point in range(3):
@@ -297,9 +297,8 @@ async def test_what_is_written_while_the_session_is_erased_can_be_read_or_is_ref
     assert ids(await all_events(EncryptedSessionPersistDriver(store, key=KEY), "s"))[-1] == "newer"
 
 
+@FENCED
 async def test_the_writer_of_an_erased_session_is_refused(store: SessionPersistDriver) -> None:
-    if Capability.FENCE not in store.capabilities:
-        pytest.skip("the driver can refuse nobody")
     writer = EncryptedSessionPersistDriver(store, key=KEY)
     generation = await writer.claim_session("s")
     await writer.append_events("s", [make_event("a")], generation=generation)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
+from tests.support.effort import repeats
 from tests.support.postgres import PostgresServer
 
 
@@ -35,7 +36,10 @@ def _database(postgres: PostgresServer) -> Iterator[None]:
     postgres.drop_database(PostgresMachine.dsn)
 
 
-TestPostgresMachine = PostgresMachine.TestCase
+TestPostgresMachine = pytest.mark.loops(PostgresMachine.TestCase)
 TestPostgresMachine.settings = settings(
-    max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=repeats(4, 10),
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )

@@ -10,6 +10,7 @@ from hypothesis import settings
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.testing.driver_machine import DriverMachine
+from tests.support.effort import repeats
 from tests.support.redis import RedisServer
 
 
@@ -28,8 +29,8 @@ class RedisMachine(DriverMachine):
             super()._append(session_id, event_ids, text, generation)
 
 
-TestRedisMachine = RedisMachine.TestCase
-TestRedisMachine.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestRedisMachine = pytest.mark.loops(RedisMachine.TestCase)
+TestRedisMachine.settings = settings(max_examples=repeats(6, 20), stateful_step_count=30, deadline=None)
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,16 @@ from tests.persist.store.suite import MeasuredStore, Opener, SessionStoreSuite
 pytestmark = pytest.mark.anyio
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "opener" in metafunc.fixturenames:
+        # A test that opens its store again needs a file: an in-memory store ends when it is closed.
+        reopens = "opener" in metafunc.function.__code__.co_varnames
+        metafunc.parametrize("opener", ["file"] if reopens else ["file", "memory"], indirect=True)
+
+
 class TestSQLiteStore(SessionStoreSuite):
-    @pytest.fixture(params=["file", "memory"])
+    @pytest.fixture
     def opener(self, request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-        if request.param == "memory" and "opener" in request.node.function.__code__.co_varnames:
-            pytest.skip("what is in memory is gone when it is closed")
         place = tmp_path / "store.db" if request.param == "file" else ":memory:"
 
         def open_it() -> AbstractAsyncContextManager[MeasuredStore]:

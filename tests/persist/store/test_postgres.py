@@ -19,6 +19,7 @@ from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
 from tests.persist.store.machine import StoreMachine
 from tests.persist.store.making import TIME, filled, permission, sequences, session, turn
 from tests.persist.store.suite import MeasuredStore, Opener, SessionStoreSuite
+from tests.support.effort import repeats
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -59,10 +60,11 @@ class PostgresMachine(StoreMachine):
         self.server.drop_database(self.dsn)
 
 
+@pytest.mark.loops
 def test_store_does_what_a_plain_model_does(postgres: PostgresServer) -> None:
     PostgresMachine.server = postgres
     run_state_machine_as_test(
-        PostgresMachine, settings=settings(max_examples=12, stateful_step_count=25, deadline=None)
+        PostgresMachine, settings=settings(max_examples=repeats(4, 12), stateful_step_count=25, deadline=None)
     )
 
 

@@ -13,6 +13,7 @@ from sandbox_agent.persist.store import SessionStore
 from tests.persist.store.machine import StoreMachine
 from tests.persist.store.redis_opening import opened_redis, opener_of
 from tests.persist.store.suite import Opener, SessionStoreSuite
+from tests.support.effort import repeats
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +37,7 @@ class TestRedis62Store(SessionStoreSuite):
         return opener_of(old_redis.fresh_url())
 
 
+@pytest.mark.loops
 def test_store_holds_what_a_plain_model_holds_through_any_calls(redis_server: RedisServer) -> None:
     class RedisMachine(StoreMachine):
         def __init__(self) -> None:
@@ -46,5 +48,5 @@ def test_store_holds_what_a_plain_model_holds_through_any_calls(redis_server: Re
             return opened_redis(self.url)
 
     run_state_machine_as_test(
-        RedisMachine, settings=settings(max_examples=30, stateful_step_count=25, deadline=None)
+        RedisMachine, settings=settings(max_examples=repeats(8, 30), stateful_step_count=25, deadline=None)
     )

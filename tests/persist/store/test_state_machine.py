@@ -7,11 +7,15 @@ import tempfile
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from sandbox_agent.persist.store import SessionStore
 from tests.persist.store.machine import StoreMachine
 from tests.persist.store.making import opened
+from tests.support.effort import repeats
+
+pytestmark = pytest.mark.loops
 
 
 class SQLiteMachine(StoreMachine):
@@ -28,4 +32,4 @@ class SQLiteMachine(StoreMachine):
 
 
 TestSessionStore = SQLiteMachine.TestCase
-TestSessionStore.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestSessionStore.settings = settings(max_examples=repeats(8, 30), stateful_step_count=25, deadline=None)
