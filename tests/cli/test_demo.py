@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_agent.cli.demo_count import Count
+from sandbox_agent.cli.demo import events_agree
 from sandbox_agent.wire.records import SessionEvent
 from tests.cli.conftest import Shell
 
@@ -39,7 +39,7 @@ def event(index: int, payload: bytes = b"{}", sender: str = "agent") -> SessionE
 
 def test_the_count_agrees_when_all_three_are_the_same() -> None:
     events = [event(1, b"1"), event(2, b"2"), event(3, b"mine", "client")]
-    assert Count.of([b"1", b"2"], events, events).agrees
+    assert events_agree([b"1", b"2"], events, events)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_count_agrees_when_all_three_are_the_same() -> None:
 def test_the_count_differs_when_one_of_them_does(
     sent: list[bytes], stored: list[SessionEvent], seen: list[SessionEvent]
 ) -> None:
-    assert not Count.of(sent, stored, seen).agrees
+    assert not events_agree(sent, stored, seen)
 
 
 def test_the_demo_names_the_agent_that_is_not_there(shell: Shell) -> None:

@@ -33,7 +33,7 @@ def test_the_server_loads_nothing_of_the_sdk(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn", "sandbox_agent.server", "sandbox_agent.agents"])
 def test_the_other_commands_load_nothing_of_the_server(module: str) -> None:
-    statement = "import sandbox_agent.cli.one_turn, sandbox_agent.cli.demo_story, sandbox_agent.cli.stored"
+    statement = "import sandbox_agent.cli.run, sandbox_agent.cli.demo, sandbox_agent.cli.sessions"
     assert module not in loaded_by(statement)
 
 

@@ -169,7 +169,7 @@ def test_a_mirror_ends_in_good_order_when_it_is_interrupted(
     ("into", "code", "said"),
     [
         ("mysql://:secret@host/db", 64, "no store is known for 'mysql:'"),
-        ("memory", 64, "can't be made into 'memory'"),
+        ("memory", 64, "can't mirror into 'memory'"),
         ("redis://:secret@127.0.0.1:1/0", 74, "can't be reached"),
         ("postgres://u:secret@127.0.0.1:1/db", 74, "127.0.0.1:1"),
     ],

@@ -189,8 +189,8 @@ def test_a_server_that_is_not_there_is_one_line_at_once(shell: Shell, words: tup
         (("api", "sessions", "create", "s"), "Missing option '--agent'"),
         (("api", "sessions", "send-message", "s", "-m", " "), "the message is empty"),
         (("api", "sessions", "reply-permission", "s", "p", "-r", "maybe"), "'maybe' is not one of"),
-        (("api", "sessions", "reply-question", "s", "q", "-a", "yes"), "--answers is no JSON array"),
-        (("search", "word", "--since", "soon"), "'soon' is no moment"),
+        (("api", "sessions", "reply-question", "s", "q", "-a", "yes"), "--answers must be a JSON array"),
+        (("search", "word", "--since", "soon"), "invalid time 'soon'"),
         (("tail", "s", "--endpoint", "ftp://host"), "is no HTTP address"),
     ],
 )

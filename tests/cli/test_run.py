@@ -49,7 +49,7 @@ def test_run_writes_envelopes_when_json_is_wanted(shell: Shell) -> None:
 def test_run_rejects_a_permission_and_says_so_when_there_is_no_terminal(shell: Shell) -> None:
     done = shell.run("run", "permission", "-a", "mock")
     assert done.returncode == 0
-    assert "rejected, there is no terminal to ask on (--yes allows)" in done.stderr
+    assert "rejected, no terminal to ask on (use --yes to allow)" in done.stderr
     assert "hello.txt is not written" in done.stdout
 
 
@@ -129,7 +129,7 @@ def test_ctrl_c_cancels_the_turn(shell: Shell) -> None:
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=SECONDS)
     assert child.returncode == 130
-    assert b"cancelling; Ctrl-C again ends it at once" in said
+    assert b"cancelling; press Ctrl-C again to end immediately" in said
     assert b"stopped: cancelled" in said
     (record,) = json.loads(shell.run("sessions", "list", "--store", "s.db", "--json").stdout)["items"]
     last = shell.run("sessions", "export", record["id"], "--store", "s.db").stdout.splitlines()[-1]
@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_ends_an_agent_that_ignores_the_first(shell: Shell) -> N
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=SECONDS)
     assert child.returncode == 130
-    assert b"ended at once" in said
+    assert b"ended immediately" in said
     shell.leftovers.wait()
 
 
@@ -214,7 +214,7 @@ def test_run_asks_for_a_permission_on_the_terminal(shell: Shell, answer: bytes, 
     assert outcome in said
 
 
-def test_run_colours_a_terminal_unless_no_color_is_set(shell: Shell) -> None:
+def test_run_colors_a_terminal_unless_no_color_is_set(shell: Shell) -> None:
     code, coloured = Terminal(shell, "run", "tool", "-a", "mock").end()
     assert code == 0
     assert b"\x1b[32mtool   Read hello.txt: completed" in coloured

@@ -71,7 +71,7 @@ def test_sessions_go_into_a_file_and_out_of_it(store: Path, shell: Shell, tmp_pa
     assert done.stderr == f"imported 3 sessions, 10 events into {target}\n"
     assert anyio.run(read, target) == anyio.run(read, store)
     again = shell.run("sessions", "import", "-", "--into", f"sqlite:{target}", stdin=exported.read_text())
-    assert again.stderr == f"imported 3 sessions, 0 events into {target}; 10 more were there already\n"
+    assert again.stderr == f"imported 3 sessions, 0 events into {target}; 10 more were already there\n"
     assert anyio.run(read, target) == anyio.run(read, store)
 
 
@@ -88,7 +88,7 @@ def test_an_export_says_which_sessions(store: Path, shell: Shell, tmp_path: Path
     for words in ([], ["a", "--all"]):
         done = shell.run("sessions", "export", *words, "--store", store)
         assert done.returncode == 2
-        assert "name sessions, or give --all" in done.stderr
+        assert "pass session ids or --all" in done.stderr
     target = tmp_path / "out"
     done = shell.run("sessions", "export", "a", "nobody", "--store", store, "-o", target)
     assert done.returncode == 66
@@ -106,7 +106,7 @@ def test_events_alone_are_imported_for_an_agent_that_is_named(
     assert listed[1].split()[:2] == ["a", "mock"]
 
 
-def test_a_damaged_export_is_told_by_its_line(store: Path, shell: Shell, tmp_path: Path) -> None:
+def test_a_damaged_export_is_reported_with_its_line(store: Path, shell: Shell, tmp_path: Path) -> None:
     lines = shell.run("sessions", "export", "--all", "--store", store).stdout.splitlines()
     broken = "\n".join([*lines[:3], lines[3][:-9], *lines[4:]])
     done = shell.run("sessions", "import", "-", "--into", tmp_path / "to.db", stdin=broken)
@@ -115,7 +115,7 @@ def test_a_damaged_export_is_told_by_its_line(store: Path, shell: Shell, tmp_pat
     assert "the 2 events in the lines before it are in the store" in done.stderr
     done = shell.run("sessions", "import", "-", "--into", tmp_path / "to.db", stdin="\n".join(lines[:-1]))
     assert "1 more" not in done.stderr
-    assert done.stderr.endswith("the export has no last line: it may have been cut off\n")
+    assert done.stderr.endswith("the export has no final line: it may be truncated\n")
     assert anyio.run(read, tmp_path / "to.db") == anyio.run(read, store)
 
 
@@ -204,8 +204,8 @@ def test_two_moves_at_once_end_with_each_event_once(shell: Shell, tmp_path: Path
     expected = anyio.run(read, source)
     both = [shell.start("sessions", "move", "--from", source, "--to", target, "--keep") for _ in range(2)]
     for process in both:
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 0, told
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
     assert anyio.run(read, target) == expected
 
 
@@ -250,6 +250,6 @@ def test_file_of_a_server_is_refused_before_anything_is_done(
     done = shell.run(*words, f"{prefix}server.db", env={KEY_VARIABLE: KEY})
     assert done.returncode == 64
     assert done.stdout == ""
-    assert "server.db' is a server's own store, which alone writes it" in done.stderr
+    assert "server.db' is a server's own store, which only that server may write" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert anyio.run(read, store) == before

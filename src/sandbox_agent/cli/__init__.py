@@ -1,3 +1,3 @@
-"""Commands: one file per command group, imported when they are run."""
+"""The ``sandbox-agent`` command: one module per command or command group, imported when the command runs."""
 
 __all__: list[str] = []

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CANCELLED", "EXIT_CODES", "KILLED", "OTHER_STOP", "exit_code"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "OTHER_STOP", "exit_code"]
 
-CANCELLED: Final = 130
-KILLED: Final = 137
-# 2 is a wrong command line, as everywhere.
+# As in shells: 128 and the number of SIGINT.
+INTERRUPTED: Final = 130
+# 2 is a wrong command line, as in other programs.
 EXIT_CODES: Final = {
     "end_turn": 0,
     "max_tokens": 3,
     "max_turn_requests": 4,
     "refusal": 5,
-    "cancelled": CANCELLED,
+    "cancelled": INTERRUPTED,
 }
 OTHER_STOP: Final = 6
 
 
 def exit_code(stop_reason: str) -> int:
-    """Return the exit code for ACP's ``stopReason``; one for all reasons that are not known here."""
+    """Return the exit code for ACP's ``stopReason``. All unknown reasons share one."""
     return EXIT_CODES.get(stop_reason, OTHER_STOP)

@@ -1,4 +1,4 @@
-"""Logging: text or JSON lines on stderr, without secrets."""
+"""Logging to stderr, as text or JSON lines, without secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REDACTED = "[redacted]"
 
 
 class _Redacting(logging.Formatter):
-    """Takes the secrets out of whatever is logged, tracebacks included."""
+    """Replaces secrets in all output, tracebacks included."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -45,12 +45,12 @@ class _Json(_Redacting):
 
 
 def configure_logging(level: str, log_format: str, *, secrets: Sequence[str] = ()) -> None:
-    """Send the program's log to stderr.
+    """Log to stderr.
 
     Args:
-        level: one of LOG_LEVELS.
-        log_format: one of LOG_FORMATS.
-        secrets: strings that must not appear in it.
+        level: One of ``LOG_LEVELS``.
+        log_format: One of ``LOG_FORMATS``.
+        secrets: Strings to redact.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(secrets) if log_format == "json" else _Redacting(secrets))

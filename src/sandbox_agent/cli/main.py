@@ -14,18 +14,18 @@ __all__ = ["COMMANDS", "Entry", "cli", "main"]
 
 
 class Entry(NamedTuple):
-    """A command: where it lives, and what the list of commands says of it."""
+    """A command: its module and variable, and its line in the list of commands."""
 
     where: str
     help: str
 
 
-# A command is imported when it is run or helped with; the list of them imports none.
+# A command's module is imported when the command runs or shows its help. The list of commands imports none.
 COMMANDS: Final = {
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
-    "demo": Entry("sandbox_agent.cli.demo:demo", "Show the main job: a session outlives its killed server."),
+    "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
-    "run": Entry("sandbox_agent.cli.run:run", "Give an agent one prompt and stream what it does."),
+    "run": Entry("sandbox_agent.cli.run:run", "Run one prompt and stream the agent's output."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
     "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show, export and move stored sessions."),
@@ -50,14 +50,14 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(None, "--version", "-V", package_name="sandbox-agent-py")
 def cli() -> None:
     """Run coding agents in sandboxes, and never lose an event."""
 
 
 def main() -> None:
-    """Run the command; an error of ours is one line on stderr and an exit code of the table's."""
+    """Run the command. An error of this package becomes one line on stderr and an exit code of ``TABLE``."""
     try:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:

@@ -1,41 +1,39 @@
-"""Commands that talk to a running server: their options, and the client that they use."""
+"""What commands that use a running server share: their options, and the connection."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from sandbox_agent.cli.exit_codes import INTERRUPTED
 
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
-__all__ = ["DEFAULT_ENDPOINT", "Remote", "remote_options", "run_remote"]
-
-DEFAULT_ENDPOINT: Final = "http://127.0.0.1:2468"
-_INTERRUPTED: Final = 130
+__all__ = ["Remote", "remote_options", "run_remote"]
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A server: its address, and its token where it has one."""
+    """The address of a server, and its token or None."""
 
     endpoint: str
     token: str | None
 
 
 def remote_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a server; it takes them as ``remote``."""
+    """Add the options of a server to a command. It receives them as ``remote``."""
 
     @click.option(
         "--endpoint",
         "-e",
-        default=DEFAULT_ENDPOINT,
-        show_default=True,
+        default="http://127.0.0.1:2468",
         metavar="URL",
-        help="The server's address.",
+        help="Address of the server.",
     )
     @click.option(
         "--token",
@@ -43,7 +41,7 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
         envvar="SANDBOX_AGENT_TOKEN",
         show_envvar=True,
         metavar="TOKEN",
-        help="The server's bearer token.",
+        help="Bearer token of the server.",
     )
     @functools.wraps(command)
     def with_remote(*args: Any, endpoint: str, token: str | None, **options: Any) -> None:
@@ -53,13 +51,13 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, Any, None]]) -> None:
-    """Run work with the server's sessions; Ctrl-C ends it with 130, as shells have it."""
+    """Run the work with the server's sessions. Ctrl-C ends it with exit code 130."""
     import asyncio
 
     from sandbox_agent.cli.logs import configure_logging
     from sandbox_agent.client.agent import SandboxAgent
 
-    async def connected() -> None:
+    async def connect_and_work() -> None:
         try:
             sdk = await SandboxAgent.connect(
                 base_url=remote.endpoint, token=remote.token, skip_health_check=True
@@ -71,6 +69,6 @@ def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, A
 
     configure_logging("warning", "text", secrets=[remote.token] if remote.token else [])
     try:
-        asyncio.run(connected())
+        asyncio.run(connect_and_work())
     except KeyboardInterrupt:
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None

@@ -1,23 +1,43 @@
-"""``sandbox-agent run``."""
+"""``sandbox-agent run``: a server, a session and one turn."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
-from sandbox_agent.cli.exit_codes import EXIT_CODES, OTHER_STOP
-from sandbox_agent.cli.stores import store_option
+from sandbox_agent.cli.event_printer import EventPrinter
+from sandbox_agent.cli.exit_codes import EXIT_CODES, OTHER_STOP, exit_code
+from sandbox_agent.cli.logs import configure_logging
+from sandbox_agent.cli.permission_prompt import PermissionPrompt
+from sandbox_agent.cli.read_progress import ReadProgress
+from sandbox_agent.cli.signals import Interrupts, handle_interrupts
+from sandbox_agent.cli.stores import open_store, store_option
+from sandbox_agent.cli.terminal import Screen
+from sandbox_agent.client.agent import SandboxAgent
+from sandbox_agent.client.session import Session
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.providers.local import local
 
 __all__ = ["run"]
 
+# Without a store, events are kept for this turn only. This many suffice for a slow reader.
+_KEPT_EVENTS: Final = 65_536
 _CODES = "\n".join(f"  {code:<4} {reason}" for reason, code in EXIT_CODES.items())
 _EPILOG = f"""\b
 Exit codes, by the agent's stop reason:
 {_CODES}
   {OTHER_STOP:<4} another stop reason
-  2    a wrong command line; errors have the codes of docs/errors.md
+  2    a wrong command line; for errors see docs/errors.md
 
 \b
 Examples:
@@ -28,60 +48,132 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("prompt")
-@click.option("--agent", "-a", required=True, metavar="ID", help="Which agent: mock, claude, codex, ...")
+@click.option("--agent", "-a", required=True, metavar="ID", help="Agent id: mock, claude, codex, ...")
 @click.option(
     "--cwd",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the agent works; default: here.",
+    help="Working directory of the agent. Default: the current directory.",
 )
-@click.option("--model", metavar="ID", help="Which model, as the agent calls it.")
-@click.option("--mode", metavar="ID", help="Which mode, as the agent calls it.")
-@click.option("--thought-level", metavar="ID", help="How much it thinks, as the agent calls it.")
-@click.option("--yes", "-y", is_flag=True, help="Allow every tool call that asks.")
-@click.option("--json", "as_json", is_flag=True, help="Write the turn's ACP envelopes, one a line.")
+@click.option("--model", metavar="ID", help="Model id of the agent.")
+@click.option("--mode", metavar="ID", help="Mode id of the agent.")
+@click.option("--thought-level", metavar="ID", help="Thought level id of the agent.")
+@click.option("--yes", "-y", is_flag=True, help="Allow every tool call that asks for permission.")
+@click.option("--json", "as_json", is_flag=True, help="Write the ACP envelopes of the turn, one per line.")
 @store_option(
     "--store",
     envvar="SANDBOX_AGENT_STORE",
     show_envvar=True,
     must_exist=False,
-    help="Where to keep the session: a path of an SQLite file, or a store's URL; default: it is not kept.",
+    help="Where to store the session: the path of an SQLite file, or a store URL. Default: not stored.",
 )
-def run(
-    *,
-    prompt: str,
-    agent: str,
-    cwd: Path | None,
-    model: str | None,
-    mode: str | None,
-    thought_level: str | None,
-    yes: bool,
-    as_json: bool,
-    store: str | None,
-) -> None:
-    """Give an agent one PROMPT ("-": from standard input) and stream what it does.
+def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
+    """Run one PROMPT ("-": from standard input) and stream the agent's output.
 
-    A server is started for it on this machine and ended with it. What the agent says goes to standard
-    output; its thoughts, tool calls and plan go to standard error. Where a tool call needs a permission
-    you are asked; without a terminal it is rejected, unless --yes is given. Ctrl-C cancels the turn, a
-    second one ends everything at once.
+    Starts a server on this machine and ends it afterwards. The agent's text goes to standard output; its
+    thoughts, tool calls and plan go to standard error. If a tool call needs permission, you are asked;
+    without a terminal it is rejected unless --yes is given. Ctrl-C cancels the turn; a second Ctrl-C ends
+    everything immediately.
     """
     if prompt == "-":
         prompt = sys.stdin.read()
     if not prompt.strip():
-        raise click.UsageError('the prompt is empty: say something, or give "-" and pipe it in')
-    import asyncio
-
-    from sandbox_agent.cli.one_turn import OneTurn
-
-    turn = OneTurn(
-        prompt=prompt,
-        agent=agent,
-        cwd=None if cwd is None else str(cwd.absolute()),
-        model=model,
-        mode=mode,
-        thought_level=thought_level,
-        yes=yes,
-        as_json=as_json,
-        store=store,
-    )
+        raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
+    turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The options of ``run``."""
+
+    prompt: str
+    agent: str
+    cwd: str | None
+    model: str | None
+    mode: str | None
+    thought_level: str | None
+    yes: bool
+    as_json: bool
+    store: str | None
+
+    async def run(self) -> int:
+        """Run the turn and return the exit code."""
+        configure_logging("warning", "text")
+        screen = Screen(sys.stdout, sys.stderr)
+        with handle_interrupts() as interrupts:
+            work = asyncio.ensure_future(self._run_turn(screen, interrupts))
+            interrupts.end = work.cancel
+            try:
+                return await work
+            except asyncio.CancelledError:
+                if interrupts.exit_code is None:
+                    raise
+                screen.note("ended immediately", "red")
+                return interrupts.exit_code
+            finally:
+                await interrupts.stop_cancelling()
+
+    async def _run_turn(self, screen: Screen, interrupts: Interrupts) -> int:
+        permissions, progress = PermissionPrompt(screen, yes=self.yes), ReadProgress()
+        async with self._start_server() as sdk:
+            session = await sdk.create_session(
+                agent=self.agent,
+                cwd=self.cwd,
+                model=self.model,
+                mode=self.mode,
+                thought_level=self.thought_level,
+                permission_policy=permissions,
+            )
+
+            async def cancel() -> None:
+                screen.note("cancelling; press Ctrl-C again to end immediately", "yellow")
+                await session.cancel()
+
+            interrupts.cancel = cancel
+            permissions.ready = lambda: progress.catch_up(sdk, session)
+            stop_reason = await self._stream(session, screen, progress)
+            if self.store is not None:
+                screen.note(f"session {session.id} is stored in {parse_store_url(self.store).shown}", "dim")
+        if stop_reason != "end_turn":
+            screen.note(f"stopped: {stop_reason or 'without a reason'}", "yellow")
+        return exit_code(stop_reason)
+
+    async def _stream(self, session: Session, screen: Screen, progress: ReadProgress) -> str:
+        printer = EventPrinter(screen)
+        turn = session.stream(self.prompt)
+        try:
+            async for event in turn:
+                if self.as_json:
+                    sys.stdout.buffer.write(event.payload_json + b"\n")
+                    sys.stdout.buffer.flush()
+                else:
+                    printer.print_event(event)
+                progress.advance(event.event_index)
+        finally:
+            screen.end_line()
+        return turn.response.stop_reason if turn.response is not None else ""
+
+    @contextlib.asynccontextmanager
+    async def _start_server(self) -> AsyncGenerator[SandboxAgent]:
+        with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
+            async with self._open_driver() as driver:
+                provider = local(log=Path(folder) / "server.log")
+                sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
+                try:
+                    yield sdk
+                except asyncio.CancelledError:
+                    # Kill the server first: do not wait for a clean shutdown of the agent.
+                    await provider.kill((sdk.sandbox_id or "").partition("/")[2])
+                    raise
+                finally:
+                    await sdk.destroy_sandbox()
+
+    @contextlib.asynccontextmanager
+    async def _open_driver(self) -> AsyncGenerator[SessionPersistDriver]:
+        if self.store is None:
+            yield InMemorySessionPersistDriver(max_events_per_session=_KEPT_EVENTS)
+            return
+        async with open_store(self.store, to_write=True) as driver:
+            # An unusable store must fail before anything is started.
+            await driver.list_sessions(limit=1)
+            yield driver

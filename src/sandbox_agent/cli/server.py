@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -18,17 +19,14 @@ __all__ = ["server"]
 
 
 @click.command()
-@click.option(
-    "--host", "-H", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on."
-)
+@click.option("--host", "-H", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.")
 @click.option(
     "--port",
     "-p",
     default=DEFAULT_PORT,
-    show_default=True,
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on. 0 selects a free port.",
 )
 @click.option(
     "--token",
@@ -38,90 +36,83 @@ __all__ = ["server"]
     metavar="TOKEN",
     help="Bearer token that clients must send.",
 )
-@click.option("--no-token", "-n", is_flag=True, help="Serve without a token, other machines too.")
+@click.option("--no-token", "-n", is_flag=True, help="Serve without a token, even to other machines.")
 @click.option(
     "--store",
     envvar="SANDBOX_AGENT_STORE",
     show_envvar=True,
     metavar="sqlite:PATH|memory|postgres://…|redis://…",
-    help="Where sessions are kept; default: sqlite:server.db under the platform's folder for data. "
-    "memory keeps them only while the server runs. One with a password belongs in the variable.",
+    help="Where to store sessions. Default: sqlite:server.db in the platform's data folder. memory keeps "
+    "them only while the server runs. Pass a URL with a password in the variable.",
 )
 @click.option(
     "--store-namespace",
     envvar="SANDBOX_AGENT_STORE_NAMESPACE",
     show_envvar=True,
     metavar="NAME",
-    help="Whose sessions these are in a database that servers share; default: this server's own.",
+    help="Namespace for this server's sessions in a shared database. Default: unique to this server.",
 )
 @click.option(
     "--retain-days",
     default=0.0,
-    show_default=True,
     type=click.FloatRange(0),
     metavar="DAYS",
-    help="Erase events that are older; 0 keeps them for ever.",
+    help="Delete events that are older than this. 0 keeps them forever.",
 )
 @click.option(
     "--retain-bytes",
     default=0,
-    show_default=True,
     type=click.IntRange(0),
     metavar="BYTES",
-    help="Erase the oldest events while the store is larger; 0 sets no bound.",
+    help="Delete the oldest events while the store is larger than this. 0 sets no limit.",
 )
 @click.option(
     "--feed-memory-bytes",
     default=32 * 1024 * 1024,
-    show_default=True,
     type=click.IntRange(0),
     metavar="BYTES",
-    help="Bound on events in memory, over all connections; more is spilled to the store.",
+    help="Maximum memory for the events of all connections. More is spilled to disk.",
 )
 @click.option(
     "--max-body-bytes",
     default=64 * 1024 * 1024,
-    show_default=True,
     type=click.IntRange(1),
     metavar="BYTES",
-    help="Bound on a request's body.",
+    help="Maximum size of a request body.",
 )
 @click.option(
     "--request-timeout",
     default=120.0,
-    show_default=True,
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="Seconds an agent has to answer anything but a prompt.",
+    help="Timeout of requests to an agent, except prompts.",
 )
 @click.option(
     "--log-level",
     default="info",
-    show_default=True,
     type=click.Choice(LOG_LEVELS),
-    help="What is logged, at least; to standard error.",
+    help="Minimum level of the log on standard error.",
 )
 @click.option(
     "--log-format",
     default="text",
-    show_default=True,
     type=click.Choice(LOG_FORMATS),
-    help="Lines for people, or one JSON object a line.",
+    help="Plain text, or one JSON object per line.",
 )
 @click.option(
     "--cors-allow-origin",
     "-O",
     multiple=True,
     metavar="ORIGIN",
-    help="Let this origin's pages in; may be repeated.",
+    help="Allow pages of this origin. Can be repeated.",
 )
 @click.option(
-    "--cors-allow-method", "-M", multiple=True, metavar="METHOD", help="Default: all; may be repeated."
+    "--cors-allow-method", "-M", multiple=True, metavar="METHOD", help="Default: all. Can be repeated."
 )
 @click.option(
-    "--cors-allow-header", "-A", multiple=True, metavar="HEADER", help="Default: all; may be repeated."
+    "--cors-allow-header", "-A", multiple=True, metavar="HEADER", help="Default: all. Can be repeated."
 )
-@click.option("--cors-allow-credentials", "-C", is_flag=True, help="Let browsers send credentials.")
+@click.option("--cors-allow-credentials", "-C", is_flag=True, help="Allow browsers to send credentials.")
 def server(
     *,
     host: str,
@@ -130,26 +121,24 @@ def server(
     no_token: bool,
     store: str | None,
     store_namespace: str | None,
-    retain_days: float,
-    retain_bytes: int,
-    feed_memory_bytes: int,
-    max_body_bytes: int,
-    request_timeout: float,
     log_level: str,
     log_format: str,
     cors_allow_origin: tuple[str, ...],
     cors_allow_method: tuple[str, ...],
     cors_allow_header: tuple[str, ...],
     cors_allow_credentials: bool,
+    **limits: Any,
 ) -> None:
     """Serve coding agents over HTTP and server-sent events, inside the sandbox.
 
-    Ends its agents and itself on SIGTERM or Ctrl-C.
+    SIGTERM or Ctrl-C ends the server and its agents.
     """
     if no_token:
         token = None
     elif token is not None and not token.strip():
-        raise InvalidRequestError("the token is empty: give --token one, or --no-token if none is meant")
+        raise InvalidRequestError(
+            "the token is empty: pass --token TOKEN, or --no-token to serve without one"
+        )
     check_binding(host, token=token, no_token=no_token)
     store = default_store() if store is None else check_store(store)
     config = ServerConfig(
@@ -158,29 +147,25 @@ def server(
         token=token,
         store=store,
         store_namespace=None if store_namespace is None else check_namespace(store_namespace),
-        retain_days=retain_days,
-        retain_bytes=retain_bytes,
-        feed_memory_bytes=feed_memory_bytes,
-        max_body_bytes=max_body_bytes,
-        request_timeout=request_timeout,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
+        **limits,
     )
-    # uvicorn shuts down at a signal and then passes it on to these: what was asked for is no error.
+    # After its shutdown uvicorn raises the signal again: exit with 0, as the signal was a normal request.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
     configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
     if log_level == "info":
-        # Its own start and end are told by ours.
+        # We log the start and the end ourselves.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         code = serve(config)
     except OSError as error:
         raise click.ClickException(
-            f"can't listen on {host}:{port}: {error.strerror}; give --port another one, or 0 for any"
+            f"can't listen on {host}:{port}: {error.strerror}; pass another --port, or 0 for any free port"
         ) from error
     logging.shutdown()
     raise SystemExit(code)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
+def _exit(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)

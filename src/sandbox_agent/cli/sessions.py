@@ -1,26 +1,42 @@
-"""``sandbox-agent sessions``."""
+"""``sandbox-agent sessions``: the sessions of a store."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import click
+import msgspec
 
-from sandbox_agent.cli.stores import run_on_store, store_option
+from sandbox_agent.cli.event_printer import EventPrinter
+from sandbox_agent.cli.output_file import open_output
+from sandbox_agent.cli.progress_bar import ProgressBar
+from sandbox_agent.cli.stores import open_store, run_on_store, store_option
+from sandbox_agent.cli.terminal import Screen, print_table
+from sandbox_agent.errors import SessionNotFoundError
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.persist.transfer.lines import Imported, event_line, export_lines, import_lines
+from sandbox_agent.persist.transfer.sessions import Moved, copy_sessions, list_all_sessions, measure
+from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["sessions"]
+__all__ = ["read_events", "sessions"]
 
+_PAGE: Final = 500
 _store = store_option(
-    "--store", envvar="SANDBOX_AGENT_STORE", show_envvar=True, required=True, help="A path, or a store's URL."
+    "--store", envvar="SANDBOX_AGENT_STORE", show_envvar=True, required=True, help="A path or a store URL."
 )
-
 _namespace = click.option(
     "--store-namespace",
     "namespace",
     metavar="NAME",
-    help="The sessions of the server that keeps them in the store under this name.",
+    help="Use the sessions that a server stores there under this namespace.",
 )
 
 
@@ -28,27 +44,36 @@ _namespace = click.option(
 def sessions() -> None:
     """List, show, export, import and move the sessions of a store.
 
-    A STORE is the SQLite file of `run --store`, of the SDK's SQLite driver (Python or TypeScript) or of a
-    server; or a URL: sqlite:PATH, postgres://..., redis://..., rediss://..., valkey://...; with encrypted+
-    before it where it is encrypted, its key in SANDBOX_AGENT_STORE_KEY.
+    A STORE is the path of an SQLite file (of `run --store`, of the SDK's SQLite driver in Python or
+    TypeScript, or of a server) or a URL: sqlite:PATH, postgres://..., redis://..., rediss://...,
+    valkey://.... Prefix it with encrypted+ if it is encrypted; the key is read from SANDBOX_AGENT_STORE_KEY.
     """
 
 
 @sessions.command("list")
 @_store
 @_namespace
-@click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Sessions a page."
-)
-@click.option("--cursor", help="Where the page before ended.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, help="Sessions per page.")
+@click.option("--cursor", help="The cursor that the previous page printed.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: items and nextCursor.")
 def list_(*, store: str, namespace: str | None, limit: int, cursor: str | None, as_json: bool) -> None:
     """List sessions, oldest first."""
-    from sandbox_agent.cli.stored import print_page
 
-    run_on_store(
-        lambda driver: print_page(driver, limit=limit, cursor=cursor, as_json=as_json), store, namespace
-    )
+    async def print_page(driver: SessionPersistDriver) -> None:
+        page = await driver.list_sessions(limit=limit, cursor=cursor)
+        if as_json:
+            click.echo(msgspec.json.encode({"items": page.items, "nextCursor": page.next_cursor}))
+            return
+        rows: list[list[str]] = []
+        for record in page.items:
+            count = await driver.last_event_index(record.id)
+            state = "destroyed" if record.destroyed_at is not None else ""
+            rows.append([record.id, record.agent, _format_time(record.created_at), f"{count:,}", state])
+        print_table(["ID", "AGENT", "CREATED", "EVENTS", ""], rows, right=3)
+        if page.next_cursor is not None:
+            click.echo(f"more: --cursor {page.next_cursor}", err=True)
+
+    run_on_store(print_page, store, namespace)
 
 
 @sessions.command()
@@ -56,23 +81,32 @@ def list_(*, store: str, namespace: str | None, limit: int, cursor: str | None, 
 @_namespace
 @click.argument("session_id", metavar="ID")
 def show(*, store: str, namespace: str | None, session_id: str) -> None:
-    """Show a session as a transcript to read."""
-    from sandbox_agent.cli.stored import print_transcript
+    """Show the transcript of a session."""
 
-    run_on_store(lambda driver: print_transcript(driver, session_id), store, namespace)
+    async def print_transcript(driver: SessionPersistDriver) -> None:
+        record = await _get_session(driver, session_id)
+        screen = Screen(sys.stdout, sys.stdout)
+        created = _format_time(record.created_at)
+        screen.note(f"session {record.id}  agent {record.agent}  created {created}", "dim")
+        printer = EventPrinter(screen, client=True)
+        async for event in read_events(driver, session_id):
+            printer.print_event(event)
+        screen.end_line()
+
+    run_on_store(print_transcript, store, namespace)
 
 
 @sessions.command()
 @_store
 @_namespace
 @click.argument("session_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All sessions of the store.")
-@click.option("--with-record", is_flag=True, help="One session with its record, so that it can be resumed.")
+@click.option("--all", "everything", is_flag=True, help="Export all sessions of the store.")
+@click.option("--with-record", is_flag=True, help="Include the record of a single session, to resume it.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="The file to write; default: standard output.",
+    help="File to write. Default: standard output.",
 )
 def export(
     *,
@@ -83,71 +117,161 @@ def export(
     with_record: bool,
     output: Path | None,
 ) -> None:
-    """Export sessions as JSON lines, byte for byte what was said in `payload`.
+    """Export sessions as JSON lines. The `payload` of an event is unchanged, byte for byte.
 
-    Of one session the events only; of several, of all and with --with-record each session's record, then
-    its events.
+    One session is exported as its events only. Several sessions, all sessions, or one session with
+    --with-record are exported as the record of each session, followed by its events.
     """
-    from sandbox_agent.cli.transferring import export_sessions
-
     if everything == bool(session_ids):
-        raise click.UsageError("name sessions, or give --all")
-    with_record = with_record or everything or len(session_ids) > 1
-    run_on_store(
-        lambda driver: export_sessions(driver, session_ids, output, with_record=with_record),
-        store,
-        namespace,
-    )
+        raise click.UsageError("pass session ids or --all")
+    events_only = len(session_ids) == 1 and not with_record
+
+    async def export_sessions(driver: SessionPersistDriver) -> None:
+        for session_id in session_ids:
+            await _get_session(driver, session_id)
+        records = _records(driver, session_ids)
+        lines = _event_lines(driver, *session_ids) if events_only else export_lines(driver, records)
+        with open_output(output) as file:
+            async with aclosing(lines):
+                async for line in lines:
+                    file.write(line + b"\n")
+
+    run_on_store(export_sessions, store, namespace)
 
 
 @sessions.command("import")
 @click.argument("file", type=click.File("rb"))
-@store_option("--into", required=True, must_exist=False, help="Where they go: a path, or a store's URL.")
+@store_option("--into", required=True, must_exist=False, help="Target: a path or a store URL.")
 @click.option(
     "--agent",
     metavar="ID",
     default="unknown",
-    show_default=True,
-    help="Whose session it is, where only events were exported.",
+    help="Agent of a session that was exported without its record.",
 )
 def import_(*, file: BinaryIO, into: str, agent: str) -> None:
     """Import the sessions of an exported FILE ("-": from standard input).
 
-    What is in the store already is not stored again: an import that was interrupted goes on when it is
-    run again.
+    Events that are already in the store are not stored again. To continue an interrupted import, run it
+    again.
     """
-    from sandbox_agent.cli.transferring import import_sessions
+    asyncio.run(_import_sessions(file, into, agent))
 
-    asyncio.run(import_sessions(file, into, agent=agent))
+
+async def _import_sessions(file: BinaryIO, into: str, agent: str) -> None:
+    store = parse_store_url(into)
+    async with open_store(into, to_write=True) as driver:
+        with ProgressBar("importing") as bar:
+
+            def report(done: Imported) -> None:
+                bar.update(done.events, f"{done.sessions:,} sessions, {done.events:,} events")
+
+            done = await import_lines(driver, file, agent=agent, told=report)
+    existing = done.events - done.stored
+    click.echo(
+        f"imported {_count(done.sessions, 'session')}, {_count(done.stored, 'event')} into {store.shown}"
+        + (f"; {existing:,} more were already there" if existing else ""),
+        err=True,
+    )
+    if done.complete is False:
+        click.echo("the export has no final line: it may be truncated", err=True)
 
 
 @sessions.command()
 @click.argument("session_ids", metavar="[ID]...", nargs=-1)
-@store_option("--from", "source", required=True, help="Where they are: a path, or a store's URL.")
-@store_option("--to", "target", required=True, must_exist=False, help="Where they go: the same.")
+@store_option("--from", "source_url", required=True, help="Source: a path or a store URL.")
+@store_option("--to", "target_url", required=True, must_exist=False, help="Target: a path or a store URL.")
 @click.option(
     "--from-namespace",
     metavar="NAME",
-    help="The sessions of the server that keeps them there under this name.",
+    help="Use the sessions that a server stores in the source under this namespace.",
 )
-@click.option("--keep", is_flag=True, help="Leave them in the source as well: copy.")
+@click.option("--keep", is_flag=True, help="Copy: do not delete the sessions in the source.")
 @click.option("--verify", is_flag=True, help="Compare every byte.")
 def move(
     *,
     session_ids: tuple[str, ...],
-    source: str,
-    target: str,
+    source_url: str,
+    target_url: str,
     from_namespace: str | None,
     keep: bool,
     verify: bool,
 ) -> None:
-    """Move sessions, all of them where no ID is given, from one store into another.
+    """Move sessions from one store into another: those with an ID, or all.
 
-    A session is deleted in the source when it is in the target and was compared. Interrupted, it goes on
-    where it was when it is run again.
+    A session is deleted in the source after it was stored in the target and compared. To continue an
+    interrupted move, run it again.
     """
-    from sandbox_agent.cli.transferring import move_sessions
 
-    asyncio.run(
-        move_sessions(source, target, session_ids, namespace=from_namespace, keep=keep, verify=verify)
-    )
+    async def move_sessions() -> None:
+        ids = list(session_ids) or None
+        start = time.monotonic()
+        async with (
+            open_store(source_url, namespace=from_namespace) as source,
+            open_store(target_url, to_write=True) as target,
+        ):
+            total = await measure(source, ids)
+            label = f"{'copying' if keep else 'moving'} {total.sessions:,} sessions"
+            with ProgressBar(label, total.indexes) as bar:
+
+                def report(moved: Moved) -> None:
+                    counts = f"{moved.sessions:,} of {total.sessions:,} sessions, {moved.events:,} events"
+                    bar.update(min(moved.indexes, total.indexes), counts)
+
+                moved = await copy_sessions(
+                    source, target, session_ids=ids, delete=not keep, verify=verify, told=report
+                )
+        existing = max(0, moved.indexes - moved.stored)
+        click.echo(
+            f"{'copied' if keep else 'moved'} {_count(moved.sessions, 'session')} into "
+            f"{parse_store_url(target_url).shown}: {_count(moved.stored, 'event')} stored"
+            + (f", {existing:,} were already there" if existing else "")
+            + f", {'every byte compared' if verify else 'ends compared'}, {time.monotonic() - start:.1f} s",
+            err=True,
+        )
+
+    asyncio.run(move_sessions())
+
+
+async def read_events(driver: SessionPersistDriver, session_id: str) -> AsyncGenerator[SessionEvent]:
+    """Iterate over all stored events of a session."""
+    cursor: str | None = None
+    while True:
+        page = await driver.list_events(session_id, limit=_PAGE, cursor=cursor)
+        for event in page.items:
+            yield event
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+async def _get_session(driver: SessionPersistDriver, session_id: str) -> SessionRecord:
+    record = await driver.get_session(session_id)
+    if record is None:
+        raise SessionNotFoundError(session_id)
+    return record
+
+
+async def _records(driver: SessionPersistDriver, session_ids: Sequence[str]) -> AsyncGenerator[SessionRecord]:
+    if not session_ids:
+        async with aclosing(list_all_sessions(driver)) as records:
+            async for record in records:
+                yield record
+    for session_id in session_ids:
+        yield await _get_session(driver, session_id)
+
+
+async def _event_lines(driver: SessionPersistDriver, session_id: str) -> AsyncGenerator[bytes]:
+    async with aclosing(read_events(driver, session_id)) as events:
+        async for event in events:
+            yield event_line(event)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _format_time(milliseconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms"

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin: the first is a wish, the second an order."""
+"""Signal handling of ``run``: the first Ctrl-C cancels the turn, the next signal ends the command."""
 
 from __future__ import annotations
 
@@ -8,52 +8,51 @@ import signal
 from collections.abc import Awaitable, Callable, Generator
 from typing import Final
 
-__all__ = ["Interrupts", "interrupts"]
+__all__ = ["Interrupts", "handle_interrupts"]
 
-_ORDERS: Final = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """What signals do.
+    """The reactions to signals.
 
     Attributes:
-        wish: called at the first Ctrl-C; without it the first is an order, too.
-        order: called at the second Ctrl-C, at SIGTERM and at SIGHUP.
-        exit_code: 128 and the number of the signal that was an order, as shells have it; None before.
+        cancel: Called at the first Ctrl-C. If None, the first Ctrl-C ends the command too.
+        end: Called at the second Ctrl-C, at SIGTERM and at SIGHUP.
+        exit_code: None, or 128 and the number of the signal that ended the command, as in shells.
     """
 
     def __init__(self) -> None:
-        self.wish: Callable[[], Awaitable[None]] | None = None
-        self.order: Callable[[], object] | None = None
+        self.cancel: Callable[[], Awaitable[None]] | None = None
+        self.end: Callable[[], object] | None = None
         self.exit_code: int | None = None
-        self._wishing: asyncio.Future[None] | None = None
+        self._cancelling: asyncio.Future[None] | None = None
 
-    def take(self, number: signal.Signals) -> None:
-        """Act on a signal."""
-        if number is signal.SIGINT and self.wish is not None and self._wishing is None:
-            self._wishing = asyncio.ensure_future(self.wish())
+    def handle(self, number: signal.Signals) -> None:
+        """React to a signal."""
+        if number is signal.SIGINT and self.cancel is not None and self._cancelling is None:
+            self._cancelling = asyncio.ensure_future(self.cancel())
             return
         self.exit_code = 128 + number
-        if self.order is not None:
-            self.order()
+        if self.end is not None:
+            self.end()
 
-    async def settle(self) -> None:
-        """Stop carrying out the wish: what it was for is over."""
-        if self._wishing is not None:
-            self._wishing.cancel()
-            await asyncio.wait({self._wishing})
+    async def stop_cancelling(self) -> None:
+        """Stop the call of ``cancel``: the turn has ended."""
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+            await asyncio.wait({self._cancelling})
 
 
 @contextlib.contextmanager
-def interrupts() -> Generator[Interrupts]:
-    """Take the signals of the running loop's process for a while."""
+def handle_interrupts() -> Generator[Interrupts]:
+    """Handle SIGINT, SIGTERM and SIGHUP in the running loop until the context exits."""
     loop = asyncio.get_running_loop()
-    taken = Interrupts()
-    numbers = (signal.SIGINT, *_ORDERS)
-    for number in numbers:
-        loop.add_signal_handler(number, taken.take, number)
+    interrupts = Interrupts()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, interrupts.handle, number)
     try:
-        yield taken
+        yield interrupts
     finally:
-        for number in numbers:
+        for number in _SIGNALS:
             loop.remove_signal_handler(number)

@@ -1,4 +1,4 @@
-"""Stores that commands are given: options, and drivers that are closed."""
+"""Options that name a store, and the drivers behind them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 if TYPE_CHECKING:
     from sandbox_agent.persist.base import SessionPersistDriver
 
-__all__ = ["opened", "run_on_store", "store_option"]
+__all__ = ["open_store", "run_on_store", "store_option"]
 
 
 def store_option(*names: str, help: str, must_exist: bool = True, **settings: Any) -> Callable[..., Any]:  # noqa: A002 - click's name
-    """Return an option that takes a path or a URL; what it gives was checked and is the text."""
+    """Return an option that accepts a path or a store URL. Its value is checked and passed on as text."""
 
     def check(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         if value is None:
@@ -29,7 +29,7 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
         except InvalidRequestError as error:
             raise click.BadParameter(str(error), param=parameter) from error
         if path is not None and path.is_dir():
-            raise click.BadParameter(f"'{path}' is a directory: name a file", param=parameter)
+            raise click.BadParameter(f"'{path}' is a directory: use the path of a file", param=parameter)
         if path is not None and must_exist and not path.exists():
             raise click.BadParameter(f"file '{path}' does not exist", param=parameter)
         return value
@@ -38,20 +38,20 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
 
 
 @contextlib.asynccontextmanager
-async def opened(
+async def open_store(
     url: str, *, namespace: str | None = None, to_write: bool = False
 ) -> AsyncGenerator[SessionPersistDriver]:
-    """Open a store's driver and close it.
+    """Open the driver of a store and close it at the end.
 
     Raises:
-        InvalidRequestError: the URL names none, or a server's own file where it is to be written, or what it
-            needs is not installed.
+        InvalidRequestError: The URL is invalid, its extra is not installed, or it is a server's own file and
+            ``to_write`` is set.
     """
     from sandbox_agent.errors import InvalidRequestError
     from sandbox_agent.persist.open import open_driver
 
     if to_write:
-        _refuse_a_servers(url)
+        _refuse_server_store(url)
     try:
         driver = open_driver(url, namespace=namespace)
     except ImportError as error:
@@ -62,7 +62,7 @@ async def opened(
         await driver.close()
 
 
-def _refuse_a_servers(url: str) -> None:
+def _refuse_server_store(url: str) -> None:
     from sandbox_agent.errors import InvalidRequestError
     from sandbox_agent.persist.open import parse_store_url
     from sandbox_agent.persist.store.view import sqlite_store_driver
@@ -70,18 +70,18 @@ def _refuse_a_servers(url: str) -> None:
     store = parse_store_url(url)
     if store.path is not None and sqlite_store_driver(store.path) is not None:
         raise InvalidRequestError(
-            f"nothing was done: '{store.shown}' is a server's own store, which alone writes it: "
-            "name another file for sessions that the server does not keep"
+            f"'{store.shown}' is a server's own store, which only that server may write: use another file. "
+            "Nothing was changed."
         )
 
 
 def run_on_store(
     work: Callable[[SessionPersistDriver], Coroutine[Any, Any, None]], url: str, namespace: str | None
 ) -> None:
-    """Run the work on an opened store."""
+    """Run the work on an open store."""
 
     async def with_driver() -> None:
-        async with opened(url, namespace=namespace) as driver:
+        async with open_store(url, namespace=namespace) as driver:
             await work(driver)
 
     asyncio.run(with_driver())

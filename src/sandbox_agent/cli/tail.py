@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
 import click
 
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
+from sandbox_agent.cli.terminal import Screen
+from sandbox_agent.cli.universal_printer import UniversalPrinter
+from sandbox_agent.wire.universal import UniversalEvent, encode_event
+
+if TYPE_CHECKING:
+    from sandbox_agent.client.server_sessions.api import ServerSessions
 
 __all__ = ["tail"]
 
@@ -16,21 +27,49 @@ __all__ = ["tail"]
     "-o",
     type=click.IntRange(0),
     default=0,
-    show_default=True,
     metavar="SEQUENCE",
-    help="Begin behind this event.",
+    help="Start after the event with this sequence.",
 )
-@click.option("--no-follow", is_flag=True, help="End where the history ends.")
-@click.option("--json", "as_json", is_flag=True, help="Write the events, one a line.")
+@click.option("--no-follow", is_flag=True, help="End at the end of the history.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON event per line.")
 @remote_options
 def tail(*, remote: Remote, session_id: str, offset: int, no_follow: bool, as_json: bool) -> None:
-    """Show what is said in a SESSION of a server, then what is being said.
+    """Show the history of a server's SESSION, then follow it until it ends.
 
-    It connects again by itself when the connection or the server is lost, and ends with the session.
+    Reconnects when the connection or the server is lost.
     """
-    from sandbox_agent.cli.tailing import tail_session
-
     run_remote(
         remote,
-        lambda api: tail_session(api, session_id, offset, follow=not no_follow, as_json=as_json),
+        lambda api: _tail_session(api, session_id, offset, follow=not no_follow, as_json=as_json),
     )
+
+
+async def _tail_session(
+    api: ServerSessions, session_id: str, offset: int, *, follow: bool, as_json: bool
+) -> None:
+    info = await api.get(session_id)
+    screen = Screen(sys.stdout, sys.stdout)
+    printer = UniversalPrinter(screen, session_id, replies=follow)
+    if not as_json:
+        title = f"  {info.title}" if info.title else ""
+        screen.note(f"session {session_id}  agent {info.agent}{title}", "dim")
+    stream = api.stream_events(session_id, offset=offset) if follow else _history(api, session_id, offset)
+    try:
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                if as_json:
+                    click.echo(encode_event(event))
+                else:
+                    printer.print_event(event)
+    finally:
+        screen.end_line()
+
+
+async def _history(api: ServerSessions, session_id: str, offset: int) -> AsyncGenerator[UniversalEvent]:
+    while True:
+        page = await api.get_events(session_id, offset=offset)
+        for event in page.events:
+            yield event
+        if not page.has_more or not page.events:
+            return
+        offset = page.events[-1].sequence

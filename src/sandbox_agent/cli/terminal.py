@@ -1,17 +1,19 @@
-"""Two streams for people: what the agent says on one, what it does on the other."""
+"""Text output for users: the agent's text on one stream, notes about its work on another."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from typing import Literal, TextIO
 
 import click
 
-__all__ = ["Screen", "Style", "printable"]
+__all__ = ["Screen", "Style", "print_table", "printable"]
 
 Style = Literal["dim", "bold", "green", "red", "yellow", "cyan"]
 
-# What an agent says must not steer the terminal: of the control characters only these pass.
+# An agent's output must not control the terminal: no control characters but these pass.
 _ALLOWED = {"\n", "\t"}
 _STRIPPED = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in _ALLOWED}
 
@@ -22,26 +24,26 @@ def printable(text: str) -> str:
 
 
 class Screen:
-    """Writes text as it comes, and lines between it.
+    """Writes streamed text, and whole lines between the pieces.
 
     Args:
-        text: where the agent's words go.
-        notes: where lines about what it does go; may be the same stream.
+        text: The stream for the agent's text.
+        notes: The stream for notes. May be the same.
     """
 
     def __init__(self, text: TextIO, notes: TextIO) -> None:
         self._text = text
         self._notes = notes
-        self._colours = {stream: _takes_colours(stream) for stream in (text, notes)}
-        # The stream that is in the middle of a line.
+        self._colors = {stream: _supports_colors(stream) for stream in (text, notes)}
+        # The stream whose last line is incomplete.
         self._open: TextIO | None = None
 
-    def say(self, text: str) -> None:
-        """Write a piece of the agent's words."""
+    def write_text(self, text: str) -> None:
+        """Write a piece of the agent's text."""
         self._write(self._text, text, None)
 
-    def think(self, text: str) -> None:
-        """Write a piece of its thoughts."""
+    def write_thought(self, text: str) -> None:
+        """Write a piece of the agent's thoughts."""
         self._write(self._notes, text, "dim")
 
     def note(self, line: str, style: Style | None = None) -> None:
@@ -50,13 +52,13 @@ class Screen:
         self._write(self._notes, line + "\n", style)
 
     def ask(self, question: str) -> None:
-        """Write a question; its answer is typed behind it."""
+        """Write a question. The user types the answer on the same line."""
         self.end_line()
         self._write(self._notes, question, "yellow")
         self._open = None
 
     def end_line(self) -> None:
-        """End the line that is open, where one is."""
+        """End the incomplete line, if any."""
         if self._open is not None:
             self._open.write("\n")
             self._open.flush()
@@ -68,12 +70,49 @@ class Screen:
         if self._open is not None and self._open is not stream:
             self.end_line()
         shown = printable(text) if stream.isatty() else text
-        stream.write(_styled(shown, style) if style is not None and self._colours[stream] else shown)
+        stream.write(_styled(shown, style) if style is not None and self._colors[stream] else shown)
         stream.flush()
         self._open = None if text.endswith("\n") else stream
 
 
-def _takes_colours(stream: TextIO) -> bool:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: int | None = None) -> None:
+    """Print a table: by rich on a terminal where rich is installed, otherwise as plain aligned columns.
+
+    Args:
+        header: The column titles.
+        rows: The cells of each row.
+        right: The index of a column to align right.
+    """
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    if sys.stdout.isatty() and _print_rich_table(cells[0], cells[1:], right):
+        return
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = [
+            cell.rjust(width) if index == right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(padded).rstrip())
+
+
+def _print_rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int | None) -> bool:
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for index, title in enumerate(header):
+        table.add_column(title, justify="right" if index == right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(color_system="auto" if _supports_colors(sys.stdout) else None).print(table)
+    return True
+
+
+def _supports_colors(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

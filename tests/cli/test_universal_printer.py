@@ -1,4 +1,4 @@
-"""Universal events, told to people."""
+"""Universal events as users see them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox_agent.cli.parse_time import parse_moment
-from sandbox_agent.cli.searching import hit_line
-from sandbox_agent.cli.tell_events import EventNarrator
+from sandbox_agent.cli.parse_time import parse_time
+from sandbox_agent.cli.search import format_hit
 from sandbox_agent.cli.terminal import Screen
+from sandbox_agent.cli.universal_printer import UniversalPrinter
 from sandbox_agent.wire.sessions import SearchHit
 from sandbox_agent.wire.universal import decode_event
 from tests.client.scripted_sessions import event
@@ -19,12 +19,12 @@ from tests.client.scripted_sessions import event
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-def told(*events: bytes, replies: bool = True) -> str:
+def printed(*events: bytes, replies: bool = True) -> str:
     stream = io.StringIO()
     screen = Screen(stream, stream)
-    narrator = EventNarrator(screen, "s", replies=replies)
+    printer = UniversalPrinter(screen, "s", replies=replies)
     for each in events:
-        narrator.tell(decode_event(each))
+        printer.print_event(decode_event(each))
     screen.end_line()
     return stream.getvalue()
 
@@ -48,22 +48,22 @@ def delta(sequence: int, text: str) -> bytes:
 TEXT = {"type": "text", "text": ""}
 
 
-def test_what_the_agent_says_is_told_as_it_comes_and_once() -> None:
+def test_the_agents_text_is_printed_as_it_streams_and_once() -> None:
     whole = {"type": "text", "text": "Hello there"}
-    said = told(
+    said = printed(
         item(1, "message", TEXT, done=False), delta(2, "Hello "), delta(3, "there"), item(4, "message", whole)
     )
     assert said == "Hello there\n"
 
 
-def test_a_message_whose_beginning_was_missed_is_told_when_it_is_complete() -> None:
+def test_a_message_whose_beginning_was_missed_is_printed_when_it_is_complete() -> None:
     whole = {"type": "text", "text": "Hello there"}
-    assert told(delta(3, "there"), item(4, "message", whole)) == "Hello there\n"
+    assert printed(delta(3, "there"), item(4, "message", whole)) == "Hello there\n"
 
 
-def test_what_the_user_says_is_told_once() -> None:
+def test_the_users_message_is_printed_once() -> None:
     whole = {"type": "text", "text": "Do it"}
-    said = told(
+    said = printed(
         item(1, "message", TEXT, done=False, role="user"),
         delta(2, "Do it"),
         item(3, "message", whole, {"type": "image", "path": "x", "mime": "image/png"}, role="user"),
@@ -71,11 +71,11 @@ def test_what_the_user_says_is_told_once() -> None:
     assert said == "> Do it\n[image image/png]\n"
 
 
-def test_a_tool_is_told_with_its_outcome() -> None:
+def test_a_tool_call_is_printed_with_its_result() -> None:
     call = {"type": "tool_call", "name": "bash", "arguments": "{}", "call_id": "c"}
     patch = {"type": "file_ref", "path": "/a", "action": "patch"}
     result = {"type": "tool_result", "call_id": "c", "output": "line 1\nline 2" + "x" * 500}
-    said = told(
+    said = printed(
         item(1, "tool_call", call, {"type": "status", "label": "List files"}),
         item(2, "tool_result", result, patch, status="failed"),
     )
@@ -84,7 +84,7 @@ def test_a_tool_is_told_with_its_outcome() -> None:
     assert len(said) < 300
 
 
-def test_a_request_is_told_with_the_command_that_answers_it() -> None:
+def test_a_request_is_printed_with_the_command_that_answers_it() -> None:
     asked = event(1, "permission.requested", permission_id="perm_1", action="rm -r /", status="requested")
     answered = event(
         2,
@@ -94,12 +94,12 @@ def test_a_request_is_told_with_the_command_that_answers_it() -> None:
         status="reject",
         metadata={"answered_by": "bob"},
     )
-    assert told(asked, answered) == (
+    assert printed(asked, answered) == (
         "permission perm_1  rm -r /\n"
         "       sandbox-agent api sessions reply-permission s perm_1 --reply once|always|reject\n"
         "permission perm_1  reject by bob\n"
     )
-    assert "sandbox-agent api" not in told(asked, replies=False)
+    assert "sandbox-agent api" not in printed(asked, replies=False)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_a_request_is_told_with_the_command_that_answers_it() -> None:
         ("news.of.tomorrow", {"what": "ever"}, ""),
     ],
 )
-def test_an_event_is_a_line(kind: str, data: dict[str, object], line: str) -> None:
-    assert told(event(1, kind, **data), replies=False) == (line + "\n" if line else "")
+def test_an_event_is_one_line(kind: str, data: dict[str, object], line: str) -> None:
+    assert printed(event(1, kind, **data), replies=False) == (line + "\n" if line else "")
 
 
-def test_a_turn_that_ended_well_is_not_worth_a_line() -> None:
-    assert told(event(1, "turn.ended", phase="ended", metadata={"stop_reason": "end_turn"})) == ""
+def test_a_turn_that_ended_normally_prints_nothing() -> None:
+    assert printed(event(1, "turn.ended", phase="ended", metadata={"stop_reason": "end_turn"})) == ""
 
 
 @pytest.mark.parametrize(
@@ -143,19 +143,19 @@ def test_a_turn_that_ended_well_is_not_worth_a_line() -> None:
         ("1w", NOW - timedelta(weeks=1)),
     ],
 )
-def test_a_moment_is_read(text: str, moment: datetime) -> None:
-    assert parse_moment(text, NOW) == moment
+def test_a_time_is_parsed(text: str, moment: datetime) -> None:
+    assert parse_time(text, NOW) == moment
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2x", "2026-13-01", "999999999w"])
-def test_what_is_no_moment_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no moment"):
-        parse_moment(text, NOW)
+def test_an_invalid_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid time"):
+        parse_time(text, NOW)
 
 
 def test_a_hit_is_one_line_without_control_characters() -> None:
     hit = SearchHit(session_id="s", agent="mock", sequence=7, time=0, snippet="a [needle]\x1b in\nhay")
-    line = hit_line(hit, colours=False)
+    line = format_hit(hit, colors=False)
     assert line.startswith("s:7  ")
     assert line.endswith("  mock  a [needle] in hay")
-    assert "\x1b[1mneedle\x1b[0m" in hit_line(hit, colours=True)
+    assert "\x1b[1mneedle\x1b[0m" in format_hit(hit, colors=True)

@@ -1,4 +1,4 @@
-"""What a reader is told of a restore."""
+"""Restores as users see them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from sandbox_agent.cli.narrate import Narrator
+from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRestored
@@ -37,10 +37,10 @@ from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRes
     ],
     ids=["replay", "resume", "load", "handed over"],
 )
-def test_a_restore_is_told_with_its_means_and_what_is_missing(
+def test_a_restore_is_printed_with_its_method_and_what_is_missing(
     restored: SessionRestored, expected: str
 ) -> None:
     stream = io.StringIO()
     payload = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": restored.params()})
-    Narrator(Screen(stream, stream)).tell(SessionEvent("e", 1, "s", 1, "c", "client", payload))
+    EventPrinter(Screen(stream, stream)).print_event(SessionEvent("e", 1, "s", 1, "c", "client", payload))
     assert stream.getvalue() == expected

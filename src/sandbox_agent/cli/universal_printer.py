@@ -1,4 +1,4 @@
-"""Universal events of a session, told to people."""
+"""Prints the universal events of a session for users."""
 
 from __future__ import annotations
 
@@ -27,47 +27,48 @@ from sandbox_agent.wire.universal import (
     UniversalItem,
 )
 
-__all__ = ["EventNarrator"]
+__all__ = ["UniversalPrinter"]
 
-# Of a tool's output a reader sees its beginning.
+# Of a tool's output only the beginning is printed.
 _OUTPUT_CHARS = 200
 _ORDINARY_STOPS = {"", "end_turn"}
 
 
-class EventNarrator:
-    """Takes events in their order and writes them to a screen.
+class UniversalPrinter:
+    """Prints events in their order.
 
     Args:
-        screen: where to.
-        session_id: whose.
-        replies: say how an open request is answered.
+        screen: Where to print.
+        session_id: The session of the events.
+        replies: After an open request, print the command that answers it.
     """
 
     def __init__(self, screen: Screen, session_id: str, *, replies: bool) -> None:
         self._screen = screen
         self._session_id = session_id
         self._replies = replies
-        # The open messages of the agent, by item: whether it thinks aloud.
+        # The agent's incomplete messages by item id; the value says whether it is a thought.
         self._open: dict[str, bool] = {}
-        self._spoken: set[str] = set()
-        self._speaking = ""
+        # The items of which deltas were printed, and the one that was printed last.
+        self._printed: set[str] = set()
+        self._current = ""
 
-    def tell(self, event: UniversalEvent) -> None:
-        """Write what an event means to a reader."""
+    def print_event(self, event: UniversalEvent) -> None:
+        """Print an event."""
         match event.data:
             case ItemDeltaData(item_id=item_id, delta=delta):
-                self._delta(item_id, delta)
+                self._print_delta(item_id, delta)
             case ItemEventData(item=item):
                 if event.type == "item.started":
-                    self._started(item)
+                    self._open_item(item)
                 else:
-                    self._completed(item)
+                    self._print_completed(item)
             case TurnEventData() as turn:
-                self._turn(turn)
-            case PermissionEventData() as asked:
-                self._permission(asked)
-            case QuestionEventData() as asked:
-                self._question(asked)
+                self._print_turn(turn)
+            case PermissionEventData() as request:
+                self._print_permission(request)
+            case QuestionEventData() as request:
+                self._print_question(request)
             case ErrorData(message=message, code=code):
                 self._screen.note(f"error  {_line(message)}{f' ({code})' if code else ''}", "red")
             case SessionEndedData() as ended:
@@ -78,48 +79,48 @@ class EventNarrator:
             case _:
                 pass
 
-    def _delta(self, item_id: str, delta: str) -> None:
-        thinks = self._open.get(item_id)
-        if thinks is None:
-            return  # the user's own words: told when they are complete
-        if self._speaking != item_id:
+    def _print_delta(self, item_id: str, delta: str) -> None:
+        is_thought = self._open.get(item_id)
+        if is_thought is None:
+            return  # the user's own message is printed when it is complete
+        if self._current != item_id:
             self._screen.end_line()
-            self._speaking = item_id
-        self._spoken.add(item_id)
-        if thinks:
-            self._screen.think(delta)
+            self._current = item_id
+        self._printed.add(item_id)
+        if is_thought:
+            self._screen.write_thought(delta)
         else:
-            self._screen.say(delta)
+            self._screen.write_text(delta)
 
-    def _started(self, item: UniversalItem) -> None:
+    def _open_item(self, item: UniversalItem) -> None:
         if item.kind in {"message", "system"} and item.role != "user":
             self._open[item.item_id] = any(isinstance(part, ReasoningPart) for part in item.content)
 
-    def _completed(self, item: UniversalItem) -> None:
+    def _print_completed(self, item: UniversalItem) -> None:
         if item.kind in {"message", "system"} and item.role != "user":
-            self._said(item)
+            self._end_message(item)
         elif item.kind == "message":
             self._screen.note(f"> {_text(item.content)}", "bold")
         elif item.kind == "tool_call":
             self._screen.note(f"tool   {_title(item.content)}", "cyan")
         elif item.kind == "tool_result":
-            self._result(item)
+            self._print_result(item)
         else:
             for part in item.content:
                 if isinstance(part, StatusPart):
-                    self._status(part, failed=item.status == "failed")
+                    self._print_status(part, failed=item.status == "failed")
 
-    def _said(self, item: UniversalItem) -> None:
+    def _end_message(self, item: UniversalItem) -> None:
         self._open.pop(item.item_id, None)
-        if item.item_id in self._spoken:
-            self._spoken.discard(item.item_id)
+        if item.item_id in self._printed:
+            self._printed.discard(item.item_id)
         elif text := _text(item.content):
-            # The tail began in the middle of it.
+            # Its start and its deltas came before the first event that was read.
             self._screen.end_line()
-            self._screen.say(text)
+            self._screen.write_text(text)
         self._screen.end_line()
 
-    def _result(self, item: UniversalItem) -> None:
+    def _print_result(self, item: UniversalItem) -> None:
         output = next((part.output for part in item.content if isinstance(part, ToolResultPart)), "")
         shown = _line(output)
         if len(shown) > _OUTPUT_CHARS:
@@ -130,48 +131,46 @@ class EventNarrator:
             if isinstance(part, FileRefPart) and part.action != "read":
                 self._screen.note(f"       {part.action}  {part.path}", "dim")
 
-    def _status(self, part: StatusPart, *, failed: bool) -> None:
+    def _print_status(self, part: StatusPart, *, failed: bool) -> None:
         first, *more = (part.detail or "").splitlines() or [""]
         self._screen.note(f"{part.label:<6} {first}".rstrip(), "red" if failed else "dim")
         for line in more:
             self._screen.note(f"       {line}", "dim")
 
-    def _turn(self, turn: TurnEventData) -> None:
+    def _print_turn(self, turn: TurnEventData) -> None:
         if turn.phase == "started":
             return
-        told = _object(turn.metadata)
-        reason = str(told.get("stop_reason") or "")
+        metadata = _object(turn.metadata)
+        reason = str(metadata.get("stop_reason") or "")
         if reason in _ORDINARY_STOPS:
             self._screen.end_line()
             return
-        error = _object(told.get("error")).get("message") or told.get("reason")
+        error = _object(metadata.get("error")).get("message") or metadata.get("reason")
         self._screen.note(f"stopped  {reason}{f': {_line(str(error))}' if error else ''}", "yellow")
 
-    def _permission(self, asked: PermissionEventData) -> None:
-        if asked.status != "requested":
-            by = _object(asked.metadata).get("answered_by")
-            self._screen.note(
-                f"permission {asked.permission_id}  {asked.status}{f' by {by}' if by else ''}", "yellow"
-            )
+    def _print_permission(self, request: PermissionEventData) -> None:
+        if request.status != "requested":
+            by = _object(request.metadata).get("answered_by")
+            by = f" by {by}" if by else ""
+            self._screen.note(f"permission {request.permission_id}  {request.status}{by}", "yellow")
             return
-        self._screen.note(f"permission {asked.permission_id}  {_line(asked.action)}", "yellow")
-        if self._replies:
-            self._hint(
-                f"reply-permission {self._session_id} {asked.permission_id} --reply once|always|reject"
-            )
+        self._screen.note(f"permission {request.permission_id}  {_line(request.action)}", "yellow")
+        self._print_command(
+            f"reply-permission {self._session_id} {request.permission_id} --reply once|always|reject"
+        )
 
-    def _question(self, asked: QuestionEventData) -> None:
-        if asked.status != "requested":
-            answer = f": {asked.response}" if asked.response else ""
-            self._screen.note(f"question {asked.question_id}  {asked.status}{answer}", "yellow")
+    def _print_question(self, request: QuestionEventData) -> None:
+        if request.status != "requested":
+            answer = f": {request.response}" if request.response else ""
+            self._screen.note(f"question {request.question_id}  {request.status}{answer}", "yellow")
             return
-        options = f" ({' | '.join(asked.options)})" if asked.options else ""
-        self._screen.note(f"question {asked.question_id}  {_line(asked.prompt)}{options}", "yellow")
-        if self._replies:
-            self._hint(f"reply-question {self._session_id} {asked.question_id} --answers '[[\"…\"]]'")
+        options = f" ({' | '.join(request.options)})" if request.options else ""
+        self._screen.note(f"question {request.question_id}  {_line(request.prompt)}{options}", "yellow")
+        self._print_command(f"reply-question {self._session_id} {request.question_id} --answers '[[\"…\"]]'")
 
-    def _hint(self, command: str) -> None:
-        self._screen.note(f"       sandbox-agent api sessions {command}", "dim")
+    def _print_command(self, command: str) -> None:
+        if self._replies:
+            self._screen.note(f"       sandbox-agent api sessions {command}", "dim")
 
 
 def _text(content: Sequence[ContentPart]) -> str:

@@ -1,4 +1,4 @@
-"""Events of a session, told to people."""
+"""Prints the ACP events of a session for users."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sandbox_agent.wire.acp import (
 )
 from sandbox_agent.wire.records import SessionEvent, SessionRestored
 
-__all__ = ["Narrator"]
+__all__ = ["EventPrinter"]
 
 _PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}
 _STATUS_STYLES: Final[dict[str, Style]] = {"completed": "green", "failed": "red"}
 
 
-class Narrator:
-    """Takes events in their order and writes them to a screen.
+class EventPrinter:
+    """Prints events in their order.
 
     Args:
-        screen: where to.
-        client: tell what the client said, too: prompts, and answers to permission requests.
+        screen: Where to print.
+        client: Also print what the client sent: prompts, and answers to permission requests.
     """
 
     def __init__(self, screen: Screen, *, client: bool = False) -> None:
@@ -39,22 +39,22 @@ class Narrator:
         self._titles: dict[str, str] = {}
         self._statuses: dict[str, str] = {}
         self._plan: list[str] = []
-        # The kind and message of the piece before: another one begins a line.
+        # The kind and message of the previous piece. A different one starts a new line.
         self._piece: tuple[object, ...] = ()
 
-    def tell(self, event: SessionEvent) -> None:
-        """Write what an event means to a reader; most of the protocol means nothing."""
+    def print_event(self, event: SessionEvent) -> None:
+        """Print an event. Most protocol messages mean nothing to users and print nothing."""
         match event.update:
             case AgentMessageChunk(message_id=message_id) as chunk:
-                self._continue("message", message_id)
-                self._screen.say(chunk.text)
+                self._start_piece("message", message_id)
+                self._screen.write_text(chunk.text)
             case AgentThoughtChunk(message_id=message_id) as chunk:
-                self._continue("thought", message_id)
-                self._screen.think(chunk.text)
+                self._start_piece("thought", message_id)
+                self._screen.write_thought(chunk.text)
             case ToolCall() | ToolCallUpdate() as call:
-                self._tool(call)
+                self._print_tool(call)
             case Plan() as plan:
-                self._tell_plan(plan)
+                self._print_plan(plan)
             case UsageUpdate(used=used, size=size, cost=cost):
                 price = f", {cost.amount:g} {cost.currency}" if cost is not None else ""
                 self._screen.note(f"usage  {used:,} of {size:,} tokens{price}", "dim")
@@ -66,18 +66,18 @@ class Narrator:
                 detail = f": {notice.description}" if notice.description else ""
                 self._screen.note(f"{notice.severity}  {notice.title}{detail}", "yellow")
             case SessionRestored() as restored:
-                self._restored(restored)
+                self._print_restored(restored)
             case None:
-                self._envelope(event)
+                self._print_envelope(event)
             case _:
                 pass
 
-    def _continue(self, *piece: object) -> None:
+    def _start_piece(self, *piece: object) -> None:
         if piece != self._piece:
             self._screen.end_line()
         self._piece = piece
 
-    def _tool(self, call: ToolCall | ToolCallUpdate) -> None:
+    def _print_tool(self, call: ToolCall | ToolCallUpdate) -> None:
         key = call.tool_call_id
         if call.title:
             self._titles[key] = call.title
@@ -88,29 +88,29 @@ class Narrator:
         title = " ".join(self._titles.get(key, key).split())
         self._screen.note(f"tool   {title}: {status}", _STATUS_STYLES.get(status, "cyan"))
 
-    def _tell_plan(self, plan: Plan) -> None:
+    def _print_plan(self, plan: Plan) -> None:
         entries = [f"{_PLAN_MARKS.get(entry.status, '[ ]')} {entry.content}" for entry in plan.entries]
         for entry in entries:
             if entry not in self._plan:
                 self._screen.note(f"plan   {entry}", "cyan")
         self._plan = entries
 
-    def _restored(self, restored: SessionRestored) -> None:
+    def _print_restored(self, restored: SessionRestored) -> None:
         left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
         replay = f"replay: {restored.replayed} events{left_out}"
         if restored.method == "replay":
-            means = f"in a new agent session by {replay}"
+            method = f"in a new agent session by {replay}"
         elif restored.verified is False:
-            means = f"by the agent's {restored.method}, which lacks some of it; that by {replay}"
+            method = f"by the agent's {restored.method}, which lacks some of it; that by {replay}"
         else:
-            means = f"by the agent's {restored.method}"
-        self._screen.note(f"restored  {means}", "yellow")
+            method = f"by the agent's {restored.method}"
+        self._screen.note(f"restored  {method}", "yellow")
         if restored.agent:
             self._screen.note(f"agent  {restored.agent}, no longer {restored.from_agent}", "yellow")
-        for what, why in (restored.failed or {}).items():
-            self._screen.note(f"not restored  {what}: {why}", "red")
+        for setting, reason in (restored.failed or {}).items():
+            self._screen.note(f"not restored  {setting}: {reason}", "red")
 
-    def _envelope(self, event: SessionEvent) -> None:
+    def _print_envelope(self, event: SessionEvent) -> None:
         payload = event.payload
         params = _object(payload.get("params"))
         method = payload.get("method")
@@ -123,9 +123,9 @@ class Narrator:
         elif method == "_sandbox_agent/events_lost":
             self._screen.note(f"events lost: {params.get('reason') or params}", "red")
         elif self._client and event.sender == "client" and "result" in payload:
-            self._answered(_object(_object(payload["result"]).get("outcome")))
+            self._print_answer(_object(_object(payload["result"]).get("outcome")))
 
-    def _answered(self, outcome: Mapping[str, Any]) -> None:
+    def _print_answer(self, outcome: Mapping[str, Any]) -> None:
         if outcome:
             answer = outcome.get("optionId") if outcome.get("outcome") == "selected" else "cancelled"
             self._screen.note(f"permission  {answer}", "yellow")
@@ -137,5 +137,5 @@ def _object(value: object) -> dict[str, Any]:
 
 def _text(prompt: object) -> str:
     blocks = cast("list[object]", prompt) if isinstance(prompt, list) else []
-    words = [str(_object(block).get("text") or f"[{_object(block).get('type')}]") for block in blocks]
-    return "\n".join(words)
+    texts = [str(_object(block).get("text") or f"[{_object(block).get('type')}]") for block in blocks]
+    return "\n".join(texts)
