@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from sandbox_agent.runtime.process import EOF_GRACE, STDERR_TAIL_BYTES, ExitStatus, Process, SpawnError
-from sandbox_agent.runtime.process_tree import TAG_VARIABLE, tagged
+from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged
 from tests.runtime.children import alive, gone, program
 
 pytestmark = pytest.mark.anyio
@@ -89,12 +89,12 @@ async def test_a_grandchild_that_ignores_sigterm_is_gone_with_its_leader(leader:
     async with running(body) as process:
         grandchild = int(await line(process))
         assert alive(grandchild)
-        assert grandchild in tagged(process.tag)
+        assert grandchild in find_tagged(process.tag)
         begun = time.monotonic()
         await process.stop()
         assert time.monotonic() - begun < LADDER_SECONDS
         assert gone([process.pid, grandchild])
-        assert tagged(process.tag) == []
+        assert find_tagged(process.tag) == []
 
 
 async def test_a_whole_tree_of_sessions_is_found_by_its_tag() -> None:
@@ -110,9 +110,9 @@ async def test_a_whole_tree_of_sessions_is_found_by_its_tag() -> None:
     )
     async with running(body) as process:
         with anyio.fail_after(20):
-            while len(tagged(process.tag)) < 4:
+            while len(find_tagged(process.tag)) < 4:
                 await process.stdout.read()
-        tree = tagged(process.tag)
+        tree = find_tagged(process.tag)
         await process.stop()
         assert gone(tree)
 
@@ -247,7 +247,7 @@ async def test_running_out_of_descriptors_is_an_error_that_leaks_nothing(free: i
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert descriptors() == before
-    assert tagged(tag) == []
+    assert find_tagged(tag) == []
 
 
 async def test_the_child_has_the_variables_and_the_folder_it_was_given(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ async def test_draining_ends_though_somebody_who_escaped_the_tree_writes_on() ->
             await process.wait()
             process.sweep()
             begun = time.monotonic()
-            drained = sum(len(data) for data in process.stdout.leftover())
+            drained = sum(len(data) for data in process.stdout.read_leftover())
             assert 0 < drained <= 2 * 1024 * 1024
             assert time.monotonic() - begun < 5
         finally:

@@ -1,3 +1,3 @@
-"""Where sandboxes come from: the provider protocol, one file per provider."""
+"""Sandbox providers: the protocol, and one module per provider."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The provider protocol: what the SDK needs to make, find and end sandboxes."""
+"""The provider protocol: how the SDK creates, finds and destroys sandboxes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["SandboxProvider", "join_sandbox_id", "split_sandbox_id"]
 
 
 class SandboxProvider(ABC):
-    """Makes sandboxes in which a sandbox-agent server runs.
+    """Creates sandboxes in which a sandbox-agent server runs.
 
-    Ids here are raw: the provider's own (``127.0.0.1:2468``); users see ``<name>/<raw id>``. A provider
-    implements ``create``, ``destroy`` and one of ``get_url`` and ``get_transport``.
+    The ids in this class are raw ids of the provider (``127.0.0.1:2468``). Users see ``<name>/<raw id>``.
+    A provider implements ``create``, ``destroy`` and one of ``get_url`` and ``get_transport``.
 
     Attributes:
-        name: the prefix of its sandbox ids, without a slash.
-        default_cwd: where sessions begin when no cwd is given; None for the caller's own.
+        name: The prefix of its sandbox ids, without a slash.
+        default_cwd: The default working directory of sessions, or None for that of the caller.
     """
 
     name: str
@@ -27,42 +27,42 @@ class SandboxProvider(ABC):
 
     @abstractmethod
     async def create(self) -> str:
-        """Make a sandbox, start its server and return its raw id."""
+        """Create a sandbox, start its server and return its raw id."""
 
     @abstractmethod
     async def destroy(self, sandbox_id: str, /) -> None:
-        """End the sandbox and all that is in it; nothing happens where it is gone."""
+        """Destroy the sandbox and everything in it. Does nothing if it no longer exists."""
 
     async def get_url(self, sandbox_id: str, /) -> str | None:
-        """Return the server's base URL, or None where only a transport reaches it."""
+        """Return the base URL of the server, or None if it is only reachable through the transport."""
         return None
 
     async def get_transport(self, sandbox_id: str, /) -> httpx2.AsyncBaseTransport | None:
-        """Return the transport that reaches the server, or None for the usual one."""
+        """Return the transport to the server, or None for the default."""
         return None
 
     async def get_token(self, sandbox_id: str, /) -> str | None:
-        """Return the server's token, where the provider knows it."""
+        """Return the token of the server, or None if the provider does not know it."""
         return None
 
     async def reconnect(self, sandbox_id: str, /) -> None:
-        """Wake up or look up a sandbox that was made before.
+        """Find an existing sandbox and wake it up if necessary.
 
         Raises:
-            SandboxDestroyedError: it no longer exists.
+            SandboxDestroyedError: The sandbox no longer exists.
         """
         return
 
     async def ensure_server(self, sandbox_id: str, /) -> None:
-        """See that the server runs in the sandbox; called when it does not answer."""
+        """Start the server in the sandbox if it does not run. Called when the server does not respond."""
         return
 
     async def pause(self, sandbox_id: str, /) -> None:
-        """Put the sandbox to sleep; destroyed where the provider can't do that."""
+        """Pause the sandbox. If the provider cannot pause, the sandbox is destroyed."""
         await self.destroy(sandbox_id)
 
     async def kill(self, sandbox_id: str, /) -> None:
-        """End the sandbox without grace."""
+        """Destroy the sandbox without a clean shutdown."""
         await self.destroy(sandbox_id)
 
 
@@ -75,15 +75,15 @@ def split_sandbox_id(sandbox_id: str, provider: SandboxProvider) -> str:
     """Return the raw id.
 
     Raises:
-        SandboxAgentError: it has no prefix, or another provider's.
+        SandboxAgentError: The id has no prefix, or that of another provider.
     """
     name, slash, raw_id = sandbox_id.partition("/")
     if not (name and slash and raw_id):
         raise SandboxAgentError(
-            f"sandbox id '{sandbox_id}' has no provider: it looks like 'local/127.0.0.1:2468'"
+            f"sandbox id '{sandbox_id}' has no provider: use an id such as 'local/127.0.0.1:2468'"
         )
     if name != provider.name:
         raise SandboxAgentError(
-            f"sandbox '{sandbox_id}' is of provider '{name}', not '{provider.name}': start it with that one"
+            f"sandbox '{sandbox_id}' belongs to provider '{name}': use that one, not '{provider.name}'"
         )
     return raw_id

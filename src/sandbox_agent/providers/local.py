@@ -1,4 +1,4 @@
-"""The local provider: the server as a child process of this one."""
+"""The local provider: the server runs as a child process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sandbox_agent.providers.base import SandboxProvider
 
 __all__ = ["LocalProvider", "local"]
 
-# The server drains and ends its agents on SIGTERM; then its group is killed.
+# Seconds. On SIGTERM the server drains and ends its agents. After this time its group is killed.
 STOP_TIMEOUT = 5.0
-# A server that does not listen after this long never will.
+# Seconds until a server that does not listen is given up.
 START_TIMEOUT = 30.0
 POLL_INTERVAL = 0.02
 CONNECT_TIMEOUT = 2.0
@@ -43,7 +43,7 @@ class _Child:
 
 
 class LocalProvider(SandboxProvider):
-    """Starts sandbox-agent servers on this machine; made by ``local``."""
+    """Starts sandbox-agent servers on this machine. Created by ``local``."""
 
     name = "local"
 
@@ -59,7 +59,7 @@ class LocalProvider(SandboxProvider):
         store: str | None = None,
         args: Sequence[str] = (),
     ) -> None:
-        """Prepare; arguments as ``local``."""
+        """Store the options. See ``local`` for the arguments."""
         self._host = host
         self._port = port
         self._token = token
@@ -71,11 +71,11 @@ class LocalProvider(SandboxProvider):
         self._children: dict[str, _Child] = {}
 
     async def create(self) -> str:
-        """Start a server and return ``host:port`` once it listens.
+        """Start a server and return ``host:port`` when it listens.
 
         Raises:
-            SandboxAgentError: the port is taken, or it did not start; with a log file the message ends
-                with what it said.
+            SandboxAgentError: The port is in use, or the server did not start. With a log file, the message
+                ends with the server's last output.
         """
         port = self._port or _free_port(self._host)
         raw_id = f"{self._host}:{port}"
@@ -86,15 +86,15 @@ class LocalProvider(SandboxProvider):
         return raw_id
 
     async def _start(self, raw_id: str, port: int, token: str) -> None:
-        # What listens there already would be taken for the server.
-        if await _listens(self._host, port):
+        # Without this check, another program on the port would be mistaken for the server.
+        if await _is_listening(self._host, port):
             raise SandboxAgentError(
-                f"the local server could not be started: another program listens on {raw_id}, "
-                "end it or name another port"
+                f"the local server could not be started: another program listens on {raw_id}. "
+                "Stop it or use another port."
             )
         child = self._children[raw_id] = self._spawn(port, token)
         try:
-            await _until_it_listens(child)
+            await _wait_listening(child)
         except BaseException:
             await self.destroy(raw_id)
             raise
@@ -106,12 +106,12 @@ class LocalProvider(SandboxProvider):
             base = [sys.executable, "-m", "sandbox_agent.cli.main", "server"]
         command = [*base, "--host", self._host, "--port", str(port)]
         if self._binary is not None:
-            # Another server may know the token by its flag only.
+            # Another server may not read the token from the environment.
             command += ["--token", token]
         if self._store is not None:
             command += ["--store", self._store]
         elif self._binary is None:
-            # the default one belongs to one server at a time, and here the caller keeps the sessions
+            # The default store allows one server at a time, and here the SDK stores the sessions.
             command += ["--store", "memory"]
         return [*command, *self._args]
 
@@ -141,13 +141,13 @@ class LocalProvider(SandboxProvider):
         return child
 
     async def destroy(self, sandbox_id: str, /) -> None:
-        """Stop the server: SIGTERM, 5 s, SIGKILL to its group; a server of someone else is left alone."""
+        """Stop the server: SIGTERM, 5 s, SIGKILL to its group. Servers of others are not stopped."""
         child = self._children.pop(sandbox_id, None)
         if child is not None:
             await asyncio.to_thread(_stop, child, STOP_TIMEOUT)
 
     async def kill(self, sandbox_id: str, /) -> None:
-        """End the server and its group without grace."""
+        """Kill the server and its group."""
         child = self._children.pop(sandbox_id, None)
         if child is not None:
             await asyncio.to_thread(_stop, child, 0.0)
@@ -157,24 +157,24 @@ class LocalProvider(SandboxProvider):
         return f"http://{sandbox_id}"
 
     async def get_token(self, sandbox_id: str, /) -> str | None:
-        """Return the token of a server that was started here, else the one that was given."""
+        """Return the token of a server that this provider started, otherwise the token option."""
         child = self._children.get(sandbox_id)
         return child.token if child is not None else self._token
 
     async def reconnect(self, sandbox_id: str, /) -> None:
-        """Look whether the server is there.
+        """Check that the server exists.
 
         Raises:
-            SandboxDestroyedError: nothing listens there and it was not started by this provider.
+            SandboxDestroyedError: Nothing listens there, and this provider did not start it.
         """
         if sandbox_id in self._children:
             return
         host, _, port = sandbox_id.rpartition(":")
-        if not port.isdecimal() or not await _listens(host, int(port)):
+        if not port.isdecimal() or not await _is_listening(host, int(port)):
             raise SandboxDestroyedError(sandbox_id, self.name)
 
     async def ensure_server(self, sandbox_id: str, /) -> None:
-        """Start the server again, on the same port, where it was started here and has ended."""
+        """Restart a server that this provider started and that has ended, on the same port."""
         child = self._children.get(sandbox_id)
         if child is None or child.process.poll() is None:
             return
@@ -183,7 +183,7 @@ class LocalProvider(SandboxProvider):
         await self._start(sandbox_id, child.port, child.token)
 
     def pid(self, sandbox_id: str, /) -> int | None:
-        """Return the process id of a server that was started here, or None."""
+        """Return the process id of a server that this provider started, or None."""
         child = self._children.get(sandbox_id)
         return child.process.pid if child is not None else None
 
@@ -199,33 +199,33 @@ def local(
     store: str | None = None,
     args: Sequence[str] = (),
 ) -> LocalProvider:
-    """Return a provider that starts the server on this machine; its sandbox ids are ``host:port``.
+    """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
 
     The server ends with ``destroy_sandbox`` and when the interpreter exits.
 
     Args:
-        host: where it listens.
-        port: the port; None finds a free one.
-        token: its bearer token; None makes a random one.
-        env: added to its environment.
-        log: where its output goes: "inherit", "silent", or a file.
-        binary: another ``sandbox-agent`` program than this package's.
-        store: its ``--store`` (``memory``, ``sqlite:PATH``).
-        args: more arguments for it.
+        host: The address to listen on.
+        port: The port, or None for a free one.
+        token: The bearer token, or None for a random one.
+        env: Variables to add to the server's environment.
+        log: Where its output goes: "inherit", "silent", or the path of a file.
+        binary: Another ``sandbox-agent`` program to run instead of this package's.
+        store: Its ``--store`` (``memory``, ``sqlite:PATH``).
+        args: More command line arguments.
     """
     return LocalProvider(
         host=host, port=port, token=token, env=env, log=log, binary=binary, store=store, args=args
     )
 
 
-# Whoever forgets a provider has not stopped its servers: the end of the interpreter does.
+# The servers that are still running. They are stopped when the interpreter exits.
 _running: set[_Child] = set()
 
 
 @atexit.register
 def _stop_at_exit() -> None:
     for child in list(_running):
-        # A fork of this interpreter has the list, too: the servers are not its own.
+        # A fork of this interpreter inherits the set, but the servers are not its own.
         if child.owner == os.getpid():
             _stop(child, STOP_TIMEOUT)
 
@@ -236,7 +236,7 @@ def _stop(child: _Child, grace: float) -> None:
         _signal(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
-    # The group, also when its leader is gone: what it left behind goes with it.
+    # Kill the group even if its leader has exited: it may have left children.
     _signal(process.pid, signal.SIGKILL)
     process.wait()
     _running.discard(child)
@@ -258,7 +258,7 @@ def _free_port(host: str) -> int:
         return port
 
 
-async def _listens(host: str, port: int) -> bool:
+async def _is_listening(host: str, port: int) -> bool:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             _, writer = await asyncio.open_connection(host.strip("[]"), port)
@@ -270,25 +270,27 @@ async def _listens(host: str, port: int) -> bool:
     return True
 
 
-async def _until_it_listens(child: _Child) -> None:
+async def _wait_listening(child: _Child) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + START_TIMEOUT
     while True:
         code = child.process.poll()
         if code is not None:
-            raise SandboxAgentError(f"the local server ended with code {code} at its start{_tail(child)}")
-        if await _listens(child.host, child.port):
+            raise SandboxAgentError(
+                f"the local server exited with code {code} at its start{_log_tail(child)}"
+            )
+        if await _is_listening(child.host, child.port):
             return
         if loop.time() > deadline:
             raise SandboxAgentError(
                 f"the local server did not listen on {child.host}:{child.port} within "
-                f"{START_TIMEOUT:g} s{_tail(child)}"
+                f"{START_TIMEOUT:g} s{_log_tail(child)}"
             )
         await asyncio.sleep(POLL_INTERVAL)
 
 
-def _tail(child: _Child) -> str:
+def _log_tail(child: _Child) -> str:
     if child.output is None:
-        return ": its output says why (log='inherit' shows it)"
-    said = child.output.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-    return f": {said}" if said else ""
+        return ": see its output for the reason (log='inherit' shows it)"
+    tail = child.output.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
+    return f": {tail}" if tail else ""

@@ -1,3 +1,3 @@
-"""The machine: processes, their pipes, their groups and their end."""
+"""The operating system: child processes, their pipes and process groups, and how they are ended."""
 
 __all__: list[str] = []

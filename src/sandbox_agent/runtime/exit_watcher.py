@@ -1,4 +1,4 @@
-"""A child's exit, told to the event loop at once."""
+"""Reports a child's exit to the event loop immediately."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from collections.abc import Callable
 __all__ = ["watch_exit"]
 
 
-def watch_exit(child: subprocess.Popen[bytes], tell: Callable[[int], None]) -> None:
-    """Reap a child when it exits and call ``tell`` with its return code, in the running event loop.
+def watch_exit(child: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> None:
+    """Reap a child when it exits and call ``on_exit`` in the running event loop.
 
     Args:
-        child: who; nobody else may wait for it.
-        tell: takes what Popen.returncode gives: the exit code, or a signal's number, negative.
+        child: The child. Nothing else may wait for it.
+        on_exit: Called with the return code as in ``Popen.returncode``: the exit code, or the negative
+            number of a signal.
     """
     loop = asyncio.get_running_loop()
     try:
         handle = os.pidfd_open(child.pid)
     except (AttributeError, OSError):  # not on Linux, or no descriptor left
-        _watch_in_thread(loop, child, tell)
+        _watch_in_thread(loop, child, on_exit)
         return
 
-    def exited() -> None:
+    def reap() -> None:
         loop.remove_reader(handle)
         os.close(handle)
-        tell(child.wait())
+        on_exit(child.wait())
 
-    loop.add_reader(handle, exited)
+    loop.add_reader(handle, reap)
 
 
 def _watch_in_thread(
-    loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], tell: Callable[[int], None]
+    loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], on_exit: Callable[[int], None]
 ) -> None:
     def wait() -> None:
         code = child.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-            loop.call_soon_threadsafe(tell, code)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(on_exit, code)
 
     threading.Thread(target=wait, name="sandbox-agent-exit", daemon=True).start()

@@ -1,4 +1,4 @@
-"""A child's pipes: read as much as is there at once, write whole messages, and let the pipe push back."""
+"""A child's pipes: large reads, writes of whole messages, and backpressure through the pipe itself."""
 
 from __future__ import annotations
 
@@ -8,88 +8,89 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 
-__all__ = ["READ_BYTES", "PipeReader", "PipeWriter", "widen"]
+__all__ = ["READ_BYTES", "PipeReader", "PipeWriter", "widen_pipe"]
 
-# What an agent's stdout is made to hold, and one read takes: a tenth faster than Linux's 64 KiB. A user may
-# have 64 MiB of pipes (pipe-user-pages-soft), so there is room for hundreds.
+# The capacity of an agent's stdout and the size of one read: 10 % faster than Linux's default of 64 KiB. A
+# user may have 64 MiB of pipes (pipe-user-pages-soft), which suffices for hundreds of agents.
 READ_BYTES = 256 * 1024
-# Every read goes here first: a fresh READ_BYTES of memory each time would cost ten times what a small
-# message's read does. Nothing is awaited between a read and its copy.
-_landing = memoryview(bytearray(READ_BYTES))
-# Linux lets a pipe be made this large.
+# All reads share this buffer: allocating READ_BYTES for each would cost ten times as much as reading a small
+# message. There is no await between a read and its copy.
+_buffer = memoryview(bytearray(READ_BYTES))
+# The maximum capacity of a pipe on Linux.
 MAX_PIPE_BYTES = 1024 * 1024
 
 
-def widen(fd: int) -> None:
-    """Let a pipe hold READ_BYTES where the system allows it."""
-    with contextlib.suppress(AttributeError, OSError):  # not on Linux, or no room left
+def widen_pipe(fd: int) -> None:
+    """Set the capacity of a pipe to READ_BYTES where the system allows it."""
+    with contextlib.suppress(AttributeError, OSError):  # not on Linux, or over the user's limit
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, READ_BYTES)
 
 
 class PipeReader:
-    """The reading end of a pipe, without a buffer of its own.
+    """The read end of a pipe, without a buffer of its own.
 
-    What isn't read stays in the pipe, so a slow reader stops the writer: that is the backpressure.
+    Unread data stays in the pipe, so a slow reader blocks the writer: this is the backpressure.
 
     Args:
-        fd: the descriptor; it is made non-blocking and closed by close().
+        fd: The descriptor. It is set non-blocking, and closed by close().
     """
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
-        self._take: Callable[[bytes], bool] | None = None
-        self._heard: asyncio.Future[bool] | None = None
+        self._on_data: Callable[[bytes], bool] | None = None
+        self._done: asyncio.Future[bool] | None = None
 
-    async def listen(self, take: Callable[[bytes], bool]) -> bool:
-        """Hand bytes to ``take`` as they come, one read each turn of the event loop, while it wants more.
+    async def listen(self, on_data: Callable[[bytes], bool]) -> bool:
+        """Call ``on_data`` with data as it arrives, once per iteration of the event loop.
 
         Args:
-            take: called by the loop itself, which spares a task's wake-up; returns whether it wants more.
+            on_data: Called directly by the event loop, which saves waking a task. Returns whether to
+                continue.
 
         Returns:
-            True when ``take`` wanted no more, False at the end of the stream.
+            True if ``on_data`` stopped the reading, False at the end of the stream.
 
         Raises:
-            Exception: whatever ``take`` raised; what it was given counts as read.
+            Exception: Any exception of ``on_data``. The data that it received counts as read.
         """
         if self._fd < 0:
             return False
         loop = asyncio.get_running_loop()
-        self._take = take
-        self._heard = loop.create_future()
+        self._on_data = on_data
+        self._done = loop.create_future()
         loop.add_reader(self._fd, self._on_readable)
         try:
-            return await self._heard
+            return await self._done
         finally:
             self._finish()
 
     async def read(self) -> bytes:
-        """Wait for bytes and return them; ``b""`` at the end of the stream."""
+        """Wait for data and return it, or ``b""`` at the end of the stream."""
         read: list[bytes] = []
 
-        def take(data: bytes) -> bool:
+        def on_data(data: bytes) -> bool:
             read.append(data)
             return False
 
-        await self.listen(take)
+        await self.listen(on_data)
         return read[0] if read else b""
 
     def read_nowait(self) -> bytes | None:
-        """Return what is there now, ``b""`` at the end of the stream, None when nothing is there."""
+        """Return the available data, ``b""`` at the end of the stream, or None if there is no data now."""
         if self._fd < 0:
             return b""
         try:
-            return bytes(_landing[: os.readv(self._fd, [_landing])])
+            return bytes(_buffer[: os.readv(self._fd, [_buffer])])
         except BlockingIOError:
             return None
         except OSError:
             return b""
 
-    def leftover(self) -> Iterator[bytes]:
-        """Yield what an exited process left in the pipe, and no more than a pipe can hold.
+    def read_leftover(self) -> Iterator[bytes]:
+        """Yield the data that an exited process left in the pipe, at most the capacity of a pipe.
 
-        Somebody who escaped the process's tree may go on writing; that one is not listened to for ever.
+        The limit is for a process that escaped the tree and keeps writing.
         """
         size = 0
         while size < MAX_PIPE_BYTES and (data := self.read_nowait()):
@@ -97,64 +98,64 @@ class PipeReader:
             yield data
 
     def _on_readable(self) -> None:
-        heard, take = self._heard, self._take
-        if heard is None or heard.done() or take is None or (data := self.read_nowait()) is None:
+        done, on_data = self._done, self._on_data
+        if done is None or done.done() or on_data is None or (data := self.read_nowait()) is None:
             return
         try:
-            more = take(data) if data else False
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever listens
-            heard.set_exception(error)
+            more = on_data(data) if data else False
+        except Exception as error:  # noqa: BLE001 - raised by listen()
+            done.set_exception(error)
         else:
             if more:
                 return
-            heard.set_result(bool(data))
+            done.set_result(bool(data))
         self._finish()
 
     def _finish(self) -> None:
-        if self._heard is not None:
-            self._heard = self._take = None
+        if self._done is not None:
+            self._done = self._on_data = None
             asyncio.get_running_loop().remove_reader(self._fd)
 
     def close(self) -> None:
-        """Close the pipe; whoever listens sees the end of the stream."""
+        """Close the pipe. A running listen() returns as at the end of the stream."""
         if self._fd < 0:
             return
-        heard = self._heard
+        done = self._done
         self._finish()
-        if heard is not None and not heard.done():
-            heard.set_result(False)
+        if done is not None and not done.done():
+            done.set_result(False)
         fd, self._fd = self._fd, -1
         os.close(fd)
 
 
 class PipeWriter:
-    """The writing end of a pipe: one message at a time, each of them whole.
+    """The write end of a pipe. Messages are written one at a time and never cut.
 
     Args:
-        fd: the descriptor; it is made non-blocking and closed by close().
+        fd: The descriptor. It is set non-blocking, and closed by close().
     """
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
         self._rest = memoryview(b"")
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._flushed: asyncio.Future[None] | None = None
 
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
-        """Write a message; returns when the pipe has taken all of it.
+        """Write a message and return when all of it is in the pipe.
 
-        A caller that is cancelled before its turn has written nothing; one that is cancelled in the
-        middle leaves the rest to be written in the background, so that no message is ever cut.
+        If the caller is cancelled before the message's turn, nothing is written. If it is cancelled later,
+        the rest is written in the background, so that no message is cut.
 
         Args:
-            data: the message.
-            on_begin: called when its turn has come and it will be written.
+            data: The message.
+            on_begin: Called just before the message is written.
 
         Raises:
-            BrokenPipeError: nobody reads the pipe any more, or it is closed.
+            BrokenPipeError: The pipe has no reader or is closed.
         """
-        async with self._turn:
+        async with self._lock:
             while self._flushed is not None:
                 await asyncio.shield(self._flushed)
             if on_begin is not None:
@@ -165,11 +166,12 @@ class PipeWriter:
             await asyncio.shield(self._flush_later())
 
     def write_nowait(self, data: bytes) -> bool:
-        """Write a message if it is nobody's turn and the pipe takes it; write() says why it did not.
+        """Write a message if that is possible without waiting, and return whether it was written.
 
-        A pipe that takes a part of it gets the rest in the background, before any other message.
+        If the pipe has room for a part only, the rest is written in the background before any other message.
+        Use write() to get the reason of a failure.
         """
-        if self._turn.locked() or self._flushed is not None or self._fd < 0:
+        if self._lock.locked() or self._flushed is not None or self._fd < 0:
             return False
         try:
             written = os.write(self._fd, data)
@@ -214,10 +216,10 @@ class PipeWriter:
                 flushed.set_result(None)
             else:
                 flushed.set_exception(error)
-                flushed.exception()  # the writer may have been cancelled: then nobody else looks
+                flushed.exception()  # mark it as retrieved: the writer may have been cancelled
 
     def close(self) -> None:
-        """Close the pipe; a writer that waits gets BrokenPipeError."""
+        """Close the pipe. Pending writes raise BrokenPipeError."""
         if self._fd < 0:
             return
         if self._flushed is not None:

@@ -1,14 +1,14 @@
-"""A child process: spawn, pipes, exit, and the ladder that ends it.
+"""A child process: how it is spawned, its pipes, its exit, and the steps that stop it.
 
-The ladder, from polite to final. Each rung waits for the leader to exit before the next is taken:
+Each step of stop() waits for the leader to exit before the next one:
 
-1. stdin is closed (ACP agents exit at EOF)      EOF_GRACE
-2. SIGTERM to the tree                           TERM_GRACE
-3. SIGKILL to the tree                           the kernel's time
-4. the leader is reaped, the rest of its tree is killed
+1. Close stdin (ACP agents exit at EOF)          wait EOF_GRACE
+2. SIGTERM to the tree                           wait TERM_GRACE
+3. SIGKILL to the tree                           wait for the kernel
+4. Reap the leader and kill the rest of its tree
 
-The tree is the process group (the child leads a session of its own) and, on Linux, every process that
-inherited the child's tag. Pipes are read on while it stops, so that a full pipe holds nobody up.
+The tree is the process group (the child leads its own session) and, on Linux, every process that inherited
+the child's tag. Pipes are drained while the process stops, so that a full pipe does not block it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.exit_watcher import watch_exit
-from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen
-from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_tree, tagged
+from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
+from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged, signal_tree
 
 __all__ = ["EOF_GRACE", "STDERR_TAIL_BYTES", "TERM_GRACE", "ExitStatus", "Process", "SpawnError"]
 
-# Together well under the two seconds in which DELETE must answer.
+# Seconds. Together well below the two seconds in which DELETE must respond.
 EOF_GRACE = 0.4
 TERM_GRACE = 0.6
-# Enough for a traceback; it goes into error answers.
+# Enough for a traceback. Error responses contain it.
 STDERR_TAIL_BYTES = 16 * 1024
-# A tree that forks while it is killed is looked for again, but not for ever.
+# A tree may fork while it is killed: look for survivors this many times.
 _SWEEPS = 5
 
 
 class SpawnError(Exception):
-    """The command could not be started; the message says why."""
+    """The command could not be started. The message contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class ExitStatus:
     """How a process ended.
 
     Attributes:
-        code: its exit code, or None when a signal ended it.
-        signal: the signal's number, or None.
+        code: The exit code, or None if a signal ended the process.
+        signal: The signal's number, or None.
     """
 
     code: int | None
@@ -56,17 +56,17 @@ class ExitStatus:
 
     @property
     def success(self) -> bool:
-        """Whether it ended with code 0."""
+        """Whether the exit code is 0."""
         return self.code == 0
 
 
 class Process:
-    """A running child with piped stdin, stdout and stderr; make one with spawn().
+    """A running child with piped stdin, stdout and stderr. Create one with spawn().
 
     Attributes:
-        pid: the leader's pid, which is its group's id too.
-        tag: the value of TAG_VARIABLE that its tree carries.
-        stdout: its stdout, unbuffered.
+        pid: The pid of the leader, which is also the id of its process group.
+        tag: The value of TAG_VARIABLE in the environment of the tree.
+        stdout: The child's stdout, unbuffered.
     """
 
     def __init__(
@@ -103,23 +103,23 @@ class Process:
         """Start a command as the leader of a new session.
 
         Args:
-            argv: the program and its arguments.
-            env: variables added to this process's own.
-            without: variables of this process's own that it must not see.
-            cwd: its working directory.
-            tag_prefix: begins the tag, so that one search finds all trees of an owner.
+            argv: The program and its arguments.
+            env: Variables to add to the environment of this process.
+            without: Variables of this process that the child must not inherit.
+            cwd: The working directory.
+            tag_prefix: The start of the tag. One search finds all trees of an owner by it.
 
         Raises:
-            SpawnError: there is no such program, or the kernel refuses.
+            SpawnError: The program does not exist, or the kernel refuses.
         """
         tag = f"{tag_prefix}{uuid.uuid4().hex}"
-        # subprocess and pipes of our own: asyncio's wait() would last until grandchildren let go of the
-        # pipes, and uvloop leaves the child copies of their ends, so that closing one goes unnoticed
-        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _pipes(argv[0])
-        widen(out_read)
+        # Not asyncio's subprocesses: their wait() lasts until grandchildren close the pipes, and uvloop lets
+        # the child inherit copies of our ends, so that it does not see them close.
+        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _open_pipes(argv[0])
+        widen_pipe(out_read)
         inherited = {name: value for name, value in os.environ.items() if name not in without}
         try:
-            child = subprocess.Popen(  # noqa: S603, ASYNC220 - running what it is told; it forks in a millisecond
+            child = subprocess.Popen(  # noqa: S603, ASYNC220 - the caller's command; a fork takes a millisecond
                 argv,
                 stdin=in_read,
                 stdout=out_write,
@@ -142,17 +142,17 @@ class Process:
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
-        watch_exit(child, process._note_exit)
+        watch_exit(child, process._on_exit)
         return process
 
     @property
     def status(self) -> ExitStatus | None:
-        """How it ended, None while it runs."""
+        """How the process ended, or None while it runs."""
         return self._status
 
     @property
     def stderr_tail(self) -> str:
-        """The last of what it wrote to stderr, at most STDERR_TAIL_BYTES."""
+        """The end of the stderr output, at most STDERR_TAIL_BYTES."""
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
@@ -164,19 +164,19 @@ class Process:
         await self._stdin.write(data, on_begin=on_begin)
 
     def write_nowait(self, data: bytes) -> bool:
-        """Write to stdin if it takes the message at once; see PipeWriter.write_nowait."""
+        """Write to stdin if that is possible without waiting. See PipeWriter.write_nowait."""
         return self._stdin.write_nowait(data)
 
     async def pump_stderr(self) -> None:
-        """Read stderr to its end, keeping the tail; its owner runs this beside the process."""
-        await self._stderr.listen(self._keep)
+        """Read stderr to its end and keep the tail. The owner runs this in a task."""
+        await self._stderr.listen(self._append_tail)
 
     def drain_stderr(self) -> None:
-        """Take what is in stderr now; after the exit that is all the process wrote."""
-        for data in self._stderr.leftover():
-            self._keep(data)
+        """Read what is in stderr now. After the exit this is the rest of the output."""
+        for data in self._stderr.read_leftover():
+            self._append_tail(data)
 
-    def _keep(self, data: bytes) -> bool:
+    def _append_tail(self, data: bytes) -> bool:
         self._tail.append(data[-STDERR_TAIL_BYTES:])
         self._tail_size += len(self._tail[-1])
         while self._tail_size - len(self._tail[0]) >= STDERR_TAIL_BYTES:
@@ -184,21 +184,21 @@ class Process:
         return True
 
     async def wait(self) -> ExitStatus:
-        """Wait for the leader's exit, whoever still holds its pipes."""
+        """Wait for the exit of the leader. Other processes may still hold its pipes."""
         await self._exited.wait()
         assert self._status is not None
         return self._status
 
-    def _note_exit(self, code: int) -> None:
+    def _on_exit(self, code: int) -> None:
         self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
         self._exited.set()
 
     async def stop(self, *, eof_grace: float = EOF_GRACE, term_grace: float = TERM_GRACE) -> ExitStatus:
-        """Walk down the ladder; see the module's docstring. Safe to call twice.
+        """Stop the process by the steps of the module's docstring. Safe to call twice.
 
         Args:
-            eof_grace: seconds that it has after stdin is closed.
-            term_grace: seconds that it has after SIGTERM.
+            eof_grace: Seconds to wait after stdin is closed.
+            term_grace: Seconds to wait after SIGTERM.
         """
         async with self._stopping:
             self._stdin.close()
@@ -211,16 +211,16 @@ class Process:
             return status
 
     def sweep(self) -> None:
-        """Kill what is left of the tree after the leader's exit."""
+        """Kill the rest of the tree after the exit of the leader."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         for _ in range(_SWEEPS):
-            if not tagged(self.tag):
+            if not find_tagged(self.tag):
                 return
             signal_tree(self.pid, self.tag, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close the pipes; the process has ended."""
+        """Close the pipes after the process has ended."""
         self._stdin.close()
         self.stdout.close()
         self._stderr.close()
@@ -234,8 +234,8 @@ class Process:
         return True
 
 
-def _pipes(program: str) -> list[tuple[int, int]]:
-    """Return three pipes, or none at all."""
+def _open_pipes(program: str) -> list[tuple[int, int]]:
+    """Open three pipes. If one fails, the others are closed."""
     pipes: list[tuple[int, int]] = []
     try:
         while len(pipes) < 3:

@@ -1,4 +1,4 @@
-"""Finding a process's descendants: its group, and whoever left the group but carries its tag."""
+"""Finds a process's descendants: its group, and processes outside it that inherited its tag."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import os
 import signal
 from pathlib import Path
 
-__all__ = ["TAG_VARIABLE", "signal_tree", "tagged"]
+__all__ = ["TAG_VARIABLE", "find_tagged", "signal_tree"]
 
-# Agents' tools start shells in sessions of their own; the environment is what they all inherit.
+# Tools of agents start shells in new sessions, outside the group. All of them inherit the environment.
 TAG_VARIABLE = "SANDBOX_AGENT_PROCESS_TAG"
 
 _PROC = Path("/proc")
 
 
-def tagged(tag: str) -> list[int]:
-    """Return the pids whose environment carries the tag, or a tag that begins with it.
+def find_tagged(tag: str) -> list[int]:
+    """Return the pids of the processes whose environment has the tag, or a tag that starts with it.
 
-    Linux reads ``/proc``; elsewhere nothing is found and the process group is the tree.
+    Uses ``/proc`` of Linux. On other systems the result is empty, and the tree is the process group.
     """
     needle = f"{TAG_VARIABLE}={tag}".encode()
     own = str(os.getpid())
     try:
-        entries = os.listdir(_PROC)  # noqa: PTH208 - a scan of many, names are enough
+        entries = os.listdir(_PROC)  # noqa: PTH208 - many entries; names suffice
     except OSError:
         return []
-    return [int(pid) for pid in entries if pid.isdigit() and pid != own and _carries(pid, needle)]
+    return [int(pid) for pid in entries if pid.isdigit() and pid != own and _has_tag(pid, needle)]
 
 
-def _carries(pid: str, needle: bytes) -> bool:
+def _has_tag(pid: str, needle: bytes) -> bool:
     try:
         environ = (_PROC / pid / "environ").read_bytes()
     except OSError:
@@ -38,16 +38,16 @@ def _carries(pid: str, needle: bytes) -> bool:
 
 
 def signal_tree(group: int, tag: str, signum: signal.Signals) -> None:
-    """Send a signal to a process group and to the processes outside it that carry the tag.
+    """Send a signal to a process group and to the processes outside it that have the tag.
 
     Args:
-        group: the leader's pid, which names the group even when the leader is gone.
-        tag: the tag in the environment.
-        signum: the signal.
+        group: The leader's pid, which identifies the group even after the leader has exited.
+        tag: The tag in the environment.
+        signum: The signal.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signum)
-    for pid in tagged(tag):
+    for pid in find_tagged(tag):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(pid) != group:
                 os.kill(pid, signum)

@@ -1,8 +1,8 @@
-"""A small process that outlives the server by a moment and ends the trees that it left behind.
+"""A small process that kills orphaned agents after the server has died, even by SIGKILL (kill -9).
 
-The server holds the warden's stdin. When that closes, however the server ended (SIGKILL included), the
-warden kills every process group that it was told of and, on Linux, every process that carries the
-server's tag. It runs in a session of its own (warden_main), with nothing but the standard library.
+The server holds the warden's stdin. When it closes, the warden kills every registered process group and, on
+Linux, every process that has the server's tag. The warden (warden_main) runs in its own session and uses
+only the standard library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Warden:
     """The server's side of the warden.
 
     Args:
-        tag: what the tags of all the server's processes begin with.
+        tag: The prefix of the tags of all the server's processes.
     """
 
     def __init__(self, tag: str) -> None:
@@ -32,37 +32,37 @@ class Warden:
         self._starting = asyncio.Lock()
 
     async def ready(self) -> None:
-        """Start the warden where none runs; call it before there is a process to watch.
+        """Start the warden if it does not run. Call this before there is a process to watch.
 
         Raises:
-            OSError: it can't be started.
+            OSError: The warden cannot be started.
         """
         async with self._starting:
             if self._child is None or self._child.returncode is not None:
                 await self._start()
 
     async def watch(self, group: int) -> None:
-        """Have a process group killed should the server die; starts the warden where none runs.
+        """Register a process group to be killed if the server dies. Starts the warden if it does not run.
 
         Raises:
-            OSError: it can't be started.
+            OSError: The warden cannot be started.
         """
         self._groups.add(group)
         async with self._starting:
-            if self._stdin is not None and await self._tell(f"+{group}\n"):
+            if self._stdin is not None and await self._send(f"+{group}\n"):
                 return
             await self._start()
 
     async def release(self, group: int) -> None:
-        """Forget a group that has ended."""
+        """Unregister a group that has ended."""
         self._groups.discard(group)
-        await self._tell(f"-{group}\n")
+        await self._send(f"-{group}\n")
 
     async def close(self) -> None:
-        """Let the warden go; with nothing left to kill it just ends."""
+        """End the warden after a normal shutdown of the server."""
         if self._child is None or self._stdin is None:
             return
-        await self._tell("=\n")
+        await self._send("=\n")
         self._stdin.close()
         await self._child.wait()
 
@@ -86,10 +86,10 @@ class Warden:
             self._stdin.close()
         self._stdin = PipeWriter(write)
         if self._groups:
-            await self._tell("".join(f"+{known}\n" for known in self._groups))
+            await self._send("".join(f"+{known}\n" for known in self._groups))
 
-    async def _tell(self, line: str) -> bool:
-        """Return whether a warden was there to hear it."""
+    async def _send(self, line: str) -> bool:
+        """Send a line and return whether a warden received it."""
         if self._stdin is None:
             return False
         try:

@@ -1,4 +1,4 @@
-"""What the warden does: see warden, which starts it."""
+"""The program of the warden. The module warden starts it."""
 
 import contextlib
 import os
@@ -6,25 +6,25 @@ import signal
 import sys
 import time
 
-from sandbox_agent.runtime.process_tree import signal_tree, tagged
+from sandbox_agent.runtime.process_tree import find_tagged, signal_tree
 
 __all__ = ["main"]
 
-# A tree that forks while it is killed is looked for again, but not for ever; and a process that is just
-# being executed shows no environment for a moment, so that finding nothing once proves nothing.
+# Look for survivors this many times: a tree may fork while it is killed, and a process that is being executed
+# has no environment for a moment.
 _SWEEPS = 10
 _PAUSE = 0.05
 
 
 def main() -> None:
-    """Read group ids from stdin until it closes, then kill what is left."""
+    """Read group ids from stdin until it closes, then kill the remaining processes."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     tag = sys.argv[1]
     groups: set[int] = set()
     sweeps = _SWEEPS
     for line in sys.stdin:
-        if line[0] == "=":  # the server ends in peace: its agents have been waited for
+        if line[0] == "=":  # a normal shutdown: the server has already waited for its agents
             sweeps = 1
             continue
         (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
@@ -33,7 +33,7 @@ def main() -> None:
     for sweep in range(sweeps):
         if sweep:
             time.sleep(_PAUSE)
-        for pid in tagged(tag):
+        for pid in find_tagged(tag):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -157,7 +157,7 @@ class AgentConnection:
     def _end(self, status: ExitStatus) -> None:
         """Take what the process left in its pipes, then tell everyone, all at once."""
         self._process.sweep()  # first: a grandchild that goes on writing would keep the pipe from draining
-        for data in self._process.stdout.leftover():
+        for data in self._process.stdout.read_leftover():
             self._publish(self._framer.feed(data))
         self._publish(self._framer.finish())
         self._process.drain_stderr()
