@@ -1,9 +1,9 @@
-"""The one error tree, and one table: error <-> urn <-> HTTP status <-> CLI exit code <-> retryable.
+"""The error tree, and the table: error <-> URN <-> HTTP status <-> CLI exit code <-> retryable.
 
 ::
 
-    SandboxAgentError                      everything this package raises on purpose
-    +-- ProblemError                       an RFC 9457 problem: one subclass per urn of the HTTP contract
+    SandboxAgentError                      base class of all errors of this package
+    +-- ProblemError                       an RFC 9457 problem: one subclass per URN of the HTTP API
     |   +-- InvalidRequestError            invalid_request          400
     |   +-- UnsupportedAgentError          unsupported_agent        400
     |   +-- ModeNotSupportedError          mode_not_supported       400
@@ -22,18 +22,18 @@
     |   +-- AgentProcessExitedError        agent_process_exited     500
     |   +-- StreamError                    stream_error             502
     |   +-- RequestTimeoutError            timeout                  504
-    +-- AcpRpcError                        the agent answered a JSON-RPC error
-    +-- ConnectionLostError                the server or its connection went away under a request
+    +-- AcpRpcError                        the agent responded with a JSON-RPC error
+    +-- ConnectionLostError                the server or its connection was lost during a request
     +-- HealthTimeoutError                 the server did not become healthy in time
     +-- SandboxDestroyedError              the sandbox no longer exists
-    +-- SessionNotFoundError               the persist driver holds no such session
-    +-- SettingNotConfirmedError           the agent did not keep a setting that was chosen
+    +-- SessionNotFoundError               the persist driver has no session with this id
+    +-- SettingNotConfirmedError           the agent did not confirm a setting that was chosen
     +-- PersistError                       the store refused or failed
-        +-- SessionFencedError             another process has taken the session over
-    +-- UnsupportedSessionCategoryError    no config option of that category
-    +-- UnsupportedSessionConfigOptionError  no config option of that id
-    +-- UnsupportedSessionValueError       the option does not take that value
-    +-- UnsupportedPermissionReplyError    the request offers no such reply
+        +-- SessionFencedError             another process has taken over the session
+    +-- UnsupportedSessionCategoryError    no config option has this category
+    +-- UnsupportedSessionConfigOptionError  no config option has this id
+    +-- UnsupportedSessionValueError       the option does not accept this value
+    +-- UnsupportedPermissionReplyError    the request does not offer this reply
 
 Codes and data are API, wording is not.
 """
@@ -86,11 +86,11 @@ URN_PREFIX = "urn:sandbox-agent:error:"
 
 
 class SandboxAgentError(Exception):
-    """Base of the tree.
+    """Base class of all errors of this package.
 
     Attributes:
-        status: HTTP status where the error crossed HTTP, else None.
-        problem: the RFC 9457 problem document where there was one, else None.
+        status: The HTTP status of the response, or None.
+        problem: The RFC 9457 problem document of the response, or None.
     """
 
     status: int | None = None
@@ -106,11 +106,11 @@ class SandboxAgentError(Exception):
 
 
 class ProblemError(SandboxAgentError):
-    """An error of the HTTP contract; raised by the server's routes and, from its answer, by the SDK.
+    """An error of the HTTP API. The server's routes raise it, and the SDK raises it from the response.
 
     Args:
-        detail: one line that says what happened and what to do.
-        **extensions: members added to the problem document (``agent="codex"``); None is left out.
+        detail: One line that says what happened and what to do.
+        **extensions: Members to add to the problem document (``agent="codex"``). None values are omitted.
     """
 
     name: ClassVar[str]
@@ -118,7 +118,7 @@ class ProblemError(SandboxAgentError):
     status: int | None
 
     def __init_subclass__(cls, *, name: str, title: str, status: int) -> None:
-        """Take what the contract calls the problem, and its HTTP status."""
+        """Set the name, title and HTTP status of the problem."""
         super().__init_subclass__()
         cls.name, cls.title, cls.status = name, title, status
 
@@ -148,15 +148,15 @@ class ProblemError(SandboxAgentError):
 
 
 class InvalidRequestError(ProblemError, name="invalid_request", title="Invalid Request", status=400):
-    """The request can't be understood or breaks a rule of the contract."""
+    """The request is malformed or invalid."""
 
 
 class UnsupportedAgentError(ProblemError, name="unsupported_agent", title="Unsupported Agent", status=400):
-    """The catalogue holds no agent of that id."""
+    """No agent has this id."""
 
 
 class ModeNotSupportedError(ProblemError, name="mode_not_supported", title="Mode Not Supported", status=400):
-    """The agent has no such mode."""
+    """The agent does not have this mode."""
 
 
 class TokenInvalidError(ProblemError, name="token_invalid", title="Token Invalid", status=401):
@@ -164,41 +164,41 @@ class TokenInvalidError(ProblemError, name="token_invalid", title="Token Invalid
 
 
 class PermissionDeniedError(ProblemError, name="permission_denied", title="Permission Denied", status=403):
-    """The caller may not do that."""
+    """The caller is not allowed to do this."""
 
 
 class NotFoundError(ProblemError, name="not_found", title="Not Found", status=404):
-    """There is no such thing."""
+    """The requested resource does not exist."""
 
 
 class ServerSessionNotFoundError(
     ProblemError, name="session_not_found", title="Session Not Found", status=404
 ):
-    """The server holds no such connection or session."""
+    """The server has no connection or session with this id."""
 
 
 class AgentNotInstalledError(
     ProblemError, name="agent_not_installed", title="Agent Not Installed", status=404
 ):
-    """The agent is known and not installed."""
+    """The agent is known but not installed."""
 
 
 class NotAcceptableError(ProblemError, name="not_acceptable", title="Not Acceptable", status=406):
-    """The Accept header allows nothing that the route can send."""
+    """The Accept header allows no content type that the route can send."""
 
 
 class ConflictError(ProblemError, name="conflict", title="Conflict", status=409):
-    """The request contradicts what is there."""
+    """The request conflicts with the current state."""
 
 
 class SessionAlreadyExistsError(
     ProblemError, name="session_already_exists", title="Session Already Exists", status=409
 ):
-    """A session of that id exists."""
+    """A session with this id already exists."""
 
 
 class GoneError(ProblemError, name="gone", title="Gone", status=410):
-    """It was there and has been removed."""
+    """The resource existed and was removed."""
 
 
 class PayloadTooLargeError(ProblemError, name="payload_too_large", title="Payload Too Large", status=413):
@@ -208,7 +208,7 @@ class PayloadTooLargeError(ProblemError, name="payload_too_large", title="Payloa
 class UnsupportedMediaTypeError(
     ProblemError, name="unsupported_media_type", title="Unsupported Media Type", status=415
 ):
-    """The content type is not the one that the route takes."""
+    """The route does not accept this content type."""
 
 
 class InstallFailedError(ProblemError, name="install_failed", title="Install Failed", status=500):
@@ -218,7 +218,7 @@ class InstallFailedError(ProblemError, name="install_failed", title="Install Fai
 class AgentProcessExitedError(
     ProblemError, name="agent_process_exited", title="Agent Process Exited", status=500
 ):
-    """The agent's process ended; extensions: agent, exitCode, stderr (its tail)."""
+    """The agent's process exited. Extensions: agent, exitCode, stderr (its tail)."""
 
 
 class StreamError(ProblemError, name="stream_error", title="Stream Error", status=502):
@@ -226,16 +226,16 @@ class StreamError(ProblemError, name="stream_error", title="Stream Error", statu
 
 
 class RequestTimeoutError(ProblemError, name="timeout", title="Timeout", status=504):
-    """The agent did not answer in time."""
+    """The agent did not respond in time."""
 
 
 class AcpRpcError(SandboxAgentError):
-    """The agent answered a request with a JSON-RPC error.
+    """The agent responded with a JSON-RPC error.
 
     Attributes:
-        code: the JSON-RPC code.
-        data: the error's data as it came, or None.
-        rpc_message: the message as it came; ``str(error)`` puts a readable label in front.
+        code: The JSON-RPC error code.
+        data: The unchanged data of the error, or None.
+        rpc_message: The unchanged message. ``str(error)`` adds a readable label in front.
     """
 
     LABELS: ClassVar[dict[int, str]] = {
@@ -257,7 +257,7 @@ class AcpRpcError(SandboxAgentError):
 
 
 class ConnectionLostError(SandboxAgentError):
-    """The server, or its connection, went away under a request; the next call restores the session."""
+    """The server or its connection was lost during a request. The next call restores the session."""
 
 
 class HealthTimeoutError(SandboxAgentError):
@@ -274,7 +274,7 @@ class SandboxDestroyedError(SandboxAgentError):
 
 
 class SessionNotFoundError(SandboxAgentError):
-    """The persist driver holds no session of that id."""
+    """The persist driver has no session with this id."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session '{session_id}' not found: create it, or check which store is in use")
@@ -300,10 +300,10 @@ class SettingNotConfirmedError(SandboxAgentError):
 
 
 class PersistError(SandboxAgentError):
-    """The store failed or refused; nothing that was acknowledged is lost.
+    """The store failed or refused. Nothing that was acknowledged is lost.
 
     Attributes:
-        session_id: the session whose events could not be stored, where known.
+        session_id: The session whose events could not be stored, or None if it is not known.
     """
 
     def __init__(self, message: str, *, session_id: str | None = None) -> None:
@@ -312,13 +312,13 @@ class PersistError(SandboxAgentError):
 
 
 class SessionFencedError(PersistError):
-    """Another process has claimed the session since: nothing of this call is stored.
+    """Another process has taken over the session. Nothing of this call is stored.
 
-    ``resume_session`` takes it back.
+    ``resume_session`` takes the session back.
 
     Attributes:
-        session_id: which session.
-        generation: what this writer had.
+        session_id: The session.
+        generation: The generation of this writer.
     """
 
     session_id: str
@@ -326,7 +326,7 @@ class SessionFencedError(PersistError):
     def __init__(self, session_id: str, generation: int) -> None:
         super().__init__(
             f"session '{session_id}' was taken over by another process, nothing was stored: "
-            "write there, or resume the session here to take it back",
+            "continue there, or resume the session here to take it back",
             session_id=session_id,
         )
         self.generation = generation
@@ -337,7 +337,7 @@ def _listed(values: Sequence[str]) -> str:
 
 
 class UnsupportedSessionCategoryError(SandboxAgentError):
-    """The session has no config option of that category."""
+    """The session has no config option with this category."""
 
     def __init__(self, session_id: str, category: str, available_categories: Sequence[str]) -> None:
         super().__init__(
@@ -350,7 +350,7 @@ class UnsupportedSessionCategoryError(SandboxAgentError):
 
 
 class UnsupportedSessionConfigOptionError(SandboxAgentError):
-    """The session has no config option of that id."""
+    """The session has no config option with this id."""
 
     def __init__(self, session_id: str, config_id: str, available_config_ids: Sequence[str]) -> None:
         super().__init__(
@@ -363,7 +363,7 @@ class UnsupportedSessionConfigOptionError(SandboxAgentError):
 
 
 class UnsupportedSessionValueError(SandboxAgentError):
-    """The config option does not take that value."""
+    """The config option does not accept this value."""
 
     def __init__(
         self,
@@ -385,7 +385,7 @@ class UnsupportedSessionValueError(SandboxAgentError):
 
 
 class UnsupportedPermissionReplyError(SandboxAgentError):
-    """The permission request offers no option for that reply."""
+    """The permission request does not offer this reply."""
 
     def __init__(self, permission_id: str, requested_reply: str, available_replies: Sequence[str]) -> None:
         super().__init__(
@@ -398,10 +398,14 @@ class UnsupportedPermissionReplyError(SandboxAgentError):
 
 
 class ErrorRow(NamedTuple):
-    """One row of the table: what an error is called and means on each side.
+    """One row of the table.
 
-    ``name`` and ``status`` are None for errors that never cross HTTP; ``exit_code`` is the CLI's
-    (sysexits.h where one fits); ``retryable`` says whether the same call may succeed later.
+    Attributes:
+        error: The error class.
+        name: The name in its URN, or None for errors that are never sent over HTTP.
+        status: The HTTP status, or None.
+        exit_code: The exit code of the command, from sysexits.h where one fits.
+        retryable: Whether the same call may succeed later.
     """
 
     error: type[SandboxAgentError]
@@ -411,29 +415,29 @@ class ErrorRow(NamedTuple):
     retryable: bool
 
 
-def _problem(error: type[ProblemError], exit_code: int, *, retryable: bool = False) -> ErrorRow:
+def _problem_row(error: type[ProblemError], exit_code: int, *, retryable: bool = False) -> ErrorRow:
     return ErrorRow(error, error.name, error.status, exit_code, retryable)
 
 
 TABLE: tuple[ErrorRow, ...] = (
-    _problem(InvalidRequestError, 64),
-    _problem(UnsupportedAgentError, 64),
-    _problem(ModeNotSupportedError, 64),
-    _problem(TokenInvalidError, 77),
-    _problem(PermissionDeniedError, 77),
-    _problem(NotFoundError, 66),
-    _problem(ServerSessionNotFoundError, 66),
-    _problem(AgentNotInstalledError, 69),
-    _problem(NotAcceptableError, 64),
-    _problem(ConflictError, 73),
-    _problem(SessionAlreadyExistsError, 73),
-    _problem(GoneError, 66),
-    _problem(PayloadTooLargeError, 64),
-    _problem(UnsupportedMediaTypeError, 64),
-    _problem(InstallFailedError, 69, retryable=True),
-    _problem(AgentProcessExitedError, 70, retryable=True),
-    _problem(StreamError, 75, retryable=True),
-    _problem(RequestTimeoutError, 75, retryable=True),
+    _problem_row(InvalidRequestError, 64),
+    _problem_row(UnsupportedAgentError, 64),
+    _problem_row(ModeNotSupportedError, 64),
+    _problem_row(TokenInvalidError, 77),
+    _problem_row(PermissionDeniedError, 77),
+    _problem_row(NotFoundError, 66),
+    _problem_row(ServerSessionNotFoundError, 66),
+    _problem_row(AgentNotInstalledError, 69),
+    _problem_row(NotAcceptableError, 64),
+    _problem_row(ConflictError, 73),
+    _problem_row(SessionAlreadyExistsError, 73),
+    _problem_row(GoneError, 66),
+    _problem_row(PayloadTooLargeError, 64),
+    _problem_row(UnsupportedMediaTypeError, 64),
+    _problem_row(InstallFailedError, 69, retryable=True),
+    _problem_row(AgentProcessExitedError, 70, retryable=True),
+    _problem_row(StreamError, 75, retryable=True),
+    _problem_row(RequestTimeoutError, 75, retryable=True),
     ErrorRow(AcpRpcError, None, None, 70, False),
     ErrorRow(ConnectionLostError, None, None, 75, True),
     ErrorRow(HealthTimeoutError, None, None, 75, True),
@@ -448,20 +452,20 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(UnsupportedPermissionReplyError, None, None, 64, False),
 )
 
-# Those of RFC 9457; what else a problem document has are its extensions.
+# The members of RFC 9457. All others are extensions.
 _PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance"}
 _BY_NAME = {row.name: row.error for row in TABLE if row.name is not None}
 
 
 def error_from_problem(status: int, problem: Mapping[str, Any] | None) -> SandboxAgentError:
-    """Return the error for an HTTP answer that is not a success.
+    """Return the error for an HTTP response that is not a success.
 
     Args:
-        status: the HTTP status.
-        problem: the decoded problem document, or None where the body was none.
+        status: The HTTP status.
+        problem: The decoded problem document, or None if the body is not one.
 
     Returns:
-        The ProblemError subclass for the document's urn, or a plain SandboxAgentError.
+        An instance of the ProblemError subclass for the document's URN, or a plain SandboxAgentError.
     """
     document = problem or {}
     kind = str(document.get("type") or "").removeprefix(URN_PREFIX)
