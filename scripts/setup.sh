@@ -28,7 +28,7 @@ find_python() {
 }
 
 with_uv() {
-    local arguments=(--locked --inexact --quiet)
+    local arguments=(--locked --inexact --quiet --extra server --extra cli)
     export UV_PROJECT_ENVIRONMENT=$venv
     if [ -n "${PYTHON:-}" ]; then
         arguments+=(--python "$(find_python)")
@@ -55,7 +55,7 @@ with_pip() {
     pip() { "$python" -m pip -qq --disable-pip-version-check "$@"; }
     pip install 'pip>=25.1'
     "$python" scripts/constraints.py uv.lock >"$venv/constraints.txt"
-    local wanted=(--editable .)
+    local wanted=(--editable '.[server,cli]')
     if [ "$what" = dev ]; then
         wanted+=(--group dev)
         command -v node >/dev/null || wanted+=(--group node)

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import click
 
 from sandbox_agent.errors import TABLE, SandboxAgentError
+from sandbox_agent.extras import MissingExtraError, require_server
 
 __all__ = ["COMMANDS", "Entry", "cli", "main"]
 
@@ -41,6 +42,8 @@ class _LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
+        if cmd_name == "server":
+            require_server("sandbox-agent server")
         module, _, name = entry.where.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
@@ -63,6 +66,9 @@ def main() -> None:
     except SandboxAgentError as error:
         click.echo(f"sandbox-agent: {' '.join(str(error).split())}", err=True)
         sys.exit(next((row.exit_code for row in TABLE if isinstance(error, row.error)), 1))
+    except MissingExtraError as error:
+        click.echo(f"sandbox-agent: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

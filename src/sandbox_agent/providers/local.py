@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
+from sandbox_agent.extras import require_server
 from sandbox_agent.providers.base import SandboxProvider
 
 __all__ = ["LocalProvider", "local"]
@@ -60,6 +61,8 @@ class LocalProvider(SandboxProvider):
         args: Sequence[str] = (),
     ) -> None:
         """Store the options. See ``local`` for the arguments."""
+        if binary is None:
+            require_server("local()")
         self._host = host
         self._port = port
         self._token = token
@@ -212,6 +215,9 @@ def local(
         binary: Another ``sandbox-agent`` program to run instead of this package's.
         store: Its ``--store`` (``memory``, ``sqlite:PATH``).
         args: More command line arguments.
+
+    Raises:
+        ImportError: The extra ``server`` is not installed, and ``binary`` is not given.
     """
     return LocalProvider(
         host=host, port=port, token=token, env=env, log=log, binary=binary, store=store, args=args

@@ -1,0 +1,23 @@
+"""Optional dependencies: an error that names the extra of the package which brings them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+__all__ = ["MissingExtraError", "require_server"]
+
+
+class MissingExtraError(ImportError):
+    """A feature needs an extra that is not installed; the message names it."""
+
+
+def require_server(feature: str) -> None:
+    """Check that the server's dependencies are installed.
+
+    Raises:
+        MissingExtraError: they are not.
+    """
+    if any(find_spec(module) is None for module in ("starlette", "uvicorn", "jinja2", "markdown_it")):
+        raise MissingExtraError(
+            f"{feature} needs the extra 'server': install it with pip install \"sandbox-agent-py[server]\""
+        )
