@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from sandbox_agent.engine.feed import Feed, FeedMemory, Slice
 from sandbox_agent.engine.sse import SseDecoder
-from sandbox_agent.server.agents.spill import MemorySpill, Spiller
+from sandbox_agent.server.agents.spill import Spiller
 from tests.support.effort import repeats
+from tests.support.memory_spill import MemorySpill
 
 NAMES = ["", "ann", "bob"]
 
@@ -133,7 +134,7 @@ class FeedMachine(RuleBasedStateMachine):
 
     @rule()
     def relieve(self) -> None:
-        anyio.run(self.spiller.relieve)
+        anyio.run(self.spiller.spill_excess)
         assert not self.memory.exceeded
 
     @rule(which=st.integers(0, 1), size=st.integers(1, 500))

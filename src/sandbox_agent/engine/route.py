@@ -17,7 +17,7 @@ _OPENINGS = {"session/new", "session/load", "session/resume", "session/fork"}
 _MAKES = {"session/new", "session/fork"}
 _CLOSES = {"session/close", "session/delete"}
 _CANCEL = "$/cancel_request"
-# A hostile peer may ask for ever and never answer; what is forgotten of it goes to the connection.
+# A hostile peer may send requests without end and never answer: the oldest are forgotten.
 MAX_PENDING = 10_000
 MAX_SESSIONS = 10_000
 MAX_HELD_BYTES = 4 * 1024 * 1024
@@ -135,7 +135,7 @@ class Router:
     """The sessions of one connection, and whose request each response answers.
 
     Args:
-        max_sessions: envelopes of further sessions go to the connection.
+        max_sessions: envelopes of further sessions have no route.
         max_pending: requests in either direction whose session is remembered.
     """
 
@@ -145,7 +145,6 @@ class Router:
         self._asking: dict[bytes, str | None] = {}  # by the agent
         self._bound = False
         self._unplaced: dict[bytes, _Pending] = {}  # those of _asked whose session isn't known
-        self._strays: list[Held] = []
         self._held_bytes = 0
         self._max_sessions = max_sessions
         self._max_pending = max_pending
@@ -182,20 +181,10 @@ class Router:
             routes.append(self._agents(head, line) if from_agent else self._clients(head, line, stamp))
         return routes
 
-    def strays(self) -> list[Held]:
-        """Return the held requests that were given up since the last call: they are the connection's."""
-        strays, self._strays = self._strays, []
-        return strays
-
-    def close(self) -> list[Held]:
-        """Forget everything and return the requests whose session never became known."""
-        for pending in self._unplaced.values():
-            self._stray(pending)
-        self._asked.clear()
-        self._unplaced.clear()
-        self._asking.clear()
-        self._open.clear()
-        return self.strays()
+    @property
+    def held_bytes(self) -> int:
+        """The size of the requests that wait until their session is known."""
+        return self._held_bytes
 
     def _agents(self, head: _Head, line: bytes) -> To:
         if head.method is None:
@@ -328,7 +317,7 @@ class Router:
 
     def _place_later(self, key: bytes, pending: _Pending) -> None:
         if len(self._unplaced) >= MAX_UNPLACED:
-            self._stray(self._unplaced.pop(next(iter(self._unplaced))))
+            self._release(self._unplaced.pop(next(iter(self._unplaced))))
         self._unplaced[key] = pending
 
     def _make_room(self, key: bytes) -> None:
@@ -337,12 +326,7 @@ class Router:
                 return
             key = next(iter(self._asked))
         self._unplaced.pop(key, None)
-        self._stray(self._asked.pop(key))
-
-    def _stray(self, pending: _Pending) -> None:
-        held = self._release(pending)
-        if held is not None:
-            self._strays.append(held)
+        self._release(self._asked.pop(key))
 
     def _cancelled(self, native: str | None) -> To:
         return native if native is not None and native in self._open else NO_ROUTE

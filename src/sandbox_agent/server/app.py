@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.registry import Directory
+from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.http.auth import BearerAuth
@@ -108,7 +108,7 @@ class Application:
             state = ServerState(
                 config=config,
                 bridge=bridge,
-                agents=Directory(bridge),
+                agents=AgentRegistry(bridge),
                 openapi=openapi_json(),
                 recorder=recorder,
                 store=store.sessions,

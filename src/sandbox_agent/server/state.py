@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.registry import Directory
+from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
@@ -38,7 +38,7 @@ class ServerState:
 
     config: ServerConfig
     bridge: Bridge
-    agents: Directory
+    agents: AgentRegistry
     openapi: bytes
     recorder: Recorder
     store: SessionStore

@@ -53,7 +53,7 @@ def session_row(**settings: Any) -> SessionRow:
 
 
 class Live:
-    """What a listener needs of a LiveSession."""
+    """What a listener needs of a RecordedSession."""
 
     def __init__(self, row: SessionRow) -> None:
         self.row = row

@@ -14,7 +14,7 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import Changes, SessionRow, SessionStore, TurnRow
-from sandbox_agent.server.recorder import LiveSession, Recorder, Tap
+from sandbox_agent.server.recorder import PublishedSession, RecordedSession, Recorder, Tap
 
 EXITED = b'{"jsonrpc":"2.0","method":"_adapter/agent_exited","params":{"success":true,"code":0}}'
 
@@ -132,7 +132,9 @@ def types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"] for event in events]
 
 
-async def read_all(live: LiveSession, cursor: int = 0, *, max_bytes: int = 1 << 20) -> list[tuple[int, str]]:
+async def read_all(
+    live: PublishedSession, cursor: int = 0, *, max_bytes: int = 1 << 20
+) -> list[tuple[int, str]]:
     """Return what a viewer sees: ids and event names."""
     decoder = SseDecoder()
     seen: list[tuple[int, str]] = []
@@ -144,16 +146,15 @@ async def read_all(live: LiveSession, cursor: int = 0, *, max_bytes: int = 1 << 
         seen += [(int(event.id or 0), event.event) for event in decoder.feed(part.data)]
 
 
-async def settled(recorder: Recorder, name: str) -> LiveSession:
+async def settled(recorder: Recorder, name: str) -> RecordedSession:
     """Return a session once everything that was handed over is stored."""
     await settle(recorder)
-    return await recorder.session(name)
+    return await recorder.open(name)
 
 
 async def settle(recorder: Recorder) -> None:
     with anyio.fail_after(10):
-        # Any session will do: there is one queue.
-        await recorder.settle(None)  # pyright: ignore[reportArgumentType]
+        await recorder.flush()
 
 
 def turn_row(row: SessionRow, turn_id: str, number: int = 1) -> TurnRow:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
+from sandbox_agent.engine.route import Router
 from sandbox_agent.errors import (
     PersistError,
     ServerSessionNotFoundError,
@@ -74,8 +76,8 @@ async def test_writers_are_told_when_the_store_refuses(store: FaultyStore):
                 await recorder.update(live, title="kept for later")
             assert live.row.title is None
             for call in (
-                lambda: recorder.apply(live, lambda p, now: p.error(now, message="x")),
-                lambda: recorder.settle(live),
+                lambda: recorder.add_events(live, lambda p, now: p.error(now, message="x")),
+                lambda: recorder.flush(),
                 lambda: recorder.forget(live),
             ):
                 with pytest.raises(PersistError, match="disk full"):
@@ -96,15 +98,15 @@ async def test_the_queue_is_bounded_and_those_who_fill_it_wait(store: FaultyStor
             tap = begin(recorder)
             await settle(recorder)
             store.gate.clear()
-            while not recorder.exceeded:
+            while not recorder.over_limit:
                 tap.received([chunk("N", "x" * 500)])
                 await asyncio.sleep(0)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(recorder.relieve)
+                tasks.start_soon(recorder.wait_below_limit)
                 await anyio.wait_all_tasks_blocked()
-                assert recorder.exceeded
+                assert recorder.over_limit
                 store.gate.set()
-            assert not recorder.exceeded
+            assert not recorder.over_limit
 
 
 async def test_one_commit_is_in_flight_and_the_next_gathers_meanwhile(store: FaultyStore):
@@ -194,11 +196,11 @@ async def test_what_was_open_when_the_server_died_is_closed_when_its_session_is_
             # All at once: it is loaded once, and all see it whole.
             async with anyio.create_task_group() as tasks:
                 for _ in range(10):
-                    tasks.start_soon(recorder.session, "N")
-                tasks.start_soon(recorder.session, "managed")
+                    tasks.start_soon(recorder.open, "N")
+                tasks.start_soon(recorder.open, "managed")
             assert store.loads == 2
             for name in ("N", "managed"):
-                live = await recorder.session(name)
+                live = await recorder.open(name)
                 after = await stored(store, name)
                 assert after[: len(before[name])] == before[name]
                 closing = after[len(before[name]) :]
@@ -215,7 +217,7 @@ async def test_what_was_open_when_the_server_died_is_closed_when_its_session_is_
             assert await store.pending_permissions(limit=5) == []
         # And never again.
         async with Recorder(store).run() as recorder:
-            assert (await recorder.session("N")).row.last_sequence == len(await stored(store, "N"))
+            assert (await recorder.open("N")).row.last_sequence == len(await stored(store, "N"))
 
 
 @pytest.mark.parametrize("damage", ["none", "garbage", "version"])
@@ -225,7 +227,7 @@ async def test_a_session_goes_on_in_sequence_whatever_became_of_its_snapshot(sto
         tap.sent(prompt("N", 2), "")
         tap.received([chunk("N", str(number)) for number in range(2_500)])
         live = await settled(recorder, "N")
-        await recorder.apply(live, lambda p, now: p.error(now, message="no envelope tells of it"))
+        await recorder.add_events(live, lambda p, now: p.error(now, message="no envelope tells of it"))
         tap.received([chunk("N", "after")])
         await settle(recorder)
         snapshot = await store.snapshot(live.row.key)
@@ -236,7 +238,7 @@ async def test_a_session_goes_on_in_sequence_whatever_became_of_its_snapshot(sto
         snapshot.envelope += 1
         await store.commit(Changes(snapshots=[snapshot]))
     async with Recorder(store).run() as recorder:
-        live = await recorder.session("N")
+        live = await recorder.open("N")
         events = await stored(store, "N")
         assert events[-1]["type"] == "turn.ended"
         assert (await store.turns(live.row.key, limit=1))[0].state == "interrupted"
@@ -262,7 +264,7 @@ async def test_a_forgotten_session_ends_its_viewers_and_who_goes_on_with_it_make
             assert (await live.read(0, "", max_bytes=1)).data == b""
             assert await store.session("N") is None
             with pytest.raises(ServerSessionNotFoundError):
-                await recorder.session("N")
+                await recorder.open("N")
             with pytest.raises(ServerSessionNotFoundError):
                 await recorder.update(live, title="x")
             await recorder.forget(live)
@@ -313,25 +315,26 @@ async def test_sessions_that_nobody_uses_do_not_stay_in_memory(store: FaultyStor
             del tap
         await settle(recorder)
         assert len(recorder.sessions) <= 70
-        held = await recorder.session("n0")
+        held = await recorder.open("n0")
         for number in range(1, 300):
-            await recorder.session(f"n{number}")
+            await recorder.open(f"n{number}")
         assert len(recorder.sessions) <= 70
-        assert await recorder.session("n0") is held
+        assert await recorder.open("n0") is held
         assert len(await read_all(held)) == held.row.last_sequence
 
 
-async def test_an_agent_that_makes_sessions_for_ever_gets_a_bounded_number(store: FaultyStore):
+async def test_an_agent_that_makes_sessions_for_ever_gets_a_bounded_number(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sandbox_agent.server.recorder.connections.Router", partial(Router, max_sessions=50))
     with anyio.fail_after(60):
         async with Recorder(store).run() as recorder:
             tap = recorder.tap("e", "s", "mock")
-            tap.router = type(tap.router)(max_sessions=50)
             tap.received([chunk(f"n{number}", "x") for number in range(200)])
             tap.received([update("n3", sessionUpdate="session_info_update", title="known")])
             await settle(recorder)
-            assert len(tap.sessions) == 50
+            assert len(recorder.sessions) == 50
             row = await store.session("n3")
             assert row is not None
             assert row.title == "known"
     assert len((await store.sessions(limit=100))[0]) == 50
-    assert len(await store.newest_envelopes(0, limit=999)) == 150

@@ -11,7 +11,7 @@ import pytest
 
 from sandbox_agent.errors import ServerSessionNotFoundError
 from sandbox_agent.persist.store import SessionRow
-from sandbox_agent.server.recorder import LiveSession, Recorder
+from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.recorder.published_session import TAIL_BYTES, TailMemory
 from sandbox_agent.server.streams.viewers import Viewer
 
@@ -20,7 +20,7 @@ from .parts import Clock, FaultyStore, begin, chunk, read_all, settle, settled, 
 pytestmark = pytest.mark.anyio
 
 
-async def fill(recorder: Recorder, store: FaultyStore, count: int, text: str = "x" * 400) -> LiveSession:
+async def fill(recorder: Recorder, store: FaultyStore, count: int, text: str = "x" * 400) -> RecordedSession:
     tap = begin(recorder)
     for number in range(0, count, 50):
         tap.received([chunk("N", f"{number} {text}") for _ in range(50)])
@@ -51,7 +51,7 @@ async def test_viewers_who_come_at_any_time_see_the_same_and_end_with_the_sessio
     seen: list[list[int]] = [[] for _ in range(20)]
     last = 0
 
-    async def view(live: LiveSession, number: int) -> None:
+    async def view(live: RecordedSession, number: int) -> None:
         async for data in Viewer(live, 0, ""):
             seen[number] += [int(text[4:]) for text in data.split(b"\n") if text.startswith(b"id: ")]
 
@@ -109,7 +109,7 @@ async def test_who_waits_is_woken_by_what_is_stored(store: FaultyStore):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(live.wait_beyond, last)
                 await anyio.wait_all_tasks_blocked()
-                live.bell.tick()  # a sign of life is no event
+                live.signal.tick()  # a sign of life is no event
                 await anyio.wait_all_tasks_blocked()
                 tap.received([chunk("N", "x")])
             assert live.row.last_sequence > last
@@ -117,14 +117,14 @@ async def test_who_waits_is_woken_by_what_is_stored(store: FaultyStore):
 
 async def test_tails_are_bounded_in_each_session_and_over_all(store: FaultyStore):
     async with Recorder(store).run() as recorder:
-        recorder.tails = TailMemory(3 * TAIL_BYTES)
-        sessions: list[LiveSession] = []
+        recorder.registry.tails = TailMemory(3 * TAIL_BYTES)
+        sessions: list[RecordedSession] = []
         for number in range(8):
             name = f"n{number}"
             tap = begin(recorder, name, epoch=name)
             tap.received([chunk(name, "x" * 2_000) for _ in range(300)])
             sessions.append(await settled(recorder, name))
-        assert 0 < recorder.tails.used <= 3 * TAIL_BYTES
+        assert 0 < recorder.registry.tails.used <= 3 * TAIL_BYTES
         for live in sessions:
             assert len(await read_all(live)) == live.row.last_sequence
 
@@ -145,7 +145,7 @@ async def test_a_session_that_expires_wholly_ends_its_viewers(store: FaultyStore
             assert live.finished
             assert await store.session("N") is None
             with pytest.raises(ServerSessionNotFoundError):
-                await recorder.session("N")
+                await recorder.open("N")
 
 
 async def test_recording_goes_on_while_old_events_are_erased(

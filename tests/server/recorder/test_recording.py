@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from sandbox_agent.engine.project import Projector
+from sandbox_agent.engine.route import Route, Router
 from sandbox_agent.persist.store import Changes, PermissionRow
-from sandbox_agent.persist.store.rows import NO_SESSION
-from sandbox_agent.server.recorder import LiveSession, Recorder, Tap
+from sandbox_agent.server.recorder import PublishedSession, Recorder, Tap
 from sandbox_agent.wire.sessions import UsageInfo
 
 from ...engine.test_project_traffic import AGENTS, GOLDEN
@@ -85,8 +85,7 @@ async def test_a_session_of_a_client_is_listed_with_what_its_agent_told(store: F
         "agent",
     ]
     assert {envelope.connection_id for envelope in envelopes} == {"e1"}
-    others = await store.newest_envelopes(NO_SESSION, limit=10)
-    assert [json.loads(envelope.data).get("method") for envelope in others] == ["initialize", None]
+    assert await store.newest_envelopes(0, limit=10) == []  # what belongs to no session is not kept
 
 
 async def test_a_turn_has_a_row_with_its_tokens_and_its_share_of_the_cost(store: FaultyStore):
@@ -171,15 +170,15 @@ async def test_a_message_of_the_servers_own_keeps_its_row(store: FaultyStore):
 async def test_who_listens_hears_of_each_permission_when_it_is_stored(store: FaultyStore):
     heard: list[tuple[str, str | None, bool]] = []
 
-    def listen(session: LiveSession, permission: PermissionRow) -> None:
+    def listen(session: PublishedSession, permission: PermissionRow) -> None:
         visible = session.row.last_sequence >= permission.sequence
         heard.append((permission.permission_id, permission.answered, visible))
 
-    def broken(session: LiveSession, permission: PermissionRow) -> None:
+    def broken(session: PublishedSession, permission: PermissionRow) -> None:
         raise ValueError("a bug of the listener's")
 
     async with Recorder(store).run() as recorder:
-        recorder.listeners += [broken, listen]
+        recorder.listeners.extend([broken, listen])
         tap = begin(recorder)
         tap.sent(prompt("N", 2), "")
         tap.received([ask("N", 0)])
@@ -246,7 +245,7 @@ async def test_a_load_that_fails_makes_no_session(store: FaultyStore):
         tap.received([line(id=1, error={"code": 1, "message": "no such session"})])
         await settle(recorder)
     assert (await store.sessions(limit=9))[0] == []
-    assert len(await store.newest_envelopes(NO_SESSION, limit=9)) == 2
+    assert await store.newest_envelopes(0, limit=9) == []
 
 
 async def test_the_exit_of_an_agent_and_its_garbage_are_in_the_sessions_that_are_open(store: FaultyStore):
@@ -288,7 +287,7 @@ async def test_time_never_goes_back_within_a_session_when_the_clock_does(store: 
         tap.sent(prompt("N", 2), "")
         tap.received([chunk("N", "x")])
         live = await settled(recorder, "N")
-        await recorder.apply(live, lambda projector, now: projector.error(now, message="x"))
+        await recorder.add_events(live, lambda projector, now: projector.error(now, message="x"))
         clock.now = 6_000
         tap.received([chunk("N", "y")])
         await settle(recorder)
@@ -355,8 +354,8 @@ async def test_an_envelope_that_can_not_be_projected_is_kept_and_the_session_goe
     assert "item.delta" in types(await stored(store, "M"))
     # Opened again, it does not stumble over it.
     async with Recorder(store).run() as recorder:
-        again = await recorder.session("N")
-        assert again.fold.projector.sequence == again.row.last_sequence
+        again = await recorder.open("N")
+        assert again.projection.projector.sequence == again.row.last_sequence
 
 
 async def test_a_restore_that_the_server_did_not_live_to_tell_of_is_folded_again(
@@ -372,13 +371,13 @@ async def test_a_restore_that_the_server_did_not_live_to_tell_of_is_folded_again
         tap.received([chunk("N", "gone"), result(2, stopReason="end_turn")])
         live = await settled(recorder, "N")
         before = live.row.last_sequence
-        await recorder.apply(live, lambda p, t: p.restoring(t))
+        await recorder.add_events(live, lambda p, t: p.restoring(t))
         loads_session(tap, 3)
         live = await settled(recorder, "N")
-        state = live.fold.projector.snapshot()
+        state = live.projection.projector.snapshot()
     async with Recorder(store).run() as recorder:
-        live = await recorder.session("N")
-        assert live.fold.projector.snapshot() == state
+        live = await recorder.open("N")
+        assert live.projection.projector.snapshot() == state
         # So the next one is no news either.
         tap = recorder.tap("e2", "server-e2", "mock")
         loads_session(tap, 4)
@@ -392,29 +391,32 @@ async def test_recorded_traffic_becomes_stored_sessions_that_can_be_folded_again
     store: FaultyStore, agent: str
 ):
     lines = [json.loads(text) for text in (GOLDEN / "traffic" / f"{agent}.ndjson").read_text().splitlines()]
-    sent = 0
+    sent = unrouted = 0
+    router = Router()
     async with Recorder(store).run() as recorder:
         tap = recorder.tap("e1", "s", agent)
         for row in lines:
             if row["dir"] in {"c2a", "a2c"}:
                 sent += 1
                 data = json.dumps(row["msg"]).encode()
+                (to,) = router.route("client" if row["dir"] == "c2a" else "agent", [data])
+                route = Route(to) if isinstance(to, str) else to
+                unrouted += not (route.native or route.held or route.every)
                 if row["dir"] == "c2a":
                     tap.sent(data, "")
                 else:
                     tap.received([data])
         await settle(recorder)
-        live_state = {live.session_id: live.fold.projector.snapshot() for live in recorder.sessions}
+        live_state = {live.session_id: live.projection.projector.snapshot() for live in recorder.sessions}
     rows, _ = await store.sessions(limit=9)
     assert len(rows) == (2 if agent == "claude" else 1)
-    connection = await store.newest_envelopes(NO_SESSION, limit=999)
-    assert sum(row.last_envelope for row in rows) + len(connection) == sent
+    assert sum(row.last_envelope for row in rows) + unrouted == sent
     async with Recorder(store).run() as recorder:
         for row in rows:
             events = await stored(store, row.session_id)
             assert "agent.unparsed" not in types(events)
-            live = await recorder.session(row.session_id)
+            live = await recorder.open(row.session_id)
             assert len(await read_all(live)) == live.row.last_sequence
             if not live_state[row.session_id]["turns"]:
                 assert live.row.last_sequence == row.last_sequence
-                assert live.fold.projector.snapshot() == live_state[row.session_id]
+                assert live.projection.projector.snapshot() == live_state[row.session_id]

@@ -15,10 +15,11 @@ from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.rows import PermissionRow, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.spill import MemorySpill, Spiller
+from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.wire.sessions import CreateSessionRequest
+from tests.support.memory_spill import MemorySpill
 
 __all__ = ["TIMEOUT", "Stack", "running", "said"]
 
@@ -59,7 +60,7 @@ class Stack:
 
     async def events(self, name: str = "s") -> list[JsonObject]:
         """Return all stored events."""
-        live = await self.recorder.session(name)
+        live = await self.recorder.open(name)
         rows = await self.store.events(live.row.key, after=0, limit=100_000, max_bytes=2**30)
         return [json.loads(row.data) for row in rows]
 
@@ -101,14 +102,14 @@ class Stack:
 
     async def turn(self, turn: TurnRow, name: str = "s") -> TurnRow:
         """Return a turn as it is stored."""
-        live = await self.recorder.session(name)
+        live = await self.recorder.open(name)
         found = await self.store.turn(live.row.key, turn_id=turn.turn_id)
         assert found is not None
         return found
 
     async def over(self, turn: TurnRow, name: str = "s") -> TurnRow:
         """Wait until a turn is over, and return it."""
-        live = await self.recorder.session(name)
+        live = await self.recorder.open(name)
         with anyio.fail_after(TIMEOUT):
             while True:
                 sequence = live.row.last_sequence
@@ -119,7 +120,7 @@ class Stack:
 
     async def until(self, kind: str, name: str = "s", count: int = 1) -> None:
         """Wait until so many events of that type are stored."""
-        live = await self.recorder.session(name)
+        live = await self.recorder.open(name)
         with anyio.fail_after(TIMEOUT):
             while True:
                 sequence = live.row.last_sequence

@@ -30,7 +30,7 @@ async def test_terminate_ends_the_agent_the_turns_and_the_session(tmp_path: Path
         assert events[-1]["type"] == "session.ended"
         assert events[-1]["data"]["reason"] == "terminated"
         assert "error" not in await stack.types()  # that the agent exited is as it should be
-        assert (await stack.recorder.session("s")).row.ended
+        assert (await stack.recorder.open("s")).row.ended
         with pytest.raises(ConflictError, match="terminated"):
             await stack.say("echo more")
         assert (await stack.say("echo never", key="k")).turn_id == waiting.turn_id
@@ -73,7 +73,7 @@ async def test_a_delete_during_a_turn_erases_all_and_frees_the_name(tmp_path: Pa
         await stack.say("stream 1000000 0")
         await stack.say("echo waits")
         await stack.until("item.delta", count=10)
-        key = (await stack.recorder.session("s")).row.key
+        key = (await stack.recorder.open("s")).row.key
         with anyio.fail_after(20):
             await stack.sessions.delete("s")
         assert stack.bridge.live() == []
@@ -84,13 +84,13 @@ async def test_a_delete_during_a_turn_erases_all_and_frees_the_name(tmp_path: Pa
             await stack.say("echo gone")
         await stack.create()
         assert (await stack.over(await stack.say("echo anew"))).state == "done"
-        assert (await stack.recorder.session("s")).row.key != key
+        assert (await stack.recorder.open("s")).row.key != key
 
 
 async def test_a_delete_ends_the_viewers(tmp_path: Path) -> None:
     async with running(tmp_path) as stack:
         await stack.create()
-        live = await stack.recorder.session("s")
+        live = await stack.recorder.open("s")
         ended = anyio.Event()
 
         async def view() -> None:

@@ -39,7 +39,7 @@ async def test_a_session_is_made_with_all_its_settings(tmp_path: Path) -> None:
         native = await stack.create(
             agent_mode="plan", model="mock-fast", variant="high", directory=str(tmp_path), title="T"
         )
-        row = (await stack.recorder.session("s")).row
+        row = (await stack.recorder.open("s")).row
         assert (row.agent_mode, row.model, row.variant) == ("plan", "mock-fast", "high")
         assert (row.title, row.directory, row.managed, row.ended) == ("T", str(tmp_path), True, False)
         assert row.native_session_id == native
@@ -49,7 +49,7 @@ async def test_a_session_is_made_with_all_its_settings(tmp_path: Path) -> None:
 async def test_a_session_is_told_what_its_agent_chose_where_nothing_is_asked_for(tmp_path: Path) -> None:
     async with running(tmp_path) as stack:
         await stack.create()
-        row = (await stack.recorder.session("s")).row
+        row = (await stack.recorder.open("s")).row
         assert (row.agent_mode, row.model, row.variant) == ("default", "mock", "medium")
 
 

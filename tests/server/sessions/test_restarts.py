@@ -51,7 +51,7 @@ async def after_death(folder: Path, agent: str = "mock") -> AsyncGenerator[Stack
 
 
 async def prompts_of(stack: Stack) -> list[bytes]:
-    live = await stack.recorder.session("s")
+    live = await stack.recorder.open("s")
     rows = await stack.store.envelopes(live.row.key, after=0, limit=10_000)
     return [row.data for row in rows if b'"session/prompt"' in row.data]
 
@@ -101,12 +101,12 @@ async def test_a_session_is_resumed_when_its_agent_is_gone_and_offers_that(tmp_p
         await stack.create(agent="mock", model="mock-fast", agent_mode="plan")
         await stack.over(await stack.say("echo the password is swordfish"))
     async with running(tmp_path) as stack:
-        native = (await stack.recorder.session("s")).row.native_session_id
+        native = (await stack.recorder.open("s")).row.native_session_id
         turn = await stack.over(await stack.say("echo back"))
         assert turn.state == "done"
         (restored,) = await stack.statuses("restored")
         assert restored["detail"].startswith("session/resume")
-        row = (await stack.recorder.session("s")).row
+        row = (await stack.recorder.open("s")).row
         assert (row.native_session_id, row.model, row.agent_mode) == (native, "mock-fast", "plan")
         assert OPENING.encode() not in (await prompts_of(stack))[-1]
 
@@ -132,7 +132,7 @@ async def test_a_session_whose_agent_died_in_a_turn_is_loaded_and_told_what_was_
         assert b"seven" in sent
         assert b"swordfish" not in sent
         assert (await stack.texts("user"))[-1] == "echo back"
-        row = (await stack.recorder.session("s")).row
+        row = (await stack.recorder.open("s")).row
         assert (row.model, row.agent_mode) == ("mock-fast", "plan")
 
 
@@ -158,7 +158,7 @@ async def test_the_history_goes_in_front_of_the_prompt_where_nothing_is_offered(
 ) -> None:
     put_limited(tmp_path, monkeypatch, NEITHER)
     async with after_death(tmp_path, "limited") as stack:
-        before = (await stack.recorder.session("s")).row.native_session_id
+        before = (await stack.recorder.open("s")).row.native_session_id
         turn = await stack.over(await stack.say("echo back"))
         assert turn.state == "done"
         (restored,) = await stack.statuses("restored")
@@ -169,7 +169,7 @@ async def test_the_history_goes_in_front_of_the_prompt_where_nothing_is_offered(
         # the user did not say it, and the turn's record does not have it
         assert (await stack.texts("user"))[-1] == "echo back"
         assert OPENING.encode() not in (await stack.turn(turn)).prompt
-        row = (await stack.recorder.session("s")).row
+        row = (await stack.recorder.open("s")).row
         assert row.native_session_id != before
         assert (row.model, row.agent_mode) == ("mock-fast", "plan")
         # only once
@@ -206,7 +206,7 @@ async def test_the_history_is_replayed_where_the_agents_own_means_fail(
         assert value["method"] == "replay"
         assert "verified" not in value
         assert "User: the word is marmalade" in (await stack.texts("assistant"))[-1]
-        row = (await stack.recorder.session("s")).row
+        row = (await stack.recorder.open("s")).row
         assert (row.model, row.agent_mode) == ("plan", "plan")
         assert (await stack.texts("user"))[-1] == "blocks"
 

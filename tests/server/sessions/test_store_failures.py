@@ -53,10 +53,10 @@ async def test_an_agent_is_ended_also_while_the_store_is_locked(tmp_path: Path) 
                 await stack.sessions.terminate("s")
             assert stack.bridge.live() == []
         with anyio.fail_after(30):
-            live = await stack.recorder.session("s")
+            live = await stack.recorder.open("s")
             await live.wait_beyond(live.row.last_sequence)  # it works again
         await stack.sessions.terminate("s")
-        assert (await stack.recorder.session("s")).row.ended
+        assert (await stack.recorder.open("s")).row.ended
         assert (await stack.types()).count("session.ended") == 1
 
 

@@ -1,4 +1,4 @@
-"""Modes and models out of an agent's config options, as clients of 0.1 ask for them."""
+"""Modes and models from an agent's config options, in the form that clients of 0.1 read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def modes_of(options: Sequence[dict[str, Any]]) -> AgentModesResponse:
 
 
 def models_of(options: Sequence[dict[str, Any]]) -> AgentModelsResponse:
-    """Return the models that an agent's options offer; its thought levels are every model's variants."""
+    """Return the models that an agent's options offer. Its thought levels are the variants of each model."""
     model = find_category(options, "model")
     level = find_category(options, "thought_level")
     variants = [str(choice["value"]) for choice in _choices(level)] or None
@@ -51,7 +51,7 @@ def models_of(options: Sequence[dict[str, Any]]) -> AgentModelsResponse:
 
 
 def _choices(option: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the choices of a select, also those that stand in groups."""
+    """Return the choices of a select option, those in groups included."""
     found: list[dict[str, Any]] = []
     for entry in elements(members(option).get("options")):
         choice = members(entry)

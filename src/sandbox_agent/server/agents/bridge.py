@@ -1,4 +1,4 @@
-"""Server ids and the agents behind them."""
+"""Server ids and the agents that run under them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ __all__ = ["Bridge"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# Connections whose agent has ended stay readable; the oldest make room beyond this many.
+# Connections whose agent has ended stay readable; beyond this many the oldest are removed.
 MAX_ENDED = 256
 # An agent that has the server's token could answer its own permission requests.
 SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGENT_STORE_KEY"})
 
 
 class Bridge:
-    """All connections of a server; run() owns their tasks.
+    """All agent connections of a server; run() owns their tasks.
 
     Args:
         spiller: keeps all feeds within their memory.
         request_timeout: seconds for requests other than session/prompt.
-        recorder: is told everything that passes on connections with a server id.
+        recorder: records the connections with a server id.
     """
 
     def __init__(self, spiller: Spiller, *, request_timeout: float, recorder: Recorder | None = None) -> None:
@@ -62,7 +62,7 @@ class Bridge:
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Bridge]:
-        """Serve while the context lasts; at its end no agent is left."""
+        """Serve while the context lasts; at its end no agent runs."""
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._keep_alive)
             try:
@@ -78,10 +78,10 @@ class Bridge:
         return [connection for connection in self._connections.values() if connection.alive]
 
     def get(self, server_id: str) -> AgentConnection:
-        """Return the connection of that id, its agent running or ended.
+        """Return the connection of that id; its agent runs or has ended.
 
         Raises:
-            ServerSessionNotFoundError: there is none.
+            ServerSessionNotFoundError: there is no such connection.
         """
         connection = self._connections.get(server_id)
         if connection is None:
@@ -93,21 +93,15 @@ class Bridge:
         connection = self._connections.get(server_id)
         return connection if connection is not None and connection.alive else None
 
-    def by_epoch(self, epoch: str) -> AgentConnection | None:
-        """Return the connection of that feed if its agent runs."""
-        return next(
-            (each for each in self._connections.values() if each.feed.epoch == epoch and each.alive), None
-        )
-
     async def open(self, server_id: str, agent: str | None) -> AgentConnection:
-        """Return the connection of that id; start the agent where the id is new or its agent ended.
+        """Return the connection of that id; start the agent if the id is new or its agent has ended.
 
         Raises:
-            InvalidRequestError: the id is new and no agent is named.
+            InvalidRequestError: the id is new and the request names no agent.
             ConflictError: the id belongs to another agent.
-            UnsupportedAgentError: no such agent.
-            AgentNotInstalledError: it isn't installed.
-            StreamError: it can't be started.
+            UnsupportedAgentError: there is no such agent.
+            AgentNotInstalledError: the agent isn't installed.
+            StreamError: the agent can't be started.
         """
         connection = self._connections.get(server_id)
         if connection is None or (agent is not None and not connection.alive):
@@ -123,7 +117,7 @@ class Bridge:
         return connection
 
     async def delete(self, server_id: str) -> None:
-        """End the connection of that id, its agent and its viewers; nothing happens where there is none."""
+        """End the connection of that id, its agent and its viewers, if there is one."""
         async with self._lock(server_id):
             connection = self._connections.get(server_id)
             if connection is not None:
@@ -132,7 +126,7 @@ class Bridge:
 
     @asynccontextmanager
     async def private(self, agent: str) -> AsyncGenerator[AgentConnection]:
-        """Start an agent under no server id, for a question of the server's own, and end it."""
+        """Start an agent under no server id, for a request of the server itself, and end it."""
         connection = await self._spawn(f"private-{uuid.uuid4().hex}", agent, None)
         try:
             yield connection
@@ -162,7 +156,7 @@ class Bridge:
         self._connections[server_id] = connection
         if former is not None:
             await former.close()
-        await self._make_room()
+        await self._remove_oldest_ended()
         return connection
 
     async def _spawn(self, server_id: str, agent: str, recorder: Recorder | None) -> AgentConnection:
@@ -170,7 +164,7 @@ class Bridge:
             raise StreamError("stream error: the server is shutting down")
         launch = resolve(agent)
         try:
-            await self._warden.ready()  # first: from here on a killed server leaves nobody behind
+            await self._warden.ready()  # first: from here on a killed server leaves no orphans
             process = await Process.spawn(
                 launch.argv, env=launch.env, without=SECRETS, cwd=launch.cwd, tag_prefix=self._tag
             )
@@ -194,19 +188,19 @@ class Bridge:
         try:
             await self._warden.watch(group)
         except OSError:
-            logger.exception("no warden: should this server be killed, its agents may outlive it")
+            logger.exception("no warden: if this server is killed, its agents may outlive it")
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
         try:
             await connection.run()
         finally:
             await self._warden.release(group)
-        await self.spiller.relieve()  # its own reading was cut off, maybe while the store refused
+        await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
         logger.info("agent %s ended for %s", connection.agent, connection.server_id)
 
-    async def _make_room(self) -> None:
+    async def _remove_oldest_ended(self) -> None:
         ended = [connection for connection in self._connections.values() if not connection.alive]
         for connection in ended[: max(0, len(ended) - MAX_ENDED)]:
-            # one that was closed before it may have a successor by now
+            # Closing takes time: the id may have a new connection by now.
             if self._connections.get(connection.server_id) is connection:
                 del self._connections[connection.server_id]
                 await connection.close()
@@ -215,4 +209,4 @@ class Bridge:
         while True:
             await anyio.sleep(KEEPALIVE_SECONDS)
             for connection in list(self._connections.values()):
-                connection.bell.tick()
+                connection.signal.tick()

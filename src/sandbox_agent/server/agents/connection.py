@@ -1,4 +1,4 @@
-"""One agent process behind one server id: its pipe, its ids, its feed."""
+"""One agent process under one server id: its pipes, its request ids, its feed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -22,12 +22,11 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.agents.spill import Spiller
-from sandbox_agent.server.streams.viewers import Bell
+from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads, read_head, read_heads
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.recorder import Recorder
-    from sandbox_agent.server.recorder.tap import Tap
+    from sandbox_agent.server.recorder import Recorder, Tap
 
 __all__ = ["AgentConnection"]
 
@@ -35,14 +34,14 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # An agent that closed its stdout can't be heard any more; it has this long to exit by itself.
 EOF_EXIT_SECONDS = 1.0
-# An agent that closed its stdin is about to exit, or walks down the ladder (a second and a bit); its end
-# explains more than a broken pipe.
+# An agent that closed its stdin is about to exit, or is being stopped (a second and a bit); its exit explains
+# more than a broken pipe.
 BROKEN_PIPE_EXIT_SECONDS = 2.0
-# A store that hangs must not hold up a DELETE; it does what it was told to when it comes back.
+# A store that hangs must not hold up a DELETE; the feed is dropped when the store works again.
 DROP_SECONDS = 0.3
 # How much of a line that isn't JSON is shown.
 INVALID_RAW_BYTES = 1024 * 1024
-# Of these the agent takes as long as it needs.
+# The agent may take any time for these.
 UNTIMED_METHODS = frozenset({"session/prompt"})
 
 INVALID_STDOUT = "_adapter/invalid_stdout"
@@ -50,8 +49,8 @@ INVALID_STDOUT = "_adapter/invalid_stdout"
 Adapter = Callable[[str | None, bytes], bytes]
 
 
-class _Answer:
-    """Who waits for an answer, and for how long."""
+class _Response:
+    """The response that a request waits for, and its timer."""
 
     __slots__ = ("future", "timer")
 
@@ -61,20 +60,20 @@ class _Answer:
 
 
 class AgentConnection:
-    """A live agent, and its feed, which outlives it until the server id is used again or deleted.
+    """A running agent and its feed. The feed outlives it until the server id is used again or deleted.
 
     Args:
         server_id: the id in the path.
         agent: the agent's id.
-        process: its process; run() owns it from here.
+        process: its process; owned by run() from here on.
         spiller: keeps the feed within its memory.
         request_timeout: seconds for requests other than session/prompt.
         adapt: changes an envelope on its way in, for agents that are strict.
-        recorder: is told everything that passes; None for a connection that nobody need remember.
+        recorder: records everything that passes; None for a connection of no lasting interest.
 
     Attributes:
-        tap: where the recorder is told.
-        on_request: called with every request of the agent and its head, for whoever serves the agent.
+        tap: records the connection.
+        on_request: called with every request of the agent and its head.
     """
 
     def __init__(
@@ -92,13 +91,13 @@ class AgentConnection:
         self.agent = agent
         self.created_at_ms: int = time.time_ns() // 1_000_000
         self._created = time.monotonic()
-        self.bell: Bell = Bell()
+        self.signal: Signal = Signal()
         self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
         self.ended: asyncio.Event = asyncio.Event()
         self.tap: Tap | None = recorder and recorder.tap(self.feed.epoch, server_id, agent)
         self.on_request: Callable[[Head, bytes], None] | None = None
         self._recorder = recorder
-        self._loop = asyncio.get_running_loop()  # asked once: Python 3.11 makes a system call of it
+        self._loop = asyncio.get_running_loop()  # kept: Python 3.11 makes a system call for it each time
         self._process = process
         self._spiller = spiller
         self._timeout = request_timeout
@@ -106,7 +105,7 @@ class AgentConnection:
         self._framer = LineFramer()
         self._correlator = Correlator()
         self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
-        self._answers: dict[Pending, _Answer] = {}
+        self._responses: dict[Pending, _Response] = {}
         self._status: ExitStatus | None = None
         self._closed = False
 
@@ -117,7 +116,7 @@ class AgentConnection:
 
     @property
     def uptime_ms(self) -> int:
-        """Milliseconds since it was made, whatever the wall clock does."""
+        """Milliseconds since it was created, whatever the wall clock does."""
         return round((time.monotonic() - self._created) * 1000)
 
     @property
@@ -125,41 +124,47 @@ class AgentConnection:
         """Whether the feed is closed: the server id was deleted or is used by another process."""
         return self._closed
 
+    # the agent's output
+
     async def run(self) -> None:
         """Read the agent until it ends. Its owner calls this once, in a task of its own."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._process.pump_stderr)
-            tasks.start_soon(self._read_on)
+            tasks.start_soon(self._read_output)
             await self._process.wait()
             tasks.cancel_scope.cancel()
         self._end(await self._process.wait())
 
-    async def _read_on(self) -> None:
+    async def _read_output(self) -> None:
         try:
             await self._pump()
-        except Exception:  # the boundary: what goes wrong with one agent must not end the others
-            logger.exception("the output of agent %s can't be taken: ending it", self.agent)
+        except Exception:  # the boundary: a failure with one agent must not end the others
+            logger.exception("the output of agent %s can't be processed: ending it", self.agent)
             await self._process.stop()
 
     async def _pump(self) -> None:
-        while await self._process.stdout.listen(self._take):
-            await self._spiller.relieve()
+        """Read stdout, with backpressure: while the store can't keep up, the pipe is not read."""
+        while await self._process.stdout.listen(self._receive):
+            await self._spiller.spill_excess()
             if self._recorder is not None:
-                await self._recorder.relieve()
+                await self._recorder.wait_below_limit()
         await anyio.sleep(EOF_EXIT_SECONDS)
-        logger.warning("agent %s closed its stdout and goes on: ending it", self.agent)
+        logger.warning("agent %s closed its stdout and still runs: ending it", self.agent)
         await self._process.stop()
 
-    def _take(self, data: bytes) -> bool:
-        self._publish(self._framer.feed(data))
-        return not (self._spiller.memory.exceeded or (self._recorder is not None and self._recorder.exceeded))
+    def _receive(self, data: bytes) -> bool:
+        """Process bytes of stdout; return whether to read on at once."""
+        self._deliver(self._framer.feed(data))
+        return not (
+            self._spiller.memory.exceeded or (self._recorder is not None and self._recorder.over_limit)
+        )
 
     def _end(self, status: ExitStatus) -> None:
-        """Take what the process left in its pipes, then tell everyone, all at once."""
-        self._process.sweep()  # first: a grandchild that goes on writing would keep the pipe from draining
+        """Deliver what the process left in its pipes, then publish its exit, without a pause."""
+        self._process.sweep()  # first: a grandchild that keeps writing would keep the pipe from draining
         for data in self._process.stdout.read_leftover():
-            self._publish(self._framer.feed(data))
-        self._publish(self._framer.finish())
+            self._deliver(self._framer.feed(data))
+        self._deliver(self._framer.finish())
         self._process.drain_stderr()
         self._process.close()
         self._status = status
@@ -169,10 +174,10 @@ class AgentConnection:
             self.tap.received([exited])
             self.tap.close()
         self._unnumbered.append(([exited], EVERYONE))
-        self._number()
+        self._append_to_feed()
         error = self._exit_error()
         for pending in self._correlator.fail_all():
-            future = self._forget(pending)
+            future = self._remove_response(pending)
             if future is not None:
                 future.set_exception(error)
         self.ended.set()
@@ -182,20 +187,20 @@ class AgentConnection:
         how = f"signal {status.signal}" if status.signal is not None else f"exit code {status.code}"
         return AgentProcessExitedError(
             f"agent process exited: {self.agent} ended with {how}; POST again with ?agent={self.agent} "
-            "to start it anew",
+            "to start it again",
             agent=self.agent,
             exitCode=status.code,
             signal=status.signal,
             stderr=self._process.stderr_tail,
         )
 
-    def _publish(self, lines: Sequence[bytes]) -> None:
-        """Hand the agent's lines to whoever waits for an answer, and to the feed."""
+    def _deliver(self, lines: Sequence[bytes]) -> None:
+        """Record the agent's lines, and pass them to the requests that wait for them and to the feed."""
         if not lines:
             return
         heads = read_heads(lines)
         if heads is None:
-            lines, heads = _mended(lines)
+            lines, heads = _replace_invalid(lines)
         if self.tap is not None:
             self.tap.received(lines)
         published = 0
@@ -214,26 +219,26 @@ class AgentConnection:
                 published = position + 1
         self._unnumbered.append((lines[published:], EVERYONE))
         if not answers:
-            self._number()
+            self._append_to_feed()
             return
         for answer in answers:
-            future = self._forget(answer.pending)
+            future = self._remove_response(answer.pending)
             if future is not None:
                 future.set_result(answer.line)
-        # who waits goes first; the feed has its turn before the loop looks at any pipe again
-        self._loop.call_soon(self._number)
+        # Waiting requests are answered first; the feed follows before the loop reads any pipe again.
+        self._loop.call_soon(self._append_to_feed)
 
-    def _number(self) -> None:
-        """Put what was published into the feed, in order, and wake the viewers."""
+    def _append_to_feed(self) -> None:
+        """Append what was delivered to the feed, in order, and wake the viewers."""
         unnumbered, self._unnumbered = self._unnumbered, []
         if not self._closed:
             for lines, audience in unnumbered:
                 if lines:
                     self.feed.append(lines, audience)
-        self.bell.ring()
+        self.signal.fire()
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return what stands in the feed behind the cursor, from memory or from the spill.
+        """Return what is in the feed after the cursor, from memory or from the spill.
 
         Raises:
             PersistError: the spill can't be read.
@@ -245,64 +250,79 @@ class AgentConnection:
             part = await self._spiller.read(self.feed.epoch, cursor, viewer, max_bytes)
         return part
 
-    async def send(
-        self,
-        client: str,
-        head: Head,
-        envelope: bytes,
-        *,
-        recorded: Callable[[], Awaitable[None]] | None = None,
-    ) -> bytes | None:
-        """Send a client's envelope to the agent and wait for the answer where one is owed.
+    # the agent's input
 
-        A caller that is cancelled or times out leaves the request running: its answer will be in the
+    async def send(self, client: str, head: Head, envelope: bytes) -> bytes | None:
+        """Send a client's envelope to the agent, and wait for the response to a request (see submit).
+
+        A caller that is cancelled or times out leaves the request running: its response will be in the
         feed.
+
+        Returns:
+            The agent's response with the client's id, or None for a notification or a response.
+
+        Raises:
+            AgentProcessExitedError: the agent has ended, or ends before it responds.
+            RequestTimeoutError: the agent did not read the envelope, or did not respond, in time.
+        """
+        response = await self.submit(client, head, envelope)
+        return None if response is None else await response
+
+    async def submit(
+        self, client: str, head: Head, envelope: bytes, *, stored_first: bool = False
+    ) -> asyncio.Future[bytes] | None:
+        """Record a client's envelope and write it to the agent.
 
         Args:
             client: the client's name, or UNNAMED.
             head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
-            recorded: awaited when the recorder has been told of a request, before the agent is: a request
-                that must not be forgotten is stored first.
+            stored_first: write a request only once the store has it, however long that takes.
 
         Returns:
-            The agent's response with the client's id, or None for a notification or an answer.
+            The future response of a request, with the client's id; it fails as send() does.
 
         Raises:
-            InvalidRequestError: the envelope's id is none.
-            AgentProcessExitedError: the agent has ended, or ends before it answers.
-            RequestTimeoutError: the agent did not take the envelope, or did not answer, in time.
-            StreamError: the agent does not take input and does not exit.
+            InvalidRequestError: the envelope's id is invalid.
+            AgentProcessExitedError: the agent has ended, or ends before it reads the envelope.
+            RequestTimeoutError: the agent did not read the envelope in time.
+            StreamError: the agent does not read its input and does not exit.
         """
-        submitted = self._submit(client, head, envelope)
+        submitted = self._correlate(client, head, envelope)
         if submitted.line is None:
             return None
-        timeout = self._time_for(submitted)
-        if submitted.pending is None:
+        timeout = None if submitted.method in UNTIMED_METHODS else self._timeout
+        pending = submitted.pending
+        if pending is None:
             await self._write(client, submitted, submitted.line, timeout)
             return None
-        answer = self._answers[submitted.pending] = _Answer(self._loop.create_future())
+        response = self._responses[pending] = _Response(self._loop.create_future())
         try:
-            if recorded is not None:
-                await self._record(client, submitted, submitted.line, recorded)
-            await self._write(client, submitted, submitted.line, timeout, tell=recorded is None)
-            self._await(answer, submitted, timeout)
-            return await answer.future
-        finally:
-            self._forget(submitted.pending)
-            if answer.future.done() and not answer.future.cancelled():
-                answer.future.exception()  # who could not write is told that instead
+            if stored_first and self.tap is not None:
+                await self._store_first(self.tap, client, submitted, submitted.line)
+                await self._write(client, submitted, submitted.line, timeout, record=False)
+            else:
+                await self._write(client, submitted, submitted.line, timeout)
+        except BaseException:
+            self._remove_response(pending)
+            if response.future.done():
+                response.future.exception()  # the caller gets the error of the write instead
+            raise
+        # A caller that is cancelled while it waits cancels the future.
+        response.future.add_done_callback(lambda _: self._remove_response(pending))
+        self._start_timer(response, submitted, timeout)
+        return response.future
 
-    def send_nowait(self, client: str, head: Head, envelope: bytes) -> asyncio.Future[bytes] | None:
-        """Send a request if the agent takes it at once.
+    def submit_nowait(self, client: str, head: Head, envelope: bytes) -> asyncio.Future[bytes] | None:
+        """Send a request if the agent reads it at once.
 
         Returns:
-            What will be the agent's response, or fail as send() does; None where nothing was sent: the
-            envelope is no request, or the agent has ended or takes no input now. send() says which.
+            The future response, as of submit(); None if nothing was sent: the envelope is not a request,
+            or the agent has ended or does not read now. submit() says which.
         """
         if self._status is not None or not head.is_request:
             return None
-        submitted = self._submit(client, head, envelope)
+        submitted = self._correlate(client, head, envelope)
         if submitted.line is None or submitted.pending is None:
             return None
         if not self._process.write_nowait(submitted.line + b"\n"):
@@ -310,11 +330,11 @@ class AgentConnection:
             return None
         if self.tap is not None:
             self.tap.sent(submitted.line, client)
-        answer = self._answers[submitted.pending] = _Answer(self._loop.create_future())
-        self._await(answer, submitted, self._time_for(submitted))
-        return answer.future
+        response = self._responses[submitted.pending] = _Response(self._loop.create_future())
+        self._start_timer(response, submitted, None if submitted.method in UNTIMED_METHODS else self._timeout)
+        return response.future
 
-    def _submit(self, client: str, head: Head, envelope: bytes) -> Submitted:
+    def _correlate(self, client: str, head: Head, envelope: bytes) -> Submitted:
         if self._status is not None:
             raise self._exit_error()
         try:
@@ -322,24 +342,21 @@ class AgentConnection:
         except InvalidEnvelopeError as error:
             raise InvalidRequestError(f"invalid request: {error}") from None
 
-    def _time_for(self, submitted: Submitted) -> float | None:
-        return None if submitted.method in UNTIMED_METHODS else self._timeout
+    def _start_timer(self, response: _Response, submitted: Submitted, timeout: float | None) -> None:
+        if timeout is not None and not response.future.done():
+            response.timer = self._loop.call_later(timeout, self._expire, submitted)
 
-    def _await(self, answer: _Answer, submitted: Submitted, timeout: float | None) -> None:
-        if timeout is not None and not answer.future.done():
-            answer.timer = self._loop.call_later(timeout, self._expire, submitted)
-
-    def _forget(self, pending: Pending) -> asyncio.Future[bytes] | None:
-        """Return who waits for the answer, who from here on does not."""
-        answer = self._answers.pop(pending, None)
-        if answer is None:
+    def _remove_response(self, pending: Pending) -> asyncio.Future[bytes] | None:
+        """Remove and return the future that waits for this response, if it still does."""
+        response = self._responses.pop(pending, None)
+        if response is None:
             return None
-        if answer.timer is not None:
-            answer.timer.cancel()
-        return None if answer.future.done() else answer.future
+        if response.timer is not None:
+            response.timer.cancel()
+        return None if response.future.done() else response.future
 
     def _expire(self, submitted: Submitted) -> None:
-        if submitted.pending is not None and (future := self._forget(submitted.pending)) is not None:
+        if submitted.pending is not None and (future := self._remove_response(submitted.pending)) is not None:
             future.set_exception(self._timed_out(submitted.method))
 
     def _timed_out(self, method: str | None) -> RequestTimeoutError:
@@ -349,24 +366,21 @@ class AgentConnection:
         )
 
     def awaits(self, request_id: bytes) -> bool:
-        """Whether the agent's request of that id (JSON) still has no answer."""
+        """Return whether the agent's request of that id (JSON) still has no response."""
         return self._correlator.awaits(request_id)
 
-    async def _record(
-        self, client: str, submitted: Submitted, line: bytes, recorded: Callable[[], Awaitable[None]]
-    ) -> None:
-        if self.tap is not None:
-            self.tap.sent(line, client)
+    async def _store_first(self, tap: Tap, client: str, submitted: Submitted, line: bytes) -> None:
+        tap.sent(line, client)
         try:
-            await recorded()
+            await tap.wait_stored()
         except BaseException:
             self._correlator.retract(submitted)
             raise
 
     async def _write(
-        self, client: str, submitted: Submitted, line: bytes, timeout: float | None, *, tell: bool = True
+        self, client: str, submitted: Submitted, line: bytes, timeout: float | None, *, record: bool = True
     ) -> None:
-        tap = self.tap if tell else None
+        tap = self.tap if record else None
         if self._process.write_nowait(line + b"\n"):
             if tap is not None:
                 tap.sent(line, client)
@@ -386,7 +400,7 @@ class AgentConnection:
                 raise self._timed_out(submitted.method) from None
             self._correlator.retract(submitted)
             raise RequestTimeoutError(
-                f"timeout: {self.agent} took no input for {self._timeout:g} s and was not sent "
+                f"timeout: {self.agent} read no input for {self._timeout:g} s and was not sent "
                 f"{submitted.method or 'the answer'}: send it again, or DELETE the connection"
             ) from None
         except BrokenPipeError:
@@ -395,20 +409,20 @@ class AgentConnection:
                     await self.ended.wait()
             except TimeoutError:
                 raise StreamError(
-                    f"stream error: {self.agent} closed its stdin but goes on; DELETE the connection"
+                    f"stream error: {self.agent} closed its stdin but still runs; DELETE the connection"
                 ) from None
             raise self._exit_error() from None
 
     def with_stderr(self, response: bytes) -> bytes:
-        """Return an error response with the stderr tail in ``error.data.agentStderr``.
+        """Return an error response with the end of stderr in ``error.data.agentStderr``.
 
-        Data that is neither an object nor absent is left as the agent wrote it.
+        Data that is present and not an object is left as the agent wrote it.
         """
         if b'"error"' not in response:
             return response
         try:
             document: dict[str, Any] = loads(response)
-        except InvalidEnvelopeError:  # nested as deeply as can just be forwarded
+        except InvalidEnvelopeError:  # nested too deeply to be decoded
             return response
         error: Any = document.get("error")
         tail = self._process.stderr_tail
@@ -434,25 +448,25 @@ class AgentConnection:
         if not self._closed:
             self._closed = True
             self.feed.close()
-            self.bell.ring()
+            self.signal.fire()
             with anyio.move_on_after(DROP_SECONDS):
                 await self._spiller.drop(self.feed.epoch)
 
 
-def _mended(lines: Sequence[bytes]) -> tuple[list[bytes], list[Head]]:
-    """Read lines one by one; what is no envelope becomes a notification that says so."""
-    mended: list[bytes] = []
+def _replace_invalid(lines: Sequence[bytes]) -> tuple[list[bytes], list[Head]]:
+    """Read lines one by one; replace a line that is no envelope by a notification that says so."""
+    replaced: list[bytes] = []
     heads: list[Head] = []
     for line in lines:
         try:
             if isinstance(line, OversizedLine):
                 raise InvalidEnvelopeError(f"line of {line.size} bytes is over the limit")
             heads.append(read_head(line))
-            mended.append(line)
+            replaced.append(line)
         except InvalidEnvelopeError as error:
             heads.append(Head(method=INVALID_STDOUT))
-            mended.append(_invalid_stdout(line, str(error)))
-    return mended, heads
+            replaced.append(_invalid_stdout(line, str(error)))
+    return replaced, heads
 
 
 def _invalid_stdout(line: bytes, error: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The agents of this machine: what the catalogue says, and what they say themselves."""
+"""The agents of this machine: what the catalogue knows of them, and what they report themselves."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
 from sandbox_agent.wire.jsonrpc import dumps, loads, read_head
 
-__all__ = ["Directory"]
+__all__ = ["AgentRegistry"]
 
-# An agent that takes longer to say its options is reported with an error instead.
+# An agent that takes longer to report its options is listed with an error instead.
 PROBE_SECONDS = 20.0
 
 
-class Directory:
-    """Answers what agents exist; asks an installed one for its options once.
+class AgentRegistry:
+    """Lists the agents; reads an installed one's options from it, once.
 
     Args:
-        bridge: starts agents, and knows which ones run.
+        bridge: starts agents, and has the running ones.
     """
 
     def __init__(self, bridge: Bridge) -> None:
@@ -40,12 +40,12 @@ class Directory:
         ids = agent_ids()
         found: dict[str, AgentInfo] = {}
 
-        async def look(agent: str) -> None:
+        async def get(agent: str) -> None:
             found[agent] = await self.get(agent, config=config, no_cache=no_cache)
 
         async with anyio.create_task_group() as tasks:
             for agent in ids:
-                tasks.start_soon(look, agent)
+                tasks.start_soon(get, agent)
         return [found[agent] for agent in ids]
 
     async def get(self, agent: str, *, config: bool, no_cache: bool) -> AgentInfo:
@@ -53,8 +53,8 @@ class Directory:
 
         Args:
             agent: its id.
-            config: add its config options, asked from it where it is installed, else the catalogue's.
-            no_cache: ask again.
+            config: add its config options: its own if it is installed, else the catalogue's.
+            no_cache: read them again.
 
         Raises:
             UnsupportedAgentError: there is no agent of that id.
@@ -62,7 +62,7 @@ class Directory:
         info = agent_info(agent)
         if config and info.installed:
             try:
-                info.config_options = await self._ask(agent, no_cache=no_cache)
+                info.config_options = await self._read_options(agent, no_cache=no_cache)
             except SandboxAgentError as error:
                 info.config_error = str(error)
         if config and info.config_options is None:
@@ -77,20 +77,22 @@ class Directory:
             return None
         return ServerStatusInfo(status="running", uptime_ms=max(running))
 
-    async def _ask(self, agent: str, *, no_cache: bool) -> list[dict[str, Any]]:
+    async def _read_options(self, agent: str, *, no_cache: bool) -> list[dict[str, Any]]:
         async with self._locks.setdefault(agent, anyio.Lock()):
             if no_cache or agent not in self._options:
                 self._options[agent] = await self._probe(agent)
             return self._options[agent]
 
     async def _probe(self, agent: str) -> list[dict[str, Any]]:
-        """Start the agent in an empty folder, open a session, and take its options."""
+        """Start the agent in an empty folder, open a session, and return its options."""
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):
-                        await _ask(connection, 1, "initialize", {"protocolVersion": 1})
-                        answer = await _ask(connection, 2, "session/new", {"cwd": folder, "mcpServers": []})
+                        await _request(connection, 1, "initialize", {"protocolVersion": 1})
+                        answer = await _request(
+                            connection, 2, "session/new", {"cwd": folder, "mcpServers": []}
+                        )
                 except TimeoutError:
                     raise SandboxAgentError(
                         f"{agent} did not open a session in {PROBE_SECONDS:g} s"
@@ -99,7 +101,7 @@ class Directory:
 
 
 def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the options in an answer to session/new, in which an agent may have written anything."""
+    """Return the options in a response to session/new, which may hold anything."""
     error: Any = document.get("error")
     if error is not None:
         reason: Any = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
@@ -111,7 +113,7 @@ def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in cast("list[Any]", options) if isinstance(each, dict)]
 
 
-async def _ask(
+async def _request(
     connection: AgentConnection, request_id: int, method: str, params: dict[str, Any]
 ) -> bytes | None:
     request = dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})

@@ -1,4 +1,4 @@
-"""Where a feed's oldest events go when memory is full, and come back from for a late viewer."""
+"""Spills the oldest events of feeds when memory is full, and reads them back for late viewers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import anyio
 from sandbox_agent.engine.feed import Chunk, FeedMemory, Slice, collect
 from sandbox_agent.errors import PersistError
 
-__all__ = ["MemorySpill", "Spill", "Spiller"]
+__all__ = ["Spill", "Spiller"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# One transaction: large enough to be cheap, small against the bound on memory.
+# One transaction: large enough to be cheap, small compared with the bound on memory.
 SPILL_BYTES = 2 * 1024 * 1024
-# How soon a store that refused is tried again.
+# How soon a store that failed is tried again.
 RETRY_SECONDS = 0.5
 
 
@@ -25,15 +25,15 @@ class Spill(Protocol):
     """Keeps chunks of feeds by epoch and sequence. A feed's chunks come in order, without holes."""
 
     async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        """Keep the chunks. They may come again, and more with them, when the writer was cancelled.
+        """Store chunks. After a cancelled write the same ones may come again, with more.
 
         Raises:
-            PersistError: the store failed; nothing of them is kept.
+            PersistError: the store failed; none of them is stored.
         """
         ...
 
     async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        """Return the chunks behind the cursor, about ``max_bytes`` of them, at least one if any.
+        """Return the chunks after the cursor, about ``max_bytes`` of them, at least one if any.
 
         Raises:
             PersistError: the store failed.
@@ -45,39 +45,14 @@ class Spill(Protocol):
         ...
 
 
-class MemorySpill:
-    """The in-memory twin of a store's spill."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[str, list[Chunk]] = {}
-
-    async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        """Keep the chunks."""
-        kept = self._chunks.setdefault(epoch, [])
-        known = kept[-1].last if kept else 0
-        kept.extend(chunk for chunk in chunks if chunk.last > known)
-
-    async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        """Return the chunks behind the cursor."""
-        found: list[Chunk] = []
-        for chunk in self._chunks.get(epoch, []):
-            if chunk.last > cursor and sum(len(held.data) for held in found) < max_bytes:
-                found.append(chunk)
-        return found
-
-    async def drop(self, epoch: str) -> None:
-        """Forget a feed."""
-        self._chunks.pop(epoch, None)
-
-
 class Spiller:
     """Keeps the feeds' memory within its bound.
 
-    While the store refuses, relieve() waits and tries again: whoever fills the feeds waits with it, so
-    the agents' pipes are not read on, nothing is dropped and memory does not grow.
+    While the store fails, spill_excess() waits and retries. Its callers wait with it, so the agents' pipes
+    are not read, nothing is dropped and memory does not grow.
 
     Attributes:
-        degraded: why the store refuses, in one line; None while it works.
+        degraded: why the store fails, in one line; None while it works.
     """
 
     def __init__(self, memory: FeedMemory, spill: Spill) -> None:
@@ -86,7 +61,7 @@ class Spiller:
         self._spill = spill
         self._turn = anyio.Lock()
 
-    async def relieve(self) -> None:
+    async def spill_excess(self) -> None:
         """Return when memory is within its bound."""
         if not self.memory.exceeded:
             return
@@ -96,15 +71,15 @@ class Spiller:
                 try:
                     await self._spill.write(feed.epoch, chunks)
                 except PersistError as error:
-                    self._refused(error)
+                    self._report_failure(error)
                     await anyio.sleep(RETRY_SECONDS)
                     continue
-                self._works()
+                self._report_success()
                 feed.forget(chunks[-1].last)
-            self._works()  # also where the feeds that were too much are gone: nobody waits any more
+            self._report_success()  # also if the feeds that were too large are gone
 
     async def read(self, epoch: str, cursor: int, viewer: str, max_bytes: int) -> Slice:
-        """Return what was spilled behind the cursor.
+        """Return what was spilled after the cursor.
 
         Raises:
             PersistError: the store failed.
@@ -117,15 +92,15 @@ class Spiller:
         try:
             await self._spill.drop(epoch)
         except PersistError as error:
-            # no event is lost and nobody waits: what stays behind goes when the store is opened next
-            logger.warning("a feed that ended stays in the store until the next start (%s)", error)
+            # No event is lost: the rest is removed when the store is opened next.
+            logger.warning("an ended feed stays in the store until the next start (%s)", error)
 
-    def _refused(self, error: PersistError) -> None:
+    def _report_failure(self, error: PersistError) -> None:
         if self.degraded is None:
-            logger.error("the store refuses: agents wait until it takes events again (%s)", error)
+            logger.error("the store failed: agents wait until it works again (%s)", error)
         self.degraded = str(error)
 
-    def _works(self) -> None:
+    def _report_success(self) -> None:
         if self.degraded is not None:
-            logger.warning("the store takes events again")
+            logger.warning("the store works again")
         self.degraded = None

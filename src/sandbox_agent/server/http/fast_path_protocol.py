@@ -11,9 +11,9 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.cork import CorkedHttpProtocol
 from sandbox_agent.server.http.fast_path import Express
 from sandbox_agent.server.http.problems import answer_for
 from sandbox_agent.server.state import JsonResponse
@@ -35,7 +35,7 @@ class _Exchange:
         self.response_complete = False
 
 
-class ExpressHttpProtocol(CorkedHttpProtocol):
+class ExpressHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with a short way for envelopes."""
 
     _held: tuple[AgentConnection, str, bytearray] | None = None
@@ -74,7 +74,7 @@ class ExpressHttpProtocol(CorkedHttpProtocol):
     def _send(self, connection: AgentConnection, client: str, body: bytearray) -> bool:
         envelope = bytes(body)
         try:
-            answer = connection.send_nowait(client, read_head(envelope), envelope)
+            answer = connection.submit_nowait(client, read_head(envelope), envelope)
         except Exception:  # noqa: BLE001 - raised here it would count as bad HTTP; the long way says it better
             return False
         if answer is None:

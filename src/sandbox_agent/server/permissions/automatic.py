@@ -38,7 +38,7 @@ TRIES = 5
 
 
 class _Listened(Protocol):
-    """What is needed of a LiveSession."""
+    """What is needed of a RecordedSession."""
 
     row: SessionRow
 

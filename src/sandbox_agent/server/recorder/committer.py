@@ -1,4 +1,4 @@
-"""Stores batches, one at a time and in order; then they are shown."""
+"""Stores batches of rows, one at a time and in order; then they are published."""
 
 from __future__ import annotations
 
@@ -10,171 +10,276 @@ from collections.abc import Callable, Iterable, Sequence
 import anyio
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.store import Changes, PermissionRow, SessionStore
-from sandbox_agent.server.recorder.batch import Batch, News
-from sandbox_agent.server.recorder.published_session import LiveSession
+from sandbox_agent.persist.store import (
+    Changes,
+    EnvelopeRow,
+    EventRow,
+    PermissionRow,
+    SessionRow,
+    SessionStore,
+    SnapshotRow,
+    TextRow,
+    TurnRow,
+)
+from sandbox_agent.server.recorder.published_session import PublishedSession
+from sandbox_agent.server.recorder.rows import Row
 
 __all__ = ["RETRY_SECONDS", "Committer"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# How soon a store that refused is tried again.
+# How soon a store that failed is tried again.
 RETRY_SECONDS = 0.5
 
 
-class Committer:
-    """Owns the batch that is being filled, and the one commit that is in flight.
+class _Batch:
+    """Rows of one transaction.
 
     Attributes:
-        batch: what the next commit stores.
-        degraded: why the store refuses, in one line; None while it works.
-        exclusive: held while the store commits; whoever else changes rows of sessions takes it.
-        complete: cleared while a batch may not be taken because it holds half of something.
-        commits: how many were made.
-        waiting: of those who wait until something is stored; they are told when the store refuses.
+        changes: the rows, without those of the sessions themselves.
+        sessions: for each session its newest row.
+        events: for each session the JSON of its events.
+        size: about how many bytes the rows are.
+        queued: bytes of the queue that are released once the batch is stored.
+        waiters: resolved once the batch is stored.
+    """
+
+    def __init__(self) -> None:
+        self.changes: Changes = Changes()
+        self.sessions: dict[PublishedSession, SessionRow] = {}
+        self.events: dict[PublishedSession, list[bytes]] = {}
+        self.snapshots: dict[int, SnapshotRow] = {}
+        self.size: int = 0
+        self.queued: int = 0
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.sessions or self.waiters or self.queued)
+
+    def add(self, session: PublishedSession, rows: Iterable[Row]) -> None:
+        """Add rows of a session."""
+        changes = self.changes
+        events = self.events.setdefault(session, [])
+        for row in rows:
+            match row:
+                case EnvelopeRow():
+                    changes.envelopes.append(row)
+                    self.size += len(row.data)
+                case EventRow():
+                    changes.events.append(row)
+                    events.append(row.data)
+                    self.size += len(row.data)
+                case TextRow():
+                    changes.texts.append(row)
+                case TurnRow():
+                    changes.turns.append(row)
+                case PermissionRow():
+                    changes.permissions.append(row)
+                case SnapshotRow():
+                    self.snapshots[row.key] = row
+                case SessionRow():
+                    self.sessions[session] = row
+
+    def complete(self) -> Changes:
+        """Return all rows."""
+        self.changes.sessions = list(self.sessions.values())
+        self.changes.snapshots = list(self.snapshots.values())
+        return self.changes
+
+    def publish(self) -> None:
+        """Show the events to the viewers of their sessions."""
+        for session, row in self.sessions.items():
+            session.publish(row, self.events[session])
+
+
+class Committer:
+    """Owns the batch that is being filled, and the one that is being stored.
+
+    Attributes:
+        degraded: why the store fails, in one line; None while it works.
+        exclusive: held while a batch is stored, and by others that change sessions' rows.
+        commits: how many batches were stored.
+        listeners: called after the commit of a permission request or an answer.
+
+    Args:
+        store: an open store.
+        on_stored: called with the bytes of the queue that are stored now.
+        on_recovery: called when the store works again, with the sessions that waited and for how long.
     """
 
     def __init__(
         self,
         store: SessionStore,
-        give_back: Callable[[int], None],
-        on_recovery: Callable[[Iterable[LiveSession], float], None],
-        listeners: Sequence[Callable[[LiveSession, PermissionRow], None]],
-        aside: Callable[[float], None],
+        *,
+        on_stored: Callable[[int], None],
+        on_recovery: Callable[[list[PublishedSession], float], None],
     ) -> None:
-        self.batch: Batch = Batch()
         self.degraded: str | None = None
         self.exclusive: asyncio.Lock = asyncio.Lock()
-        self.complete: bool = True
         self.commits: int = 0
-        self.waiting: set[asyncio.Future[None]] = set()
+        self.listeners: list[Callable[[PublishedSession, PermissionRow], None]] = []
         self._store = store
-        self._give_back = give_back
+        self._on_stored = on_stored
         self._on_recovery = on_recovery
-        self._listeners = listeners
-        self._aside = aside
-        self._in_flight: Batch | None = None
-        self._wake: asyncio.Event = asyncio.Event()
-        self._taken: asyncio.Event = asyncio.Event()
-        self._suspected: asyncio.Event = asyncio.Event()
-        self._refused_at = 0.0
+        self._batch = _Batch()
+        self._in_flight: _Batch | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._offered = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._probe_due = asyncio.Event()
+        self._failed_at = 0.0
 
     @property
     def idle(self) -> bool:
         """Whether nothing is left to store."""
-        return self._in_flight is None and not self.batch
+        return self._in_flight is None and not self._batch
 
     @property
-    def lost(self) -> int:
+    def size(self) -> int:
+        """About how many bytes the next commit stores."""
+        return self._batch.size
+
+    @property
+    def unstored(self) -> int:
         """How many envelopes would be lost now."""
-        pending = [self.batch] if self._in_flight is None else [self._in_flight, self.batch]
-        return sum(len(batch.changes.envelopes) for batch in pending)
+        batches = [self._batch] if self._in_flight is None else [self._in_flight, self._batch]
+        return sum(len(batch.changes.envelopes) for batch in batches)
+
+    def has_rows(self, session: PublishedSession) -> bool:
+        """Return whether the next commit stores rows of that session."""
+        return session in self._batch.sessions
+
+    def add(self, session: PublishedSession, rows: Iterable[Row]) -> None:
+        """Add rows of a session, its own row among them, to the next commit."""
+        self._batch.add(session, rows)
+
+    def add_queued(self, size: int) -> None:
+        """Count bytes of the queue as stored with the next commit."""
+        self._batch.queued += size
+
+    def new_waiter(self) -> asyncio.Future[None]:
+        """Return a future that fails as soon as the store does; see resolve_with_next."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        waiter.add_done_callback(self._waiters.discard)
+        return waiter
+
+    def resolve_with_next(self, waiter: asyncio.Future[None]) -> None:
+        """Resolve a waiter once the next commit is stored."""
+        self._batch.waiters.append(waiter)
 
     def offer(self) -> None:
-        """Say that the batch may be stored."""
-        if self.complete and self.batch:
-            self._wake.set()
+        """Let the batch be stored as soon as the one before it is."""
+        if self._batch:
+            self._offered.set()
 
-    async def taken(self) -> None:
-        """Return when the batch of now is in flight."""
+    async def wait_taken(self) -> None:
+        """Return when the batch of now is being stored."""
         self._taken.clear()
         self.offer()
         await self._taken.wait()
 
     async def run(self) -> None:
-        """Store batches for ever."""
+        """Store batches until cancelled."""
         while True:
-            while not (self.complete and self.batch):
-                self._wake.clear()
-                await self._wake.wait()
+            while not self._batch:
+                self._offered.clear()
+                await self._offered.wait()
             async with self.exclusive:
-                batch, self.batch = self.batch, Batch()
+                batch, self._batch = self._batch, _Batch()
                 self._in_flight = batch
-                begun = time.thread_time()
-                news = batch.seal()
-                self._aside(time.thread_time() - begun)
                 self._taken.set()
-                refused = await self._try(batch)
-                while refused:
-                    await anyio.sleep(RETRY_SECONDS)
-                    refused = await self._try(batch)
+                await self._store_until_done(batch)
             self._in_flight = None
             self.commits += 1
-            begun = time.thread_time()
-            for session, row, chunks in news:
-                session.publish(row, chunks)
-            if batch.changes.permissions and self._listeners:
-                self._tell(batch, news)
+            batch.publish()
+            self._notify_listeners(batch)
             for waiter in batch.waiters:
                 if not waiter.done():
                     waiter.set_result(None)
-            self._give_back(batch.held)
-            self._aside(time.thread_time() - begun)
-            if self._refused_at:
-                self._works(batch)
+            self._on_stored(batch.queued)
+            if self._failed_at:
+                self._recovered(batch)
+
+    async def _store_until_done(self, batch: _Batch) -> None:
+        if not batch.sessions:
+            return
+        changes = batch.complete()
+        while True:
+            try:
+                await self._store.commit(changes)
+            except PersistError as error:
+                self.report_failure(error)
+                await anyio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def store_new(self, session: PublishedSession, rows: Iterable[Row]) -> None:
+        """Store and publish the first rows of a session at once.
+
+        Raises:
+            PersistError: the store failed; nothing is stored.
+        """
+        batch = _Batch()
+        batch.add(session, rows)
+        await self.commit(batch.complete())
+        batch.publish()
 
     async def commit(self, changes: Changes) -> None:
         """Store rows at once, beside the batches.
 
         Raises:
-            PersistError: the store refuses; nothing of them is stored.
+            PersistError: the store failed; nothing is stored.
         """
         try:
             await self._store.commit(changes)
         except PersistError as error:
-            self.refused(error)
-            self._suspected.set()
+            self.report_failure(error)
+            self._probe_due.set()
             raise
 
     async def probe(self) -> None:
-        """Find out, for ever, when a store works again that refused while no batch was to be stored."""
+        """Check a failed store until it works, as long as there is no batch that does so; until cancelled."""
         while True:
-            await self._suspected.wait()
-            self._suspected.clear()
+            await self._probe_due.wait()
+            self._probe_due.clear()
             while self.degraded is not None:
                 await anyio.sleep(RETRY_SECONDS)
                 if self._in_flight is not None:
-                    continue  # it finds out by itself
+                    continue
                 try:
                     await self._store.commit(Changes())
                 except PersistError as error:
-                    self.refused(error)
+                    self.report_failure(error)
                 else:
-                    if self._in_flight is None and self._refused_at:
-                        self._works(Batch())
+                    if self._in_flight is None and self._failed_at:
+                        self._recovered(_Batch())
 
-    def _tell(self, batch: Batch, news: Sequence[News]) -> None:
-        sessions = {row.key: session for session, row, _ in news}
-        for permission in batch.changes.permissions:
-            for listener in self._listeners:
-                try:
-                    listener(sessions[permission.key], permission)
-                except Exception:  # the boundary: a listener's bug must not end the recorder
-                    logger.exception("who listens for permissions failed")
-
-    async def _try(self, batch: Batch) -> bool:
-        if not batch.has_rows:
-            return False
-        try:
-            await self._store.commit(batch.changes)
-        except PersistError as error:
-            self.refused(error)
-            return True
-        return False
-
-    def refused(self, error: PersistError) -> None:
-        """Note that the store refused."""
+    def report_failure(self, error: PersistError) -> None:
+        """Note that the store failed, and fail all waiters."""
         if self.degraded is None:
-            self._refused_at = time.monotonic()
-            logger.error("the store refuses: nothing is shown until it takes events again (%s)", error)
+            self._failed_at = time.monotonic()
+            logger.error("the store failed: nothing is published until it works again (%s)", error)
         self.degraded = str(error)
-        for waiter in list(self.waiting):
+        for waiter in list(self._waiters):
             if not waiter.done():
                 waiter.set_exception(PersistError(str(error)))
 
-    def _works(self, batch: Batch) -> None:
-        seconds = time.monotonic() - self._refused_at
-        self._refused_at = 0.0
+    def _recovered(self, batch: _Batch) -> None:
+        seconds = time.monotonic() - self._failed_at
+        self._failed_at = 0.0
         self.degraded = None
-        logger.warning("the store takes events again, after %.1f s", seconds)
-        self._on_recovery(list({**batch.events, **self.batch.events}), seconds)
+        logger.warning("the store works again, after %.1f s", seconds)
+        self._on_recovery(list({**batch.sessions, **self._batch.sessions}), seconds)
+
+    def _notify_listeners(self, batch: _Batch) -> None:
+        permissions: Sequence[PermissionRow] = batch.changes.permissions
+        if not permissions or not self.listeners:
+            return
+        sessions = {row.key: session for session, row in batch.sessions.items()}
+        for permission in permissions:
+            for listener in self.listeners:
+                try:
+                    listener(sessions[permission.key], permission)
+                except Exception:  # the boundary: a listener's bug must not end the recorder
+                    logger.exception("a listener for permissions failed")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from sandbox_agent.engine.project import Projector
+from sandbox_agent.engine.route import Reply
 from sandbox_agent.persist.store import (
     EnvelopeRow,
     EventRow,
@@ -20,10 +22,11 @@ from sandbox_agent.persist.store import (
 )
 from sandbox_agent.server.permissions.policies import expiry_of
 from sandbox_agent.server.recorder.rows import (
-    ask_id,
+    Row,
     ended_turn,
     permission_row,
     read_prompt,
+    request_id_of,
     resolved_permission,
     searchable,
 )
@@ -39,26 +42,35 @@ from sandbox_agent.wire.universal import (
     encode_event,
 )
 
-if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.batch import Batch
-
-__all__ = ["SNAPSHOT_ENVELOPES", "Fold"]
+__all__ = ["SNAPSHOT_ENVELOPES", "Projection"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# A session that is opened folds at most so many envelopes again.
+# A session that is opened projects at most so many envelopes again.
 SNAPSHOT_ENVELOPES = 2000
 
 
-class Fold:
-    """What the recorder remembers of a session that is open.
+class _Source(msgspec.Struct, gc=False):
+    """The envelope that events were made from; of none by default."""
+
+    index: int = 0
+    connection_id: str = ""
+    line: bytes = b""
+    client: str | None = None
+
+
+_NO_ENVELOPE = _Source()
+
+
+class Projection:
+    """What the recorder remembers of an open session. It returns rows and keeps none of them.
 
     Attributes:
-        row: as of the newest envelope, before it is stored.
-        projector: the session's.
+        row: the session's, as of the newest envelope; ahead of the stored one.
+        projector: makes the universal events.
         time_ms: of the newest row; time never goes back within a session.
-        turns: those that run, by their id, and those of a message that is about to be sent.
-        asks: what waits for an answer, by its id.
+        turns: those that run, by id, and those of a message that is about to be sent.
+        requests: permissions and questions without an answer, by id.
         turn_number: of the newest turn.
     """
 
@@ -69,136 +81,108 @@ class Fold:
         self.projector: Projector = projector
         self.time_ms: int = time_ms
         self.turns: dict[str, TurnRow] = {}
-        self.asks: dict[str, PermissionRow] = {}
+        self.requests: dict[str, PermissionRow] = {}
         self.turn_number: int = turn_number
-        self.learner: Learner = Learner(row)
+        self._metadata = Learner(row)
         self._since_snapshot = 0
         self._snapshot_due = False
 
-    def tick(self, time_ms: int) -> int:
+    def next_time(self, time_ms: int) -> int:
         """Return the time of the next row."""
         if time_ms < self.time_ms:
             return self.time_ms
         self.time_ms = time_ms
         return time_ms
 
-    def take(
+    def add_envelope(
         self,
-        batch: Batch,
-        events_json: list[bytes],
         sender: Sender,
         line: bytes,
         time_ms: int,
         connection_id: str,
         *,
         subject_id: str | None = None,
-        by: str | None = None,
-    ) -> None:
-        """Add an envelope's rows to the batch."""
+        client: str | None = None,
+    ) -> list[Row]:
+        """Return the rows of an envelope: its own, and those of the events that it makes."""
         row = self.row
-        time_ms = self.tick(time_ms)
+        time_ms = self.next_time(time_ms)
         row.last_envelope = index = row.last_envelope + 1
-        batch.changes.envelopes.append(EnvelopeRow(row.key, index, time_ms, sender, connection_id, line))
-        batch.size += len(line)
+        rows: list[Row] = [EnvelopeRow(row.key, index, time_ms, sender, connection_id, line)]
         self._since_snapshot += 1
         try:
-            events = self.projector.feed(sender, line, time_ms, subject_id=subject_id, by=by)
-        except Exception:  # the boundary: a bug in one session's fold must not end the others
+            events = self.projector.feed(sender, line, time_ms, subject_id=subject_id, by=client)
+        except Exception:  # the boundary: a bug in one session's projection must not end the others
             logger.exception("envelope %d of session %s can't be projected", index, row.session_id)
-            events = self._mend(time_ms, index)
+            events = self._recover(time_ms, index)
         if events:
-            self._put(batch, events_json, events, time_ms, index, connection_id, line, by)
+            self._add(rows, events, time_ms, _Source(index, connection_id, line, client))
+        return rows
 
-    def put(
-        self, batch: Batch, events_json: list[bytes], events: Sequence[UniversalEvent], time_ms: int
-    ) -> None:
-        """Add the rows of the events, if any, that something made that is no envelope."""
-        # What is folded again from the envelopes alone would lack it.
+    def add_events(self, events: Sequence[UniversalEvent], time_ms: int) -> list[Row]:
+        """Return the rows of events that the projector made without an envelope, if any."""
+        # Projecting the envelopes again would not make them.
         self._snapshot_due = True
+        rows: list[Row] = []
         if events:
-            self._put(batch, events_json, events, time_ms, 0, "", b"", None)
+            self._add(rows, events, time_ms, _NO_ENVELOPE)
+        return rows
 
-    def snapshot(self) -> SnapshotRow | None:
-        """Return the row to be stored now, if one is due."""
-        if not self._snapshot_due and self._since_snapshot <= SNAPSHOT_ENVELOPES:
-            return None
-        row = self.row
-        self._snapshot_due = False
-        self._since_snapshot = 0
-        try:
-            data = dumps(self.projector.snapshot())
-        except Exception:  # the boundary: the older snapshot does, with more to fold again
-            logger.exception("no snapshot of session %s can be taken", row.session_id)
-            return None
-        return SnapshotRow(row.key, row.last_envelope, row.last_sequence, data)
+    def add_reply(self, reply: Reply, line: bytes) -> None:
+        """Update the session's row by the response to a request that created, opened or changed it."""
+        self._metadata.reply(reply, line)
 
-    def _put(
-        self,
-        batch: Batch,
-        events_json: list[bytes],
-        events: Sequence[UniversalEvent],
-        time_ms: int,
-        index: int,
-        connection_id: str,
-        line: bytes,
-        by: str | None,
-    ) -> None:
+    def state_rows(self) -> list[Row]:
+        """Return the session's own row as it is now, and its snapshot if one is due.
+
+        They complete the rows that were returned since the last call, and belong into their transaction.
+        """
         row = self.row
-        key = row.key
-        rows = batch.changes.events
+        rows: list[Row] = [copy.copy(row)]
+        if self._snapshot_due or self._since_snapshot > SNAPSHOT_ENVELOPES:
+            self._snapshot_due = False
+            self._since_snapshot = 0
+            try:
+                data = dumps(self.projector.snapshot())
+            except Exception:  # the boundary: the older snapshot still works, with more to project again
+                logger.exception("no snapshot of session %s can be made", row.session_id)
+            else:
+                rows.append(SnapshotRow(row.key, row.last_envelope, row.last_sequence, data))
+        return rows
+
+    def _add(self, rows: list[Row], events: Sequence[UniversalEvent], time_ms: int, source: _Source) -> None:
+        key = self.row.key
         for event in events:
             if event.raw is not msgspec.UNSET:
                 event = msgspec.structs.replace(event, raw=msgspec.UNSET)
-            data = encode_event(event)
             kind = event.type
-            rows.append(EventRow(key, event.sequence, time_ms, kind, index, data))
-            events_json.append(data)
-            batch.size += len(data)
-            if kind != "item.delta":
-                self._note(batch, event, time_ms, connection_id, line, by)
-        row.last_sequence = events[-1].sequence
-        row.updated_at = time_ms
+            rows.append(EventRow(key, event.sequence, time_ms, kind, source.index, encode_event(event)))
+            if kind != "item.delta" and (row := self._details(event, time_ms, source)) is not None:
+                rows.append(row)
+        self.row.last_sequence = events[-1].sequence
+        self.row.updated_at = time_ms
 
-    def _note(
-        self,
-        batch: Batch,
-        event: UniversalEvent,
-        time_ms: int,
-        connection_id: str,
-        line: bytes,
-        by: str | None,
-    ) -> None:
+    def _details(self, event: UniversalEvent, time_ms: int, source: _Source) -> Row | None:
+        """Return the row of the text, turn or request that an event is about; update the session's own."""
         data = event.data
-        changes = batch.changes
         if isinstance(data, ItemEventData):
             if event.type == "item.completed":
                 if data.item.kind == "status":
-                    self.learner.status(data.item, self.turns)
+                    self._metadata.status(data.item, self.turns)
                 elif text := searchable(data.item):
-                    changes.texts.append(TextRow(self.row.key, event.sequence, time_ms, text))
-        elif isinstance(data, TurnEventData) and data.turn_id is not None:
-            if event.type == "turn.started":
-                changes.turns.append(self._started(data.turn_id, event.sequence, time_ms, line))
-            else:
-                self._snapshot_due = True
-                turn = self.turns.pop(data.turn_id, None)
-                if turn is not None:
-                    turn = ended_turn(turn, data, event.sequence, time_ms)
-                    changes.turns.append(self.learner.turn_ended(turn, data))
+                    return TextRow(self.row.key, event.sequence, time_ms, text)
+        elif isinstance(data, TurnEventData):
+            if data.turn_id is not None:
+                if event.type == "turn.started":
+                    return self._start_turn(data.turn_id, event.sequence, time_ms, source.line)
+                return self._end_turn(data.turn_id, data, event.sequence, time_ms)
         elif isinstance(data, PermissionEventData | QuestionEventData):
-            name = ask_id(data)
-            if data.status == "requested":
-                request_id = self._request_id(data)
-                ask = permission_row(self.row.key, data, request_id, connection_id, event.sequence, time_ms)
-                ask.expires_at = expiry_of(self.row, time_ms)
-                self.asks[name] = ask
-                changes.permissions.append(ask)
-            elif (asked := self.asks.pop(name, None)) is not None:
-                changes.permissions.append(resolved_permission(asked, data, time_ms, by))
+            return self._update_request(data, event.sequence, time_ms, source)
         elif event.type == "session.ended":
             self.row.ended = True
+        return None
 
-    def _started(self, turn_id: str, sequence: int, time_ms: int, line: bytes) -> TurnRow:
+    def _start_turn(self, turn_id: str, sequence: int, time_ms: int, line: bytes) -> TurnRow:
         turn = self.turns.get(turn_id)
         if turn is None:
             self.turn_number += 1
@@ -213,19 +197,34 @@ class Fold:
         turn = msgspec.structs.replace(turn, state="running", started_at=time_ms, first_sequence=sequence)
         self.turn_number = max(self.turn_number, turn.number)
         self.turns[turn_id] = turn
-        self.learner.turn_started(turn_id)
+        self._metadata.turn_started(turn_id)
         return turn
 
-    def _request_id(self, data: PermissionEventData | QuestionEventData) -> bytes:
-        pending = (
-            self.projector.pending_permissions
-            if isinstance(data, PermissionEventData)
-            else self.projector.pending_questions
-        )
-        return pending.get(ask_id(data), "null").encode()
+    def _end_turn(self, turn_id: str, data: TurnEventData, sequence: int, time_ms: int) -> TurnRow | None:
+        self._snapshot_due = True
+        turn = self.turns.pop(turn_id, None)
+        if turn is None:
+            return None
+        return self._metadata.turn_ended(ended_turn(turn, data, sequence, time_ms), data)
 
-    def _mend(self, time_ms: int, index: int) -> list[UniversalEvent]:
-        """Go on behind an envelope that the projector failed on, without a hole in the sequence."""
+    def _update_request(
+        self, data: PermissionEventData | QuestionEventData, sequence: int, time_ms: int, source: _Source
+    ) -> PermissionRow | None:
+        name = request_id_of(data)
+        if data.status != "requested":
+            request = self.requests.pop(name, None)
+            return request and resolved_permission(request, data, time_ms, source.client)
+        is_permission = isinstance(data, PermissionEventData)
+        projector = self.projector
+        pending = projector.pending_permissions if is_permission else projector.pending_questions
+        rpc_id = pending.get(name, "null").encode()
+        request = permission_row(self.row.key, data, rpc_id, source.connection_id, sequence, time_ms)
+        request.expires_at = expiry_of(self.row, time_ms)
+        self.requests[name] = request
+        return request
+
+    def _recover(self, time_ms: int, index: int) -> list[UniversalEvent]:
+        """Continue after an envelope that the projector failed on, without a hole in the sequence."""
         row = self.row
         try:
             snapshot: dict[str, Any] = self.projector.snapshot()

@@ -10,46 +10,46 @@ from weakref import ref
 
 from sandbox_agent.engine.feed import Chunk, Slice, collect
 from sandbox_agent.engine.sse import encode_event, encode_messages
-from sandbox_agent.persist.store import SessionRow
-from sandbox_agent.server.streams.viewers import Bell
+from sandbox_agent.persist.store import SessionRow, SessionStore
+from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 
 if TYPE_CHECKING:
-    from sandbox_agent.persist.store import SessionStore
-    from sandbox_agent.server.recorder.projection import Fold
-    from sandbox_agent.server.recorder.tap import Tap
+    from sandbox_agent.server.recorder.registry import RecordedSession as LiveSession  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-__all__ = ["LiveSession", "TailMemory"]
+__all__ = ["PublishedSession", "TailMemory"]
 
 # What a session's newest events may take in memory, and those of all sessions.
 TAIL_BYTES = 256 * 1024
 TAILS_BYTES = 16 * 1024 * 1024
-# A page of a late viewer.
+# One write to a viewer holds at least so much.
+CHUNK_BYTES = 64 * 1024
+# A page of the store, for a late viewer.
 PAGE_EVENTS = 1000
 
 
 class TailMemory:
-    """The newest events of the sessions that were busy last."""
+    """Bounds the tails of all sessions: those that were quiet longest are dropped first."""
 
     def __init__(self, limit: int = TAILS_BYTES) -> None:
         self.used: int = 0
         self._limit = limit
-        # A session in whose tail nobody is interested may go: it is held weakly.
-        self._tails: OrderedDict[int, tuple[ref[LiveSession], int]] = OrderedDict()
+        # Held weakly: a session that nothing else uses goes, with its tail.
+        self._tails: OrderedDict[int, tuple[ref[PublishedSession], int]] = OrderedDict()
 
-    def count(self, session: LiveSession, size: int) -> None:
-        """A session's tail has that size now; the tails that were quiet longest make room for it."""
+    def count(self, session: PublishedSession, size: int) -> None:
+        """Set the size of a session's tail, and drop other tails if all are too much."""
         number = id(session)
-        self._release(number)
+        self._remove(number)
         if size:
-            self._tails[number] = (ref(session, lambda _: self._release(number)), size)
+            self._tails[number] = (ref(session, lambda _: self._remove(number)), size)
             self.used += size
         while self.used > self._limit and self._tails:
-            oldest = self._release(next(iter(self._tails)))
+            oldest = self._remove(next(iter(self._tails)))
             if oldest is not None:
                 oldest.drop_tail()
 
-    def _release(self, number: int) -> LiveSession | None:
+    def _remove(self, number: int) -> PublishedSession | None:
         held = self._tails.pop(number, None)
         if held is None:
             return None
@@ -57,27 +57,19 @@ class TailMemory:
         return held[0]()
 
 
-class LiveSession:
-    """A session that someone uses.
+class PublishedSession:
+    """A session as viewers see it: what is committed, and nothing else.
 
     Attributes:
-        bell: rings when there is more.
-        row: the session as it is stored; its columns change by the recorder only.
-        finished: it was deleted; nothing will come any more.
-        fold: what the recorder makes of its envelopes; the recorder's.
-        taps: the connections that have it open, and its name there; the recorder's.
-        torn: whether what was open when the server ended is still to be closed; the recorder's.
-        lost_turns: turns of then that only their rows know; the recorder's.
+        signal: fires when there is more.
+        row: the session as it is stored.
+        finished: the session was deleted; no event will follow.
     """
 
-    def __init__(self, row: SessionRow, fold: Fold, store: SessionStore, memory: TailMemory) -> None:
-        self.bell: Bell = Bell()
+    def __init__(self, row: SessionRow, store: SessionStore, memory: TailMemory) -> None:
+        self.signal: Signal = Signal()
         self.row: SessionRow = row
         self.finished: bool = False
-        self.fold = fold
-        self.taps: set[tuple[Tap, str]] = set()
-        self.torn: bool = False
-        self.lost_turns: list[str] = []
         self._store = store
         self._memory = memory
         self._tail: list[Chunk] = []
@@ -88,15 +80,21 @@ class LiveSession:
         """The session's name."""
         return self.row.session_id
 
-    def publish(self, row: SessionRow, chunks: Sequence[Chunk]) -> None:
-        """Show what was committed."""
+    def publish(self, row: SessionRow, events: Sequence[bytes]) -> None:
+        """Show what was committed.
+
+        Args:
+            row: the session's row.
+            events: JSON of its newest events, up to the row's last sequence.
+        """
         self.row = row
-        if chunks:
+        if events:
+            chunks = _chunks(row.last_sequence, events)
             tail = self._tail
             size = self._tail_bytes + sum(len(chunk.data) for chunk in chunks)
             dropped, known = 0, len(tail)
             tail.extend(chunks)
-            # The newest are kept however many they are, for who is awake; the others' memory is used up then.
+            # All new events stay, however many: viewers that wait read them from memory.
             while size > TAIL_BYTES and dropped < known:
                 size -= len(tail[dropped].data)
                 dropped += 1
@@ -104,10 +102,10 @@ class LiveSession:
                 del tail[:dropped]
             self._tail_bytes = size
             self._memory.count(self, size)
-        self.bell.ring()
+        self.signal.fire()
 
     def drop_tail(self) -> None:
-        """Hold no events: who wants them reads the store."""
+        """Hold no events: viewers read the store."""
         self._tail.clear()
         self._tail_bytes = 0
 
@@ -116,12 +114,12 @@ class LiveSession:
         self.finished = True
         self.drop_tail()
         self._memory.count(self, 0)
-        self.bell.ring()
+        self.signal.fire()
 
     async def read(self, cursor: int, viewer: str = "", *, max_bytes: int) -> Slice:
-        """Return events behind the cursor as server-sent events, each with its sequence as its id.
+        """Return events after the cursor as server-sent events, each with its sequence as its id.
 
-        What retention has erased is told by one ``gap`` event: the first and last sequence of it.
+        A ``gap`` event with the first and last sequence stands for what retention has erased.
 
         Raises:
             PersistError: the store can't be read.
@@ -137,7 +135,7 @@ class LiveSession:
             return collect(tail, position, cursor, viewer, max_bytes)
         events = await self._store.events(row.key, after=cursor, limit=PAGE_EVENTS, max_bytes=max_bytes)
         if not events:
-            # Deleted, or expired since the row was looked at.
+            # Deleted, or expired since the row was read.
             return Slice(b"", cursor) if self.finished else _gap(cursor + 1, row.last_sequence)
         first = events[0].sequence
         if first > cursor + 1:
@@ -145,9 +143,22 @@ class LiveSession:
         return Slice(encode_messages(first, [event.data for event in events]), events[-1].sequence)
 
     async def wait_beyond(self, sequence: int) -> None:
-        """Return when an event behind that sequence is stored, or none will be."""
-        while self.row.last_sequence <= sequence and not self.finished and not self.bell.closed:
-            await self.bell.wait()
+        """Return when an event after that sequence is stored, or none will be."""
+        while self.row.last_sequence <= sequence and not self.finished and not self.signal.closed:
+            await self.signal.wait()
+
+
+def _chunks(last: int, events: Sequence[bytes]) -> list[Chunk]:
+    first = last - len(events) + 1
+    size = sum(map(len, events))
+    # Of similar events each chunk holds about as many bytes: one write to a viewer is not much more.
+    step = len(events) if size <= CHUNK_BYTES else max(1, CHUNK_BYTES * len(events) // size)
+    chunks: list[Chunk] = []
+    for start in range(0, len(events), step):
+        part = events[start : start + step]
+        begin = first + start
+        chunks.append(Chunk(begin, begin + len(part) - 1, None, encode_messages(begin, part)))
+    return chunks
 
 
 def _gap(first: int, last: int) -> Slice:

@@ -1,4 +1,4 @@
-"""A session out of the store: its newest snapshot, and the envelopes after it folded again."""
+"""Loads a session from the store: its newest snapshot, and the envelopes after it projected again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import SessionRow, SessionStore
-from sandbox_agent.server.recorder.projection import Fold
+from sandbox_agent.server.recorder.projection import Projection
 from sandbox_agent.server.recorder.rows import turn_id_of
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
@@ -19,33 +19,33 @@ __all__ = ["Loaded", "load"]
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PAGE_ENVELOPES = 500
-# How many of the newest turns are looked at for one that still runs.
+# How many of the newest turns are searched for one that still runs.
 TURNS = 64
 
 
 class Loaded(msgspec.Struct):
-    """A fold that can go on.
+    """A session's projection, ready for more envelopes.
 
     Attributes:
-        torn: whether something was open when the server ended, so that it must be closed first.
-        lost_turns: turns that run as far as their rows know, and of which the fold knows nothing.
+        interrupted: something was open when the server ended, and must be closed first.
+        lost_turns: turns that run according to their rows, and of which the projection knows nothing.
     """
 
-    fold: Fold
-    torn: bool
+    projection: Projection
+    interrupted: bool
     lost_turns: list[str]
 
 
 async def load(store: SessionStore, row: SessionRow) -> Loaded:
-    """Return the session's fold as it was when its newest row was stored.
+    """Return the session's projection as it was when its newest row was stored.
 
     Raises:
         PersistError: the store failed.
     """
     row = copy.copy(row)
-    projector, time_ms = await _refold(store, row)
+    projector, time_ms = await _project_again(store, row)
     turns = await store.turns(row.key, limit=TURNS)
-    fold = Fold(
+    projection = Projection(
         row,
         projector,
         time_ms=max(time_ms, row.updated_at),
@@ -55,20 +55,20 @@ async def load(store: SessionStore, row: SessionRow) -> Loaded:
     for turn_id in known:
         turn = await store.turn(row.key, turn_id=turn_id)
         if turn is not None:
-            fold.turns[turn_id] = turn
+            projection.turns[turn_id] = turn
     for name in (*projector.pending_permissions, *projector.pending_questions):
-        ask = await store.permission(row.key, name)
-        if ask is not None:
-            fold.asks[name] = ask
+        request = await store.permission(row.key, name)
+        if request is not None:
+            projection.requests[name] = request
     lost = [turn for turn in turns if turn.state == "running" and turn.turn_id not in known]
     for turn in lost:
-        fold.turns[turn.turn_id] = turn
+        projection.turns[turn.turn_id] = turn
     state = projector.snapshot()
-    torn = any(state[name] for name in ("turns", "permissions", "questions", "texts", "tools"))
-    return Loaded(fold, torn or bool(lost), [turn.turn_id for turn in lost])
+    interrupted = any(state[name] for name in ("turns", "permissions", "questions", "texts", "tools"))
+    return Loaded(projection, interrupted or bool(lost), [turn.turn_id for turn in lost])
 
 
-async def _refold(store: SessionStore, row: SessionRow) -> tuple[Projector, int]:
+async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projector, int]:
     projector: Projector | None = None
     after = 0
     time_ms = 0
@@ -94,11 +94,11 @@ async def _refold(store: SessionStore, row: SessionRow) -> tuple[Projector, int]
             after = envelopes[-1].index
     except PersistError:
         raise
-    except Exception:  # the boundary: a session that can't be folded again goes on with what is to come
-        logger.exception("session %s can't be folded again", row.session_id)
+    except Exception:  # the boundary: the session continues without what was open
+        logger.exception("session %s can't be projected again", row.session_id)
     if projector.sequence != row.last_sequence:
         logger.warning(
-            "session %s goes on without what was open: folded again it has %d events, stored are %d",
+            "session %s continues without what was open: projected again it has %d events, stored are %d",
             row.session_id,
             projector.sequence,
             row.last_sequence,

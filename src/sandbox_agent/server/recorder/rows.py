@@ -1,13 +1,22 @@
-"""Events into the rows of turns, permissions and the search index."""
+"""Universal events into the rows of turns, permissions and the search index."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TypeAlias
 
 import msgspec
 
-from sandbox_agent.persist.store import PermissionRow, TurnRow
+from sandbox_agent.persist.store import (
+    EnvelopeRow,
+    EventRow,
+    PermissionRow,
+    SessionRow,
+    SnapshotRow,
+    TextRow,
+    TurnRow,
+)
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, read_head
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.universal import (
     FileRefPart,
     PermissionEventData,
@@ -22,14 +31,18 @@ from sandbox_agent.wire.universal import (
 )
 
 __all__ = [
-    "ask_id",
+    "Row",
     "ended_turn",
     "permission_row",
     "read_prompt",
+    "request_id_of",
     "resolved_permission",
     "searchable",
     "turn_id_of",
 ]
+
+
+Row: TypeAlias = EnvelopeRow | EventRow | TextRow | TurnRow | PermissionRow | SnapshotRow | SessionRow
 
 
 class _PromptParams(msgspec.Struct):
@@ -51,8 +64,8 @@ def read_prompt(line: bytes) -> bytes:
         return b"[]"
 
 
-def ask_id(data: PermissionEventData | QuestionEventData) -> str:
-    """Return the id of what is asked."""
+def request_id_of(data: PermissionEventData | QuestionEventData) -> str:
+    """Return the id of a permission or a question."""
     return data.permission_id if isinstance(data, PermissionEventData) else data.question_id
 
 
@@ -64,11 +77,11 @@ def permission_row(
     sequence: int,
     time_ms: int,
 ) -> PermissionRow:
-    """Return the row of something that was asked for."""
+    """Return the row of a permission or question that was requested."""
     permission = isinstance(data, PermissionEventData)
     return PermissionRow(
         key=key,
-        permission_id=ask_id(data),
+        permission_id=request_id_of(data),
         kind="permission" if permission else "question",
         request_id=request_id,
         connection_id=connection_id,
@@ -80,40 +93,37 @@ def permission_row(
 
 
 def resolved_permission(
-    asked: PermissionRow, data: PermissionEventData | QuestionEventData, time_ms: int, by: str | None
+    request: PermissionRow, data: PermissionEventData | QuestionEventData, time_ms: int, by: str | None
 ) -> PermissionRow:
-    """Return the row of something that was answered, or that nobody will answer any more."""
-    return msgspec.structs.replace(asked, answered=data.status, answered_at=time_ms, answered_by=by)
+    """Return the row of a request that was answered, or that can't be answered any more."""
+    return msgspec.structs.replace(request, answered=data.status, answered_at=time_ms, answered_by=by)
 
 
 def ended_turn(turn: TurnRow, data: TurnEventData, sequence: int, time_ms: int) -> TurnRow:
-    """Return the row of a turn that is over."""
-    metadata: Any = data.metadata
-    told = cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
-    reason = str(told.get("stop_reason") or "")
+    """Return the row of a turn that has ended."""
+    metadata = members(data.metadata)
+    reason = str(metadata.get("stop_reason") or "")
     state = "done"
     error: str | None = None
-    why = str(told.get("reason") or "")
+    why = str(metadata.get("reason") or "")
     if reason == "interrupted" and why == "agent_exited":
         state = "failed"
         error = "the agent's process exited"
     elif reason == "interrupted":
         state = "interrupted"
         error = why or None
-    elif told.get("cancelled"):
+    elif metadata.get("cancelled"):
         state = "cancelled"
     elif reason == "error":
         state = "failed"
-        failure: Any = told.get("error")
-        if isinstance(failure, dict):
-            error = str(cast("dict[str, Any]", failure).get("message") or "") or None
+        error = str(members(metadata.get("error")).get("message") or "") or None
     return msgspec.structs.replace(
         turn, state=state, ended_at=time_ms, stop_reason=reason or None, error=error, last_sequence=sequence
     )
 
 
 def searchable(item: UniversalItem) -> str:
-    """Return what of an item is found by its words: texts, tool titles, paths and outputs."""
+    """Return the searchable text of an item: texts, tool titles, paths and outputs."""
     texts: list[str] = []
     for part in item.content:
         if isinstance(part, TextPart | ReasoningPart):
@@ -130,7 +140,7 @@ def searchable(item: UniversalItem) -> str:
 
 
 def turn_id_of(line: bytes) -> str | None:
-    """Return the turn's id where an envelope is a prompt of the server's own, else None."""
+    """Return the turn's id if an envelope is a prompt that the server sent, else None."""
     if b'"session/prompt"' not in line:
         return None
     try:

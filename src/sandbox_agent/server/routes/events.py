@@ -109,7 +109,7 @@ async def stream_events(request: Request) -> Response:
         offset = parse_number(last_event_id, "Last-Event-ID")
     raw = include_raw(request)
     state = state_of(request)
-    session = await state.recorder.session(session_id_of(request))
+    session = await state.recorder.open(session_id_of(request))
     opening = b""
     if offset > session.row.last_sequence:
         reset = {

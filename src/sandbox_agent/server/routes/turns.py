@@ -69,7 +69,7 @@ async def post_message_stream(request: Request) -> Response:
     raw = include_raw(request)
     state = state_of(request)
     session_id = session_id_of(request)
-    session = await state.recorder.session(session_id)
+    session = await state.recorder.open(session_id)
     # If the turn has not started when its row is read, its events come after this one.
     last_sequence = session.row.last_sequence
     sent = await _send(request)

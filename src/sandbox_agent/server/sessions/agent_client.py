@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import anyio
@@ -17,7 +18,7 @@ from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import SESSION
-from sandbox_agent.server.recorder.published_session import LiveSession
+from sandbox_agent.server.recorder.registry import RecordedSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 from sandbox_agent.wire.members import members
 
@@ -26,6 +27,42 @@ __all__ = ["METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal",
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 METHOD_NOT_FOUND = -32601
+
+
+class SentRequest:
+    """A request that is recorded and written to the agent."""
+
+    def __init__(self, agent: str, method: str, response: asyncio.Future[bytes]) -> None:
+        self._agent = agent
+        self._method = method
+        self._response = response
+
+    @property
+    def answer(self) -> Awaitable[dict[str, Any]]:
+        """The result, to be awaited once.
+
+        Raises:
+            AcpRpcError: the agent responded with an error.
+            StreamError: its response can't be read.
+            ProblemError: the agent has ended, or did not respond in time.
+        """
+        return self._read()
+
+    async def _read(self) -> dict[str, Any]:
+        try:
+            response = members(loads(await self._response))
+        except InvalidEnvelopeError as error:
+            raise StreamError(
+                f"stream error: the answer of {self._agent} to {self._method} can't be read: {error}"
+            ) from error
+        failure: Any = response.get("error")
+        if failure is not None:
+            fields = members(failure)
+            code, message = fields.get("code"), fields.get("message")
+            raise AcpRpcError(
+                code if isinstance(code, int) else 0, str(message or failure), fields.get("data")
+            )
+        return members(response.get("result"))
 
 
 class AgentLink:
@@ -95,7 +132,7 @@ class AgentLink:
         """Whether its process runs."""
         return self._connection.alive
 
-    def bind(self, live: LiveSession) -> None:
+    def bind(self, live: RecordedSession) -> None:
         """Record the sessions that it makes from now on as that one."""
         if self._connection.tap is not None:
             self._connection.tap.bind(live)
@@ -111,55 +148,50 @@ class AgentLink:
         self.native_id = native_id_of(self.agent, result)
         return result
 
-    async def call(
+    async def call(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request and return its result.
+
+        Raises:
+            AcpRpcError: the agent responded with an error.
+            StreamError: its response can't be read.
+            ProblemError: the agent has ended, or did not respond in time.
+        """
+        sent = await self.submit(method, params)
+        return await sent.answer
+
+    async def submit(
         self,
         method: str,
         params: Mapping[str, Any],
         *,
         request_id: str | None = None,
-        recorded: Callable[[], Awaitable[None]] | None = None,
-    ) -> dict[str, Any]:
-        """Send a request and return its result; session/prompt waits as long as the turn takes.
+        stored_first: bool = False,
+    ) -> SentRequest:
+        """Send a request; return when it is recorded and written.
 
         Args:
-            method: ACP's.
+            method: an ACP method.
             params: its params.
             request_id: its JSON-RPC id; a new one by default.
-            recorded: awaited when the recorder has been told of it, before the agent is.
+            stored_first: write it only once the store has it, however long that takes.
 
         Raises:
-            AcpRpcError: the agent answered an error.
-            ProblemError: it is gone, or did not answer in time.
+            ProblemError: the agent has ended, or does not read its input.
         """
         name = request_id or f"srv_{next(self._numbers)}"
-        request = {"jsonrpc": "2.0", "id": name, "method": method, "params": params}
-        answer = await self._send(request, recorded)
-        try:
-            answered = members(loads(answer or b"{}"))
-        except InvalidEnvelopeError as error:
-            raise StreamError(
-                f"stream error: the answer of {self.agent} to {method} can't be read: {error}"
-            ) from error
-        failure: Any = answered.get("error")
-        if failure is not None:
-            told = members(failure)
-            code, message = told.get("code"), told.get("message")
-            raise AcpRpcError(code if isinstance(code, int) else 0, str(message or failure), told.get("data"))
-        return members(answered.get("result"))
+        line = dumps({"jsonrpc": "2.0", "id": name, "method": method, "params": params})
+        response = await self._connection.submit(SESSION, read_head(line), line, stored_first=stored_first)
+        assert response is not None  # it is a request
+        return SentRequest(self.agent, method, response)
 
     async def notify(self, method: str, params: Mapping[str, Any]) -> None:
         """Send a notification.
 
         Raises:
-            ProblemError: the agent is gone, or takes no input.
+            ProblemError: the agent has ended, or does not read its input.
         """
-        await self._send({"jsonrpc": "2.0", "method": method, "params": params})
-
-    async def _send(
-        self, envelope: Mapping[str, Any], recorded: Callable[[], Awaitable[None]] | None = None
-    ) -> bytes | None:
-        line = dumps(envelope)
-        return await self._connection.send(SESSION, read_head(line), line, recorded=recorded)
+        line = dumps({"jsonrpc": "2.0", "method": method, "params": params})
+        await self._connection.send(SESSION, read_head(line), line)
 
     async def answer(self, client: str, request_id: bytes, result: Mapping[str, Any]) -> bool:
         """Answer a request of the agent; False where another answer was first.

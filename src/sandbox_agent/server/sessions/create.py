@@ -24,7 +24,7 @@ from sandbox_agent.server.sessions.settings import (
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.published_session import LiveSession
+    from sandbox_agent.server.recorder.registry import RecordedSession
 
 __all__ = ["make_session"]
 
@@ -36,7 +36,7 @@ ERASE_SECONDS = 10.0
 
 async def make_session(
     parts: Parts, session_id: str, request: CreateSessionRequest, directory: str
-) -> tuple[ManagedSession, LiveSession]:
+) -> tuple[ManagedSession, RecordedSession]:
     """Start the agent, make its session, store it and set what was asked for.
 
     Args:
@@ -85,7 +85,7 @@ def _row(session_id: str, request: CreateSessionRequest, directory: str) -> Sess
 
 
 async def _set_up(
-    parts: Parts, link: AgentLink, live: LiveSession, request: CreateSessionRequest, directory: str
+    parts: Parts, link: AgentLink, live: RecordedSession, request: CreateSessionRequest, directory: str
 ) -> None:
     link.bind(live)
     result = await link.new_session(directory, request.mcp_servers or [])
@@ -100,7 +100,7 @@ async def _set_up(
     )
 
 
-async def _erase(parts: Parts, live: LiveSession) -> None:
+async def _erase(parts: Parts, live: RecordedSession) -> None:
     try:
         await parts.recorder.delete(live)
     except SandboxAgentError as error:

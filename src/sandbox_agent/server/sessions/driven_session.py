@@ -22,14 +22,13 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.sessions.agent_client import AgentLink
 from sandbox_agent.server.sessions.context import Parts
-from sandbox_agent.server.sessions.drops import drop_turn, settle
 from sandbox_agent.server.sessions.open_requests import cancel_asks, cancel_late_asks
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
 if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.published_session import LiveSession
+    from sandbox_agent.server.recorder.registry import RecordedSession
 
 __all__ = ["MAX_WAITING", "ManagedSession"]
 
@@ -39,6 +38,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 MAX_WAITING = 32
 # A store that hangs must not keep an agent alive that is to be ended.
 FAREWELL_SECONDS = 1.0
+# How soon a store that fails is tried again.
+RETRY_SECONDS = 0.5
 
 
 class ManagedSession:
@@ -66,8 +67,8 @@ class ManagedSession:
         self._ended = False
         self._ending: asyncio.Future[None] | None = None
 
-    async def _live(self) -> LiveSession:
-        return await self._parts.recorder.session(self.session_id)
+    async def _live(self) -> RecordedSession:
+        return await self._parts.recorder.open(self.session_id)
 
     # messages
 
@@ -134,7 +135,7 @@ class ManagedSession:
         except Exception:  # the boundary: one session must not end the others
             logger.exception("the messages of session %s wait until the next one comes", self.session_id)
 
-    async def _queue(self, live: LiveSession) -> deque[TurnRow]:
+    async def _queue(self, live: RecordedSession) -> deque[TurnRow]:
         """Return the turns that wait, from the store the first time."""
         if self._waiting is None:
             newest = await self._parts.store.turns(live.row.key, limit=MAX_WAITING + 2)
@@ -180,23 +181,23 @@ class ManagedSession:
                 raise  # it stays accepted
             if not isinstance(error, SandboxAgentError):
                 logger.exception("the agent of session %s can't be started", self.session_id)
-            await drop_turn(self._parts, live, turn, error)
+            await _drop_turn(self._parts, live, turn, error)
             return
         if self._cancelled:
-            await drop_turn(self._parts, live, turn, None)
+            await _drop_turn(self._parts, live, turn, None)
             return
         if self._parts.halted:
             return
         lost = await self._prompt(live, link, turn)
-        await settle(self._parts, live)
+        await self._parts.recorder.wait_flushed()
         if lost is not None:
-            await drop_turn(self._parts, live, turn, lost)
+            await _drop_turn(self._parts, live, turn, lost)
 
-    async def _prompt(self, live: LiveSession, link: AgentLink, turn: TurnRow) -> ProblemError | None:
+    async def _prompt(self, live: RecordedSession, link: AgentLink, turn: TurnRow) -> ProblemError | None:
         """Send the prompt and wait for its answer; return why there is none.
 
-        That it is sent is stored first: a server that dies then has interrupted the turn, and never sends
-        it again.
+        The prompt is stored before it is sent: a server that dies then has interrupted the turn, and never
+        sends it again.
         """
         blocks: list[dict[str, Any]] = loads(turn.prompt)
         replay = self._replay
@@ -204,14 +205,12 @@ class ManagedSession:
             blocks = [{"type": "text", "text": replay}, *blocks]
         params = {"sessionId": link.native_id, "prompt": blocks}
 
-        async def recorded() -> None:
-            await settle(self._parts, live)
-            self._sent = True
-            if self._cancelled:  # meanwhile; this goes behind the prompt
-                self._parts.tasks.start_soon(self._cancel_late, turn, link)
-
         try:
-            await link.call("session/prompt", params, request_id=turn.turn_id, recorded=recorded)
+            sent = await link.submit("session/prompt", params, request_id=turn.turn_id, stored_first=True)
+            self._sent = True
+            if self._cancelled:  # meanwhile
+                self._parts.tasks.start_soon(self._cancel_late, turn, link)
+            await sent.answer
         except AcpRpcError:
             return None  # the recorder has it; the agent may not have taken the replay
         except ProblemError as error:
@@ -222,7 +221,7 @@ class ManagedSession:
 
     # the agent
 
-    async def _agent(self, live: LiveSession) -> AgentLink:
+    async def _agent(self, live: RecordedSession) -> AgentLink:
         """Return the agent; where it is gone, it is started again and the session restored in it."""
         former = self._link
         if former is not None and former.alive:
@@ -238,7 +237,7 @@ class ManagedSession:
                 self._link, self._replay = await self._restored(live, native=False)
             return self._link
 
-    async def _restored(self, live: LiveSession, *, native: bool) -> tuple[AgentLink, str | None]:
+    async def _restored(self, live: RecordedSession, *, native: bool) -> tuple[AgentLink, str | None]:
         link = await AgentLink.start(self._parts.bridge, live.row.agent, self._parts.tasks)
         try:
             link.bind(live)
@@ -297,7 +296,7 @@ class ManagedSession:
         try:
             live = await self._live()
             with anyio.move_on_after(FAREWELL_SECONDS):
-                await self._parts.recorder.apply(
+                await self._parts.recorder.add_events(
                     live,
                     lambda p, t: [*p.turn_interrupted(t, reason=reason), *p.agent_exited(t, exit_code=0)],
                 )
@@ -344,16 +343,53 @@ class ManagedSession:
         async with self._lock:
             if live.row.ended:
                 return
-            await self._parts.recorder.settle(live)
+            await self._parts.recorder.flush()
             self._waiting = None
             await self._queue(live)
             await self._drop_waiting(live)
-            await self._parts.recorder.apply(
+            await self._parts.recorder.add_events(
                 live, lambda p, t: p.session_ended(t, reason="terminated", terminated_by="daemon")
             )
 
-    async def _drop_waiting(self, live: LiveSession) -> None:
+    async def _drop_waiting(self, live: RecordedSession) -> None:
         while self._waiting:
             turn_id = self._waiting[0].turn_id
-            await self._parts.recorder.apply(live, lambda p, t, i=turn_id: p.turn_dropped(t, turn_id=i))
+            await self._parts.recorder.add_events(live, lambda p, t, i=turn_id: p.turn_dropped(t, turn_id=i))
             self._waiting.popleft()
+
+
+async def _drop_turn(parts: Parts, live: RecordedSession, turn: TurnRow, error: Exception | None) -> None:
+    """End a turn that was not sent, unless it is over; returns when that is stored.
+
+    Args:
+        parts: the recorder and the store.
+        live: its session.
+        turn: the turn.
+        error: why it failed; None: it was cancelled.
+
+    Raises:
+        ServerSessionNotFoundError: the session was deleted.
+    """
+    message = code = None
+    if error is not None:
+        known = isinstance(error, SandboxAgentError)
+        message = str(error) if known else "an unexpected error; the server's log has the details"
+        code = error.name if isinstance(error, ProblemError) else None
+    while True:
+        # An earlier try may have been stored after it failed.
+        await parts.recorder.wait_flushed()
+        try:
+            stored = await parts.store.turn(turn.key, turn_id=turn.turn_id)
+            if stored is None or stored.state not in ("accepted", "running"):
+                return
+            if stored.state == "running":
+                await parts.recorder.add_events(
+                    live, lambda p, t: p.turn_interrupted(t, reason="agent_exited")
+                )
+            else:
+                await parts.recorder.add_events(
+                    live, lambda p, t: p.turn_dropped(t, turn_id=turn.turn_id, message=message, code=code)
+                )
+            return
+        except PersistError:
+            await anyio.sleep(RETRY_SECONDS)

@@ -12,8 +12,8 @@ from sandbox_agent.server.sessions.agent_client import AgentLink
 
 if TYPE_CHECKING:
     from sandbox_agent.engine.project import Projector
-    from sandbox_agent.server.recorder.published_session import LiveSession
     from sandbox_agent.server.recorder.recorder import Recorder
+    from sandbox_agent.server.recorder.registry import RecordedSession
     from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["cancel_asks", "cancel_late_asks"]
@@ -24,7 +24,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 _CANCELLED = {"outcome": {"outcome": "cancelled"}, "action": "cancel"}
 
 
-async def cancel_asks(recorder: Recorder, live: LiveSession, link: AgentLink) -> None:
+async def cancel_asks(recorder: Recorder, live: RecordedSession, link: AgentLink) -> None:
     """Answer all that waits for an answer now.
 
     Raises:
@@ -38,13 +38,13 @@ async def cancel_asks(recorder: Recorder, live: LiveSession, link: AgentLink) ->
         asked.update(projector.pending_questions)
         return []
 
-    await recorder.apply(live, look)
+    await recorder.add_events(live, look)
     for request_id in asked.values():
         await link.answer(CANCELLATION, request_id.encode(), _CANCELLED)
 
 
 async def cancel_late_asks(
-    recorder: Recorder, live: LiveSession, link: AgentLink, busy: Callable[[], bool]
+    recorder: Recorder, live: RecordedSession, link: AgentLink, busy: Callable[[], bool]
 ) -> None:
     """Answer what the agent asks before it has heard of the cancellation, until the turn is over."""
     try:

@@ -94,7 +94,7 @@ class Sessions:
             (running if turn.state == "running" else waiting)[row.key] = row
         for row in running.values():
             try:
-                await self._recorder.session(row.session_id)
+                await self._recorder.open(row.session_id)
             except SandboxAgentError as error:
                 logger.warning("session %s can't be opened: %s", row.session_id, error)
         for row in waiting.values():
@@ -171,7 +171,7 @@ class Sessions:
             PersistError: the store refuses; the message was not taken.
         """
         check_prompt(prompt)
-        live = await self._recorder.session(session_id)
+        live = await self._recorder.open(session_id)
         return await self._driven(live.row).message(prompt, idempotency_key)
 
     async def cancel(self, session_id: str) -> None:
@@ -184,7 +184,7 @@ class Sessions:
             ConflictError: the server does not drive it.
             PersistError: the store refuses.
         """
-        live = await self._recorder.session(session_id)
+        live = await self._recorder.open(session_id)
         await self._driven(live.row).cancel()
 
     async def terminate(self, session_id: str) -> None:
@@ -195,7 +195,7 @@ class Sessions:
             ConflictError: the server does not drive it.
             PersistError: the store refuses; call it again.
         """
-        live = await self._recorder.session(session_id)
+        live = await self._recorder.open(session_id)
         await self._driven(live.row).terminate()
         self._managed.pop(live.row.key, None)
 
@@ -208,7 +208,7 @@ class Sessions:
             ServerSessionNotFoundError: there is no such session.
             PersistError: the store refuses; the session is still there.
         """
-        live = await self._recorder.session(session_id)
+        live = await self._recorder.open(session_id)
         if live.row.managed:
             driven = self._driven(live.row)
             with anyio.move_on_after(DELETE_SECONDS):
@@ -238,7 +238,7 @@ class Sessions:
             ProblemError: the agent takes no input.
             PersistError: the store refuses.
         """
-        live = await self._recorder.session(session_id)
+        live = await self._recorder.open(session_id)
         row = await self._store.permission(live.row.key, permission_id)
         if row is None:
             raise NotFoundError(f"not found: session '{session_id}' has no request '{permission_id}'")
@@ -247,9 +247,9 @@ class Sessions:
         connection = self._connection(row.connection_id)
         if connection is not None:
             first = await answer(connection, by, row.request_id, result)
-            await self._recorder.settle(live)
+            await self._recorder.flush()
             return first
-        await self._recorder.settle(live)
+        await self._recorder.flush()
         row = await self._store.permission(live.row.key, permission_id)
         if row is not None and row.answered is not None:
             return False

@@ -1,4 +1,4 @@
-"""Server-sent events as an open response: one place for its headers, its opening and its end."""
+"""Server-sent events as a streaming response: its headers, its first bytes and its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["EVENT_STREAM", "EventStream"]
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 EVENT_STREAM = "text/event-stream"
-# How long a client whose stream broke waits before it asks again.
+# How long a client waits before it reconnects.
 RETRY_MS = 500
 _HEADERS = (
     (b"content-type", EVENT_STREAM.encode()),
@@ -28,15 +28,15 @@ _HEADERS = (
 
 
 class EventStream(Response):
-    """What a viewer sees, as a response that lasts until the viewer's end or the client's.
+    """The events of a viewer, as a response that lasts until the viewer ends or the client disconnects.
 
-    The first bytes go at once. A store that fails under the stream ends it: the client's next request
-    goes on where this one stopped, or is told why it can't.
+    The first bytes are sent at once. If the store fails, the stream ends: the client's next request
+    continues where this one stopped, or fails with the reason.
 
     Args:
         viewer: yields the events.
-        opening: events that go first.
-        headers: further ones.
+        opening: events that are sent first.
+        headers: additional headers.
     """
 
     def __init__(

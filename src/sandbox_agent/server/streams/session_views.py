@@ -1,4 +1,4 @@
-"""Views of a session's events other than all of them as they are: with their envelopes, or of one turn."""
+"""Other views of a session's events: with their envelopes, or only those of one turn."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event, encode_messages
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import EventRow, SessionRow
-from sandbox_agent.server.streams.viewers import Bell
+from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, decode_event
 
-__all__ = ["Followed", "RawView", "TurnView"]
+__all__ = ["RawView", "TurnView", "ViewedSession"]
 
 # A page of the store.
 PAGE_EVENTS = 1000
 
 
-class Followed(Protocol):
-    """What is needed of a LiveSession."""
+class ViewedSession(Protocol):
+    """What a view needs of a session."""
 
-    bell: Bell
+    signal: Signal
     row: SessionRow
     finished: bool
 
 
 class RawView:
-    """A session's events with the envelopes that they were made from, which only the store has."""
+    """A session's events with the envelopes that they were made from, which are only in the store."""
 
-    def __init__(self, session: Followed, store: SessionStore) -> None:
-        self.bell: Bell = session.bell
+    def __init__(self, session: ViewedSession, store: SessionStore) -> None:
+        self.signal: Signal = session.signal
         self._session = session
         self._store = store
 
@@ -40,7 +40,7 @@ class RawView:
         return self._session.finished
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return events behind the cursor, each with its sequence as its id.
+        """Return events after the cursor, each with its sequence as its id.
 
         Raises:
             PersistError: the store failed.
@@ -59,15 +59,15 @@ class TurnView:
     Args:
         session: the session.
         store: where its events are.
-        turn_id: whose events.
-        first: the sequence of its turn.started; None where it has not begun.
-        last: that of its turn.ended; None where it has not ended.
+        turn_id: the turn.
+        first: the sequence of its turn.started; None if it has not started.
+        last: that of its turn.ended; None if it has not ended.
         include_raw: add the envelopes.
     """
 
     def __init__(
         self,
-        session: Followed,
+        session: ViewedSession,
         store: SessionStore,
         turn_id: str,
         *,
@@ -75,7 +75,7 @@ class TurnView:
         last: int | None,
         include_raw: bool = False,
     ) -> None:
-        self.bell: Bell = session.bell
+        self.signal: Signal = session.signal
         self._session = session
         self._store = store
         self._turn_id = turn_id
@@ -86,11 +86,11 @@ class TurnView:
 
     @property
     def finished(self) -> bool:
-        """Whether all of the turn was read, or nothing of it will come."""
+        """Whether all of the turn was read, or no event of it will follow."""
         return self._ended or self._session.finished
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return events of the turn behind the cursor; events of others are passed over.
+        """Return events of the turn after the cursor; events of other turns are skipped.
 
         Raises:
             PersistError: the store failed.
@@ -105,8 +105,8 @@ class TurnView:
         for event in events:
             cursor = event.sequence
             if event.type == "turn.started" and not self._begun:
-                self._begun = self._is_mine(event)
-            ends = cursor == self._last or (event.type == "turn.ended" and self._is_mine(event))
+                self._begun = self._is_of_turn(event)
+            ends = cursor == self._last or (event.type == "turn.ended" and self._is_of_turn(event))
             if self._begun or ends:
                 shown.append(event)
             if ends:
@@ -116,15 +116,15 @@ class TurnView:
             return Slice(b"", cursor)
         return Slice(encode_messages(shown[0].sequence, [event.data for event in shown]), cursor)
 
-    def _is_mine(self, event: EventRow) -> bool:
+    def _is_of_turn(self, event: EventRow) -> bool:
         data = decode_event(event.data).data
         return isinstance(data, TurnEventData) and data.turn_id == self._turn_id
 
 
 async def _page(
-    session: Followed, store: SessionStore, cursor: int, max_bytes: int, *, include_raw: bool
+    session: ViewedSession, store: SessionStore, cursor: int, max_bytes: int, *, include_raw: bool
 ) -> tuple[list[EventRow], Slice | None]:
-    """Return events behind the cursor, or what stands in for those that are not kept any more."""
+    """Return events after the cursor, or a gap event for those that were erased."""
     while True:
         row = session.row
         if session.finished or cursor >= row.last_sequence:
@@ -140,7 +140,7 @@ async def _page(
             return events, None
         if session.row.last_sequence == row.last_sequence:
             return [], _gap(cursor + 1, row.last_sequence)
-        # more came while the store was read, and its bell has rung already
+        # More came while the store was read, and the signal has fired already.
 
 
 def _gap(first: int, last: int) -> Slice:

@@ -1,4 +1,4 @@
-"""Viewers of a feed: cursors that sleep until there is more."""
+"""Viewers of a feed: cursors that wait until there is more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_comment
 
-__all__ = ["KEEPALIVE_SECONDS", "Bell", "Viewed", "Viewer"]
+__all__ = ["KEEPALIVE_SECONDS", "Signal", "Viewed", "Viewer"]
 
 # Proxies drop a silent connection after 30 to 60 s.
 KEEPALIVE_SECONDS = 15.0
@@ -17,12 +17,12 @@ KEEPALIVE_SECONDS = 15.0
 SLICE_BYTES = 256 * 1024
 
 
-class Bell:
-    """Wakes whoever waits for something new.
+class Signal:
+    """Wakes all that wait for something new.
 
     Attributes:
-        ticks: how often it rang only to keep connections alive.
-        closed: nothing new will come; who has read what there is leaves.
+        ticks: how often it fired only to keep connections alive.
+        closed: nothing new will come; a viewer that has read everything ends.
     """
 
     __slots__ = ("_waiters", "closed", "ticks")
@@ -32,7 +32,7 @@ class Bell:
         self.ticks: int = 0
         self.closed: bool = False
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         """Wake all that wait now."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -40,26 +40,26 @@ class Bell:
                 waiter.set_result(None)
 
     def tick(self) -> None:
-        """Wake all that wait now, for a sign of life."""
+        """Wake all that wait now, to keep their connections alive."""
         self.ticks += 1
-        self.ring()
+        self.fire()
 
     def close(self) -> None:
-        """Wake all that wait now: they wait for nothing more."""
+        """Wake all that wait now: nothing will follow."""
         self.closed = True
-        self.ring()
+        self.fire()
 
     def wait(self) -> asyncio.Future[None]:
-        """Return a future that is done at the next ring."""
+        """Return a future that is done when it fires next."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         return waiter
 
 
 class Viewed(Protocol):
-    """What a viewer looks at."""
+    """What a viewer reads."""
 
-    bell: Bell
+    signal: Signal
 
     @property
     def finished(self) -> bool:
@@ -67,18 +67,18 @@ class Viewed(Protocol):
         ...
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return what stands behind the cursor, from memory or from the spill."""
+        """Return what is after the cursor, from memory or from the spill."""
         ...
 
 
 class Viewer:
-    """A cursor into a feed; iterating it yields server-sent events until it ends or the viewer left.
+    """A cursor into a feed. Iterating it yields server-sent events until the feed ends or the viewer leaves.
 
-    A viewer holds its cursor and nothing else: it reads from memory while it can, from the spill when
-    it has fallen behind, so a slow one costs what a fast one costs.
+    A viewer holds only its cursor. It reads from memory while it can, and from the spill when it has fallen
+    behind, so a slow viewer costs no more than a fast one.
 
     Args:
-        viewed: whose feed.
+        viewed: the feed's owner.
         cursor: the last sequence that the client has.
         name: the client's name, or UNNAMED.
     """
@@ -89,33 +89,33 @@ class Viewer:
         self._viewed = viewed
         self._cursor = cursor
         self._name = name
-        self._ticks = viewed.bell.ticks
+        self._ticks = viewed.signal.ticks
         self._left = False
         self._waiter: asyncio.Future[None] | None = None
 
     def leave(self) -> None:
-        """End the iteration: the client has gone."""
+        """End the iteration: the client has disconnected."""
         self._left = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        bell = self._viewed.bell
+        signal = self._viewed.signal
         while not self._left:
-            finished = self._viewed.finished or bell.closed
+            finished = self._viewed.finished or signal.closed
             part = await self._viewed.read(self._cursor, self._name, max_bytes=SLICE_BYTES)
             if part.cursor != self._cursor:
                 self._cursor = part.cursor
                 if part.data:
-                    self._ticks = bell.ticks
+                    self._ticks = signal.ticks
                     yield part.data
             elif finished:
                 return
-            elif self._viewed.finished or bell.closed:
-                continue  # it ended while the spill was read: nobody rings for that again
-            elif bell.ticks != self._ticks:
-                self._ticks = bell.ticks
+            elif self._viewed.finished or signal.closed:
+                continue  # it ended while the spill was read, so the signal does not fire again
+            elif signal.ticks != self._ticks:
+                self._ticks = signal.ticks
                 yield encode_comment()
             else:
-                self._waiter = bell.wait()
+                self._waiter = signal.wait()
                 await self._waiter

@@ -1,0 +1,214 @@
+"""The sessions in memory: how they get there, under which names, and how long they stay."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+from sandbox_agent.engine.project import Projector
+from sandbox_agent.errors import SessionAlreadyExistsError
+from sandbox_agent.persist.store import SessionRow, SessionStore
+from sandbox_agent.server.errors import session_not_found
+from sandbox_agent.server.recorder.projection import Projection
+from sandbox_agent.server.recorder.published_session import PublishedSession, TailMemory
+from sandbox_agent.server.recorder.reload import load
+from sandbox_agent.wire.universal import UniversalEvent
+
+__all__ = ["RecordedSession", "SessionRegistry"]
+
+# How many sessions that nothing uses stay in memory.
+RECENT = 64
+MAX_NAME = 200
+_NOT_IN_PATHS = re.compile(r"[^A-Za-z0-9._~:@-]")
+
+
+class RecordedSession(PublishedSession):
+    """A session in memory: what its viewers see, and what the recorder makes of its envelopes.
+
+    Attributes:
+        projection: the recorder's; ahead of what is published.
+        interrupted: something was open when the server ended, and must be closed first.
+        lost_turns: turns of then that only their rows know.
+    """
+
+    def __init__(
+        self, row: SessionRow, projection: Projection, store: SessionStore, memory: TailMemory
+    ) -> None:
+        super().__init__(row, store, memory)
+        self.projection: Projection = projection
+        self.interrupted: bool = False
+        self.lost_turns: list[str] = []
+
+
+class SessionRegistry:
+    """Sessions by name, by key and by the agent's id. One name is one object as long as anything uses it.
+
+    Attributes:
+        tails: the newest events of the sessions in memory.
+
+    Args:
+        store: an open store.
+    """
+
+    def __init__(self, store: SessionStore) -> None:
+        self.tails: TailMemory = TailMemory()
+        self._store = store
+        self._sessions: WeakValueDictionary[str, RecordedSession] = WeakValueDictionary()
+        self._natives: WeakValueDictionary[tuple[str, str], RecordedSession] = WeakValueDictionary()
+        self._recent: OrderedDict[str, RecordedSession] = OrderedDict()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._reserved: set[str] = set()
+        self._forgotten: set[int] = set()
+        self._last_key = 0
+
+    @property
+    def sessions(self) -> list[RecordedSession]:
+        """The sessions in memory."""
+        return list(self._sessions.values())
+
+    def get(self, name: str) -> RecordedSession | None:
+        """Return a session if it is in memory."""
+        return self._sessions.get(name)
+
+    async def open(self, name: str) -> RecordedSession:
+        """Return a session, loaded from the store if it is not in memory.
+
+        Raises:
+            ServerSessionNotFoundError: there is no such session.
+            PersistError: the store failed.
+        """
+        session = self._sessions.get(name)
+        if session is None:
+            async with self.lock(name):
+                session = self._sessions.get(name) or await self._load(name)
+        self.keep(session)
+        return session
+
+    async def _load(self, name: str) -> RecordedSession:
+        row = await self._store.session(name)
+        if row is None or self.is_forgotten(row.key):
+            raise session_not_found(name)
+        loaded = await load(self._store, row)
+        session = RecordedSession(row, loaded.projection, self._store, self.tails)
+        session.interrupted = loaded.interrupted
+        session.lost_turns = loaded.lost_turns
+        return session
+
+    async def make(self, row: SessionRow) -> tuple[RecordedSession, list[UniversalEvent]]:
+        """Return a new session under a new key, and its first event. Nothing is stored.
+
+        Raises:
+            PersistError: the store failed.
+        """
+        row = copy.copy(row)
+        key = await self._store.next_key()
+        row.key = self._last_key = max(key, self._last_key + 1)
+        projector = Projector(row.session_id, native_session_id=row.native_session_id)
+        session = RecordedSession(copy.copy(row), Projection(row, projector), self._store, self.tails)
+        return session, projector.session_started(row.created_at, metadata=_started_metadata(row))
+
+    def keep(self, session: RecordedSession) -> None:
+        """Register a session and hold it for a while; the one that was not used longest is released."""
+        name = session.session_id
+        self._sessions[name] = session
+        self._recent[name] = session
+        self._recent.move_to_end(name)
+        self._reserved.discard(name)
+        row = session.projection.row
+        if row.native_session_id is not None:
+            self._natives[row.agent, row.native_session_id] = session
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    def drop(self, session: RecordedSession) -> None:
+        """Remove a session for good: it is about to be deleted."""
+        self._forgotten.add(session.row.key)
+        name = session.session_id
+        if self._sessions.get(name) is session:
+            del self._sessions[name]
+        self._recent.pop(name, None)
+        for native in [native for native, held in self._natives.items() if held is session]:
+            del self._natives[native]
+
+    def undrop(self, session: RecordedSession) -> None:
+        """Let a session be loaded again: it was not deleted."""
+        self._forgotten.discard(session.row.key)
+
+    def is_forgotten(self, key: int) -> bool:
+        """Return whether that session is about to be deleted, or is."""
+        return key in self._forgotten
+
+    def find_native(self, agent: str, native: str) -> RecordedSession | None:
+        """Return the newest session in memory that the agent knows under that id."""
+        return self._natives.get((agent, native))
+
+    async def free_name(self, native: str) -> str:
+        """Reserve and return a name for a session that the agent calls so; ``keep`` ends the reservation.
+
+        Raises:
+            PersistError: the store failed.
+        """
+        wanted = _NOT_IN_PATHS.sub("_", native)[:MAX_NAME]
+        if not wanted.strip("."):
+            wanted = f"session-{wanted.replace('.', '_')}"
+        name, number = wanted, 1
+        while self._is_used(name) or await self._store.session(name) is not None:
+            number += 1
+            name = f"{wanted}-{number}"
+        self._reserved.add(name)
+        return name
+
+    @asynccontextmanager
+    async def reserve(self, name: str) -> AsyncGenerator[None]:
+        """Reserve a name while the context lasts; opening a session of that name waits for its end.
+
+        Raises:
+            SessionAlreadyExistsError: a session of that name exists.
+            PersistError: the store failed.
+        """
+        if self._is_used(name):
+            raise _already_exists(name)
+        self._reserved.add(name)
+        try:
+            async with self.lock(name):
+                if await self._store.session(name) is not None:
+                    raise _already_exists(name)
+                yield
+        finally:
+            self._reserved.discard(name)
+
+    def _is_used(self, name: str) -> bool:
+        return name in self._reserved or name in self._sessions
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """Return the lock that is held while a session of that name is loaded, created or removed."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+
+def _already_exists(name: str) -> SessionAlreadyExistsError:
+    return SessionAlreadyExistsError(f"session '{name}' exists: use it, or choose another name")
+
+
+def _started_metadata(row: SessionRow) -> dict[str, Any]:
+    """Return the metadata of a session's first event."""
+    metadata = {
+        "agent": row.agent,
+        "managed": row.managed,
+        "server_id": row.server_id,
+        "directory": row.directory,
+        "title": row.title,
+        "model": row.model,
+        "agent_mode": row.agent_mode or None,
+        "permission_mode": row.permission_mode or None,
+        "variant": row.variant,
+    }
+    return {name: value for name, value in metadata.items() if value is not None}
