@@ -49,9 +49,9 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 class Application:
-    """The server as an ASGI application; its lifespan opens the store and runs the connections.
+    """The server as an ASGI application. Its lifespan opens the store and runs the agents.
 
-    At the end of the lifespan no agent is left.
+    At the end of the lifespan no agent runs.
 
     Args:
         config: its settings.
@@ -73,7 +73,7 @@ class Application:
             await self._entry(scope, receive, send)
 
     async def end_agents(self) -> None:
-        """End all agents, then all streams behind what they said; no agent is started after it."""
+        """End all agents, then all streams once they have sent everything; no agent is started afterwards."""
         if self._bridge is not None:
             logger.info("shutting down: ending agents")
             if self._sessions is not None:
@@ -84,10 +84,10 @@ class Application:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Open the store and serve while the context lasts; what an ASGI server's lifespan does too.
+        """Open the store and serve while the context lasts; the lifespan of an ASGI server does the same.
 
         Raises:
-            PersistError: the store can't be opened, or another server has it.
+            PersistError: the store can't be opened, or another server uses it.
         """
         config = self._config
         async with AsyncExitStack() as stack:
@@ -122,12 +122,12 @@ class Application:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             self._entry = entry
             self.express = Express(bridge, config.token, config.max_body_bytes)
-            gc.freeze()  # what is here now stays: the collector need not look at it again
+            gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
 
 
 def openapi_json() -> bytes:
-    """Return the OpenAPI document, as it is served and checked in."""
+    """Return the OpenAPI document as it is served and checked in."""
     return json.dumps(build_document(OPERATIONS), indent=2, ensure_ascii=False).encode() + b"\n"
 
 

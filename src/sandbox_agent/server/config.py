@@ -1,4 +1,4 @@
-"""The server's settings, checked."""
+"""The server's settings, and the check of its address."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class CorsConfig:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What ``sandbox-agent server`` was told.
+    """The settings of ``sandbox-agent server``.
 
     Attributes:
         host: address to bind.
-        port: port to bind; 0 takes a free one.
-        token: bearer token, or None for no authentication.
+        port: port to bind; 0 uses a free one.
+        token: bearer token; None for no authentication.
         store: "memory", "sqlite:PATH", "postgres://…" or "redis://…"; it may hold a password.
-        store_namespace: which part of a shared database; None is this server's own.
+        store_namespace: this server's sessions in a shared database; None for a namespace of this machine.
         retain_days: events and envelopes older than this are erased; 0 keeps them.
         retain_bytes: the oldest are erased while the store is larger; 0 keeps them.
         feed_memory_bytes: bound on what all feeds hold in memory before they spill to the store.
-        max_body_bytes: bound on a request's body.
-        request_timeout: seconds an agent has to answer a request other than session/prompt.
+        max_body_bytes: bound on the body of a request.
+        request_timeout: seconds that an agent has to respond to a request other than session/prompt.
         cors: cross-origin rules.
     """
 
@@ -54,16 +54,16 @@ class ServerConfig:
 
 
 def check_binding(host: str, *, token: str | None, no_token: bool) -> None:
-    """Refuse to serve other machines without a word about authentication.
+    """Refuse an address that other machines can reach if no choice about authentication was made.
 
     Raises:
-        InvalidRequestError: the host isn't loopback and neither a token nor --no-token is given.
+        InvalidRequestError: the host isn't loopback, and neither a token nor --no-token is given.
     """
     if token or no_token or _is_loopback(host):
         return
     raise InvalidRequestError(
         f"binding {host} would let anyone who reaches it run agents here: give --token TOKEN "
-        "(or SANDBOX_AGENT_TOKEN), or --no-token if something in front of it checks"
+        "(or SANDBOX_AGENT_TOKEN), or --no-token if a proxy authenticates requests"
     )
 
 

@@ -1,4 +1,4 @@
-"""Running the application under uvicorn until a signal ends it."""
+"""Runs the application under uvicorn until a signal ends it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["serve"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# After the agents have ended nothing is left to wait for; a client that doesn't read must not hold us.
+# Once the agents have ended there is nothing to wait for; a client that does not read must not delay the end.
 DRAIN_SECONDS = 2
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which ends agents before it waits for their streams to end."""
+    """A uvicorn server that ends the agents before it waits for the streams to end."""
 
     def __init__(self, config: uvicorn.Config, app: Application) -> None:
         super().__init__(config)
@@ -31,13 +31,13 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Take the signals as a wish to end; uvicorn's own would end the process by them afterwards."""
-        wishes = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(signum, self.handle_exit) for signum in wishes]
+        """Shut down on SIGTERM and SIGINT; uvicorn's own handler would also re-raise them at the end."""
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(signum, self.handle_exit) for signum in signals]
         try:
             yield
         finally:
-            for signum, handler in zip(wishes, before, strict=True):
+            for signum, handler in zip(signals, before, strict=True):
                 signal.signal(signum, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -51,8 +51,8 @@ def serve(config: ServerConfig) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        OSError: it can't listen there.
-        PersistError: the store can't be opened, or another server has it.
+        OSError: the address can't be bound.
+        PersistError: the store can't be opened, or another server uses it.
     """
     app = Application(config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -64,10 +64,10 @@ def serve(config: ServerConfig) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # nothing here asks where a request came from
+            proxy_headers=False,  # the address of a client is not used
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_SECONDS,
-            lifespan="off",  # _serve runs it, so that what stops it is an error of ours, not a traceback
+            lifespan="off",  # _serve runs it, so that a failure is an error of ours, not a traceback
             ws="none",
         ),
         app,
@@ -85,7 +85,7 @@ async def _serve(app: Application, server: uvicorn.Server, listener: socket.sock
 
 
 def _http_protocol() -> type[asyncio.Protocol] | str:
-    """Return the fast protocol where httptools is installed, else what uvicorn finds."""
+    """Return the fast protocol if httptools is installed, else uvicorn's choice."""
     try:
         from sandbox_agent.server.http.fast_path_protocol import ExpressHttpProtocol
     except ImportError:

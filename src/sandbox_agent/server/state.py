@@ -1,4 +1,4 @@
-"""What the routes share: settings, the connections, and how an answer is written."""
+"""The state that routes share, and JSON responses."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["JsonResponse", "ServerState", "json_response", "state_of"]
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What a running server has.
+    """The parts of a running server.
 
     Attributes:
         config: its settings.
-        bridge: its connections.
+        bridge: its agent connections.
         agents: the agents of this machine.
         openapi: its OpenAPI document as JSON.
-        recorder: records all that passes.
-        store: where the recorder puts it.
-        sessions: those that it drives.
-        inbox: what waits for an answer.
+        recorder: records the connections.
+        store: what the recorder stores.
+        sessions: the sessions.
+        inbox: permission requests and questions without an answer.
     """
 
     config: ServerConfig
@@ -47,7 +47,7 @@ class ServerState:
 
 
 class JsonResponse(Response):
-    """An answer whose body is JSON already."""
+    """A response whose body is JSON already."""
 
     def __init__(self, content: bytes, status: int = 200) -> None:
         self.status_code = status
@@ -70,6 +70,6 @@ def state_of(request: Request) -> ServerState:
 
 
 def json_response(body: Any, status: int = 200) -> Response:
-    """Return an answer with a msgspec struct, a dict or bytes of JSON as its body."""
+    """Return a response with a msgspec struct, a dict or bytes of JSON as its body."""
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return JsonResponse(content, status)

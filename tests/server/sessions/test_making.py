@@ -128,7 +128,7 @@ async def test_a_session_that_is_being_made_takes_nothing_yet(tmp_path: Path) ->
                     try:
                         await stack.say("echo early")
                     except ConflictError as error:
-                        assert "being made" in str(error)  # noqa: PT017 - it may also not be there yet
+                        assert "being created" in str(error)  # noqa: PT017 - it may also not be there yet
                         seen.set()
                     except ServerSessionNotFoundError:
                         await anyio.lowlevel.checkpoint()

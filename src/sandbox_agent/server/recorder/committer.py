@@ -60,25 +60,26 @@ class _Batch:
         """Add rows of a session."""
         changes = self.changes
         events = self.events.setdefault(session, [])
+        size = 0
         for row in rows:
-            match row:
-                case EnvelopeRow():
-                    changes.envelopes.append(row)
-                    self.size += len(row.data)
-                case EventRow():
-                    changes.events.append(row)
-                    events.append(row.data)
-                    self.size += len(row.data)
-                case TextRow():
-                    changes.texts.append(row)
-                case TurnRow():
-                    changes.turns.append(row)
-                case PermissionRow():
-                    changes.permissions.append(row)
-                case SnapshotRow():
-                    self.snapshots[row.key] = row
-                case SessionRow():
-                    self.sessions[session] = row
+            if type(row) is EnvelopeRow:
+                changes.envelopes.append(row)
+                size += len(row.data)
+            elif type(row) is EventRow:
+                changes.events.append(row)
+                events.append(row.data)
+                size += len(row.data)
+            elif type(row) is SessionRow:
+                self.sessions[session] = row
+            elif type(row) is TextRow:
+                changes.texts.append(row)
+            elif type(row) is TurnRow:
+                changes.turns.append(row)
+            elif type(row) is PermissionRow:
+                changes.permissions.append(row)
+            elif type(row) is SnapshotRow:
+                self.snapshots[row.key] = row
+        self.size += size
 
     def complete(self) -> Changes:
         """Return all rows."""

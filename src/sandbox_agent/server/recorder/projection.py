@@ -50,16 +50,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 SNAPSHOT_ENVELOPES = 2000
 
 
-class _Source(msgspec.Struct, gc=False):
-    """The envelope that events were made from; of none by default."""
-
-    index: int = 0
-    connection_id: str = ""
-    line: bytes = b""
-    client: str | None = None
-
-
-_NO_ENVELOPE = _Source()
+# Stands for the envelope of events that were made without one.
+_NO_ENVELOPE = EnvelopeRow(key=0, index=0, time=0, sender="client", connection_id="", data=b"")
 
 
 class Projection:
@@ -108,7 +100,8 @@ class Projection:
         row = self.row
         time_ms = self.next_time(time_ms)
         row.last_envelope = index = row.last_envelope + 1
-        rows: list[Row] = [EnvelopeRow(row.key, index, time_ms, sender, connection_id, line)]
+        envelope = EnvelopeRow(row.key, index, time_ms, sender, connection_id, line)
+        rows: list[Row] = [envelope]
         self._since_snapshot += 1
         try:
             events = self.projector.feed(sender, line, time_ms, subject_id=subject_id, by=client)
@@ -116,7 +109,7 @@ class Projection:
             logger.exception("envelope %d of session %s can't be projected", index, row.session_id)
             events = self._recover(time_ms, index)
         if events:
-            self._add(rows, events, time_ms, _Source(index, connection_id, line, client))
+            self._add(rows, events, time_ms, envelope, client)
         return rows
 
     def add_events(self, events: Sequence[UniversalEvent], time_ms: int) -> list[Row]:
@@ -125,7 +118,7 @@ class Projection:
         self._snapshot_due = True
         rows: list[Row] = []
         if events:
-            self._add(rows, events, time_ms, _NO_ENVELOPE)
+            self._add(rows, events, time_ms, _NO_ENVELOPE, None)
         return rows
 
     def add_reply(self, reply: Reply, line: bytes) -> None:
@@ -150,19 +143,30 @@ class Projection:
                 rows.append(SnapshotRow(row.key, row.last_envelope, row.last_sequence, data))
         return rows
 
-    def _add(self, rows: list[Row], events: Sequence[UniversalEvent], time_ms: int, source: _Source) -> None:
-        key = self.row.key
+    def _add(
+        self,
+        rows: list[Row],
+        events: Sequence[UniversalEvent],
+        time_ms: int,
+        envelope: EnvelopeRow,
+        client: str | None,
+    ) -> None:
+        key, index = self.row.key, envelope.index
         for event in events:
             if event.raw is not msgspec.UNSET:
                 event = msgspec.structs.replace(event, raw=msgspec.UNSET)
             kind = event.type
-            rows.append(EventRow(key, event.sequence, time_ms, kind, source.index, encode_event(event)))
-            if kind != "item.delta" and (row := self._details(event, time_ms, source)) is not None:
-                rows.append(row)
+            rows.append(EventRow(key, event.sequence, time_ms, kind, index, encode_event(event)))
+            if kind != "item.delta":
+                detail = self._detail_row(event, time_ms, envelope, client)
+                if detail is not None:
+                    rows.append(detail)
         self.row.last_sequence = events[-1].sequence
         self.row.updated_at = time_ms
 
-    def _details(self, event: UniversalEvent, time_ms: int, source: _Source) -> Row | None:
+    def _detail_row(
+        self, event: UniversalEvent, time_ms: int, envelope: EnvelopeRow, client: str | None
+    ) -> Row | None:
         """Return the row of the text, turn or request that an event is about; update the session's own."""
         data = event.data
         if isinstance(data, ItemEventData):
@@ -174,10 +178,10 @@ class Projection:
         elif isinstance(data, TurnEventData):
             if data.turn_id is not None:
                 if event.type == "turn.started":
-                    return self._start_turn(data.turn_id, event.sequence, time_ms, source.line)
+                    return self._start_turn(data.turn_id, event.sequence, time_ms, envelope.data)
                 return self._end_turn(data.turn_id, data, event.sequence, time_ms)
         elif isinstance(data, PermissionEventData | QuestionEventData):
-            return self._update_request(data, event.sequence, time_ms, source)
+            return self._update_request(data, event.sequence, time_ms, envelope.connection_id, client)
         elif event.type == "session.ended":
             self.row.ended = True
         return None
@@ -208,17 +212,22 @@ class Projection:
         return self._metadata.turn_ended(ended_turn(turn, data, sequence, time_ms), data)
 
     def _update_request(
-        self, data: PermissionEventData | QuestionEventData, sequence: int, time_ms: int, source: _Source
+        self,
+        data: PermissionEventData | QuestionEventData,
+        sequence: int,
+        time_ms: int,
+        connection_id: str,
+        client: str | None,
     ) -> PermissionRow | None:
         name = request_id_of(data)
         if data.status != "requested":
             request = self.requests.pop(name, None)
-            return request and resolved_permission(request, data, time_ms, source.client)
+            return request and resolved_permission(request, data, time_ms, client)
         is_permission = isinstance(data, PermissionEventData)
         projector = self.projector
         pending = projector.pending_permissions if is_permission else projector.pending_questions
         rpc_id = pending.get(name, "null").encode()
-        request = permission_row(self.row.key, data, rpc_id, source.connection_id, sequence, time_ms)
+        request = permission_row(self.row.key, data, rpc_id, connection_id, sequence, time_ms)
         request.expires_at = expiry_of(self.row, time_ms)
         self.requests[name] = request
         return request

@@ -196,6 +196,22 @@ class Recorder:
         """
         await self._run_job(lambda: self._worker.add_events(session, make), session)
 
+    async def open_requests(self, session: RecordedSession) -> list[str]:
+        """Return the JSON-RPC ids of the agent's requests that have no answer, after everything queued.
+
+        Raises:
+            ServerSessionNotFoundError: the session was deleted.
+            PersistError: the store failed.
+        """
+        found: list[str] = []
+
+        async def read() -> None:
+            projector = session.projection.projector
+            found.extend([*projector.pending_permissions.values(), *projector.pending_questions.values()])
+
+        await self._run_job(read, session)
+        return found
+
     async def update(self, session: RecordedSession, **columns: Any) -> None:
         """Change columns of the session's row, after everything that is queued; stored on return.
 

@@ -1,4 +1,4 @@
-"""Erasing what is older, or more, than the server was told to keep."""
+"""Erases events that are older, or more, than the server keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Retention"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# How often the store is looked through; at the start, too.
+# How often events are erased; at the start, too.
 INTERVAL_SECONDS = 60.0
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -37,7 +37,7 @@ class Retention:
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Retention]:
-        """Look through the store now and then while the context lasts."""
+        """Erase what is due, every minute, while the context lasts."""
         if not self._days and not self._bytes:
             yield self
             return
@@ -49,18 +49,18 @@ class Retention:
     async def _repeat(self) -> None:
         while True:
             try:
-                await self.once(time.time_ns() // 1_000_000)
+                await self.erase(time.time_ns() // 1_000_000)
             except PersistError as error:
-                logger.warning("nothing could be erased, the next try is in a minute (%s)", error)
+                logger.warning("old events could not be erased, the next attempt is in a minute (%s)", error)
             await anyio.sleep(INTERVAL_SECONDS)
 
-    async def once(self, now: int) -> None:
+    async def erase(self, now: int) -> None:
         """Erase what is too old or too much at ``now``, in milliseconds since the epoch.
 
         Raises:
             PersistError: the store failed.
         """
         before = now - round(self._days * DAY_MS) if self._days else None
-        erased = await self._recorder.expire(before=before, max_bytes=self._bytes or None)
-        if erased:
-            logger.info("erased the oldest events of %d sessions", len(erased))
+        expired = await self._recorder.expire(before=before, max_bytes=self._bytes or None)
+        if expired:
+            logger.info("erased the oldest events of %d sessions", len(expired))

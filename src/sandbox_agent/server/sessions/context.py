@@ -1,4 +1,4 @@
-"""What all sessions that the server drives share."""
+"""What all sessions that the server drives have in common."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Parts"]
 
 @dataclass(slots=True)
 class Parts:
-    """What a managed session works with.
+    """What a session that the server drives works with.
 
     Attributes:
         tasks: where turns run.
-        starts: how many agents are started again at once.
-        halted: the server is about to end: no turn begins any more.
+        starts: limits how many agents are started again at once.
+        halted: the server is about to end: no turn is started.
     """
 
     recorder: Recorder

@@ -22,7 +22,7 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.sessions.agent_client import AgentLink
 from sandbox_agent.server.sessions.context import Parts
-from sandbox_agent.server.sessions.open_requests import cancel_asks, cancel_late_asks
+from sandbox_agent.server.sessions.open_requests import cancel_late_requests, cancel_requests
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
@@ -277,15 +277,15 @@ class ManagedSession:
             logger.info("session %s could not be cancelled: %s", self.session_id, error)
             return  # the turn ends with its agent
         live = await self._live()
-        await cancel_asks(self._parts.recorder, live, link)
+        await cancel_requests(self._parts.recorder, live, link)
         if not again:
             self._parts.tasks.start_soon(
-                cancel_late_asks, self._parts.recorder, live, link, lambda: self._turn is turn
+                cancel_late_requests, self._parts.recorder, live, link, lambda: self._turn is turn
             )
 
     # the end
 
-    async def say_farewell(self, reason: str) -> None:
+    async def announce_shutdown(self, reason: str) -> None:
         """Tell that the agent is about to be ended on purpose, so that its exit is no error.
 
         Args:
@@ -335,7 +335,7 @@ class ManagedSession:
         if self._scope is not None:
             self._scope.cancel()
             await self._idle.wait()
-        await self.say_farewell("terminated")
+        await self.announce_shutdown("terminated")
         link, self._link = self._link, None
         if link is not None:
             await link.stop()

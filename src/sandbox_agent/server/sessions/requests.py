@@ -1,4 +1,4 @@
-"""What clients ask of sessions: checked before anything is started for it."""
+"""Checks of requests about sessions, made before anything is started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_ID = 256
 
 
 def check_id(session_id: str) -> None:
-    """Refuse a name that no session can have.
+    """Check the name of a session.
 
     Raises:
         InvalidRequestError: it is empty, too long, or not printable.
@@ -35,13 +35,13 @@ def check_id(session_id: str) -> None:
 
 
 def check_create(session_id: str, request: CreateSessionRequest) -> str:
-    """Check all that can be known without the agent, and return the folder that it works in.
+    """Check what can be checked without the agent, and return the folder that it works in.
 
     Raises:
-        InvalidRequestError: the id, the directory, or the permission rules can't be used.
+        InvalidRequestError: the id, the directory or the permission rules are invalid.
         ModeNotSupportedError: there is no such permission mode.
         UnsupportedAgentError: there is no such agent.
-        AgentNotInstalledError: it isn't installed.
+        AgentNotInstalledError: the agent isn't installed.
     """
     check_id(session_id)
     check_policy(request)
@@ -54,7 +54,7 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
             raise InvalidRequestError(f"invalid request: {name} is empty: leave it out for the agent's own")
     resolve(request.agent)
     if request.directory is None:
-        return os.getcwd()  # noqa: PTH109 - a string goes out
+        return os.getcwd()  # noqa: PTH109 - a string is wanted
     folder = Path(request.directory)
     try:
         usable = folder.is_absolute() and folder.is_dir()
@@ -69,10 +69,10 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
 
 
 def check_prompt(prompt: list[dict[str, Any]]) -> None:
-    """Refuse a prompt that is none.
+    """Check the content blocks of a prompt.
 
     Raises:
-        InvalidRequestError: it is empty, or a block has no type.
+        InvalidRequestError: the prompt is empty, or a block has no type.
     """
     if not prompt or not all(isinstance(block.get("type"), str) for block in prompt):
         raise InvalidRequestError(
@@ -82,12 +82,12 @@ def check_prompt(prompt: list[dict[str, Any]]) -> None:
 
 
 def digest_of(prompt: list[dict[str, Any]]) -> bytes:
-    """Return what tells one prompt from another, however its members are ordered."""
+    """Return a digest of a prompt that does not depend on the order of members."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
 
 
 def settings_of(row: SessionRow) -> CreateSessionRequest:
-    """Return what a session was made with."""
+    """Return the request that a session was created with."""
     try:
         return msgspec.convert(loads(row.settings or b"{}"), CreateSessionRequest)
     except (InvalidEnvelopeError, msgspec.ValidationError):

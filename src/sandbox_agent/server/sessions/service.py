@@ -1,4 +1,4 @@
-"""The server's own sessions: made, spoken to, cancelled, ended, erased."""
+"""The sessions of a server: create, message, cancel, terminate, delete, answer."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ __all__ = ["Sessions"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# After a restart many sessions may have messages that wait: so many agents are started at once.
+# After a restart many sessions may have waiting messages: so many agents are started at once.
 STARTS = 8
-# A delete does not wait for ever for an agent's end to be told.
+# How long a delete waits until the agent's end is stored.
 DELETE_SECONDS = 10.0
 
 
 class Sessions:
-    """All sessions of a server; run() owns the turns of those that it drives.
+    """All sessions of a server. run() owns the turns of those that the server drives.
 
     Args:
         recorder: running.
         store: the recorder's.
-        bridge: running; its connections are recorded by that recorder.
+        bridge: running; that recorder records its connections.
     """
 
     def __init__(self, recorder: Recorder, store: SessionStore, bridge: Bridge) -> None:
@@ -55,14 +55,14 @@ class Sessions:
         self._bridge = bridge
         self._parts: Parts | None = None
         self._managed: dict[int, ManagedSession] = {}
-        self._making: set[str] = set()
+        self._creating: set[str] = set()
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Sessions]:
         """Serve while the context lasts.
 
-        At its beginning turns that were running become ``interrupted``, and those that were accepted go
-        on in their order. At its end all agents of the bridge are ended; what waits stays accepted.
+        At the start, turns that were running become ``interrupted``, and accepted ones are run in their
+        order. At the end, all agents of the bridge are ended; waiting turns stay accepted.
 
         Raises:
             PersistError: the store can't be read.
@@ -76,16 +76,16 @@ class Sessions:
             finally:
                 self.halt()
                 with anyio.CancelScope(shield=True):  # bounded: each agent's end walks a timed ladder
-                    await anyio.lowlevel.checkpoint()  # the farewells go first
+                    await anyio.lowlevel.checkpoint()  # let the shutdown be recorded first
                     await self._bridge.close()
                 tasks.cancel_scope.cancel()
 
     def halt(self) -> None:
-        """Begin no turn any more: the server is about to end its agents."""
+        """Start no more turns: the server is about to end its agents."""
         if self._parts is not None and not self._parts.halted:
             self._parts.halted = True
             for driven in self._managed.values():
-                self._parts.tasks.start_soon(driven.say_farewell, "server_stopped")
+                self._parts.tasks.start_soon(driven.announce_shutdown, "server_stopped")
 
     async def _recover(self, parts: Parts) -> None:
         waiting: dict[int, SessionRow] = {}
@@ -104,12 +104,12 @@ class Sessions:
         parts = self._running()
         if not row.managed:
             raise ConflictError(
-                f"conflict: session '{row.session_id}' is driven by the client that made it over "
+                f"conflict: session '{row.session_id}' is driven by the client that created it over "
                 "/v1/acp: send it there"
             )
-        if row.session_id in self._making:
+        if row.session_id in self._creating:
             raise ConflictError(
-                f"conflict: session '{row.session_id}' is being made: wait until its creation has answered"
+                f"conflict: session '{row.session_id}' is being created: wait for that response"
             )
         driven = self._managed.get(row.key)
         if driven is None:
@@ -121,125 +121,121 @@ class Sessions:
             raise StreamError("stream error: the server is shutting down")
         return self._parts
 
-    # making one
-
     async def create(self, session_id: str, request: CreateSessionRequest) -> CreateSessionResponse:
-        """Make a session: its agent is started and its settings made. What fails leaves nothing behind.
+        """Create a session: start its agent and make its settings. A failure leaves nothing behind.
 
         Raises:
-            InvalidRequestError: the id, the directory, the model or the variant can't be used.
+            InvalidRequestError: the id, the directory, the model or the variant is invalid.
             ModeNotSupportedError: the agent has no such mode, or there is no such permission mode.
             UnsupportedAgentError: there is no such agent.
-            AgentNotInstalledError: it isn't installed.
+            AgentNotInstalledError: the agent isn't installed.
             SessionAlreadyExistsError: a session of that name exists.
             AgentProcessExitedError: the agent ended at its start.
-            RequestTimeoutError: it did not answer in time.
-            StreamError: it refuses, or can't be started.
-            PersistError: the store refuses.
+            RequestTimeoutError: the agent did not respond in time.
+            StreamError: the agent refuses, or can't be started.
+            PersistError: the store failed.
         """
         parts = self._running()
         directory = check_create(session_id, request)
-        if session_id in self._making:
+        if session_id in self._creating:
             raise _exists(session_id)
-        self._making.add(session_id)
+        self._creating.add(session_id)
         try:
             if await self._store.session(session_id) is not None:
                 raise _exists(session_id)
-            driven, live = await make_session(parts, session_id, request, directory)
-            self._managed[live.row.key] = driven
-            return CreateSessionResponse(healthy=True, native_session_id=live.row.native_session_id)
+            driven, session = await make_session(parts, session_id, request, directory)
+            self._managed[session.row.key] = driven
+            return CreateSessionResponse(healthy=True, native_session_id=session.row.native_session_id)
         finally:
-            self._making.discard(session_id)
-
-    # using it
+            self._creating.discard(session_id)
 
     async def message(
         self, session_id: str, prompt: list[dict[str, Any]], *, idempotency_key: str | None = None
     ) -> TurnRow:
-        """Take a message: its turn is stored on return, and runs when those before it are over.
+        """Accept a message: its turn is stored on return, and runs when those before it have ended.
 
         Args:
-            session_id: which session.
+            session_id: the session.
             prompt: ACP content blocks.
-            idempotency_key: the same key and prompt return the turn that they made before.
+            idempotency_key: the same key and prompt return the turn that they created before.
 
         Raises:
-            InvalidRequestError: the prompt is none.
+            InvalidRequestError: the prompt is invalid.
             ServerSessionNotFoundError: there is no such session.
             ConflictError: too many messages wait, the key was used for another message, the session was
                 terminated, or the server does not drive it.
-            PersistError: the store refuses; the message was not taken.
+            PersistError: the store failed; the message was not accepted.
         """
         check_prompt(prompt)
-        live = await self._recorder.open(session_id)
-        return await self._driven(live.row).message(prompt, idempotency_key)
+        session = await self._recorder.open(session_id)
+        return await self._driven(session.row).message(prompt, idempotency_key)
 
     async def cancel(self, session_id: str) -> None:
-        """Stop the turn that runs; messages that wait stay. Nothing happens where none runs.
+        """Stop the running turn, if there is one; waiting messages stay.
 
-        An agent that does not listen goes on: ``terminate`` ends it.
+        An agent that ignores it continues: ``terminate`` ends it.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
             ConflictError: the server does not drive it.
-            PersistError: the store refuses.
+            PersistError: the store failed.
         """
-        live = await self._recorder.open(session_id)
-        await self._driven(live.row).cancel()
+        session = await self._recorder.open(session_id)
+        await self._driven(session.row).cancel()
 
     async def terminate(self, session_id: str) -> None:
-        """End the session and its agent; its history stays. Nothing happens where it is ended.
+        """End the session, unless it has ended, and its agent; its history stays.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
             ConflictError: the server does not drive it.
-            PersistError: the store refuses; call it again.
+            PersistError: the store failed; call it again.
         """
-        live = await self._recorder.open(session_id)
-        await self._driven(live.row).terminate()
-        self._managed.pop(live.row.key, None)
+        session = await self._recorder.open(session_id)
+        await self._driven(session.row).terminate()
+        self._managed.pop(session.row.key, None)
 
     async def delete(self, session_id: str) -> None:
-        """Erase the session with its history, after ending its agent where the server drives it.
+        """Erase the session with its history, after ending its agent if the server drives it.
 
-        The connection of a session that the server does not drive is left alone.
+        The connection of a session that the server does not drive stays.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
-            PersistError: the store refuses; the session is still there.
+            PersistError: the store failed; the session is still there.
         """
-        live = await self._recorder.open(session_id)
-        if live.row.managed:
-            driven = self._driven(live.row)
+        session = await self._recorder.open(session_id)
+        if session.row.managed:
+            driven = self._driven(session.row)
             with anyio.move_on_after(DELETE_SECONDS):
                 try:
                     await driven.terminate()
                 except SandboxAgentError as error:
-                    logger.info("session %s is deleted before its end was stored: %s", session_id, error)
-        await self._recorder.delete(live)
-        self._managed.pop(live.row.key, None)
+                    logger.info("session %s is deleted before its end is stored: %s", session_id, error)
+        await self._recorder.delete(session)
+        self._managed.pop(session.row.key, None)
 
     async def answer(self, session_id: str, permission_id: str, result: dict[str, Any], by: str) -> bool:
-        """Answer what an agent asked, on the connection that it asked on.
+        """Answer a request of an agent, on the connection that it came from.
 
         Args:
-            session_id: which session, managed or not.
-            permission_id: a permission's or a question's id.
+            session_id: the session, driven by the server or not.
+            permission_id: the id of a permission or a question.
             result: the JSON-RPC result.
-            by: who answers; goes into the log.
+            by: the name of the client that answers, for the log.
 
         Returns:
-            Whether it was the first answer; another one stands where not.
+            Whether it was the first answer; if not, the other one stands.
 
         Raises:
             NotFoundError: the session has no such request.
             ServerSessionNotFoundError: there is no such session.
-            ConflictError: the agent that asked is gone.
-            ProblemError: the agent takes no input.
-            PersistError: the store refuses.
+            ConflictError: the agent has ended.
+            ProblemError: the agent does not read its input.
+            PersistError: the store failed.
         """
-        live = await self._recorder.open(session_id)
-        row = await self._store.permission(live.row.key, permission_id)
+        session = await self._recorder.open(session_id)
+        row = await self._store.permission(session.row.key, permission_id)
         if row is None:
             raise NotFoundError(f"not found: session '{session_id}' has no request '{permission_id}'")
         if row.answered is not None:
@@ -250,14 +246,16 @@ class Sessions:
             await self._recorder.flush()
             return first
         await self._recorder.flush()
-        row = await self._store.permission(live.row.key, permission_id)
+        row = await self._store.permission(session.row.key, permission_id)
         if row is not None and row.answered is not None:
             return False
-        raise ConflictError(f"conflict: the agent that asked for '{permission_id}' is gone: nobody waits")
+        raise ConflictError(
+            f"conflict: the agent that asked for '{permission_id}' has ended: no answer is awaited"
+        )
 
     def _connection(self, connection_id: str) -> AgentConnection | None:
-        live = self._bridge.live()
-        return next((each for each in live if each.feed.epoch == connection_id), None)
+        running = self._bridge.live()
+        return next((each for each in running if each.feed.epoch == connection_id), None)
 
 
 def _exists(session_id: str) -> SessionAlreadyExistsError:
