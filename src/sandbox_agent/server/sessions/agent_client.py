@@ -1,4 +1,4 @@
-"""One running agent that the server drives: its process, its handshake, its requests."""
+"""A running agent whose client is the server: its start, its handshake, its requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sandbox_agent.server.recorder.registry import RecordedSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 from sandbox_agent.wire.members import members
 
-__all__ = ["METHOD_NOT_FOUND", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
+__all__ = ["METHOD_NOT_FOUND", "AgentClient", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -65,12 +65,12 @@ class SentRequest:
         return members(response.get("result"))
 
 
-class AgentLink:
-    """An agent under a server id of its own; made by ``start``.
+class AgentClient:
+    """An agent under a server id of its own; created by ``start``.
 
     Attributes:
-        initialized: what the agent said about itself.
-        native_id: the agent's session, once there is one.
+        initialized: the agent's result of initialize.
+        native_id: the agent's id of its session, once there is one.
     """
 
     def __init__(self, bridge: Bridge, connection: AgentConnection, tasks: TaskGroup) -> None:
@@ -80,41 +80,41 @@ class AgentLink:
         self._connection = connection
         self._tasks = tasks
         self._numbers = itertools.count(1)
-        connection.on_request = self._asked
+        connection.on_request = self._on_request
 
     @classmethod
-    async def start(cls, bridge: Bridge, agent: str, tasks: TaskGroup) -> AgentLink:
-        """Start an agent, shake hands, and authenticate where that needs no user.
+    async def start(cls, bridge: Bridge, agent: str, tasks: TaskGroup) -> AgentClient:
+        """Start an agent, initialize it, and authenticate if that needs no user.
 
         Args:
-            bridge: starts it.
+            bridge: starts the agent.
             agent: its id.
-            tasks: where what it asks of nobody is answered.
+            tasks: where requests that nothing here serves are refused.
 
         Raises:
-            ProblemError: it can't be started, or did not answer well in time; then it is gone again.
+            ProblemError: it can't be started, or did not respond well in time; then it has been ended.
         """
-        # Nobody else can have chosen this name: a client's connection is never taken for a session's.
+        # A random name: no client can have chosen it for a connection of its own.
         server_id = f"session-{uuid.uuid4()}"
         try:
-            link = cls(bridge, await bridge.open(server_id, agent), tasks)
-            await link._shake_hands()
+            client = cls(bridge, await bridge.open(server_id, agent), tasks)
+            await client._initialize()
         except BaseException as error:
             with anyio.CancelScope(shield=True):  # bounded: a timed ladder
                 await bridge.delete(server_id)
             if isinstance(error, AcpRpcError):
                 raise refused(agent, "initialize", error) from error
             raise
-        return link
+        return client
 
-    async def _shake_hands(self) -> None:
+    async def _initialize(self) -> None:
         self.initialized = await self.call("initialize", initialize_params("sandbox-agent"))
         method_id = auth_method(self.initialized)
         if method_id is not None:
             try:
                 await self.call("authenticate", {"methodId": method_id})
             except AcpRpcError as error:
-                # It may have its credentials already; if not, its first prompt says so.
+                # It may have its credentials already; if not, its first prompt fails.
                 logger.info("agent %s did not authenticate with %s: %s", self.agent, method_id, error)
 
     @property
@@ -132,17 +132,17 @@ class AgentLink:
         """Whether its process runs."""
         return self._connection.alive
 
-    def bind(self, live: RecordedSession) -> None:
-        """Record the sessions that it makes from now on as that one."""
+    def bind(self, session: RecordedSession) -> None:
+        """Record the sessions that the agent creates from now on as that one."""
         if self._connection.tap is not None:
-            self._connection.tap.bind(live)
+            self._connection.tap.bind(session)
 
     async def new_session(self, cwd: str, mcp_servers: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a session and return what the agent says of it.
+        """Create a session and return the agent's result.
 
         Raises:
-            AcpRpcError: it refuses.
-            StreamError: it breaks the protocol.
+            AcpRpcError: the agent refuses.
+            StreamError: the agent breaks the protocol.
         """
         result = await self.call("session/new", {"cwd": cwd, "mcpServers": mcp_servers})
         self.native_id = native_id_of(self.agent, result)
@@ -194,19 +194,19 @@ class AgentLink:
         await self._connection.send(SESSION, read_head(line), line)
 
     async def answer(self, client: str, request_id: bytes, result: Mapping[str, Any]) -> bool:
-        """Answer a request of the agent; False where another answer was first.
+        """Answer a request of the agent; return False if another answer was first.
 
         Args:
-            client: who answers.
+            client: the name of the client that answers.
             request_id: JSON of the request's id.
-            result: what is answered.
+            result: the answer.
 
         Raises:
-            ProblemError: the agent is gone, or takes no input.
+            ProblemError: the agent has ended, or does not read its input.
         """
         return await answer(self._connection, client, request_id, result)
 
-    def _asked(self, head: Head, line: bytes) -> None:
+    def _on_request(self, head: Head, line: bytes) -> None:
         answer = refusal(head, line)
         if answer is not None:
             self._tasks.start_soon(self._refuse, answer)
@@ -215,10 +215,10 @@ class AgentLink:
         try:
             await self._connection.send(SESSION, read_head(answer), answer)
         except ProblemError as error:
-            logger.info("agent %s took no answer: %s", self.agent, error)
+            logger.info("agent %s did not read a refusal: %s", self.agent, error)
 
     async def stop(self) -> None:
-        """End the agent with all that it started; its connection is gone."""
+        """End the agent with all its processes, and remove its connection."""
         server_id = self._connection.server_id
         try:
             known = self._bridge.get(server_id) is self._connection
@@ -226,15 +226,18 @@ class AgentLink:
             known = False
         if known:
             await self._bridge.delete(server_id)
-        else:  # someone deleted or reused the id over /v1/acp
+        else:  # a client deleted or reused the id over /v1/acp
             await self._connection.close()
+
+
+AgentLink = AgentClient
 
 
 async def answer(
     connection: AgentConnection, client: str, request_id: bytes, result: Mapping[str, Any]
 ) -> bool:
-    """Answer an agent's request; False where another answer was first (see AgentLink.answer)."""
-    # Nothing is awaited from here until the connection has taken the answer.
+    """Answer an agent's request; return False if another answer was first (see AgentClient.answer)."""
+    # Nothing is awaited between this check and the moment that the connection counts the answer.
     if not connection.awaits(request_id):
         return False
     line = b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (request_id, dumps(result))
@@ -243,14 +246,14 @@ async def answer(
 
 
 def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
-    """Return the id of the session that the agent has made.
+    """Return the id of the session that the agent has created.
 
     Args:
-        agent: its id.
-        result: its answer to session/new.
+        agent: the agent's id.
+        result: its result of session/new.
 
     Raises:
-        StreamError: it breaks the protocol.
+        StreamError: the agent breaks the protocol.
     """
     native_id: Any = result.get("sessionId")
     if not isinstance(native_id, str) or not native_id:
@@ -261,18 +264,18 @@ def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
 
 
 def refused(agent: str, method: str, error: AcpRpcError) -> StreamError:
-    """Return the problem that says that the agent answered an error."""
+    """Return the problem that stands for an error response of the agent."""
     return StreamError(
         f"stream error: {agent} refused {method}: {error}", agent=agent, code=error.code, data=error.data
     )
 
 
 def refusal(head: Head, line: bytes) -> bytes | None:
-    """Return the answer to an agent's request that nobody here serves; None: it is for the user.
+    """Return the refusal of an agent's request that nothing here serves; None if it is for the user.
 
     Args:
-        head: the request's.
-        line: the whole of it.
+        head: the request's head.
+        line: the whole request.
     """
     method = head.method or ""
     if method == "session/request_permission":

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.recorder import Recorder
 
-if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.recorder import Recorder
-
-__all__ = ["Parts"]
+__all__ = ["SessionContext"]
 
 
 @dataclass(slots=True)
-class Parts:
+class SessionContext:
     """What a session that the server drives works with.
 
     Attributes:

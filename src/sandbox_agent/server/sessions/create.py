@@ -1,4 +1,4 @@
-"""A new session: its agent, its row and its settings, all of them or none."""
+"""Creates a session: its agent, its row and its settings, all of them or none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import anyio
 
 from sandbox_agent.errors import AcpRpcError, SandboxAgentError
 from sandbox_agent.persist.store import SessionRow
-from sandbox_agent.server.sessions.agent_client import AgentLink, refused
-from sandbox_agent.server.sessions.context import Parts
-from sandbox_agent.server.sessions.driven_session import ManagedSession
+from sandbox_agent.server.sessions.agent_client import AgentClient, refused
+from sandbox_agent.server.sessions.context import SessionContext
+from sandbox_agent.server.sessions.driven_session import DrivenSession
 from sandbox_agent.server.sessions.settings import (
     MODE,
     MODEL,
@@ -26,52 +26,52 @@ from sandbox_agent.wire.sessions import CreateSessionRequest
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.registry import RecordedSession
 
-__all__ = ["make_session"]
+__all__ = ["create_session"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# A store that hangs does not keep who waits for a session that failed.
+# How long a failed creation waits for the store to erase the session.
 ERASE_SECONDS = 10.0
 
 
-async def make_session(
-    parts: Parts, session_id: str, request: CreateSessionRequest, directory: str
-) -> tuple[ManagedSession, RecordedSession]:
-    """Start the agent, make its session, store it and set what was asked for.
+async def create_session(
+    context: SessionContext, session_id: str, request: CreateSessionRequest, directory: str
+) -> tuple[DrivenSession, RecordedSession]:
+    """Start the agent, create its session, store it and make the requested settings.
 
     Args:
-        parts: what the session works with.
+        context: what the session works with.
         session_id: its name.
-        request: as it was checked.
+        request: the checked request.
         directory: where the agent works.
 
     Raises:
-        ProblemError: the agent can't be started, refuses, or lacks what was asked for; then the agent is
-            ended and no session is there.
-        PersistError: the store refuses; the same.
+        ProblemError: the agent can't be started, refuses, or lacks a setting; then the agent is ended and
+            there is no session.
+        PersistError: the store failed; the same.
     """
-    link = await AgentLink.start(parts.bridge, request.agent, parts.tasks)
+    client = await AgentClient.start(context.bridge, request.agent, context.tasks)
     try:
-        live = await parts.recorder.create(_row(session_id, request, directory))
+        session = await context.recorder.create(_row(session_id, request, directory))
         try:
-            await _set_up(parts, link, live, request, directory)
+            await _set_up(context, client, session, request, directory)
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(ERASE_SECONDS):
-                await _erase(parts, live)
+                await _erase(context, session)
             raise
     except BaseException as error:
         with anyio.CancelScope(shield=True):  # bounded: a timed ladder
-            await link.stop()
+            await client.stop()
         if isinstance(error, AcpRpcError):
             raise refused(request.agent, "session/new", error) from error
         raise
-    return ManagedSession(parts, session_id, link), live
+    return DrivenSession(context, session_id, client), session
 
 
 def _row(session_id: str, request: CreateSessionRequest, directory: str) -> SessionRow:
     now = time.time_ns() // 1_000_000
     return SessionRow(
-        key=0,  # the recorder's to give
+        key=0,  # set by the recorder
         session_id=session_id,
         agent=request.agent,
         created_at=now,
@@ -85,14 +85,18 @@ def _row(session_id: str, request: CreateSessionRequest, directory: str) -> Sess
 
 
 async def _set_up(
-    parts: Parts, link: AgentLink, live: RecordedSession, request: CreateSessionRequest, directory: str
+    context: SessionContext,
+    client: AgentClient,
+    session: RecordedSession,
+    request: CreateSessionRequest,
+    directory: str,
 ) -> None:
-    link.bind(live)
-    result = await link.new_session(directory, request.mcp_servers or [])
-    settings = await set_chosen(link, live, parts, result, chosen_settings(live.row))
-    await parts.recorder.update(
-        live,
-        native_session_id=link.native_id,
+    client.bind(session)
+    result = await client.new_session(directory, request.mcp_servers or [])
+    settings = await set_chosen(client, session, context, result, chosen_settings(session.row))
+    await context.recorder.update(
+        session,
+        native_session_id=client.native_id,
         agent_mode=settings.current(MODE) or "",
         model=settings.current(MODEL),
         variant=settings.current(VARIANT),
@@ -100,8 +104,10 @@ async def _set_up(
     )
 
 
-async def _erase(parts: Parts, live: RecordedSession) -> None:
+async def _erase(context: SessionContext, session: RecordedSession) -> None:
     try:
-        await parts.recorder.delete(live)
+        await context.recorder.delete(session)
     except SandboxAgentError as error:
-        logger.error("session %s stays behind: %s", live.row.session_id, error)
+        logger.error(
+            "session %s could not be erased after its creation failed: %s", session.row.session_id, error
+        )

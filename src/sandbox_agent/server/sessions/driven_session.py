@@ -1,4 +1,4 @@
-"""One session that the server drives: its queue of turns, and the agent that they run in."""
+"""A session that the server drives: its queue of turns, and the agent that runs them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
@@ -20,41 +20,39 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.store import Changes, TurnRow
-from sandbox_agent.server.sessions.agent_client import AgentLink
-from sandbox_agent.server.sessions.context import Parts
+from sandbox_agent.server.recorder import RecordedSession
+from sandbox_agent.server.sessions.agent_client import AgentClient
+from sandbox_agent.server.sessions.context import SessionContext
 from sandbox_agent.server.sessions.open_requests import cancel_late_requests, cancel_requests
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
-if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.registry import RecordedSession
-
-__all__ = ["MAX_WAITING", "ManagedSession"]
+__all__ = ["MAX_WAITING", "DrivenSession"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# Messages that wait for the turns before them; more is a client that does not look.
+# How many messages may wait for the turns before them.
 MAX_WAITING = 32
 # A store that hangs must not keep an agent alive that is to be ended.
-FAREWELL_SECONDS = 1.0
+ANNOUNCE_SECONDS = 1.0
 # How soon a store that fails is tried again.
 RETRY_SECONDS = 0.5
 
 
-class ManagedSession:
-    """Runs one turn after the other; what it must not forget is in the store.
+class DrivenSession:
+    """Runs one turn after the other. What it must not lose is in the store.
 
     Args:
-        parts: what it works with.
+        context: what it works with.
         session_id: its name.
-        link: its agent, where it has just been made.
+        client: its agent, if the session was just created.
     """
 
-    def __init__(self, parts: Parts, session_id: str, link: AgentLink | None = None) -> None:
+    def __init__(self, context: SessionContext, session_id: str, client: AgentClient | None = None) -> None:
         self.session_id = session_id
-        self._parts = parts
-        self._link = link
+        self._context = context
+        self._client = client
         self._replay: str | None = None
         self._lock = anyio.Lock()
         self._waiting: deque[TurnRow] | None = None
@@ -67,24 +65,24 @@ class ManagedSession:
         self._ended = False
         self._ending: asyncio.Future[None] | None = None
 
-    async def _live(self) -> RecordedSession:
-        return await self._parts.recorder.open(self.session_id)
+    async def _session(self) -> RecordedSession:
+        return await self._context.recorder.open(self.session_id)
 
     # messages
 
     async def message(self, prompt: list[dict[str, Any]], idempotency_key: str | None) -> TurnRow:
-        """Take a message; its turn is stored on return, and runs when those before it are over.
+        """Accept a message: its turn is stored on return, and runs when those before it have ended.
 
         Raises:
-            ConflictError: the queue is full, the key was used for another message, or the session has
-                been terminated.
-            PersistError: the store refuses; the message was not taken.
+            ConflictError: the queue is full, the key was used for another message, or the session was
+                terminated.
+            PersistError: the store failed; the message was not accepted.
         """
-        live = await self._live()
+        session = await self._session()
         digest = digest_of(prompt)
         async with self._lock:
             if idempotency_key:
-                known = await self._parts.store.turn(live.row.key, idempotency_key=idempotency_key)
+                known = await self._context.store.turn(session.row.key, idempotency_key=idempotency_key)
                 if known is not None:
                     if known.digest != digest:
                         raise ConflictError(
@@ -92,22 +90,22 @@ class ManagedSession:
                             "message: choose a new key, or send that message again"
                         )
                     return known
-            if self._ended or live.row.ended:
+            if self._ended or session.row.ended:
                 raise ConflictError(
                     f"conflict: session '{self.session_id}' was terminated: create another one"
                 )
-            if self._parts.halted:
+            if self._context.halted:
                 raise StreamError("stream error: the server is shutting down")
-            refusal = self._parts.recorder.degraded
-            if refusal is not None:  # it tries again by itself; each writer would wait for as long as it does
-                raise PersistError(refusal)
-            waiting = await self._queue(live)
+            failure = self._context.recorder.degraded
+            if failure is not None:  # a commit would wait as long as the store's own retries do
+                raise PersistError(failure)
+            waiting = await self._queue(session)
             if len(waiting) >= MAX_WAITING:
                 raise ConflictError(
                     f"conflict: {MAX_WAITING} messages wait already: wait until one of them is done"
                 )
             turn = TurnRow(
-                key=live.row.key,
+                key=session.row.key,
                 number=self._number + 1,
                 turn_id=f"turn_{uuid.uuid4().hex}",
                 state="accepted",
@@ -116,48 +114,48 @@ class ManagedSession:
                 digest=digest,
                 idempotency_key=idempotency_key or None,
             )
-            with anyio.CancelScope(shield=True):  # bounded by the store: what is stored must also run
-                await self._parts.recorder.commit(Changes(turns=[turn]))
+            with anyio.CancelScope(shield=True):  # bounded by the store: a stored turn must also run
+                await self._context.recorder.commit(Changes(turns=[turn]))
             self._number += 1
             waiting.append(turn)
             self._run_queue()
         return turn
 
     async def resume(self) -> None:
-        """Go on with the messages that were accepted before the server was started."""
+        """Run the messages that were accepted before the server started."""
         try:
-            live = await self._live()
+            session = await self._session()
             async with self._lock:
-                await self._queue(live)
-                if live.row.ended:
-                    await self._drop_waiting(live)
+                await self._queue(session)
+                if session.row.ended:
+                    await self._drop_waiting(session)
                 self._run_queue()
         except Exception:  # the boundary: one session must not end the others
-            logger.exception("the messages of session %s wait until the next one comes", self.session_id)
+            logger.exception("the messages of session %s wait until the next one arrives", self.session_id)
 
-    async def _queue(self, live: RecordedSession) -> deque[TurnRow]:
-        """Return the turns that wait, from the store the first time."""
+    async def _queue(self, session: RecordedSession) -> deque[TurnRow]:
+        """Return the waiting turns, read from the store the first time."""
         if self._waiting is None:
-            newest = await self._parts.store.turns(live.row.key, limit=MAX_WAITING + 2)
+            newest = await self._context.store.turns(session.row.key, limit=MAX_WAITING + 2)
             self._number = newest[-1].number if newest else 0
             self._waiting = deque(turn for turn in newest if turn.state == "accepted")
         return self._waiting
 
     def _run_queue(self) -> None:
-        if self._scope is None and self._take_next() is not None:
+        if self._scope is None and self._start_next() is not None:
             self._scope, self._idle = anyio.CancelScope(), anyio.Event()
-            self._parts.tasks.start_soon(self._work, self._scope, self._idle)
+            self._context.tasks.start_soon(self._work, self._scope, self._idle)
 
-    def _take_next(self) -> TurnRow | None:
+    def _start_next(self) -> TurnRow | None:
         self._turn, self._sent, self._cancelled = None, False, False
-        if self._waiting and not (self._ended or self._parts.halted):
+        if self._waiting and not (self._ended or self._context.halted):
             self._turn = self._waiting.popleft()
         return self._turn
 
     # turns
 
     async def _work(self, scope: anyio.CancelScope, idle: anyio.Event) -> None:
-        """Run the turns until none waits; nothing is awaited between that and saying so."""
+        """Run turns until none waits. Nothing is awaited between finding none and ending."""
         try:
             with scope:
                 while (turn := self._turn) is not None:
@@ -167,33 +165,35 @@ class ManagedSession:
                         logger.warning("turn %s of %s: %s", turn.turn_id, self.session_id, error)
                     except Exception:  # the boundary: a bug in one turn must not end the others
                         logger.exception("turn %s of %s", turn.turn_id, self.session_id)
-                    self._take_next()
+                    self._start_next()
         finally:
             self._turn = self._scope = None
             idle.set()
 
     async def _run(self, turn: TurnRow) -> None:
-        live = await self._live()
+        session = await self._session()
         try:
-            link = await self._agent(live)
+            client = await self._agent(session)
         except Exception as error:
-            if self._parts.halted:
-                raise  # it stays accepted
+            if self._context.halted:
+                raise  # the turn stays accepted
             if not isinstance(error, SandboxAgentError):
                 logger.exception("the agent of session %s can't be started", self.session_id)
-            await _drop_turn(self._parts, live, turn, error)
+            await _drop_turn(self._context, session, turn, error)
             return
         if self._cancelled:
-            await _drop_turn(self._parts, live, turn, None)
+            await _drop_turn(self._context, session, turn, None)
             return
-        if self._parts.halted:
+        if self._context.halted:
             return
-        lost = await self._prompt(live, link, turn)
-        await self._parts.recorder.wait_flushed()
+        lost = await self._prompt(session, client, turn)
+        await self._context.recorder.wait_flushed()
         if lost is not None:
-            await _drop_turn(self._parts, live, turn, lost)
+            await _drop_turn(self._context, session, turn, lost)
 
-    async def _prompt(self, live: RecordedSession, link: AgentLink, turn: TurnRow) -> ProblemError | None:
+    async def _prompt(
+        self, session: RecordedSession, client: AgentClient, turn: TurnRow
+    ) -> ProblemError | None:
         """Send the prompt and wait for its answer; return why there is none.
 
         The prompt is stored before it is sent: a server that dies then has interrupted the turn, and never
@@ -203,123 +203,123 @@ class ManagedSession:
         replay = self._replay
         if replay is not None:
             blocks = [{"type": "text", "text": replay}, *blocks]
-        params = {"sessionId": link.native_id, "prompt": blocks}
+        params = {"sessionId": client.native_id, "prompt": blocks}
 
         try:
-            sent = await link.submit("session/prompt", params, request_id=turn.turn_id, stored_first=True)
+            sent = await client.submit("session/prompt", params, request_id=turn.turn_id, stored_first=True)
             self._sent = True
             if self._cancelled:  # meanwhile
-                self._parts.tasks.start_soon(self._cancel_late, turn, link)
+                self._context.tasks.start_soon(self._cancel_late, turn, client)
             await sent.answer
         except AcpRpcError:
-            return None  # the recorder has it; the agent may not have taken the replay
+            return None  # recorded like any answer; the agent may not have read the replay
         except ProblemError as error:
-            await link.stop()
+            await client.stop()
             return error
         self._replay = None
         return None
 
     # the agent
 
-    async def _agent(self, live: RecordedSession) -> AgentLink:
-        """Return the agent; where it is gone, it is started again and the session restored in it."""
-        former = self._link
+    async def _agent(self, session: RecordedSession) -> AgentClient:
+        """Return the agent. If it has ended, start it again and restore the session in it."""
+        former = self._client
         if former is not None and former.alive:
             return former
-        async with self._parts.starts:
-            self._link = None
+        async with self._context.starts:
+            self._client = None
             if former is not None:
-                await former.stop()  # it has ended: only its name goes
+                await former.stop()  # it has ended: this frees its server id
             try:
-                self._link, self._replay = await self._restored(live, native=True)
+                self._client, self._replay = await self._restored(session, native=True)
             except NativeRestoreLostError as error:
                 logger.warning("session %s: %s", self.session_id, error)
-                self._link, self._replay = await self._restored(live, native=False)
-            return self._link
+                self._client, self._replay = await self._restored(session, native=False)
+            return self._client
 
-    async def _restored(self, live: RecordedSession, *, native: bool) -> tuple[AgentLink, str | None]:
-        link = await AgentLink.start(self._parts.bridge, live.row.agent, self._parts.tasks)
+    async def _restored(self, session: RecordedSession, *, native: bool) -> tuple[AgentClient, str | None]:
+        client = await AgentClient.start(self._context.bridge, session.row.agent, self._context.tasks)
         try:
-            link.bind(live)
-            replay = await restore(link, live, self._parts, native=native)
+            client.bind(session)
+            replay = await restore(client, session, self._context, native=native)
         except BaseException:
             with anyio.CancelScope(shield=True):  # bounded: a timed ladder
-                await link.stop()
+                await client.stop()
             raise
-        return link, replay
+        return client, replay
 
     async def cancel(self) -> None:
-        """Stop the turn that runs; those that wait stay. Nothing happens where none runs.
+        """Stop the running turn, if there is one; waiting turns stay.
 
-        An agent that ignores it goes on: ``terminate`` ends it. What the agent still asks in that turn
-        is answered "cancelled".
+        An agent that ignores it continues: ``terminate`` ends it. Requests that the agent still makes in
+        that turn are answered "cancelled".
 
         Raises:
-            PersistError: the store refuses; the agent was told all the same.
+            PersistError: the store failed; the agent was notified all the same.
         """
-        turn, link = self._turn, self._link
+        turn, client = self._turn, self._client
         if turn is None:
             return
         again, self._cancelled = self._cancelled, True
-        if self._sent and link is not None:
-            await self._cancel(turn, link, again=again)
+        if self._sent and client is not None:
+            await self._cancel(turn, client, again=again)
 
-    async def _cancel_late(self, turn: TurnRow, link: AgentLink) -> None:
+    async def _cancel_late(self, turn: TurnRow, client: AgentClient) -> None:
         try:
-            await self._cancel(turn, link, again=False)
+            await self._cancel(turn, client, again=False)
         except SandboxAgentError as error:
-            logger.warning("what the agent of session %s asks stays open: %s", self.session_id, error)
+            logger.warning("requests of the agent of session %s stay open: %s", self.session_id, error)
 
-    async def _cancel(self, turn: TurnRow, link: AgentLink, *, again: bool) -> None:
+    async def _cancel(self, turn: TurnRow, client: AgentClient, *, again: bool) -> None:
         try:
-            await link.notify("session/cancel", {"sessionId": link.native_id})
+            await client.notify("session/cancel", {"sessionId": client.native_id})
         except ProblemError as error:
             logger.info("session %s could not be cancelled: %s", self.session_id, error)
             return  # the turn ends with its agent
-        live = await self._live()
-        await cancel_requests(self._parts.recorder, live, link)
+        session = await self._session()
+        await cancel_requests(self._context.recorder, session, client)
         if not again:
-            self._parts.tasks.start_soon(
-                cancel_late_requests, self._parts.recorder, live, link, lambda: self._turn is turn
+            self._context.tasks.start_soon(
+                cancel_late_requests, self._context.recorder, session, client, lambda: self._turn is turn
             )
 
-    # the end
+    # termination
 
     async def announce_shutdown(self, reason: str) -> None:
-        """Tell that the agent is about to be ended on purpose, so that its exit is no error.
+        """Record that the agent is about to be ended on purpose, so that its exit is not an error.
 
         Args:
-            reason: why, in a word; a turn that runs is interrupted by it.
+            reason: why, in a word; the reason why a running turn is interrupted.
         """
-        if self._link is None or not self._link.alive:
+        if self._client is None or not self._client.alive:
             return
         try:
-            live = await self._live()
-            with anyio.move_on_after(FAREWELL_SECONDS):
-                await self._parts.recorder.add_events(
-                    live,
+            session = await self._session()
+            with anyio.move_on_after(ANNOUNCE_SECONDS):
+                await self._context.recorder.add_events(
+                    session,
                     lambda p, t: [*p.turn_interrupted(t, reason=reason), *p.agent_exited(t, exit_code=0)],
                 )
         except SandboxAgentError as error:
-            logger.info("session %s is not told why its agent ends: %s", self.session_id, error)
+            logger.info("session %s does not show why its agent ends: %s", self.session_id, error)
 
     async def terminate(self) -> None:
-        """End the session and its agent; it can only be read from here on. Safe to call twice.
+        """End the session and its agent; from here on it can only be read. Safe to call twice.
 
         Raises:
-            PersistError: the store refuses: the agent is gone, call it again.
+            PersistError: the store failed: the agent has ended, call it again.
         """
         ending = self._ending
         if ending is None or (ending.done() and ending.exception() is not None):
             ending = self._ending = asyncio.get_running_loop().create_future()
-            self._parts.tasks.start_soon(self._terminate, ending)
-        # Who asked may go away: it is done all the same.
+            self._context.tasks.start_soon(self._terminate, ending)
+        # The termination is completed even if the caller is cancelled.
         await asyncio.shield(ending)
 
     async def _terminate(self, done: asyncio.Future[None]) -> None:
         try:
             await self._end()
-        except Exception as error:  # whoever waits raises it
+        except Exception as error:  # raised by the callers that wait
             if not isinstance(error, SandboxAgentError):
                 logger.exception("session %s could not be terminated", self.session_id)
             done.set_exception(error)
@@ -328,7 +328,7 @@ class ManagedSession:
         finally:
             if not done.done():
                 done.set_exception(StreamError("stream error: the server is shutting down"))
-            done.exception()  # maybe nobody waits any more
+            done.exception()  # there may be no caller left
 
     async def _end(self) -> None:
         self._ended = True
@@ -336,36 +336,40 @@ class ManagedSession:
             self._scope.cancel()
             await self._idle.wait()
         await self.announce_shutdown("terminated")
-        link, self._link = self._link, None
-        if link is not None:
-            await link.stop()
-        live = await self._live()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.stop()
+        session = await self._session()
         async with self._lock:
-            if live.row.ended:
+            if session.row.ended:
                 return
-            await self._parts.recorder.flush()
+            await self._context.recorder.flush()
             self._waiting = None
-            await self._queue(live)
-            await self._drop_waiting(live)
-            await self._parts.recorder.add_events(
-                live, lambda p, t: p.session_ended(t, reason="terminated", terminated_by="daemon")
+            await self._queue(session)
+            await self._drop_waiting(session)
+            await self._context.recorder.add_events(
+                session, lambda p, t: p.session_ended(t, reason="terminated", terminated_by="daemon")
             )
 
-    async def _drop_waiting(self, live: RecordedSession) -> None:
+    async def _drop_waiting(self, session: RecordedSession) -> None:
         while self._waiting:
             turn_id = self._waiting[0].turn_id
-            await self._parts.recorder.add_events(live, lambda p, t, i=turn_id: p.turn_dropped(t, turn_id=i))
+            await self._context.recorder.add_events(
+                session, lambda p, t, i=turn_id: p.turn_dropped(t, turn_id=i)
+            )
             self._waiting.popleft()
 
 
-async def _drop_turn(parts: Parts, live: RecordedSession, turn: TurnRow, error: Exception | None) -> None:
-    """End a turn that was not sent, unless it is over; returns when that is stored.
+async def _drop_turn(
+    context: SessionContext, session: RecordedSession, turn: TurnRow, error: Exception | None
+) -> None:
+    """End a turn that was not sent, unless it has ended; return when that is stored.
 
     Args:
-        parts: the recorder and the store.
-        live: its session.
+        context: the recorder and the store.
+        session: its session.
         turn: the turn.
-        error: why it failed; None: it was cancelled.
+        error: why it failed; None if it was cancelled.
 
     Raises:
         ServerSessionNotFoundError: the session was deleted.
@@ -376,19 +380,19 @@ async def _drop_turn(parts: Parts, live: RecordedSession, turn: TurnRow, error: 
         message = str(error) if known else "an unexpected error; the server's log has the details"
         code = error.name if isinstance(error, ProblemError) else None
     while True:
-        # An earlier try may have been stored after it failed.
-        await parts.recorder.wait_flushed()
+        # An earlier attempt may have been stored after it failed.
+        await context.recorder.wait_flushed()
         try:
-            stored = await parts.store.turn(turn.key, turn_id=turn.turn_id)
+            stored = await context.store.turn(turn.key, turn_id=turn.turn_id)
             if stored is None or stored.state not in ("accepted", "running"):
                 return
             if stored.state == "running":
-                await parts.recorder.add_events(
-                    live, lambda p, t: p.turn_interrupted(t, reason="agent_exited")
+                await context.recorder.add_events(
+                    session, lambda p, t: p.turn_interrupted(t, reason="agent_exited")
                 )
             else:
-                await parts.recorder.add_events(
-                    live, lambda p, t: p.turn_dropped(t, turn_id=turn.turn_id, message=message, code=code)
+                await context.recorder.add_events(
+                    session, lambda p, t: p.turn_dropped(t, turn_id=turn.turn_id, message=message, code=code)
                 )
             return
         except PersistError:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.recorder import RecordedSession, Recorder
-from sandbox_agent.server.sessions.agent_client import AgentLink
+from sandbox_agent.server.sessions.agent_client import AgentClient
 
 __all__ = ["cancel_late_requests", "cancel_requests"]
 
@@ -18,7 +18,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 _CANCELLED = {"outcome": {"outcome": "cancelled"}, "action": "cancel"}
 
 
-async def cancel_requests(recorder: Recorder, session: RecordedSession, client: AgentLink) -> None:
+async def cancel_requests(recorder: Recorder, session: RecordedSession, client: AgentClient) -> None:
     """Answer all open requests of the agent.
 
     Raises:
@@ -30,7 +30,7 @@ async def cancel_requests(recorder: Recorder, session: RecordedSession, client: 
 
 
 async def cancel_late_requests(
-    recorder: Recorder, session: RecordedSession, client: AgentLink, busy: Callable[[], bool]
+    recorder: Recorder, session: RecordedSession, client: AgentClient, busy: Callable[[], bool]
 ) -> None:
     """Answer what the agent requests before it has read the cancellation, until the turn has ended."""
     try:

@@ -20,9 +20,9 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.sessions.agent_client import answer
-from sandbox_agent.server.sessions.context import Parts
-from sandbox_agent.server.sessions.create import make_session
-from sandbox_agent.server.sessions.driven_session import ManagedSession
+from sandbox_agent.server.sessions.context import SessionContext
+from sandbox_agent.server.sessions.create import create_session
+from sandbox_agent.server.sessions.driven_session import DrivenSession
 from sandbox_agent.server.sessions.requests import check_create, check_prompt
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
 
@@ -53,8 +53,8 @@ class Sessions:
         self._recorder = recorder
         self._store = store
         self._bridge = bridge
-        self._parts: Parts | None = None
-        self._managed: dict[int, ManagedSession] = {}
+        self._context: SessionContext | None = None
+        self._driven_sessions: dict[int, DrivenSession] = {}
         self._creating: set[str] = set()
 
     @asynccontextmanager
@@ -69,8 +69,8 @@ class Sessions:
         """
         async with anyio.create_task_group() as tasks:
             limiter = anyio.CapacityLimiter(STARTS)
-            self._parts = Parts(self._recorder, self._store, self._bridge, tasks, limiter)
-            await self._recover(self._parts)
+            self._context = SessionContext(self._recorder, self._store, self._bridge, tasks, limiter)
+            await self._recover(self._context)
             try:
                 yield self
             finally:
@@ -82,12 +82,12 @@ class Sessions:
 
     def halt(self) -> None:
         """Start no more turns: the server is about to end its agents."""
-        if self._parts is not None and not self._parts.halted:
-            self._parts.halted = True
-            for driven in self._managed.values():
-                self._parts.tasks.start_soon(driven.announce_shutdown, "server_stopped")
+        if self._context is not None and not self._context.halted:
+            self._context.halted = True
+            for driven in self._driven_sessions.values():
+                self._context.tasks.start_soon(driven.announce_shutdown, "server_stopped")
 
-    async def _recover(self, parts: Parts) -> None:
+    async def _recover(self, context: SessionContext) -> None:
         waiting: dict[int, SessionRow] = {}
         running: dict[int, SessionRow] = {}
         for row, turn in await self._store.open_turns():
@@ -98,10 +98,10 @@ class Sessions:
             except SandboxAgentError as error:
                 logger.warning("session %s can't be opened: %s", row.session_id, error)
         for row in waiting.values():
-            parts.tasks.start_soon(self._driven(row).resume)
+            context.tasks.start_soon(self._driven(row).resume)
 
-    def _driven(self, row: SessionRow) -> ManagedSession:
-        parts = self._running()
+    def _driven(self, row: SessionRow) -> DrivenSession:
+        context = self._running()
         if not row.managed:
             raise ConflictError(
                 f"conflict: session '{row.session_id}' is driven by the client that created it over "
@@ -111,15 +111,15 @@ class Sessions:
             raise ConflictError(
                 f"conflict: session '{row.session_id}' is being created: wait for that response"
             )
-        driven = self._managed.get(row.key)
+        driven = self._driven_sessions.get(row.key)
         if driven is None:
-            driven = self._managed[row.key] = ManagedSession(parts, row.session_id)
+            driven = self._driven_sessions[row.key] = DrivenSession(context, row.session_id)
         return driven
 
-    def _running(self) -> Parts:
-        if self._parts is None or self._parts.halted:
+    def _running(self) -> SessionContext:
+        if self._context is None or self._context.halted:
             raise StreamError("stream error: the server is shutting down")
-        return self._parts
+        return self._context
 
     async def create(self, session_id: str, request: CreateSessionRequest) -> CreateSessionResponse:
         """Create a session: start its agent and make its settings. A failure leaves nothing behind.
@@ -135,7 +135,7 @@ class Sessions:
             StreamError: the agent refuses, or can't be started.
             PersistError: the store failed.
         """
-        parts = self._running()
+        context = self._running()
         directory = check_create(session_id, request)
         if session_id in self._creating:
             raise _exists(session_id)
@@ -143,8 +143,8 @@ class Sessions:
         try:
             if await self._store.session(session_id) is not None:
                 raise _exists(session_id)
-            driven, session = await make_session(parts, session_id, request, directory)
-            self._managed[session.row.key] = driven
+            driven, session = await create_session(context, session_id, request, directory)
+            self._driven_sessions[session.row.key] = driven
             return CreateSessionResponse(healthy=True, native_session_id=session.row.native_session_id)
         finally:
             self._creating.discard(session_id)
@@ -193,7 +193,7 @@ class Sessions:
         """
         session = await self._recorder.open(session_id)
         await self._driven(session.row).terminate()
-        self._managed.pop(session.row.key, None)
+        self._driven_sessions.pop(session.row.key, None)
 
     async def delete(self, session_id: str) -> None:
         """Erase the session with its history, after ending its agent if the server drives it.
@@ -213,7 +213,7 @@ class Sessions:
                 except SandboxAgentError as error:
                     logger.info("session %s is deleted before its end is stored: %s", session_id, error)
         await self._recorder.delete(session)
-        self._managed.pop(session.row.key, None)
+        self._driven_sessions.pop(session.row.key, None)
 
     async def answer(self, session_id: str, permission_id: str, result: dict[str, Any], by: str) -> bool:
         """Answer a request of an agent, on the connection that it came from.
