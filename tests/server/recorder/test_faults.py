@@ -121,9 +121,10 @@ async def test_one_commit_is_in_flight_and_the_next_gathers_meanwhile(store: Fau
             await store.entered.wait()
             for _ in range(100):
                 tap.received([chunk("N", "more")])
-            await anyio.wait_all_tasks_blocked()
-            store.gate.set()
-            await settle(recorder)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(settle, recorder)  # so that they are not waiting for others to come
+                await anyio.wait_all_tasks_blocked()
+                store.gate.set()
     assert store.sizes == [1, 100]
 
 

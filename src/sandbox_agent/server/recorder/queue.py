@@ -118,7 +118,7 @@ class RecorderQueue:
         self._max = max_bytes
         self._entries: deque[Entry] = deque()
         self._consumer: asyncio.Future[None] | None = None
-        self._urgent = asyncio.Event()
+        self._urgent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._producers: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -143,12 +143,10 @@ class RecorderQueue:
         if isinstance(entry, Envelopes):
             self.used += len(entry.data)
         elif isinstance(entry, Job):
-            self._urgent.set()
-        consumer = self._consumer
+            _resolve(self._urgent)
+        consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            self._consumer = None
-            if not consumer.done():
-                consumer.set_result(None)
+            _resolve(consumer)
 
     def pop(self) -> Entry | None:
         """Remove and return the oldest entry; its bytes count until they are released."""
@@ -164,8 +162,11 @@ class RecorderQueue:
         """Wait a moment for more entries, so that they are stored together; a job does not wait."""
         if any(isinstance(entry, Job) for entry in self._entries):
             return
-        self._urgent.clear()
-        await asyncio.wait((asyncio.ensure_future(self._urgent.wait()),), timeout=GATHER_SECONDS)
+        loop = asyncio.get_running_loop()
+        self._urgent = loop.create_future()
+        timer = loop.call_later(GATHER_SECONDS, _resolve, self._urgent)
+        await self._urgent
+        timer.cancel()
 
     def release(self, size: int) -> None:
         """Count that many bytes as stored."""
@@ -173,8 +174,7 @@ class RecorderQueue:
         if self._producers and not self.over_limit:
             producers, self._producers = self._producers, []
             for producer in producers:
-                if not producer.done():
-                    producer.set_result(None)
+                _resolve(producer)
 
     async def wait_below_limit(self) -> None:
         """Return when it holds no more than it should."""
@@ -182,3 +182,8 @@ class RecorderQueue:
             producer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._producers.append(producer)
             await producer
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

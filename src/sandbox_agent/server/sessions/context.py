@@ -11,7 +11,7 @@ from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.recorder import Recorder
 
-__all__ = ["SessionContext"]
+__all__ = ["Parts", "SessionContext"]
 
 
 @dataclass(slots=True)
@@ -30,3 +30,6 @@ class SessionContext:
     tasks: TaskGroup
     starts: anyio.CapacityLimiter
     halted: bool = False
+
+
+Parts = SessionContext
