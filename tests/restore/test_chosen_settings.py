@@ -68,7 +68,7 @@ async def test_a_server_session_is_never_prompted_in_settings_that_were_not_chos
             turn = await stack.over(await stack.say(f"after restore {number}"))
             if habit in COMPLIANT:
                 assert (turn.state, len(prompts_in(log))) == ("done", number + 1)
-                row = (await stack.recorder.session("s")).row
+                row = (await stack.recorder.open("s")).row
                 assert (row.agent_mode, row.model, row.variant) == ("ask", "big", "high")
             else:
                 assert (turn.state, len(prompts_in(log))) == ("failed", 1)
@@ -190,7 +190,7 @@ async def test_a_row_of_an_older_version_keeps_what_it_was_created_with(
     log = put_agent(tmp_path, "answers default", monkeypatch)
     async with running(tmp_path) as stack:
         await stack.create(agent="stub", agent_mode="ask", model="big")
-        live = await stack.recorder.session("s")
+        live = await stack.recorder.open("s")
         # As 3f6a96b wrote it, after a restore that put the agent's own values into the columns.
         settings = b'{"agent":"stub","agentMode":"ask","model":"big"}'
         await stack.recorder.update(live, settings=settings, agent_mode="auto", model="small")

@@ -30,7 +30,7 @@ from sandbox_agent.server.recorder.rows import (
     resolved_permission,
     searchable,
 )
-from sandbox_agent.server.recorder.session_metadata import Learner
+from sandbox_agent.server.recorder.session_metadata import SessionMetadata
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import Sender
 from sandbox_agent.wire.universal import (
@@ -75,7 +75,7 @@ class Projection:
         self.turns: dict[str, TurnRow] = {}
         self.requests: dict[str, PermissionRow] = {}
         self.turn_number: int = turn_number
-        self._metadata = Learner(row)
+        self._metadata = SessionMetadata(row)
         self._since_snapshot = 0
         self._snapshot_due = False
 
@@ -123,7 +123,7 @@ class Projection:
 
     def add_reply(self, reply: Reply, line: bytes) -> None:
         """Update the session's row by the response to a request that created, opened or changed it."""
-        self._metadata.reply(reply, line)
+        self._metadata.add_reply(reply, line)
 
     def state_rows(self) -> list[Row]:
         """Return the session's own row as it is now, and its snapshot if one is due.
@@ -172,7 +172,7 @@ class Projection:
         if isinstance(data, ItemEventData):
             if event.type == "item.completed":
                 if data.item.kind == "status":
-                    self._metadata.status(data.item, self.turns)
+                    self._metadata.add_status(data.item, self.turns)
                 elif text := searchable(data.item):
                     return TextRow(self.row.key, event.sequence, time_ms, text)
         elif isinstance(data, TurnEventData):
@@ -201,7 +201,7 @@ class Projection:
         turn = msgspec.structs.replace(turn, state="running", started_at=time_ms, first_sequence=sequence)
         self.turn_number = max(self.turn_number, turn.number)
         self.turns[turn_id] = turn
-        self._metadata.turn_started(turn_id)
+        self._metadata.start_turn(turn_id)
         return turn
 
     def _end_turn(self, turn_id: str, data: TurnEventData, sequence: int, time_ms: int) -> TurnRow | None:
@@ -209,7 +209,7 @@ class Projection:
         turn = self.turns.pop(turn_id, None)
         if turn is None:
             return None
-        return self._metadata.turn_ended(ended_turn(turn, data, sequence, time_ms), data)
+        return self._metadata.end_turn(ended_turn(turn, data, sequence, time_ms), data)
 
     def _update_request(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 from weakref import ref
 
 from sandbox_agent.engine.feed import Chunk, Slice, collect
@@ -13,9 +12,6 @@ from sandbox_agent.engine.sse import encode_event, encode_messages
 from sandbox_agent.persist.store import SessionRow, SessionStore
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
-
-if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.registry import RecordedSession as LiveSession  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 __all__ = ["PublishedSession", "TailMemory"]
 

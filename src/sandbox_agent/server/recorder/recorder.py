@@ -229,13 +229,6 @@ class Recorder:
         """
         await self._run_job(_do_nothing, None)
 
-    apply = add_events
-
-    async def settle(self, session: RecordedSession) -> None:
-        """Flush."""
-        del session
-        await self.flush()
-
     async def wait_flushed(self) -> None:
         """Return when everything is stored that was queued before, however long the store fails."""
         while True:

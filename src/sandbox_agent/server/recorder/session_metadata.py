@@ -1,4 +1,4 @@
-"""What a session's row learns on the way: title, model, mode, tokens and cost."""
+"""Keeps the metadata of a session's row: title, model, mode, tokens and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import UsageInfo
 from sandbox_agent.wire.universal import JsonPart, StatusPart, TurnEventData, UniversalItem
 
-__all__ = ["Learner"]
+__all__ = ["SessionMetadata"]
 
 _TOKENS = {
     "inputTokens": "input_tokens",
@@ -32,17 +32,17 @@ _REPORTING = frozenset(
 )
 
 
-class _Given(msgspec.Struct):
-    """What a session was made with, as far as it matters here."""
+class _Settings(msgspec.Struct):
+    """The part of the request that created a session which matters here."""
 
     title: str | None = None
 
 
-class Learner:
-    """Keeps a session's row up to date with what its agent tells.
+class SessionMetadata:
+    """Keeps a session's row up to date with what its agent reports.
 
-    Tokens are summed over the turns; a cost is what the agent says that the session cost so far, and a
-    turn's is by how much that grew.
+    Tokens are summed over the turns. The agent reports the cost of the session so far; the cost of a turn is
+    the growth in it.
     """
 
     def __init__(self, row: SessionRow) -> None:
@@ -51,8 +51,8 @@ class Learner:
         self._usage = _read_usage(row.usage)
         self._before: dict[str, dict[str, float]] = {}
 
-    def status(self, item: UniversalItem, turns: dict[str, TurnRow]) -> None:
-        """Take a status item."""
+    def add_status(self, item: UniversalItem, turns: dict[str, TurnRow]) -> None:
+        """Update the row by a status item."""
         label, detail = "", None
         value: Any = None
         for part in item.content:
@@ -60,25 +60,25 @@ class Learner:
                 label, detail = part.label, part.detail
             elif isinstance(part, JsonPart):
                 value = part.json
-        told = members(value)
+        reported = members(value)
         if label == "title":
             if not self._named:
                 self._row.title = detail
         elif label == "mode" and detail:
             self._row.agent_mode = detail
         elif label == "config":
-            self._options(told.get("configOptions"))
+            self._update_options(reported.get("configOptions"))
         elif label == "usage":
-            self._context(told)
+            self._update_usage(reported)
             for turn_id in turns:
                 self._before.setdefault(turn_id, dict(self._usage.cost or {}))
 
-    def turn_started(self, turn_id: str) -> None:
-        """Note what the session cost before the turn."""
+    def start_turn(self, turn_id: str) -> None:
+        """Note the cost of the session before the turn."""
         self._before[turn_id] = dict(self._usage.cost or {})
 
-    def turn_ended(self, turn: TurnRow, data: TurnEventData) -> TurnRow:
-        """Return the turn's row with what it used; the session's grows by it."""
+    def end_turn(self, turn: TurnRow, data: TurnEventData) -> TurnRow:
+        """Return the turn's row with its usage, and add that to the session's."""
         usage = members(members(data.metadata).get("usage"))
         mine = UsageInfo()
         for name, attribute in _TOKENS.items():
@@ -98,8 +98,8 @@ class Learner:
         self._row.usage = msgspec.json.encode(self._usage)
         return msgspec.structs.replace(turn, usage=msgspec.json.encode(mine))
 
-    def reply(self, reply: Reply, line: bytes) -> None:
-        """Take the response to a request that made, opened or changed the session."""
+    def add_reply(self, reply: Reply, line: bytes) -> None:
+        """Update the row by the response to a request that created, opened or changed the session."""
         if not reply.succeeded:
             return
         if reply.method == "session/set_model" and reply.value:
@@ -117,9 +117,9 @@ class Learner:
         model = members(result.get("models")).get("currentModelId")
         if isinstance(model, str) and model:
             self._row.model = model
-        self._options(result.get("configOptions"))
+        self._update_options(result.get("configOptions"))
 
-    def _options(self, options: object) -> None:
+    def _update_options(self, options: object) -> None:
         if not isinstance(options, list):
             return
         for option in cast("list[Any]", options):
@@ -135,8 +135,8 @@ class Learner:
             elif category == "thought_level":
                 self._row.variant = value
 
-    def _context(self, told: dict[str, Any]) -> None:
-        used, size, cost = told.get("used"), told.get("size"), members(told.get("cost"))
+    def _update_usage(self, reported: dict[str, Any]) -> None:
+        used, size, cost = reported.get("used"), reported.get("size"), members(reported.get("cost"))
         if isinstance(used, int):
             self._usage.context_used = used
         if isinstance(size, int):
@@ -155,8 +155,8 @@ def _read_usage(usage: bytes | None) -> UsageInfo:
 
 
 def _was_named(row: SessionRow) -> bool:
-    """Whether a user gave the session its title, which the agent's own does not replace."""
+    """Return whether a user gave the session its title, which the agent's own does not replace."""
     try:
-        return msgspec.json.decode(row.settings or b"{}", type=_Given).title is not None
+        return msgspec.json.decode(row.settings or b"{}", type=_Settings).title is not None
     except msgspec.DecodeError:  # written by a version that this one does not know
         return False

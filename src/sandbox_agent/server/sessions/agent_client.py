@@ -22,7 +22,7 @@ from sandbox_agent.server.recorder.registry import RecordedSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 from sandbox_agent.wire.members import members
 
-__all__ = ["METHOD_NOT_FOUND", "AgentClient", "AgentLink", "answer", "native_id_of", "refusal", "refused"]
+__all__ = ["METHOD_NOT_FOUND", "AgentClient", "answer", "native_id_of", "refusal", "refused"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -228,9 +228,6 @@ class AgentClient:
             await self._bridge.delete(server_id)
         else:  # a client deleted or reused the id over /v1/acp
             await self._connection.close()
-
-
-AgentLink = AgentClient
 
 
 async def answer(

@@ -11,7 +11,7 @@ from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.recorder import Recorder
 
-__all__ = ["Parts", "SessionContext"]
+__all__ = ["SessionContext"]
 
 
 @dataclass(slots=True)
@@ -30,6 +30,3 @@ class SessionContext:
     tasks: TaskGroup
     starts: anyio.CapacityLimiter
     halted: bool = False
-
-
-Parts = SessionContext

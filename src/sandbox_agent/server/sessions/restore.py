@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandbox_agent.engine.restore import (
     Ladder,
@@ -19,16 +19,14 @@ from sandbox_agent.engine.restore import (
 from sandbox_agent.engine.settings import Call
 from sandbox_agent.errors import AcpRpcError, ProblemError, SettingNotConfirmedError
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
-from sandbox_agent.server.sessions.agent_client import AgentLink, native_id_of, refused
-from sandbox_agent.server.sessions.context import Parts
+from sandbox_agent.server.recorder import RecordedSession
+from sandbox_agent.server.sessions.agent_client import AgentClient, native_id_of, refused
+from sandbox_agent.server.sessions.context import SessionContext
 from sandbox_agent.server.sessions.requests import settings_of
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, chosen_settings, perform
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
-
-if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.published_session import LiveSession
 
 __all__ = ["REPLAY_CHARS", "REPLAY_ENVELOPES", "NativeRestoreLostError", "history", "restore"]
 
@@ -44,13 +42,15 @@ class NativeRestoreLostError(Exception):
     """The agent exited while it opened its own session: restore in a new process, without that session."""
 
 
-async def restore(link: AgentLink, live: LiveSession, parts: Parts, *, native: bool = True) -> str | None:
+async def restore(
+    client: AgentClient, session: RecordedSession, context: SessionContext, *, native: bool = True
+) -> str | None:
     """Open the session in a new agent process, and set what was chosen for it.
 
     Args:
-        link: the agent.
-        live: the session.
-        parts: the recorder and the store.
+        client: the agent.
+        session: the session.
+        context: the recorder and the store.
         native: whether the agent may be asked for its own session.
 
     Returns:
@@ -59,18 +59,18 @@ async def restore(link: AgentLink, live: LiveSession, parts: Parts, *, native: b
     Raises:
         NativeRestoreLostError: the agent exited when it was asked for its own session.
         SettingNotConfirmedError: a chosen setting could not be confirmed; nothing may be prompted.
-        ProblemError: the agent refuses even a new session, or is gone.
+        ProblemError: the agent refuses even a new session, or has ended.
         PersistError: the history can't be read.
     """
-    recorder = parts.recorder
-    await recorder.settle(live)
-    row, chosen = live.row, chosen_settings(live.row)
-    rows = await parts.store.newest_envelopes(row.key, limit=REPLAY_ENVELOPES)
+    recorder = context.recorder
+    await recorder.flush()
+    row, chosen = session.row, chosen_settings(session.row)
+    rows = await context.store.newest_envelopes(row.key, limit=REPLAY_ENVELOPES)
     ladder = Ladder(
         Plan(
-            agent=link.agent,
+            agent=client.agent,
             native_id=(row.native_session_id or "") if native else "",
-            methods=native_methods(link.initialized),
+            methods=native_methods(client.initialized),
             init={
                 "cwd": row.directory or os.getcwd(),  # noqa: PTH109 - a string is sent
                 "mcpServers": settings_of(row).mcp_servers or [],
@@ -83,15 +83,15 @@ async def restore(link: AgentLink, live: LiveSession, parts: Parts, *, native: b
             max_chars=REPLAY_CHARS,
         )
     )
-    await recorder.apply(live, lambda p, t: p.restoring(t))
+    await recorder.add_events(session, lambda p, t: p.restoring(t))
     for step in ladder:
         if isinstance(step, Call):
-            await _call(step, link, live, parts)
+            await _call(step, client, session, context)
         elif not isinstance(step, ReadNewest):
-            await perform(step, link, live, parts)
+            await perform(step, client, session, context)
     outcome = ladder.outcome
-    await recorder.apply(
-        live,
+    await recorder.add_events(
+        session,
         lambda p, t: p.restored(
             t,
             method=outcome.method,
@@ -105,7 +105,7 @@ async def restore(link: AgentLink, live: LiveSession, parts: Parts, *, native: b
     if outcome.failed:
         raise SettingNotConfirmedError(row.session_id, outcome.failed)
     if outcome.applied:
-        await recorder.update(live, **_columns(outcome.applied))
+        await recorder.update(session, **_columns(outcome.applied))
     return outcome.text
 
 
@@ -114,28 +114,30 @@ def _columns(applied: Mapping[str, Any]) -> dict[str, Any]:
     return {names[name]: value for name, value in applied.items() if name in names}
 
 
-async def _call(step: Call, link: AgentLink, live: LiveSession, parts: Parts) -> None:
-    before = live.row.last_envelope
+async def _call(step: Call, client: AgentClient, session: RecordedSession, context: SessionContext) -> None:
+    before = session.row.last_envelope
     try:
-        await perform(step, link, live, parts)
+        await perform(step, client, session, context)
     except ProblemError as error:
-        if not isinstance(step, OpenSession) or link.alive:
+        if not isinstance(step, OpenSession) or client.alive:
             raise
-        raise NativeRestoreLostError(f"{link.agent} exited in {step.method}: {error}") from error
+        raise NativeRestoreLostError(f"{client.agent} exited in {step.method}: {error}") from error
     if step.refusal is not None:
         error = step.refusal.error
         if not step.may_fail and error is not None:
-            raise refused(link.agent, step.method, error) if isinstance(error, AcpRpcError) else error
+            raise refused(client.agent, step.method, error) if isinstance(error, AcpRpcError) else error
     elif isinstance(step, OpenSession):
-        link.native_id = step.opens
-        await parts.recorder.settle(live)
-        rows = await parts.store.newest_envelopes(live.row.key, limit=REPLAY_ENVELOPES)
-        step.told = _told([row for row in rows if row.index > before and row.sender == "agent"], live.row)
+        client.native_id = step.opens
+        await context.recorder.flush()
+        rows = await context.store.newest_envelopes(session.row.key, limit=REPLAY_ENVELOPES)
+        step.told = _read_reported(
+            [row for row in rows if row.index > before and row.sender == "agent"], session.row
+        )
     elif step.method == "session/new":
-        link.native_id = native_id_of(link.agent, step.result)
+        client.native_id = native_id_of(client.agent, step.result)
 
 
-def _told(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
+def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
     told, retelling = Told(), Retelling()
     retelling.begin()
     for event in history(row, rows):

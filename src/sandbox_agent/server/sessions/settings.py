@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import msgspec
@@ -30,14 +30,12 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
-from sandbox_agent.server.sessions.agent_client import AgentLink, refused
-from sandbox_agent.server.sessions.context import Parts
+from sandbox_agent.server.recorder import RecordedSession
+from sandbox_agent.server.sessions.agent_client import AgentClient, refused
+from sandbox_agent.server.sessions.context import SessionContext
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import CreateSessionRequest
-
-if TYPE_CHECKING:
-    from sandbox_agent.server.recorder.published_session import LiveSession
 
 __all__ = [
     "MODE",
@@ -107,27 +105,27 @@ def chosen_settings(row: SessionRow) -> ChosenSettings:
     )
 
 
-async def perform(step: Step, link: AgentLink, live: LiveSession, parts: Parts) -> None:
+async def perform(step: Step, client: AgentClient, session: RecordedSession, context: SessionContext) -> None:
     """Perform a step of a settings generator and store its outcome in it.
 
     Raises:
-        ProblemError: the agent is gone.
+        ProblemError: the agent has ended.
         PersistError: what the agent reported can't be read.
     """
     if isinstance(step, Call):
         try:
-            step.result = await link.call(step.method, step.params)
+            step.result = await client.call(step.method, step.params)
         except AcpRpcError as error:
-            logger.info("agent %s: %s failed: %s", link.agent, step.method, error)
+            logger.info("agent %s: %s failed: %s", client.agent, step.method, error)
             step.refusal = Refusal(str(error), error.code, error)
         except RequestTimeoutError as error:
-            logger.warning("agent %s: %s: %s", link.agent, step.method, error)
+            logger.warning("agent %s: %s: %s", client.agent, step.method, error)
             step.refusal = Refusal(str(error), error=error)
     elif isinstance(step, ReadReported):
         await anyio.sleep(SETTLE_SECONDS)
-        await parts.recorder.settle(live)
-        rows = await parts.store.newest_envelopes(live.row.key, limit=_MAX_ENVELOPES)
-        step.values = reported_settings(_payloads(rows, link.connection_id))
+        await context.recorder.flush()
+        rows = await context.store.newest_envelopes(session.row.key, limit=_MAX_ENVELOPES)
+        step.values = reported_settings(_payloads(rows, client.connection_id))
     # AskOptions: of an agent that reports no options, none are known here.
 
 
@@ -162,30 +160,34 @@ def _problem(agent: str, failure: Failure) -> SandboxAgentError:
 
 
 async def set_chosen(
-    link: AgentLink, live: LiveSession, parts: Parts, result: dict[str, Any], chosen: ChosenSettings
+    client: AgentClient,
+    session: RecordedSession,
+    context: SessionContext,
+    result: dict[str, Any],
+    chosen: ChosenSettings,
 ) -> AgentSettings:
     """Set and confirm the chosen settings in a session that was just created.
 
     Args:
-        link: the agent.
-        live: the session.
-        parts: the recorder and the store have what the agent reports.
+        client: the agent.
+        session: the session.
+        context: the recorder and the store have what the agent reports.
         result: the agent's result of session/new.
         chosen: what was chosen.
 
     Raises:
         ModeNotSupportedError: the agent has no such mode.
         InvalidRequestError: it has no such model or variant.
-        ProblemError: it refuses, reports another value afterwards, or is gone.
+        ProblemError: it refuses, reports another value afterwards, or has ended.
     """
-    settings = AgentSettings.of_result(link.native_id, result)
+    settings = AgentSettings.of_result(client.native_id, result)
     steps = settings.confirm(chosen.wanted())
     try:
         while True:
             step = next(steps)
-            await perform(step, link, live, parts)
+            await perform(step, client, session, context)
     except StopIteration as end:
         failures: list[Failure] = end.value
     if failures:
-        raise _problem(link.agent, failures[0])
+        raise _problem(client.agent, failures[0])
     return settings
