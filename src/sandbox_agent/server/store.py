@@ -1,4 +1,4 @@
-"""``--store``: where the server keeps what is more than its memory."""
+"""``--store``: opens the store of the server, and keeps others from using it."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ __all__ = [
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# How often it is looked for deletes that have left something in the file; at the start, too.
+# How often interrupted deletes are finished; at the start, too.
 FINISH_SECONDS = 60.0
-# How often a file that nobody may be writing is tried, for health; and while it can't be written.
+# How often an idle store is checked, for health; and a store that fails.
 CHECK_SECONDS = 5.0
-AGAIN_SECONDS = 0.5
-# How long the end of the server waits for a database to take leave of.
+CHECK_FAILED_SECONDS = 0.5
+# How long the end of the server waits for the connection to a database to be closed.
 CLOSE_SECONDS = 5.0
 MEMORY_STORE = "memory"
 _SQLITE = "sqlite:"
-# In the platform's folder for data; holds this server's own namespace.
+# In the platform's folder for data; holds the namespace of this machine's server.
 _NAMESPACE_FILE: Final = "store-namespace"
 _MAX_NAMESPACE: Final = 200
 
@@ -62,62 +62,60 @@ class RemoteStore(SessionStore, Protocol):
     """
 
     async def finish_deletes(self) -> None:
-        """Go on with deletes that were interrupted."""
+        """Finish deletes that were interrupted."""
         ...
 
     async def close(self) -> None:
-        """Let go of the namespace."""
+        """Release the namespace and close the connections."""
         ...
 
 
 class Store(NamedTuple):
-    """What a server keeps: the feeds that memory has no room for, and its sessions."""
+    """What a server stores: the feeds that memory has no room for, and its sessions."""
 
     spill: Spill
     sessions: SessionStore
 
 
 def default_store() -> str:
-    """Return the store of a server that was told none: in the platform's folder for data."""
+    """Return the default store: a file in the platform's folder for data."""
     return f"{_SQLITE}{data_dir() / 'server.db'}"
 
 
 def check_store(store: str) -> str:
-    """Return the value of ``--store``.
+    """Check the value of ``--store`` and return its URL.
 
     Raises:
-        InvalidRequestError: it names no kind of store.
+        InvalidRequestError: it does not name a kind of store.
     """
     url = parse_store_url(store)
     if url.encrypted:
         raise InvalidRequestError(
-            f"the store '{url.shown}' is an SDK's: the server encrypts nothing, so leave 'encrypted+' out"
+            f"the store '{url.shown}' is for the SDK: the server does not encrypt, so leave 'encrypted+' out"
         )
     if url.path is None:
         return url.where
     if not url.path.name:
-        raise InvalidRequestError(f"the store '{url.shown}' names no file: give 'sqlite:PATH'")
+        raise InvalidRequestError(f"the store '{url.shown}' has no file name: use 'sqlite:PATH'")
     return f"{_SQLITE}{url.where}"
 
 
 def check_namespace(namespace: str) -> str:
-    """Return the value of ``--store-namespace``.
+    """Check the value of ``--store-namespace`` and return it.
 
     Raises:
         InvalidRequestError: it is empty, long, or not printable.
     """
     if not namespace.strip() or len(namespace) > _MAX_NAMESPACE or not namespace.isprintable():
-        raise InvalidRequestError(
-            f"a store's namespace has 1 to {_MAX_NAMESPACE} printable characters: give another one"
-        )
+        raise InvalidRequestError(f"a store's namespace must have 1 to {_MAX_NAMESPACE} printable characters")
     return namespace
 
 
 def default_namespace() -> str:
-    """Return this server's own namespace: made once, and kept in the platform's folder for data.
+    """Return the namespace of this machine's server, stored in the platform's folder for data.
 
     Raises:
-        PersistError: it can't be kept.
+        PersistError: it can't be stored.
     """
     path = data_dir() / _NAMESPACE_FILE
     try:
@@ -128,18 +126,18 @@ def default_namespace() -> str:
             file.write(f"server-{secrets.token_hex(8)}\n")
             file.flush()
             os.fsync(file.fileno())
-            with suppress(FileExistsError):  # another server of this machine was quicker
+            with suppress(FileExistsError):  # another server of this machine was faster
                 os.link(file.name, path)
         return check_namespace(path.read_text().strip())
     except (OSError, UnicodeError, InvalidRequestError) as error:
         raise PersistError(
-            f"the namespace of this server's sessions can't be kept in '{path}' ({error}): "
-            "give --store-namespace a name"
+            f"the namespace of this server's sessions can't be stored in '{path}' ({error}): "
+            "use --store-namespace NAME"
         ) from error
 
 
 def secrets_of(store: str) -> Sequence[str]:
-    """Return what must not be logged of a store's URL: all of it, and its password."""
+    """Return the parts of a store's URL that must not be logged: all of it, and its password."""
     if "://" not in store:
         return []
     found = [store]
@@ -151,7 +149,7 @@ def secrets_of(store: str) -> Sequence[str]:
 
 
 def trouble_of(store: SessionStore) -> str | None:
-    """Return why a store can't be used now, where it knows by itself."""
+    """Return why a store can't be used now, if the store knows."""
     trouble: object = getattr(store, "trouble", None)
     return trouble if isinstance(trouble, str) else None
 
@@ -162,11 +160,11 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
 
     Args:
         store: a value of ``--store``.
-        namespace: which part of a shared database; None takes this server's own.
+        namespace: this server's sessions in a shared database; None for the namespace of this machine.
 
     Raises:
-        InvalidRequestError: it names no kind of store, or the store has no namespaces.
-        PersistError: it can't be opened, or another server has it.
+        InvalidRequestError: the value does not name a kind of store, or the store has no namespaces.
+        PersistError: the store can't be opened, or another server uses it.
     """
     store = check_store(store)
     url = parse_store_url(store)
@@ -176,12 +174,12 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
         return
     if namespace is not None:
         raise InvalidRequestError(
-            f"the store '{url.shown}' has no namespaces: leave --store-namespace out, or give --store a "
-            "database"
+            f"the store '{url.shown}' has no namespaces: leave --store-namespace out, or use a database "
+            "as the store"
         )
     if store == MEMORY_STORE:
-        # nothing is kept, and memory is no longer than a disk: SQLite's own temporary file holds the rest
-        thread = SQLiteThread(TEMPORARY, prepare=_lean)
+        # SQLite's own temporary file holds what memory has no room for; it is gone at the end.
+        thread = SQLiteThread(TEMPORARY, prepare=_limit_cache)
         try:
             sessions = SQLiteSessionStore(thread, thread)
             await sessions.open()
@@ -191,14 +189,17 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
         return
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
     with _owned(path):
-        writer, reader = SQLiteThread(path, prepare=_lean), SQLiteThread(path, read_only=True)
+        writer, reader = SQLiteThread(path, prepare=_limit_cache), SQLiteThread(path, read_only=True)
         searcher = SQLiteThread(path, read_only=True)
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()
             sessions = SQLiteSessionStore(writer, reader, searcher)
             await sessions.open()
-            async with _beside(partial(_finish_deletes, sessions)), _beside(partial(_check, sessions)):
+            async with (
+                _in_background(partial(_finish_deletes, sessions)),
+                _in_background(partial(_check, sessions)),
+            ):
                 yield Store(segments, sessions)
         finally:
             await searcher.close()
@@ -211,7 +212,7 @@ async def _open_remote(url: StoreURL, namespace: str) -> AsyncGenerator[Store]:
     sessions = _remote(url, namespace)
     try:
         await sessions.open()
-        async with _beside(partial(_finish_deletes, sessions)):
+        async with _in_background(partial(_finish_deletes, sessions)):
             # Feeds end with their server: they stay on its machine.
             yield Store(FileSegments(), sessions)
     finally:
@@ -234,8 +235,8 @@ def _remote(url: StoreURL, namespace: str) -> RemoteStore:
 
 
 @asynccontextmanager
-async def _beside(work: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Run it beside the block; no task group, as what fails in the block is to be raised as it is."""
+async def _in_background(work: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Run work during the block, without a task group, which would wrap the block's errors in a group."""
     scope = anyio.CancelScope()
 
     async def run() -> None:
@@ -246,35 +247,35 @@ async def _beside(work: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        scope.cancel()  # again and again: a client library may take a cancellation for its own
+        scope.cancel()  # A scope cancels repeatedly: a client library may swallow one cancellation.
         await asyncio.wait([running])
 
 
 async def _finish_deletes(sessions: SQLiteSessionStore | RemoteStore) -> None:
-    """End the deletes that a former run had begun, and what could not be cleaned at once."""
+    """Finish deletes that an earlier run had started, or that could not be finished at once."""
     while True:
         try:
             await sessions.finish_deletes()
         except PersistError as error:
-            logger.warning("what was deleted is still in the store, the next try is in a minute (%s)", error)
+            logger.warning("deleted data is still in the store, the next attempt is in a minute (%s)", error)
         await anyio.sleep(FINISH_SECONDS)
 
 
 async def _check(sessions: SQLiteSessionStore) -> None:
-    """Keep what the store says of itself true, also while nobody has anything to store."""
+    """Keep the reported health of the store up to date, also while nothing is stored."""
     while True:
-        await anyio.sleep(CHECK_SECONDS if sessions.trouble is None else AGAIN_SECONDS)
+        await anyio.sleep(CHECK_SECONDS if sessions.trouble is None else CHECK_FAILED_SECONDS)
         await sessions.check()
 
 
-def _lean(connection: sqlite3.Connection) -> None:
-    # A log is written at its end, so few pages are warm; a sandbox has better use for the memory.
+def _limit_cache(connection: sqlite3.Connection) -> None:
+    # A log is written at its end, so few pages are in use; the memory serves a sandbox better elsewhere.
     connection.execute("PRAGMA cache_size=-4096")
 
 
 @contextmanager
 def _owned(path: Path) -> Generator[None]:
-    """Hold the store against other servers; the kernel lets go of it however this one ends."""
+    """Lock the store against other servers; the kernel releases the lock however this server ends."""
     try:
         # One lock, whatever symbolic links lead to the file.
         target = path.resolve()
@@ -287,7 +288,7 @@ def _owned(path: Path) -> Generator[None]:
         ) from error
     except RuntimeError as error:
         raise PersistError(
-            f"the store '{path}' can't be opened, its symbolic links lead nowhere: {error}"
+            f"the store '{path}' can't be opened, its symbolic links form a loop: {error}"
         ) from error
     with file:
         try:
@@ -299,6 +300,6 @@ def _owned(path: Path) -> Generator[None]:
         if target.is_file() and target.stat().st_nlink > 1:
             raise PersistError(
                 f"the store '{path}' has several names (hard links): each would get a log of its own "
-                "and damage it: copy the file, and give --store the copy"
+                "and damage it: copy the file, and use the copy for --store"
             )
         yield

@@ -7,55 +7,51 @@ import time
 
 __all__ = ["Pace"]
 
-# What the recorder does at once: the others wait that long at most.
+# The recorder works this long at once: other tasks wait no longer for it.
 SLICE_SECONDS = 0.0005
-# For each second that the others work, the recorder works a quarter of one: a fifth of a busy loop.
+# For each second that other tasks work, the recorder works a quarter of one: a fifth of a busy loop.
 SHARE = 0.25
-# A turn of the loop in which nobody else did anything takes less.
+# An iteration of the loop in which nothing else worked takes less.
 IDLE_SECONDS = 0.00004
 
 
 class Pace:
-    """Lets the loop turn between slices of work.
+    """Lets other tasks work between slices of the recorder's work.
 
-    What it and the others took is the thread's own time: a busy machine, or the store's thread, is
-    nobody's work.
+    It counts the thread's own time: a busy machine and the store's thread are not other tasks.
+
+    Two rows of ``python -m benchmarks`` need it: "agent's write to viewer's read, 100 viewers, 200/s" (p50 is
+    1.3 times as long without it, p99 1.4 times), and "20,000 x 200 B, 10 readers, recorder on and off".
     """
 
     def __init__(self) -> None:
         self._until = 0.0
         self._begun = 0.0
         self._credit = SLICE_SECONDS
-        self._aside = 0.0
 
-    def begin(self) -> None:
-        """The recorder was asleep and begins to work."""
+    def start_slice(self) -> None:
+        """Start a slice after the recorder had nothing to do."""
         self._begun = time.thread_time()
         self._until = time.perf_counter() + SLICE_SECONDS
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether the slice is used up."""
         return time.perf_counter() >= self._until
 
-    def aside(self, seconds: float) -> None:
-        """The recorder took that much of the thread's time in another task, between its slices."""
-        self._aside += seconds
-
-    async def turn(self) -> None:
-        """Let the others work, as long as they are owed."""
+    async def wait_turn(self) -> None:
+        """Let other tasks work as long as they are owed, and start a slice."""
         ended = time.thread_time()
         self._credit -= ended - self._begun
         while True:
             await asyncio.sleep(0)
             now = time.thread_time()
-            aside, self._aside = self._aside, 0.0
-            others = now - ended - aside
+            others = now - ended
             ended = now
             if others < IDLE_SECONDS:
                 self._credit = SLICE_SECONDS
                 break
-            self._credit = min(self._credit + others * SHARE - aside, SLICE_SECONDS)
+            self._credit = min(self._credit + others * SHARE, SLICE_SECONDS)
             if self._credit > 0:
                 break
         self._begun = now

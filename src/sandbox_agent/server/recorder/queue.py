@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Binding", "Closing", "Entry", "Envelopes", "Job", "RecorderQueue", "Tap"]
 
-# How long the first envelope waits for others: small responses and pieces of a text arrive one by one, and
-# each would cost a transaction of its own.
+# How long the first envelope waits for others: small responses and pieces of a text arrive one by one, and a
+# transaction for each would take the event loop from the clients.
 GATHER_SECONDS = 0.003
 
 
@@ -159,7 +159,11 @@ class RecorderQueue:
             await self._consumer
 
     async def gather(self) -> None:
-        """Wait a moment for more entries, so that they are stored together; a job does not wait."""
+        """Wait a moment for more entries, so that they are stored together; a job does not wait.
+
+        Two rows of ``python -m benchmarks`` need it: keep-alive requests "answered by two updates and a line"
+        take 1.8 times as long without it, those "answered by one line" 1.3 times.
+        """
         if any(isinstance(entry, Job) for entry in self._entries):
             return
         loop = asyncio.get_running_loop()

@@ -54,7 +54,7 @@ class Worker:
         committer: where rows go.
         store: for what is not in memory.
         clock: the time in milliseconds since the epoch.
-        pace: how much of the event loop it takes.
+        pace: limits how much of the event loop it takes.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled."""
         queue, pace = self._queue, self._pace
-        pace.begin()
+        pace.start_slice()
         while True:
             entry = queue.pop()
             if entry is None:
@@ -98,7 +98,7 @@ class Worker:
                 self._committer.offer()
                 await queue.wait()
                 await queue.gather()
-                pace.begin()
+                pace.start_slice()
                 continue
             self.busy = True
             try:
@@ -107,7 +107,7 @@ class Worker:
                 logger.exception("something could not be recorded")
             finally:
                 self._flush_rows()
-            if pace.over:
+            if pace.is_over:
                 await self._yield()
 
     async def _process(self, entry: Entry) -> None:
@@ -127,7 +127,7 @@ class Worker:
         self._committer.offer()
         if self._committer.size > BATCH_BYTES:
             await self._committer.wait_taken()
-        await self._pace.turn()
+        await self._pace.wait_turn()
 
     def _flush_rows(self) -> None:
         """Give the committer the rows of this entry, completed by those of the sessions themselves."""
@@ -158,7 +158,7 @@ class Worker:
                         await self._record_special(connection, entry, line, route)
                     else:
                         self._project(session, entry, line)
-                if self._pace.over and start + SLICE < len(lines):
+                if self._pace.is_over and start + SLICE < len(lines):
                     self._flush_rows()
                     await self._yield()
         finally:
