@@ -107,7 +107,7 @@ async def test_an_event_of_a_batch_reaches_no_listener_that_unsubscribed_in_it()
         unsubscribe()
 
     unsubscribe = journal.listen(once)
-    journal.put("agent", [b"{}", b"{}", b"{}"], "c")
+    journal.append("agent", [b"{}", b"{}", b"{}"], "c")
     await journal.flush()
     await owner.stop()
     assert len(heard) == 1

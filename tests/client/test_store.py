@@ -137,14 +137,14 @@ async def test_a_store_that_is_slower_than_the_answer_keeps_it_behind_its_update
     shared_server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "COMPLETE_FEED_SILENCE", 0.5)
-    monkeypatch.setattr(journal_module, "CROWDED_EVENTS", 10)
+    monkeypatch.setattr(journal_module, "MAX_PENDING_EVENTS", 10)
     driver = FailingDriver()
     async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
         session = await sdk.create_session(agent="mock")
         driver.gate = asyncio.Event()
         with anyio.fail_after(20):
             turn = asyncio.create_task(session.prompt("burst 20000 200"))
-            await until(lambda: journal_of(session).crowded)
+            await until(lambda: journal_of(session).over_limit)
             asyncio.get_running_loop().call_later(1.5, driver.gate.set)
             await turn
         kinds = methods(await all_events(sdk, session))
@@ -159,7 +159,7 @@ async def test_a_slow_store_holds_the_feed_back_and_keeps_everything(shared_serv
         driver.gate = asyncio.Event()
         with anyio.fail_after(20):
             turn = asyncio.create_task(session.prompt("burst 60000 200"))
-            await until(lambda: journal_of(session).crowded)
+            await until(lambda: journal_of(session).over_limit)
             driver.gate.set()
             await turn
         assert methods(await all_events(sdk, session)).count("session/update") == 60_000
@@ -179,7 +179,7 @@ async def test_events_that_wait_are_appended_as_one_batch() -> None:
     driver = FailingDriver()
     journal, tasks = await _journal(driver)
     for number in range(500):
-        journal.put("agent", [b'{"method":"n","params":%d}' % number], "c")
+        journal.append("agent", [b'{"method":"n","params":%d}' % number], "c")
     await journal.flush()
     assert driver.appends == 1
     assert await driver.last_event_index("s") == 500
@@ -195,7 +195,7 @@ async def test_events_beyond_the_bound_are_counted_and_told(
     driver.failing = True
     with caplog.at_level(logging.CRITICAL):
         for number in range(15):
-            journal.put("agent", [b'{"method":"n","params":%d}' % number], "c")
+            journal.append("agent", [b'{"method":"n","params":%d}' % number], "c")
             with pytest.raises(PersistError):
                 await journal.flush()
         with pytest.raises(PersistError, match="5 more are lost"):
@@ -222,7 +222,7 @@ async def test_nothing_is_stored_while_a_journal_is_held() -> None:
     driver = FailingDriver()
     journal, tasks = await _journal(driver)
     journal.hold()
-    journal.put("client", [b"{}"], "c")
+    journal.append("client", [b"{}"], "c")
     journal.change(agent_session_id="b")
     for _ in range(5):
         await asyncio.sleep(0)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-import httpx2
-
 from sandbox_agent.client.awaitable_context import AwaitableContext
-from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
 from sandbox_agent.client.options import ClientOptions, SessionOptions, check_keywords
 from sandbox_agent.client.permissions import PermissionPolicy
+from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session, session_handle
@@ -42,51 +41,42 @@ class SandboxAgent(ServerApi):
         persist: the driver that stores sessions and events.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str | None = None,
-        token: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        persist: SessionPersistDriver | None = None,
-        replay_max_events: int = DEFAULT_REPLAY_MAX_EVENTS,
-        replay_max_chars: int = DEFAULT_REPLAY_MAX_CHARS,
-        skip_health_check: bool = False,
-        health_timeout: float | None = None,
-    ) -> None:
+    def __init__(self, *, base_url: str | None = None, **options: Unpack[ClientOptions]) -> None:
         """Prepare a client; call ``connect`` or ``start`` instead, which also begin to work."""
-        url = (base_url or "").strip()
+        check_keywords(options, ClientOptions, "SandboxAgent")
+        url, transport = (base_url or "").strip(), options.get("transport")
         if not url and transport is None:
             raise ValueError("base_url is required unless a transport is given")
+        persist = options.get("persist")
         if persist is None:
             from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 
             persist = InMemorySessionPersistDriver()
         self.base_url: str = (url or DEFAULT_BASE_URL).rstrip("/")
-        self.persist = persist
+        self.persist: SessionPersistDriver = persist
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None
         self._disposing = False
         self._disposed = asyncio.Event()
         self._server_sessions: ServerSessions | None = None
-        self._http = Http(base_url=self.base_url, token=token, headers=headers, transport=transport)
+        self._http = Http(
+            base_url=self.base_url,
+            token=options.get("token"),
+            headers=options.get("headers"),
+            transport=transport,
+        )
         self._tasks = TaskOwner()
-        self._gate = HealthGate(
+        self._health = HealthCheck(
             self._http,
             self._tasks,
-            enabled=not skip_health_check,
-            timeout=health_timeout,
+            enabled=not options.get("skip_health_check", False),
+            timeout=options.get("health_timeout"),
             ensure_server=self._ensure_server,
         )
-        self._registry = SessionRegistry(
-            self._http,
-            self._tasks,
-            self._gate,
-            persist,
-            replay_max_events=max(replay_max_events, 1),
-            replay_max_chars=max(replay_max_chars, 1),
-        )
+        max_events = options.get("replay_max_events", DEFAULT_REPLAY_MAX_EVENTS)
+        max_chars = options.get("replay_max_chars", DEFAULT_REPLAY_MAX_CHARS)
+        limits = Limits(max(max_events, 1), max(max_chars, 1))
+        self._registry = SessionRegistry(self._http, self._tasks, self._health, persist, limits)
 
     @classmethod
     def connect(
@@ -141,7 +131,7 @@ class SandboxAgent(ServerApi):
                 self._attach(sandbox, raw_id)
                 await self._begin()
                 try:
-                    await self._gate.ready()
+                    await self._health.wait_ready()
                 except BaseException:
                     await self.dispose()
                     raise
@@ -155,7 +145,7 @@ class SandboxAgent(ServerApi):
 
     async def _begin(self) -> None:
         await self._tasks.start()
-        self._gate.check()
+        self._health.start()
 
     def _attach(self, provider: SandboxProvider, raw_id: str) -> None:
         self._provider = provider
@@ -253,7 +243,7 @@ class SandboxAgent(ServerApi):
     def sessions(self) -> ServerSessions:
         """The sessions that the server itself stores and drives."""
         if self._server_sessions is None:
-            self._server_sessions = ServerSessions(self._http, self._gate)
+            self._server_sessions = ServerSessions(self._http, self._health)
         return self._server_sessions
 
     async def create_session(

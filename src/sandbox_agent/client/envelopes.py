@@ -1,4 +1,4 @@
-"""What the client reads of an envelope, and nothing more: ids, method, session, kind of update."""
+"""Decodes the parts of an envelope that the client needs (id, method, session, update); encodes envelopes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ import msgspec
 from sandbox_agent.errors import AcpRpcError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
-__all__ = ["Answer", "Envelope", "Params", "Update", "decode", "notification", "request", "response"]
+__all__ = [
+    "Answer",
+    "Envelope",
+    "Params",
+    "Update",
+    "as_object",
+    "decode",
+    "notification",
+    "request",
+    "response",
+]
 
 
 class Update(msgspec.Struct, gc=False):
-    """The part of ``params.update`` that decides what happens to it."""
+    """The part of ``params.update`` that the client needs."""
 
     sessionUpdate: str | None = None  # noqa: N815 - the wire's name
 
 
 class Params(msgspec.Struct, gc=False):
-    """The part of ``params`` that says whose it is."""
+    """The part of ``params`` that the client needs."""
 
     sessionId: str | None = None  # noqa: N815 - the wire's name
     update: Update | None = None
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """The head of an envelope; ``id`` is JSON bytes, empty where there is none."""
+    """The head of an envelope; ``id`` is JSON bytes, empty if the envelope has no id."""
 
     id: msgspec.Raw = msgspec.Raw()
     method: str | None = None
@@ -34,21 +44,21 @@ class Envelope(msgspec.Struct, gc=False):
 
     @property
     def is_response(self) -> bool:
-        """Whether it answers a request."""
+        """Whether this is a response."""
         return self.method is None and bool(self.id)
 
     @property
     def is_request(self) -> bool:
-        """Whether an answer is owed; ids may be 0, strings, or anything but null."""
+        """Whether this is a request; its id may be 0, a string, or anything but null."""
         return self.method is not None and bool(self.id) and bytes(self.id) != b"null"
 
     @property
     def session_id(self) -> str | None:
-        """The agent's session id, where it has one."""
+        """The agent's session id, if the envelope has one."""
         return self.params.sessionId if self.params is not None else None
 
     def own_id(self) -> int | None:
-        """The id as one of ours (integers), or None."""
+        """Return the id if it is an integer, as the client's own ids are, else None."""
         raw = bytes(self.id)
         return int(raw) if raw.isdigit() else None
 
@@ -56,11 +66,16 @@ class Envelope(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(Envelope).decode
 
 
+def as_object(value: object) -> dict[str, Any]:
+    """Return a decoded JSON value if it is an object, else an empty one."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
 def decode(line: bytes) -> Envelope:
-    """Read an envelope's head.
+    """Decode an envelope's head.
 
     Raises:
-        InvalidEnvelopeError: it is no JSON object.
+        InvalidEnvelopeError: the line is not a JSON object.
     """
     try:
         return _decode(line)
@@ -68,34 +83,34 @@ def decode(line: bytes) -> Envelope:
         return _decode_slowly(line)
 
 
-def _decode_slowly(line: bytes) -> Envelope:
-    # Lone surrogates, params that are an array, a sessionId that is a number: read what can be read.
+def _load_object(line: bytes) -> dict[str, Any]:
     value: object = loads(line)
     if not isinstance(value, dict):
         raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
-    members = cast("dict[str, Any]", value)
-    method: object = members.get("method")
-    params: object = members.get("params")
+    return cast("dict[str, Any]", value)
+
+
+def _decode_slowly(line: bytes) -> Envelope:
+    # Lone surrogates, params that are an array, a sessionId that is a number: decode what is valid.
+    members = _load_object(line)
+    params = members.get("params")
     head = Envelope(
         id=msgspec.Raw(dumps(members["id"])) if "id" in members else msgspec.Raw(),
-        method=method if isinstance(method, str) else None,
+        method=_str_or_none(members.get("method")),
     )
     if isinstance(params, dict):
-        fields = cast("dict[str, Any]", params)
-        session_id: object = fields.get("sessionId")
-        update: object = fields.get("update")
-        kind: object = (
-            cast("dict[str, Any]", update).get("sessionUpdate") if isinstance(update, dict) else None
-        )
-        head.params = Params(
-            sessionId=session_id if isinstance(session_id, str) else None,
-            update=Update(kind if isinstance(kind, str) else None),
-        )
+        fields = as_object(cast("object", params))
+        kind = as_object(fields.get("update")).get("sessionUpdate")
+        head.params = Params(_str_or_none(fields.get("sessionId")), Update(_str_or_none(kind)))
     return head
 
 
+def _str_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 class Answer(msgspec.Struct):
-    """A response, decoded."""
+    """A decoded response."""
 
     result: Any = None
     error: dict[str, Any] | None = None
@@ -103,25 +118,24 @@ class Answer(msgspec.Struct):
     @classmethod
     def read(cls, line: bytes) -> Answer:
         """Decode a response envelope."""
-        value: object = loads(line)
-        if not isinstance(value, dict):
-            raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
-        members = cast("dict[str, Any]", value)
-        error: object = members.get("error")
-        return cls(members.get("result"), cast("dict[str, Any]", error) if isinstance(error, dict) else None)
+        members = _load_object(line)
+        error = members.get("error")
+        return cls(
+            members.get("result"), as_object(cast("object", error)) if isinstance(error, dict) else None
+        )
 
     def unwrap(self) -> Any:
         """Return the result.
 
         Raises:
-            AcpRpcError: it is an error.
+            AcpRpcError: the response is an error.
         """
         if self.error is None:
             return self.result
         code: object = self.error.get("code")
         raise AcpRpcError(
             code if isinstance(code, int) else -32603,
-            str(self.error.get("message") or "the agent answered an error without a message"),
+            str(self.error.get("message") or "the agent responded with an error without a message"),
             self.error.get("data"),
         )
 
@@ -137,6 +151,6 @@ def notification(method: str, params: object) -> bytes:
 
 
 def response(raw_id: msgspec.Raw, *, result: object = None, error: object = None) -> bytes:
-    """Encode the answer to a request of the agent's; its id goes back as the bytes that came."""
+    """Encode the response to a request of the agent; its id is sent as the bytes that were received."""
     outcome = {"error": error} if error is not None else {"result": result}
     return dumps({"jsonrpc": "2.0", "id": raw_id, **outcome})

@@ -1,4 +1,4 @@
-"""One connection's event stream: read, resumed after a loss, told apart from one that began anew."""
+"""Reads one connection's event stream; resumes it after a loss and notices when it was restarted."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
+from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "parse_event_data"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# The server sends a comment every 15 s; a stream that is silent for longer is dead and is opened again.
+# The server sends a comment every 15 s: a stream that is silent for longer is dead and is opened again.
 READ_TIMEOUT = 60.0
 RECONNECT_MIN_DELAY = 0.05
 RECONNECT_MAX_DELAY = 1.0
-# A port at which nobody listens for this long has no server any more.
+# If the port refuses connections for this long, the server is gone.
 REFUSED_FOR = 3.0
-# A server that is there and can't be used (a proxy's 502, a network that is down) may come back: the turn
-# goes on meanwhile, and is found again.
+# An unusable server (a proxy's 502, a network outage) may come back: the turn continues meanwhile.
 UNREACHABLE_FOR = 30.0
 EPOCH_HEADER = "Sandbox-Agent-Epoch"
 GONE = frozenset({404, 410})
+RESTARTED = "the event stream was restarted (the server or the agent restarted)"
 
 
 class Feed:
     """Reads ``GET /v1/acp/{server_id}`` from its beginning until it is closed or lost.
 
     Args:
-        http: where.
+        http: the HTTP client.
         path: the connection's path.
-        headers: sent with every request.
-        on_events: takes the events of one chunk; the stream is not read on until it returns.
+        headers: headers of every request.
+        on_events: receives the events of one chunk; the next chunk is read after it has returned.
 
     Attributes:
-        live: whether the stream is open right now.
-        last_activity: when the last bytes came, on the monotonic clock.
+        live: whether the stream is open now.
+        last_activity: when the last bytes were received, on the monotonic clock.
     """
 
     def __init__(
@@ -52,27 +53,27 @@ class Feed:
         headers: dict[str, str],
         on_events: Callable[[list[SseEvent]], Awaitable[None]],
     ) -> None:
+        self.live: bool = False
+        self.last_activity: float = time.monotonic()
         self._http = http
         self._path = path
         self._headers = headers
         self._on_events = on_events
         self._last_id = "0"
         self._epoch: str | None = None
-        self.live: bool = False
-        self.last_activity: float = time.monotonic()
         self._busy = False
 
     @property
     def complete(self) -> bool:
-        """Whether the server promises that the stream loses nothing: one that names its epoch does."""
+        """Whether the stream loses no events: a server that sends an epoch guarantees it."""
         return self._epoch is not None
 
-    def quiet_since(self, moment: float) -> float:
-        """Return for how long nothing came, at most since the moment; 0 while events are being taken in."""
-        return 0.0 if self._busy else time.monotonic() - max(self.last_activity, moment)
+    def quiet_since(self, start: float) -> float:
+        """Return how long nothing was received, counted from ``start``; 0 while events are processed."""
+        return 0.0 if self._busy else time.monotonic() - max(self.last_activity, start)
 
     async def run(self) -> SandboxAgentError:
-        """Read until the stream can't be had any more and return why."""
+        """Read until the stream is lost for good; return the reason."""
         delay = RECONNECT_MIN_DELAY
         lost_since: float | None = None
         while True:
@@ -94,7 +95,7 @@ class Feed:
                 lost_since = now
                 if now - began > REFUSED_FOR:
                     delay = RECONNECT_MIN_DELAY
-                logger.info("event stream of %s ended (%s): connecting again", self._path, cause)
+                logger.info("the event stream of %s ended (%s): reconnecting", self._path, cause)
             elif now - (lost_since or began) > patience:
                 return ConnectionLostError(f"the server at {self._http.base_url} is gone ({cause})")
             lost_since = lost_since or began
@@ -114,7 +115,7 @@ class Feed:
                 return f"status {response.status_code}: {response.text[:200]}"
             epoch = response.headers.get(EPOCH_HEADER)
             if self._epoch is not None and epoch != self._epoch:
-                return ConnectionLostError("the event stream began anew (the server or the agent restarted)")
+                return ConnectionLostError(RESTARTED)
             self._epoch = epoch
             return await self._consume(response)
 
@@ -128,11 +129,11 @@ class Feed:
             try:
                 events = decoder.feed(chunk)
             except SseTooLargeError as error:
-                return ConnectionLostError(f"the event stream can't be read: {error}")
+                return ConnectionLostError(f"invalid event stream: {error}")
             if not events:
                 continue
             if any(event.event == "reset" for event in events):
-                return ConnectionLostError("the event stream began anew (the server or the agent restarted)")
+                return ConnectionLostError(RESTARTED)
             self._busy = True
             await self._on_events(events)
             self._busy = False
@@ -141,10 +142,11 @@ class Feed:
         return "end of stream"
 
 
-def gap_params(data: bytes) -> dict[str, object]:
-    """Return what a ``gap`` event says, as a dict."""
+def parse_event_data(data: bytes) -> dict[str, object]:
+    """Return the JSON object in an event's data; other data is returned as its ``detail``."""
     try:
         value: object = loads(data)
     except InvalidEnvelopeError:
         return {"detail": data.decode("utf-8", "replace")}
-    return dict(value) if isinstance(value, dict) else {"detail": value}  # pyright: ignore[reportUnknownArgumentType]
+    fields = as_object(value)
+    return fields if isinstance(value, dict) else {"detail": value}

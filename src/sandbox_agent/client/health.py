@@ -1,4 +1,4 @@
-"""Waiting until a server is healthy, so that no request is sent before."""
+"""Waits until the server is healthy, so that no request is sent before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
 
-__all__ = ["HealthGate", "wait_until_healthy"]
+__all__ = ["HealthCheck", "wait_until_healthy"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -21,9 +22,9 @@ MAX_DELAY = 15.0
 WARN_AFTER = 5.0
 WARN_EVERY = 10.0
 ENSURE_SERVER_AFTER = 3
-# One probe: a server that takes longer counts as one failure.
+# The timeout of one probe: a slower server counts as one failure.
 PROBE_TIMEOUT = 10.0
-# A probe at the end of the wait still gets a chance.
+# A probe at the end of the wait still has this long.
 MIN_PROBE = 0.1
 
 EnsureServer = Callable[[], Awaitable[object]]
@@ -38,26 +39,27 @@ async def wait_until_healthy(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Probe with delays of 0.5 s doubling to 15 s until the answer's status is "ok".
+    """Probe, with delays from 0.5 s doubling to 15 s, until the status is "ok".
 
     Args:
-        probe: asks for the health document.
-        where: the server's address, for messages.
-        timeout: how long to wait, in seconds; None waits for ever.
+        probe: fetches the health document.
+        where: the server's URL, for messages.
+        timeout: how long to wait, in seconds; None waits forever.
         ensure_server: called after every three failures in a row.
-        clock: the time in seconds.
+        clock: returns the time in seconds.
         sleep: waits.
 
     Raises:
-        HealthTimeoutError: not healthy within ``timeout``.
-        TokenInvalidError: the server runs and refuses the token: waiting would not help.
+        HealthTimeoutError: the server was not healthy within ``timeout``.
+        TokenInvalidError: the server is running and refuses the token.
     """
     began = clock()
     delay = MIN_DELAY
     warn_at = began + WARN_AFTER
     failures = 0
     while True:
-        problem = await _ask(probe, _left(timeout, clock() - began))
+        left = None if timeout is None else max(timeout - (clock() - began), MIN_PROBE)
+        problem = await _probe_once(probe, left)
         if problem is None:
             return
         failures += 1
@@ -67,7 +69,7 @@ async def wait_until_healthy(
                 await ensure_server()
                 delay = MIN_DELAY
             except Exception as error:
-                # The provider's code; the wait goes on and its timeout decides.
+                # The provider's code: the wait continues until its timeout.
                 logger.exception("ensure_server failed")
                 problem = f"{problem}; ensure_server: {describe(error)}"
         now = clock()
@@ -86,28 +88,22 @@ async def wait_until_healthy(
         delay = min(delay * 2, MAX_DELAY)
 
 
-async def _ask(probe: Callable[[], Awaitable[Any]], seconds: float | None) -> str | None:
-    """Return what is wrong, or None where the server is healthy."""
+async def _probe_once(probe: Callable[[], Awaitable[Any]], seconds: float | None) -> str | None:
+    """Return the problem, or None if the server is healthy."""
     try:
         async with asyncio.timeout(seconds):
-            health = await probe()
+            health: object = await probe()
     except TokenInvalidError:
         raise
     except TimeoutError:
-        return "no answer"
+        return "no response"
     except SandboxAgentError as error:
         return describe(error)
-    if isinstance(health, dict) and health.get("status") == "ok":  # pyright: ignore[reportUnknownMemberType]
-        return None
-    return f"unexpected answer {health!r}"
+    return None if as_object(health).get("status") == "ok" else f"unexpected response {health!r}"
 
 
-def _left(timeout: float | None, waited: float) -> float | None:
-    return None if timeout is None else max(timeout - waited, MIN_PROBE)
-
-
-class HealthGate:
-    """Holds requests back until the server is healthy; asks again after a loss."""
+class HealthCheck:
+    """Delays requests until the server is healthy; checks again after a loss."""
 
     def __init__(
         self,
@@ -127,16 +123,16 @@ class HealthGate:
         self._suspect = False
 
     @property
-    def waits(self) -> bool:
-        """Whether ``ready`` waits for the server at all."""
+    def enabled(self) -> bool:
+        """Whether ``wait_ready`` waits for the server at all."""
         return self._enabled
 
     async def probe(self) -> Any:
-        """Ask once."""
+        """Fetch the health document once."""
         return await self._http.json("GET", "/v1/health", read_timeout=PROBE_TIMEOUT)
 
-    def check(self) -> None:
-        """Begin to wait, unless a wait is under way."""
+    def start(self) -> None:
+        """Start to wait, unless a wait is in progress."""
         if self._enabled and (self._waiting is None or self._waiting.done()):
             wait = wait_until_healthy(
                 self.probe,
@@ -147,20 +143,20 @@ class HealthGate:
             self._waiting = self._tasks.run(wait, name="health")
         self._suspect = False
 
-    def suspect(self) -> None:
-        """Say that the server may be gone: the next request waits until it is healthy again."""
+    def mark_suspect(self) -> None:
+        """Make the next request wait until the server is healthy again."""
         self._suspect = True
 
-    async def ready(self) -> None:
-        """Return once the server was healthy.
+    async def wait_ready(self) -> None:
+        """Return once the server is healthy.
 
         Raises:
-            HealthTimeoutError: it did not become so in time; the next call waits anew.
-        TokenInvalidError: it refuses the token; the next call asks again.
+            HealthTimeoutError: the server was not healthy in time; the next call waits again.
+            TokenInvalidError: the server refuses the token; the next call checks again.
         """
         self._tasks.check()
         if self._suspect:
-            self.check()
+            self.start()
         if self._waiting is None:
             return
         waiting = self._waiting

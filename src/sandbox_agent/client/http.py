@@ -1,4 +1,4 @@
-"""HTTP to one sandbox-agent server: base URL, token, answers that are errors raised as errors."""
+"""HTTP to one sandbox-agent server: base URL, token, and error responses raised as errors."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import httpx2
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError, error_from_problem
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
-__all__ = ["DEFAULT_BASE_URL", "Http", "quote_segment", "raise_for_problem"]
+__all__ = ["DEFAULT_BASE_URL", "Http", "describe", "quote_segment", "raise_for_problem"]
 
-# Where requests go when only a transport was given: it decides about the rest.
+# The base URL if only a transport was given, which decides where requests are sent.
 DEFAULT_BASE_URL = "http://sandbox-agent"
 CONNECT_TIMEOUT = 10.0
 WRITE_TIMEOUT = 60.0
-# A prompt's POST is silent for as long as its turn lasts, so reads are not timed by default.
+# A prompt's POST is silent for as long as its turn lasts, so there is no read timeout by default.
 READ_TIMEOUT = None
-# Helpers (health, agents) answer from memory or run an installer.
+# Other calls (health, agents) respond from memory or run an installer.
 HELPER_READ_TIMEOUT = 600.0
-# A server closes idle connections after 5 s (uvicorn): reusing one at that moment loses the request.
+# A server closes idle connections after 5 s (uvicorn); a request sent at that moment would be lost.
 KEEPALIVE_EXPIRY = 2.0
 
 
 class Http:
-    """One pooled client; many long POSTs and streams at once never wait for each other.
+    """One pooled client; any number of long POSTs and streams run side by side.
 
     Raises:
-        ValueError: the address or the token can't be one.
+        ValueError: the base URL or the token is invalid.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Http:
         if transport is None:
             _check_url(base_url)
         if token and not token.isprintable():
-            raise ValueError("the token holds a line break or another character that no header can carry")
+            raise ValueError("the token contains a line break or another character that no header can carry")
         self.base_url: str = base_url.rstrip("/")
         merged = httpx2.Headers(dict(headers or {}))
         merged["Accept-Encoding"] = "identity"
@@ -52,19 +52,16 @@ class Http:
         self._client = httpx2.AsyncClient(
             headers=merged,
             transport=transport,
-            timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT),
+            timeout=_timeout(READ_TIMEOUT),
             limits=httpx2.Limits(
                 max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEPALIVE_EXPIRY
             ),
         )
 
-    def url(self, path: str) -> str:
-        """Return the absolute URL of a path of the contract."""
-        return self.base_url + path
-
-    def _check_open(self) -> None:
+    def _open_client(self) -> httpx2.AsyncClient:
         if self._client.is_closed:
             raise httpx2.ConnectError("this client is disposed")
+        return self._client
 
     async def json(
         self,
@@ -75,11 +72,11 @@ class Http:
         body: object = None,
         read_timeout: float | None = HELPER_READ_TIMEOUT,
     ) -> Any:
-        """Send and decode the JSON answer; None for an empty one.
+        """Send a request and return the decoded JSON response; None for an empty one.
 
         Raises:
-            ConnectionLostError: the server can't be reached.
-            SandboxAgentError: the answer is an error; the subclass of its urn where it has one.
+            ConnectionLostError: the server cannot be reached.
+            SandboxAgentError: the response is an error; the subclass of its URN if it has one.
         """
         answer = await self.fetch(method, path, params=params, body=body, read_timeout=read_timeout)
         if not answer.content:
@@ -87,7 +84,7 @@ class Http:
         try:
             return loads(answer.content)
         except InvalidEnvelopeError as error:
-            raise SandboxAgentError(f"{method} {path}: the answer is not JSON ({error})") from error
+            raise SandboxAgentError(f"{method} {path}: the response is not JSON ({error})") from error
 
     async def fetch(
         self,
@@ -99,26 +96,20 @@ class Http:
         headers: Mapping[str, str] | None = None,
         read_timeout: float | None = HELPER_READ_TIMEOUT,
     ) -> httpx2.Response:
-        """Send JSON and return the answer, its body read; errors as ``json``."""
+        """Send JSON and return the response with its body; raises as ``json``."""
+        content_type = {} if body is None else {"Content-Type": "application/json"}
         try:
-            self._check_open()
-            response = await self._client.request(
+            response = await self._open_client().request(
                 method,
-                self.url(path),
+                self.base_url + path,
                 params={key: value for key, value in (params or {}).items() if value is not None},
                 content=None if body is None else dumps(body),
-                headers={
-                    "Accept": "application/json",
-                    **({} if body is None else {"Content-Type": "application/json"}),
-                    **(headers or {}),
-                },
-                timeout=httpx2.Timeout(
-                    READ_TIMEOUT, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read_timeout
-                ),
+                headers={"Accept": "application/json", **content_type, **(headers or {})},
+                timeout=_timeout(read_timeout),
             )
         except httpx2.TransportError as error:
             raise ConnectionLostError(
-                f"{method} {path}: no answer from {self.base_url} ({describe(error)})"
+                f"{method} {path}: no response from {self.base_url} ({describe(error)})"
             ) from error
         raise_for_problem(response.status_code, response.content)
         return response
@@ -132,14 +123,13 @@ class Http:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes]:
-        """Send bytes and return status and body; nothing is judged.
+        """Send bytes and return status and body; an error status does not raise.
 
         Raises:
-            httpx2.TransportError: what the transport says.
+            httpx2.TransportError: the request failed.
         """
-        self._check_open()
-        response = await self._client.request(
-            method, self.url(path), content=content, params=params, headers=headers
+        response = await self._open_client().request(
+            method, self.base_url + path, content=content, params=params, headers=headers
         )
         return response.status_code, response.content
 
@@ -154,13 +144,14 @@ class Http:
         method: str = "GET",
         content: bytes | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
-        """Open a request whose answer's body is read as it comes."""
-        timeout = httpx2.Timeout(
-            READ_TIMEOUT, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read_timeout
-        )
-        self._check_open()
-        async with self._client.stream(
-            method, self.url(path), params=params, headers=headers, timeout=timeout, content=content
+        """Open a request whose response body is read as it arrives."""
+        async with self._open_client().stream(
+            method,
+            self.base_url + path,
+            params=params,
+            headers=headers,
+            timeout=_timeout(read_timeout),
+            content=content,
         ) as response:
             yield response
 
@@ -169,24 +160,29 @@ class Http:
         await self._client.aclose()
 
 
+def _timeout(read: float | None) -> httpx2.Timeout:
+    return httpx2.Timeout(None, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read)
+
+
 def _check_url(base_url: str) -> None:
+    rule = f"base_url must be an http(s) URL such as http://127.0.0.1:2468, not {base_url!r}"
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"base_url {base_url!r} can't be read: {error}") from error
+        raise ValueError(f"{rule}: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise ValueError(f"base_url {base_url!r} is no HTTP address: one looks like 'http://127.0.0.1:2468'")
+        raise ValueError(rule)
     if url.port is not None and not 0 < url.port < 65_536:
-        raise ValueError(f"base_url {base_url!r} has a port that does not exist")
+        raise ValueError(f"{rule}: the port must be between 1 and 65535")
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as one readable phrase."""
+    """Return an exception's message, or its type if the message is empty."""
     return str(error) or type(error).__name__
 
 
 def raise_for_problem(status: int, body: bytes) -> None:
-    """Raise the error for a status of 400 or more."""
+    """Raise the error of a response with a status of 400 or more."""
     if status < 400:
         return
     try:
@@ -198,7 +194,7 @@ def raise_for_problem(status: int, body: bytes) -> None:
 
 
 def quote_segment(segment: str) -> str:
-    """Return a path segment with everything but unreserved characters escaped."""
+    """Return a path segment with all reserved characters escaped."""
     from urllib.parse import quote
 
     return segment if segment.replace("-", "").isalnum() and segment.isascii() else quote(segment, safe="")

@@ -1,4 +1,4 @@
-"""A session's events on their way to the store: one writer, in order, retried, never dropped silently."""
+"""Stores a session's events: one writer, in order, with retries; nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from sandbox_agent.client.tasks import DISPOSED, TaskOwner
+from sandbox_agent.client.envelopes import notification
+from sandbox_agent.client.tasks import DISPOSED, TaskOwner, await_result
 from sandbox_agent.client.viewer import NOTICE_INDEX, Viewer
 from sandbox_agent.errors import PersistError, SandboxAgentError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
-from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
 __all__ = ["EventIds", "EventListener", "Journal"]
@@ -28,20 +28,20 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 EventListener = Callable[[SessionEvent], Awaitable[object] | object]
 
-# One append: large enough to amortise a commit, small enough that its events soon reach the readers.
+# One append: large enough to amortize a commit, small enough that its events soon reach the listeners.
 MAX_BATCH = 2_048
-# Above this the feed is not read on until the store has caught up.
-CROWDED_EVENTS = 8_192
-CROWDED_BYTES = 32 * 1024 * 1024
-# While the store fails, events wait here for the next append; beyond it they are counted as missing.
+# Above these limits the feed is not read until the store has caught up.
+MAX_PENDING_EVENTS = 8_192
+MAX_PENDING_BYTES = 32 * 1024 * 1024
+# While the store fails, this much is kept for the next append; further events are counted as lost.
 MAX_UNSTORED_EVENTS = 100_000
 MAX_UNSTORED_BYTES = 256 * 1024 * 1024
-# What coroutine listeners get to read the last events when the client is disposed.
+# How long async listeners may take to receive the last events when the client is disposed.
 LISTENER_TIMEOUT = 5.0
 
 
 class EventIds:
-    """Ids that are unique over all stores and rise with time: a prefix of this process, then a counter."""
+    """Generates ids that are unique over all stores and increase with time."""
 
     def __init__(self) -> None:
         self._prefix = f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(8)}"
@@ -52,22 +52,24 @@ class EventIds:
         return f"{self._prefix}-{next(self._counter):08x}"
 
 
-class _Waiter(msgspec.Struct):
+class _Flush(msgspec.Struct):
+    """A call of ``flush`` that waits until this many events and record changes are stored."""
+
     events: int
     changes: int
     future: asyncio.Future[None]
 
 
 class Journal:
-    """Takes a session's envelopes as they happen, stores them, then tells listeners and readers.
+    """Receives a session's envelopes as they occur, stores them, then delivers them to the listeners.
 
-    ``put`` never waits. One writer appends everything that waits as one batch; when the driver fails,
-    the batch stays at the front and goes again, with the same ids, at the next put or flush. The first
-    write claims the session; when another process claims it later, writes fail until ``reclaim``.
+    ``append`` never waits. One writer stores everything that is pending as one batch. If the driver fails,
+    the batch is kept and is sent again, with the same ids, at the next append or flush. The first write
+    claims the session; once another process has claimed it, writes fail until ``reclaim``.
 
     Attributes:
-        record: the session's record as it should be in the store.
-        changed_at: when it was changed or saved last, on the monotonic clock.
+        record: the session's record as the store should have it.
+        changed_at: when the record was last changed or saved, on the monotonic clock.
         discarded: whether the session was deleted.
     """
 
@@ -76,105 +78,31 @@ class Journal:
     ) -> None:
         self.record: SessionRecord = record
         self.changed_at: float = 0.0
+        self.discarded: bool = False
         self._driver = driver
         self._tasks = tasks
         self._ids = ids
         self._pending: list[SessionEvent] = []
         self._pending_bytes = 0
-        self._put = 0
+        self._appended = 0
         self._stored = 0
-        self._missing = 0
+        self._lost = 0
         self._record_changes = 0
         self._record_saved = 0
         self._held = False
         self._closed = False
-        self.discarded: bool = False
         self._error: Exception | None = None
         self._generation: int | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._waiters: list[_Waiter] = []
+        self._flushes: list[_Flush] = []
         self._listeners: dict[object, EventListener] = {}
-        self._following: set[asyncio.Task[None]] = set()
+        self._listener_tasks: set[asyncio.Task[None]] = set()
         self._viewers: weakref.WeakSet[Viewer] = weakref.WeakSet()
 
-    @property
-    def dirty(self) -> bool:
-        """Whether something is not stored yet."""
-        return bool(self._pending) or self._record_saved < self._record_changes or self._missing > 0
+    # receiving
 
-    async def refusal(self) -> SessionFencedError | None:
-        """Ask the store whether another process has claimed the session since this writer did."""
-        if self._generation:
-            with contextlib.suppress(SessionFencedError):
-                await self.confirm()
-        return self._error if isinstance(self._error, SessionFencedError) else None
-
-    async def reclaim(self) -> None:
-        """Take the session back: the next write claims it anew.
-
-        What the store has refused, as another process had the session, is not stored later: it would
-        stand between what was said there. How much that is, is told.
-        """
-        await self.idle()
-        self._generation = None
-        error = self._error
-        if not isinstance(error, SessionFencedError):
-            return
-        self._error = None
-        refused = len(self._pending) + self._missing
-        self._pending = []
-        self._pending_bytes = self._missing = 0
-        self._stored, self._record_saved = self._put, self._record_changes
-        self._fail_waiters(error)
-        if refused:
-            self._tell_lost(refused, "another process had the session")
-
-    async def confirm(self) -> None:
-        """Make sure that the session is still this writer's, by saving its record once more.
-
-        A store that fails otherwise is for ``flush`` to tell.
-
-        Raises:
-            SessionFencedError: another process has claimed it.
-        """
-        self.change()
-        try:
-            await self.flush()
-        except SessionFencedError:
-            raise
-        except PersistError:
-            return
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the one who puts should wait for ``room`` first."""
-        return len(self._pending) > CROWDED_EVENTS or self._pending_bytes > CROWDED_BYTES
-
-    def hold(self) -> None:
-        """Keep everything until ``release``: the session's record is not in the store yet."""
-        self._held = True
-
-    def release(self) -> None:
-        """Store what was held."""
-        self._held = False
-        self._wake()
-
-    def discard(self) -> None:
-        """Take nothing any more and forget what is not stored: the session is being deleted."""
-        self.discarded = True
-        self._pending = []
-        self._pending_bytes = self._missing = 0
-        self._stored, self._record_saved = self._put, self._record_changes
-        self._settle()
-        self.close()
-
-    async def idle(self) -> None:
-        """Return when no append is under way."""
-        if self._writer is not None:
-            await asyncio.wait({self._writer})
-
-    def put(self, sender: Sender, payloads: Sequence[bytes], connection_id: str) -> SessionEvent:
-        """Take envelopes in the order in which they happened and return the last as an event."""
+    def append(self, sender: Sender, payloads: Sequence[bytes], connection_id: str) -> SessionEvent:
+        """Append envelopes in the order in which they occurred; return the last one as an event."""
         now = time.time_ns() // 1_000_000
         ids = self._ids
         session_id = self.record.id
@@ -189,13 +117,17 @@ class Journal:
             len(self._pending) + len(events) > MAX_UNSTORED_EVENTS
             or self._pending_bytes + size > MAX_UNSTORED_BYTES
         ):
-            self._missing += len(events)
+            self._lost += len(events)
         else:
             self._pending += events
             self._pending_bytes += size
-            self._put += len(events)
+            self._appended += len(events)
         self._wake()
         return events[-1]
+
+    def append_notice(self, method: str, params: dict[str, Any]) -> None:
+        """Append a notification of the client itself."""
+        self.append("client", [notification(method, params)], self.record.last_connection_id)
 
     def change(self, **changes: Any) -> None:
         """Change fields of the record; the writer saves it."""
@@ -205,28 +137,106 @@ class Journal:
             self._record_changes += 1
             self._wake()
 
+    @property
+    def dirty(self) -> bool:
+        """Whether something is not stored yet."""
+        return bool(self._pending) or self._record_saved < self._record_changes or self._lost > 0
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether the caller should wait for ``wait_drained`` before it appends more."""
+        return len(self._pending) > MAX_PENDING_EVENTS or self._pending_bytes > MAX_PENDING_BYTES
+
+    async def wait_drained(self) -> None:
+        """Wait until the store has caught up; return at once if the store fails."""
+        with contextlib.suppress(PersistError):
+            await self.flush()
+
     async def flush(self) -> None:
-        """Return when everything put so far is stored.
+        """Return when everything appended so far is stored.
 
         Raises:
-            PersistError: the driver failed; what could not be stored goes again with the next append.
+            PersistError: the driver failed; the events are sent to it again with the next append.
         """
         if not self.dirty:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(self._put, self._record_changes, future)
-        self._waiters.append(waiter)
+        self._flushes.append(_Flush(self._appended, self._record_changes, future))
         self._wake()
         if not self._tasks.running:
-            self._give_up()
-        await waiter.future
+            self._stop_waiting()
+        await future
 
-    async def room(self) -> None:
-        """Wait until the store has caught up; a failing store does not hold the feed back."""
+    async def wait_idle(self) -> None:
+        """Return when no write is in progress."""
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
+
+    def hold(self) -> None:
+        """Store nothing until ``release``: the session's record is not complete yet."""
+        self._held = True
+
+    def release(self) -> None:
+        """Store what was held."""
+        self._held = False
+        self._wake()
+
+    def discard(self) -> None:
+        """Drop everything that is not stored, now and later: the session is being deleted."""
+        self.discarded = True
+        self._drop_pending()
+        self._complete_flushes()
+        self.close()
+
+    def _drop_pending(self) -> None:
+        self._pending = []
+        self._pending_bytes = self._lost = 0
+        self._stored, self._record_saved = self._appended, self._record_changes
+
+    # ownership of the session
+
+    async def confirm(self) -> None:
+        """Check that this writer still owns the session, by saving its record once more.
+
+        Other failures of the store are left to ``flush``.
+
+        Raises:
+            SessionFencedError: another process has claimed the session.
+        """
+        self.change()
         try:
             await self.flush()
+        except SessionFencedError:
+            raise
         except PersistError:
             return
+
+    async def fencing_error(self) -> SessionFencedError | None:
+        """Ask the store whether another process has claimed the session; return its error if so."""
+        if self._generation:
+            with contextlib.suppress(SessionFencedError):
+                await self.confirm()
+        return self._error if isinstance(self._error, SessionFencedError) else None
+
+    async def reclaim(self) -> None:
+        """Let the next write claim the session again.
+
+        Events that the store refused while another process owned the session are not stored later, since
+        they would appear between that process's events. A notice counts them.
+        """
+        await self.wait_idle()
+        self._generation = None
+        error = self._error
+        if not isinstance(error, SessionFencedError):
+            return
+        self._error = None
+        refused = len(self._pending) + self._lost
+        self._drop_pending()
+        self._fail_flushes(error)
+        if refused:
+            self._append_lost(refused, "another process had the session")
+
+    # storing
 
     def _wake(self) -> None:
         if self._writer is None and not self._held and self.dirty and self._tasks.running:
@@ -234,10 +244,10 @@ class Journal:
             self._writer.add_done_callback(self._writer_ended)
 
     def _writer_ended(self, writer: asyncio.Task[None]) -> None:
-        # Cancelled, maybe before its first step: nobody stores any more.
+        # A cancelled writer, maybe before its first step, stores nothing any more.
         if writer.cancelled():
             self._writer = None
-            self._give_up()
+            self._stop_waiting()
 
     async def _write(self) -> None:
         try:
@@ -245,7 +255,7 @@ class Journal:
                 try:
                     if self._generation is None:
                         self._generation = await self._driver.claim_session(self.record.id)
-                    # A driver that fences nobody need not know the word.
+                    # A driver without fencing need not accept the keyword.
                     fence = {"generation": self._generation} if self._generation != UNFENCED else {}
                     await self._append_batch(fence)
                     await self._save_record(fence)
@@ -253,9 +263,10 @@ class Journal:
                     self._fail(error)
                     return
                 self._error = None
-                if self._missing:
-                    self._tell_missing()
-                self._settle()
+                if self._lost:
+                    count, self._lost = self._lost, 0
+                    self._append_lost(count, "the store failed")
+                self._complete_flushes()
         finally:
             self._writer = None
 
@@ -278,34 +289,39 @@ class Journal:
             self._record_saved = max(self._record_saved, changes)
             self.changed_at = time.monotonic()
 
-    def _tell_missing(self) -> None:
-        count, self._missing = self._missing, 0
-        self._tell_lost(count, "the store failed")
+    def _append_lost(self, count: int, reason: str) -> None:
+        self.append_notice("_sandbox_agent/events_lost", {"count": count, "reason": reason})
 
-    def _tell_lost(self, count: int, reason: str) -> None:
-        line = _notification("_sandbox_agent/events_lost", {"count": count, "reason": reason})
-        self.put("client", [line], self.record.last_connection_id)
-
-    def _settle(self) -> None:
-        kept: list[_Waiter] = []
-        for waiter in self._waiters:
-            if waiter.future.done():
+    def _complete_flushes(self) -> None:
+        waiting: list[_Flush] = []
+        for flush in self._flushes:
+            if flush.future.done():
                 continue
-            if waiter.events <= self._stored and waiter.changes <= self._record_saved:
-                waiter.future.set_result(None)
+            if flush.events <= self._stored and flush.changes <= self._record_saved:
+                flush.future.set_result(None)
             else:
-                kept.append(waiter)
-        self._waiters = kept
+                waiting.append(flush)
+        self._flushes = waiting
+
+    def _fail_flushes(self, error: Exception) -> None:
+        flushes, self._flushes = self._flushes, []
+        for flush in flushes:
+            if not flush.future.done():
+                flush.future.set_exception(self._persist_error(error))
+
+    def _stop_waiting(self) -> None:
+        self._complete_flushes()
+        self._fail_flushes(SandboxAgentError(DISPOSED))
 
     def _fail(self, error: Exception) -> None:
         first = self._error is None
         self._error = error
-        self._settle()
-        self._fail_waiters(error)
+        self._complete_flushes()
+        self._fail_flushes(error)
         if first:
             logger.error("the store failed for session %s: %s", self.record.id, error)
             message = str(self._persist_error(error))
-            params = {"message": message, "unstored": len(self._pending), "missing": self._missing}
+            params = {"message": message, "unstored": len(self._pending), "missing": self._lost}
             notice = SessionEvent(
                 self._ids(),
                 NOTICE_INDEX,
@@ -313,32 +329,24 @@ class Journal:
                 time.time_ns() // 1_000_000,
                 self.record.last_connection_id,
                 "client",
-                _notification("_sandbox_agent/persist_failed", params),
+                notification("_sandbox_agent/persist_failed", params),
             )
             self._deliver([notice])
-
-    def _give_up(self) -> None:
-        self._settle()
-        self._fail_waiters(SandboxAgentError(DISPOSED))
-
-    def _fail_waiters(self, error: Exception) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(self._persist_error(error))
 
     def _persist_error(self, cause: Exception) -> PersistError:
         if isinstance(cause, SessionFencedError):
             return SessionFencedError(cause.session_id or self.record.id, cause.generation)
         message = (
             f"session '{self.record.id}': the store failed ({cause or type(cause).__name__}); "
-            f"{len(self._pending)} event(s) wait and go again with the next append"
+            f"{len(self._pending)} event(s) are kept and sent again with the next append"
         )
-        if self._missing:
-            message += f", {self._missing} more are lost because too many were waiting"
+        if self._lost:
+            message += f"; {self._lost} more event(s) are lost because too many were kept"
         error = PersistError(message, session_id=self.record.id)
         error.__cause__ = cause
         return error
+
+    # delivering
 
     def _deliver(self, events: Sequence[SessionEvent]) -> None:
         for viewer in list(self._viewers):
@@ -347,44 +355,48 @@ class Journal:
             for event in events:
                 if key not in self._listeners:
                     break
-                self._tell(listener, event)
+                self._notify(listener, event)
 
-    def _tell(self, listener: EventListener, event: SessionEvent) -> None:
+    def _notify(self, listener: EventListener, event: SessionEvent) -> None:
         try:
             result = listener(event)
         except Exception:
-            # The boundary to the user's code: a listener that raises must not stop the stream.
+            # The boundary to the user's code: an exception of a listener must not stop the stream.
             logger.exception("an event listener of session %s failed", self.record.id)
             return
         if inspect.isawaitable(result) and self._tasks.running:
-            self._follow(_await(result))
+            self._spawn_listener(await_result(result))
 
     def listen(self, listener: EventListener) -> Callable[[], None]:
-        """Call it with every event once it is stored; returns what ends that.
+        """Call the listener with every event once it is stored; return a function that unregisters it.
 
-        A coroutine function is awaited event by event in a task of its own, so it may use the session.
+        An async listener is awaited event by event in its own task, so it may use the session.
         """
-        key = object()
         if not inspect.iscoroutinefunction(listener):
+            key = object()
             self._listeners[key] = listener
-            return lambda: _forget(self._listeners, key)
-        viewer = self.view(live=True)
-        task = self._follow(self._read(viewer, listener))
 
-        def unsubscribe() -> None:
+            def unregister_sync() -> None:
+                self._listeners.pop(key, None)
+
+            return unregister_sync
+        viewer = self.view(live=True)
+        task = self._spawn_listener(self._run_listener(viewer, listener))
+
+        def unregister() -> None:
             self._viewers.discard(viewer)
             if task is not asyncio.current_task():
                 task.cancel()
 
-        return unsubscribe
+        return unregister
 
-    def _follow(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn_listener(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.spawn(work, name=f"listener of {self.record.id}")
-        self._following.add(task)
-        task.add_done_callback(self._following.discard)
+        self._listener_tasks.add(task)
+        task.add_done_callback(self._listener_tasks.discard)
         return task
 
-    async def _read(self, viewer: Viewer, listener: EventListener) -> None:
+    async def _run_listener(self, viewer: Viewer, listener: EventListener) -> None:
         async for event in viewer:
             try:
                 result = listener(event)
@@ -394,7 +406,7 @@ class Journal:
                 logger.exception("an event listener of session %s failed", self.record.id)
 
     def view(self, after: int = 0, *, live: bool = False) -> Viewer:
-        """Return a reader: from the index on, or (live) from the next event on."""
+        """Return an iterator over the events above an index, or (live) from the next event on."""
         viewer = Viewer(self._driver, self.record.id, after, live=live)
         self._viewers.add(viewer)
         if self._closed:
@@ -402,25 +414,13 @@ class Journal:
         return viewer
 
     def close(self) -> None:
-        """End the readers once they have read what is stored."""
+        """End the viewers once they have returned what is stored."""
         self._closed = True
         for viewer in list(self._viewers):
             viewer.close()
 
-    async def listened(self, caller: asyncio.Task[Any] | None) -> None:
-        """Return when the listeners' tasks but the caller's have ended, at most after LISTENER_TIMEOUT."""
-        others = self._following - {caller}
+    async def wait_listeners(self, caller: asyncio.Task[Any] | None) -> None:
+        """Wait until all listener tasks except the caller's have ended, at most LISTENER_TIMEOUT."""
+        others = self._listener_tasks - {caller}
         if others:
             await asyncio.wait(others, timeout=LISTENER_TIMEOUT)
-
-
-async def _await(awaitable: Awaitable[object]) -> None:
-    await awaitable
-
-
-def _forget(listeners: dict[object, EventListener], key: object) -> None:
-    listeners.pop(key, None)
-
-
-def _notification(method: str, params: dict[str, Any]) -> bytes:
-    return dumps({"jsonrpc": "2.0", "method": method, "params": params})

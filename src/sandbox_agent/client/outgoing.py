@@ -1,4 +1,4 @@
-"""A request on its way: stored once, sent until it is heard, waited for."""
+"""Requests that were sent, or will be: stored once, sent until received, awaited."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["NotSentError", "Outgoing", "PendingRequest"]
 
 
 class NotSentError(ConnectionLostError):
-    """The request did not reach the agent, so it may be sent again."""
+    """The request did not reach the agent, so it can be sent again."""
 
 
 class Outgoing:
     """A request that is stored once, however often it is sent.
 
     Attributes:
-        id: its JSON-RPC id, unique over the client's connections.
-        event: its event, once stored.
-        answer_event: the event of its answer, once that came.
+        id: the JSON-RPC id, unique over the client's connections.
+        event: the request's event, once stored.
+        answer_event: the response's event, once received.
     """
 
     def __init__(self, request_id: int) -> None:
@@ -33,16 +33,16 @@ class Outgoing:
 
 
 class PendingRequest:
-    """A request whose answer is owed.
+    """A request that waits for its response.
 
     Attributes:
         outgoing: the request.
-        method: its method.
-        session: into whose journal the answer goes.
-        opens: the agent session that it opens again.
-        on_result: called with the result before anything that the agent sends after it is handled.
-        post_open: whether its POST has not ended yet.
-        future: the answer's envelope.
+        method: the request's method.
+        session: the session whose journal stores the response.
+        opens: the agent session that the request opens again.
+        on_result: called with the result before anything that the agent sends later is handled.
+        post_open: whether the request's POST has not ended yet.
+        future: the response envelope.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PendingRequest:
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
-        """Hand the error to who waits; nothing happens where the answer came."""
+        """Raise the error in the waiting caller, unless the response was received."""
         if not self.future.done():
             self.future.set_exception(error)
-            self.future.exception()  # marks it as seen: the caller may have gone
+            self.future.exception()  # marks it as retrieved: the caller may be gone

@@ -18,42 +18,24 @@ class AgentConnection(Protocol):
     """What a session needs of the connection that carries it."""
 
     @property
-    def agent(self) -> str:
-        """The agent's id."""
-        ...
-
+    def agent(self) -> str: ...
     @property
-    def connection_id(self) -> str:
-        """The id that records and events store."""
-        ...
-
+    def connection_id(self) -> str: ...
     async def respond(
         self, raw_id: msgspec.Raw, session: ClientSession | None, *, result: object = None
-    ) -> None:
-        """Send the response to one of the agent's requests."""
-        ...
+    ) -> None: ...
 
 
 class ClientSession(Protocol):
-    """What a connection needs of a session that is bound to it."""
+    """What a connection needs of a session that is bound to it.
+
+    ``on_bound`` is called before the first update of the opened agent session is routed.
+    ``on_agent_request`` returns at once; the response is sent later, with ``connection.respond``.
+    """
 
     @property
-    def journal(self) -> Journal:
-        """Stores the session's envelopes."""
-        ...
-
-    def on_bound(self, connection: AgentConnection, result: Mapping[str, Any]) -> None:
-        """Record the opened agent session; called before its first update is routed."""
-        ...
-
-    def on_unbound(self, connection: AgentConnection) -> None:
-        """Handle the loss of the connection."""
-        ...
-
-    def on_state_update(self, line: bytes) -> None:
-        """Record an update that changes the session's settings."""
-        ...
-
-    def on_agent_request(self, connection: AgentConnection, head: Envelope, event: SessionEvent) -> None:
-        """Handle a request of the agent; the response is sent later, with ``connection.respond``."""
-        ...
+    def journal(self) -> Journal: ...
+    def on_bound(self, connection: AgentConnection, result: Mapping[str, Any]) -> None: ...
+    def on_unbound(self, connection: AgentConnection) -> None: ...
+    def on_state_update(self, line: bytes) -> None: ...
+    def on_agent_request(self, connection: AgentConnection, head: Envelope, event: SessionEvent) -> None: ...

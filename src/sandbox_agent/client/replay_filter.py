@@ -1,57 +1,51 @@
-"""An agent session that is being opened again: what its agent tells of the past is kept from the journal."""
+"""Separates what an agent replays while it opens a session again from what belongs to the history now."""
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from sandbox_agent.client.envelopes import decode
+from sandbox_agent.client.envelopes import as_object, decode
 from sandbox_agent.engine.restore import Retelling, Told
 from sandbox_agent.wire.jsonrpc import loads
 
-__all__ = ["Loading"]
+__all__ = ["ReplayFilter"]
 
 
-class Loading:
-    """From the request that opens the agent session to the next prompt.
+class ReplayFilter:
+    """Filters an agent session's updates from the request that opens it until the next prompt.
 
     Attributes:
-        told: what the agent told again.
+        told: what the agent replayed.
     """
 
     def __init__(self) -> None:
         self.told: Told = Told()
-        self._retelling = Retelling()
-        self._retelling.begin()
+        self._phase = Retelling()
+        self._phase.begin()
         self._state: dict[str, bytes] = {}
 
-    def present(self, lines: list[bytes]) -> list[bytes]:
-        """Take updates and return those that belong into the history now.
+    def filter(self, lines: list[bytes]) -> list[bytes]:
+        """Return the updates that belong to the history.
 
-        Until the response what is so now (commands, usage) is held: the last of each kind.
+        Until the response, updates of the current state (commands, usage) are held: the last of each kind.
         """
-        return [line for line in lines if self._is_present(line)]
+        return [line for line in lines if self._is_new(line)]
 
-    def _is_present(self, line: bytes) -> bool:
+    def _is_new(self, line: bytes) -> bool:
         params = decode(line).params
         kind = params.update.sessionUpdate if params is not None and params.update is not None else None
-        if self._retelling.is_past(kind):
-            if self._retelling.state == "open":
-                self._take(line)
+        is_open = self._phase.state == "open"
+        if self._phase.is_past(kind):
+            if is_open:
+                update = as_object(as_object(loads(line).get("params")).get("update"))
+                if update:
+                    self.told.take(update)
             return False
-        if self._retelling.state == "open":
+        if is_open:
             self._state[kind or ""] = line
-            return False
-        return True
+        return not is_open
 
-    def _take(self, line: bytes) -> None:
-        params: object = cast("dict[str, Any]", loads(line)).get("params")
-        update: object = cast("dict[str, Any]", params).get("update") if isinstance(params, dict) else None
-        if isinstance(update, dict):
-            self.told.take(cast("dict[str, Any]", update))
-
-    def answer(self, result: dict[str, Any]) -> list[bytes]:
-        """The response came: return what was held, but what the response itself says."""
-        self._retelling.answer()
+    def finish(self, result: dict[str, object]) -> list[bytes]:
+        """Handle the response; return the held updates, except for state that the response contains."""
+        self._phase.answer()
         held, self._state = self._state, {}
         if isinstance(result.get("modes"), dict):
             held.pop("current_mode_update", None)

@@ -116,7 +116,7 @@ class Restorer:
             from_agent=before.agent if handed_over else None,
         )
         envelope = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": restored.params()})
-        session.journal.put("client", [envelope], connection.connection_id)
+        session.journal.append("client", [envelope], connection.connection_id)
         await session.journal.flush()
 
     async def _newest(self, session_id: str, limit: int, total: int) -> list[SessionEvent]:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.api import (
@@ -24,36 +24,36 @@ T = TypeVar("T")
 
 
 def build_inspector_url(base_url: str, token: str | None = None) -> str:
-    """Return the address of a server's web inspector.
+    """Return the URL of a server's web inspector.
 
     Args:
-        base_url: the server's address.
-        token: put into the address where given, so that the page is signed in.
+        base_url: the server's URL.
+        token: added to the URL if given, so that the page is signed in.
     """
     url = f"{base_url.rstrip('/')}/ui/"
     return f"{url}?token={quote(token, safe='')}" if token else url
 
 
 class ServerApi:
-    """What a client asks its server beside the sessions; every call waits until the server is healthy."""
+    """A client's calls that are not about sessions; every call waits until the server is healthy."""
 
     _http: Http
-    _gate: HealthGate
+    _health: HealthCheck
 
     async def _get(self, path: str, kind: type[T], **params: str | None) -> T:
-        await self._gate.ready()
+        await self._health.wait_ready()
         return _convert(await self._http.json("GET", path, params=params), kind, path)
 
     async def get_health(self) -> HealthResponse:
-        """Ask whether the server is healthy, now."""
-        return _convert(await self._gate.probe(), HealthResponse, "/v1/health")
+        """Return the server's health document, without waiting for a healthy server."""
+        return _convert(await self._health.probe(), HealthResponse, "/v1/health")
 
     async def list_agents(self, *, config: bool = False, no_cache: bool = False) -> list[AgentInfo]:
         """Return the agents that the server knows.
 
         Args:
-            config: with their config options.
-            no_cache: asked again, not from the server's memory.
+            config: include their config options.
+            no_cache: query the agents again instead of using the server's cache.
         """
         answer = await self._get("/v1/agents", AgentListResponse, **_query(config=config, no_cache=no_cache))
         return answer.agents
@@ -62,7 +62,7 @@ class ServerApi:
         """Return one agent.
 
         Raises:
-            UnsupportedAgentError: the server knows no such agent.
+            UnsupportedAgentError: the server does not know the agent.
         """
         path = f"/v1/agents/{quote_segment(agent)}"
         return await self._get(path, AgentInfo, **_query(config=config, no_cache=no_cache))
@@ -71,14 +71,14 @@ class ServerApi:
         """Install an agent on the server and return what was installed.
 
         Args:
-            agent: its id.
-            reinstall: even if it is there.
-            **options: members of the contract's body beyond that (``agentVersion``, ``agentProcessVersion``).
+            agent: the agent's id.
+            reinstall: install the agent even if it is installed already.
+            **options: other members of the request body (``agentVersion``, ``agentProcessVersion``).
 
         Raises:
             InstallFailedError: the installation failed.
         """
-        await self._gate.ready()
+        await self._health.wait_ready()
         body = {**({"reinstall": True} if reinstall else {}), **options}
         return await self._http.json("POST", f"/v1/agents/{quote_segment(agent)}/install", body=body)
 
@@ -96,5 +96,5 @@ def _convert(value: object, kind: type[T], path: str) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise SandboxAgentError(
-            f"GET {path}: the answer is not what the contract says ({error}): is that a sandbox-agent server?"
+            f"GET {path}: unexpected response ({error}): is that a sandbox-agent server?"
         ) from error

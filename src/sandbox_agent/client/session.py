@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
+from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy
@@ -110,7 +111,7 @@ class Session:
 
     async def _prompt(self, prompt: Prompt, outgoing: Outgoing | None) -> PromptResponse:
         result = await self._core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
-        return parse_prompt_response(cast("dict[str, Any]", result) if isinstance(result, dict) else {})
+        return parse_prompt_response(as_object(result))
 
     def stream(self, prompt: Prompt) -> Turn:
         """Send a prompt and iterate over the turn's events, each once it is stored, until the turn ends.
@@ -240,7 +241,7 @@ class Session:
             SessionNotFoundError: the session was deleted.
         """
         await self._core.journal.flush()
-        await self._core.host.reload(self._core)
+        await self._core.host.require(self.id)
         return self
 
 

@@ -7,10 +7,10 @@ import contextlib
 import time
 from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from sandbox_agent.client.connection import Connection
-from sandbox_agent.client.envelopes import Envelope
+from sandbox_agent.client.envelopes import Envelope, as_object
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionDesk
@@ -30,49 +30,20 @@ T = TypeVar("T")
 
 
 class SessionHost(Protocol):
-    """What a session needs of its client."""
+    """What a session needs of its client; ``SessionRegistry`` documents the members."""
 
     @property
-    def is_reachable(self) -> bool:
-        """Whether new requests are possible: the client is not disposed."""
-        ...
-
+    def is_reachable(self) -> bool: ...
     @property
-    def is_fenced(self) -> bool:
-        """Whether the store refuses a writer that another process has replaced."""
-        ...
-
-    def next_request_id(self) -> int:
-        """Return an unused JSON-RPC id."""
-        ...
-
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
-        """Run a coroutine in the background."""
-        ...
-
-    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
-        """Run a coroutine in the background and return its outcome as a future."""
-        ...
-
-    async def agent_options(self, agent: str) -> list[dict[str, Any]]:
-        """Fetch the agent's config options from the server."""
-        ...
-
-    def live_connection(self, session: SessionCore) -> Connection | None:
-        """Return the connection whose agent holds the session, or None."""
-        ...
-
-    async def bound_connection(self, session: SessionCore) -> Connection:
-        """Return the session's connection; restore the session first if it has none."""
-        ...
-
-    async def reload(self, session: SessionCore) -> None:
-        """Read the session's record from the store again."""
-        ...
-
-    def keep(self, session: SessionCore) -> None:
-        """Keep the session in memory until the client is disposed."""
-        ...
+    def is_fenced(self) -> bool: ...
+    def next_request_id(self) -> int: ...
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None: ...
+    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]: ...
+    def keep(self, session: SessionCore) -> None: ...
+    def live_connection(self, session: SessionCore) -> Connection | None: ...
+    async def bound_connection(self, session: SessionCore) -> Connection: ...
+    async def require(self, session_id: str) -> SessionCore: ...
+    async def agent_options(self, agent: str) -> list[dict[str, Any]]: ...
 
 
 class SessionCore:
@@ -204,9 +175,7 @@ class SessionCore:
     def on_bound(self, connection: AgentConnection, result: Mapping[str, Any]) -> None:
         """Record the opened agent session: a new one, or the same one on another connection."""
         options = config.valid_options(result.get("configOptions"))
-        given: object = result.get("modes")
-        modes = cast("dict[str, Any]", given) if isinstance(given, dict) else None
-        modes = modes or config.modes_from_options(options)
+        modes = as_object(result.get("modes")) or config.modes_from_options(options)
         if result["sessionId"] == self.agent_session_id and connection.agent == self.agent:
             # What the agent does not mention has not changed.
             options = self.record.config_options if options is None else options
@@ -239,8 +208,6 @@ class SessionCore:
 
         async def open_request() -> None:
             await self._flush_quietly()
-            params: object = event.payload.get("params")
-            fields = cast("dict[str, Any]", params) if isinstance(params, dict) else {}
-            await self.permissions.open(head.id, fields, respond)
+            await self.permissions.open(head.id, as_object(event.payload.get("params")), respond)
 
         self.host.spawn(open_request(), name=f"permission for {self.id}")

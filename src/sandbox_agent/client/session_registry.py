@@ -9,12 +9,13 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from sandbox_agent.client.chosen import init_for_agent, init_with_chosen
-from sandbox_agent.client.connection import Connection
-from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.connection import Connection, RequestHandlers
+from sandbox_agent.client.envelopes import as_object
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.outgoing import NotSentError
@@ -52,20 +53,18 @@ class SessionRegistry:
         self,
         http: Http,
         tasks: TaskOwner,
-        gate: HealthGate,
+        health: HealthCheck,
         driver: SessionPersistDriver,
-        *,
-        replay_max_events: int,
-        replay_max_chars: int,
+        limits: Limits,
     ) -> None:
         self.sandbox_id: str | None = None
         self.default_cwd: str | None = None
-        self.handlers: dict[str, Callable[[Any], Awaitable[object] | object]] = {}
+        self.handlers: RequestHandlers = {}
         self._http = http
         self._tasks = tasks
-        self._gate = gate
+        self._health = health
         self._driver = driver
-        self._restorer = Restorer(driver, Limits(replay_max_events, replay_max_chars))
+        self._restorer = Restorer(driver, limits)
         self._event_ids = EventIds()
         self._request_ids = itertools.count(1)
         self._connections: dict[str, Connection] = {}
@@ -101,7 +100,7 @@ class SessionRegistry:
 
     async def agent_options(self, agent: str) -> list[dict[str, Any]]:
         """Fetch the agent's config options from the server."""
-        await self._gate.ready()
+        await self._health.wait_ready()
         path = f"/v1/agents/{quote_segment(agent)}"
         info: dict[str, Any] | None = await self._http.json("GET", path, params={"config": "true"})
         return config.valid_options((info or {}).get("configOptions")) or []
@@ -115,16 +114,17 @@ class SessionRegistry:
     async def connection(self, agent: str) -> Connection:
         """Return the agent's live connection; open one if there is none."""
         async with self._connection_locks.setdefault(agent, asyncio.Lock()):
-            await self._gate.ready()
+            await self._health.wait_ready()
             existing = self._connections.get(agent)
             if existing is not None:
                 return existing
             try:
-                opened = await Connection.open(
+                opened = Connection(
                     self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
                 )
+                await opened.open()
             except NotSentError:
-                self._gate.suspect()
+                self._health.mark_suspect()
                 raise
             self._connections[agent] = opened
             if opened.lost is not None:
@@ -138,7 +138,7 @@ class SessionRegistry:
         if connection.closing or not self._tasks.running:
             return
         if not isinstance(connection.lost, AgentProcessExitedError):
-            self._gate.suspect()
+            self._health.mark_suspect()
 
     def live_connection(self, session: SessionCore) -> Connection | None:
         """Return the connection whose agent holds the session, or None."""
@@ -233,7 +233,7 @@ class SessionRegistry:
             SessionNotFoundError: the store has no session of that id.
         """
         session = await self.require(session_id)
-        fenced = await session.journal.refusal()
+        fenced = await session.journal.fencing_error()
         if fenced is not None:
             await self._release(session, fenced)
             # Another process continued the session: its record counts, not the changes made here.
@@ -247,7 +247,7 @@ class SessionRegistry:
         """Cancel what this client's agents still do for a session that another process continued."""
         for connection in list(self._connections.values()):
             try:
-                await connection.let_go(session, fenced)
+                await connection.release(session, fenced)
             except SandboxAgentError as error:
                 logger.info("session %s could not be cancelled: %s", session.id, error)
         await session.permissions.cancel_all()
@@ -310,19 +310,11 @@ class SessionRegistry:
 
     async def _open_new(self, session: SessionCore, connection: Connection) -> None:
         result = await connection.request("session/new", self._init_of(session), session=session)
-        if not isinstance(result, dict) or not isinstance(result.get("sessionId"), str):  # pyright: ignore[reportUnknownMemberType] - JSON
+        if not isinstance(as_object(result).get("sessionId"), str):
             raise SandboxAgentError(
                 f"agent '{connection.agent}' sent a session/new result without a sessionId, "
                 "which the protocol requires"
             )
-
-    async def reload(self, session: SessionCore) -> None:
-        """Read the session's record from the store again.
-
-        Raises:
-            SessionNotFoundError: the session was deleted.
-        """
-        await self.require(session.id)
 
     async def destroy(self, session: SessionCore) -> None:
         """Cancel the session's turn, if its agent is alive, and mark the session as destroyed."""
@@ -339,7 +331,7 @@ class SessionRegistry:
             if connection is not None:
                 connection.router.unbind(session.agent_session_id)
             session.journal.discard()
-            await session.journal.idle()
+            await session.journal.wait_idle()
             self._sessions.pop(session_id, None)
         await self._driver.delete_session(session_id)
 
@@ -394,5 +386,5 @@ async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> Persist
             session_id=journal.record.id,
         )
     journal.close()
-    await journal.listened(caller)
+    await journal.wait_listeners(caller)
     return failed

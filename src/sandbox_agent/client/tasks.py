@@ -1,15 +1,15 @@
-"""The one owner of a client's background tasks."""
+"""The owner of a client's background tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["DISPOSED", "OTHER_LOOP", "TaskOwner"]
+__all__ = ["DISPOSED", "OTHER_LOOP", "TaskOwner", "await_result"]
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -17,14 +17,14 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 # How long stop() waits for cancelled tasks: they hold no lock and only close sockets.
 STOP_TIMEOUT = 5.0
 DISPOSED = "this SandboxAgent is disposed: connect a new one"
-OTHER_LOOP = "this SandboxAgent was made in another event loop: connect one in this loop"
+OTHER_LOOP = "this SandboxAgent belongs to another event loop: connect one in this loop"
 
 
 class TaskOwner:
-    """Hosts a task group in a task of its own.
+    """Runs a task group in a task of its own.
 
-    A task group has to be left by the task that entered it; an SDK object is made in one task and
-    disposed in any other. So one task enters, waits to be told, cancels the others and leaves.
+    The task that enters a task group must also leave it, but a client may be created in one task and
+    disposed in another. So one task enters the group, waits for ``stop``, cancels the others and leaves.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class TaskOwner:
         self._stopper: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
-        """Begin; ``spawn`` works once this returned."""
+        """Start the owner; ``spawn`` works once this has returned."""
         ready = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(ready), name="sandbox-agent")
@@ -44,19 +44,24 @@ class TaskOwner:
 
     @property
     def running(self) -> bool:
-        """Whether ``spawn`` is possible."""
+        """Whether ``spawn`` works."""
         return self._group is not None and not self._stopping.is_set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop in which it was started."""
+        """The event loop in which the owner was started."""
         return self._loop
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the caller is one of the owner's tasks (a listener that disposes the client)."""
+        return asyncio.current_task() in self._children
+
     def check(self) -> None:
-        """Return if the caller may use it.
+        """Check that the caller may use the client.
 
         Raises:
-            SandboxAgentError: it has stopped, or belongs to another event loop.
+            SandboxAgentError: the client is disposed, or belongs to another event loop.
         """
         if not self.running:
             raise SandboxAgentError(DISPOSED)
@@ -76,7 +81,7 @@ class TaskOwner:
             self._group = None
 
     def spawn(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T | None]:
-        """Run it until it ends or the owner stops; an error is logged and gives None.
+        """Run a coroutine until it ends or the owner stops; an error is logged and results in None.
 
         Raises:
             SandboxAgentError: the owner has stopped.
@@ -84,7 +89,7 @@ class TaskOwner:
         if self._group is None or self._stopping.is_set():
             work.close()
             raise SandboxAgentError(DISPOSED)
-        task = self._group.create_task(_guarded(work, name), name=name)
+        task = self._group.create_task(_log_errors(work, name), name=name)
         self._children.add(task)
         task.add_done_callback(self._children.discard)
         # A task that is cancelled before its first step never touches its coroutine.
@@ -92,27 +97,22 @@ class TaskOwner:
         return task
 
     def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
-        """Run it now, whether anyone awaits the future or not; its error goes to who awaits.
+        """Run a coroutine now, even if the caller does not await the future with its outcome.
 
         Raises:
-            SandboxAgentError: the owner has stopped, now or while it runs.
+            SandboxAgentError: the owner has stopped, now or before the coroutine ended.
         """
         if not self.running:
             work.close()
             raise SandboxAgentError(DISPOSED)
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        task = self.spawn(_into(future, work, name), name=name)
+        task = self.spawn(_set_outcome(future, work, name), name=name)
         task.add_done_callback(lambda _: work.close())
-        task.add_done_callback(lambda _: _give_up(future))
+        task.add_done_callback(lambda _: _fail_unfinished(future))
         return future
 
-    @property
-    def is_inside(self) -> bool:
-        """Whether the caller is one of its tasks (a listener that disposes the client)."""
-        return asyncio.current_task() in self._children
-
     async def stop(self) -> None:
-        """Cancel everything and wait for it, at most STOP_TIMEOUT; a caller of its own goes on."""
+        """Cancel all tasks except the caller's and wait for them, at most STOP_TIMEOUT."""
         if self.is_inside:
             self._stopper = asyncio.current_task()
         self._stopping.set()
@@ -122,33 +122,38 @@ class TaskOwner:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT)
 
 
-async def _guarded(work: Coroutine[Any, Any, T], name: str) -> T | None:
+async def await_result(awaitable: Awaitable[object]) -> None:
+    """Await any awaitable, as a coroutine that ``spawn`` accepts."""
+    await awaitable
+
+
+async def _log_errors(work: Coroutine[Any, Any, T], name: str) -> T | None:
     try:
         return await work
     except SandboxAgentError as error:
         logger.warning("%s: %s", name, error)
         return None
     except Exception:
-        # The boundary of a background task: one that fails must not take its siblings along.
+        # The boundary of a background task: a failure must not cancel the other tasks of the group.
         logger.exception("background task %r failed", name)
         return None
 
 
-def _give_up(future: asyncio.Future[Any]) -> None:
-    # The work was cancelled; who awaits its outcome was not.
-    if not future.done():
-        future.set_exception(SandboxAgentError(DISPOSED))
-        future.exception()
-
-
-async def _into(future: asyncio.Future[T], work: Coroutine[Any, Any, T], name: str) -> None:
+async def _set_outcome(future: asyncio.Future[T], work: Coroutine[Any, Any, T], name: str) -> None:
     try:
         result = await work
     except Exception as error:  # noqa: BLE001 - it is handed over, not swallowed
         logger.debug("%s failed: %s", name, error)
         if not future.done():
             future.set_exception(error)
-            future.exception()  # seen: who doesn't await does not want to know
+            future.exception()  # retrieved: a caller that does not await the future ignores its error
     else:
         if not future.done():
             future.set_result(result)
+
+
+def _fail_unfinished(future: asyncio.Future[Any]) -> None:
+    # The work was cancelled, the caller that awaits its outcome was not.
+    if not future.done():
+        future.set_exception(SandboxAgentError(DISPOSED))
+        future.exception()

@@ -1,4 +1,4 @@
-"""One prompt and the events of its turn, as an async iterator."""
+"""A prompt and the events of its turn, as an async iterator."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class _Runner(Protocol):
 
 
 class Turn:
-    """Iterates over a turn's events from the prompt to its answer.
+    """Iterates over a turn's events from the prompt to its response.
 
     Attributes:
-        response: the prompt's answer, once the iteration has ended.
+        response: the prompt's response, once the iteration has ended.
     """
 
     def __init__(
@@ -55,11 +55,9 @@ class Turn:
             await self._end()
         if self._ended:
             raise StopAsyncIteration
-        if self._viewer is None:
-            self._begin()
-        assert self._viewer is not None
+        viewer = self._viewer or self._begin()
         try:
-            event = await anext(self._viewer)
+            event = await anext(viewer)
         except StopAsyncIteration:
             await self._end()
             raise
@@ -68,11 +66,12 @@ class Turn:
             self._answered = True
         return event
 
-    def _begin(self) -> None:
+    def _begin(self) -> Viewer:
         viewer = self._viewer = self._journal.view(live=True)
         outgoing = self._outgoing = Outgoing(self._runner.next_request_id())
         self._sent = asyncio.ensure_future(self._runner.run(self._send(outgoing), name="prompt"))
         self._sent.add_done_callback(lambda _: viewer.close())
+        return viewer
 
     async def _end(self) -> None:
         self._ended = True
@@ -80,5 +79,5 @@ class Turn:
             self.response = await asyncio.shield(self._sent)
 
     async def aclose(self) -> None:
-        """Stop iterating; the turn goes on."""
+        """Stop the iteration; the turn continues."""
         self._ended = True

@@ -1,4 +1,4 @@
-"""A reader's place in a session's events: stored history first, then live, gapless and once each."""
+"""An iterator over a session's events: stored history first, then live events, without gaps or repeats."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["NOTICE_INDEX", "Viewer"]
 
-# A reader that is further behind gives its backlog up and reads from the store instead.
+# A viewer with a larger backlog drops it and reads from the store instead.
 MAX_BACKLOG = 16_384
 MAX_BACKLOG_BYTES = 16 * 1024 * 1024
 PAGE = 500
-# What is told to readers and is not part of the history (a failing store) has this index.
+# Events that are not part of the history, such as the notice of a failing store, have this index.
 NOTICE_INDEX = 0
 
 
 class Viewer:
-    """An async iterator of events with ``event_index`` over ``position``.
+    """An async iterator over events with an index above ``position``.
 
     Args:
-        driver: where the history is.
-        session_id: whose.
-        position: the index after which it begins.
-        live: the history up to ``position`` is all there is: begin with what is pushed.
+        driver: stores the history.
+        session_id: the session.
+        position: the index after which the iteration begins.
+        live: skip the history: begin with the first event that is pushed.
     """
 
     def __init__(self, driver: SessionPersistDriver, session_id: str, position: int, *, live: bool) -> None:
@@ -36,7 +36,7 @@ class Viewer:
         self._position = position
         self._unplaced = live
         self._behind = not live
-        self._fell_behind = False
+        self._overflowed = False
         self._cursor: str | None = None
         self._backlog: deque[SessionEvent] = deque()
         self._backlog_bytes = 0
@@ -45,23 +45,23 @@ class Viewer:
         self._closed = False
 
     def push(self, events: Sequence[SessionEvent]) -> None:
-        """Give it events that are stored, or a notice."""
+        """Add events that are stored, or a notice."""
         if self._unplaced and events[0].event_index != NOTICE_INDEX:
-            # It began live: where, the first event says.
+            # The first event of a live viewer determines its position.
             self._unplaced = False
             self._position = events[0].event_index - 1
-        if not self._fell_behind:
+        if not self._overflowed:
             self._backlog.extend(events)
             self._backlog_bytes += sum(len(event.payload_json) for event in events)
             if len(self._backlog) > MAX_BACKLOG or self._backlog_bytes > MAX_BACKLOG_BYTES:
                 self._backlog.clear()
                 self._backlog_bytes = 0
-                self._fell_behind = self._behind = True
+                self._overflowed = self._behind = True
                 self._cursor = None
         self._wakeup.set()
 
     def close(self) -> None:
-        """End the iteration once what was pushed is read."""
+        """End the iteration after the events that were pushed."""
         self._closed = True
         self._wakeup.set()
 
@@ -92,19 +92,19 @@ class Viewer:
                 return event
 
     async def _read_page(self) -> None:
-        # From here on pushes are kept again: the store holds all that was pushed before.
-        caught_up_from_overflow, self._fell_behind = self._fell_behind, False
+        # Pushed events are kept again from here on: the store has everything that was pushed before.
+        after_overflow, self._overflowed = self._overflowed, False
         cursor = self._cursor
         if cursor is None and self._position > 0:
             cursor = self._driver.cursor_after(self._position)
         page = await self._driver.list_events(self._session_id, limit=PAGE, cursor=cursor)
-        fresh = [event for event in page.items if event.event_index > self._position]
-        if caught_up_from_overflow and fresh and fresh[0].event_index != self._position + 1:
+        new = [event for event in page.items if event.event_index > self._position]
+        if after_overflow and new and new[0].event_index != self._position + 1:
             raise SandboxAgentError(
-                f"events {self._position + 1} to {fresh[0].event_index - 1} of session "
-                f"'{self._session_id}' are no longer in the store: read faster, or keep more"
+                f"events {self._position + 1} to {new[0].event_index - 1} of session "
+                f"'{self._session_id}' are no longer in the store: read faster, or keep more events"
             )
-        self._page.extend(fresh)
+        self._page.extend(new)
         self._cursor = page.next_cursor
-        if page.next_cursor is None and not self._fell_behind:
+        if page.next_cursor is None and not self._overflowed:
             self._behind = False

@@ -1,3 +1,3 @@
-"""The client of the server's own sessions (``sdk.sessions``)."""
+"""The client of the sessions that the server stores and drives (``sdk.sessions``)."""
 
 from __future__ import annotations

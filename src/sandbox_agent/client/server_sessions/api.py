@@ -1,4 +1,4 @@
-"""``sdk.sessions``: the sessions that the server itself keeps and drives (seed 000)."""
+"""``sdk.sessions``: the sessions that the server itself stores and drives."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http
 from sandbox_agent.client.server_sessions.calls import SessionCalls, session_path
-from sandbox_agent.client.server_sessions.follow import follow
+from sandbox_agent.client.server_sessions.follow import fetch_info, follow
 from sandbox_agent.client.server_sessions.mirror import mirror
 from sandbox_agent.client.server_sessions.models import (
     EventPage,
     Message,
-    Moment,
+    Timestamp,
     decode,
-    flag,
     message_body,
     milliseconds,
     new_key,
+    query,
     read_page,
 )
 from sandbox_agent.client.server_sessions.turn import TURN_HEADER, stream_turn
@@ -44,7 +44,7 @@ __all__ = ["ExportFormat", "ServerSessions"]
 
 ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
 CLIENT_HEADER = "Sandbox-Agent-Client"
-# Sessions a page of ``iterate``.
+# The page size of ``iterate``.
 PAGE = 100
 _Pending: TypeAlias = list[PendingPermission]
 
@@ -52,14 +52,13 @@ _Pending: TypeAlias = list[PendingPermission]
 class ServerSessions:
     """The server's sessions: they live on the server and outlive every client; reached as ``sdk.sessions``.
 
-    Calls that do no harm twice (reading, ``post_message``, ``stream_turn``) are tried again by themselves
-    while the server is away. The others raise ConnectionLostError where no answer came; whether they were
-    done is then unknown. All raise TokenInvalidError and, for a session that is not there,
-    ServerSessionNotFoundError.
+    Idempotent calls (reads, ``post_message``, ``stream_turn``) are retried while the server is away. The
+    others raise ConnectionLostError if no response was received; whether they took effect is then unknown.
+    All calls raise TokenInvalidError and, if the session does not exist, ServerSessionNotFoundError.
     """
 
-    def __init__(self, http: Http, gate: HealthGate) -> None:
-        self._calls = SessionCalls(http, gate)
+    def __init__(self, http: Http, health: HealthCheck) -> None:
+        self._calls = SessionCalls(http, health)
 
     async def create(
         self,
@@ -76,29 +75,29 @@ class ServerSessions:
         permission_rules: Sequence[PermissionRule] | None = None,
         permission_timeout_seconds: float | None = None,
     ) -> CreateSessionResponse:
-        """Make a session.
+        """Create a session.
 
         Args:
-            id: its name, yours to choose.
-            agent: which agent ("claude", "codex", …).
+            id: the session's id, chosen by the caller.
+            agent: the agent's id ("claude", "codex", …).
             agent_mode: the agent's mode.
             permission_mode: "ask", "allow" or "reject".
             model: the model's id.
             variant: the model's variant, the agent's thought level.
-            directory: where the agent works; default: the server's own folder.
-            title: for people.
-            mcp_servers: as ACP has them.
-            permission_rules: looked at before ``permission_mode``; the first that fits decides.
-            permission_timeout_seconds: a request that nobody answers in this time is rejected.
+            directory: the agent's working directory; default: the server's own.
+            title: a title for people.
+            mcp_servers: MCP servers in ACP's shape.
+            permission_rules: checked before ``permission_mode``; the first match decides.
+            permission_timeout_seconds: a request that is not answered in this time is rejected.
 
         Returns:
-            The agent's own id of it; ``healthy`` is true, for what fails raises and makes no session.
+            The agent's own id of the session; ``healthy`` is true: a failure raises and creates no session.
 
         Raises:
-            SessionAlreadyExistsError: there is one of that name.
-            UnsupportedAgentError: the server knows no such agent.
+            SessionAlreadyExistsError: a session of that id exists.
+            UnsupportedAgentError: the server does not know the agent.
             ModeNotSupportedError: the agent has no such mode.
-            InvalidRequestError: a value is none.
+            InvalidRequestError: a value is invalid.
         """
         request = CreateSessionRequest(
             agent=agent,
@@ -117,17 +116,16 @@ class ServerSessions:
         return decode(answer, CreateSessionResponse, f"POST {path}")
 
     async def get(self, id: str) -> SessionInfo:  # noqa: A002 - the contract's name
-        """Return one session, with its newest turns and what they cost."""
-        path = session_path(id)
-        return decode(await self._calls.until_answered("GET", path), SessionInfo, f"GET {path}")
+        """Return one session, with its newest turns and their usage."""
+        return await fetch_info(self._calls, id)
 
     async def list(self, *, limit: int | None = None, cursor: str | None = None) -> ListPage[SessionInfo]:
         """Return a page of the sessions, newest first; those that an SDK drives are ``managed=False``.
 
         Raises:
-            InvalidRequestError: the cursor is none.
+            InvalidRequestError: the cursor is invalid.
         """
-        params = {"limit": None if limit is None else str(limit), "cursor": cursor}
+        params = query(limit=limit, cursor=cursor)
         content = await self._calls.until_answered("GET", "/v1/sessions", params=params)
         answer = decode(content, SessionListResponse, "GET /v1/sessions")
         return ListPage(answer.sessions, answer.next_cursor)
@@ -146,15 +144,15 @@ class ServerSessions:
     async def post_message(self, id: str, message: Message, *, idempotency_key: str | None = None) -> str:  # noqa: A002
         """Send a message and return the id of its turn, once the server has stored it.
 
-        The turn runs when those before it have ended: ``turn.*`` events and ``get(id).turns`` name it.
+        The turn runs when earlier turns have ended: ``turn.*`` events and ``get(id).turns`` name it.
 
         Args:
             id: the session.
-            message: a text, or ACP content blocks.
-            idempotency_key: the same key never sends twice, also after a restart; None makes one.
+            message: text, or ACP content blocks.
+            idempotency_key: a message is sent once per key, also across restarts; None generates one.
 
         Raises:
-            ConflictError: too many messages wait, the session has ended, or the key was used for another
+            ConflictError: the queue is full, the session has ended, or the key was used for another
                 message.
         """
         key = idempotency_key or new_key()
@@ -174,20 +172,20 @@ class ServerSessions:
         include_raw: bool = False,
         idempotency_key: str | None = None,
     ) -> AsyncGenerator[UniversalEvent]:
-        """Send a message and iterate over the events of its turn, each once, until it ended.
+        """Send a message and iterate over the events of its turn, each once, until the turn ends.
 
-        A connection that is lost is made again, and the message is sent once. A turn that was running when
-        the server died ends as interrupted. Leaving the loop does not cancel the turn.
+        A lost connection is opened again, and the message is sent once. A turn that was running when the
+        server died ends as interrupted. Leaving the loop does not cancel the turn.
 
         Args:
             id: the session.
-            message: a text, or ACP content blocks.
-            include_raw: with the ACP envelope that each event was made from.
-            idempotency_key: of a message that was sent before: its turn is found again.
+            message: text, or ACP content blocks.
+            include_raw: include the ACP envelope that each event was made from.
+            idempotency_key: the key of a message that was sent before, to read its turn.
 
         Raises:
             ConflictError: as ``post_message``.
-            ConnectionLostError: the server could not be reached any more.
+            ConnectionLostError: the server is gone.
         """
         return stream_turn(self._calls, id, message, include_raw=include_raw, idempotency_key=idempotency_key)
 
@@ -199,20 +197,20 @@ class ServerSessions:
         include_raw: bool = False,
         allow_gaps: bool = False,
     ) -> AsyncGenerator[UniversalEvent]:
-        """Iterate over the events with a sequence above ``offset``: those stored, then live ones, each once.
+        """Iterate over the events with a sequence above ``offset``: stored ones, then live ones, each once.
 
-        It survives lost connections and restarts of the server, and ends behind ``session.ended``.
+        The iteration survives lost connections and restarts of the server; it ends after ``session.ended``.
 
         Args:
             id: the session.
             offset: the sequence of the last event that you have.
-            include_raw: with the ACP envelope that each event was made from.
-            allow_gaps: go on behind events that retention has erased, instead of raising.
+            include_raw: include the ACP envelope that each event was made from.
+            allow_gaps: skip events that retention has erased, instead of raising.
 
         Raises:
-            GoneError: events that come next are erased (``extensions``: missingFrom, missingTo), or the
-                session has fewer events than ``offset``: it is another one of that name.
-            ConnectionLostError: the server could not be reached any more.
+            GoneError: the next events are erased (``extensions``: missingFrom, missingTo), or the session
+                has fewer events than ``offset``: it is another session of that id.
+            ConnectionLostError: the server is gone.
         """
         batches = follow(self._calls, id, offset=offset, include_raw=include_raw, allow_gaps=allow_gaps)
         async with aclosing(batches):
@@ -228,17 +226,13 @@ class ServerSessions:
         limit: int | None = None,
         include_raw: bool = False,
     ) -> EventPage:
-        """Return events with a sequence above ``offset``; with None from the oldest that is there.
+        """Return events with a sequence above ``offset``; None starts with the oldest stored event.
 
         Raises:
             GoneError: as ``stream_events``.
         """
         path = session_path(id, "events")
-        params = {
-            "offset": None if offset is None else str(offset),
-            "limit": None if limit is None else str(limit),
-            "include_raw": flag(include_raw),
-        }
+        params = query(offset=offset, limit=limit, include_raw=include_raw)
         return read_page(await self._calls.until_answered("GET", path, params=params), f"GET {path}")
 
     async def reply_permission(
@@ -253,12 +247,12 @@ class ServerSessions:
 
         Args:
             id: the session.
-            permission_id: as in ``permission.requested``, or in ``permissions()``.
+            permission_id: the id in ``permission.requested`` or ``permissions()``.
             reply: "once", "always" or "reject".
-            by: who answers, for the log.
+            by: a name for the log.
 
         Raises:
-            ConflictError: it has been answered.
+            ConflictError: the request is already answered.
             NotFoundError: there is no such request.
         """
         await self._answer(session_path(id, "permissions", permission_id, "reply"), {"reply": reply}, by)
@@ -271,7 +265,7 @@ class ServerSessions:
         *,
         by: str | None = None,
     ) -> None:
-        """Answer a question: for each of its questions the chosen options; errors as ``reply_permission``."""
+        """Answer a question with the options chosen for each of its parts; raises as ``reply_permission``."""
         body = {"answers": [[*chosen] for chosen in answers]}
         await self._answer(session_path(id, "questions", question_id, "reply"), body, by)
 
@@ -282,14 +276,14 @@ class ServerSessions:
         *,
         by: str | None = None,
     ) -> None:
-        """Refuse to answer a question; errors as ``reply_permission``."""
+        """Reject a question; raises as ``reply_permission``."""
         await self._answer(session_path(id, "questions", question_id, "reject"), None, by)
 
     async def _answer(self, path: str, body: object, by: str | None) -> None:
         await self._calls.once("POST", path, body=body, headers={CLIENT_HEADER: by} if by else None)
 
     async def cancel(self, id: str) -> None:  # noqa: A002 - the contract's name
-        """Stop the turn that runs; the session stays."""
+        """Cancel the running turn; the session stays."""
         await self._calls.once("POST", session_path(id, "cancel"))
 
     async def terminate(self, id: str) -> None:  # noqa: A002 - the contract's name
@@ -301,7 +295,7 @@ class ServerSessions:
         await self._calls.once("DELETE", session_path(id))
 
     async def export(self, id: str, *, format: ExportFormat = "jsonl") -> bytes:  # noqa: A002
-        """Return the whole session as a document: events one a line, Markdown, or one HTML page."""
+        """Return the whole session as a document: one event per line, Markdown, or one HTML page."""
         answer = await self._calls.until_answered(
             "GET", session_path(id, "export"), params={"format": format}, headers={"Accept": "*/*"}
         )
@@ -313,39 +307,39 @@ class ServerSessions:
         *,
         agent: str | None = None,
         session_id: str | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
+        since: Timestamp | None = None,
+        until: Timestamp | None = None,
         limit: int | None = None,
         offset: int | None = None,
     ) -> SearchResponse:
         """Search the text, tool titles and tool output of all sessions.
 
         Args:
-            q: words, all of which must be found, and "phrases".
-            agent: only its sessions.
-            session_id: only this session.
-            since: not before (a datetime, or milliseconds since the epoch).
-            until: before.
-            limit: how many hits at most, 100 or fewer.
-            offset: how many of the best hits are left out: those that you have.
+            q: words, all of which must match, and "phrases".
+            agent: search only this agent's sessions.
+            session_id: search only this session.
+            since: the earliest time (a datetime, or milliseconds since the epoch).
+            until: the latest time, exclusive.
+            limit: the maximum number of hits, 100 or fewer.
+            offset: the number of best hits to skip.
 
         Returns:
             The hits, best first, and whether there are more.
         """
-        params = {
-            "q": q,
-            "agent": agent,
-            "session": session_id,
-            "since": milliseconds(since),
-            "until": milliseconds(until),
-            "limit": None if limit is None else str(limit),
-            "offset": None if offset is None else str(offset),
-        }
+        params = query(
+            q=q,
+            agent=agent,
+            session=session_id,
+            since=milliseconds(since),
+            until=milliseconds(until),
+            limit=limit,
+            offset=offset,
+        )
         content = await self._calls.until_answered("GET", "/v1/search", params=params)
         return decode(content, SearchResponse, "GET /v1/search")
 
     async def permissions(self) -> _Pending:
-        """Return what waits for an answer in any session, oldest first: permissions and questions."""
+        """Return the open permission requests and questions of all sessions, oldest first."""
         content = await self._calls.until_answered("GET", "/v1/permissions")
         return decode(content, PermissionListResponse, "GET /v1/permissions").permissions
 
@@ -359,20 +353,20 @@ class ServerSessions:
     ) -> int:
         """Copy a session's events into a sink, each once and in order, until the session has ended.
 
-        It goes on from the last event that the sink has, and survives lost connections and restarts of the
-        server; after a restart of your program call it again. Cancel it to stop before.
+        Copying continues from the sink's last event and survives lost connections and restarts of the
+        server; after a restart of your program call this method again. Cancel the call to stop earlier.
 
         Args:
             id: the session.
-            into: where to.
-            include_raw: with the ACP envelope that each event was made from.
-            allow_gaps: as ``stream_events``; the sink has to allow them, too.
+            into: the sink.
+            include_raw: include the ACP envelope that each event was made from.
+            allow_gaps: as in ``stream_events``; the sink must allow gaps, too.
 
         Returns:
             The sequence of the last event in the sink.
 
         Raises:
-            PersistError: the SQLite sink failed; another sink raises what it likes.
+            PersistError: a built-in sink failed; custom sinks may raise other errors.
             GoneError: as ``stream_events``, like ConnectionLostError.
         """
         return await mirror(self._calls, id, into, include_raw=include_raw, allow_gaps=allow_gaps)

@@ -1,31 +1,37 @@
-"""The session routes as calls: plain ones, ones that are tried again, and streams."""
+"""HTTP calls to the session routes: sent once, or retried until the server responds."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
+from typing import TypedDict, Unpack
 
 import httpx2
 
 from sandbox_agent.client.feed import READ_TIMEOUT
-from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment, raise_for_problem
-from sandbox_agent.client.server_sessions.retry import RETRIED_STATUSES, Patience
-from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
+from sandbox_agent.client.server_sessions.retry import RETRIED_STATUSES, RetryPolicy
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 
-__all__ = ["SessionCalls", "UnavailableError", "read_stream", "session_path"]
+__all__ = ["SessionCalls", "UnavailableError", "session_path"]
 
-# Each of these calls answers from the store, or starts an agent at most.
+# Each of these calls responds from the store, or starts an agent at most.
 CALL_TIMEOUT = 150.0
 
 
 class UnavailableError(Exception):
-    """The answer was a status that may pass; ``__cause__`` is the error that it stands for."""
+    """The response has a status that may pass; ``__cause__`` is its error."""
+
+
+class _RequestParts(TypedDict, total=False):
+    params: Mapping[str, str | None] | None
+    body: object
+    headers: Mapping[str, str] | None
 
 
 def session_path(session_id: str, *rest: str) -> str:
-    """Return the path of a session, or of something of it.
+    """Return the path of a session, or of a part of it.
 
     Raises:
         ValueError: the id is empty.
@@ -36,76 +42,55 @@ def session_path(session_id: str, *rest: str) -> str:
 
 
 class SessionCalls:
-    """HTTP to the session routes of one server."""
+    """Sends requests to the session routes of one server."""
 
-    def __init__(self, http: Http, gate: HealthGate) -> None:
+    def __init__(self, http: Http, health: HealthCheck) -> None:
         self._http = http
-        self._gate = gate
+        self._health = health
 
-    def patience(self, what: str) -> Patience:
-        """Return the patience of one call."""
-        return Patience(self._gate, what)
+    def retry_policy(self, what: str) -> RetryPolicy:
+        """Return the retry policy of one call."""
+        return RetryPolicy(self._health, what)
 
-    async def once(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str | None] | None = None,
-        body: object = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx2.Response:
-        """Send once the server is healthy and return the answer, its body read.
+    async def once(self, method: str, path: str, **parts: Unpack[_RequestParts]) -> httpx2.Response:
+        """Send a request once the server is healthy; return the response with its body.
 
         Raises:
-            ConnectionLostError: no answer came; whether it was done is unknown.
-            SandboxAgentError: the answer is an error.
+            ConnectionLostError: no response was received; whether the request took effect is unknown.
+            SandboxAgentError: the response is an error.
         """
-        await self._gate.ready()
-        return await self._send(method, path, params=params, body=body, headers=headers)
+        await self._health.wait_ready()
+        return await self._send(method, path, **parts)
 
     async def until_answered(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str | None] | None = None,
-        body: object = None,
-        headers: Mapping[str, str] | None = None,
-        patience: Patience | None = None,
+        self, method: str, path: str, *, retry: RetryPolicy | None = None, **parts: Unpack[_RequestParts]
     ) -> httpx2.Response:
-        """Send what does no harm twice until an answer comes; errors as ``once``.
+        """Send an idempotent request until the server responds; raises as ``once``.
 
-        The patience is that of the call which this is a part of; None: its own.
+        Args:
+            method: the HTTP method.
+            path: the route's path.
+            retry: the policy of the call that this request is a part of; None makes one.
+            **parts: the request's query, body and headers.
         """
-        patience = patience or self.patience(f"{method} {path}")
-        await patience.begin()
+        retry = retry or self.retry_policy(f"{method} {path}")
+        await retry.wait_ready()
         while True:
             try:
-                return await self._send(method, path, params=params, body=body, headers=headers)
+                return await self._send(method, path, **parts)
             except ConnectionLostError as error:
-                await patience.bear(error)
+                await retry.wait(error)
             except SandboxAgentError as error:
                 if error.status not in RETRIED_STATUSES:
                     raise
-                patience.meet()
-                await patience.bear(error)
+                retry.mark_responded()
+                await retry.wait(error)
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str | None] | None,
-        body: object,
-        headers: Mapping[str, str] | None,
-    ) -> httpx2.Response:
+    async def _send(self, method: str, path: str, **parts: Unpack[_RequestParts]) -> httpx2.Response:
         try:
-            return await self._http.fetch(
-                method, path, params=params, body=body, headers=headers, read_timeout=CALL_TIMEOUT
-            )
+            return await self._http.fetch(method, path, read_timeout=CALL_TIMEOUT, **parts)
         except ConnectionLostError:
-            self._gate.suspect()
+            self._health.mark_suspect()
             raise
 
     @contextlib.asynccontextmanager
@@ -118,41 +103,27 @@ class SessionCalls:
         headers: Mapping[str, str],
         content: bytes | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
-        """Open a stream.
+        """Open an event stream.
 
         Raises:
-            httpx2.TransportError: it can't be had, or ends before its end.
-            UnavailableError: not now.
-            SandboxAgentError: the answer is an error.
+            httpx2.TransportError: the request failed, or the stream was cut off.
+            UnavailableError: the server is temporarily unavailable.
+            SandboxAgentError: the response is an error.
         """
         present = {key: value for key, value in params.items() if value is not None}
+        headers = {"Accept": "text/event-stream", **headers}
         async with self._http.stream(
             path, params=present, headers=headers, read_timeout=READ_TIMEOUT, method=method, content=content
         ) as response:
             if response.status_code >= 400:
-                _refuse(response.status_code, await response.aread())
+                _raise_status(response.status_code, await response.aread())
             yield response
 
 
-def _refuse(status: int, body: bytes) -> None:
+def _raise_status(status: int, body: bytes) -> None:
     try:
         raise_for_problem(status, body)
     except SandboxAgentError as error:
         if status in RETRIED_STATUSES:
             raise UnavailableError(str(error)) from error
         raise
-
-
-async def read_stream(response: httpx2.Response) -> AsyncGenerator[Sequence[SseEvent]]:
-    """Iterate over a stream's events, those of a chunk together; comments give an empty batch.
-
-    Raises:
-        httpx2.TransportError: it was cut off.
-        ConnectionLostError: it can't be read.
-    """
-    decoder = SseDecoder()
-    async for chunk in response.aiter_raw():
-        try:
-            yield decoder.feed(chunk)
-        except SseTooLargeError as error:
-            raise ConnectionLostError(f"the event stream can't be read: {error}") from error

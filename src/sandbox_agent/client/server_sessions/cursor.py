@@ -1,4 +1,4 @@
-"""A reader's place in a session's events: lets through what is new, refuses what is missing."""
+"""A position in a session's events: returns new events once and in order, and detects missing ones."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sandbox_agent.client.feed import gap_params
+from sandbox_agent.client.feed import parse_event_data
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import GoneError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.universal import UniversalEvent, decode_event
 
-__all__ = ["HoleError", "Position", "read_event"]
+__all__ = ["EventCursor", "SequenceGapError", "read_event"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 
-class HoleError(Exception):
-    """A stream jumped without a word: it is read again from before the hole."""
+class SequenceGapError(Exception):
+    """A stream skipped events without a gap event: it is read again from before them."""
 
 
-class Position:
-    """Takes server-sent events and gives universal events, each once and in order.
+class EventCursor:
+    """Receives server-sent events and returns universal events, each once and in order.
 
     Args:
-        session_id: whose.
-        sequence: the event after which it begins; None begins with whichever comes first.
-        allow_gaps: go on behind events that the server no longer has.
+        session_id: the session.
+        sequence: the event after which to begin; None begins with the first event received.
+        allow_gaps: skip events that the server no longer has.
 
     Attributes:
-        sequence: the newest event that was given; None before the first where none was named.
+        sequence: the last event that was returned; None before the first if no start was given.
     """
 
     def __init__(self, session_id: str, sequence: int | None, *, allow_gaps: bool = False) -> None:
@@ -39,53 +39,53 @@ class Position:
         self._session_id = session_id
         self._allow_gaps = allow_gaps
 
-    def take(self, received: Sequence[SseEvent]) -> list[UniversalEvent]:
+    def accept(self, received: Sequence[SseEvent]) -> list[UniversalEvent]:
         """Return the new events among those received.
 
         Raises:
-            GoneError: the server no longer has events that come next; ``extensions`` has the range.
-                or the session has fewer events than were read: it is another one.
-            HoleError: an event is missing and the server did not say so.
+            GoneError: the server no longer has the next events (``extensions`` has their range), or the
+                session has fewer events than were read: it is another session of that id.
+            SequenceGapError: an event is missing and the server sent no gap event.
         """
         before = self.sequence
-        fresh: list[UniversalEvent] = []
+        new: list[UniversalEvent] = []
         try:
-            self._take(received, fresh)
+            for event in received:
+                self._accept(event, new)
         except Exception:
-            # What came with it is not given: it is read again.
+            # The events before the error are not returned, so they have to be read again.
             self.sequence = before
             raise
-        return fresh
+        return new
 
-    def _take(self, received: Sequence[SseEvent], fresh: list[UniversalEvent]) -> None:
-        for event in received:
-            if event.event == "message":
-                self._message(event.data, fresh)
-            elif event.event == "gap":
-                self._gap(gap_params(event.data))
-            elif event.event == "reset":
-                raise GoneError(
-                    f"session '{self._session_id}' has no event {self.sequence}: it was deleted and made "
-                    "anew, or another server answers; read it from the beginning",
-                    lastSequence=gap_params(event.data).get("lastSequence"),
-                )
-            else:
-                logger.info("session %s: unknown stream event %r", self._session_id, event.event)
+    def _accept(self, event: SseEvent, new: list[UniversalEvent]) -> None:
+        if event.event == "message":
+            self._accept_message(event.data, new)
+        elif event.event == "gap":
+            self._accept_gap(parse_event_data(event.data))
+        elif event.event == "reset":
+            raise GoneError(
+                f"session '{self._session_id}' has no event {self.sequence}: it was deleted and created "
+                "again, or this is another server; read it from the beginning",
+                lastSequence=parse_event_data(event.data).get("lastSequence"),
+            )
+        else:
+            logger.info("session %s: unknown stream event %r", self._session_id, event.event)
 
-    def _message(self, data: bytes, fresh: list[UniversalEvent]) -> None:
+    def _accept_message(self, data: bytes, new: list[UniversalEvent]) -> None:
         event = read_event(data)
         if self.sequence is not None:
             if event.sequence <= self.sequence:
                 return
             if event.sequence > self.sequence + 1:
-                raise HoleError(f"event {event.sequence} came after {self.sequence}")
+                raise SequenceGapError(f"event {event.sequence} came after {self.sequence}")
         self.sequence = event.sequence
-        fresh.append(event)
+        new.append(event)
 
-    def _gap(self, params: dict[str, object]) -> None:
+    def _accept_gap(self, params: dict[str, object]) -> None:
         begin, end = params.get("from"), params.get("to")
         if not isinstance(begin, int) or not isinstance(end, int):
-            raise SandboxAgentError(f"session '{self._session_id}': a gap that does not say what is missing")
+            raise SandboxAgentError(f"session '{self._session_id}': invalid gap event {params!r}")
         if self.sequence is not None:
             begin = self.sequence + 1
         if end < begin:
@@ -93,7 +93,7 @@ class Position:
         if not self._allow_gaps:
             raise GoneError(
                 f"session '{self._session_id}': events {begin} to {end} are gone; "
-                f"read on from offset {end}, or allow gaps",
+                f"continue from offset {end}, or allow gaps",
                 missingFrom=begin,
                 missingTo=end,
                 firstSequence=end + 1,
@@ -106,11 +106,11 @@ def read_event(data: bytes) -> UniversalEvent:
     """Decode an event.
 
     Raises:
-        SandboxAgentError: it is none.
+        SandboxAgentError: the event is invalid.
     """
     try:
         return decode_event(data)
     except (InvalidEnvelopeError, msgspec.ValidationError) as error:
         raise SandboxAgentError(
-            f"an event of the server can't be read ({error}): is that a sandbox-agent server?"
+            f"the server sent an invalid event ({error}): is that a sandbox-agent server?"
         ) from error

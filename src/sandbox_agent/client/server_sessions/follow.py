@@ -1,28 +1,21 @@
-"""Following a session: history, then what happens, over any number of connections, each event once."""
+"""Follows a session: its stored events, then live ones, over any number of connections, each event once."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 
 import httpx2
 
-from sandbox_agent.client.server_sessions.calls import (
-    SessionCalls,
-    UnavailableError,
-    read_stream,
-    session_path,
-)
-from sandbox_agent.client.server_sessions.cursor import HoleError, Position
-from sandbox_agent.client.server_sessions.models import decode, flag
-from sandbox_agent.client.server_sessions.retry import Patience
-from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.client.server_sessions.calls import SessionCalls, session_path
+from sandbox_agent.client.server_sessions.cursor import EventCursor
+from sandbox_agent.client.server_sessions.models import decode, query
+from sandbox_agent.client.server_sessions.retry import RetryPolicy
+from sandbox_agent.client.server_sessions.streams import read_batches
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["follow"]
-
-EVENT_STREAM = "text/event-stream"
+__all__ = ["fetch_info", "follow"]
 
 
 async def follow(
@@ -33,52 +26,43 @@ async def follow(
     include_raw: bool = False,
     allow_gaps: bool = False,
 ) -> AsyncGenerator[list[UniversalEvent]]:
-    """Iterate over a session's events with ``sequence > offset``, those that come together in one list.
+    """Iterate over a session's events with ``sequence > offset``, in batches as they are received.
 
-    Ends behind session.ended, or at once where a session that has ended has no more events. Raises what
-    ``ServerSessions.stream_events`` does.
+    The iteration ends after session.ended, or at once if an ended session has no more events. Raises as
+    ``ServerSessions.stream_events``.
     """
     if offset < 0:
-        raise ValueError("offset is negative: it is the sequence of the last event that you have")
-    position = Position(session_id, offset, allow_gaps=allow_gaps)
+        raise ValueError("offset is negative: pass the sequence of the last event that you have, or 0")
+    cursor = EventCursor(session_id, offset, allow_gaps=allow_gaps)
     path = session_path(session_id, "events", "sse")
-    patience = calls.patience(f"events of session '{session_id}'")
-    # The stream of a session that has ended stays open: where it ends is to be known before.
-    end = await _end(calls, session_id, patience)
-    if end is not None and offset == end:
+    retry = calls.retry_policy(f"events of session '{session_id}'")
+
+    def connect() -> AbstractAsyncContextManager[httpx2.Response]:
+        params = query(offset=cursor.sequence, include_raw=include_raw)
+        return calls.stream("GET", path, params=params, headers={})
+
+    async def last_sequence() -> int | None:
+        info = await fetch_info(calls, session_id, retry)
+        return info.event_count if info.ended else None
+
+    async def is_over() -> bool:
+        nonlocal end
+        end = await last_sequence()
+        return cursor.sequence == end
+
+    # The stream of an ended session stays open, so its last event has to be known before.
+    end = await last_sequence()
+    if offset == end:
         return
-    while True:
-        loss: Exception | str
-        try:
-            params = {"offset": str(position.sequence), "include_raw": flag(include_raw)}
-            headers = {"Accept": EVENT_STREAM}
-            async with (
-                calls.stream("GET", path, params=params, headers=headers) as response,
-                aclosing(read_stream(response)) as received,
-            ):
-                patience.meet()
-                async for chunk in received:
-                    fresh = position.take(chunk)
-                    if fresh:
-                        patience.progress()
-                        yield fresh
-                    if any(event.type == "session.ended" for event in fresh) or position.sequence == end:
-                        return
-            # Deleted, or the server ends.
-            end = await _end(calls, session_id, patience)
-            if position.sequence == end:
+    async with aclosing(read_batches(connect, cursor, retry, is_over)) as batches:
+        async for events in batches:
+            if events:
+                yield events
+            if any(event.type == "session.ended" for event in events) or cursor.sequence == end:
                 return
-            loss = "the stream ended"
-        except (httpx2.TransportError, HoleError) as error:
-            loss = error
-        except UnavailableError as error:
-            cause = error.__cause__
-            loss = cause if isinstance(cause, SandboxAgentError) else error
-        await patience.bear(loss)
 
 
-async def _end(calls: SessionCalls, session_id: str, patience: Patience) -> int | None:
-    """Return the last sequence of a session that has ended, None for one that goes on."""
+async def fetch_info(calls: SessionCalls, session_id: str, retry: RetryPolicy | None = None) -> SessionInfo:
+    """Fetch a session's info."""
     path = session_path(session_id)
-    info = decode(await calls.until_answered("GET", path, patience=patience), SessionInfo, f"GET {path}")
-    return info.event_count if info.ended else None
+    return decode(await calls.until_answered("GET", path, retry=retry), SessionInfo, f"GET {path}")

@@ -1,4 +1,4 @@
-"""Copying a session's events to a place of the user's, each once (seed 000, recommended approach)."""
+"""Copies a session's events into a sink, each event once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ async def mirror(
     allow_gaps: bool = False,
 ) -> int:
     """Copy events until the session has ended; see ``ServerSessions.mirror``."""
-    found = sink.last_sequence(session_id)
-    last = await found if inspect.isawaitable(found) else found
+    stored = sink.last_sequence(session_id)
+    last = await stored if inspect.isawaitable(stored) else stored
     batches = follow(calls, session_id, offset=last, include_raw=include_raw, allow_gaps=allow_gaps)
     async with aclosing(batches):
         async for events in batches:
-            done = sink.insert_events(session_id, events)
-            if inspect.isawaitable(done):
-                await done
+            inserted = sink.insert_events(session_id, events)
+            if inspect.isawaitable(inserted):
+                await inserted
             last = events[-1].sequence
     return last

@@ -1,4 +1,4 @@
-"""What goes into and comes out of the calls of ``sdk.sessions``."""
+"""Parameters and results of the calls of ``sdk.sessions``."""
 
 from __future__ import annotations
 
@@ -19,71 +19,75 @@ from sandbox_agent.wire.universal import UniversalEvent
 __all__ = [
     "EventPage",
     "Message",
-    "Moment",
+    "Timestamp",
     "decode",
-    "flag",
     "message_body",
     "milliseconds",
     "new_key",
+    "query",
     "read_page",
 ]
 
 T = TypeVar("T")
 Message: TypeAlias = str | Sequence[Mapping[str, Any]]
-Moment: TypeAlias = datetime | int
+Timestamp: TypeAlias = datetime | int
 
 
 @dataclass(frozen=True)
 class EventPage:
-    """A page of a session's events; ``has_more`` says whether others follow."""
+    """A page of a session's events; ``has_more`` says whether more follow."""
 
     events: list[UniversalEvent]
     has_more: bool
 
 
 def new_key() -> str:
-    """Return an idempotency key that nobody has used."""
+    """Return a new idempotency key."""
     return str(uuid.uuid4())
 
 
 def message_body(message: Message) -> dict[str, Any]:
-    """Return the body of a message.
+    """Return the request body of a message.
 
     Raises:
-        ValueError: it says nothing.
+        ValueError: the message is empty.
     """
     if not message:
-        raise ValueError("the message is empty")
+        raise ValueError("the message is empty: pass a text, or at least one content block")
     return {"message": message if isinstance(message, str) else [dict(block) for block in message]}
 
 
-def milliseconds(moment: Moment | None) -> str | None:
-    """Return a time as the routes take it: milliseconds since the epoch; a naive datetime is local."""
-    if moment is None:
-        return None
-    return str(moment if isinstance(moment, int) else round(moment.timestamp() * 1000))
+def milliseconds(timestamp: Timestamp | None) -> int | None:
+    """Return a time in milliseconds since the epoch; a naive datetime is local time."""
+    return round(timestamp.timestamp() * 1000) if isinstance(timestamp, datetime) else timestamp
 
 
-def flag(value: bool) -> str | None:
-    """Return a boolean as a query has it; False is left out."""
-    return "true" if value else None
+def query(**values: str | int | bool | None) -> dict[str, str | None]:
+    """Return query parameters; None and False are left out."""
+    return {name: _parameter(value) for name, value in values.items()}
+
+
+def _parameter(value: str | int | bool | None) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else None
+    return None if value is None else str(value)
 
 
 def decode(answer: httpx2.Response, kind: type[T], what: str) -> T:
-    """Read an answer.
+    """Decode a response.
 
     Raises:
-        SandboxAgentError: it is not what the contract says.
+        SandboxAgentError: the response does not have the expected shape.
     """
     try:
         return msgspec.json.decode(answer.content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SandboxAgentError(
-            f"{what}: the answer is not what the contract says ({error}): is that a sandbox-agent server?"
+            f"{what}: unexpected response ({error}): is that a sandbox-agent server?"
         ) from error
 
 
 def read_page(answer: httpx2.Response, what: str) -> EventPage:
-    """Read a page of events; errors as ``decode``."""
+    """Decode a page of events; raises as ``decode``."""
     page = decode(answer, EventsResponse, what)
     return EventPage([read_event(bytes(raw)) for raw in page.events], page.has_more)

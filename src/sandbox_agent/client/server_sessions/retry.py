@@ -1,4 +1,4 @@
-"""How long a call to the server goes on after losses, and what it waits for meanwhile."""
+"""Decides how long a call to the server is retried after losses, and waits between the tries."""
 
 from __future__ import annotations
 
@@ -9,86 +9,76 @@ import time
 import httpx2
 
 from sandbox_agent.client.feed import RECONNECT_MAX_DELAY, RECONNECT_MIN_DELAY, UNREACHABLE_FOR
-from sandbox_agent.client.health import HealthGate
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import describe
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 
-__all__ = ["RETRIED_STATUSES", "Patience"]
+__all__ = ["RETRIED_STATUSES", "RetryPolicy"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# Said by a proxy whose server is away, or by a server whose store refuses: a later try may succeed.
+# Sent by a proxy whose server is away, or by a server whose store fails: a later try may succeed.
 RETRIED_STATUSES = frozenset({502, 503, 504})
 
 
-class Patience:
+class RetryPolicy:
     """Decides after every loss whether to try again, and waits before it.
 
-    A client that waits for its server's health waits as long as that does (``health_timeout``). Losses
-    while the server is healthy are borne for UNREACHABLE_FOR without any progress between them. A client
-    that does not wait for health gives up at once where nobody listens, unless somebody did before.
+    A client with a health check waits as long as that does (``health_timeout``). While the server is
+    healthy, losses are retried for UNREACHABLE_FOR without progress. A client without a health check gives
+    up at once if the connection is refused, unless the server has responded before.
     """
 
-    def __init__(self, gate: HealthGate, what: str) -> None:
-        self._gate = gate
+    def __init__(self, health: HealthCheck, what: str) -> None:
+        self._health = health
         self._what = what
         self._delay = RECONNECT_MIN_DELAY
         self._lost_since: float | None = None
-        self._met = False
+        self._responded = False
 
-    async def begin(self) -> None:
-        """Wait until the server was healthy.
+    async def wait_ready(self) -> None:
+        """Wait until the server is healthy.
 
         Raises:
-            HealthTimeoutError: it was not in time.
+            HealthTimeoutError: the server was not healthy in time.
         """
-        await self._gate.ready()
+        await self._health.wait_ready()
 
-    def meet(self) -> None:
-        """Say that the server answered."""
-        self._met = True
+    def mark_responded(self) -> None:
+        """Record that the server responded."""
+        self._responded = True
 
-    def progress(self) -> None:
-        """Say that something new came: patience begins anew."""
-        self._met = True
+    def mark_progress(self) -> None:
+        """Record that new data was received: the retry time starts again."""
+        self._responded = True
         self._lost_since = None
         self._delay = RECONNECT_MIN_DELAY
 
-    async def bear(self, loss: Exception | str) -> None:
+    async def wait(self, loss: Exception | str) -> None:
         """Wait before the next try.
 
         Raises:
-            ConnectionLostError: the server can't be reached any more.
-            HealthTimeoutError: it did not become healthy in time.
-            SandboxAgentError: the loss itself, where it is one and has lasted too long.
+            ConnectionLostError: the server is gone.
+            HealthTimeoutError: the server was not healthy in time.
+            SandboxAgentError: the loss itself, if it is such an error and has lasted too long.
         """
-        refused = isinstance(_root(loss), (httpx2.ConnectError, httpx2.ConnectTimeout))
+        text = describe(loss) if isinstance(loss, Exception) else loss
+        root = loss.__cause__ or loss if isinstance(loss, Exception) else None
+        refused = isinstance(root, (httpx2.ConnectError, httpx2.ConnectTimeout))
         now = time.monotonic()
+        expired = self._lost_since is not None and now - self._lost_since > UNREACHABLE_FOR
         if self._lost_since is None:
             self._lost_since = now
-        elif now - self._lost_since > UNREACHABLE_FOR:
-            raise self._given_up(loss)
-        if refused and not self._gate.waits and not self._met:
-            raise self._given_up(loss)
-        logger.info("%s: %s: trying again", self._what, _words(loss))
+        if expired or (refused and not self._health.enabled and not self._responded):
+            if isinstance(loss, SandboxAgentError):
+                raise loss
+            raise ConnectionLostError(f"{self._what}: the server is gone ({text})")
+        logger.info("%s: %s: trying again", self._what, text)
         await asyncio.sleep(self._delay)
         self._delay = min(self._delay * 2, RECONNECT_MAX_DELAY)
         if refused:
-            self._gate.suspect()
+            self._health.mark_suspect()
         before = time.monotonic()
-        await self._gate.ready()
-        # The wait for its health is bounded by itself.
+        await self._health.wait_ready()
+        # The health check has a timeout of its own.
         self._lost_since += time.monotonic() - before
-
-    def _given_up(self, loss: Exception | str) -> SandboxAgentError:
-        if isinstance(loss, SandboxAgentError):
-            return loss
-        return ConnectionLostError(f"{self._what}: the server is gone ({_words(loss)})")
-
-
-def _root(loss: Exception | str) -> BaseException | str:
-    return loss.__cause__ or loss if isinstance(loss, Exception) else loss
-
-
-def _words(loss: Exception | str) -> str:
-    return describe(loss) if isinstance(loss, Exception) else loss

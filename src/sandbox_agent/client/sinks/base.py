@@ -1,4 +1,4 @@
-"""What a mirror asks of the place that it fills."""
+"""The protocol of a sink, and what the built-in sinks share."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["ClosedSink", "EventSink"]
+__all__ = ["ClosableSink", "EventSink", "gap_error", "other_event_error"]
 
 
 class EventSink(Protocol):
-    """Any object with these two methods; each may be a plain function or a coroutine function.
+    """A target for mirrored events: any object with these two methods, which may be sync or async.
 
-    A plain one runs in the event loop: one that waits for a disk or a network should be a coroutine.
+    Sync methods run in the event loop: a method that waits for a disk or a network should be async.
     """
 
     def last_sequence(self, session_id: str, /) -> int | Awaitable[int]:
-        """Return the highest sequence that is stored of a session, 0 where there is none."""
+        """Return the highest stored sequence of a session, or 0."""
         ...
 
     def insert_events(
         self, session_id: str, events: Sequence[UniversalEvent], /
     ) -> object | Awaitable[object]:
-        """Store events, in the order of their sequences, all of them or none, before it returns.
+        """Store events, in the order of their sequences, all or none, before returning.
 
-        What it raises ends the mirror.
+        An exception ends the mirror.
         """
         ...
 
 
-class ClosedSink(ABC):
-    """What the sinks have in common that hold something open."""
+class ClosableSink(ABC):
+    """The base of sinks that hold a connection or a file."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Close what was opened. Safe to call twice."""
+        """Close the connection or file. Safe to call twice."""
 
     async def __aenter__(self) -> Self:
         """Return the sink."""
@@ -49,5 +50,22 @@ class ClosedSink(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the sink."""
         await self.close()
+
+
+def gap_error(session_id: str, received: int, expected: int) -> PersistError:
+    """Return the error of events that do not follow the stored ones."""
+    return PersistError(
+        f"session '{session_id}': event {received} came, {expected} is missing, nothing was stored",
+        session_id=session_id,
+    )
+
+
+def other_event_error(session_id: str, sequence: int, target: str) -> PersistError:
+    """Return the error of an event whose sequence is already used by a different event."""
+    return PersistError(
+        f"session '{session_id}': another event {sequence} is stored (the session was deleted and created "
+        f"again, or belongs to another server): mirror it into another {target}",
+        session_id=session_id,
+    )

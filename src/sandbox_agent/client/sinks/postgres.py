@@ -1,4 +1,4 @@
-"""A mirror of sessions in a PostgreSQL database: the table agent_events (seed 000)."""
+"""A sink that mirrors sessions into a PostgreSQL database: the table agent_events."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from sandbox_agent.client.sinks.base import ClosedSink
-from sandbox_agent.errors import PersistError
+from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
 from sandbox_agent.persist.postgres.library import Connection, Pool, Row
 from sandbox_agent.persist.postgres.link import DEFAULT_TIMEOUT, PostgresLink
 from sandbox_agent.persist.postgres.schema import quoted
@@ -19,7 +18,7 @@ from sandbox_agent.wire.universal import UniversalEvent
 __all__ = ["PostgresSink"]
 
 _TABLE: Final = "agent_events"
-# As seed 000 has it.
+# The table of the TypeScript SDK's documentation.
 _CREATE: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
   event_id TEXT PRIMARY KEY,
@@ -40,7 +39,7 @@ _COLUMNS: Final = """
 unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::boolean[], $9::text[])
   AS event (event_id, native_session_id, sequence, time, type, source, synthetic, data)
 """
-_STRANGE: Final = """
+_DIFFERENT: Final = """
 SELECT event.sequence FROM {columns}
 WHERE event.sequence <= $10 AND $1::text IS NOT NULL AND NOT EXISTS (
   SELECT FROM {table} AS stored
@@ -57,18 +56,18 @@ SELECT event.event_id, $1, event.native_session_id, event.sequence, event.time::
 FROM {columns}
 WHERE event.sequence > $10
 """
-# What JSONB and TEXT can't hold, as Unicode shows what can't be shown.
+# Replaces characters that JSONB and TEXT cannot store.
 _REPLACEMENT: Final = "\ufffd"
 
 _encoder = msgspec.json.Encoder()
 
 
-class PostgresSink(ClosedSink):
-    """Keeps mirrored events in seed 000's table ``agent_events`` of a PostgreSQL database.
+class PostgresSink(ClosableSink):
+    """Stores mirrored events in the table ``agent_events`` of a PostgreSQL database.
 
-    What ``insert_events`` acknowledged is committed. Events that are there already are not stored again, so
-    two mirrors of one session do no harm. The table is made where it is missing. JSONB holds no null
-    character and no half of a surrogate pair: in the table there is U+FFFD for them.
+    Acknowledged events are committed. Events that are already stored are skipped, so two mirrors of one
+    session are safe. The table is created if it is missing. JSONB cannot store null characters and lone
+    surrogates: they are stored as U+FFFD.
 
     Needs ``pip install 'sandbox-agent-py[postgres]'``.
 
@@ -76,9 +75,9 @@ class PostgresSink(ClosedSink):
         connection_string: ``postgresql://user:password@host:port/database``; None, without a pool, reads
             libpq's environment variables.
         pool: an asyncpg pool to use instead; it is never closed.
-        table: the table's name.
-        schema: its schema, which must be there; None: the user's default.
-        allow_gaps: store events behind a hole, too (the server no longer has what is missing).
+        table: the name of the table.
+        schema: its schema, which must exist; None uses the user's default.
+        allow_gaps: also store events after a gap (the server no longer has the missing ones).
         timeout: seconds that one call may take once it has a connection.
     """
 
@@ -103,10 +102,10 @@ class PostgresSink(ClosedSink):
         return f"{type(self).__name__}({self._link.target}, table={self._table})"
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session; 0 where there is none.
+        """Return the highest stored sequence of a session, or 0.
 
         Raises:
-            PersistError: the database can't be read.
+            PersistError: the database cannot be read.
         """
 
         async def last(connection: Connection) -> int:
@@ -118,22 +117,18 @@ class PostgresSink(ClosedSink):
         """Store events in one transaction.
 
         Raises:
-            PersistError: an event between those stored and these is missing; another event is stored
-                under the sequence of one of them; or the database can't be written.
+            PersistError: an event is missing between the stored events and these; a different event is
+                stored under one of their sequences; or the database cannot be written.
         """
         columns = _columns(events)
 
         async def insert(connection: Connection) -> None:
-            # One mirror of the session at a time, in whatever process.
+            # One mirror of the session at a time, across processes.
             await connection.fetch(f"SELECT pg_advisory_xact_lock({self._lock(session_id)})")
             last = int(await connection.fetchval(self._sql(_LAST), session_id))
-            strange: list[Row] = await connection.fetch(self._sql(_STRANGE), session_id, *columns, last)
-            if strange:
-                raise PersistError(
-                    f"session '{session_id}': another event {strange[0][0]} is stored (the session was "
-                    "deleted and made anew, or is another server's): mirror it into another table",
-                    session_id=session_id,
-                )
+            different: list[Row] = await connection.fetch(self._sql(_DIFFERENT), session_id, *columns, last)
+            if different:
+                raise other_event_error(session_id, different[0][0], "table")
             if not self._allow_gaps:
                 _refuse_gaps(session_id, last, [event.sequence for event in events])
             await connection.execute(self._sql(_INSERT), session_id, *columns, last)
@@ -141,7 +136,7 @@ class PostgresSink(ClosedSink):
         await self._link.transaction(insert, session_id=session_id)
 
     async def close(self) -> None:
-        """Close what was opened; never a pool that was handed in. Safe to call twice."""
+        """Close the connections, but not a pool that was passed in. Safe to call twice."""
         await self._link.close()
 
     async def _prepare(self, connection: Connection) -> None:
@@ -161,10 +156,7 @@ class PostgresSink(ClosedSink):
 def _refuse_gaps(session_id: str, last: int, sequences: list[int]) -> None:
     for sequence in sequences:
         if sequence > last + 1:
-            raise PersistError(
-                f"session '{session_id}': event {sequence} came, {last + 1} is missing, nothing was stored",
-                session_id=session_id,
-            )
+            raise gap_error(session_id, sequence, last + 1)
         last = max(last, sequence)
 
 
@@ -187,7 +179,7 @@ def _json(data: Any) -> str:
         if "\\u0000" not in text:
             return text
     except (UnicodeEncodeError, OverflowError):
-        # Lone surrogates and huge numbers, as JSON has them.
+        # Lone surrogates and huge numbers, in JSON's notation.
         pass
     return json.dumps(_storable(msgspec.to_builtins(data)), separators=(",", ":"))
 

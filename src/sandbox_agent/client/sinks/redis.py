@@ -1,12 +1,11 @@
-"""A mirror of sessions in Redis or Valkey: a list a session (seed 000)."""
+"""A sink that mirrors sessions into Redis or Valkey: one list per session."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from sandbox_agent.client.sinks.base import ClosedSink
-from sandbox_agent.errors import PersistError
+from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
 from sandbox_agent.persist.redis.client import RedisClient, RedisLink, Word
 from sandbox_agent.persist.redis.scripts import Script
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
@@ -15,9 +14,9 @@ __all__ = ["RedisSink"]
 
 _PLACEHOLDER: Final = "{session_id}"
 
-# KEYS: the list. ARGV: the first sequence, then the events' JSON. What is there already is compared, what is
-# missing is pushed, in one step: a retry doubles nothing, and two mirrors do no harm.
-# Answers {'ok'}, {'gap', the last sequence} or {'other', a sequence}.
+# KEYS: the list. ARGV: the first sequence, then the events' JSON. Stored events are compared, missing ones
+# are pushed, in one step: retries and two mirrors of one session store nothing twice.
+# Returns {'ok'}, {'gap', the last sequence} or {'other', a sequence}.
 _PUSH: Final = Script(
     """
 local length, first, count = redis.call('LLEN', KEYS[1]), tonumber(ARGV[1]), #ARGV - 1
@@ -44,21 +43,21 @@ return {'ok'}
 )
 
 
-class RedisSink(ClosedSink):
-    """Keeps mirrored events in lists: event ``sequence`` is at ``LINDEX key sequence-1``, as JSON.
+class RedisSink(ClosableSink):
+    """Stores mirrored events in lists: event ``sequence`` is at ``LINDEX key sequence-1``, as JSON.
 
-    Events that are there already are not stored again, so two mirrors of one session do no harm. A list
-    has no holes: events behind a gap are refused. How durable it is, the server's settings say.
+    Events that are already stored are skipped, so two mirrors of one session are safe. A list has no gaps:
+    events after a gap are refused. Durability depends on the server's settings.
 
     Args:
         url: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix://``.
-        client: a client of ``redis.asyncio`` in its place; never closed here.
-        key: the lists' keys; ``{session_id}`` in it is replaced.
-        timeout: how long a call may take, in seconds.
+        client: a client of ``redis.asyncio`` to use instead; it is never closed.
+        key: the key of a list; ``{session_id}`` in it is replaced.
+        timeout: the timeout of a call, in seconds.
 
     Raises:
         ImportError: the package redis is not installed.
-        ValueError: both or none of url and client, or a key without ``{session_id}``.
+        ValueError: both or neither of url and client, or a key without ``{session_id}``.
     """
 
     def __init__(
@@ -70,25 +69,25 @@ class RedisSink(ClosedSink):
         timeout: float = 10.0,
     ) -> None:
         if _PLACEHOLDER not in key:
-            raise ValueError("the key must have {session_id} in it: each session has a list of its own")
+            raise ValueError("key must contain {session_id}: each session has its own list")
         self._key = key
         self._link = RedisLink(url, client, timeout=timeout)
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session; 0 where there is none.
+        """Return the highest stored sequence of a session, or 0.
 
         Raises:
-            PersistError: the server can't be reached, or refused.
+            PersistError: the server cannot be reached, or refused.
         """
         length: int = await self._link.call("LLEN", self._key_of(session_id), session_id=session_id)
         return length
 
     async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
-        """Store events in one step, all of them or none.
+        """Store events in one step, all or none.
 
         Raises:
-            PersistError: an event between those stored and these is missing; another event is stored
-                under the sequence of one of them; or the server can't be reached, or refused.
+            PersistError: an event is missing between the stored events and these; a different event is
+                stored under one of their sequences; or the server cannot be reached, or refused.
         """
         if not events:
             return
@@ -96,29 +95,18 @@ class RedisSink(ClosedSink):
         words: list[Word] = [first]
         for position, event in enumerate(events):
             if event.sequence != first + position:
-                raise _gap(session_id, event.sequence, first + position)
+                raise gap_error(session_id, event.sequence, first + position)
             words.append(encode_event(event))
         key = self._key_of(session_id)
         answer = await self._link.run(_PUSH, [key], words, session_id=session_id, write=True)
         if answer[0] == b"gap":
-            raise _gap(session_id, first, int(answer[1]) + 1)
+            raise gap_error(session_id, first, int(answer[1]) + 1)
         if answer[0] == b"other":
-            raise PersistError(
-                f"session '{session_id}': another event {answer[1]} is stored (the session was deleted and "
-                "made anew, or is another server's): mirror it into another list",
-                session_id=session_id,
-            )
+            raise other_event_error(session_id, answer[1], "list")
 
     async def close(self) -> None:
-        """Close the client if it was opened here. Safe to call twice."""
+        """Close the client, unless it was passed in. Safe to call twice."""
         await self._link.close()
 
     def _key_of(self, session_id: str) -> str:
         return self._key.replace(_PLACEHOLDER, session_id)
-
-
-def _gap(session_id: str, came: int, missing: int) -> PersistError:
-    return PersistError(
-        f"session '{session_id}': event {came} came, {missing} is missing, nothing was stored",
-        session_id=session_id,
-    )

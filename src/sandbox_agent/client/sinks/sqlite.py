@@ -1,4 +1,4 @@
-"""A mirror of sessions in an SQLite file: the table agent_events (seed 000)."""
+"""A sink that mirrors sessions into an SQLite file: the table agent_events."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any, Final
 
 import msgspec
 
-from sandbox_agent.client.sinks.base import ClosedSink
-from sandbox_agent.errors import PersistError
+from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["SQLiteSink"]
 
-# SQLite has no types for times, booleans and JSON: text, 0 or 1, text.
+# SQLite has no types for times, booleans and JSON: they are text, 0 or 1, and text.
 _CREATE: Final = (
     """
 CREATE TABLE IF NOT EXISTS agent_events (
@@ -47,15 +46,15 @@ SELECT 1 FROM agent_events WHERE session_id = ? AND sequence = ? AND event_id = 
 _encoder = msgspec.json.Encoder()
 
 
-class SQLiteSink(ClosedSink):
-    """Keeps mirrored events in the table ``agent_events`` of an SQLite file.
+class SQLiteSink(ClosableSink):
+    """Stores mirrored events in the table ``agent_events`` of an SQLite file.
 
-    What ``insert_events`` acknowledged is on the disk. Events that are there already are not stored again,
-    so two mirrors of one session do no harm.
+    Acknowledged events are on the disk. Events that are already stored are skipped, so two mirrors of one
+    session are safe.
 
     Args:
-        path: the file, made with its parent folders where missing.
-        allow_gaps: store events behind a hole, too (the server no longer has what is missing).
+        path: the file; it and its parent directories are created if missing.
+        allow_gaps: also store events after a gap (the server no longer has the missing ones).
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_gaps: bool = False) -> None:
@@ -68,10 +67,10 @@ class SQLiteSink(ClosedSink):
         return self._thread.path
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session; 0 where there is none.
+        """Return the highest stored sequence of a session, or 0.
 
         Raises:
-            PersistError: the file can't be read.
+            PersistError: the file cannot be read.
         """
         return await self._thread.run(lambda connection: _last(connection, session_id))
 
@@ -79,8 +78,8 @@ class SQLiteSink(ClosedSink):
         """Store events in one transaction.
 
         Raises:
-            PersistError: an event between those stored and these is missing; another event is stored
-                under the sequence of one of them; or the file can't be written.
+            PersistError: an event is missing between the stored events and these; a different event is
+                stored under one of their sequences; or the file cannot be written.
         """
         rows = [_to_row(session_id, event) for event in events]
         allow_gaps = self._allow_gaps
@@ -106,26 +105,19 @@ def _last(connection: sqlite3.Connection, session_id: str) -> int:
 
 def _insert(connection: sqlite3.Connection, session_id: str, rows: Sequence[_Row], allow_gaps: bool) -> None:
     last = _last(connection, session_id)
-    fresh: list[_Row] = []
+    new: list[_Row] = []
     for row in rows:
         event_id, _, _, sequence, time, kind, *_ = row
         if sequence <= last:
             found = connection.execute(_SAME, (session_id, sequence, event_id, time, kind)).fetchone()
             if found is None:
-                raise PersistError(
-                    f"session '{session_id}': another event {sequence} is stored (the session was deleted "
-                    "and made anew, or is another server's): mirror it into another file",
-                    session_id=session_id,
-                )
+                raise other_event_error(session_id, sequence, "file")
         elif sequence > last + 1 and not allow_gaps:
-            raise PersistError(
-                f"session '{session_id}': event {sequence} came, {last + 1} is missing, nothing was stored",
-                session_id=session_id,
-            )
+            raise gap_error(session_id, sequence, last + 1)
         else:
-            fresh.append(row)
+            new.append(row)
             last = sequence
-    connection.executemany(_INSERT, fresh).close()
+    connection.executemany(_INSERT, new).close()
 
 
 def _to_row(session_id: str, event: UniversalEvent) -> _Row:
@@ -146,5 +138,5 @@ def _json(data: Any) -> str:
     try:
         return _encoder.encode(data).decode()
     except (UnicodeEncodeError, OverflowError):
-        # Lone surrogates and huge numbers, as JSON has them.
+        # Lone surrogates and huge numbers, in JSON's notation.
         return json.dumps(msgspec.to_builtins(data), separators=(",", ":"))
