@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from sandbox_agent.client.envelopes import Answer, Envelope, as_object, notification, request, response
+from sandbox_agent.client.envelopes import Answer, Envelope, notification, request, response
 from sandbox_agent.client.feed import Feed, parse_event_data
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
 from sandbox_agent.client.journal import Journal
@@ -32,6 +32,7 @@ from sandbox_agent.errors import (
     SandboxAgentError,
 )
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import members
 
 __all__ = ["Connection", "RequestHandlers"]
 
@@ -121,7 +122,7 @@ class Connection:
 
     def _read_initialize(self, line: bytes) -> dict[str, Any]:
         try:
-            return as_object(Answer.read(line).unwrap())
+            return members(Answer.read(line).unwrap())
         except InvalidEnvelopeError as error:
             raise SandboxAgentError(
                 f"the response to initialize is not a JSON-RPC envelope ({error}): "
@@ -376,7 +377,7 @@ class Connection:
             pending.future.set_result(line)
 
     def _bind_new(self, line: bytes, session: ClientSession, pending: PendingRequest) -> None:
-        result = as_object(Answer.read(line).result)
+        result = members(Answer.read(line).result)
         agent_session: object = result.get("sessionId")
         if isinstance(agent_session, str):
             if not pending.future.done():  # the caller is still waiting
@@ -390,7 +391,7 @@ class Connection:
         if answer.error is not None or pending.future.done():  # refused, or the caller has given up
             self.router.forget(agent_session)
             return
-        result = as_object(answer.result)
+        result = members(answer.result)
         session.on_bound(self, {**result, "sessionId": agent_session})
         self.router.finish_load(agent_session, session, result)
 

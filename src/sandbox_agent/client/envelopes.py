@@ -8,13 +8,13 @@ import msgspec
 
 from sandbox_agent.errors import AcpRpcError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.members import members
 
 __all__ = [
     "Answer",
     "Envelope",
     "Params",
     "Update",
-    "as_object",
     "decode",
     "notification",
     "request",
@@ -66,11 +66,6 @@ class Envelope(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(Envelope).decode
 
 
-def as_object(value: object) -> dict[str, Any]:
-    """Return a decoded JSON value if it is an object, else an empty one."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
 def decode(line: bytes) -> Envelope:
     """Decode an envelope's head.
 
@@ -92,16 +87,16 @@ def _load_object(line: bytes) -> dict[str, Any]:
 
 def _decode_slowly(line: bytes) -> Envelope:
     # Lone surrogates, params that are an array, a sessionId that is a number: decode what is valid.
-    members = _load_object(line)
-    params = members.get("params")
+    fields = _load_object(line)
+    params: object = fields.get("params")
     head = Envelope(
-        id=msgspec.Raw(dumps(members["id"])) if "id" in members else msgspec.Raw(),
-        method=_str_or_none(members.get("method")),
+        id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else msgspec.Raw(),
+        method=_str_or_none(fields.get("method")),
     )
     if isinstance(params, dict):
-        fields = as_object(cast("object", params))
-        kind = as_object(fields.get("update")).get("sessionUpdate")
-        head.params = Params(_str_or_none(fields.get("sessionId")), Update(_str_or_none(kind)))
+        inner = members(params)
+        kind = members(inner.get("update")).get("sessionUpdate")
+        head.params = Params(_str_or_none(inner.get("sessionId")), Update(_str_or_none(kind)))
     return head
 
 
@@ -118,11 +113,9 @@ class Answer(msgspec.Struct):
     @classmethod
     def read(cls, line: bytes) -> Answer:
         """Decode a response envelope."""
-        members = _load_object(line)
-        error = members.get("error")
-        return cls(
-            members.get("result"), as_object(cast("object", error)) if isinstance(error, dict) else None
-        )
+        fields = _load_object(line)
+        error = fields.get("error")
+        return cls(fields.get("result"), fields["error"] if isinstance(error, dict) else None)
 
     def unwrap(self) -> Any:
         """Return the result.

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
-from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import members
 
 __all__ = ["Feed", "parse_event_data"]
 
@@ -148,5 +148,5 @@ def parse_event_data(data: bytes) -> dict[str, object]:
         value: object = loads(data)
     except InvalidEnvelopeError:
         return {"detail": data.decode("utf-8", "replace")}
-    fields = as_object(value)
+    fields = members(value)
     return fields if isinstance(value, dict) else {"detail": value}

@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
+from sandbox_agent.wire.members import members
 
 __all__ = ["HealthCheck", "wait_until_healthy"]
 
@@ -99,7 +99,7 @@ async def _probe_once(probe: Callable[[], Awaitable[Any]], seconds: float | None
         return "no response"
     except SandboxAgentError as error:
         return describe(error)
-    return None if as_object(health).get("status") == "ok" else f"unexpected response {health!r}"
+    return None if members(health).get("status") == "ok" else f"unexpected response {health!r}"
 
 
 class HealthCheck:

@@ -1,51 +1,57 @@
-"""Separates what an agent replays while it opens a session again from what belongs to the history now."""
+"""An agent session that is being opened again: what its agent tells of the past is kept from the journal."""
 
 from __future__ import annotations
 
-from sandbox_agent.client.envelopes import as_object, decode
+from typing import Any, cast
+
+from sandbox_agent.client.envelopes import decode
 from sandbox_agent.engine.restore import Retelling, Told
 from sandbox_agent.wire.jsonrpc import loads
 
-__all__ = ["ReplayFilter"]
+__all__ = ["Loading"]
 
 
-class ReplayFilter:
-    """Filters an agent session's updates from the request that opens it until the next prompt.
+class Loading:
+    """From the request that opens the agent session to the next prompt.
 
     Attributes:
-        told: what the agent replayed.
+        told: what the agent told again.
     """
 
     def __init__(self) -> None:
         self.told: Told = Told()
-        self._phase = Retelling()
-        self._phase.begin()
+        self._retelling = Retelling()
+        self._retelling.begin()
         self._state: dict[str, bytes] = {}
 
-    def filter(self, lines: list[bytes]) -> list[bytes]:
-        """Return the updates that belong to the history.
+    def present(self, lines: list[bytes]) -> list[bytes]:
+        """Take updates and return those that belong into the history now.
 
-        Until the response, updates of the current state (commands, usage) are held: the last of each kind.
+        Until the response what is so now (commands, usage) is held: the last of each kind.
         """
-        return [line for line in lines if self._is_new(line)]
+        return [line for line in lines if self._is_present(line)]
 
-    def _is_new(self, line: bytes) -> bool:
+    def _is_present(self, line: bytes) -> bool:
         params = decode(line).params
         kind = params.update.sessionUpdate if params is not None and params.update is not None else None
-        is_open = self._phase.state == "open"
-        if self._phase.is_past(kind):
-            if is_open:
-                update = as_object(as_object(loads(line).get("params")).get("update"))
-                if update:
-                    self.told.take(update)
+        if self._retelling.is_past(kind):
+            if self._retelling.state == "open":
+                self._take(line)
             return False
-        if is_open:
+        if self._retelling.state == "open":
             self._state[kind or ""] = line
-        return not is_open
+            return False
+        return True
 
-    def finish(self, result: dict[str, object]) -> list[bytes]:
-        """Handle the response; return the held updates, except for state that the response contains."""
-        self._phase.answer()
+    def _take(self, line: bytes) -> None:
+        params: object = cast("dict[str, Any]", loads(line)).get("params")
+        update: object = cast("dict[str, Any]", params).get("update") if isinstance(params, dict) else None
+        if isinstance(update, dict):
+            self.told.take(cast("dict[str, Any]", update))
+
+    def answer(self, result: dict[str, Any]) -> list[bytes]:
+        """The response came: return what was held, but what the response itself says."""
+        self._retelling.answer()
         held, self._state = self._state, {}
         if isinstance(result.get("modes"), dict):
             held.pop("current_mode_update", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sandbox_agent.client.chosen import chosen_settings
 from sandbox_agent.client.connection import Connection
@@ -28,6 +28,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRecord, SessionRestored
 
 __all__ = ["Limits", "Restorer"]
@@ -187,7 +188,7 @@ async def _call(step: Call, session: SessionCore, connection: Connection) -> Non
         if opens is not None:
             connection.router.forget(opens)
         return
-    step.result = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+    step.result = members(result)
     if isinstance(step, OpenSession):
         step.told = loading.told if loading is not None else None
     if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.ports import ClientSession
-from sandbox_agent.client.replay_filter import ReplayFilter
+from sandbox_agent.client.replay_filter import Loading
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 
 __all__ = ["Router"]
@@ -38,7 +38,7 @@ class Router:
         self._held_count = 0
         self._held_bytes = 0
         self._forgotten: set[str] = set()
-        self._filters: dict[str, ReplayFilter] = {}
+        self._filters: dict[str, Loading] = {}
 
     @property
     def sessions(self) -> list[ClientSession]:
@@ -88,15 +88,15 @@ class Router:
         """Whether the agent has had that session on this connection."""
         return agent_session_id in self._bound or agent_session_id in self._forgotten
 
-    def load(self, agent_session_id: str) -> ReplayFilter:
+    def load(self, agent_session_id: str) -> Loading:
         """Filter an agent session's updates while the agent opens it again: it may replay the history."""
-        replay_filter = self._filters[agent_session_id] = ReplayFilter()
-        return replay_filter
+        loading = self._filters[agent_session_id] = Loading()
+        return loading
 
     def finish_load(self, agent_session_id: str, session: ClientSession, result: dict[str, object]) -> None:
         """Bind an agent session that the agent has opened again."""
-        replay_filter = self._filters.get(agent_session_id)
-        held = replay_filter.finish(result) if replay_filter is not None else []
+        loading = self._filters.get(agent_session_id)
+        held = loading.answer(result) if loading is not None else []
         self.bind(agent_session_id, session)
         self.route(held)
 
@@ -138,8 +138,8 @@ class Router:
     def _deliver_runs(self, runs: dict[str, list[bytes]], touched: set[Journal]) -> None:
         for agent_session, run in runs.items():
             session = self._bound.get(agent_session)
-            replay_filter = self._filters.get(agent_session)
-            lines = run if replay_filter is None else replay_filter.filter(run)
+            loading = self._filters.get(agent_session)
+            lines = run if loading is None else loading.present(run)
             if not lines:
                 continue
             if session is None:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
-from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy
@@ -16,6 +15,7 @@ from sandbox_agent.client.viewer import Viewer
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["Prompt", "Session", "session_handle"]
@@ -111,7 +111,7 @@ class Session:
 
     async def _prompt(self, prompt: Prompt, outgoing: Outgoing | None) -> PromptResponse:
         result = await self._core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
-        return parse_prompt_response(as_object(result))
+        return parse_prompt_response(members(result))
 
     def stream(self, prompt: Prompt) -> Turn:
         """Send a prompt and iterate over the turn's events, each once it is stored, until the turn ends.

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from sandbox_agent.client.connection import Connection
-from sandbox_agent.client.envelopes import Envelope, as_object
+from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionDesk
@@ -18,6 +18,7 @@ from sandbox_agent.client.ports import AgentConnection
 from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.errors import AcpRpcError, PersistError
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 __all__ = ["SessionCore", "SessionHost"]
@@ -175,7 +176,7 @@ class SessionCore:
     def on_bound(self, connection: AgentConnection, result: Mapping[str, Any]) -> None:
         """Record the opened agent session: a new one, or the same one on another connection."""
         options = config.valid_options(result.get("configOptions"))
-        modes = as_object(result.get("modes")) or config.modes_from_options(options)
+        modes = members(result.get("modes")) or config.modes_from_options(options)
         if result["sessionId"] == self.agent_session_id and connection.agent == self.agent:
             # What the agent does not mention has not changed.
             options = self.record.config_options if options is None else options
@@ -208,6 +209,6 @@ class SessionCore:
 
         async def open_request() -> None:
             await self._flush_quietly()
-            await self.permissions.open(head.id, as_object(event.payload.get("params")), respond)
+            await self.permissions.open(head.id, members(event.payload.get("params")), respond)
 
         self.host.spawn(open_request(), name=f"permission for {self.id}")

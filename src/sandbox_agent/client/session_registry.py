@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from sandbox_agent.client.chosen import init_for_agent, init_with_chosen
 from sandbox_agent.client.connection import Connection, RequestHandlers
-from sandbox_agent.client.envelopes import as_object
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
@@ -33,6 +32,7 @@ from sandbox_agent.errors import (
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["SessionRegistry"]
@@ -310,7 +310,7 @@ class SessionRegistry:
 
     async def _open_new(self, session: SessionCore, connection: Connection) -> None:
         result = await connection.request("session/new", self._init_of(session), session=session)
-        if not isinstance(as_object(result).get("sessionId"), str):
+        if not isinstance(members(result).get("sessionId"), str):
             raise SandboxAgentError(
                 f"agent '{connection.agent}' sent a session/new result without a sessionId, "
                 "which the protocol requires"

@@ -39,6 +39,7 @@ from sandbox_agent.errors import (
     UnsupportedSessionValueError,
 )
 from sandbox_agent.wire.jsonrpc import loads
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["SET_METHODS", "Send", "Settings", "refusal_of", "required"]
@@ -139,7 +140,7 @@ class Settings:
         if method == "session/set_mode" and isinstance(mode := params.get("modeId"), str):
             self._apply_mode(mode)
         elif method == "session/set_config_option":
-            fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+            fields = members(result)
             options = config.valid_options(fields.get("configOptions"))
             if options is None:
                 config_id, value = str(params.get("configId")), params.get("value")
@@ -307,7 +308,7 @@ class Settings:
             except SandboxAgentError as error:
                 step.refusal = refusal_of(error)
             else:
-                step.result = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+                step.result = members(result)
 
     async def perform(self, step: AskOptions | ReadReported) -> None:
         """Perform a step that needs no request to the agent."""
