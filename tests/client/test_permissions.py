@@ -19,7 +19,7 @@ from sandbox_agent import (
     Session,
     UnsupportedPermissionReplyError,
 )
-from sandbox_agent.client.permissions import PermissionDesk
+from sandbox_agent.client.permissions import PermissionBroker
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import PermissionReply
 from tests.client.checks import all_events, methods, said
@@ -303,5 +303,5 @@ async def test_a_request_that_breaks_the_protocol_is_answered_all_the_same(param
     async def respond(_raw_id: msgspec.Raw, result: object) -> None:
         answers.append(result)
 
-    await PermissionDesk("s", TaskOwner()).open(msgspec.Raw(b"1"), params, respond)
+    await PermissionBroker("s", TaskOwner()).open(msgspec.Raw(b"1"), params, respond)
     assert answers == [{"outcome": {"outcome": "cancelled"}}]

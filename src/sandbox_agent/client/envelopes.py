@@ -93,8 +93,8 @@ def _decode_slowly(line: bytes) -> Envelope:
         id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else msgspec.Raw(),
         method=_str_or_none(fields.get("method")),
     )
+    inner = members(params)
     if isinstance(params, dict):
-        inner = members(params)
         kind = members(inner.get("update")).get("sessionUpdate")
         head.params = Params(_str_or_none(inner.get("sessionId")), Update(_str_or_none(kind)))
     return head

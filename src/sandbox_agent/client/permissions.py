@@ -1,4 +1,4 @@
-"""A session's permission requests: asked, answered, cancelled."""
+"""A session's open permission requests: delivered to listeners, answered, cancelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
-from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.client.tasks import TaskOwner, await_result
 from sandbox_agent.engine.permissions import (
     PermissionReply,
     available_replies,
@@ -22,24 +22,25 @@ from sandbox_agent.engine.permissions import (
     select_option,
 )
 from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyError
+from sandbox_agent.wire.members import elements, members
 
-__all__ = ["PermissionDesk", "PermissionListener", "PermissionPolicy", "PermissionRequest"]
+__all__ = ["PermissionBroker", "PermissionListener", "PermissionPolicy", "PermissionRequest"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 
 @dataclass(frozen=True, slots=True)
 class PermissionRequest:
-    """An agent asks whether it may use a tool.
+    """An agent's request to use a tool.
 
     Attributes:
-        id: the name of the request for ``respond_permission``; not the agent's own id.
-        session_id: the local session.
-        agent_session_id: the agent's.
-        created_at: when it came, milliseconds since the epoch.
-        tool_call: what it wants to do, as ACP gives it.
-        options: what may be answered, as ACP gives it.
-        available_replies: which of "once", "always", "reject" the options stand for.
+        id: the request's id for ``respond_permission``; not the agent's own id.
+        session_id: the local session id.
+        agent_session_id: the agent's session id.
+        created_at: when the request was received, in milliseconds since the epoch.
+        tool_call: the tool call, in ACP's shape.
+        options: the possible answers, in ACP's shape.
+        available_replies: the replies ("once", "always", "reject") that the options offer.
         raw_request: the request's params.
     """
 
@@ -65,7 +66,7 @@ _POLICY_REPLIES: dict[str, PermissionReply] = {
 
 
 class _Responder(Protocol):
-    """Sends the answer to a request of the agent's."""
+    """Sends the response to a request of the agent."""
 
     def __call__(self, raw_id: msgspec.Raw, result: object, /) -> Coroutine[Any, Any, None]: ...
 
@@ -77,11 +78,11 @@ class _Pending:
     respond: _Responder
 
 
-class PermissionDesk:
-    """Where one session's requests wait for their answers.
+class PermissionBroker:
+    """Holds one session's permission requests until they are answered.
 
-    Listeners are asked first; without any the policy answers; without a policy a request is cancelled.
-    With the policy "ask" it waits for a listener that comes later.
+    Listeners receive them first; without a listener the policy answers; without a policy a request is
+    cancelled. With the policy "ask" a request waits until a listener is registered.
     """
 
     def __init__(self, session_id: str, tasks: TaskOwner) -> None:
@@ -95,40 +96,40 @@ class PermissionDesk:
 
     @property
     def policy(self) -> PermissionPolicy | None:
-        """What answers when there is no listener."""
+        """The policy that answers if there is no listener."""
         return self._policy
 
     @policy.setter
     def policy(self, policy: PermissionPolicy | None) -> None:
         known = ("ask", *_POLICY_REPLIES)
         if policy is not None and not callable(policy) and policy not in known:
-            raise ValueError(f"permission_policy {policy!r} is none of {', '.join(known)}, nor a function")
+            raise ValueError(
+                f"permission_policy must be one of {', '.join(known)}, or a function, not {policy!r}"
+            )
         self._policy = policy
 
     def listen(self, listener: PermissionListener) -> Callable[[], None]:
-        """Ask the listener about requests, those that wait already included; returns what ends that."""
+        """Call the listener with requests, also those already open; return a function to unregister it."""
         key = object()
         self._listeners[key] = listener
         for pending in list(self._pending.values()):
-            self._ask(listener, pending.request)
+            self._notify(listener, pending.request)
 
-        def unsubscribe() -> None:
+        def unregister() -> None:
             self._listeners.pop(key, None)
 
-        return unsubscribe
+        return unregister
 
     async def open(self, raw_id: msgspec.Raw, params: Mapping[str, Any], respond: _Responder) -> None:
-        """Take a request and see that it gets an answer."""
-        given: object = params.get("options")
-        items = cast("list[object]", given) if isinstance(given, list) else []
-        options = [cast("dict[str, Any]", option) for option in items if isinstance(option, dict)]
-        tool_call: object = params.get("toolCall")
+        """Add a request; it is delivered to the listeners or answered by the policy."""
+        given: list[object] = elements(params.get("options"))
+        options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
         request = PermissionRequest(
             id=f"perm-{self._prefix}-{next(self._counter)}",
             session_id=self._session_id,
             agent_session_id=str(params.get("sessionId") or ""),
             created_at=time.time_ns() // 1_000_000,
-            tool_call=cast("dict[str, Any]", tool_call) if isinstance(tool_call, dict) else {},
+            tool_call=members(params.get("toolCall")),
             options=options,
             available_replies=available_replies(options),
             raw_request=dict(params),
@@ -136,7 +137,7 @@ class PermissionDesk:
         pending = self._pending[request.id] = _Pending(request, raw_id, respond)
         if self._listeners:
             for listener in list(self._listeners.values()):
-                self._ask(listener, request)
+                self._notify(listener, request)
         elif self.policy is None:
             await self._answer(pending, cancelled_outcome())
         elif self.policy != "ask":
@@ -154,36 +155,34 @@ class PermissionDesk:
                 raise UnsupportedPermissionReplyError(request.id, str(reply), request.available_replies)
             result = select_option(request.id, request.options, reply)
         except Exception:
-            # The boundary to the user's policy; the agent must get an answer all the same.
-            logger.exception(
-                "the permission policy of session %s gave no answer: cancelled", self._session_id
-            )
+            # The boundary to the user's policy: the agent needs a response in any case.
+            logger.exception("the permission policy of session %s failed: cancelled", self._session_id)
             result = cancelled_outcome()
         if request.id in self._pending:
             await self._answer(pending, result)
 
-    def _ask(self, listener: PermissionListener, request: PermissionRequest) -> None:
+    def _notify(self, listener: PermissionListener, request: PermissionRequest) -> None:
         try:
             result = listener(request)
         except Exception:
-            # The boundary to the user's code; the request stays open for another listener or an answer.
+            # The boundary to the user's code: the request stays open for other listeners.
             logger.exception("a permission listener of session %s failed", self._session_id)
             return
         if inspect.isawaitable(result) and self._tasks.running:
-            self._tasks.spawn(_await(result), name=f"permission listener of {self._session_id}")
+            self._tasks.spawn(await_result(result), name=f"permission listener of {self._session_id}")
 
     def respond(self, permission_id: str, reply: PermissionReply) -> Awaitable[None]:
-        """Answer with the option that the reply means; sent at once, awaitable for the outcome.
+        """Answer with the option of a reply; it is sent at once, even if the result is not awaited.
 
         Raises:
-            UnsupportedPermissionReplyError: no option for it; the request stays open.
+            UnsupportedPermissionReplyError: the request has no such option; it stays open.
             SandboxAgentError: no such request is open.
         """
         pending = self._find(permission_id)
         return self._send(pending, select_option(permission_id, pending.request.options, reply))
 
     def respond_raw(self, permission_id: str, response: Mapping[str, Any]) -> Awaitable[None]:
-        """Answer with a result as ACP has it.
+        """Answer with an ACP result.
 
         Raises:
             SandboxAgentError: no such request is open.
@@ -191,7 +190,7 @@ class PermissionDesk:
         return self._send(self._find(permission_id), dict(response))
 
     async def cancel_all(self) -> None:
-        """Answer everything that is open with cancelled."""
+        """Answer all open requests with "cancelled"."""
         for pending in list(self._pending.values()):
             try:
                 await self._answer(pending, cancelled_outcome())
@@ -199,7 +198,7 @@ class PermissionDesk:
                 logger.info("permission %s could not be cancelled: %s", pending.request.id, error)
 
     def forget_all(self) -> None:
-        """Drop what is open: the agent that asked is gone."""
+        """Drop all open requests: their agent is gone."""
         self._pending.clear()
 
     def _find(self, permission_id: str) -> _Pending:
@@ -211,14 +210,10 @@ class PermissionDesk:
         return pending
 
     def _send(self, pending: _Pending, result: object) -> Awaitable[None]:
-        # A task, not a coroutine: a listener that does not await or return it has answered all the same.
+        # A task, not a coroutine: a listener need not await or return it.
         self._pending.pop(pending.request.id, None)
         return self._tasks.run(pending.respond(pending.raw_id, result), name=f"answer {pending.request.id}")
 
     async def _answer(self, pending: _Pending, result: object) -> None:
         self._pending.pop(pending.request.id, None)
         await pending.respond(pending.raw_id, result)
-
-
-async def _await(awaitable: Awaitable[object]) -> None:
-    await awaitable

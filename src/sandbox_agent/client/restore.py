@@ -1,4 +1,4 @@
-"""A session goes on in another connection: the client's side of a restore."""
+"""The client's side of a restore: a session continues on another connection."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ __all__ = ["Limits", "Restorer"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# Events that come of asking an agent for its own session, at most; some more do no harm.
+# The most events that opening an agent session again stores; reading too many is harmless.
 _ASKED = 32
 
 
 class Limits(NamedTuple):
-    """How much of the history a replay has: newest events, a text counted as one, and characters."""
+    """Limits of a replay: the newest events, counting a text as one, and characters."""
 
     max_events: int
     max_chars: int
 
 
 class Restorer:
-    """Restores sessions, each in the connection that it shall go on in.
+    """Restores sessions on a connection.
 
     Args:
-        driver: has the histories.
-        limits: how much of them is replayed.
+        driver: stores the history.
+        limits: how much of the history is replayed.
     """
 
     def __init__(self, driver: SessionPersistDriver, limits: Limits) -> None:
@@ -59,16 +59,16 @@ class Restorer:
         self._limits = limits
 
     async def restore(self, session: SessionCore, connection: Connection, init: dict[str, Any]) -> None:
-        """Bind the session to the connection's agent, which may be another than it had.
+        """Bind a session to the connection's agent, which may be another agent than before.
 
         Args:
-            session: whose ``binding`` is held.
-            connection: where it goes on.
+            session: the session; its ``binding`` is held.
+            connection: the connection on which it continues.
             init: the params of session/new.
 
         Raises:
-            NotSentError: a new connection will do: this one is gone, or its agent ended when it was asked
-                for its own session, which it is not asked for again.
+            NotSentError: retry on a new connection: this one is gone, or its agent exited while it opened
+                the agent session, which is not opened again.
             SandboxAgentError: the agent refuses even a new session, or is gone.
             PersistError: the store failed.
         """
@@ -88,7 +88,7 @@ class Restorer:
                 else:
                     await session.settings.perform(step)
         except BaseException:
-            # Lost again, or the caller gave up: the next restore has to know what the session was.
+            # Lost again, or the caller gave up: the next restore needs the previous state.
             session.journal.change(
                 agent=before.agent,
                 agent_session_id=before.agent_session_id,
@@ -121,7 +121,7 @@ class Restorer:
         await session.journal.flush()
 
     async def _newest(self, session_id: str, limit: int, total: int) -> list[SessionEvent]:
-        # What the restore has asked its agent may be stored by now: it is none of the history.
+        # The requests of this restore may be stored by now; they are not part of the history.
         newest = await self._driver.tail_events(session_id, limit=limit + _ASKED)
         return [event for event in newest if event.event_index <= total][-limit:]
 
@@ -136,7 +136,7 @@ class Restorer:
     ) -> Plan:
         native_id, chosen = record.agent_session_id, chosen_settings(record)
         handed_over = record.agent != connection.agent
-        # An agent that has it open already knows less than the history: someone else went on with it.
+        # If the agent has it open already, it lacks what another process or agent added since.
         askable = native_id != unopenable and not connection.router.knows(native_id)
         return Plan(
             agent=connection.agent,
@@ -193,5 +193,6 @@ async def _call(step: Call, session: SessionCore, connection: Connection) -> Non
         step.told = loading.told if loading is not None else None
     if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):
         raise SandboxAgentError(
-            f"agent '{connection.agent}' answered session/new without a sessionId: it breaks the protocol"
+            f"agent '{connection.agent}' sent a session/new result without a sessionId, "
+            "which the protocol requires"
         )

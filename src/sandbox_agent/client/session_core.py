@@ -13,7 +13,7 @@ from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
-from sandbox_agent.client.permissions import PermissionDesk
+from sandbox_agent.client.permissions import PermissionBroker
 from sandbox_agent.client.ports import AgentConnection
 from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
@@ -58,7 +58,7 @@ class SessionCore:
         unopenable: id of an agent session whose opening crashed its agent; it is not opened again.
     """
 
-    def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionDesk) -> None:
+    def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
         self.journal = journal
         self.permissions = permissions
         self.settings = Settings(journal, host.agent_options)

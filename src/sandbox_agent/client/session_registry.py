@@ -18,7 +18,7 @@ from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.outgoing import NotSentError
-from sandbox_agent.client.permissions import PermissionDesk, PermissionPolicy
+from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
 from sandbox_agent.client.restore import Limits, Restorer
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.tasks import TaskOwner
@@ -203,7 +203,7 @@ class SessionRegistry:
         session = self._sessions.get(record.id)
         if session is None:
             journal = Journal(record, self._driver, self._tasks, self._event_ids)
-            session = SessionCore(self, journal, PermissionDesk(record.id, self._tasks))
+            session = SessionCore(self, journal, PermissionBroker(record.id, self._tasks))
             self._sessions[record.id] = session
         elif not session.journal.dirty and session.journal.changed_at < read_at:
             session.journal.record = record
