@@ -331,7 +331,7 @@ async def test_sessions_of_the_agents_own_do_not_fill_the_memory(
     session = await sdk.create_session(agent="claude")
     await session.prompt("subagent")
     await session.prompt("subagent")
-    assert caplog.text.count("is no session of this client") == 1
+    assert caplog.text.count("belongs to no session of this client") == 1
     assert said(await all_events(sdk, session)).endswith("donedone")
 
 

@@ -198,7 +198,7 @@ async def test_events_beyond_the_bound_are_counted_and_told(
             journal.append("agent", [b'{"method":"n","params":%d}' % number], "c")
             with pytest.raises(PersistError):
                 await journal.flush()
-        with pytest.raises(PersistError, match="5 more are lost"):
+        with pytest.raises(PersistError, match=r"5 more event.s. are lost"):
             await journal.flush()
     driver.failing = False
     await journal.flush()
