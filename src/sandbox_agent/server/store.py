@@ -227,7 +227,7 @@ def _remote(url: StoreURL, namespace: str) -> RemoteStore:
             from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
 
             return PostgresSessionStore(url.where, namespace=namespace)
-        from sandbox_agent.persist.store.redis.store import RedisSessionStore
+        from sandbox_agent.persist.redis.ledger import RedisSessionStore
 
         return RedisSessionStore(url.where, namespace=namespace)
     except (ImportError, ValueError) as error:

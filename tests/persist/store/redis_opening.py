@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from sandbox_agent.persist.store.redis.store import RedisSessionStore
+from sandbox_agent.persist.redis.ledger import RedisSessionStore
 from tests.persist.store.suite import MeasuredStore, Opener
 
 __all__ = ["NAMESPACE", "opened_redis", "opener_of"]

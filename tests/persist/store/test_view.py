@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.redis.ledger import RedisSessionStore
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.persist.store import Changes, EnvelopeRow, EventRow, SessionStore, TextRow
-from sandbox_agent.persist.store.redis.store import RedisSessionStore
 from sandbox_agent.persist.store.view import (
     StoreDriver,
     postgres_store_driver,

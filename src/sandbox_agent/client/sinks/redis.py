@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
-from sandbox_agent.persist.redis.client import RedisClient, RedisLink, Word
+from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
 from sandbox_agent.persist.redis.scripts import Script
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
 
@@ -71,7 +71,7 @@ class RedisSink(ClosableSink):
         if _PLACEHOLDER not in key:
             raise ValueError("key must contain {session_id}: each session has its own list")
         self._key = key
-        self._link = RedisLink(url, client, timeout=timeout)
+        self._client = BoundedClient(url, client, timeout=timeout)
 
     async def last_sequence(self, session_id: str, /) -> int:
         """Return the highest stored sequence of a session, or 0.
@@ -79,7 +79,7 @@ class RedisSink(ClosableSink):
         Raises:
             PersistError: the server cannot be reached, or refused.
         """
-        length: int = await self._link.call("LLEN", self._key_of(session_id), session_id=session_id)
+        length: int = await self._client.call("LLEN", self._key_of(session_id), session_id=session_id)
         return length
 
     async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
@@ -92,13 +92,13 @@ class RedisSink(ClosableSink):
         if not events:
             return
         first = events[0].sequence
-        words: list[Word] = [first]
+        words: list[Argument] = [first]
         for position, event in enumerate(events):
             if event.sequence != first + position:
                 raise gap_error(session_id, event.sequence, first + position)
             words.append(encode_event(event))
         key = self._key_of(session_id)
-        answer = await self._link.run(_PUSH, [key], words, session_id=session_id, write=True)
+        answer = await self._client.run(_PUSH, [key], words, session_id=session_id, write=True)
         if answer[0] == b"gap":
             raise gap_error(session_id, first, int(answer[1]) + 1)
         if answer[0] == b"other":
@@ -106,7 +106,7 @@ class RedisSink(ClosableSink):
 
     async def close(self) -> None:
         """Close the client, unless it was passed in. Safe to call twice."""
-        await self._link.close()
+        await self._client.close()
 
     def _key_of(self, session_id: str) -> str:
         return self._key.replace(_PLACEHOLDER, session_id)

@@ -1,129 +1,120 @@
-"""Appends on their way: those of one tick, of whatever sessions, go to the server together."""
+"""Batches appends: those of one tick, whatever their sessions, go to the server together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 from sandbox_agent.errors import PersistError, SandboxAgentError
-from sandbox_agent.persist.redis.client import RedisLink, Word
+from sandbox_agent.persist.redis.client import Argument, BoundedClient
 from sandbox_agent.persist.redis.keys import SessionKeys
 from sandbox_agent.persist.redis.scripts import APPEND
 
-__all__ = ["Answer", "Appends"]
+__all__ = ["Appender"]
 
-Answer: TypeAlias = "Sequence[bytes]"
-
-# The server does nothing else while a script runs: one takes up to this much, or one append.
+# A script blocks the server, so one has at most so many events and bytes, or one append.
 _MAX_EVENTS: Final = 2_048
 _MAX_BYTES: Final = 4 * 1024 * 1024
-# While one script runs in the server, the next is made; a cluster runs one a session.
-_AT_ONCE: Final = 2
-_AT_ONCE_IN_CLUSTER: Final = 32
-# Without a TTL the append touches these first keys of a session, with one all that expire.
-_TOUCHED: Final = 3
+# While the server runs one script, the client prepares the next. A cluster needs a script per session.
+_MAX_SCRIPTS: Final = 2
+_MAX_CLUSTER_SCRIPTS: Final = 32
+# An append writes these first keys of a session. With a ttl it also touches the others.
+_WRITTEN_KEYS: Final = 3
 
 
-class _Append:
-    __slots__ = ("bytes", "count", "future", "keys", "session_id", "words")
-
-    def __init__(
-        self, session_id: str, keys: SessionKeys, words: Sequence[Word], count: int, size: int
-    ) -> None:
-        self.session_id = session_id
-        self.keys = keys
-        self.words = words
-        self.count = count
-        self.bytes = size
-        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+class _Append(NamedTuple):
+    session_id: str
+    keys: SessionKeys
+    words: Sequence[Argument]
+    events: int
+    size: int
+    answer: asyncio.Future[Sequence[bytes]]
 
 
-class Appends:
-    """Collects what is appended and sends it, a few scripts at a time."""
+class Appender:
+    """Collects appends and sends them, a few scripts at a time."""
 
-    def __init__(self, link: RedisLink, ttl_ms: int) -> None:
-        self._link = link
+    def __init__(self, client: BoundedClient, ttl_ms: int) -> None:
+        self._client = client
         self._ttl_ms = ttl_ms
-        self._at_once = _AT_ONCE_IN_CLUSTER if link.is_cluster else _AT_ONCE
-        self._waiting: list[_Append] = []
+        self._max_scripts = _MAX_CLUSTER_SCRIPTS if client.is_cluster else _MAX_SCRIPTS
+        self._queue: list[_Append] = []
         self._scheduled = False
         self._sending: set[asyncio.Task[None]] = set()
 
     async def append(
-        self, session_id: str, keys: SessionKeys, words: Sequence[Word], *, count: int, size: int
-    ) -> Answer:
-        """Return the script's answer for one append.
-
-        Raises:
-            PersistError: the server could not be reached or refused.
-        """
-        self._link.refuse_unusable(session_id)
-        mine = _Append(session_id, keys, words, count, size)
-        self._waiting.append(mine)
+        self, session_id: str, keys: SessionKeys, words: Sequence[Argument], *, events: int, size: int
+    ) -> Sequence[bytes]:
+        """Return the script's answer for one append."""
+        self._client.check_usable(session_id)
+        loop = asyncio.get_running_loop()
+        append = _Append(session_id, keys, words, events, size, loop.create_future())
+        self._queue.append(append)
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._send_waiting)
-        return await mine.future
+            loop.call_soon(self._send_queue)
+        return await append.answer
 
     async def close(self) -> None:
-        """Return when everything that was accepted has been sent and answered."""
-        while self._waiting or self._sending:
+        """Wait until everything that was accepted has been sent and answered."""
+        while self._queue or self._sending:
             if self._sending:
                 await asyncio.wait(self._sending)
             else:
                 await asyncio.sleep(0)
 
-    def _send_waiting(self) -> None:
+    def _send_queue(self) -> None:
         self._scheduled = False
-        while self._waiting and len(self._sending) < self._at_once:
-            task = asyncio.get_running_loop().create_task(self._send(self._take()), name="append to Redis")
+        while self._queue and len(self._sending) < self._max_scripts:
+            batch = self._next_batch()
+            task = asyncio.get_running_loop().create_task(self._send(batch), name="append to Redis")
             self._sending.add(task)
-            task.add_done_callback(self._sent)
+            task.add_done_callback(self._on_sent)
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
+    def _on_sent(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
-        self._send_waiting()
+        self._send_queue()
 
-    def _take(self) -> list[_Append]:
-        if self._link.is_cluster:
-            return [self._waiting.pop(0)]
-        events = size = taken = 0
-        for one in self._waiting:
-            events += one.count
-            size += one.bytes
-            if taken and (events > _MAX_EVENTS or size > _MAX_BYTES):
+    def _next_batch(self) -> list[_Append]:
+        if self._client.is_cluster:
+            return [self._queue.pop(0)]
+        events = size = count = 0
+        for append in self._queue:
+            events += append.events
+            size += append.size
+            if count and (events > _MAX_EVENTS or size > _MAX_BYTES):
                 break
-            taken += 1
-        batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
+            count += 1
+        batch, self._queue = self._queue[:count], self._queue[count:]
         return batch
 
     async def _send(self, batch: list[_Append]) -> None:
-        width = len(batch[0].keys.data) if self._ttl_ms else _TOUCHED
-        keys: list[Word] = []
-        words: list[Word] = [self._ttl_ms, width]
-        for one in batch:
-            keys += one.keys.data[:width]
-            words += one.words
+        width = len(batch[0].keys.data) if self._ttl_ms else _WRITTEN_KEYS
+        keys: list[Argument] = []
+        words: list[Argument] = [self._ttl_ms, width]
+        for append in batch:
+            keys += append.keys.data[:width]
+            words += append.words
         try:
-            answers: list[Answer] = await self._link.run(APPEND, keys, words, write=True)
+            answers: list[Sequence[bytes]] = await self._client.run(APPEND, keys, words, write=True)
         except asyncio.CancelledError:
-            # The loop ends: nobody is told what became of it, and whoever asks is not left waiting.
-            for one in batch:
-                one.future.cancel()
+            # The event loop ends. The callers must not wait for an answer that will not come.
+            for append in batch:
+                append.answer.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - the callers raise it
-            for one in batch:
-                if not one.future.done():
-                    one.future.set_exception(_of_session(error, one.session_id))
+            for append in batch:
+                if not append.answer.done():
+                    append.answer.set_exception(_copy_error(error, append.session_id))
         else:
-            for one, answer in zip(batch, answers, strict=True):
-                if not one.future.done():
-                    one.future.set_result(answer)
+            for append, answer in zip(batch, answers, strict=True):
+                if not append.answer.done():
+                    append.answer.set_result(answer)
 
 
-def _of_session(error: Exception, session_id: str) -> Exception:
-    # One object for several callers would gather all of their tracebacks.
+def _copy_error(error: Exception, session_id: str) -> Exception:
+    # One exception raised by several callers would collect the tracebacks of all.
     if not isinstance(error, SandboxAgentError):
         return error
     own = PersistError(str(error), session_id=session_id)

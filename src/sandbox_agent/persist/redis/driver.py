@@ -1,4 +1,4 @@
-"""The Redis and Valkey driver: a stream a session (seed 000, database options)."""
+"""The persist driver for Redis and Valkey. Each session is a stream."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.redis.append import Appends
-from sandbox_agent.persist.redis.client import RedisClient, RedisLink, Word
+from sandbox_agent.persist.redis.append import Appender
+from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
+from sandbox_agent.persist.redis.errors import describe_loss
 from sandbox_agent.persist.redis.follow import Followers
-from sandbox_agent.persist.redis.keys import Keys, index_entry
-from sandbox_agent.persist.redis.knowledge import Knowledge
-from sandbox_agent.persist.redis.listing import Listing
-from sandbox_agent.persist.redis.rows import event_words, read_events, record_words, to_record
+from sandbox_agent.persist.redis.keys import Keys, index_entry, session_of_entry
+from sandbox_agent.persist.redis.known_history import KnownHistories
+from sandbox_agent.persist.redis.rows import pack_event, pack_record, read_events, read_record
 from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, SAVE
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
@@ -33,34 +33,36 @@ __all__ = ["RedisSessionPersistDriver"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
-# An answer of the server's holds up to this much, or one event; longer pages take several.
+# One answer of the server has at most so many bytes or one event, and so many events or records.
 _READ_BYTES: Final = 8 * 1024 * 1024
 _READ_EVENTS: Final = 2_000
-# What the server's numbers hold exactly.
+_READ_RECORDS: Final = 100
+# The largest index that a number of Lua holds exactly.
 _MAX_INDEX: Final = 2**53
-# How long a deleted session's last generation is kept, in ms. After that its old writers are refused
-# because the store doesn't know them.
+# How long the generation of a deleted session is kept, in ms. After that its old writers are refused because
+# the session is unknown.
 _TOMBSTONE_MS: Final = 7 * 24 * 3600 * 1000
 
 
 class RedisSessionPersistDriver(SessionPersistDriver):
     """Keeps sessions and events in Redis (6.2 or later) or Valkey, one server or a cluster.
 
-    Events are in a stream whose ids are ``<event_index>-0``; all keys of a session carry its id as hash
-    tag. Event ids are unique within a session. How durable an acknowledged write is, the server's settings
-    say: see the page on Redis. Belongs to the event loop of its first call.
+    Events are in a stream with the ids ``<event_index>-0``. All keys of a session carry its id as hash tag.
+    Event ids are unique within a session. How durable an acknowledged write is depends on the server's
+    settings: see the page on Redis. A driver belongs to the event loop of its first call.
 
     Args:
         url: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` or ``unix://``.
-        client: a client of ``redis.asyncio`` (``Redis`` or ``RedisCluster``) in its place; never closed here.
-        prefix: what all keys begin with; drivers with different ones don't see each other's sessions.
-        ttl: after how many seconds without a write a session and its events vanish; None: never.
-        timeout: how long a call may take, in seconds.
-        wait_replicas: how many replicas have to confirm each write (``WAIT``).
+        client: instead of a URL, a client of ``redis.asyncio`` (``Redis`` or ``RedisCluster``). The driver
+            never closes it.
+        prefix: of all keys; drivers with different prefixes don't see each other's sessions.
+        ttl: after how many seconds without a write a session and its events expire; None: never.
+        timeout: of one call, in seconds.
+        wait_replicas: how many replicas must confirm each write (``WAIT``).
 
     Raises:
         ImportError: the package redis is not installed.
-        ValueError: both or none of url and client, or one that can't be used.
+        ValueError: not exactly one of url and client is given, or an argument is invalid.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
@@ -87,85 +89,88 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
             raise ValueError("ttl must be a number of seconds above 0, or None")
         self._keys = Keys(prefix)
-        self._link = RedisLink(url, client, timeout=timeout, wait_replicas=wait_replicas)
+        self._client = BoundedClient(url, client, timeout=timeout, wait_replicas=wait_replicas)
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
-        self._knowledge = Knowledge(ttl or 0)
-        self._appends = Appends(self._link, self._ttl_ms)
-        self._listing = Listing(self._link, self._keys)
-        self._followers = Followers(self._link, self._keys, self._read_on, expiring=ttl is not None)
-        self._looked: asyncio.Task[None] | None = None
+        self._known = KnownHistories(ttl or 0)
+        self._appender = Appender(self._client, self._ttl_ms)
+        self._followers = Followers(self._client, self._keys, self._read, expiring=ttl is not None)
+        self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
-        key = self._keys.of(session_id).record
-        return to_record(await self._link.call("HGETALL", key, session_id=session_id))
+        key = self._keys.of_session(session_id).record
+        return read_record(await self._client.call("HGETALL", key, session_id=session_id))
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
-        return await self._listing.page(normalize_limit(limit), decode_cursor(cursor))
+        size = normalize_limit(limit)
+        after = decode_cursor(cursor)
+        skip = after.offset if after is not None else 0
+        start = b"-" if after is None or skip else b"(" + index_entry(after.position, after.id)
+        records: list[SessionRecord] = []
+        while len(records) <= size:
+            wanted = size + 1 - len(records) + min(skip, _READ_RECORDS)
+            entries: list[bytes] = await self._client.call(
+                "ZRANGEBYLEX", self._keys.index, start, "+", "LIMIT", 0, wanted
+            )
+            if not entries:
+                break
+            start = b"(" + entries[-1]
+            for begin in range(0, len(entries), _READ_RECORDS):
+                found = await self._read_records(entries[begin : begin + _READ_RECORDS])
+                records += found[skip:]
+                skip = max(0, skip - len(found))
+        page = records[:size]
+        end = page[-1] if len(records) > size else None
+        return ListPage(page, encode_cursor(end.created_at, end.id) if end else None)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one of that id."""
         await self.save_session(session)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation; nothing is stored.
-            PersistError: the server lost the session, refused, or can't be reached.
-        """
-        self._look_once()
-        fields = record_words(session)
-        keys = self._keys.of(session.id)
-        known = self._knowledge.of(session.id)
+        self._check_eviction_once()
+        fields = pack_record(session)
+        known = self._known.get(session.id)
         entry = index_entry(session.created_at, session.id)
-        # The entry first: whatever ends between the two leaves an entry without a record, which a
-        # listing takes away, never a record that no listing shows.
-        await self._link.call("ZADD", self._keys.index, 0, entry, session_id=session.id)
-        words: list[Word] = [self._ttl_ms, generation, known.life, known.last, *fields]
-        answer: Sequence[bytes] = await self._link.run(
-            SAVE, keys.data, words, session_id=session.id, write=True
-        )
-        self._check(session.id, generation, answer)
-        # A listing may have taken the entry away before the record was there.
-        await self._link.call("ZADD", self._keys.index, 0, entry, session_id=session.id)
-        self._knowledge.note(session.id, answer[1], 0)
+        # The entry comes first. An interruption leaves an entry without a record, which a listing removes,
+        # never a record that no listing shows.
+        await self._client.call("ZADD", self._keys.index, 0, entry, session_id=session.id)
+        words: list[Argument] = [self._ttl_ms, generation, known.life, known.last, *fields]
+        keys = self._keys.of_session(session.id).data
+        answer: Sequence[bytes] = await self._client.run(SAVE, keys, words, session_id=session.id, write=True)
+        self._check_answer(session.id, generation, answer)
+        # A listing may have removed the entry before the record was there.
+        await self._client.call("ZADD", self._keys.index, 0, entry, session_id=session.id)
+        self._known.note_write(session.id, answer[1], 0)
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Become the session's only writer and return the generation to write with, above all before."""
-        self._look_once()
-        keys = self._keys.of(session_id)
-        generation, life, last = await self._link.run(
+        self._check_eviction_once()
+        keys = self._keys.of_session(session_id)
+        generation, life, last = await self._client.run(
             CLAIM, keys.data, [self._ttl_ms], session_id=session_id, write=True
         )
-        self._knowledge.replace(session_id, life, int(last))
+        self._known.replace(session_id, life, int(last))
         return int(generation)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by index, oldest first."""
         size = normalize_limit(limit)
-        after = decode_cursor(cursor)
-        events = await self._page(session_id, size + 1, after)
+        events = await self._read_page(session_id, size + 1, decode_cursor(cursor))
         page = events[:size]
         end = page[-1] if len(events) > size else None
         return ListPage(page, encode_cursor(end.event_index, end.id) if end else None)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` behind that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Insert the event as it is, or replace the one of that id.
+        """Insert the event as it is, or replace the one with its id.
 
         Raises:
             PersistError: another event of the session has its index, or the store failed.
         """
-        self._look_once()
+        self._check_eviction_once()
         check_session(session_id, event)
         if abs(event.event_index) > _MAX_INDEX:
             raise PersistError(
@@ -173,9 +178,9 @@ class RedisSessionPersistDriver(SessionPersistDriver):
                 "store can hold",
                 session_id=session_id,
             )
-        keys = self._keys.of(session_id)
-        words: list[Word] = [self._ttl_ms, event.event_index, *event_words(event)]
-        answer: Sequence[bytes] = await self._link.run(
+        keys = self._keys.of_session(session_id)
+        words: list[Argument] = [self._ttl_ms, event.event_index, *pack_event(event)]
+        answer: Sequence[bytes] = await self._client.run(
             INSERT, keys.data, words, session_id=session_id, write=True
         )
         if answer[0] == b"taken":
@@ -184,7 +189,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
                 f"{event.event_index}",
                 session_id=session_id,
             )
-        self._knowledge.replace(session_id, answer[1], int(answer[2]))
+        self._known.replace(session_id, answer[1], int(answer[2]))
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -197,34 +202,32 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         """
         if not events:
             return
-        self._look_once()
-        known = self._knowledge.of(session_id)
-        words: list[Word] = [generation, known.life, known.last, len(events)]
+        self._check_eviction_once()
+        known = self._known.get(session_id)
+        words: list[Argument] = [generation, known.life, known.last, len(events)]
         size = 0
         for event in events:
             check_session(session_id, event)
-            words += event_words(event)
+            words += pack_event(event)
             size += len(event.payload_json)
         batch = list(events)
-        answer = await self._appends.append(
-            session_id, self._keys.of(session_id), words, count=len(batch), size=size
+        answer = await self._appender.append(
+            session_id, self._keys.of_session(session_id), words, events=len(batch), size=size
         )
-        self._check(session_id, generation, answer)
+        self._check_answer(session_id, generation, answer)
         first = int(answer[2])
         indexes = range(first, first + len(batch)) if first > 0 else [int(word) for word in answer[3:]]
         for event, index in zip(batch, indexes, strict=True):
             event.event_index = index
-        self._knowledge.note(session_id, answer[1], max(indexes))
+        self._known.note_write(session_id, answer[1], max(indexes))
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 where it has none."""
-        last = await self._link.call("HGET", self._keys.of(session_id).meta, "last", session_id=session_id)
-        return int(last or 0)
+        key = self._keys.of_session(session_id).meta
+        return int(await self._client.call("HGET", key, "last", session_id=session_id) or 0)
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         newest_first: list[SessionEvent] = []
-        start: Word = "+"
+        start: Argument = "+"
         more = True
         while more and len(newest_first) < limit:
             wanted = min(limit - len(newest_first), _READ_EVENTS)
@@ -235,24 +238,24 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         return newest_first[::-1]
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Erase the record and its events; nothing happens where there is none.
+        """Erase the record and its events, if there are any.
 
-        Writers that claimed it before are refused from then on.
+        Writers that claimed the session before are refused from then on.
         """
-        keys = self._keys.of(session_id)
+        keys = self._keys.of_session(session_id)
         record = await self.get_session(session_id)
-        await self._link.run(
+        await self._client.run(
             DELETE, [*keys.data, keys.end], [_TOMBSTONE_MS], session_id=session_id, write=True
         )
         if record is not None:
             entry = index_entry(record.created_at, session_id)
-            await self._link.call("ZREM", self._keys.index, entry, session_id=session_id)
-        self._knowledge.forget(session_id)
+            await self._client.call("ZREM", self._keys.index, entry, session_id=session_id)
+        self._known.forget(session_id)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events behind an index and those that are stored meanwhile, by whomever.
+        """Iterate over the events after an index, then over those that any process stores.
 
-        Each comes once, in order, until the driver is closed or the session is deleted or has expired.
+        Each comes once, in order, until the driver is closed or the session is deleted or expires.
 
         Raises:
             PersistError: the server can't be reached, or has lost the session.
@@ -261,35 +264,35 @@ class RedisSessionPersistDriver(SessionPersistDriver):
 
     async def close(self) -> None:
         """Send what was accepted, end the followers, and close the client if it was opened here."""
-        if not self._link.is_elsewhere:
-            await self._appends.close()
+        if not self._client.is_elsewhere:
+            await self._appender.close()
             await self._followers.close()
-            if self._looked is not None:
-                # Not cancelled: a connection that is just being made would be left half-open.
-                await asyncio.wait({self._looked})
-        await self._link.close()
+            if self._eviction_check is not None:
+                # Cancelling it could leave a half-open connection.
+                await asyncio.wait({self._eviction_check})
+        await self._client.close()
 
-    def _check(self, session_id: str, generation: int, answer: Sequence[bytes]) -> None:
+    def _check_answer(self, session_id: str, generation: int, answer: Sequence[bytes]) -> None:
         match answer[0]:
             case b"ok":
                 return
             case b"fenced":
                 raise SessionFencedError(session_id, generation)
             case b"lost":
-                raise self._link.lost(session_id)
+                raise describe_loss(self._client.address, session_id)
             case _:
                 cause = Exception(answer[1].decode(errors="replace"))
-                raise self._link.error(cause, session_id, write=True)
+                raise self._client.error(cause, session_id, write=True)
 
-    async def _page(self, session_id: str, count: int, after: Keyset | None) -> list[SessionEvent]:
-        start: Word = "-"
+    async def _read_page(self, session_id: str, count: int, after: Keyset | None) -> list[SessionEvent]:
+        start: Argument = "-"
         skip = 0
         if after is not None:
             start, skip = ("-", after.offset) if after.offset else (after.position, 0)
         events: list[SessionEvent] = []
         more = True
         while more and len(events) < count:
-            # One more where the page may begin with the event that the one before ended with.
+            # One more if the page may begin with the event at which the last page ended.
             wanted = min(count - len(events) + skip + (start == (after and after.position)), _READ_EVENTS)
             found, cut = await self._read(session_id, start, wanted)
             more = cut or len(found) == wanted
@@ -297,19 +300,16 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             kept = found[skip:]
             skip = max(0, skip - len(found))
             if after is not None and not after.offset:
-                kept = [one for one in kept if (one.event_index, one.id) > after[:2]]
+                kept = [event for event in kept if (event.event_index, event.id) > after[:2]]
             events += kept
         return events[:count]
 
-    async def _read_on(self, session_id: str, start: int, count: int) -> list[SessionEvent]:
-        return (await self._read(session_id, start, count))[0]
-
     async def _read(
-        self, session_id: str, start: Word, count: int, *, newest_first: bool = False
+        self, session_id: str, start: Argument, count: int, *, newest_first: bool = False
     ) -> tuple[list[SessionEvent], bool]:
-        """Return up to that many events from an index on, and whether they were too large to have all."""
-        keys = self._keys.of(session_id)
-        lengths, texts, cut = await self._link.run(
+        """Return up to ``count`` events from an index on, and whether the size limit cut them off."""
+        keys = self._keys.of_session(session_id)
+        lengths, texts, cut = await self._client.run(
             READ,
             [keys.events, keys.order, keys.side],
             [start, count, int(newest_first), _READ_BYTES],
@@ -317,19 +317,42 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         )
         return read_events(session_id, lengths, texts), bool(cut)
 
-    def _look_once(self) -> None:
-        if self._looked is None and not self._link.closed:
-            self._looked = asyncio.get_running_loop().create_task(self._look(), name="look at Redis")
+    async def _read_records(self, entries: Sequence[bytes]) -> list[SessionRecord]:
+        """Return the records of index entries. An entry without its record (deleted, expired) is removed."""
+        ids = [session_of_entry(entry) for entry in entries]
+        commands = [("HGETALL", self._keys.of_session(session_id).record) for session_id in ids]
+        records: list[SessionRecord] = []
+        for entry, session_id, row in zip(entries, ids, await self._client.call_all(commands), strict=True):
+            record = read_record(row)
+            if record is None or index_entry(record.created_at, session_id) != entry:
+                record = await self._repair_entry(entry, session_id)
+            if record is not None:
+                records.append(record)
+        return records
 
-    async def _look(self) -> None:
-        """Warn where the server may throw away what it acknowledged."""
-        found = await self._link.info()
+    async def _repair_entry(self, entry: bytes, session_id: str) -> SessionRecord | None:
+        await self._client.call("ZREM", self._keys.index, entry)
+        # The record may have been stored since it was read. Its writer restores the entry, too.
+        record = await self.get_session(session_id)
+        if record is None or index_entry(record.created_at, session_id) != entry:
+            return None
+        await self._client.call("ZADD", self._keys.index, 0, entry)
+        return record
+
+    def _check_eviction_once(self) -> None:
+        if self._eviction_check is None and not self._client.closed:
+            loop = asyncio.get_running_loop()
+            self._eviction_check = loop.create_task(self._check_eviction(), name="check Redis for eviction")
+
+    async def _check_eviction(self) -> None:
+        """Log a warning if the server may evict what it acknowledged."""
+        found = await self._client.memory_info()
         policy = str(found.get("maxmemory_policy", "noeviction"))
         risky = policy.startswith("allkeys") or (self._ttl_ms > 0 and policy.startswith("volatile"))
         if found.get("maxmemory") and risky:
             logger.warning(
-                "Redis at %s throws keys away when its memory is full (maxmemory-policy %s), sessions too: "
+                "Redis at %s evicts keys when its memory is full (maxmemory-policy %s), sessions too: "
                 "set it to noeviction",
-                self._link.address,
+                self._client.address,
                 policy,
             )

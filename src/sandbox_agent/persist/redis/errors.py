@@ -1,4 +1,4 @@
-"""What Redis' and its library's errors mean, in one line for people."""
+"""Errors of Redis and its library, explained in one line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Final
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["describe", "lost"]
+__all__ = ["describe_error", "describe_loss"]
 
 _REFUSALS: Final = {
     "OOM": "it has reached its maxmemory and takes no writes: give it memory, or delete sessions",
     "READONLY": "it is a replica that takes no writes: wait for the failover, or name the primary",
     "LOADING": "it has just started and reads its data: try again in a moment",
     "MISCONF": "it can't write its disk and takes no writes: look at its log",
-    "NOREPLICAS": "too few replicas are connected (min-replicas-to-write): bring them back",
-    "NOAUTH": "it wants a password: put it into the URL",
+    "NOREPLICAS": "too few replicas are connected (min-replicas-to-write): restore them",
+    "NOAUTH": "it requires a password: add it to the URL",
     "WRONGPASS": "it knows no such name and password: correct the URL",
-    "NOPERM": "the user may not run what is needed: see the page on Redis for the commands and keys",
+    "NOPERM": "the user lacks a permission: the page on Redis lists the commands and keys",
     "CLUSTERDOWN": "the cluster has lost some of its slots: wait for it, or repair it",
-    "WRONGTYPE": "another program's value is under the key: choose another prefix",
-    "BUSY": "it is busy with somebody's script: try again in a moment",
+    "WRONGTYPE": "another program's value has this key: choose another prefix",
+    "BUSY": "it is busy with another script: try again in a moment",
 }
-# The library takes the first word away and says the same by the exception's class.
+# For these the library removes the error's first word and raises a class of its own.
 _CLASSES: Final = {
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
@@ -31,22 +31,22 @@ _CLASSES: Final = {
     "AuthenticationError": "WRONGPASS",
     "ClusterDownError": "CLUSTERDOWN",
 }
-# The first word; a script's error has it behind the place in the script (Redis 6.2, in so many words).
+# The first word of an error. In an error of a script, it follows the line number (Redis 6.2).
 _CODE: Final = re.compile(r"(?:^|@user_script: ?\d+: )-?([A-Z]{3,})\b")
 _AGAIN: Final = "try again, nothing is stored twice"
 
 
-def describe(
+def describe_error(
     address: str, cause: BaseException, session_id: str | None, *, limit: float, write: bool
 ) -> PersistError:
-    """Return what a failure means.
+    """Return the error that explains a failure.
 
     Args:
-        address: the server, without name and password.
-        cause: what was raised.
-        session_id: the session that it was about, where known.
-        limit: how long the call was allowed to take, in seconds.
-        write: whether something was being written.
+        address: the server, without user name and password.
+        cause: the exception of the library.
+        session_id: the session of the call, if known.
+        limit: the timeout of the call, in seconds.
+        write: whether the call was a write.
     """
     text = " ".join(str(cause).split())
     kind = type(cause).__name__
@@ -55,7 +55,7 @@ def describe(
     if meaning is not None:
         message = f"Redis at {address} refused: {meaning}"
     elif isinstance(cause, TimeoutError) or kind == "TimeoutError":
-        again = f"; what was being written may be stored: {_AGAIN}" if write else ": try again"
+        again = f"; the write may be stored: {_AGAIN}" if write else ": try again"
         message = f"Redis at {address} did not answer within {limit:g} s{again}"
     elif isinstance(cause, OSError) or kind in {"ConnectionError", "MaxConnectionsError"}:
         again = _AGAIN if write else "try again"
@@ -68,11 +68,11 @@ def describe(
     return PersistError(message, session_id=session_id)
 
 
-def lost(address: str, session_id: str) -> PersistError:
-    """Return what is told where a server no longer has what it acknowledged."""
+def describe_loss(address: str, session_id: str) -> PersistError:
+    """Return the error for a server that no longer has what it acknowledged."""
     return PersistError(
         f"session '{session_id}': Redis at {address} no longer has what it acknowledged (flushed, evicted, "
         "expired, or failed over to a server without it), nothing was stored: restore the server's data, or "
-        "resume the session to go on with what is left",
+        "resume the session to continue with what is left",
         session_id=session_id,
     )

@@ -1,4 +1,4 @@
-"""What runs inside the server, each script as one step that nothing comes between."""
+"""Lua scripts of the driver. The server runs each as one atomic step."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ __all__ = ["APPEND", "CLAIM", "DELETE", "INSERT", "READ", "SAVE", "Script"]
 
 
 class Script:
-    """A script, and the name that the server knows it by once it has run."""
+    """A Lua script, and the hash by which the server finds it once it has run."""
 
     def __init__(self, source: str) -> None:
         self.source: str = source
         self.sha: str = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-# Each session's keys come as: events, ids, meta, record, order, side.
-# check: may this writer write? Generation 0 always may, unless it knew a longer history of this life.
-#   A generation without a stored one, or a life without any: the server has lost the session.
-# alive: begin a life where there is none; a deleted session leaves only its generation, which expires.
+# The keys of a session come in this order: events, ids, meta, record, order, side.
+# check: refuses a fenced writer, and a writer that knows a longer history than the server has. If there is no
+#   stored generation or life although the writer knows one, the server has lost the session. Generation 0 is
+#   an unfenced writer.
+# begin_life: gives a history its life if it has none. A deleted session leaves only its generation, which
+#   expires.
 _COMMON: Final = """
 local function number(value) return tonumber(value or 0) or 0 end
 local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
@@ -37,7 +39,7 @@ local function check(meta, generation, life, known)
   end
   return nil, had[2], number(had[3])
 end
-local function alive(meta, life)
+local function begin_life(meta, life)
   if life then return life end
   local t = redis.call('TIME')
   life = t[1] .. '.' .. t[2]
@@ -53,14 +55,18 @@ end
 local function at(index) return string.format('%.0f', index) end
 """
 
-# KEYS: the six (or, where nothing expires, the first three) of each session.
-# ARGV: ttl, keys a session; for each session: generation, life, known, count, then count times
+
+def _script(body: str) -> Script:
+    return Script(_COMMON + body)
+
+
+# Atomic: allocates indexes for the events of each session and stores them; an event whose id is stored keeps
+# its index. KEYS: the six (or, without a ttl, the first three) of each session.
+# ARGV: ttl, keys per session; for each session: generation, life, known, count, then count times
 #   id, created_at, connection_id, sender, payload.
-# Answers for each session {'ok', life, first} where all are new, {'ok', life, -1, index, ...},
-#   {'fenced'}, {'lost'} or {'error', text}.
-APPEND: Final = Script(
-    _COMMON
-    + """
+# Answers for each session {'ok', life, first} if all are new, {'ok', life, -1, index, ...}, {'fenced'},
+#   {'lost'} or {'error', text}.
+APPEND: Final = _script("""
 local ttl, width = tonumber(ARGV[1]), tonumber(ARGV[2])
 local function append(k, a)
   local events, ids, meta = KEYS[k], KEYS[k + 1], KEYS[k + 2]
@@ -85,7 +91,7 @@ local function append(k, a)
       indexes[from + i] = index
     end
   end
-  life = alive(meta, life)
+  life = begin_life(meta, life)
   if #fresh > 0 then
     local pairs_of = {}
     for _, i in ipairs(fresh) do
@@ -117,27 +123,24 @@ for k = 1, #KEYS, width do
   a = a + 4 + tonumber(ARGV[a + 3]) * 5
 end
 return answers
-"""
-)
+""")
 
-# ARGV: ttl, index, id, created_at, connection_id, sender, payload.
-# An event whose place is behind all others goes into the stream, any other into the side table.
-# Answers {'ok', life, last} or {'taken'}.
-INSERT: Final = Script(
-    _COMMON
-    + """
+# Atomic: inserts or replaces one event with a given index. An event with the highest index goes into the
+# stream, any other into the side table. ARGV: ttl, index, id, created_at, connection_id, sender, payload.
+# Answers {'ok', life, last}, or {'taken'} if another event has the index.
+INSERT: Final = _script("""
 local events, ids, meta, _, order, side = unpack(KEYS)
 local index, id = tonumber(ARGV[2]), ARGV[3]
 local _, life, last = check(meta, 0, '', 0)
--- The highest id that the stream ever had: it takes only what is behind it.
-local function behind()
+-- The highest id that the stream ever had: it accepts only higher ones.
+local function highest_id()
   if redis.call('EXISTS', events) == 0 then return 0 end
   local known = redis.call('XINFO', 'STREAM', events)
   for i = 1, #known, 2 do
     if known[i] == 'last-generated-id' then return tonumber(string.match(known[i + 1], '^%d+')) end
   end
 end
-local function highest()
+local function last_index()
   local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
   local index = newest and tonumber(string.match(newest[1], '^%d+')) or 0
   local aside = redis.call('ZREVRANGE', order, 0, 0)[1]
@@ -150,7 +153,7 @@ if old ~= at(index) then
     return {'taken'}
   end
 end
-life = alive(meta, life)
+life = begin_life(meta, life)
 if old then
   if redis.call('ZREM', order, old) == 1 then
     redis.call('HDEL', side, old)
@@ -158,16 +161,16 @@ if old then
     redis.call('XDEL', events, old .. '-0')
   end
 end
-if index > behind() then
+if index > highest_id() then
   redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', ARGV[4], 'connection_id', ARGV[5],
     'sender', ARGV[6], 'payload', ARGV[7])
 else
   redis.call('ZADD', order, ARGV[2], at(index))
   redis.call('HSET', side, at(index), cmsgpack.pack({id, ARGV[4], ARGV[5], ARGV[6], ARGV[7]}))
 end
-last = highest()
-if last < behind() then
-  -- The last event was moved to the front: the next ones get indexes that the stream would refuse.
+last = last_index()
+if last < highest_id() then
+  -- The last event was moved to the front. The stream would refuse the next indexes, so it is copied.
   local copy, from = events .. ':copy', '-'
   redis.call('DEL', copy)
   while true do
@@ -183,43 +186,35 @@ redis.call('HSET', ids, id, at(index))
 redis.call('HSET', meta, 'last', at(last))
 refresh(tonumber(ARGV[1]), 1, #KEYS)
 return {'ok', life, at(last)}
-"""
-)
+""")
 
-# ARGV: ttl of a claim without a session.
-CLAIM: Final = Script(
-    _COMMON
-    + """
+# Atomic: allocates a writer generation above all earlier ones. ARGV: ttl. Answers {generation, life, last}.
+CLAIM: Final = _script("""
 local meta = KEYS[3]
 local generation = math.max(number(redis.call('HGET', meta, 'generation')) + 1, now())
 local had = redis.call('HMGET', meta, 'life', 'last')
 redis.call('HSET', meta, 'generation', at(generation))
-local life = alive(meta, had[1])
+local life = begin_life(meta, had[1])
 refresh(tonumber(ARGV[1]), 1, #KEYS)
 return {at(generation), life, at(number(had[2]))}
-"""
-)
+""")
 
-# ARGV: ttl, generation, life, known, then field, value, ...
+# Atomic: checks the writer and replaces the record. ARGV: ttl, generation, life, known, field, value, ...
 # Answers {'ok', life} or {'fenced'} or {'lost'}.
-SAVE: Final = Script(
-    _COMMON
-    + """
+SAVE: Final = _script("""
 local meta, record = KEYS[3], KEYS[4]
 local refused, life = check(meta, tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]))
 if refused then return refused end
-life = alive(meta, life)
+life = begin_life(meta, life)
 redis.call('DEL', record)
 redis.call('HSET', record, unpack(ARGV, 5))
 refresh(tonumber(ARGV[1]), 1, #KEYS)
 return {'ok', life}
-"""
-)
+""")
 
-# ARGV: how long the tombstone is kept, in ms. KEYS: the six, end.
-DELETE: Final = Script(
-    _COMMON
-    + """
+# Atomic: removes a session and leaves a tombstone with the next generation. KEYS: the six, end.
+# ARGV: lifetime of the tombstone in ms. Answers how many keys there were.
+DELETE: Final = _script("""
 local meta = KEYS[3]
 local generation = redis.call('HGET', meta, 'generation')
 local was = redis.call('UNLINK', unpack(KEYS, 1, 6))
@@ -230,35 +225,29 @@ if was > 0 then
   redis.call('PEXPIRE', KEYS[7], ARGV[1])
 end
 return was
-"""
-)
+""")
 
-# KEYS: events, order, side. ARGV: the first index ('-': the lowest; with 1 behind it: the highest that
-# is asked for, '+': all), how many, 1 for newest first, how many bytes at most (one event always).
-# Answers {lengths, texts, cut}: index, id, created_at, connection_id, sender, payload of each event, all in
-# one text, and their lengths: two values are read at once where six an event would take the client long;
-# cut is 1 where the bytes were too many.
-READ: Final = Script(
-    """
+# A consistent page of events from the stream and the side table. KEYS: events, order, side.
+# ARGV: the first index ('-': the lowest, '+': the highest), limit, 1 for newest first, max bytes (but one
+#   event at least). Answers {lengths, texts, cut}: index, id, created_at, connection_id, sender and payload
+#   of each event in one text, and their lengths, because the client parses two values much faster than six
+#   per event; cut is 1 if the bytes were the limit.
+READ: Final = Script("""
 local start, count, back, budget = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local streamed, apart = {}, {}
-local lengths, texts, bytes, taken = {}, {}, 0, 0
-local function put(text) lengths[#lengths + 1] = #text; texts[#texts + 1] = text; bytes = bytes + #text end
+local lengths, texts, bytes, done = {}, {}, 0, 0
+local function add(text) lengths[#lengths + 1] = #text; texts[#texts + 1] = text; bytes = bytes + #text end
 local from, ended, at = start, false, 1
 local function stream_head()
   if at > #streamed and not ended then
-    local size = math.min(count - taken, 64)
+    local size = math.min(count - done, 64)
     local low = from
     if not back and low ~= '-' and tonumber(low) and tonumber(low) < 0 then low = '-' end
     if back and low ~= '+' and tonumber(low) < 0 then
       streamed, at, ended = {}, 1, true
       return nil
     end
-    if back then
-      streamed = redis.call('XREVRANGE', KEYS[1], low, '-', 'COUNT', size)
-    else
-      streamed = redis.call('XRANGE', KEYS[1], low, '+', 'COUNT', size)
-    end
+    streamed = redis.call(back and 'XREVRANGE' or 'XRANGE', KEYS[1], low, back and '-' or '+', 'COUNT', size)
     at = 1
     ended = #streamed < size
     if #streamed > 0 then
@@ -269,33 +258,28 @@ local function stream_head()
   return streamed[at]
 end
 if redis.call('EXISTS', KEYS[2]) == 1 then
-  if back then
-    local high = start == '+' and '+inf' or start
-    apart = redis.call('ZREVRANGEBYSCORE', KEYS[2], high, '-inf', 'LIMIT', 0, count)
-  else
-    local low = start == '-' and '-inf' or start
-    apart = redis.call('ZRANGEBYSCORE', KEYS[2], low, '+inf', 'LIMIT', 0, count)
-  end
+  local command, edge = back and 'ZREVRANGEBYSCORE' or 'ZRANGEBYSCORE', back and '-inf' or '+inf'
+  local first = tonumber(start) and start or start..'inf'
+  apart = redis.call(command, KEYS[2], first, edge, 'LIMIT', 0, count)
 end
 local beside = 1
-while taken < count and (taken == 0 or bytes < budget) do
+while done < count and (done == 0 or bytes < budget) do
   local head, other = stream_head(), apart[beside]
   if not head and not other then break end
   local index = head and string.match(head[1], '^%d+')
   if other and (not head or ((tonumber(other) < tonumber(index)) ~= back)) then
     local event = cmsgpack.unpack(redis.call('HGET', KEYS[3], other))
-    put(other)
-    for i = 1, 5 do put(event[i]) end
+    add(other)
+    for i = 1, 5 do add(event[i]) end
     beside = beside + 1
   else
-    put(index)
+    add(index)
     local fields = head[2]
-    put(fields[2]); put(fields[4]); put(fields[6]); put(fields[8]); put(fields[10])
+    add(fields[2]); add(fields[4]); add(fields[6]); add(fields[8]); add(fields[10])
     at = at + 1
   end
-  taken = taken + 1
+  done = done + 1
 end
-local cut = taken < count and bytes >= budget
+local cut = done < count and bytes >= budget
 return {table.concat(lengths, ','), table.concat(texts), cut and 1 or 0}
-"""
-)
+""")

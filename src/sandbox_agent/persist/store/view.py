@@ -260,7 +260,7 @@ def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
     Raises:
         ImportError: the extra ``redis`` is not installed.
     """
-    from sandbox_agent.persist.store.redis.store import RedisSessionStore
+    from sandbox_agent.persist.redis.ledger import RedisSessionStore
 
     store = RedisSessionStore(url, namespace=namespace)
 
