@@ -53,6 +53,7 @@ async def test_search_reads_the_texts_in_small_steps_and_not_beyond_its_bound(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sandbox_agent.persist.redis.ledger.TEXTS_PAGE", 7)
+    monkeypatch.setattr("sandbox_agent.persist.redis.ledger.FIRST_PAGE", 7)
     texts = [TextRow(1 + n % 2, n, TIME + n, f"word number{n}") for n in range(1, 101)]
     async with opened_redis(redis_url) as store:
         await store.commit(Changes(sessions=[session(1), session(2)], texts=texts))

@@ -35,8 +35,9 @@ _UNPARSED: Final = "agent.unparsed"
 _MAX_LIMIT: Final = 2**31 - 1
 # Permissions per call.
 _PAGE: Final = 100
-# A search reads at most so many texts, and so many texts and bytes per call: milliseconds for the server.
+# A search reads at most so many texts. Its first call reads few: they have enough hits of a common word.
 MAX_TEXTS = 100_000
+FIRST_PAGE = 100
 TEXTS_PAGE = 2_000
 _TEXTS_BYTES: Final = 512 * 1024
 _MAX_HITS: Final = 1_000
@@ -210,9 +211,10 @@ class RedisSessionStore:
             scope = str(session.key)
         hits: list[SearchRow] = []
         sessions: dict[int, SessionRow | None] = {}
-        count = 0
+        count, page = 0, FIRST_PAGE
         while wanted and len(hits) < limit and count < MAX_TEXTS and cursor != "-1":
-            answer = Answer(await self._owner.read(scripts.TEXTS, scope, cursor, TEXTS_PAGE, _TEXTS_BYTES))
+            answer = Answer(await self._owner.read(scripts.TEXTS, scope, cursor, page, _TEXTS_BYTES))
+            page = min(4 * page, TEXTS_PAGE)
             cursor = str(answer.number())
             texts: list[StoredText] = []
             while answer:
@@ -230,8 +232,8 @@ class RedisSessionStore:
                 if row is None or (agent is not None and row.agent != clean_text(agent)):
                     continue
                 if not offset and len(hits) < limit:
-                    hit = SearchRow(row.session_id, row.agent, row.title, text.sequence, text.time, snippet)
-                    hits.append(hit)
+                    place = (text.sequence, text.time, snippet)
+                    hits.append(SearchRow(row.session_id, row.agent, row.title, *place))
                 offset = max(offset - 1, 0)
         return hits
 
@@ -252,10 +254,9 @@ class RedisSessionStore:
         await self._eraser.hide(key)
 
     async def used_bytes(self) -> int:
-        """Return what ``expire(max_bytes=…)`` compares.
+        """Return what ``expire(max_bytes=…)`` compares; Redis needs somewhat more memory than that.
 
-        It is the sum over events and envelopes of their data, columns and 16 bytes, and twice the
-        compressed size of the searchable texts. Redis needs somewhat more memory than that.
+        It is the data of events and envelopes with 16 bytes each, and twice the compressed texts.
         """
         return await self._eraser.used_bytes()
 
