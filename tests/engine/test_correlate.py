@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_agent.engine.correlate import UNNAMED, Answer, Correlator, Pending
+from sandbox_agent.engine.correlate import UNNAMED, Correlator, MatchedResponse, Pending
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, read_head
 
 JsonObject = dict[str, Any]
@@ -30,14 +30,14 @@ class Pipe:
         assert submitted.pending is not None
         return submitted.pending, json.loads(submitted.line)
 
-    def answer(self, request_id: Any, result: Any = None) -> Answer | None:
+    def answer(self, request_id: Any, result: Any = None) -> MatchedResponse | None:
         raw = request_id if isinstance(request_id, bytes) else json.dumps(request_id).encode()
         line = b'{"result":%b,"id":%b}' % (json.dumps(result).encode(), raw)
-        return self.correlator.answer(read_head(line), line)
+        return self.correlator.match_response(read_head(line), line)
 
     def agent_asks(self, request_id: Any) -> None:
         line = json.dumps({"id": request_id, "method": "session/request_permission"}).encode()
-        self.correlator.asked(read_head(line))
+        self.correlator.register_agent_request(read_head(line))
 
     def client_answers(self, raw_id: bytes, client: str = UNNAMED) -> bytes | None:
         envelope = b'{"id":%b,"result":{}}' % raw_id
@@ -176,7 +176,7 @@ def test_an_answer_to_no_question_is_dropped(raw_id: bytes) -> None:
 @pytest.mark.parametrize("raw_id", ["null", "{}", "true"])
 def test_the_agents_request_with_a_weird_id_passes_and_no_answer_to_it_does(raw_id: str) -> None:
     pipe = Pipe()
-    pipe.correlator.asked(read_head(b'{"id":%b,"method":"m"}' % raw_id.encode()))
+    pipe.correlator.register_agent_request(read_head(b'{"id":%b,"method":"m"}' % raw_id.encode()))
     assert pipe.client_answers(raw_id.encode()) is None
 
 

@@ -83,7 +83,7 @@ def test_memory_is_counted_over_all_feeds_and_given_back() -> None:
     one.append([b"x" * 80], None)
     two.append([b"x" * 300], None)
     assert memory.used == one.held_bytes + two.held_bytes
-    assert memory.exceeded
+    assert memory.over_limit
     assert memory.largest() is two
     two.forget(1)
     assert two.held_bytes == 0
@@ -135,7 +135,7 @@ class FeedMachine(RuleBasedStateMachine):
     @rule()
     def relieve(self) -> None:
         anyio.run(self.spiller.spill_excess)
-        assert not self.memory.exceeded
+        assert not self.memory.over_limit
 
     @rule(which=st.integers(0, 1), size=st.integers(1, 500))
     def spill_and_die_before_forgetting(self, which: int, size: int) -> None:

@@ -66,7 +66,7 @@ def test_a_mutated_line_is_an_envelope_or_refused_and_the_next_line_is_read(seed
                 if head.id:
                     assert bytes(read_head(replace_id(line, b"77")).id) == b"77"
                 correlator.submit("", head, line)
-                correlator.answer(head, line)
+                correlator.match_response(head, line)
                 accepted += 1
             except InvalidEnvelopeError:
                 refused += 1

@@ -343,7 +343,7 @@ def test_who_runs_a_restore_tells_of_it_and_what_it_tried_is_no_event():
         StatusPart(
             "restored",
             "session/load: the agent still knew the session; 1 updates that repeat what is here are left "
-            "out; what it told again differs from what is here, 2 events of the history replayed",
+            "out; the history that it sent differs from what is here, 2 events of the history replayed",
         ),
         JsonPart(value),
     ]

@@ -1,3 +1,3 @@
-"""The rules, without I/O: feed bytes or messages in, get results out; time is passed in."""
+"""Protocol rules without I/O: bytes or messages go in, results come out, and the time is an argument."""
 
 __all__: list[str] = []

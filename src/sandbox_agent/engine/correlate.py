@@ -1,4 +1,4 @@
-"""Requests and answers over one agent's pipe: many clients, ids that collide, the first answer wins."""
+"""Matches requests and responses on one agent's pipe: several clients, colliding ids, first answer wins."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Final
 
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, replace_id
 
-__all__ = ["EVERYONE", "UNNAMED", "Answer", "Correlator", "Pending", "Submitted"]
+__all__ = ["EVERYONE", "UNNAMED", "Correlator", "MatchedResponse", "Pending", "Submitted"]
 
-# Whom an envelope of the agent is for: a client's name, all clients without one, or everyone.
+# The audience of an agent's envelope is the name of a client, all clients without a name, or everyone.
 UNNAMED: Final = ""
 EVERYONE: Final = None
 
-# Ids of ours begin where JSON numbers of JavaScript are still exact and no client counts to.
+# Our ids start at a number that JavaScript still represents exactly and that no client reaches.
 _FIRST_ALIAS = 2**52
 
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A client's request that the agent has not answered.
+    """A client's request that has no response yet.
 
     Attributes:
-        client: the name of the client that asked, or UNNAMED.
-        method: the method.
-        contested: another request of the same audience had the same id while this one was pending.
+        client: The name of the client, or UNNAMED.
+        method: The method.
+        original_id: The id of the client, as JSON.
+        wire_id: The id that the agent receives, as JSON.
+        contested: Whether another request of the same audience had the same id at the same time.
     """
 
     client: str
@@ -37,20 +39,20 @@ class Pending:
 
     @property
     def rewritten(self) -> bool:
-        """Whether the agent sees another id than the client's."""
+        """Whether the agent receives another id than the client's."""
         return self.wire_id is not self.original_id
 
 
 @dataclass(slots=True, eq=False)
 class Submitted:
-    """What becomes of a client's envelope.
+    """How a client's envelope is handled.
 
     Attributes:
-        line: the bytes for the agent, without a newline; None when nothing is to be sent (an answer
-            that came second).
-        method: its method, None in an answer.
-        pending: the request to wait for, None for a notification or an answer.
-        answered: the id of the agent's request that it answers, as a key; else None.
+        line: The bytes for the agent, without a newline. None if nothing is sent: the agent's request
+            already has an answer.
+        method: The method, or None for a response.
+        pending: The request to wait for, or None for a notification or a response.
+        answered: The key of the agent's request that this response answers, or None.
     """
 
     line: bytes | None
@@ -60,13 +62,13 @@ class Submitted:
 
 
 @dataclass(slots=True, eq=False)
-class Answer:
-    """The agent's answer to a request.
+class MatchedResponse:
+    """A response of the agent, and the request that it belongs to.
 
     Attributes:
-        pending: the request.
-        line: the response with the client's own id, for its POST.
-        feed_line: the response as the feed carries it.
+        pending: The request.
+        line: The response with the client's own id, for the client's POST.
+        feed_line: The response for the feed.
     """
 
     pending: Pending
@@ -77,29 +79,29 @@ class Answer:
 class Correlator:
     """The ids of one connection.
 
-    An id is rewritten only where an equal one is pending. The feed carries an answer under the client's
-    own id, except where two requests of one audience had the same id at once: there the id would be
-    taken for either's, so the feed shows an id that nobody waits for and each POST gets its own answer.
+    An id is rewritten only if the same id is pending. In the feed, a response has the client's own id, with
+    one exception: if two requests of one audience had the same id at once, the id would be ambiguous. The
+    feed then shows an id that belongs to no request, and each POST still receives its own response.
     """
 
     def __init__(self) -> None:
         self._pending: dict[bytes, Pending] = {}
-        self._asked: set[bytes] = set()
+        self._agent_requests: set[bytes] = set()
         self._aliases = 0
 
     def submit(self, client: str, head: Head, envelope: bytes) -> Submitted:
-        """Take an envelope from a client.
+        """Register an envelope of a client and return what to send to the agent.
 
         Args:
-            client: its name, or UNNAMED.
-            head: the envelope's, from read_head.
-            envelope: the whole of it.
+            client: The name of the client, or UNNAMED.
+            head: The head of the envelope, from read_head.
+            envelope: The whole envelope.
 
         Raises:
-            InvalidEnvelopeError: its id is neither string nor number.
+            InvalidEnvelopeError: The id is neither a string nor a number.
         """
         if b"\n" in envelope or b"\r" in envelope:
-            # raw line ends can only stand between JSON tokens; on the pipe they would end the message
+            # Raw line ends can only be whitespace between JSON tokens; on the pipe they end the message.
             envelope = envelope.replace(b"\n", b" ").replace(b"\r", b" ")
         if head.is_request:
             return self._submit_request(client, envelope, head)
@@ -108,9 +110,9 @@ class Correlator:
                 key = _key(head.id)
             except InvalidEnvelopeError:
                 return Submitted(None)  # no request of the agent has such an id
-            if key not in self._asked:
+            if key not in self._agent_requests:
                 return Submitted(None)
-            self._asked.discard(key)
+            self._agent_requests.discard(key)
             return Submitted(envelope, answered=key)
         return Submitted(envelope, head.method)
 
@@ -131,29 +133,29 @@ class Correlator:
         return Submitted(envelope, head.method, pending)
 
     def retract(self, submitted: Submitted) -> None:
-        """Forget an envelope that was never written: its id is free again, its question open again."""
+        """Undo submit() for an envelope that was never written."""
         if submitted.pending is not None:
             self._pending.pop(_key(submitted.pending.wire_id), None)
         if submitted.answered is not None:
-            self._asked.add(submitted.answered)
+            self._agent_requests.add(submitted.answered)
 
-    def asked(self, head: Head) -> None:
-        """Note a request of the agent: the first answer to it will go through.
+    def register_agent_request(self, head: Head) -> None:
+        """Register a request of the agent. The first response to it will be sent to the agent.
 
-        One whose id is null or unreadable can't be answered, and is shown all the same.
+        A request whose id is null or invalid cannot be answered and is not registered.
         """
         with suppress(InvalidEnvelopeError):
-            self._asked.add(_key(head.id))
+            self._agent_requests.add(_key(head.id))
 
     def awaits(self, request_id: bytes) -> bool:
-        """Whether the agent's request of that id (JSON) still has no answer."""
+        """Return whether the agent's request with this id (JSON) has no response yet."""
         try:
-            return _key(request_id) in self._asked
+            return _key(request_id) in self._agent_requests
         except InvalidEnvelopeError:
             return False
 
-    def answer(self, head: Head, line: bytes) -> Answer | None:
-        """Match a response of the agent with its request; None where nobody asked."""
+    def match_response(self, head: Head, line: bytes) -> MatchedResponse | None:
+        """Match a response of the agent with its request. Return None if there is no such request."""
         try:
             pending = self._pending.pop(_key(head.id), None)
         except InvalidEnvelopeError:
@@ -164,15 +166,15 @@ class Correlator:
             feed_line = line
             if pending.contested:
                 feed_line = replace_id(line, self._alias(_key(pending.original_id)))
-            return Answer(pending, line, feed_line)
+            return MatchedResponse(pending, line, feed_line)
         restored = replace_id(line, pending.original_id)
-        return Answer(pending, restored, line if pending.contested else restored)
+        return MatchedResponse(pending, restored, line if pending.contested else restored)
 
     def fail_all(self) -> list[Pending]:
-        """Return the requests that will not be answered any more, and forget them."""
+        """Remove and return all pending requests: no response will come."""
         failed = list(self._pending.values())
         self._pending.clear()
-        self._asked.clear()
+        self._agent_requests.clear()
         return failed
 
     def _alias(self, key: bytes) -> bytes:
@@ -185,7 +187,7 @@ class Correlator:
 
 
 def _key(raw: bytes) -> bytes:
-    """Return an id's canonical bytes: agents write ``1`` for ``1.0`` and unescape strings."""
+    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0`` and unescape strings."""
     raw = bytes(raw)
     if raw.isdigit():
         return raw
@@ -193,7 +195,7 @@ def _key(raw: bytes) -> bytes:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, float) and not isfinite(value):
-        raise InvalidEnvelopeError("id is a number that nobody can read")
+        raise InvalidEnvelopeError("id must be a finite number")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InvalidEnvelopeError("id must be a string or a number")
     return dumps(value)

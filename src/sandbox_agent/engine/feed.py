@@ -1,4 +1,4 @@
-"""The feed: every envelope of a connection, numbered; viewers are cursors into it."""
+"""The feed: the numbered envelopes of a connection. A viewer is a cursor into it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Chunk", "Feed", "FeedMemory", "Position", "Slice", "collect"]
 
 
 class Chunk(NamedTuple):
-    """Consecutive events of one audience, encoded once for all viewers.
+    """Consecutive events for one audience, encoded once for all viewers.
 
     Attributes:
-        first: sequence of its first event.
-        last: sequence of its last event.
-        audience: the client it is for, UNNAMED, or EVERYONE (None).
-        data: the events as server-sent events.
+        first: The sequence of the first event.
+        last: The sequence of the last event.
+        audience: The name of a client, UNNAMED, or EVERYONE (None).
+        data: The events, encoded as server-sent events.
     """
 
     first: int
@@ -27,30 +27,30 @@ class Chunk(NamedTuple):
     data: bytes
 
     def visible_to(self, viewer: str) -> bool:
-        """Whether a viewer of that name sees it."""
+        """Return whether the viewer with this name receives the chunk."""
         return self.audience is None or self.audience == viewer
 
     def after(self, sequence: int) -> bytes:
-        """Return the encoded events behind that sequence."""
+        """Return the encoded events after this sequence."""
         return self.data if sequence < self.first else cut_after(self.data, sequence)
 
 
 class Slice(NamedTuple):
-    """What a viewer reads at once: bytes to send (maybe none) and its new cursor."""
+    """The result of one read: bytes to send (maybe none) and the viewer's new cursor."""
 
     data: bytes
     cursor: int
 
 
 class Position(NamedTuple):
-    """Where a viewer begins, and whether it must be told that the feed is not the one it knew."""
+    """The start position of a viewer, and whether it must be notified that the feed is a different one."""
 
     cursor: int
     reset: bool
 
 
 class FeedMemory:
-    """The bytes that all feeds of a server hold together, against one bound."""
+    """The total memory of all feeds of a server, and its limit in bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -58,20 +58,20 @@ class FeedMemory:
         self._feeds: set[Feed] = set()
 
     @property
-    def exceeded(self) -> bool:
-        """Whether something is to be spilled."""
+    def over_limit(self) -> bool:
+        """Whether events must be spilled."""
         return self.used > self.limit
 
     def largest(self) -> Feed | None:
-        """Return the feed that holds the most, the one to spill from."""
+        """Return the feed that uses the most memory. Events are spilled from it first."""
         return max(self._feeds, key=lambda feed: feed.held_bytes, default=None)
 
     def join(self, feed: Feed) -> None:
-        """Count a feed in."""
+        """Add a feed."""
         self._feeds.add(feed)
 
     def leave(self, feed: Feed) -> None:
-        """Count a feed out, with all it holds."""
+        """Remove a feed and its memory."""
         self._feeds.discard(feed)
         self.used -= feed.held_bytes
 
@@ -79,12 +79,12 @@ class FeedMemory:
 class Feed:
     """The numbered log of one connection.
 
-    Sequences are contiguous from 1. The newest events are held in memory; older ones may have been
-    spilled, oldest first, and are then read elsewhere by sequence.
+    Sequences are contiguous integers from 1. The newest events are in memory. Older events may have been
+    spilled, oldest first; they are then read elsewhere by their sequence.
 
     Args:
-        epoch: names this feed: another connection under the same server id has another one.
-        memory: the bound that this feed shares.
+        epoch: Identifies this feed. Another connection with the same server id has another epoch.
+        memory: The memory limit that all feeds share.
     """
 
     def __init__(self, epoch: str, memory: FeedMemory) -> None:
@@ -97,7 +97,7 @@ class Feed:
         memory.join(self)
 
     def append(self, lines: Sequence[bytes], audience: str | None) -> None:
-        """Number the envelopes and hold them for viewers."""
+        """Assign the next sequences to the envelopes and keep them in memory."""
         first = self.last + 1
         chunk = Chunk(first, self.last + len(lines), audience, encode_messages(first, lines))
         self.last = chunk.last
@@ -107,21 +107,21 @@ class Feed:
 
     @property
     def held_from(self) -> int:
-        """The first sequence that memory holds; one past the last when it holds none."""
+        """The first sequence in memory, or the last sequence + 1 if memory is empty."""
         return self._chunks[self._start].first if self._start < len(self._chunks) else self.last + 1
 
     def begin(self, last_event_id: int, epoch: str | None) -> Position:
-        """Return where a viewer goes on that has read up to ``last_event_id`` of ``epoch``."""
+        """Return the start position of a viewer that has read up to ``last_event_id`` of ``epoch``."""
         if (epoch is not None and epoch != self.epoch) or last_event_id > self.last:
             return Position(0, reset=True)
         return Position(last_event_id, reset=False)
 
     def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice | None:
-        """Return what memory holds behind the cursor, up to about ``max_bytes``.
+        """Read the events in memory after the cursor, up to about ``max_bytes``.
 
         Returns:
-            A slice, without data when the viewer is at the end or nothing was for it; None when the
-            events behind the cursor have been spilled.
+            A slice, without data if the viewer is at the end or no event is for it. None if the events after
+            the cursor have been spilled.
         """
         if cursor >= self.last:
             return Slice(b"", cursor)
@@ -131,7 +131,7 @@ class Feed:
         return collect(self._chunks, position, cursor, viewer, max_bytes)
 
     def oldest(self, max_bytes: int) -> list[Chunk]:
-        """Return the oldest chunks in memory, about ``max_bytes`` of them, at least one."""
+        """Return the oldest chunks in memory: about ``max_bytes``, at least one chunk."""
         size = 0
         end = self._start
         while end < len(self._chunks) and size < max_bytes:
@@ -140,7 +140,7 @@ class Feed:
         return self._chunks[self._start : end]
 
     def forget(self, last: int) -> None:
-        """Drop from memory what has been spilled, up to and including sequence ``last``."""
+        """Drop spilled events from memory, up to and including sequence ``last``."""
         freed = 0
         while self._start < len(self._chunks) and self._chunks[self._start].last <= last:
             freed += len(self._chunks[self._start].data)
@@ -153,14 +153,14 @@ class Feed:
         self._memory.used -= freed
 
     def close(self) -> None:
-        """Give the memory back; the feed can't be read any more."""
+        """Release the memory. The feed can no longer be read."""
         self._memory.leave(self)
         self._chunks.clear()
         self._start = 0
         self.held_bytes = 0
 
 
-# keeps the list's positions while it lets the bytes go
+# Replaces dropped chunks, so that the positions in the list stay valid.
 _DROPPED = Chunk(0, 0, None, b"")
 
 
@@ -169,7 +169,7 @@ def _last(chunk: Chunk) -> int:
 
 
 def collect(chunks: Sequence[Chunk], position: int, cursor: int, viewer: str, max_bytes: int) -> Slice:
-    """Gather the events behind the cursor that the viewer sees, from ``chunks[position]`` on."""
+    """Collect the viewer's events after the cursor, starting at ``chunks[position]``."""
     parts: list[bytes] = []
     size = 0
     for index in range(position, len(chunks)):

@@ -1,4 +1,4 @@
-"""What a client says to an agent first, and how it authenticates where that needs no user."""
+"""The ACP handshake: the params of initialize, and authentication without a user."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, cast
 __all__ = ["auth_method", "initialize_params"]
 
 _PROTOCOL_VERSION = 1
-# Their credentials come from the agent's environment: nobody has to be asked.
+# Methods that read credentials from the agent's environment and need no user.
 _AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})
 
 
 def initialize_params(client: str) -> dict[str, Any]:
-    """Return the params of ACP's initialize; the client offers no files and no terminals."""
+    """Return the params of ACP's initialize. The client offers no files and no terminals."""
     return {
         "protocolVersion": _PROTOCOL_VERSION,
         "clientCapabilities": {},
@@ -22,7 +22,7 @@ def initialize_params(client: str) -> dict[str, Any]:
 
 
 def auth_method(initialized: Mapping[str, Any]) -> str | None:
-    """Return the method to authenticate with that the answer to initialize offers, or None."""
+    """Return the authentication method to use, from those that the agent offers, or None."""
     offered: object = initialized.get("authMethods")
     for item in cast("list[object]", offered) if isinstance(offered, list) else []:
         method_id: Any = cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None

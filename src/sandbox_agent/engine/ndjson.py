@@ -1,56 +1,57 @@
-"""Line framing: bytes of a pipe in, lines out, memory bounded by the longest line allowed."""
+"""Splits the bytes of a pipe into lines. Memory is bounded by the maximum length of a line."""
 
 from __future__ import annotations
 
 __all__ = ["MAX_LINE_BYTES", "LineFramer", "OversizedLine"]
 
-# An agent may send a file's whole content in one envelope; anything above this is a runaway.
+# An agent may send the content of a whole file in one envelope. A longer line is an error.
 MAX_LINE_BYTES = 64 * 1024 * 1024
-# How much of a line that is too long is kept to show what it was.
+# How many bytes of an oversized line are kept, to show what it was.
 OVERSIZED_PREFIX_BYTES = 4096
 
 
 class OversizedLine(bytes):
-    """The beginning of a line that was longer than allowed; the rest was dropped.
+    """The start of a line that was longer than allowed. The rest was dropped.
 
     Attributes:
-        size: the length of the whole line in bytes.
+        size: The length of the whole line in bytes.
     """
 
     size: int
 
 
 class LineFramer:
-    r"""Splits a byte stream into lines at ``\n``; a ``\r`` before it belongs to the line end.
+    r"""Splits a byte stream into lines at ``\n`` or ``\r\n``.
 
-    Blank lines are skipped. A line over ``max_line_bytes`` comes out as an OversizedLine, once, at its
-    place among the others, and costs no more memory than the limit.
+    Blank lines are skipped. A line over ``max_line_bytes`` becomes one OversizedLine, in order with the other
+    lines, and needs no more memory than the limit.
     """
 
     def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._max = max_line_bytes
-        self._held = bytearray()  # one buffer: a list of tiny reads would cost many times their bytes
+        # The incomplete line. One buffer: a list of tiny reads would need many times their size.
+        self._partial = bytearray()
         self._size = 0
-        self._overflowing = False
+        self._oversized = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes and return the lines that they complete."""
+        """Add the next bytes and return the lines that they complete."""
         pieces = data.split(b"\n")
         tail = pieces.pop()
         lines: list[bytes] = []
-        if pieces and self._held:
-            self._hold(pieces.pop(0))
-            lines = self._checked([self._take()])
+        if pieces and self._partial:
+            self._append_partial(pieces.pop(0))
+            lines = self._clean([self._pop_partial()])
         if b"\r" in data or len(data) > self._max:
-            lines += self._checked(pieces)
+            lines += self._clean(pieces)
         else:
             lines += [piece for piece in pieces if piece and not piece.isspace()]
         if tail:
-            self._hold(tail)
+            self._append_partial(tail)
         return lines
 
-    def _checked(self, pieces: list[bytes]) -> list[bytes]:
-        """Take carriage returns and lines that are too long into account, which most data has none of."""
+    def _clean(self, pieces: list[bytes]) -> list[bytes]:
+        """Handle carriage returns and oversized lines. Most data has neither and skips this."""
         lines: list[bytes] = []
         for piece in pieces:
             if isinstance(piece, OversizedLine):
@@ -58,35 +59,35 @@ class LineFramer:
                 continue
             line = piece[:-1] if piece[-1:] == b"\r" else piece
             if len(line) > self._max:
-                lines.append(_oversized(line, len(line)))
+                lines.append(_cut(line, len(line)))
             elif line and not line.isspace():
                 lines.append(line)
         return lines
 
     def finish(self) -> list[bytes]:
-        """Return what stands after the last newline, at the end of the stream."""
-        return self.feed(b"\n") if self._held else []
+        """Return the text after the last newline, at the end of the stream."""
+        return self.feed(b"\n") if self._partial else []
 
-    def _hold(self, piece: bytes) -> None:
+    def _append_partial(self, piece: bytes) -> None:
         self._size += len(piece)
-        if self._overflowing:
+        if self._oversized:
             return
-        self._held += piece
-        # one more byte than allowed may be the "\r" of the line's end
+        self._partial += piece
+        # One byte over the limit may be the "\r" of the line end.
         if self._size > self._max + 1:
-            self._overflowing = True
-            self._held = self._held[:OVERSIZED_PREFIX_BYTES]
+            self._oversized = True
+            self._partial = self._partial[:OVERSIZED_PREFIX_BYTES]
 
-    def _take(self) -> bytes:
-        line = bytes(self._held)
-        if self._overflowing:
-            line = _oversized(line, self._size)
-        self._held, self._size, self._overflowing = bytearray(), 0, False
+    def _pop_partial(self) -> bytes:
+        line = bytes(self._partial)
+        if self._oversized:
+            line = _cut(line, self._size)
+        self._partial, self._size, self._oversized = bytearray(), 0, False
         return line
 
 
-def _oversized(line: bytes, size: int) -> OversizedLine:
-    # without a "}" at its end it is no whole object, whatever the rest was
+def _cut(line: bytes, size: int) -> OversizedLine:
+    # Without the final "}" the prefix cannot be mistaken for a complete object.
     cut = OversizedLine(line[:OVERSIZED_PREFIX_BYTES].rstrip(b"}"))
     cut.size = size
     return cut

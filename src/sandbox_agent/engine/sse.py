@@ -17,18 +17,18 @@ __all__ = [
     "encode_retry",
 ]
 
-# One event carries one envelope: the longest line an agent may write, escaped, and room for its frame.
+# One event contains one envelope: the longest line of an agent, escaped, plus the fields around it.
 MAX_EVENT_BYTES = 6 * 64 * 1024 * 1024 + 4096
 _MESSAGE = b"event: message\nid: %d\ndata: %b\n\n"
-# A byte order mark may stand at the beginning of a stream.
+# A stream may start with a byte order mark.
 _BOM = b"\xef\xbb\xbf"
 
 
 def encode_messages(first: int, lines: Sequence[bytes]) -> bytes:
-    r"""Encode envelopes as ``message`` events with ids counting up from ``first``.
+    r"""Encode envelopes as ``message`` events with consecutive ids from ``first``.
 
-    The lines are one-line JSON: a raw ``\r`` can only be whitespace between its tokens, where it would
-    end the SSE line, so it becomes a space; every other byte stays.
+    Each line is JSON. A raw ``\r`` in it can only be whitespace between tokens, but would end the SSE line:
+    it is replaced by a space. All other bytes are unchanged.
     """
     encoded = b"".join([_MESSAGE % numbered for numbered in enumerate(lines, first)])
     if b"\r" in encoded:
@@ -37,29 +37,29 @@ def encode_messages(first: int, lines: Sequence[bytes]) -> bytes:
 
 
 def encode_event(event: str, data: bytes, *, event_id: int | None = None) -> bytes:
-    """Encode one event of another kind; ``data`` is one line."""
+    """Encode one event of another type. ``data`` is one line."""
     id_line = b"" if event_id is None else b"id: %d\n" % event_id
     return b"event: %b\n%bdata: %b\n\n" % (event.encode(), id_line, data)
 
 
 def encode_comment(text: str = "") -> bytes:
-    """Encode a comment: it keeps the connection alive and is no event."""
+    """Encode a comment, which keeps the connection alive and is not an event."""
     return b":%b\n\n" % (f" {text}" if text else "").encode()
 
 
 def encode_retry(milliseconds: int) -> bytes:
-    """Encode how long a client waits before it connects again."""
+    """Encode the time that a client waits before it reconnects."""
     return b"retry: %d\n\n" % milliseconds
 
 
 def cut_after(data: bytes, sequence: int) -> bytes:
-    """Return what follows the event of that id in bytes made by encode_messages."""
+    """Return the events after the one with this id. ``data`` is a result of encode_messages."""
     start = data.find(b"\nid: %d\n" % sequence)
     return data if start < 0 else data[data.find(b"\n\n", start) + 2 :]
 
 
 class SseEvent(NamedTuple):
-    """One event: its name, its id where it carried one, and its data without the last newline."""
+    """An event: its type, its id or None, and its data without the final newline."""
 
     event: str
     id: str | None
@@ -71,11 +71,11 @@ class SseTooLargeError(ValueError):
 
 
 class SseDecoder:
-    """Bytes of a stream in, events out.
+    """Decodes the bytes of a stream into events.
 
     Attributes:
-        last_event_id: the id of the newest event that had one, as the next Last-Event-ID.
-        retry_ms: what the server asked for last, or None.
+        last_event_id: The id of the newest event that had one, for the next Last-Event-ID, or None.
+        retry_ms: The newest reconnection time of the server in milliseconds, or None.
     """
 
     def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
@@ -88,17 +88,17 @@ class SseDecoder:
         self._after_cr = False
 
     def feed(self, data: bytes) -> list[SseEvent]:
-        """Take the next bytes and return the events that they complete.
+        """Add the next bytes and return the events that they complete.
 
         Raises:
-            SseTooLargeError: an event is over the limit; the decoder can't be used any more.
+            SseTooLargeError: An event is over the limit. The decoder can no longer be used.
         """
-        data = self._normalise(data)
+        data = self._normalize(data)
         if not data:
             return []
         last = self._parts[-1][-1:] if self._parts else b""
         if b"\n\n" not in data and not (last == b"\n" and data[:1] == b"\n"):
-            self._keep(data)
+            self._append(data)
             return []
         if self._parts:
             data = b"".join([*self._parts, data])
@@ -111,10 +111,10 @@ class SseDecoder:
             if event is not None:
                 events.append(event)
         if rest:
-            self._keep(rest)
+            self._append(rest)
         return events
 
-    def _normalise(self, data: bytes) -> bytes:
+    def _normalize(self, data: bytes) -> bytes:
         if self._start is not None:
             data = self._start + data
             if len(data) < len(_BOM) and _BOM.startswith(data):
@@ -123,7 +123,7 @@ class SseDecoder:
             self._start = None
             data = data.removeprefix(_BOM)
         if self._after_cr and data:
-            # the line has ended at the "\r", so that its event did not wait for what follows
+            # The "\r" has already ended the line, so that the event did not wait for the next byte.
             data = data.removeprefix(b"\n")
             self._after_cr = False
         if b"\r" in data:
@@ -131,11 +131,11 @@ class SseDecoder:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return data
 
-    def _keep(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> None:
         self._parts.append(data)
         self._size += len(data)
         if self._size > self._max:
-            raise SseTooLargeError(f"an event is over {self._max} bytes: the stream can't be read on")
+            raise SseTooLargeError(f"an event is larger than {self._max} bytes: the stream cannot be decoded")
 
     def _parse(self, block: bytes) -> SseEvent | None:
         name = ""

@@ -1,4 +1,4 @@
-"""ACP envelopes of one session -> universal events: a pure, deterministic, resumable fold."""
+"""Projects the ACP envelopes of one session onto universal events: pure, deterministic and resumable."""
 
 from __future__ import annotations
 

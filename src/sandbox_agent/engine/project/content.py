@@ -1,4 +1,4 @@
-"""From ACP content to content parts."""
+"""Converts ACP content to content parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sandbox_agent.wire.universal import (
 __all__ = ["block_part", "is_replay", "location_refs", "output_text", "parts_text", "prompt_parts", "to_json"]
 
 _ACTIONS: dict[str, FileAction] = {"edit": "patch", "delete": "write", "move": "write"}
-# Where agents put a tool's text in rawOutput, best first.
+# The members of rawOutput in which agents put the text of a tool, best first.
 _OUTPUT_MEMBERS = ("output", "content", "text", "formatted_output", "stdout", "error", "message")
 
 
@@ -33,7 +33,7 @@ def to_json(value: Any) -> str:
 
 
 def block_part(block: acp.ContentBlock) -> ContentPart:
-    """Return the part that shows a content block."""
+    """Return the part for a content block."""
     match block:
         case acp.TextContent():
             return TextPart(block.text)
@@ -51,12 +51,12 @@ def block_part(block: acp.ContentBlock) -> ContentPart:
 
 
 def prompt_parts(blocks: object) -> list[ContentPart]:
-    """Return the parts of what the user said in a prompt, in order."""
+    """Return the parts of the user's prompt, in order."""
     if not isinstance(blocks, list):
         return []
     parts: list[ContentPart] = []
     for block in cast("list[Any]", blocks):
-        # A chunk's view reads a block with all its tolerance for what breaks the schema.
+        # Parse the block as a chunk, because that parser tolerates deviations from the schema.
         chunk = acp.parse_update({"sessionUpdate": "user_message_chunk", "content": block})
         if not isinstance(chunk, acp.UserMessageChunk):
             parts.append(JsonPart(block))
@@ -66,17 +66,17 @@ def prompt_parts(blocks: object) -> list[ContentPart]:
 
 
 def is_replay(text: str) -> bool:
-    """Whether a text is the history that a restore puts in front of a prompt: nobody said it."""
+    """Return whether a text is the history that a restore puts in front of a prompt."""
     return text.endswith(CLOSING) and f"\n{OPENING}\n" in text
 
 
 def parts_text(parts: Iterable[ContentPart]) -> str:
-    """Return the text parts' text, joined."""
+    """Return the joined text of the text parts."""
     return "".join(part.text for part in parts if isinstance(part, TextPart))
 
 
 def location_refs(places: Iterable[str], kind: str, diffs: Iterable[FileRefPart]) -> list[FileRefPart]:
-    """Return a call's files: its diffs, then the places that no diff is about."""
+    """Return the files of a call: its diffs, then the places without a diff."""
     refs = list(diffs)
     known = {ref.path for ref in refs}
     action = _ACTIONS.get(kind, "read")
@@ -85,7 +85,7 @@ def location_refs(places: Iterable[str], kind: str, diffs: Iterable[FileRefPart]
 
 
 def output_text(raw_output: Any) -> str:
-    """Return a tool's output as text: that which agents put into rawOutput for people, else its JSON."""
+    """Return a tool's output as text: the text that agents put into rawOutput, otherwise its JSON."""
     if raw_output is None:
         return ""
     if isinstance(raw_output, str):

@@ -1,4 +1,4 @@
-"""Unified diffs, in time that the file's size bounds."""
+"""Unified diffs in time that is proportional to the size of the file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 __all__ = ["unified_diff"]
 
-# Above so many pairs of lines the changed region is one hunk: difflib's time grows with the product.
+# Above this many pairs of lines, the changed region is one hunk: difflib's time grows with the product.
 _MAX_PAIRS = 250_000
 _CONTEXT = 3
 
 
 def unified_diff(old: str | None, new: str) -> str:
-    """Return the hunks that turn ``old`` (None for a file that isn't there) into ``new``; no file header."""
+    """Return the hunks from ``old`` (None if the file does not exist) to ``new``, without a file header."""
     before = _lines(old or "")
     after = _lines(new)
     if len(before) * len(after) <= _MAX_PAIRS:
@@ -47,7 +47,7 @@ def unified_diff(old: str | None, new: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    # str.splitlines also splits at what is no line end in a file's diff (U+2028, form feed).
+    # str.splitlines also splits at characters that are not line ends in a diff (U+2028, form feed).
     *whole, last = text.split("\n")
     return [f"{line}\n" for line in whole] + ([last] if last else [])
 

@@ -1,4 +1,4 @@
-"""Numbers, names and times the events of one input."""
+"""Creates events: assigns the sequence, ids and times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Emitter"]
 
 
 class Emitter:
-    """Collects the events of one input; ids come from the session's id and the sequence alone."""
+    """Collects the events of one input. Ids are built from the session id and the sequence only."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -38,12 +38,12 @@ class Emitter:
         self.events: list[UniversalEvent] = []
 
     def begin(self, time_ms: int) -> list[UniversalEvent]:
-        """Start the next input's list and return it."""
+        """Start the list of events of the next input and return it."""
         if time_ms != self._time_ms:
             self._time_ms = time_ms
             second = time_ms // 1000
             if second != self._second:
-                # Formatting a date costs more than all the rest of a chunk: once a second will do.
+                # Formatting a date costs more than the rest of a chunk: do it once per second.
                 self._second = second
                 self._to_second = event_time(time_ms)[:-4]
             self._time = f"{self._to_second}{time_ms % 1000:03d}Z"
@@ -52,13 +52,13 @@ class Emitter:
         return events
 
     def next_id(self, prefix: str) -> str:
-        """Return a name for what the next event starts, unique in the session."""
+        """Return an id for the subject of the next event, unique in the session."""
         return f"{prefix}_{self._state.sequence + 1}"
 
     def event(
         self, kind: EventType, data: EventData, source: EventSource = "agent", *, raw: Any = msgspec.UNSET
     ) -> None:
-        """Append an event; what the server says is synthetic."""
+        """Append an event. The sequence is allocated here. Events of the server are synthetic."""
         state = self._state
         state.sequence = sequence = state.sequence + 1
         self.events.append(
@@ -79,7 +79,7 @@ class Emitter:
     def delta(
         self, item_id: str, text: str, native_id: str | None = None, source: EventSource = "agent"
     ) -> None:
-        """Append more of an item's text."""
+        """Append a text delta of an item."""
         self.event("item.delta", ItemDeltaData(item_id, text, native_id), source)
 
     def start(
@@ -93,7 +93,7 @@ class Emitter:
         parent_id: str | None = None,
         source: EventSource = "daemon",
     ) -> None:
-        """Append an item's beginning."""
+        """Append the start of an item."""
         item = UniversalItem(item_id, kind, content, "in_progress", role, native_id, parent_id)
         self.event("item.started", ItemEventData(item), source)
 
@@ -109,6 +109,6 @@ class Emitter:
         parent_id: str | None = None,
         source: EventSource = "daemon",
     ) -> None:
-        """Append an item's end, with all of its content."""
+        """Append the completion of an item, with its whole content."""
         item = UniversalItem(item_id, kind, content, status, role, native_id, parent_id)
         self.event("item.completed", ItemEventData(item), source)

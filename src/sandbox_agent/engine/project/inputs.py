@@ -1,4 +1,4 @@
-"""What happens to a session that no envelope tells: its start and end, exits, interruptions, failures."""
+"""Inputs of the projector other than envelopes: start and end, exits, interruptions, failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Inputs"]
 
 
 class Inputs:
-    """The inputs beside ``feed``; each takes its time in milliseconds and returns its events."""
+    """The inputs other than ``feed``. Each has its time in milliseconds and returns its events."""
 
     _state: State
     _emit: Emitter
@@ -32,33 +32,33 @@ class Inputs:
 
     @property
     def sequence(self) -> int:
-        """The sequence of the last event; 0 before the first."""
+        """The sequence of the last event, or 0 before the first."""
         return self._state.sequence
 
     @property
     def native_session_id(self) -> str | None:
-        """The agent's own id of the session, where known."""
+        """The agent's own id of the session, or None if it is not known."""
         return self._state.native_session_id
 
     @property
     def open_turns(self) -> list[str]:
-        """The ids of the turns that run, oldest first."""
+        """The ids of the running turns, oldest first."""
         return [turn.turn_id for turn in self._state.turns.values()]
 
     @property
     def pending_permissions(self) -> dict[str, str]:
-        """The permissions that wait: permission id -> the JSON of the request's id."""
+        """The open permission requests: permission id -> the request id as JSON."""
         return {ask.ask_id: request_id for request_id, ask in self._state.permissions.items()}
 
     @property
     def pending_questions(self) -> dict[str, str]:
-        """The questions that wait: question id -> the JSON of the request's id."""
+        """The open questions: question id -> the request id as JSON."""
         return {ask.ask_id: request_id for request_id, ask in self._state.questions.items()}
 
     def session_started(
         self, time_ms: int, *, native_session_id: str | None = None, metadata: Any = None
     ) -> list[UniversalEvent]:
-        """The session was made; ``metadata`` is what it was made with."""
+        """The session was created. ``metadata`` contains its options."""
         events = self._emit.begin(time_ms)
         if native_session_id is not None:
             self._state.native_session_id = native_session_id
@@ -75,7 +75,7 @@ class Inputs:
         exit_code: int | None = None,
         stderr: StderrOutput | None = None,
     ) -> list[UniversalEvent]:
-        """The session is over; what is open ends with it."""
+        """The session has ended. Everything that is open ends with it."""
         events = self._emit.begin(time_ms)
         self._turns.interrupt("session_ended")
         data = SessionEndedData(reason, terminated_by, message, exit_code, stderr)
@@ -85,12 +85,12 @@ class Inputs:
     def turn_interrupted(
         self, time_ms: int, *, reason: str, turn_id: str | None = None
     ) -> list[UniversalEvent]:
-        """No response will come: the server died, or lost its agent.
+        """No response will come: the server died or lost its agent.
 
         Args:
-            time_ms: when that became known.
-            reason: why, in a word ("server_restarted").
-            turn_id: a turn that was accepted and maybe never sent; it ends too.
+            time_ms: The time when this was noticed.
+            reason: The reason as an identifier ("server_restarted").
+            turn_id: A turn that was accepted but maybe never sent. It ends too.
         """
         events = self._emit.begin(time_ms)
         known = turn_id is None or turn_id in self.open_turns
@@ -103,13 +103,13 @@ class Inputs:
     def turn_dropped(
         self, time_ms: int, *, turn_id: str, message: str | None = None, code: str | None = None
     ) -> list[UniversalEvent]:
-        """A turn that was accepted is over and was never sent.
+        """An accepted turn has ended and was never sent.
 
         Args:
-            time_ms: when that became known.
-            turn_id: which.
-            message: why it could not be sent; None: it was cancelled.
-            code: the error's name.
+            time_ms: The time when this was noticed.
+            turn_id: The turn.
+            message: The error that prevented sending, or None if the turn was cancelled.
+            code: The name of the error.
         """
         events = self._emit.begin(time_ms)
         if message is None:
@@ -123,21 +123,21 @@ class Inputs:
     def agent_exited(
         self, time_ms: int, *, exit_code: int | None = None, stderr: str | None = None
     ) -> list[UniversalEvent]:
-        """The agent's process is gone; told twice, also by ``_adapter/agent_exited``, it counts once."""
+        """The agent's process exited. A second report, by ``_adapter/agent_exited``, is ignored."""
         events = self._emit.begin(time_ms)
-        self._exited(exit_code, success=exit_code == 0, stderr=stderr)
+        self._process_exit(exit_code, success=exit_code == 0, stderr=stderr)
         return events
 
     def error(
         self, time_ms: int, *, message: str, code: str | None = None, details: Any = None
     ) -> list[UniversalEvent]:
-        """Something of the server's failed, such as its store."""
+        """A part of the server failed, such as its store."""
         events = self._emit.begin(time_ms)
         self._emit.event("error", ErrorData(message, code, details), "daemon")
         return events
 
     def restoring(self, time_ms: int) -> list[UniversalEvent]:
-        """A restore begins whose end ``restored`` will tell: its requests are no events of their own."""
+        """A restore starts. Its requests produce no events; ``restored`` reports its end."""
         self._state.told_elsewhere = True
         return self._emit.begin(time_ms)
 
@@ -154,18 +154,18 @@ class Inputs:
     ) -> list[UniversalEvent]:
         """The session was restored in another process of its agent (fields as in ``SessionRestored``)."""
         events = self._emit.begin(time_ms)
-        told = {"method": method, "replayed": replayed, "leftOut": left_out, "verified": verified}
-        self._statuses.restored({**told, "applied": applied, "failed": failed})
+        outcome = {"method": method, "replayed": replayed, "leftOut": left_out, "verified": verified}
+        self._statuses.show_restored({**outcome, "applied": applied, "failed": failed})
         self._state.told_elsewhere = False
         return events
 
     def status(self, time_ms: int, *, label: str, detail: str, value: Any = None) -> list[UniversalEvent]:
-        """Anything else that the server has to tell, as a status item."""
+        """Any other fact that the server reports, as a status item."""
         events = self._emit.begin(time_ms)
         self._statuses.show(label, detail, value, source="daemon")
         return events
 
-    def _exited(self, exit_code: int | None, *, success: bool, stderr: str | None = None) -> None:
+    def _process_exit(self, exit_code: int | None, *, success: bool, stderr: str | None = None) -> None:
         state = self._state
         if state.exited:
             return
@@ -174,7 +174,7 @@ class Inputs:
             code = "by a signal or with an unknown code" if exit_code is None else f"with code {exit_code}"
             busy = " before it answered" if state.turns else ""
             details = {"exit_code": exit_code, "stderr": stderr}
-            told = {name: value for name, value in details.items() if value is not None}
+            known = {name: value for name, value in details.items() if value is not None}
             message = f"the agent's process exited {code}{busy}: the next message starts it again"
-            self._emit.event("error", ErrorData(message, "agent_process_exited", told or None), "daemon")
+            self._emit.event("error", ErrorData(message, "agent_process_exited", known or None), "daemon")
         self._turns.interrupt("agent_exited")

@@ -1,4 +1,4 @@
-"""What the agent asks of the user, and the answers: permissions and questions."""
+"""The agent's open requests to the user: permissions and questions, and their answers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sandbox_agent.wire.acp import PermissionRequest
 from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.universal import PermissionEventData, PermissionStatus, QuestionEventData
 
-__all__ = ["Asks"]
+__all__ = ["OpenRequests"]
 
 
-class Asks:
-    """The requests of the agent that wait for an answer, by the JSON of their id."""
+class OpenRequests:
+    """The requests of the agent that wait for an answer, by their id as JSON."""
 
     def __init__(self, state: State, emit: Emitter, tools: Tools) -> None:
         self._state = state
         self._emit = emit
         self._tools = tools
 
-    def permission(self, request_id: str, request: PermissionRequest, ask_id: str | None) -> None:
-        """Take a permission request; the call that it is about may not have been announced yet."""
-        self.drop(request_id, "superseded")
+    def open_permission(self, request_id: str, request: PermissionRequest, ask_id: str | None) -> None:
+        """Add a permission request. Its tool call may not have been announced yet."""
+        self.close(request_id, "superseded")
         call = request.tool_call
-        item_id = self._tools.asked(call)
+        item_id = self._tools.announce(call)
         action = call.title or call.name or call.kind or "permission"
         metadata: dict[str, Any] = {
             "request_id": loads(request_id.encode()),
@@ -47,14 +47,14 @@ class Asks:
             call.tool_call_id,
         )
         self._state.permissions[request_id] = ask
-        told = {name: value for name, value in metadata.items() if value is not None}
+        known = {name: value for name, value in metadata.items() if value is not None}
         self._emit.event(
-            "permission.requested", PermissionEventData(ask.ask_id, action, "requested", told), "agent"
+            "permission.requested", PermissionEventData(ask.ask_id, action, "requested", known), "agent"
         )
 
-    def question(self, request_id: str, question: Question, ask_id: str | None) -> None:
-        """Take a question."""
-        self.drop(request_id, "superseded")
+    def open_question(self, request_id: str, question: Question, ask_id: str | None) -> None:
+        """Add a question."""
+        self.close(request_id, "superseded")
         ask = Ask(ask_id or self._emit.next_id("qst"), question.prompt, dict.fromkeys(question.options, ""))
         self._state.questions[request_id] = ask
         self._emit.event(
@@ -64,38 +64,40 @@ class Asks:
         )
 
     def answer(self, request_id: str, result: object, error: object, by: str | None) -> None:
-        """Take the client's response; one to nothing that waits is dropped."""
+        """Process the client's response. A response to a closed request is ignored."""
         if request_id in self._state.permissions:
             members = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
             outcome: Any = members.get("outcome")
-            told = cast("dict[str, Any]", outcome) if isinstance(outcome, dict) else {}
-            option_id: Any = told.get("optionId")
+            selection = cast("dict[str, Any]", outcome) if isinstance(outcome, dict) else {}
+            option_id: Any = selection.get("optionId")
             kind = self._state.permissions[request_id].options.get(str(option_id), "")
-            verdict = "error" if error is not None else str(told.get("outcome") or "cancelled")
+            verdict = "error" if error is not None else str(selection.get("outcome") or "cancelled")
             metadata = {"outcome": verdict, "option_id": option_id, "kind": kind or None, "answered_by": by}
-            chosen = _verdict(kind) if verdict == "selected" else "reject"
-            self._resolve(request_id, chosen, metadata)
+            status = _permission_status(kind) if verdict == "selected" else "reject"
+            self._resolve_permission(request_id, status, metadata)
         elif request_id in self._state.questions:
             self._resolve_question(request_id, None if error is not None else read_answer(result))
 
-    def drop(self, request_id: str, why: str) -> None:
-        """Give up a request that nobody answers any more."""
+    def close(self, request_id: str, outcome: str) -> None:
+        """Close a request without an answer."""
         if request_id in self._state.permissions:
-            self._resolve(request_id, "reject", {"outcome": why})
+            self._resolve_permission(request_id, "reject", {"outcome": outcome})
         elif request_id in self._state.questions:
             self._resolve_question(request_id, None)
 
-    def drop_all(self, why: str) -> None:
-        """Give up all requests."""
+    def close_all(self, outcome: str) -> None:
+        """Close all requests without an answer."""
         for request_id in [*self._state.permissions, *self._state.questions]:
-            self.drop(request_id, why)
+            self.close(request_id, outcome)
 
-    def _resolve(self, request_id: str, status: PermissionStatus, metadata: dict[str, Any]) -> None:
+    def _resolve_permission(
+        self, request_id: str, status: PermissionStatus, metadata: dict[str, Any]
+    ) -> None:
         ask = self._state.permissions.pop(request_id)
-        self._tools.answered(ask.call_id, rejected=status == "reject")
-        told = {name: value for name, value in metadata.items() if value is not None}
+        self._tools.set_rejected(ask.call_id, rejected=status == "reject")
+        known = {name: value for name, value in metadata.items() if value is not None}
         self._emit.event(
-            "permission.resolved", PermissionEventData(ask.ask_id, ask.text, status, told), "daemon"
+            "permission.resolved", PermissionEventData(ask.ask_id, ask.text, status, known), "daemon"
         )
 
     def _resolve_question(self, request_id: str, response: str | None) -> None:
@@ -113,7 +115,7 @@ class Asks:
         )
 
 
-def _verdict(kind: str) -> PermissionStatus:
+def _permission_status(kind: str) -> PermissionStatus:
     if kind.startswith("allow"):
         return "accept_for_session" if kind.endswith("always") else "accept"
     return "reject"

@@ -1,4 +1,4 @@
-"""The fold's entrance: envelopes, and what happens to a session that is no envelope."""
+"""The projector: envelopes in, universal events out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from sandbox_agent.engine.project.content import block_part
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.inputs import Inputs
-from sandbox_agent.engine.project.open_requests import Asks
+from sandbox_agent.engine.project.open_requests import OpenRequests
 from sandbox_agent.engine.project.questions import read_question
 from sandbox_agent.engine.project.read import Envelope, members, read_chunk, read_envelope, value
 from sandbox_agent.engine.project.restores import Calls
@@ -27,23 +27,24 @@ from sandbox_agent.wire.universal import AgentUnparsedData, UniversalEvent
 
 __all__ = ["Projector"]
 
-# What an agent may ask of its client that a session's viewers learn from the tool call.
+# Requests to the client that need no event: the tool call already shows them.
 _SERVICES = ("fs/", "terminal/")
-_SILENT = {"elicitation/complete"}
+_IGNORED = {"elicitation/complete"}
 
 _permission_decoder = msgspec.json.Decoder(acp.PermissionRequest)
 
 
 class Projector(Inputs):
-    """Turns one session's envelopes into universal events.
+    """Projects the envelopes of one session onto universal events.
 
-    Same inputs, same events: ids come from the session id and the sequence, times are passed in. An item
-    that starts completes at the latest when its turn ends, is interrupted, or the agent is gone.
+    The same inputs give the same events: ids are built from the session id and the sequence, and times are
+    arguments. A started item completes at the latest when its turn ends or is interrupted, or when the agent
+    exits.
 
     Args:
-        session_id: the server's id of the session.
-        native_session_id: the agent's, where known; it is also read from the envelopes.
-        first_sequence: the sequence of the first event; above 1 where something was said before.
+        session_id: The server's id of the session.
+        native_session_id: The agent's id of the session, or None. It is also read from the envelopes.
+        first_sequence: The sequence of the first event. Above 1 if the session already has events.
     """
 
     def __init__(
@@ -58,25 +59,25 @@ class Projector(Inputs):
         self._texts = Texts(state, self._emit)
         self._tools = Tools(state, self._emit, self._texts)
         self._statuses = Statuses(state, self._emit)
-        self._asks = Asks(state, self._emit, self._tools)
-        self._turns = Turns(state, self._emit, self._texts, self._tools, self._asks)
+        self._requests = OpenRequests(state, self._emit, self._tools)
+        self._turns = Turns(state, self._emit, self._texts, self._tools, self._requests)
         self._calls = Calls(state, self._emit, self._texts, self._tools, self._statuses)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all that the fold remembers as JSON values; it shares nothing with the fold."""
+        """Return a copy of the state as JSON values."""
         for item in self._state.texts.values():
             item.pieces = ["".join(item.pieces)] if item.pieces else []
         return cast("dict[str, Any]", msgspec.to_builtins(self._state))
 
     @classmethod
     def restore(cls, snapshot: Mapping[str, Any]) -> Projector:
-        """Return a fold that goes on where the snapshot was taken.
+        """Return a projector that continues from a snapshot.
 
         Raises:
-            msgspec.ValidationError: it is no snapshot of this version.
+            msgspec.ValidationError: The snapshot has another version or is invalid.
         """
         projector = cls("")
-        # A snapshot's lists become the fold's own: it may be restored again.
+        # Copy the snapshot's lists, because it may be restored again.
         projector._build(msgspec.convert(msgspec.to_builtins(snapshot), State))
         return projector
 
@@ -89,62 +90,63 @@ class Projector(Inputs):
         subject_id: str | None = None,
         by: str | None = None,
     ) -> list[UniversalEvent]:
-        """Take the next envelope.
+        """Process the next envelope.
 
         Args:
-            sender: who sent it.
-            envelope: its bytes, as they were stored.
-            time_ms: when, in milliseconds since the epoch.
-            subject_id: the name of the turn, permission or question that it begins, where the server has
-                given it one; else it is made from the sequence.
-            by: who sent an answer; put into permission.resolved as ``answered_by``.
+            sender: The sender.
+            envelope: The stored bytes of the envelope.
+            time_ms: Its time in milliseconds since the Unix epoch.
+            subject_id: The id of the turn, permission or question that it starts, if the server has assigned
+                one. Otherwise the id is built from the sequence.
+            by: The name of the client that sent an answer, for ``answered_by`` of permission.resolved.
 
         Returns:
-            The events that it makes, in order; often one, sometimes none.
+            The events in order: often one, sometimes none.
         """
         events = self._emit.begin(time_ms)
         if sender == "agent":
             chunk = read_chunk(envelope)
             if chunk is not None and chunk.stream in STREAMS:
-                self._texts.chunk(chunk.stream, chunk.native_id, chunk.text)
+                self._texts.add_chunk(chunk.stream, chunk.native_id, chunk.text)
                 return events
         try:
             message = read_envelope(envelope)
         except InvalidEnvelopeError as error:
-            self._unparsed(str(error), sender, envelope)
+            self._emit_unparsed(str(error), sender, envelope)
             return events
         if sender == "agent":
-            self._from_agent(message, envelope, subject_id)
+            self._process_agent_message(message, envelope, subject_id)
         else:
-            self._from_client(message, subject_id, by)
+            self._process_client_message(message, subject_id, by)
         return events
 
-    def _from_agent(self, message: Envelope, envelope: bytes, subject_id: str | None) -> None:
+    def _process_agent_message(self, message: Envelope, envelope: bytes, subject_id: str | None) -> None:
         method = message.method
         request_id = message.request_id
         if method is None:
-            self._response(message, request_id)
+            self._process_response(message, request_id)
         elif method == "session/update":
-            self._update(message, envelope)
+            self._process_update(message, envelope)
         elif method == "session/request_permission" and request_id:
-            self._asks.permission(request_id, _permission(bytes(message.params)), subject_id)
+            self._requests.open_permission(request_id, _read_permission(bytes(message.params)), subject_id)
         elif method == "$/cancel_request":
-            self._asks.drop(
+            self._requests.close(
                 msgspec.json.encode(members(message.params).get("requestId")).decode(), "cancelled"
             )
         elif method == "_adapter/agent_exited":
-            told = members(message.params)
-            code = told.get("code")
-            self._exited(code if isinstance(code, int) else None, success=told.get("success") is True)
+            params = members(message.params)
+            code = params.get("code")
+            self._process_exit(code if isinstance(code, int) else None, success=params.get("success") is True)
         elif method == "_adapter/invalid_stdout":
-            told = members(message.params)
-            self._unparsed(str(told.get("error") or "invalid line"), "stdout", envelope, told.get("raw"))
+            params = members(message.params)
+            error = str(params.get("error") or "invalid line")
+            self._emit_unparsed(error, "stdout", envelope, params.get("raw"))
         elif request_id and (question := read_question(method, members(message.params))) is not None:
-            self._asks.question(request_id, question, subject_id)
-        elif not method.startswith(("_", *_SERVICES)) and method not in _SILENT:
-            self._unparsed(f"unknown method {method!r}", "method", envelope)
+            self._requests.open_question(request_id, question, subject_id)
+        elif not method.startswith(("_", *_SERVICES)) and method not in _IGNORED:
+            self._emit_unparsed(f"unknown method {method!r}", "method", envelope)
 
-    def _response(self, message: Envelope, request_id: str) -> None:
+    def _process_response(self, message: Envelope, request_id: str) -> None:
         failed = bool(message.error) and bytes(message.error) != b"null"
         if request_id in self._state.turns:
             if failed:
@@ -156,7 +158,7 @@ class Projector(Inputs):
         else:
             self._calls.succeed(request_id, members(message.result))
 
-    def _update(self, message: Envelope, envelope: bytes) -> None:
+    def _process_update(self, message: Envelope, envelope: bytes) -> None:
         raw = members(message.params).get("update")
         update = acp.parse_update(cast("dict[str, Any]", raw) if isinstance(raw, dict) else {})
         match update:
@@ -168,16 +170,16 @@ class Projector(Inputs):
                 | acp.UserMessageChunk()
                 | acp.CompactionSummaryChunk()
             ):
-                self._chunk(update)
+                self._process_chunk(update)
             case acp.UnknownUpdate():
-                self._unparsed(f"unknown update {update.session_update!r}", "params.update", envelope)
+                self._emit_unparsed(f"unknown update {update.session_update!r}", "params.update", envelope)
             case acp.CompactionUpdate():
                 self._texts.end("compaction_summary_chunk")
                 self._statuses.update(update)
             case _:
                 self._statuses.update(update)
 
-    def _chunk(
+    def _process_chunk(
         self,
         update: acp.AgentMessageChunk
         | acp.AgentThoughtChunk
@@ -187,36 +189,36 @@ class Projector(Inputs):
         summary = isinstance(update, acp.CompactionSummaryChunk)
         native_id = update.compaction_id if summary else update.message_id
         if isinstance(update.content, acp.TextContent):
-            self._texts.chunk(update.session_update, native_id or None, update.text)
+            self._texts.add_chunk(update.session_update, native_id or None, update.text)
         else:
-            self._texts.block(update.session_update, native_id or None, block_part(update.content))
+            self._texts.add_block(update.session_update, native_id or None, block_part(update.content))
 
-    def _from_client(self, message: Envelope, subject_id: str | None, by: str | None) -> None:
+    def _process_client_message(self, message: Envelope, subject_id: str | None, by: str | None) -> None:
         method = message.method
         request_id = message.request_id
         if method is None:
             error = value(message.error)
-            self._asks.answer(request_id, value(message.result), error, by)
+            self._requests.answer(request_id, value(message.result), error, by)
             return
         params = members(message.params)
         self._state.exited = False
         if method == "session/prompt" and request_id:
-            self._adopt(params)
+            self._set_native_id(params)
             self._turns.start(request_id, params.get("prompt"), subject_id)
         elif method == "session/cancel":
             self._turns.cancel()
         elif method == RESTORED_METHOD:
-            self._statuses.restored(params)
+            self._statuses.show_restored(params)
         elif request_id:
-            self._calls.sent(request_id, method, params)
+            self._calls.add(request_id, method, params)
 
-    def _adopt(self, params: dict[str, Any]) -> None:
-        # A restored session goes on in another session of the agent's.
+    def _set_native_id(self, params: dict[str, Any]) -> None:
+        # A restored session continues in another session of the agent.
         native_id = params.get("sessionId")
         if isinstance(native_id, str) and native_id:
             self._state.native_session_id = native_id
 
-    def _unparsed(self, error: str, location: str, envelope: bytes, raw: Any = None) -> None:
+    def _emit_unparsed(self, error: str, location: str, envelope: bytes, raw: Any = None) -> None:
         if raw is None:
             try:
                 raw = loads(envelope)
@@ -226,7 +228,7 @@ class Projector(Inputs):
         self._emit.event("agent.unparsed", AgentUnparsedData(error, location, digest), "daemon", raw=raw)
 
 
-def _permission(params: bytes) -> acp.PermissionRequest:
+def _read_permission(params: bytes) -> acp.PermissionRequest:
     try:
         return _permission_decoder.decode(params)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,7 +1,7 @@
-"""Which of an agent's requests is a question to the user, and what it asks.
+"""Recognizes and reads questions to the user among an agent's requests.
 
-ACP's own is ``elicitation/create``. Before it, agents made extension methods of that name or kind
-(``cursor/ask_question``, ``_x/ask_user_question``): they count where a question can be read in them.
+ACP's own method is ``elicitation/create``. Older agents use extension methods (``cursor/ask_question``,
+``_x/ask_user_question``), which are recognized if they contain a question.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ _METHODS = {"elicitation/create", "session/elicitation"}
 
 
 class Question(NamedTuple):
-    """What is asked, and the answers that are offered."""
+    """The text of a question, and the offered answers."""
 
     prompt: str
     options: list[str]
 
 
 def read_question(method: str, params: dict[str, Any]) -> Question | None:
-    """Return the question that a request asks, or None where it asks none."""
+    """Return the question in a request, or None if there is none."""
     if method in _METHODS:
         schema = members(params.get("requestedSchema"))
         return Question(_first(params, "message"), _schema_options(members(schema.get("properties"))))
     if "question" not in method.rpartition("/")[2].lower():
         return None
     nested = [members(item) for item in elements(params.get("questions"))]
-    asked = [params, *nested]
-    prompts = [prompt for part in asked if (prompt := _first(part, "prompt", "question", "message", "title"))]
+    parts = [params, *nested]
+    prompts = [prompt for part in parts if (prompt := _first(part, "prompt", "question", "message", "title"))]
     if not prompts:
         return None
-    options = [_label(option) for part in asked for option in elements(part.get("options"))]
+    options = [_label(option) for part in parts for option in elements(part.get("options"))]
     return Question("\n".join(dict.fromkeys(prompts)), [option for option in options if option])
 
 
 def read_answer(result: object) -> str | None:
-    """Return the answer in a response's result as text, or None where the user gave none."""
+    """Return the answer in the result of a response as text, or None if the user gave none."""
     given = members(result)
     outcome: Any = given.get("outcome")
     verdict = _first(given, "action") or (

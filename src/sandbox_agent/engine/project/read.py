@@ -1,4 +1,4 @@
-"""Takes envelopes apart: a chunk of text in one step, everything else as far as its kind needs."""
+"""Decodes envelopes: a text chunk in one step, others as far as necessary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Envelope", "TextChunk", "members", "read_chunk", "read_envelope", "v
 
 
 class TextChunk(NamedTuple):
-    """What most envelopes are."""
+    """A piece of streamed text. Most envelopes are one."""
 
     stream: str
     native_id: str | None
@@ -41,7 +41,7 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """An envelope whose parts are still JSON; empty where they are not there."""
+    """An envelope whose parts are still JSON. A missing part is empty."""
 
     id: msgspec.Raw = NO_ID
     method: str | None = None
@@ -51,7 +51,7 @@ class Envelope(msgspec.Struct, gc=False):
 
     @property
     def request_id(self) -> str:
-        """The id's JSON; empty in a notification."""
+        """The id as JSON, or "" for a notification."""
         name = bytes(self.id).decode("utf-8", "replace")
         return "" if name == "null" else name
 
@@ -62,7 +62,7 @@ _FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_chunk(envelope: bytes) -> TextChunk | None:
-    """Return the piece of text that a ``session/update`` carries, or None where it is anything else."""
+    """Return the text chunk of a ``session/update``, or None for any other envelope."""
     try:
         chunk = _chunk_decoder.decode(envelope)
     except _FAILURES:
@@ -75,10 +75,10 @@ def read_chunk(envelope: bytes) -> TextChunk | None:
 
 
 def read_envelope(envelope: bytes) -> Envelope:
-    """Take any envelope apart.
+    """Decode any envelope.
 
     Raises:
-        InvalidEnvelopeError: it isn't a JSON-RPC object.
+        InvalidEnvelopeError: The envelope is not a JSON-RPC object.
     """
     try:
         found = _envelope_decoder.decode(envelope)
@@ -90,13 +90,13 @@ def read_envelope(envelope: bytes) -> Envelope:
 
 
 def members(raw: msgspec.Raw) -> dict[str, Any]:
-    """Return the object that a part holds; an empty one where it holds something else."""
+    """Return the object in a part, or an empty dict if it is not an object."""
     found = value(raw)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def value(raw: msgspec.Raw) -> Any:
-    """Return what a part holds; None where it isn't there or can't be read."""
+    """Return the value of a part, or None if it is missing or invalid."""
     try:
         return loads(bytes(raw)) if raw else None
     except InvalidEnvelopeError:

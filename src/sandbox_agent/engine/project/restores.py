@@ -1,4 +1,4 @@
-"""The client's other requests whose answers show: a restored session, a mode or an option that was set."""
+"""Requests of the client, other than prompts, whose responses produce events: opening and setting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sandbox_agent.wire import acp
 
 __all__ = ["Calls"]
 
-# A method, and the param that says what it wants.
+# Each method, and the param with the value to set.
 _METHODS = {
     "session/new": "cwd",
     "session/load": "sessionId",
@@ -28,7 +28,7 @@ _METHOD_NOT_FOUND = -32601
 
 
 class Calls:
-    """The requests that have no response yet."""
+    """The requests without a response."""
 
     def __init__(self, state: State, emit: Emitter, texts: Texts, tools: Tools, statuses: Statuses) -> None:
         self._state = state
@@ -37,65 +37,65 @@ class Calls:
         self._tools = tools
         self._statuses = statuses
 
-    def sent(self, request_id: str, method: str, params: dict[str, Any]) -> None:
-        """Take a request of the client's."""
+    def add(self, request_id: str, method: str, params: dict[str, Any]) -> None:
+        """Process a request of the client."""
         named = _METHODS.get(method)
         if named is None:
             return
         value = params.get(named)
         self._state.calls[request_id] = Call(method, value if isinstance(value, str) else "")
         if method in _RESTORES:
-            # What the agent tells until its response is history: it is said again only to who never saw it.
+            # Updates before the response are the history, which is already here if the session has content.
             self._state.skipped = 0
             if self._state.seen:
                 self._state.retelling.begin()
 
     def succeed(self, request_id: str, result: dict[str, Any]) -> None:
-        """Take a response."""
+        """Process a successful response."""
         call = self._state.calls.pop(request_id, None)
         if call is None:
             return
         if call.method == "session/set_mode":
-            # Most agents also send an update; the same mode is shown once.
-            self._statuses.mode(call.value, "daemon")
+            # Most agents also send an update. The same mode is shown only once.
+            self._statuses.show_mode(call.value, "daemon")
         elif call.method == "session/new":
-            self._adopt(result.get("sessionId"))
+            self._set_native_id(result.get("sessionId"))
         elif call.method in _RESTORES:
-            self._adopt(call.value)
-            self._loaded(call.method)
+            self._set_native_id(call.value)
+            self._finish_restore(call.method)
         options = result.get("configOptions")
         if call.method == "session/set_config_option" and isinstance(options, list):
-            # The same view reads the options of an update.
+            # Parse the options like those of an update.
             update = acp.parse_update({"sessionUpdate": "config_option_update", "configOptions": options})
             if isinstance(update, acp.ConfigOptionUpdate):
-                self._statuses.config(update.config_options, "daemon")
+                self._statuses.show_config(update.config_options, "daemon")
 
     def fail(self, request_id: str, error: object) -> None:
-        """Take an error; a method that the agent doesn't know is no event, its client tries another."""
+        """Process an error. An unknown method produces no event, because the client tries another one."""
         call = self._state.calls.pop(request_id, None)
         if call is None:
             return
         if call.method in _RESTORES:
             self._state.retelling.end()
-            self._end_loading()
+            self._close_items()
             if self._state.told_elsewhere:
                 return
         data = error_data(error, call.method)
         if data.code != str(_METHOD_NOT_FOUND):
             self._emit.event("error", data, "agent")
 
-    def _loaded(self, method: str) -> None:
+    def _finish_restore(self, method: str) -> None:
         self._state.retelling.answer()
-        self._end_loading()
+        self._close_items()
         if not self._state.told_elsewhere:
-            self._statuses.restored({"method": method})
+            self._statuses.show_restored({"method": method})
 
-    def _end_loading(self) -> None:
-        # A message or a call that its history leaves open will not go on.
+    def _close_items(self) -> None:
+        # A message or a call that is incomplete in the history will not continue.
         if not self._state.turns:
             self._texts.close()
             self._tools.close()
 
-    def _adopt(self, native_id: object) -> None:
+    def _set_native_id(self, native_id: object) -> None:
         if isinstance(native_id, str) and native_id:
             self._state.native_session_id = native_id

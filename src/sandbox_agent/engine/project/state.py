@@ -1,4 +1,4 @@
-"""What the fold remembers: small, and made of JSON values only."""
+"""The state of the projector: small, and made of JSON values only. Snapshots of it are stored."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ Stream: TypeAlias = Literal[
 
 
 class OpenText(msgspec.Struct):
-    """A message that goes on.
+    """An incomplete message.
 
     Attributes:
-        native_id: the agent's id of it; None where it has none and ends with the next item of another kind.
-        parts: what is complete of it.
-        pieces: the deltas since then.
-        size: characters that came.
+        native_id: The agent's id of the message. None if it has none; it then ends with the next item of
+            another kind.
+        parts: The complete parts.
+        pieces: The deltas after these parts.
+        size: The number of characters received.
     """
 
     item_id: str
@@ -34,16 +35,16 @@ class OpenText(msgspec.Struct):
 
 
 class OpenTool(msgspec.Struct):
-    """A tool call that has no result yet, as far as the agent has told.
+    """A tool call without a result.
 
     Attributes:
-        text: the text of its content.
-        final: whether that came with its end.
-        terminal: what its terminal showed, where the agent sends it along.
-        called: whether its tool_call item is completed.
-        arguments: those of the completed item.
-        call_files: the file refs of the completed item.
-        rejected: whether the permission for it was refused.
+        text: The text of its content.
+        final: Whether the text came with the end of the call.
+        terminal: The output of its terminal, if the agent sends it.
+        called: Whether its tool_call item is completed.
+        arguments: The arguments in the completed item.
+        call_files: The file refs in the completed item.
+        rejected: Whether the permission for the call was rejected.
     """
 
     item_id: str
@@ -68,34 +69,34 @@ class OpenTool(msgspec.Struct):
 
 
 class DoneTool(msgspec.Struct):
-    """A tool call of this turn that has its result; ``output`` is the CRC of that."""
+    """A tool call of this turn with a result. ``output`` is the CRC of the result."""
 
     item_id: str
     output: int
 
 
 class Turn(msgspec.Struct):
-    """A prompt that has no response yet."""
+    """A prompt without a response."""
 
     turn_id: str
     cancelled: bool = False
 
 
 class Call(msgspec.Struct):
-    """Another request of the client's that has no response yet; ``value`` is what it wants to set."""
+    """Another request of the client without a response. ``value`` is the value to set."""
 
     method: str
     value: str = ""
 
 
 class Ask(msgspec.Struct):
-    """A request of the agent's that has no answer yet.
+    """A request of the agent without an answer.
 
     Attributes:
-        ask_id: the permission's or question's id.
-        text: the permission's action or the question's prompt.
-        options: a permission's option ids and kinds, or a question's options and nothing.
-        call_id: the tool call that it is about.
+        ask_id: The id of the permission or question.
+        text: The action of the permission, or the prompt of the question.
+        options: The option ids and kinds of a permission, or the options of a question with "".
+        call_id: The tool call that needs the permission.
     """
 
     ask_id: str
@@ -105,22 +106,23 @@ class Ask(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """All that the fold remembers between two envelopes.
+    """The state of the projector between two envelopes. The field names are part of stored snapshots.
 
     Attributes:
-        version: of these fields; a snapshot of another version is refused, its session is folded anew.
-        sequence: that of the last event.
-        texts: the open messages, one for each stream at most.
-        current: the stream that the last item or chunk belongs to; empty where it was something else.
-        turns: by the prompt's id; ids are kept as their JSON.
-        calls, permissions, questions: likewise.
-        shown: CRCs of the status items, by label, so that what is said again is not shown again.
-        seen: whether anything was said or done in this session.
-        retelling: whether the agent says again what was seen, as it opens the session.
-        skipped: how many updates were left out for it.
-        told_elsewhere: whether who runs the restore tells of it (``Inputs.restoring``).
-        echo: the rest of the prompt that the agent may say again.
-        exited: whether the agent is gone.
+        version: The version of these fields. A snapshot of another version is rejected, and its session is
+            projected again from its envelopes.
+        sequence: The sequence of the last event.
+        texts: The incomplete messages, at most one per stream.
+        current: The stream of the last item or chunk, or "" if it was of another kind.
+        turns: The running turns by the id of their prompt. Ids are JSON.
+        calls, permissions, questions: By the id of their request, likewise.
+        shown: The CRC of the last status item of each label. An unchanged status is not shown again.
+        seen: Whether the session has any content.
+        retelling: Whether the agent repeats the history while it opens the session.
+        skipped: The number of updates that were skipped for this reason.
+        told_elsewhere: Whether the restore reports itself by ``Inputs.restoring`` and ``Inputs.restored``.
+        echo: The rest of the prompt, which the agent may repeat.
+        exited: Whether the agent has exited.
     """
 
     session_id: str

@@ -1,4 +1,4 @@
-"""What changed beside the conversation: plan, usage, title, mode, config, commands, notices, compaction."""
+"""Status items: plan, usage, title, mode, config, commands, notices, compaction, restores."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ StatusUpdate = (
     | acp.Notice
     | acp.CompactionUpdate
 )
-# What is shown of a restore where it is there; ``verified`` also where it is false.
+# The members of a restore that are shown if they have a value. ``verified`` is also shown if it is false.
 _RESTORED = ("method", "replayed", "leftOut", "applied", "failed", "agent", "fromAgent")
 _STEP = {"completed": "[x]", "in_progress": "[~]"}
 
 
 class Statuses:
-    """Shows each change as a status item, and what didn't change not again."""
+    """Shows each change as a status item. An unchanged status is not shown again."""
 
     def __init__(self, state: State, emit: Emitter) -> None:
         self._state = state
         self._emit = emit
 
     def update(self, update: StatusUpdate) -> None:
-        """Take an update of the agent's."""
+        """Process an update of the agent."""
         match update:
             case acp.Plan() if self._state.retelling.is_past("plan"):
                 self._state.skipped += 1
             case acp.Plan():
                 steps = [f"{_STEP.get(entry.status, '[ ]')} {entry.content}" for entry in update.entries]
-                self._changed("plan", "\n".join(steps), {"entries": msgspec.to_builtins(update.entries)})
+                self._show_changed("plan", "\n".join(steps), {"entries": msgspec.to_builtins(update.entries)})
             case acp.UsageUpdate():
-                self._usage(update)
+                self._show_usage(update)
             case acp.SessionInfoUpdate():
-                # The rest of it is when, or what only the agent's own client understands.
+                # Its other members are times and extensions.
                 if update.title is not None and not is_replay_title(update.title):
-                    self._changed("title", update.title)
+                    self._show_changed("title", update.title)
             case acp.CurrentModeUpdate():
-                self.mode(update.current_mode_id)
+                self.show_mode(update.current_mode_id)
             case acp.ConfigOptionUpdate():
-                self.config(update.config_options)
+                self.show_config(update.config_options)
             case acp.AvailableCommandsUpdate():
                 names = [command.name for command in update.available_commands]
                 commands = msgspec.to_builtins(update.available_commands)
-                self._changed("commands", ", ".join(names), {"availableCommands": commands})
+                self._show_changed("commands", ", ".join(names), {"availableCommands": commands})
             case acp.Notice():
                 failed = update.severity == "error"
                 value = {"severity": update.severity, "description": update.description}
@@ -76,31 +76,31 @@ class Statuses:
                     more=[block_part(block) for block in update.summary or []],
                 )
 
-    def restored(self, told: dict[str, Any]) -> None:
-        """Show by which means the session was restored; ``told`` is what SessionRestored has."""
-        method = str(told.get("method") or "replay")
-        value = {name: told[name] for name in _RESTORED if told.get(name)}
-        if isinstance(told.get("verified"), bool):
-            value["verified"] = told["verified"]
+    def show_restored(self, restored: dict[str, Any]) -> None:
+        """Show how the session was restored. ``restored`` has the members of SessionRestored."""
+        method = str(restored.get("method") or "replay")
+        value = {name: restored[name] for name in _RESTORED if restored.get(name)}
+        if isinstance(restored.get("verified"), bool):
+            value["verified"] = restored["verified"]
         if method == "replay":
-            detail = f"replay: {_replayed(told)}"
+            detail = f"replay: {_replayed(restored)}"
         else:
             detail = f"{method}: the agent still knew the session"
             skipped = value["repeated"] = self._state.skipped
             if skipped:
                 detail += f"; {skipped} updates that repeat what is here are left out"
-            if told.get("verified") is False:
-                detail += f"; what it told again differs from what is here, {_replayed(told)}"
+            if restored.get("verified") is False:
+                detail += f"; the history that it sent differs from what is here, {_replayed(restored)}"
         self.show("restored", detail, value, source="daemon")
 
-    def mode(self, mode_id: str, source: EventSource = "agent") -> None:
+    def show_mode(self, mode_id: str, source: EventSource = "agent") -> None:
         """Show the session's mode."""
-        self._changed("mode", mode_id, source=source)
+        self._show_changed("mode", mode_id, source=source)
 
-    def config(self, options: list[dict[str, Any]], source: EventSource = "agent") -> None:
-        """Show the config options' values."""
+    def show_config(self, options: list[dict[str, Any]], source: EventSource = "agent") -> None:
+        """Show the values of the config options."""
         values = [f"{option.get('id')}={_plain(option.get('currentValue'))}" for option in options]
-        self._changed("config", ", ".join(values), {"configOptions": options}, source=source)
+        self._show_changed("config", ", ".join(values), {"configOptions": options}, source=source)
 
     def show(
         self,
@@ -112,7 +112,7 @@ class Statuses:
         status: ItemStatus = "completed",
         more: list[ContentPart] | None = None,
     ) -> None:
-        """Append a status item: a line, and what is behind it as JSON."""
+        """Append a status item: a line of text, and its value as JSON."""
         item_id = self._emit.next_id("itm")
         self._emit.start(item_id, "status", "system", [StatusPart(label)])
         content: list[ContentPart] = [StatusPart(label, detail)]
@@ -121,15 +121,17 @@ class Statuses:
         content += more or []
         self._emit.complete(item_id, "status", "system", content, status=status, source=source)
 
-    def _usage(self, update: acp.UsageUpdate) -> None:
+    def _show_usage(self, update: acp.UsageUpdate) -> None:
         detail = f"{update.used} of {update.size} tokens"
         value: dict[str, Any] = {"used": update.used, "size": update.size}
         if update.cost is not None:
             detail += f", {update.cost.amount:g} {update.cost.currency}"
             value["cost"] = {"amount": update.cost.amount, "currency": update.cost.currency}
-        self._changed("usage", detail, value)
+        self._show_changed("usage", detail, value)
 
-    def _changed(self, label: str, detail: str, value: Any = None, *, source: EventSource = "agent") -> None:
+    def _show_changed(
+        self, label: str, detail: str, value: Any = None, *, source: EventSource = "agent"
+    ) -> None:
         crc = zlib.crc32(to_json([detail, value]).encode())
         if self._state.shown.get(label) != crc:
             self._state.shown[label] = crc
@@ -140,6 +142,6 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else to_json(value)
 
 
-def _replayed(told: dict[str, Any]) -> str:
-    text = f"{told.get('replayed') or 0} events of the history replayed"
-    return text + (f", {told['leftOut']} older ones left out" if told.get("leftOut") else "")
+def _replayed(restored: dict[str, Any]) -> str:
+    text = f"{restored.get('replayed') or 0} events of the history replayed"
+    return text + (f", {restored['leftOut']} older ones left out" if restored.get("leftOut") else "")

@@ -1,4 +1,4 @@
-"""A tool call becomes a tool_call item when its arguments are known and a tool_result item at its end."""
+"""Tool calls: a tool_call item when the arguments are known, and a tool_result item at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tools:
         self._texts = texts
 
     def update(self, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
-        """Take what the agent says about a call, in whatever order it says it."""
+        """Process an update of a call. Agents send them in any order."""
         state = self._state
         if state.retelling.is_past("tool_call"):
             state.skipped += 1
@@ -46,23 +46,23 @@ class Tools:
         done = state.done.get(call_id)
         if done is not None:
             if isinstance(update, acp.ToolCallUpdate) or update.status in _ENDED:
-                self._late(call_id, done, update)
+                self._add_late_result(call_id, done, update)
                 return
-            del state.done[call_id]  # the agent uses the id again
+            del state.done[call_id]  # the agent reuses the id
         tool = state.tools.get(call_id)
         if tool is None:
             tool = self._open(call_id, update)
         else:
             _merge(tool, update)
-        self._settle(tool)
+        self._complete_call(tool)
         if tool.status in _ENDED:
             self._finish(tool, "failed" if tool.status == "failed" else "completed", "agent")
 
-    def asked(self, update: acp.ToolCallUpdate) -> str | None:
-        """Take the call that a permission is asked for; what the call itself said goes first.
+    def announce(self, update: acp.ToolCallUpdate) -> str | None:
+        """Process the call in a permission request. Earlier updates of the call have precedence.
 
         Returns:
-            The id of its item; None where the request names no call.
+            The id of the call's item, or None if the request has no call.
         """
         call_id = update.tool_call_id
         if not call_id:
@@ -74,17 +74,17 @@ class Tools:
         if tool is None:
             tool = self._open(call_id, update)
             tool.status = ""
-        self._settle(tool)
+        self._complete_call(tool)
         return tool.item_id
 
-    def answered(self, call_id: str, *, rejected: bool) -> None:
-        """Take the answer to the permission that a call needs."""
+    def set_rejected(self, call_id: str, *, rejected: bool) -> None:
+        """Store the answer to the permission request of a call."""
         tool = self._state.tools.get(call_id)
         if tool is not None:
             tool.rejected = rejected
 
     def close(self, status: ItemStatus = "completed") -> None:
-        """End the calls of which the agent has not told the end; refused ones have failed."""
+        """End the open calls. Calls whose permission was rejected have failed."""
         for tool in list(self._state.tools.values()):
             self._finish(tool, "failed" if tool.rejected else status, "daemon")
 
@@ -111,8 +111,8 @@ class Tools:
         parent = self._state.tools.get(caller) if isinstance(caller, str) else None
         return parent.item_id if parent is not None else None
 
-    def _settle(self, tool: OpenTool, *, now: bool = False) -> None:
-        # Agents announce a call with empty arguments and tell them in an update.
+    def _complete_call(self, tool: OpenTool, *, now: bool = False) -> None:
+        # Agents announce a call with empty arguments, which follow in an update.
         if tool.called or not (now or tool.raw_input or tool.status in _ENDED):
             return
         tool.called = True
@@ -125,7 +125,7 @@ class Tools:
 
     def _finish(self, tool: OpenTool, status: ItemStatus, source: EventSource) -> None:
         self._texts.interrupt()
-        self._settle(tool, now=True)
+        self._complete_call(tool, now=True)
         del self._state.tools[tool.call_id]
         output = _output(tool)
         content: list[ContentPart] = [ToolResultPart(tool.call_id, output)]
@@ -134,11 +134,13 @@ class Tools:
         content += tool.others
         if tool.raw_input is not None and to_json(tool.raw_input) != tool.arguments:
             content.append(JsonPart({"rawInput": tool.raw_input}))
-        self._result(tool.call_id, tool.item_id, content, status, source)
+        self._emit_result(tool.call_id, tool.item_id, content, status, source)
         self._state.done[tool.call_id] = DoneTool(tool.item_id, _crc(output))
 
-    def _late(self, call_id: str, done: DoneTool, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
-        # A result behind the end of the turn, or one that is told twice: only a new output counts.
+    def _add_late_result(
+        self, call_id: str, done: DoneTool, update: acp.ToolCall | acp.ToolCallUpdate
+    ) -> None:
+        # A result after the end of the turn, or a repeated one: only a new output produces an item.
         tool = OpenTool(done.item_id, call_id)
         _merge(tool, update)
         output = _output(tool)
@@ -147,10 +149,10 @@ class Tools:
         self._texts.interrupt()
         content: list[ContentPart] = [ToolResultPart(call_id, output), *tool.diffs, *tool.others]
         status: ItemStatus = "failed" if tool.status == "failed" else "completed"
-        self._result(call_id, done.item_id, content, status, "agent")
+        self._emit_result(call_id, done.item_id, content, status, "agent")
         done.output = _crc(output)
 
-    def _result(
+    def _emit_result(
         self,
         call_id: str,
         parent_id: str,
@@ -227,11 +229,11 @@ def _merge_content(tool: OpenTool, content: list[acp.ToolCallContent]) -> None:
                     FileRefPart(item.path, "write" if item.old_text is None else "patch", diff or None)
                 )
             case acp.Terminal():
-                pass  # its output comes another way, its id says nothing to a reader
+                pass  # its output comes in terminal_output; its id means nothing to users
             case _:
                 others.append(JsonPart(item.raw))
     tool.text = "\n".join(texts)
-    # A result's content replaces the call's; a diff that was shown stays true.
+    # The content of a result replaces that of the call, but diffs stay.
     tool.diffs = diffs or tool.diffs
     tool.others = others
 
@@ -240,7 +242,7 @@ def _output(tool: OpenTool) -> str:
     output = tool.terminal or output_text(tool.raw_output)
     if tool.final and tool.text:
         return tool.text
-    # While a call is pending its content is what it is about, and says nothing of its output.
+    # While a call is pending, its content describes the call and not the output.
     return output or (tool.text if tool.status not in {"", "pending"} else "")
 
 

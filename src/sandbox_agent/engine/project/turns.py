@@ -1,4 +1,4 @@
-"""A turn lasts from the prompt to its response; all that is open ends with it."""
+"""Turns: from a prompt to its response. Everything that is open ends with the turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from sandbox_agent.engine.project.content import parts_text, prompt_parts
 from sandbox_agent.engine.project.emit import Emitter
-from sandbox_agent.engine.project.open_requests import Asks
+from sandbox_agent.engine.project.open_requests import OpenRequests
 from sandbox_agent.engine.project.state import State, Turn
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
@@ -16,17 +16,19 @@ __all__ = ["Turns", "error_data"]
 
 
 class Turns:
-    """The prompts of a session that have no response yet, oldest first."""
+    """The prompts of a session without a response, oldest first."""
 
-    def __init__(self, state: State, emit: Emitter, texts: Texts, tools: Tools, asks: Asks) -> None:
+    def __init__(
+        self, state: State, emit: Emitter, texts: Texts, tools: Tools, requests: OpenRequests
+    ) -> None:
         self._state = state
         self._emit = emit
         self._texts = texts
         self._tools = tools
-        self._asks = asks
+        self._requests = requests
 
     def start(self, request_id: str, prompt: object, turn_id: str | None) -> None:
-        """Take a prompt: the turn begins, and the user's message is said."""
+        """Process a prompt: start the turn and add the user's message."""
         state = self._state
         if request_id in state.turns:
             self._end(request_id, {"stop_reason": "interrupted", "reason": "its id was used again"}, "daemon")
@@ -37,15 +39,15 @@ class Turns:
         self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")
         parts = prompt_parts(prompt)
         state.echo = parts_text(parts)
-        self._texts.whole("user_message_chunk", parts, state.echo)
+        self._texts.add_message("user_message_chunk", parts, state.echo)
 
     def cancel(self) -> None:
-        """Take a cancel: the turns go on until their response, which may not speak of it."""
+        """Process a cancel. The turns continue until their response, which may not mention it."""
         for turn in self._state.turns.values():
             turn.cancelled = True
 
     def respond(self, request_id: str, result: object) -> None:
-        """Take a prompt's result."""
+        """Process the result of a prompt."""
         members = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
         reason = members.get("stopReason")
         stop_reason = reason if isinstance(reason, str) else ""
@@ -60,17 +62,17 @@ class Turns:
         self._end(request_id, metadata, "agent")
 
     def fail(self, request_id: str, error: object) -> None:
-        """Take a prompt's error."""
+        """Process the error of a prompt."""
         self._close("failed")
         data = error_data(error, "session/prompt")
         self._emit.event("error", data, "agent")
         cancelled = {"cancelled": True} if self._state.turns[request_id].cancelled else {}
-        told = {"message": data.message, "code": data.code}
-        self._end(request_id, {"stop_reason": "error", "error": told, **cancelled}, "agent")
+        summary = {"message": data.message, "code": data.code}
+        self._end(request_id, {"stop_reason": "error", "error": summary, **cancelled}, "agent")
 
     def interrupt(self, reason: str) -> None:
-        """End all turns, and everything that is open: their agent will not answer."""
-        self._asks.drop_all("interrupted")
+        """End all turns and everything that is open, because no response will come."""
+        self._requests.close_all("interrupted")
         self._close("failed")
         for request_id in list(self._state.turns):
             self._end(request_id, {"stop_reason": "interrupted", "reason": reason}, "daemon")
@@ -78,10 +80,10 @@ class Turns:
         self._state.retelling.end()
 
     def _close(self, status: ItemStatus, *, cancelled: bool = False) -> None:
-        # Who cancels knows that the text stops there; a text that an error cuts off has failed.
+        # The text of a cancelled turn is complete; a text that an error ends has failed.
         self._texts.close("completed" if cancelled else status)
         if len(self._state.turns) <= 1:
-            self._asks.drop_all("cancelled" if cancelled else "turn_ended")
+            self._requests.close_all("cancelled" if cancelled else "turn_ended")
         self._tools.close(status)
 
     def _end(self, request_id: str, metadata: dict[str, Any], source: EventSource) -> None:
@@ -92,7 +94,7 @@ class Turns:
 
 
 def error_data(error: object, method: str) -> ErrorData:
-    """Return the event data of a JSON-RPC error that answers a method."""
+    """Return the event data of a JSON-RPC error in the response to a method."""
     members = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
     code: Any = members.get("code")
     message: Any = members.get("message")
@@ -105,7 +107,7 @@ def error_data(error: object, method: str) -> ErrorData:
 
 
 def _quota(result: dict[str, Any]) -> dict[str, Any] | None:
-    # Gemini tells the turn's tokens in _meta.
+    # Gemini reports the tokens of the turn in _meta.
     value: Any = result
     for name in ("_meta", "quota", "token_count"):
         value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from sandbox_agent.engine.correlate import EVERYONE, Answer, Correlator, Pending, Submitted
+from sandbox_agent.engine.correlate import EVERYONE, Correlator, MatchedResponse, Pending, Submitted
 from sandbox_agent.engine.feed import Feed, Slice
 from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
 from sandbox_agent.errors import (
@@ -156,7 +156,7 @@ class AgentConnection:
         """Process bytes of stdout; return whether to read on at once."""
         self._deliver(self._framer.feed(data))
         return not (
-            self._spiller.memory.exceeded or (self._recorder is not None and self._recorder.over_limit)
+            self._spiller.memory.over_limit or (self._recorder is not None and self._recorder.over_limit)
         )
 
     def _end(self, status: ExitStatus) -> None:
@@ -204,15 +204,15 @@ class AgentConnection:
         if self.tap is not None:
             self.tap.received(lines)
         published = 0
-        answers: list[Answer] = []
+        answers: list[MatchedResponse] = []
         for position, head in enumerate(heads):
             if head.id is NO_ID:
                 continue
             if head.method is not None:
-                self._correlator.asked(head)
+                self._correlator.register_agent_request(head)
                 if self.on_request is not None:
                     self.on_request(head, lines[position])
-            elif (answer := self._correlator.answer(head, lines[position])) is not None:
+            elif (answer := self._correlator.match_response(head, lines[position])) is not None:
                 self._unnumbered.append((lines[published:position], EVERYONE))
                 self._unnumbered.append(([answer.feed_line], answer.pending.client))
                 answers.append(answer)

@@ -63,10 +63,10 @@ class Spiller:
 
     async def spill_excess(self) -> None:
         """Return when memory is within its bound."""
-        if not self.memory.exceeded:
+        if not self.memory.over_limit:
             return
         async with self._turn:
-            while self.memory.exceeded and (feed := self.memory.largest()) is not None:
+            while self.memory.over_limit and (feed := self.memory.largest()) is not None:
                 chunks = feed.oldest(SPILL_BYTES)
                 try:
                     await self._spill.write(feed.epoch, chunks)
