@@ -1,4 +1,4 @@
-"""Which of the agent's sessions each envelope of a connection belongs to."""
+"""Routes each envelope of a connection to the agent session that it belongs to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sandbox_agent.wire.records import Sender
 
 __all__ = ["EVERY_SESSION", "NO_ROUTE", "Held", "Reply", "Route", "Router", "To"]
 
-# Requests that make or open a session: they belong to the session of their response.
+# Requests that create or open a session. They belong to the session of their response.
 _OPENINGS = {"session/new", "session/load", "session/resume", "session/fork"}
 _MAKES = {"session/new", "session/fork"}
 _CLOSES = {"session/close", "session/delete"}
@@ -25,19 +25,19 @@ MAX_UNPLACED = 256
 
 
 class Held(NamedTuple):
-    """A request that waits until its session is known; ``stamp`` is the caller's."""
+    """A request that waits until its session is known. ``stamp`` is a value of the caller."""
 
     line: bytes
     stamp: object
 
 
 class Reply(NamedTuple):
-    """What a response answers, where its session's row may learn from it.
+    """The request that a response answers, for the metadata of its session.
 
     Attributes:
-        method: the request's.
-        succeeded: whether it carries a result.
-        value: what the request wanted to set (a model, a mode).
+        method: The method of the request.
+        succeeded: Whether the response has a result.
+        value: The value that the request sets (a model, a mode).
     """
 
     method: str
@@ -46,19 +46,19 @@ class Reply(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Where an envelope goes that is not simply its ``params.sessionId``'s.
+    """The destination of an envelope. Not used for the common case, an open session.
 
     Attributes:
-        native: the agent's session; None for none of them.
-        every: it concerns all open sessions of the connection.
-        bound: it belongs to the session that the connection is bound to.
-        held: it is kept by the router, and comes back in another route's ``before``.
-        before: requests that belong right before it, to the same session.
-        opened: the session is open on the connection from here on.
-        closed: it is not any more.
-        method: of a request or notification, where the caller may care (session/prompt, …).
-        request_id: JSON of a request's id.
-        reply: what it answers.
+        native: The agent's id of the session, or None if the envelope belongs to no session.
+        every: The envelope belongs to all open sessions of the connection.
+        bound: The envelope belongs to the session that the connection is bound to.
+        held: The router keeps the envelope and returns it in ``before`` of a later route.
+        before: Earlier requests of the same session, which were held.
+        opened: The session is opened by this envelope.
+        closed: The session is closed by this envelope.
+        method: The method of a client's request.
+        request_id: The id of a client's request, as JSON.
+        reply: The request that this response answers.
     """
 
     native: str | None = None
@@ -73,7 +73,7 @@ class Route(NamedTuple):
     reply: Reply | None = None
 
 
-# A str is the common case: the native id of a session that is open.
+# A str is the common case: the agent's id of an open session.
 To: TypeAlias = "str | Route"
 
 NO_ROUTE = Route()
@@ -113,7 +113,7 @@ class _Response(msgspec.Struct, gc=False):
 
 
 class _Pending(msgspec.Struct):
-    """A request without a response: whose it is, or that this is not known yet."""
+    """A request without a response, and its session if that is known."""
 
     method: str
     native: str | None = None
@@ -132,7 +132,7 @@ _responses = msgspec.json.Decoder(_Response)
 
 
 class Router:
-    """The sessions of one connection, and whose request each response answers.
+    """Knows the sessions of one connection and the session of each pending request.
 
     Args:
         max_sessions: envelopes of further sessions have no route.
@@ -150,20 +150,20 @@ class Router:
         self._max_pending = max_pending
 
     def bind(self) -> None:
-        """Sessions that are made or loaded from here on are the caller's one."""
+        """Route sessions that are created or loaded from now on to the caller's session."""
         self._bound = True
 
     def forget(self, native: str) -> None:
-        """Treat a session as never seen: who goes on with it opens it anew."""
+        """Forget a session. Its next use opens it again."""
         self._open.discard(native)
 
     def route(self, sender: Sender, lines: Sequence[bytes], stamp: object = None) -> list[To]:
-        """Return where each envelope goes; a plain ``str`` is a session that is open.
+        """Return the destination of each envelope. A plain ``str`` is the id of an open session.
 
         Args:
-            sender: whose they are.
-            lines: envelopes, in order.
-            stamp: kept with requests that are held.
+            sender: The sender of all envelopes.
+            lines: The envelopes in order.
+            stamp: Stored with requests that are held.
         """
         from_agent = sender == "agent"
         known = self._open
@@ -198,7 +198,7 @@ class Router:
             if head.id:
                 self._remember(head, None)
             return NO_ROUTE
-        route = self._mentioned(native)
+        route = self._route_known(native)
         if head.id:
             self._remember(head, route.native if isinstance(route, Route) else route)
         return route
@@ -208,15 +208,15 @@ class Router:
             del self._asking[next(iter(self._asking))]
         self._asking[_key(head.id)] = native
 
-    def _mentioned(self, native: str) -> To:
-        """The agent speaks of a session; it may do so before it answers who asked for it."""
+    def _route_known(self, native: str) -> To:
+        """Route an agent's message, which may come before the response that opens its session."""
         if native in self._open:
             return native
         if not self._admit(native):
             return NO_ROUTE
         named = {key: pending for key, pending in self._unplaced.items() if pending.wants == native}
         if not named:
-            # One that makes a session must be whose session this is; of several, nobody knows.
+            # Exactly one pending request creates a session: it must be this one.
             makers = {key: pending for key, pending in self._unplaced.items() if pending.method in _MAKES}
             named = makers if len(makers) == 1 else {}
         before: list[Held] = []
@@ -262,7 +262,7 @@ class Router:
         if opened and not self._admit(native):
             return Route(None, before=(held,) if held else (), reply=reply)
         if held is None and opened and opens and pending.native not in {None, native}:
-            held = pending.kept  # it was taken for another session's; it is in this one, too
+            held = pending.kept  # it was first routed to another session, and belongs to this one too
         closed = pending.method in _CLOSES
         if closed:
             self._open.discard(native)
@@ -279,7 +279,7 @@ class Router:
         held, pending.held = pending.held, None
         if held is not None:
             self._held_bytes -= len(held.line)
-            # A request that only makes a session is small enough to be kept for a second look.
+            # A request that creates a session is small: keep it in case it belongs to another session too.
             pending.kept = held if pending.method in _MAKES else None
         return held
 
@@ -389,7 +389,7 @@ def _value(line: bytes) -> str:
 
 
 def _result(line: bytes) -> tuple[bool, object]:
-    """Return whether a response carries a result, and the ``sessionId`` in it."""
+    """Return whether a response has a result, and the ``sessionId`` in it."""
     try:
         response = _responses.decode(line)
     except _FAILURES:
@@ -407,7 +407,7 @@ def _text(value: object) -> str | None:
 
 
 def _key(raw: msgspec.Raw) -> bytes:
-    """Return an id's bytes as both sides would compare them: agents write ``1`` for ``1.0``."""
+    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0``."""
     name = bytes(raw)
     if name.isdigit() or (b"\\" not in name and name[:1] == b'"'):
         return name
