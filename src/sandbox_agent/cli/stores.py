@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.open import open_driver, parse_store_url
+from sandbox_agent.persist.store.view import sqlite_store_driver
 
 __all__ = ["open_store", "run_on_store", "store_option"]
 
@@ -21,9 +23,6 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
     def check(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         if value is None:
             return None
-        from sandbox_agent.errors import InvalidRequestError
-        from sandbox_agent.persist.open import parse_store_url
-
         try:
             path = parse_store_url(value).path
         except InvalidRequestError as error:
@@ -47,9 +46,6 @@ async def open_store(
         InvalidRequestError: The URL is invalid, its extra is not installed, or it is a server's own file and
             ``to_write`` is set.
     """
-    from sandbox_agent.errors import InvalidRequestError
-    from sandbox_agent.persist.open import open_driver
-
     if to_write:
         _refuse_server_store(url)
     try:
@@ -63,10 +59,6 @@ async def open_store(
 
 
 def _refuse_server_store(url: str) -> None:
-    from sandbox_agent.errors import InvalidRequestError
-    from sandbox_agent.persist.open import parse_store_url
-    from sandbox_agent.persist.store.view import sqlite_store_driver
-
     store = parse_store_url(url)
     if store.path is not None and sqlite_store_driver(store.path) is not None:
         raise InvalidRequestError(
