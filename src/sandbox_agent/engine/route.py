@@ -141,10 +141,10 @@ class Router:
 
     def __init__(self, *, max_sessions: int = MAX_SESSIONS, max_pending: int = MAX_PENDING) -> None:
         self._open: set[str] = set()
-        self._asked: dict[bytes, _Pending] = {}  # by the client
-        self._asking: dict[bytes, str | None] = {}  # by the agent
+        self._client_requests: dict[bytes, _Pending] = {}
+        self._agent_requests: dict[bytes, str | None] = {}
         self._bound = False
-        self._unplaced: dict[bytes, _Pending] = {}  # those of _asked whose session isn't known
+        self._unplaced: dict[bytes, _Pending] = {}  # those of _client_requests whose session isn't known
         self._held_bytes = 0
         self._max_sessions = max_sessions
         self._max_pending = max_pending
@@ -178,7 +178,9 @@ class Router:
                 if native is not None and native in known:
                     routes.append(native)
                     continue
-            routes.append(self._agents(head, line) if from_agent else self._clients(head, line, stamp))
+            routes.append(
+                self._route_agent(head, line) if from_agent else self._route_client(head, line, stamp)
+            )
         return routes
 
     @property
@@ -186,33 +188,33 @@ class Router:
         """The size of the requests that wait until their session is known."""
         return self._held_bytes
 
-    def _agents(self, head: _Head, line: bytes) -> To:
+    def _route_agent(self, head: _Head, line: bytes) -> To:
         if head.method is None:
-            return self._answered(head, line)
+            return self._route_response(head, line)
         if head.method.startswith("_adapter/"):
             return EVERY_SESSION
         native = _session_id(head)
         if native is None:
             if head.method == _CANCEL:
-                return self._cancelled(self._asking.get(_request_id(line)))
+                return self._route_open(self._agent_requests.get(_read_request_id(line)))
             if head.id:
-                self._remember(head, None)
+                self._add_agent_request(head, None)
             return NO_ROUTE
-        route = self._route_known(native)
+        route = self._route_session(native)
         if head.id:
-            self._remember(head, route.native if isinstance(route, Route) else route)
+            self._add_agent_request(head, route.native if isinstance(route, Route) else route)
         return route
 
-    def _remember(self, head: _Head, native: str | None) -> None:
-        if len(self._asking) >= self._max_pending:
-            del self._asking[next(iter(self._asking))]
-        self._asking[_key(head.id)] = native
+    def _add_agent_request(self, head: _Head, native: str | None) -> None:
+        if len(self._agent_requests) >= self._max_pending:
+            del self._agent_requests[next(iter(self._agent_requests))]
+        self._agent_requests[_key(head.id)] = native
 
-    def _route_known(self, native: str) -> To:
+    def _route_session(self, native: str) -> To:
         """Route an agent's message, which may come before the response that opens its session."""
         if native in self._open:
             return native
-        if not self._admit(native):
+        if not self._open_session(native):
             return NO_ROUTE
         named = {key: pending for key, pending in self._unplaced.items() if pending.wants == native}
         if not named:
@@ -223,30 +225,30 @@ class Router:
         for key, pending in named.items():
             del self._unplaced[key]
             pending.native = native
-            held = self._release(pending)
+            held = self._pop_held(pending)
             if held is not None:
                 before.append(held)
         bound = any(pending.bound for pending in named.values())
         return Route(native, bound=bound, before=tuple(before), opened=True)
 
-    def _admit(self, native: str) -> bool:
+    def _open_session(self, native: str) -> bool:
         if len(self._open) >= self._max_sessions:
             return False
         self._open.add(native)
         return True
 
-    def _answered(self, head: _Head, line: bytes) -> To:
+    def _route_response(self, head: _Head, line: bytes) -> To:
         key = _key(head.id) if head.id else b""
-        pending = self._asked.pop(key, None)
+        pending = self._client_requests.pop(key, None)
         if pending is None:
             return NO_ROUTE
         self._unplaced.pop(key, None)
-        succeeded, result = _result(line)
+        succeeded, result = _read_result(line)
         reply = Reply(pending.method, succeeded, pending.value)
         opens = pending.method in _OPENINGS
         if not succeeded:
             before = (pending.held,) if pending.held is not None else ()
-            self._release(pending)
+            self._pop_held(pending)
             known = pending.native if pending.native in self._open else None
             return Route(known, bound=pending.bound, before=before, reply=reply)
         native = pending.native
@@ -255,11 +257,11 @@ class Router:
         elif native is None:
             native = pending.wants
         if native is None:
-            held = self._release(pending)
+            held = self._pop_held(pending)
             return Route(None, bound=pending.bound, before=(held,) if held else (), reply=reply)
         opened = native not in self._open
-        held = self._release(pending)
-        if opened and not self._admit(native):
+        held = self._pop_held(pending)
+        if opened and not self._open_session(native):
             return Route(None, before=(held,) if held else (), reply=reply)
         if held is None and opened and opens and pending.native not in {None, native}:
             held = pending.kept  # it was first routed to another session, and belongs to this one too
@@ -275,7 +277,7 @@ class Router:
             reply=reply,
         )
 
-    def _release(self, pending: _Pending) -> Held | None:
+    def _pop_held(self, pending: _Pending) -> Held | None:
         held, pending.held = pending.held, None
         if held is not None:
             self._held_bytes -= len(held.line)
@@ -283,52 +285,52 @@ class Router:
             pending.kept = held if pending.method in _MAKES else None
         return held
 
-    def _clients(self, head: _Head, line: bytes, stamp: object) -> To:
+    def _route_client(self, head: _Head, line: bytes, stamp: object) -> To:
         method = head.method
         if method is None:
-            return self._cancelled(self._asking.pop(_key(head.id), None)) if head.id else NO_ROUTE
+            return self._route_open(self._agent_requests.pop(_key(head.id), None)) if head.id else NO_ROUTE
         native = _session_id(head)
         if not head.id:
             if method == _CANCEL:
-                pending = self._asked.get(_request_id(line))
-                return self._cancelled(None if pending is None else pending.native)
+                pending = self._client_requests.get(_read_request_id(line))
+                return self._route_open(None if pending is None else pending.native)
             return native if native is not None and native in self._open else NO_ROUTE
         key = _key(head.id)
         pending = _Pending(method, wants=native)
-        self._make_room(key)
-        self._asked[key] = pending
+        self._evict_oldest(key)
+        self._client_requests[key] = pending
         if method.startswith("session/set_"):
-            pending.value = _value(line)
+            pending.value = _read_value(line)
         known = native is not None and native in self._open and method not in _MAKES
         if known:
             pending.native = native
             return Route(native, method=method, request_id=bytes(head.id))
         if self._bound and method in _OPENINGS and method != "session/fork":
             pending.bound = True
-            self._place_later(key, pending)
+            self._add_unplaced(key, pending)
             return Route(bound=True, method=method, request_id=bytes(head.id))
         if method in _OPENINGS or native is not None:
             if self._held_bytes + len(line) <= MAX_HELD_BYTES:
                 pending.held = Held(line, stamp)
                 self._held_bytes += len(line)
-            self._place_later(key, pending)
+            self._add_unplaced(key, pending)
             return NO_ROUTE if pending.held is None else _HELD
         return NO_ROUTE
 
-    def _place_later(self, key: bytes, pending: _Pending) -> None:
+    def _add_unplaced(self, key: bytes, pending: _Pending) -> None:
         if len(self._unplaced) >= MAX_UNPLACED:
-            self._release(self._unplaced.pop(next(iter(self._unplaced))))
+            self._pop_held(self._unplaced.pop(next(iter(self._unplaced))))
         self._unplaced[key] = pending
 
-    def _make_room(self, key: bytes) -> None:
-        if key not in self._asked:
-            if len(self._asked) < self._max_pending:
+    def _evict_oldest(self, key: bytes) -> None:
+        if key not in self._client_requests:
+            if len(self._client_requests) < self._max_pending:
                 return
-            key = next(iter(self._asked))
+            key = next(iter(self._client_requests))
         self._unplaced.pop(key, None)
-        self._release(self._asked.pop(key))
+        self._pop_held(self._client_requests.pop(key))
 
-    def _cancelled(self, native: str | None) -> To:
+    def _route_open(self, native: str | None) -> To:
         return native if native is not None and native in self._open else NO_ROUTE
 
 
@@ -370,7 +372,7 @@ def _session_id(head: _Head) -> str | None:
     return native or None
 
 
-def _request_id(line: bytes) -> bytes:
+def _read_request_id(line: bytes) -> bytes:
     try:
         params = _whole.decode(line).params
     except _FAILURES:
@@ -378,7 +380,7 @@ def _request_id(line: bytes) -> bytes:
     return b"" if params is None or not params.request_id else _key(params.request_id)
 
 
-def _value(line: bytes) -> str:
+def _read_value(line: bytes) -> str:
     try:
         params = _whole.decode(line).params
     except _FAILURES:
@@ -388,7 +390,7 @@ def _value(line: bytes) -> str:
     return _text(params.model_id) or _text(params.mode_id) or _text(params.config_id) or ""
 
 
-def _result(line: bytes) -> tuple[bool, object]:
+def _read_result(line: bytes) -> tuple[bool, object]:
     """Return whether a response has a result, and the ``sessionId`` in it."""
     try:
         response = _responses.decode(line)
