@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from sandbox_agent.engine.route import Router
 from sandbox_agent.server.recorder.queue import Tap
 from sandbox_agent.server.recorder.registry import RecordedSession
@@ -9,6 +11,7 @@ from sandbox_agent.server.recorder.registry import RecordedSession
 __all__ = ["Connection", "Connections"]
 
 
+@dataclass(eq=False, slots=True)
 class Connection:
     """What the recorder knows of one connection.
 
@@ -18,12 +21,9 @@ class Connection:
         bound: the session that new ones belong to.
     """
 
-    __slots__ = ("bound", "router", "sessions")
-
-    def __init__(self) -> None:
-        self.router: Router = Router()
-        self.sessions: dict[str, RecordedSession] = {}
-        self.bound: RecordedSession | None = None
+    router: Router = field(default_factory=lambda: Router())
+    sessions: dict[str, RecordedSession] = field(default_factory=dict[str, RecordedSession])
+    bound: RecordedSession | None = None
 
 
 class Connections:

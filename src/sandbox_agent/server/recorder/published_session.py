@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from weakref import ref
 
 from sandbox_agent.engine.feed import Chunk, Slice, collect
-from sandbox_agent.engine.sse import encode_event, encode_messages
+from sandbox_agent.engine.sse import encode_messages
 from sandbox_agent.persist.store import SessionRow, SessionStore
+from sandbox_agent.server.streams.session_views import read_stored
 from sandbox_agent.server.streams.viewers import Signal
-from sandbox_agent.wire.jsonrpc import dumps
 
 __all__ = ["PublishedSession", "TailMemory"]
 
@@ -20,8 +20,6 @@ TAIL_BYTES = 256 * 1024
 TAILS_BYTES = 16 * 1024 * 1024
 # One write to a viewer holds at least so much.
 CHUNK_BYTES = 64 * 1024
-# A page of the store, for a late viewer.
-PAGE_EVENTS = 1000
 
 
 class TailMemory:
@@ -113,30 +111,16 @@ class PublishedSession:
         self.signal.fire()
 
     async def read(self, cursor: int, viewer: str = "", *, max_bytes: int) -> Slice:
-        """Return events after the cursor as server-sent events, each with its sequence as its id.
-
-        A ``gap`` event with the first and last sequence stands for what retention has erased.
+        """Return events after the cursor from memory, or else from the store (see read_stored).
 
         Raises:
             PersistError: the store can't be read.
         """
-        row = self.row
-        if self.finished or cursor >= row.last_sequence:
-            return Slice(b"", cursor)
-        if cursor + 1 < row.first_sequence:
-            return _gap(cursor + 1, row.first_sequence - 1)
-        tail = self._tail
-        if tail and cursor + 1 >= tail[0].first:
+        row, tail = self.row, self._tail
+        if tail and max(row.first_sequence, tail[0].first) <= cursor + 1 <= row.last_sequence:
             position = bisect_right(tail, cursor, key=_last)
             return collect(tail, position, cursor, viewer, max_bytes)
-        events = await self._store.events(row.key, after=cursor, limit=PAGE_EVENTS, max_bytes=max_bytes)
-        if not events:
-            # Deleted, or expired since the row was read.
-            return Slice(b"", cursor) if self.finished else _gap(cursor + 1, row.last_sequence)
-        first = events[0].sequence
-        if first > cursor + 1:
-            return _gap(cursor + 1, first - 1)
-        return Slice(encode_messages(first, [event.data for event in events]), events[-1].sequence)
+        return await read_stored(self, self._store, cursor, max_bytes)
 
     async def wait_beyond(self, sequence: int) -> None:
         """Return when an event after that sequence is stored, or none will be."""
@@ -155,10 +139,6 @@ def _chunks(last: int, events: Sequence[bytes]) -> list[Chunk]:
         begin = first + start
         chunks.append(Chunk(begin, begin + len(part) - 1, None, encode_messages(begin, part)))
     return chunks
-
-
-def _gap(first: int, last: int) -> Slice:
-    return Slice(encode_event("gap", dumps({"from": first, "to": last}), event_id=last), last)
 
 
 def _last(chunk: Chunk) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
-import msgspec
 
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.engine.route import Held, Route
@@ -20,6 +19,8 @@ from sandbox_agent.server.recorder.pace import Pace
 from sandbox_agent.server.recorder.queue import Binding, Closing, Entry, Envelopes, RecorderQueue
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
 from sandbox_agent.server.recorder.rows import Row, turn_id_of
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
 
 __all__ = ["MakeEvents", "Worker"]
@@ -342,24 +343,13 @@ class Worker:
             await anyio.sleep(RETRY_SECONDS)
 
 
-class _NewParams(msgspec.Struct):
-    cwd: object = None
-
-
-class _New(msgspec.Struct):
-    params: _NewParams | None = None
-
-
-_new_requests = msgspec.json.Decoder(_New)
-
-
 def _directory(line: bytes) -> str | None:
     """Return the directory that a request to create a session names."""
     try:
-        params = _new_requests.decode(line).params
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        directory: object = members(members(loads(line)).get("params")).get("cwd")
+    except InvalidEnvelopeError:
         return None
-    return params.cwd if params is not None and isinstance(params.cwd, str) else None
+    return directory if isinstance(directory, str) else None
 
 
 def _lost_agent(projector: Projector, now: int) -> Sequence[UniversalEvent]:

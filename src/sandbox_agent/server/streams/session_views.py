@@ -12,7 +12,7 @@ from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, decode_event
 
-__all__ = ["RawView", "TurnView", "ViewedSession"]
+__all__ = ["RawView", "TurnView", "ViewedSession", "read_stored"]
 
 # A page of the store.
 PAGE_EVENTS = 1000
@@ -45,12 +45,7 @@ class RawView:
         Raises:
             PersistError: the store failed.
         """
-        events, gap = await _page(self._session, self._store, cursor, max_bytes, include_raw=True)
-        if gap is not None:
-            return gap
-        if not events:
-            return Slice(b"", cursor)
-        return Slice(encode_messages(events[0].sequence, [e.data for e in events]), events[-1].sequence)
+        return await read_stored(self._session, self._store, cursor, max_bytes, include_raw=True)
 
 
 class TurnView:
@@ -119,6 +114,24 @@ class TurnView:
     def _is_of_turn(self, event: EventRow) -> bool:
         data = decode_event(event.data).data
         return isinstance(data, TurnEventData) and data.turn_id == self._turn_id
+
+
+async def read_stored(
+    session: ViewedSession, store: SessionStore, cursor: int, max_bytes: int, *, include_raw: bool = False
+) -> Slice:
+    """Return events after the cursor from the store, each with its sequence as its id.
+
+    A ``gap`` event with the first and last sequence stands for what retention has erased.
+
+    Raises:
+        PersistError: the store failed.
+    """
+    events, gap = await _page(session, store, cursor, max_bytes, include_raw=include_raw)
+    if gap is not None:
+        return gap
+    if not events:
+        return Slice(b"", cursor)
+    return Slice(encode_messages(events[0].sequence, [e.data for e in events]), events[-1].sequence)
 
 
 async def _page(
