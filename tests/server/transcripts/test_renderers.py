@@ -10,10 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from sandbox_agent.server.transcripts.export import Renderer, render
+from sandbox_agent.server.transcripts.export import render
 from sandbox_agent.server.transcripts.html import HtmlRenderer
 from sandbox_agent.server.transcripts.markdown import MarkdownRenderer, contained, fenced, inline
+from sandbox_agent.server.transcripts.templating import TemplateRenderer as Renderer
 from sandbox_agent.wire.sessions import SessionInfo, UsageInfo
 from sandbox_agent.wire.universal import encode_event
 from tests.engine.test_project_traffic import project
@@ -255,6 +259,42 @@ def test_headings_of_an_agent_stand_below_those_of_the_transcript():
     assert contained("# a\n## b\n#### c\n```\n# d\n```") == "#### a\n##### b\n###### c\n```\n# d\n```\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a <b>c</b> d", r"a \<b>c\</b> d"),
+        ("see <https://a.example> and `<b>`", "see <https://a.example> and `<b>`"),
+        ("<div>\n<img src=x>\n</div>", "\\<div>\n\\<img src=x>\n\\</div>"),
+        ("a\n<img\nsrc=x>", "a\n\\<img\nsrc=x>"),
+        ("1 < 2 && 3 > 2", "1 < 2 && 3 > 2"),
+        ("```html\n<b>\n```", "```html\n<b>\n```"),
+        ("Title\n===\n\nSub\ntitle\n---\nx", "#### Title\n\n\n##### Sub title\n\n\nx"),
+        ("| a |\n|---|\n| b |", "| a |\n|---|\n| b |"),
+        ("- a\n  - b\n\n    c", "- a\n  - b\n\n    c"),
+    ],
+)
+def test_markdown_of_an_agent_has_no_html_and_keeps_the_rest(text: str, shown: str):
+    assert contained(text) == shown + "\n"
+
+
+@given(st.text(alphabet="<>/b!-?`~#=\n\r\\ a", max_size=80))
+def test_no_html_gets_through_as_markdown(text: str):
+    for quote in (False, True):
+        tokens = MarkdownIt("commonmark").parse(contained(text, quote=quote))
+        kinds = {token.type for token in tokens} | {
+            child.type for each in tokens for child in each.children or ()
+        }
+        assert not kinds & {"html_block", "html_inline"}
+
+
+@pytest.mark.parametrize("text", ["`" * 300_000, "a" * 400_000 + "```\n", "\r\n" * 200_000])
+def test_a_very_long_text_is_a_code_block(text: str):
+    lines = contained(text).rstrip("\n").split("\n")
+    assert lines[0] == lines[-1]
+    assert set(lines[0]) == {"`"}
+    assert not [line for line in lines[1:-1] if line.startswith(lines[0])]
+
+
 def test_an_item_that_was_never_completed_is_shown_from_its_deltas():
     script = Script().add("turn.started", {"phase": "started", "turn_id": "t"})
     script.item("message", [{"type": "text", "text": ""}], state="started")
@@ -290,13 +330,13 @@ def test_a_message_stands_where_it_began_though_it_ended_behind_a_call():
 def test_a_beginning_that_is_not_kept_is_said(renderer: type[Renderer]):
     script = Script().add("error", {"message": "boom"}, sequence=9)
     text = "".join(render(renderer(), info(), [script.events]))
-    assert "Events 1 to 8 are not kept any more." in text
+    assert "Events 1 to 8 are not stored any more." in text
 
 
 def test_a_gap_is_said():
     script = Script().add("session.started", {}, sequence=1)
     script.add("error", {"message": "boom"}, sequence=9)
-    assert "Events 2 to 8 are not kept any more" in script.text(MarkdownRenderer())
+    assert "Events 2 to 8 are not stored any more" in script.text(MarkdownRenderer())
 
 
 def test_an_answer_says_whose_it_was_and_one_that_is_due_that_it_is():

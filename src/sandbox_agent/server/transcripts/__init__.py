@@ -1,4 +1,4 @@
-"""A session's events for readers: one line per event, Markdown, or a page of HTML."""
+"""Exports of a session: its events line by line, or a transcript as Markdown or HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transcript is made of."""
+"""The entries of a transcript."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sandbox_agent.wire.universal import ContentPart
+from sandbox_agent.wire.universal import ContentPart, ReasoningPart
 
-__all__ = ["Asked", "Called", "Entry", "Failure", "Mark", "Said", "Status", "TurnEnd", "TurnStart"]
+__all__ = ["Entry", "Failure", "Message", "Note", "Request", "Status", "ToolCall", "TurnEnd", "TurnStart"]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A message: ``role`` is user, assistant, system or tool."""
+class Message:
+    """A message; ``role`` is user, assistant, system or tool."""
 
     time: str
     role: str
     parts: Sequence[ContentPart]
     status: str
 
+    @property
+    def is_thought(self) -> bool:
+        """Whether the message consists of the agent's reasoning only."""
+        return bool(self.parts) and all(isinstance(part, ReasoningPart) for part in self.parts)
+
 
 @dataclass(slots=True)
-class Called:
-    """A tool call, its result beside it; ``results`` is None where none came."""
+class ToolCall:
+    """A tool call with its result; ``results`` is None if there is none."""
 
     time: str
     title: str
@@ -34,10 +39,22 @@ class Called:
     results: Sequence[ContentPart] | None = None
     status: str = "in_progress"
 
+    @property
+    def has_arguments(self) -> bool:
+        """Whether the call has arguments."""
+        return self.arguments not in {"", "{}"}
+
+    @property
+    def outcome(self) -> str:
+        """What differs from success, in words; empty if nothing does."""
+        if self.results is None:
+            return "no result"
+        return "" if self.status == "completed" else self.status
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What changed beside the conversation; ``value`` is what is behind the line."""
+    """A change outside of the conversation; ``value`` is the data from which the line was made."""
 
     time: str
     label: str
@@ -49,7 +66,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class TurnStart:
-    """A turn begins; ``number`` counts those of the transcript."""
+    """The start of a turn; ``number`` counts the turns of the transcript."""
 
     time: str
     number: int
@@ -57,7 +74,7 @@ class TurnStart:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
-    """A turn ends: how, and what it took."""
+    """The end of a turn, with its reason and usage."""
 
     time: str
     stop_reason: str
@@ -66,8 +83,8 @@ class TurnEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A permission or question; ``verdict`` is "" while it waits."""
+class Request:
+    """A permission request or a question; ``verdict`` is empty while it is pending."""
 
     time: str
     kind: str
@@ -80,7 +97,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error, or what could not be understood."""
+    """An error, or an event that could not be understood."""
 
     time: str
     message: str
@@ -89,11 +106,11 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """The session begins or ends, or events are missing."""
+class Note:
+    """The start or end of the session, or a range of missing events."""
 
     time: str
     text: str
 
 
-Entry: TypeAlias = Said | Called | Status | TurnStart | TurnEnd | Asked | Failure | Mark
+Entry: TypeAlias = Message | ToolCall | Status | TurnStart | TurnEnd | Request | Failure | Note

@@ -1,26 +1,26 @@
-"""A session's events out of the store, rendered page by page: memory does not grow with the session."""
+"""Exports a session's events page by page, so that memory does not grow with the session."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Literal
 
-import anyio
 import anyio.to_thread
 import msgspec
 
 from sandbox_agent.errors import GoneError
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import EventRow, SessionRow
-from sandbox_agent.server.transcripts.entries import Entry, Failure
+from sandbox_agent.server.transcripts.entries import Failure
 from sandbox_agent.server.transcripts.html import HtmlRenderer
 from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
-from sandbox_agent.server.transcripts.transcript_builder import Fold
+from sandbox_agent.server.transcripts.templating import TemplateRenderer
+from sandbox_agent.server.transcripts.transcript_builder import TranscriptBuilder
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import decode_event
 
-__all__ = ["FORMATS", "ExportFormat", "Renderer", "export", "render"]
+__all__ = ["FORMATS", "ExportFormat", "export", "render"]
 
 ExportFormat = Literal["jsonl", "markdown", "html"]
 # Media type and file name suffix.
@@ -29,83 +29,70 @@ FORMATS: dict[ExportFormat, tuple[str, str]] = {
     "markdown": ("text/markdown; charset=utf-8", "md"),
     "html": ("text/html; charset=utf-8", "html"),
 }
-# One page: small enough not to hold the loop while it is rendered.
 PAGE_EVENTS = 200
 PAGE_BYTES = 64 * 1024
+CHUNK_CHARACTERS = 128 * 1024
 
 
-class Renderer(Protocol):
-    """Turns entries into text."""
-
-    def begin(self, info: SessionInfo) -> str:
-        """Return the head."""
-        ...
-
-    def entry(self, entry: Entry) -> str:
-        """Return an entry."""
-        ...
-
-    def end(self) -> str:
-        """Return what stands at the end."""
-        ...
-
-
-def render(renderer: Renderer, info: SessionInfo, pages: Sequence[Sequence[bytes]]) -> Iterator[str]:
-    """Render events that are at hand."""
-    fold = Fold()
-    yield renderer.begin(info)
+def render(renderer: TemplateRenderer, info: SessionInfo, pages: Iterable[Sequence[bytes]]) -> Iterator[str]:
+    """Render encoded events."""
+    builder = TranscriptBuilder()
+    yield from renderer.begin(info)
     for page in pages:
-        yield "".join(_pieces(renderer, fold, page))
-    yield "".join(renderer.entry(entry) for entry in fold.end()) + renderer.end()
+        yield from _render_events(renderer, builder, page)
+    yield from _render_end(renderer, builder)
 
 
-def _pieces(renderer: Renderer, fold: Fold, events: Sequence[bytes]) -> Iterator[str]:
+def _render_events(
+    renderer: TemplateRenderer, builder: TranscriptBuilder, events: Iterable[bytes]
+) -> Iterator[str]:
     for data in events:
         try:
-            entries = fold.feed(decode_event(data))
+            entries = builder.add(decode_event(data))
         except (InvalidEnvelopeError, msgspec.ValidationError) as error:
             entries = [Failure("", f"an event can't be read: {error}")]
         for entry in entries:
-            yield renderer.entry(entry)
+            yield from renderer.entry(entry)
+
+
+def _render_end(renderer: TemplateRenderer, builder: TranscriptBuilder) -> Iterator[str]:
+    for entry in builder.finish():
+        yield from renderer.entry(entry)
+    yield from renderer.end()
 
 
 async def export(
     store: SessionStore, row: SessionRow, info: SessionInfo, form: ExportFormat
 ) -> AsyncIterator[bytes]:
-    """Yield a session as a file, with the events that it has now.
+    """Yield the file of a session with its present events.
 
     Args:
-        store: where the events are.
-        row: the session as it is now.
-        info: what stands at the head.
-        form: jsonl: one event a line, as it is stored; markdown; html: one page that needs no other file.
+        store: the store of the events.
+        row: the session's present row.
+        info: the session's data for the head of a transcript.
+        form: "jsonl": one stored event per line; "markdown"; "html": one page that needs no other file.
 
     Raises:
-        GoneError: the session was deleted meanwhile.
+        GoneError: the session was deleted during the export.
     """
     if form == "jsonl":
-        async for page in _pages(store, row):
+        async for page in _read_pages(store, row):
             yield b"\n".join([event.data for event in page]) + b"\n"
         return
-    renderer: Renderer = MarkdownRenderer() if form == "markdown" else HtmlRenderer()
-    fold = Fold()
-    yield _encode(renderer.begin(info))
-    async for page in _pages(store, row):
-        # a long text takes its time, and viewers of other sessions must not wait for it
-        if text := await anyio.to_thread.run_sync(_page_text, renderer, fold, page):
-            yield text
-    yield await anyio.to_thread.run_sync(_end_text, renderer, fold)
+    renderer = MarkdownRenderer() if form == "markdown" else HtmlRenderer()
+    builder = TranscriptBuilder()
+    async for chunk in _encode_in_thread(renderer.begin(info)):
+        yield chunk
+    async for page in _read_pages(store, row):
+        async for chunk in _encode_in_thread(
+            _render_events(renderer, builder, [event.data for event in page])
+        ):
+            yield chunk
+    async for chunk in _encode_in_thread(_render_end(renderer, builder)):
+        yield chunk
 
 
-def _page_text(renderer: Renderer, fold: Fold, page: Sequence[EventRow]) -> bytes:
-    return _encode("".join(_pieces(renderer, fold, [event.data for event in page])))
-
-
-def _end_text(renderer: Renderer, fold: Fold) -> bytes:
-    return _encode("".join(renderer.entry(entry) for entry in fold.end()) + renderer.end())
-
-
-async def _pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[EventRow]]:
+async def _read_pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[EventRow]]:
     after = row.first_sequence - 1
     while after < row.last_sequence:
         page = await store.events(row.key, after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES)
@@ -113,12 +100,32 @@ async def _pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[Eve
         if not page:
             found = await store.session(row.session_id)
             if found is None or found.key != row.key:
-                raise GoneError(f"gone: session '{row.session_id}' was deleted while it was exported")
-            return  # the rest was beyond retention by now
+                raise GoneError(f"gone: session '{row.session_id}' was deleted during its export")
+            return  # the remaining events have expired
         yield page
         after = page[-1].sequence
 
 
-def _encode(text: str) -> bytes:
-    # a lone surrogate can be in a JSON string and in no file
-    return text.encode("utf-8", "replace")
+async def _encode_in_thread(texts: Iterator[str]) -> AsyncIterator[bytes]:
+    """Yield chunks of rendered text; rendering runs in a thread, because a long text takes seconds."""
+    chunks = _encode(texts)
+    while chunk := await anyio.to_thread.run_sync(next, chunks, b""):
+        yield chunk
+
+
+def _encode(texts: Iterator[str]) -> Iterator[bytes]:
+    pending: list[str] = []
+    size = 0
+    for text in texts:
+        pending.append(text)
+        size += len(text)
+        if size >= CHUNK_CHARACTERS:
+            yield from _encode_chunks("".join(pending))
+            pending, size = [], 0
+    yield from _encode_chunks("".join(pending))
+
+
+def _encode_chunks(text: str) -> Iterator[bytes]:
+    for start in range(0, len(text), CHUNK_CHARACTERS):
+        # A lone surrogate is valid in a JSON string and cannot be encoded.
+        yield text[start : start + CHUNK_CHARACTERS].encode("utf-8", "replace")

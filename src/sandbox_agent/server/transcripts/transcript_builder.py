@@ -1,4 +1,4 @@
-"""Events of a session in, entries of a transcript out: a pure fold whose memory is what is open."""
+"""Build the entries of a transcript from a session's events; only unfinished items are held in memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox_agent.server.transcripts.entries import (
-    Asked,
-    Called,
     Entry,
     Failure,
-    Mark,
-    Said,
+    Message,
+    Note,
+    Request,
     Status,
+    ToolCall,
     TurnEnd,
     TurnStart,
 )
@@ -38,20 +38,21 @@ from sandbox_agent.wire.universal import (
     UniversalItem,
 )
 
-__all__ = ["Fold"]
+__all__ = ["TranscriptBuilder"]
 
-# Items and calls that are open at once: real agents have a few; beyond this the oldest is shown as it is.
+# The limit of unfinished items, calls and requests; beyond it, the oldest one is shown as it is.
 MAX_OPEN = 1000
-# They are shown at the head of the transcript, or say nothing to a reader.
-_UNSHOWN = {"usage", "commands"}
-# Nothing is held back over these; and the items that stand where they began.
+# Statuses that the head of the transcript shows, or that are of no use to a reader.
+_HIDDEN = {"usage", "commands"}
+# No entry is held back beyond these events.
 _BOUNDARIES = {"turn.started", "turn.ended", "session.ended"}
+# Kinds of items that are shown where they started.
 _PLACED = {"message", "system"}
 
 
 @dataclass(slots=True)
-class _Open:
-    """An item that has begun."""
+class _OpenItem:
+    """A started item."""
 
     time: str
     item: UniversalItem | None
@@ -60,72 +61,78 @@ class _Open:
 
 @dataclass(slots=True)
 class _Slot:
-    """A place in the transcript, and what stands there once that is known."""
+    """A place in the transcript, with its entries once they are known."""
 
     item_id: str = ""
     entries: list[Entry] | None = None
 
 
-class Fold:
-    """Joins started, deltas and completed to one entry, and a call with its result.
+class TranscriptBuilder:
+    """Joins the events of an item into one entry, and a tool call with its result.
 
-    A message stands where it began, though agents go on with it behind a tool call; a call stands where
-    its result came. An item that was never completed comes from its deltas, at the end of its turn.
+    A message is shown where it started, even if the agent continues it after a tool call. A call is shown
+    where its result arrived. An item that is never completed is shown at the end of its turn, with the text
+    of its deltas.
     """
 
     def __init__(self) -> None:
-        self._items: dict[str, _Open] = {}
-        self._calls: dict[str, Called] = {}
-        self._asked: dict[str, Asked] = {}
+        self._items: dict[str, _OpenItem] = {}
+        self._calls: dict[str, ToolCall] = {}
+        self._requests: dict[str, Request] = {}
         self._turns = 0
         self._next = 1
         self._order: deque[_Slot] = deque()
-        self._begun: dict[str, _Slot] = {}
+        self._started: dict[str, _Slot] = {}
 
-    def feed(self, event: UniversalEvent) -> list[Entry]:
-        """Take the next event and return what is to be shown now."""
+    def add(self, event: UniversalEvent) -> list[Entry]:
+        """Add the next event and return the entries that are complete now, in order."""
         found: list[Entry] = []
         if event.sequence > self._next:
             found.append(
-                Mark(event.time, f"Events {self._next} to {event.sequence - 1} are not kept any more.")
+                Note(event.time, f"Events {self._next} to {event.sequence - 1} are not stored any more.")
             )
         self._next = event.sequence + 1
-        found += self._entries(event)
-        return self._placed(event, found)
+        found += self._convert(event)
+        return self._place(event, found)
 
-    def _placed(self, event: UniversalEvent, found: list[Entry]) -> list[Entry]:
-        """Put entries into their place and return those before which nothing is missing any more."""
+    def _place(self, event: UniversalEvent, found: list[Entry]) -> list[Entry]:
+        """Put entries into their places and return those that have no open place before them."""
         item = event.data.item if isinstance(event.data, ItemEventData) else None
-        slot = self._begun.pop(item.item_id, None) if item and event.type == "item.completed" else None
+        slot = self._started.pop(item.item_id, None) if item and event.type == "item.completed" else None
         if slot is not None:
             slot.entries = found
         elif found:
             self._order.append(_Slot(entries=found))
-        if item and event.type == "item.started" and item.kind in _PLACED and item.item_id not in self._begun:
-            self._begun[item.item_id] = slot = _Slot(item.item_id)
+        if (
+            item
+            and event.type == "item.started"
+            and item.kind in _PLACED
+            and item.item_id not in self._started
+        ):
+            self._started[item.item_id] = slot = _Slot(item.item_id)
             self._order.append(slot)
-        over = event.type in _BOUNDARIES
+        boundary = event.type in _BOUNDARIES
         ready: list[Entry] = []
-        while self._order and (over or self._order[0].entries is not None or len(self._order) > MAX_OPEN):
+        while self._order and (boundary or self._order[0].entries is not None or len(self._order) > MAX_OPEN):
             slot = self._order.popleft()
             ready += slot.entries or []
-            self._begun.pop(slot.item_id, None)
+            self._started.pop(slot.item_id, None)
         return ready
 
-    def end(self) -> list[Entry]:
-        """Return what is open at the end of the events."""
-        waiting = list(self._asked.values())
-        self._asked = {}
+    def finish(self) -> list[Entry]:
+        """Return the entries of everything that is unfinished after the last event."""
+        waiting = list(self._requests.values())
+        self._requests = {}
         held = [entry for slot in self._order for entry in slot.entries or []]
         self._order.clear()
-        self._begun = {}
-        return [*held, *self._rest(), *waiting]
+        self._started = {}
+        return [*held, *self._finish_open(), *waiting]
 
-    def _entries(self, event: UniversalEvent) -> list[Entry]:
+    def _convert(self, event: UniversalEvent) -> list[Entry]:
         time = event.time
         match event.data:
             case ItemDeltaData() as data:
-                return self._delta(time, data)
+                return self._add_delta(time, data)
             case ItemEventData(item=item):
                 if event.type == "item.started":
                     return self._start(time, item)
@@ -133,52 +140,52 @@ class Fold:
                 return self._complete(time, item)
             case TurnEventData(phase="started"):
                 self._turns += 1
-                return [*self._rest(), TurnStart(time, self._turns)]
+                return [*self._finish_open(), TurnStart(time, self._turns)]
             case TurnEventData() as data:
-                return [*self._rest(), _turn_end(time, members(data.metadata))]
+                return [*self._finish_open(), _turn_end(time, members(data.metadata))]
             case PermissionEventData() | QuestionEventData() as data:
-                return self._ask(time, data)
+                return self._add_request(time, data)
             case ErrorData() as data:
                 return [Failure(time, data.message, data.code or "", data.details)]
             case AgentUnparsedData() as data:
-                return [Failure(time, f"The agent sent what could not be understood: {data.error}")]
+                return [Failure(time, f"The agent sent a message that could not be understood: {data.error}")]
             case SessionStartedData():
-                return [Mark(time, "The session begins.")]
+                return [Note(time, "The session starts.")]
             case SessionEndedData() as data:
-                told = f": {data.message}" if data.message else ""
-                return [*self._rest(), Mark(time, f"The session has ended ({data.reason}){told}.")]
-            case _:  # a newer server wrote it
+                message = f": {data.message}" if data.message else ""
+                return [*self._finish_open(), Note(time, f"The session has ended ({data.reason}){message}.")]
+            case _:  # stored by a newer version
                 return [Status(time, str(event.type), "", event.data)]
 
     def _start(self, time: str, item: UniversalItem) -> list[Entry]:
-        self._items[item.item_id] = _Open(time, item)
-        return self._overflow()
+        self._items[item.item_id] = _OpenItem(time, item)
+        return self._limit_open()
 
-    def _delta(self, time: str, data: ItemDeltaData) -> list[Entry]:
+    def _add_delta(self, time: str, data: ItemDeltaData) -> list[Entry]:
         found = self._items.get(data.item_id)
-        if found is None:  # its beginning is not kept any more
-            found = self._items[data.item_id] = _Open(time, None)
+        if found is None:  # its start has expired
+            found = self._items[data.item_id] = _OpenItem(time, None)
         found.pieces.append(data.delta)
-        return self._overflow()
+        return self._limit_open()
 
-    def _overflow(self) -> list[Entry]:
+    def _limit_open(self) -> list[Entry]:
         if len(self._items) <= MAX_OPEN:
             return []
-        return self._unfinished(self._items.pop(next(iter(self._items))))
+        return self._show_unfinished(self._items.pop(next(iter(self._items))))
 
-    def _rest(self) -> list[Entry]:
+    def _finish_open(self) -> list[Entry]:
         opened = list(self._items.values())
         self._items = {}
-        found = [entry for each in opened for entry in self._unfinished(each)]
+        found = [entry for each in opened for entry in self._show_unfinished(each)]
         calls = list(self._calls.values())
         self._calls = {}
         return [*found, *calls]
 
-    def _unfinished(self, found: _Open) -> list[Entry]:
+    def _show_unfinished(self, found: _OpenItem) -> list[Entry]:
         text = "".join(found.pieces)
         item = found.item
         if item is None:
-            return [Said(found.time, "assistant", [TextPart(text)], "in_progress")] if text else []
+            return [Message(found.time, "assistant", [TextPart(text)], "in_progress")] if text else []
         parts = [part for part in item.content if not isinstance(part, TextPart | ReasoningPart) or part.text]
         if text:
             thought = any(isinstance(part, ReasoningPart) for part in item.content)
@@ -200,25 +207,25 @@ class Fold:
                 self._calls[item.item_id] = call
                 return found
             case "tool_result":
-                return [self._result(time, item)]
+                return [self._add_result(time, item)]
             case "status":
                 return _status(time, item)
             case _:
                 role = item.role or ("system" if item.kind == "system" else "assistant")
-                return [Said(time, role, item.content, item.status)]
+                return [Message(time, role, item.content, item.status)]
 
-    def _result(self, time: str, item: UniversalItem) -> Called:
+    def _add_result(self, time: str, item: UniversalItem) -> ToolCall:
         call = self._calls.pop(item.parent_id or "", None)
-        if call is None:  # a second result, or one whose call is not kept any more
-            call = Called(time, "Result")
+        if call is None:  # a second result, or the call has expired
+            call = ToolCall(time, "Result")
         call.results = item.content
         call.status = item.status
         return call
 
-    def _ask(self, time: str, data: PermissionEventData | QuestionEventData) -> list[Entry]:
+    def _add_request(self, time: str, data: PermissionEventData | QuestionEventData) -> list[Entry]:
         if isinstance(data, QuestionEventData):
             key = f"question {data.question_id}"
-            asked = Asked(
+            request = Request(
                 time,
                 "question",
                 data.prompt,
@@ -232,16 +239,18 @@ class Fold:
             verdict = "" if data.status == "requested" else str(data.status)
             if metadata.get("outcome") in {"cancelled", "interrupted", "turn_ended", "superseded"}:
                 verdict = f"not answered ({str(metadata['outcome']).replace('_', ' ')})"
-            asked = Asked(time, "permission", data.action, verdict, by=str(metadata.get("answered_by") or ""))
-        if not asked.verdict:
-            self._asked[key] = asked
-            return [self._asked.pop(next(iter(self._asked)))] if len(self._asked) > MAX_OPEN else []
-        self._asked.pop(key, None)
-        return [asked]
+            request = Request(
+                time, "permission", data.action, verdict, by=str(metadata.get("answered_by") or "")
+            )
+        if not request.verdict:
+            self._requests[key] = request
+            return [self._requests.pop(next(iter(self._requests)))] if len(self._requests) > MAX_OPEN else []
+        self._requests.pop(key, None)
+        return [request]
 
 
-def _call(time: str, item: UniversalItem) -> Called:
-    call = Called(time, "", status=item.status)
+def _call(time: str, item: UniversalItem) -> ToolCall:
+    call = ToolCall(time, "", status=item.status)
     rest: list[ContentPart] = []
     for part in item.content:
         match part:
@@ -268,7 +277,7 @@ def _status(time: str, item: UniversalItem) -> list[Entry]:
                 value = part.json
             case _:
                 rest.append(part)
-    if label in _UNSHOWN:
+    if label in _HIDDEN:
         return []
     return [Status(time, label or "status", detail, value, rest, item.status == "failed")]
 
