@@ -224,7 +224,7 @@ def _remote(url: StoreURL, namespace: str) -> RemoteStore:
     # The drivers' packages are extras.
     try:
         if url.kind == "postgres":
-            from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
+            from sandbox_agent.persist.postgres.store import PostgresSessionStore
 
             return PostgresSessionStore(url.where, namespace=namespace)
         from sandbox_agent.persist.redis.ledger import RedisSessionStore

@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.postgres import owner
 from sandbox_agent.persist.postgres.link import PostgresLink
+from sandbox_agent.persist.postgres.owner import Owner
+from sandbox_agent.persist.postgres.store import PostgresSessionStore
 from sandbox_agent.persist.store import Changes, SessionStore
-from sandbox_agent.persist.store.postgres import owner
-from sandbox_agent.persist.store.postgres.owner import Owner
-from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
 from tests.persist.store.machine import StoreMachine
 from tests.persist.store.making import TIME, filled, permission, sequences, session, turn
 from tests.persist.store.suite import MeasuredStore, Opener, SessionStoreSuite

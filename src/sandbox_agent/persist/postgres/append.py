@@ -1,31 +1,65 @@
-"""Appending to a PostgreSQL store: what waits at one time is stored together, by one statement."""
+"""Appending to a PostgreSQL store: appends that wait at the same time are stored by one statement."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDatabase
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.library import Connection, Row
-from sandbox_agent.persist.postgres.link import PostgresLink
-from sandbox_agent.persist.postgres.rows import check_texts
-from sandbox_agent.persist.postgres.writing import UNKNOWN, Known, Writing
+from sandbox_agent.persist.postgres.writers import PostgresWriters, marks_of
+from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log
+from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Appender"]
+__all__ = ["Appender", "check_texts"]
 
-# Events and bytes of one statement, about; one append is never parted.
+# Events and bytes of one statement, about; one append is never divided.
 _MAX_EVENTS: Final = 2_000
 _MAX_BYTES: Final = 8 * 1024 * 1024
 # Sessions whose last index is remembered.
 _REMEMBERED: Final = 10_000
-_UNIQUE_VIOLATION: Final = "23505"
 # Classes of what one row can do to the statement: a value, a constraint, a conflict, a lock.
 _REFUSALS: Final = frozenset({"21", "22", "23", "40", "55"})
+
+# One statement, so that it is one round trip and a transaction by itself. A session whose writer's row is
+# missing, of another generation or behind what is known, is left out of the result. The last index is that
+# of the writer's row; a program that keeps no such row (the TypeScript driver) uses the next one, if any,
+# and then the unique index refuses the statement. A session that another program holds locked delays the
+# others for half a second at most.
+_TOGETHER: Final = """
+WITH wanted AS MATERIALIZED (
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+    AS wanted (session_id, generation, known, first, amount)
+  WHERE (SELECT set_config('lock_timeout', '500ms', TRUE)) IS NOT NULL
+), taken AS (
+  UPDATE {writers} AS writer
+  SET last_index = writer.last_index + wanted.amount
+  FROM wanted
+  WHERE writer.session_id = wanted.session_id
+    AND (wanted.generation = 0 OR writer.generation = wanted.generation)
+    AND writer.last_index >= wanted.known
+    AND EXISTS (SELECT FROM {store} WHERE store_id = $12)
+  RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
+    wanted.first, wanted.amount
+), stored AS (
+  INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
+  SELECT event.id, taken.before + number - taken.first + 1, taken.session_id, event.created_at,
+    event.connection_id, event.sender, event.payload::json
+  FROM taken
+  CROSS JOIN generate_series(taken.first, taken.first + taken.amount - 1) AS number
+  JOIN unnest($6::text[], $7::bigint[], $8::text[], $9::text[], $10::text[])
+    WITH ORDINALITY AS event (id, created_at, connection_id, sender, payload, number) USING (number)
+)
+SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM taken
+"""
 
 
 class _Append:
@@ -48,34 +82,37 @@ class _Append:
 
 
 class _ApartError(Exception):
-    """A row is refused: the appends of the statement are stored each by itself."""
+    """A row is refused: each append of the statement is stored by itself."""
 
 
 class Appender:
-    """Stores events behind the last one of their session.
+    """Stores events after the last one of their session.
 
     While one statement is on its way, the appends of all tasks and sessions gather for the next one. One
-    that it does not store (a retry, a new session, a writer that was replaced, a row that somebody holds
-    locked, a value that PostgreSQL refuses) is stored, or refused, in a transaction of its own.
+    that it does not store (a retry, a new session, a writer that was replaced, a row that another program
+    holds locked, a value that PostgreSQL refuses) is stored, or refused, in a transaction of its own.
 
     Args:
-        link: the connections.
-        writing: the statements.
-        stored: told of what was stored together with others.
+        database: the connections.
+        writers: the sessions' writers.
+        log: the works.
+        stored: called with what was stored together with others.
     """
 
     def __init__(
         self,
-        link: PostgresLink,
-        writing: Writing,
+        database: PostgresDatabase,
+        writers: PostgresWriters,
+        log: Log,
         stored: Callable[[str, Sequence[SessionEvent], Known], None],
     ) -> None:
-        self._link = link
+        self._database = database
+        self._writers = writers
+        self._log = log
         self._stored = stored
-        self._writing = writing
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._waiting: list[_Append] = []
-        # Sessions that have an append on its way by itself: what comes after it waits for it.
+        # Sessions that have an append on its way by itself: later ones wait for it.
         self._alone: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
@@ -85,14 +122,14 @@ class Appender:
 
         Raises:
             SessionFencedError: the session was claimed after that generation.
-            PersistError: an id is stored in another session, events of the session have gone, a payload
-                is no text, or the store failed.
+            PersistError: an id is stored in another session, events of the session are gone, a payload
+                is not text, or the store failed.
         """
-        self._link.refuse_unusable()
+        self._database.link.refuse_unusable()
         check_texts(events)
         append = _Append(session_id, list(events), generation)
         self._waiting.append(append)
-        self._go_on()
+        self._start_gathering()
         try:
             return await append.outcome
         except asyncio.CancelledError:
@@ -109,7 +146,7 @@ class Appender:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    def _go_on(self) -> None:
+    def _start_gathering(self) -> None:
         if not self._gathering and any(one.session_id not in self._alone for one in self._waiting):
             self._gathering = True
             self._start(self._store_together())
@@ -121,7 +158,7 @@ class Appender:
 
     async def _store_together(self) -> None:
         try:
-            while group := self._take():
+            while group := self._next_group():
                 try:
                     await self._store_group(group)
                 except BaseException as error:
@@ -132,8 +169,8 @@ class Appender:
         finally:
             self._gathering = False
 
-    def _take(self) -> list[_Append]:
-        """Take what one statement stores: appends of a session only with the same generation."""
+    def _next_group(self) -> list[_Append]:
+        """Remove and return what one statement stores: of each session only appends of one generation."""
         group: list[_Append] = []
         rest: list[_Append] = []
         generations: dict[str, int] = {}
@@ -145,7 +182,7 @@ class Appender:
             fits = not group or (events <= _MAX_EVENTS and size <= _MAX_BYTES)
             agreed = generations.setdefault(append.session_id, append.generation) == append.generation
             if append.session_id in passed or not fits or not agreed:
-                # Whatever comes behind it of its session stays behind it.
+                # Later appends of its session stay after it.
                 passed.add(append.session_id)
                 rest.append(append)
             else:
@@ -157,47 +194,62 @@ class Appender:
         by_session: dict[str, list[_Append]] = {}
         for append in group:
             by_session.setdefault(append.session_id, []).append(append)
-        batches = {
-            session_id: (
-                appends[0].generation,
-                self._known.get(session_id, UNKNOWN),
-                [event for append in appends for event in append.events],
-            )
-            for session_id, appends in by_session.items()
-        }
-
-        # Nobody has seen them here; who claimed one has a row already.
-        new = [
-            session_id
-            for session_id, (generation, known, _) in batches.items()
-            if generation == UNFENCED and known == UNKNOWN
-        ]
-
-        async def together(connection: Connection) -> list[Row]:
-            try:
-                if new:
-                    await self._writing.make_writers(connection, new)
-                return await self._writing.append_together(connection, batches)
-            except Exception as error:
-                if sqlstate(error)[:2] in _REFUSALS or (isinstance(error, ValueError) and len(group) > 1):
-                    raise _ApartError from error
-                raise
-
         try:
-            rows = await self._link.run(together)
+            rows = await self._database.link.run(partial(self._run_group, by_session=by_session))
         except _ApartError:
             rows = []
         for row in rows:
             session_id, first = row[0], row[1] + 1
-            for append in by_session.pop(session_id):
+            appends = by_session.pop(session_id)
+            for append in appends:
                 append.stored(list(range(first, first + len(append.events))))
                 first += len(append.events)
             known = Known(first - 1, row[2])
             self._remember(session_id, known)
-            self._stored(session_id, batches[session_id][2], known)
+            self._stored(session_id, [event for append in appends for event in append.events], known)
         for session_id, appends in by_session.items():
             self._alone.add(session_id)
             self._start(self._store_alone(session_id, appends))
+
+    async def _run_group(self, connection: Connection, by_session: dict[str, list[_Append]]) -> list[Row]:
+        try:
+            return await self._database.dialect.run(connection, partial(self._together, by_session))
+        except Exception as error:
+            apart = isinstance(error, ValueError) and sum(map(len, by_session.values())) > 1
+            if apart or sqlstate(error)[:2] in _REFUSALS:
+                raise _ApartError from error
+            raise
+
+    def _together(self, by_session: dict[str, list[_Append]]) -> Work[list[Row]]:
+        """Return id, last index before and deletions of each session that was stored."""
+        known = [self._known.get(session_id, UNKNOWN) for session_id in by_session]
+        generations = [appends[0].generation for appends in by_session.values()]
+        # No driver has claimed these, nor has this one seen them; a session that was claimed has a row.
+        new = [
+            session_id
+            for session_id, generation, one in zip(by_session, generations, known, strict=True)
+            if generation == UNFENCED and one == UNKNOWN
+        ]
+        if new:
+            yield from self._writers.make(new)
+        batches = [[event for one in appends for event in one.events] for appends in by_session.values()]
+        amounts = list(map(len, batches))
+        events = [event for batch in batches for event in batch]
+        values = (
+            list(by_session),
+            generations,
+            [one.last_index for one in known],
+            list(accumulate(amounts[:-1], initial=1)),
+            amounts,
+            [event.id for event in events],
+            [event.created_at for event in events],
+            [event.connection_id for event in events],
+            [event.sender for event in events],
+            [event.payload_json.decode() for event in events],
+            marks_of(by_session),
+            self._writers.store_id,
+        )
+        return (yield Query(_TOGETHER, values))
 
     async def _store_alone(self, session_id: str, appends: list[_Append]) -> None:
         try:
@@ -210,22 +262,22 @@ class Appender:
                         raise
         finally:
             self._alone.discard(session_id)
-            self._go_on()
+            self._start_gathering()
 
     async def _store_one(self, append: _Append) -> list[int]:
         session_id = append.session_id
 
-        async def store(connection: Connection) -> tuple[list[int], Known]:
+        def store() -> Work[Appended]:
             known = self._known.get(session_id, UNKNOWN)
-            return await self._writing.append(connection, session_id, append.events, append.generation, known)
+            return self._log.append(session_id, append.events, append.generation, known)
 
         try:
-            indexes, known = await self._link.transaction(store, session_id=session_id)
+            indexes, known = await self._database.write(store, session_id=session_id)
         except PersistError as error:
-            # Somebody who does not lock the session took an index, or an id, at the same time.
-            if error.__cause__ is None or sqlstate(error.__cause__) != _UNIQUE_VIOLATION:
+            # A program that does not lock the session has stored that index, or that id, at the same time.
+            if error.__cause__ is None or sqlstate(error.__cause__) != UNIQUE_VIOLATION:
                 raise
-            indexes, known = await self._link.transaction(store, session_id=session_id)
+            indexes, known = await self._database.write(store, session_id=session_id)
         self._remember(session_id, known)
         return indexes
 
@@ -236,8 +288,24 @@ class Appender:
             self._known.popitem(last=False)
 
 
+def check_texts(events: Sequence[SessionEvent]) -> None:
+    """Check that every payload is text.
+
+    Raises:
+        PersistError: one is not UTF-8.
+    """
+    for event in events:
+        try:
+            event.payload_json.decode()
+        except UnicodeDecodeError as error:
+            raise PersistError(
+                f"event '{event.id}' was not stored: its payload is not UTF-8 ({error})",
+                session_id=event.session_id,
+            ) from error
+
+
 def _own(error: BaseException, session_id: str) -> BaseException:
-    """Return an error that is one caller's own: each raises it with a traceback of its own."""
+    """Return an error for one caller, which raises it with a traceback of its own."""
     if not isinstance(error, PersistError):
         return error
     own = PersistError(str(error), session_id=session_id)

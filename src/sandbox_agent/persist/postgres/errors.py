@@ -31,6 +31,7 @@ _ADVICE: Mapping[str, str] = MappingProxyType(
         "55P03": "is locked by another program, nothing was stored: try again",
         "40P01": "found a deadlock, nothing was stored: try again",
         "40001": "found a conflict with another transaction, nothing was stored: try again",
+        "23505": "refuses the row, nothing was stored: it contradicts a row that is there",
         "25006": "is read-only (a standby?), nothing was stored: name the primary server",
         "26000": "is behind a pool that does not keep prepared statements: make the pool that is handed in "
         "with statement_cache_size=0",

@@ -13,9 +13,8 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.library import Connection, Row
 from sandbox_agent.persist.postgres.link import PostgresLink
 from sandbox_agent.persist.postgres.listen import Listener
-from sandbox_agent.persist.postgres.rows import EVENT_COLUMNS, to_event
 from sandbox_agent.persist.postgres.schema import Tables, mark
-from sandbox_agent.persist.postgres.writing import Known
+from sandbox_agent.persist.sql.log import Known, to_event
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
 __all__ = ["Followers", "History"]
@@ -128,7 +127,8 @@ SELECT asked.session_id, coalesce(writer.deletions, 0), event.*
 FROM unnest($1::text[], $2::bigint[]) AS asked (session_id, position)
 LEFT JOIN {tables.writers} AS writer USING (session_id)
 LEFT JOIN LATERAL (
-  SELECT {EVENT_COLUMNS} FROM {tables.events}
+  SELECT id, event_index, session_id, created_at, connection_id, sender, payload_json::text
+  FROM {tables.events}
   WHERE events.session_id = asked.session_id AND event_index > asked.position
   ORDER BY event_index LIMIT {_AT_ONCE}
 ) AS event ON TRUE

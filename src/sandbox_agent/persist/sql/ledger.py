@@ -73,7 +73,7 @@ class LedgerDialect(Protocol):
     events: Table
     envelopes: Table
 
-    def text(self, text: str) -> str:
+    def text(self, text: str, /) -> str:
         """Return the text as the engine can hold it."""
         ...
 
@@ -81,7 +81,7 @@ class LedgerDialect(Protocol):
         """Return the text that ``text`` was given."""
         ...
 
-    def name(self, text: str) -> Any:
+    def name(self, text: str, /) -> Any:
         """Return what a ``{name:…}`` column is compared with."""
         ...
 

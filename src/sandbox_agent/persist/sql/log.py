@@ -78,6 +78,14 @@ class Writers(Protocol):
         """
         ...
 
+    def check_store(self, session_id: str) -> Work[None]:
+        """Check that this is the store that was opened.
+
+        Raises:
+            PersistError: it is another one.
+        """
+        ...
+
     def stored(self, session_id: str, last_index: int) -> Work[None]:
         """Note that an event of that index was stored."""
         ...
@@ -123,7 +131,10 @@ class Log:
             PersistError: the record holds a value that is not JSON.
         """
         row = to_row(session)
-        yield from self.writers.check(session.id, generation)
+        if generation == UNFENCED:
+            yield from self.writers.check_store(session.id)
+        else:
+            yield from self.writers.check(session.id, generation)
         yield Query(_SAVE, row)
 
     def events(self, session_id: str, size: int, after: Keyset | None) -> Work[list[SessionEvent]]:

@@ -7,7 +7,27 @@ from typing import Final
 
 from sandbox_agent.persist.sql.work import Column, Table, columns
 
-__all__ = ["EVENT_COLUMNS", "SESSION_ADDITIONS", "SESSION_COLUMNS", "SESSION_ESSENTIALS", "names"]
+__all__ = [
+    "DIGESTS",
+    "EVENT_COLUMNS",
+    "PERMISSIONS",
+    "PERMISSION_COLUMNS",
+    "SESSION_ADDITIONS",
+    "SESSION_COLUMNS",
+    "SESSION_ESSENTIALS",
+    "SNAPSHOTS",
+    "SNAPSHOT_COLUMNS",
+    "STORE_ENVELOPE_COLUMNS",
+    "STORE_EVENT_COLUMNS",
+    "STORE_SESSIONS",
+    "STORE_SESSION_COLUMNS",
+    "STORE_TABLES",
+    "TURNS",
+    "TURN_COLUMNS",
+    "create_table",
+    "names",
+    "without_form",
+]
 
 # The SDK's layout.
 SESSION_ESSENTIALS: Final = columns(
@@ -73,6 +93,7 @@ STORE_SESSIONS: Final = Table(
     STORE_SESSION_COLUMNS,
     ("key",),
     replace=True,
+    scoped=True,
     # A stale row of the recorder's must not bring back what an expiry removed.
     growing=("first_sequence", "last_sequence", "last_envelope"),
     where="WHERE NOT store_sessions.deleted",
@@ -83,6 +104,7 @@ TURNS: Final = Table(
     TURN_COLUMNS,
     ("key", "turn_id"),
     replace=True,
+    scoped=True,
     digests=("turn_id", "idempotency_key"),
 )
 PERMISSIONS: Final = Table(
@@ -90,6 +112,7 @@ PERMISSIONS: Final = Table(
     PERMISSION_COLUMNS,
     ("key", "permission_id"),
     replace=True,
+    scoped=True,
     digests=("permission_id",),
 )
 SNAPSHOTS: Final = Table(
@@ -97,5 +120,16 @@ SNAPSHOTS: Final = Table(
     SNAPSHOT_COLUMNS,
     ("key",),
     replace=True,
+    scoped=True,
     where="WHERE excluded.envelope >= store_snapshots.envelope",
 )
+
+STORE_TABLES: Final = (
+    *("store_sessions", "store_events", "store_envelopes"),
+    *("store_turns", "store_permissions", "store_snapshots"),
+)
+
+
+def without_form(table_columns: Iterable[Column]) -> tuple[Column, ...]:
+    """Return the columns that an insert sets."""
+    return tuple(column for column in table_columns if column.kind != "form")

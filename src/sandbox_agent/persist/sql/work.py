@@ -73,7 +73,7 @@ class Table:
         growing: columns that keep the larger value when a row is replaced.
         where: which rows may be replaced.
         digests: columns of names, and those of their digests, for engines that index digests.
-        casts: how a column's value is converted, for engines whose arrays don't have its type.
+        scoped: the rows are those of a namespace, where the engine has namespaces.
         size: what a new row counts for, as an SQL expression; empty where nothing is counted.
     """
 
@@ -84,7 +84,7 @@ class Table:
     growing: tuple[str, ...] = ()
     where: str = ""
     digests: tuple[str, ...] = ()
-    casts: tuple[tuple[str, str], ...] = ()
+    scoped: bool = False
     size: str = ""
 
     def conflict(self, identity: Sequence[str], updated: Sequence[str], greatest: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
+from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
 from sandbox_agent.persist.sql.work import Bundle, ConflictError, Insert, Make, Query, Select, Step, Table
 
 __all__ = ["MAX_SEQUENCE", "render", "row_id", "run"]
@@ -56,13 +56,7 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
         # The payload as bytes: no decoding to text and back.
         "event_columns": ", ".join((*names(EVENT_COLUMNS)[:-1], "CAST(payload_json AS BLOB)")),
         # The server's layout: key << 32 | number is the id of an event or envelope.
-        **{
-            name: name
-            for name in (
-                *("store_sessions", "store_events", "store_envelopes"),
-                *("store_turns", "store_permissions", "store_snapshots"),
-            )
-        },
+        **{name: name for name in STORE_TABLES},
         "mine": _OfAlias(""),
         "name": _OfAlias("@"),
         "in_events": _OfAlias("@.id > $1 AND @.id <= $2"),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sql.ledger import clean, searchable
-from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS
+from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS, without_form
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex
@@ -50,10 +50,6 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 }
 
 
-def _without_form(table_columns: Sequence[Column]) -> tuple[Column, ...]:
-    return tuple(column for column in table_columns if column.kind != "form")
-
-
 _NEWEST_GENERATION: Final = "SELECT value FROM store_meta WHERE name = 'generation'"
 _SET_META: Final = """
 INSERT INTO store_meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -85,8 +81,8 @@ class SQLiteLedger:
     """
 
     largest_key: int = MAX_SEQUENCE
-    events: Table = Table("{store_events}", _ID + _without_form(STORE_EVENT_COLUMNS), ("id",))
-    envelopes: Table = Table("{store_envelopes}", _ID + _without_form(STORE_ENVELOPE_COLUMNS), ("id",))
+    events: Table = Table("{store_events}", _ID + without_form(STORE_EVENT_COLUMNS), ("id",))
+    envelopes: Table = Table("{store_envelopes}", _ID + without_form(STORE_ENVELOPE_COLUMNS), ("id",))
 
     def __init__(self, path: str) -> None:
         self.replaced: str | None = None

@@ -68,6 +68,10 @@ class SQLiteWriters:
             raise SessionFencedError(session_id, generation)
         return UNKNOWN
 
+    def check_store(self, session_id: str) -> Work[None]:
+        """Do nothing: the thread checks that the file is the one that it opened."""
+        yield from ()
+
     def stored(self, session_id: str, last_index: int) -> Work[None]:
         """Do nothing: the last index is the table's."""
         yield from ()

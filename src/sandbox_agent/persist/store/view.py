@@ -24,11 +24,11 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.postgres.store_schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.store_schema import check_version
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.postgres.schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.store.rows import EnvelopeRow, SessionRow
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -247,7 +247,7 @@ def postgres_store_driver(
     connection_string: str, *, namespace: str, schema: str = DEFAULT_SCHEMA
 ) -> StoreDriver:
     """Return the sessions of the server of that namespace in a PostgreSQL database."""
-    from sandbox_agent.persist.store.postgres.store import PostgresSessionStore
+    from sandbox_agent.persist.postgres.store import PostgresSessionStore
 
     store = PostgresSessionStore(connection_string, namespace=namespace, schema=schema, read_only=True)
     name = f"the namespace '{namespace}' in PostgreSQL"

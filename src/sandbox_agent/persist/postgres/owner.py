@@ -1,8 +1,8 @@
-"""Whose a namespace is: one server's at a time.
+"""Which server owns a namespace: one at a time.
 
 Each server that opens a namespace gets a generation, above all before, and every commit is made only while
-that is the newest: whoever was replaced writes nothing any more. Nobody is replaced that lives, though: the
-owner holds an advisory lock on a connection of its own, which the database lets go of when the owner's
+that is the newest: a server that was replaced writes nothing any more. No live server is replaced, though:
+the owner holds an advisory lock on a connection of its own, which the database releases when the owner's
 process, or its machine, is gone. Behind a transaction pool such a lock means nothing; there the owner renews
 a lease instead.
 """
@@ -20,18 +20,20 @@ from typing import Final, TypeVar
 import anyio
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.postgres.dialect import PostgresDialect, original, storable
 from sandbox_agent.persist.postgres.errors import explain_postgres
 from sandbox_agent.persist.postgres.library import Connection, load_asyncpg
 from sandbox_agent.persist.postgres.link import PostgresLink
-from sandbox_agent.persist.store.postgres.schema import Sql
-from sandbox_agent.persist.store.postgres.values import from_text, to_text
+from sandbox_agent.persist.postgres.schema import quoted
+from sandbox_agent.persist.postgres.store_schema import lock_class
+from sandbox_agent.persist.sql.work import Query, Work
 
 __all__ = ["Owner"]
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
-# A killed owner's lock is let go of at once; one whose statement still runs, when that ends.
+# A killed owner's lock is released at once; if its statement still runs, when that ends.
 _LOCK_SECONDS: Final = 3.0
 _RETRY_SECONDS: Final = 0.1
 # A lease outlasts a few renewals that come late.
@@ -51,52 +53,52 @@ class Owner:
 
     Args:
         link: connections to the database.
-        sql: puts the schema's name into statements.
-        lock: the first number of the advisory lock.
+        schema: the schema of its tables.
         namespace: its name.
 
     Attributes:
-        number: the namespace's, once it is taken.
+        number: the namespace's, once it is acquired or found.
         generation: what this server writes with.
-        replaced: why it may write no more; None while it may.
+        replaced: why it may not write any more; None while it may.
         trouble: why the namespace can't be held now; None while it is.
     """
 
-    def __init__(self, link: PostgresLink, sql: Sql, lock: int, namespace: str) -> None:
+    def __init__(self, link: PostgresLink, schema: str, namespace: str) -> None:
         self.number: int = 0
         self.generation: int = 0
         self.replaced: str | None = None
         self.trouble: str | None = None
         self._link = link
-        self._sql = sql
-        self._lock = lock
+        self._table = f"{quoted(schema)}.store_namespaces"
+        self._lock = lock_class(schema)
+        self._dialect = PostgresDialect(schema)
         self._name = namespace
         self._connection: Connection | None = None
         self._keeping: asyncio.Task[None] | None = None
 
-    async def take(self) -> None:
-        """Become the namespace's owner, and stay it until ``let_go``.
+    async def acquire(self) -> None:
+        """Become the namespace's owner, until ``release``.
 
         Raises:
             PersistError: another server has it, or the database fails.
         """
         self.number = await self._link.transaction(self._find_number)
         if self._link.pooled:
-            await self._take_lease()
+            await self._acquire_lease()
         else:
-            await self._take_lock()
+            await self._acquire_lock()
         self._keeping = asyncio.ensure_future(self._keep())
 
-    async def look(self) -> None:
-        """Find the namespace without becoming its owner; whoever writes then is refused.
+    async def find(self) -> None:
+        """Find the namespace without becoming its owner; writing is refused then.
 
         Raises:
             PersistError: there is none of that name, or the database fails.
         """
 
         async def find(connection: Connection) -> object:
-            statement = self._sql("SELECT number FROM @.store_namespaces WHERE name = $1")
-            return await connection.fetchval(statement, to_text(self._name))
+            statement = f"SELECT number FROM {self._table} WHERE name = $1"
+            return await connection.fetchval(statement, storable(self._name))
 
         found = await self._link.run(find)
         if not isinstance(found, int):
@@ -107,8 +109,8 @@ class Owner:
         self.number = found
         self.replaced = "this store was opened to be read, nothing was stored: its server writes it"
 
-    async def let_go(self) -> None:
-        """Let others have it."""
+    async def release(self) -> None:
+        """Let other servers acquire it."""
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
             keeping.cancel()
@@ -117,12 +119,10 @@ class Owner:
                 await self._link.run(self._forget)
         self._drop()
 
-    async def lost(self, connection: Connection) -> PersistError:
-        """Return why a write was not this server's to make."""
-        row = await connection.fetchrow(
-            self._sql("SELECT generation, owner FROM @.store_namespaces WHERE number = $1"), self.number
-        )
-        if row is None:
+    def explain_loss(self) -> Work[PersistError]:
+        """Return why a write was refused."""
+        rows = yield Query("SELECT owner FROM {store_namespaces} WHERE number = $1", (self.number,))
+        if not rows:
             return PersistError(
                 f"the store at {self._link.target} has lost the namespace '{self._name}', nothing was "
                 "stored: it was emptied or is another database; bring the right one back, or restart the "
@@ -130,22 +130,17 @@ class Owner:
             )
         self.replaced = (
             f"the namespace '{self._name}' of the store at {self._link.target} was taken over by another "
-            f"server ({from_text(row[1])}), nothing was stored: stop one of the two, or give it another "
+            f"server ({original(rows[0][0])}), nothing was stored: stop one of the two, or give it another "
             "--store-namespace"
         )
         return PersistError(self.replaced)
 
     async def _find_number(self, connection: Connection) -> int:
-        name = to_text(self._name)
-        await connection.execute(
-            self._sql("INSERT INTO @.store_namespaces (name) VALUES ($1) ON CONFLICT DO NOTHING"), name
-        )
-        found = await connection.fetchval(
-            self._sql("SELECT number FROM @.store_namespaces WHERE name = $1"), name
-        )
-        return int(found)
+        name = storable(self._name)
+        await connection.execute(f"INSERT INTO {self._table} (name) VALUES ($1) ON CONFLICT DO NOTHING", name)
+        return int(await connection.fetchval(f"SELECT number FROM {self._table} WHERE name = $1", name))
 
-    async def _take_lock(self) -> None:
+    async def _acquire_lock(self) -> None:
         deadline = anyio.current_time() + _LOCK_SECONDS
         connection = await self._link.connect()
         try:
@@ -154,7 +149,7 @@ class Owner:
                 if anyio.current_time() > deadline:
                     raise await self._refusal()
                 await anyio.sleep(_RETRY_SECONDS)
-            # Whoever came by a pool holds a lease instead.
+            # An owner that is connected by a pool holds a lease instead.
             while (generation := await self._link.transaction(self._begin)) is None:
                 if anyio.current_time() > deadline + _LEASE_SECONDS:
                     raise await self._refusal()
@@ -165,7 +160,7 @@ class Owner:
         self.generation = generation
         self._connection = connection
 
-    async def _take_lease(self) -> None:
+    async def _acquire_lease(self) -> None:
         deadline = anyio.current_time() + _LEASE_SECONDS + _RENEW_SECONDS
         while (generation := await self._link.transaction(self._begin)) is None:
             if anyio.current_time() > deadline:
@@ -174,12 +169,10 @@ class Owner:
         self.generation = generation
 
     async def _begin(self, connection: Connection) -> int | None:
-        """Begin a new generation unless somebody's lease holds, or lock where we have none."""
+        """Begin a new generation unless another server's lease, or lock, holds."""
         busy = await connection.fetchval(
-            self._sql(
-                "SELECT coalesce(lease_until > clock_timestamp(), false) "
-                "FROM @.store_namespaces WHERE number = $1 FOR UPDATE"
-            ),
+            "SELECT coalesce(lease_until > clock_timestamp(), false) "
+            f"FROM {self._table} WHERE number = $1 FOR UPDATE",
             self.number,
         )
         if busy:
@@ -191,31 +184,26 @@ class Owner:
                 return None
             lease = f"clock_timestamp() + interval '{_LEASE_SECONDS} s'"
         found = await connection.fetchval(
-            self._sql(
-                "UPDATE @.store_namespaces SET generation = generation + 1, owner = $2, owned_at = now(), "  # noqa: S608
-                f"lease_until = {lease} WHERE number = $1 RETURNING generation"
-            ),
+            f"UPDATE {self._table} SET generation = generation + 1, owner = $2, owned_at = now(), "
+            f"lease_until = {lease} WHERE number = $1 RETURNING generation",
             self.number,
-            to_text(f"process {os.getpid()} on {socket.gethostname()}"),
+            storable(f"process {os.getpid()} on {socket.gethostname()}"),
         )
         return int(found)
 
     async def _forget(self, connection: Connection) -> None:
         await connection.execute(
-            self._sql(
-                "UPDATE @.store_namespaces SET owner = '', lease_until = NULL "
-                "WHERE number = $1 AND generation = $2"
-            ),
+            f"UPDATE {self._table} SET owner = '', lease_until = NULL WHERE number = $1 AND generation = $2",
             self.number,
             self.generation,
         )
 
     async def _refusal(self) -> PersistError:
         async def read(connection: Connection) -> str:
-            statement = self._sql("SELECT owner FROM @.store_namespaces WHERE number = $1")
+            statement = f"SELECT owner FROM {self._table} WHERE number = $1"
             return str(await connection.fetchval(statement, self.number))
 
-        who = from_text(await self._link.run(read))
+        who = original(await self._link.run(read))
         return PersistError(
             f"the namespace '{self._name}' of the store at {self._link.target} belongs to another running "
             f"server{f' ({who})' if who else ''}: stop it, or give --store-namespace another name"
@@ -240,16 +228,13 @@ class Owner:
 
     async def _renew(self, connection: Connection) -> None:
         renewed = await connection.fetchval(
-            self._sql(
-                "UPDATE @.store_namespaces SET "  # noqa: S608 - constants only
-                f"lease_until = clock_timestamp() + interval '{_LEASE_SECONDS} s' "
-                "WHERE number = $1 AND generation = $2 RETURNING 1"
-            ),
+            f"UPDATE {self._table} SET lease_until = clock_timestamp() + interval '{_LEASE_SECONDS} s' "
+            "WHERE number = $1 AND generation = $2 RETURNING 1",
             self.number,
             self.generation,
         )
         if not renewed:
-            raise await self.lost(connection)
+            raise await self._loss(connection)
         self.trouble = None
 
     async def _watch(self, connection: Connection) -> None:
@@ -276,9 +261,9 @@ class Owner:
         try:
             await self._ask(connection.execute(_KEEPALIVE))
             locked = await self._try_lock(connection)
-            statement = self._sql("SELECT generation FROM @.store_namespaces WHERE number = $1")
+            statement = f"SELECT generation FROM {self._table} WHERE number = $1"
             if await self._ask(connection.fetchval(statement, self.number)) != self.generation:
-                raise await self._ask(self.lost(connection))
+                raise await self._ask(self._loss(connection))
         except BaseException:
             connection.terminate()
             raise
@@ -286,7 +271,7 @@ class Owner:
             self._connection = connection
             self.trouble = None
         else:
-            # Ours of before may still be held for a connection that the database takes for alive.
+            # The old one may still be held for a connection that the database considers alive.
             connection.terminate()
             await anyio.sleep(_AGAIN_SECONDS)
 
@@ -294,8 +279,11 @@ class Owner:
         lock = f"SELECT pg_try_advisory_lock({self._lock}, {self.number})"
         return bool(await self._ask(connection.fetchval(lock)))
 
+    async def _loss(self, connection: Connection) -> PersistError:
+        return await self._dialect.run(connection, self.explain_loss)
+
     async def _ask(self, call: Awaitable[T]) -> T:
-        """Await something of the own connection."""
+        """Await a call on the owner's connection."""
         asyncpg = load_asyncpg()
         try:
             return await call

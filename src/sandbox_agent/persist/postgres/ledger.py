@@ -1,0 +1,218 @@
+"""How the server's store is kept in PostgreSQL: its rows, its texts, and what its data is counted as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from sandbox_agent.persist.postgres.dialect import digest, original, storable
+from sandbox_agent.persist.postgres.owner import Owner
+from sandbox_agent.persist.searching import words_of
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, bounded, searchable
+from sandbox_agent.persist.sql.tables import (
+    STORE_ENVELOPE_COLUMNS,
+    STORE_EVENT_COLUMNS,
+    without_form,
+)
+from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
+from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
+
+__all__ = ["MAX_WORD", "IndexedText", "PostgresLedger", "index_text", "namespace_word"]
+
+# What is counted for a row beside its data, and how often a text is for its place in the index.
+_ROW_BYTES: Final = 100
+_TEXT_FACTOR: Final = 3
+_DATA_SIZE: Final = f"octet_length(data) + {_ROW_BYTES}"
+_TEXT_SIZE: Final = f"{_TEXT_FACTOR} * octet_length(text) + {_ROW_BYTES}"
+# What a tsvector holds: a word of 2 kB, 255 places of it, places up to this; and 1 MB of all.
+MAX_WORD: Final = 500
+_MAX_PLACES: Final = 255
+_LAST_PLACE: Final = 16_383
+# With many different words in the text, this is below 1 MB.
+_MAX_WORDS: Final = 60_000
+
+_TEXTS: Final = Table(
+    "{store_texts}",
+    columns("key integer, sequence integer, time integer, text text, folded text?, words tsvector"),
+    ("key", "sequence"),
+    scoped=True,
+    size=_TEXT_SIZE,
+)
+_OWN: Final = "SELECT 1 FROM {store_namespaces} WHERE {owned} FOR UPDATE"
+_NEXT_KEY: Final = """
+UPDATE {store_namespaces} SET last_key = 1 + greatest(last_key, (
+  SELECT max(key) FROM {store_sessions} WHERE namespace = {namespace}
+))
+WHERE {owned} RETURNING last_key
+"""
+_EVENTS: Final = """
+SELECT sequence, time, type, envelope, data{raw} FROM (
+  SELECT e.sequence, e.time, e.type, e.envelope, e.data{raw_column},
+    row_number() OVER w AS place, sum(octet_length(e.data){raw_size}) OVER w AS total
+  FROM {{store_events}} AS e {join} WHERE {{in_events:e}}
+  WINDOW w AS (ORDER BY e.sequence ROWS UNBOUNDED PRECEDING)
+  ORDER BY e.sequence LIMIT $3
+) AS page WHERE total <= $4 OR place = 1 ORDER BY sequence
+"""
+_PLAIN_EVENTS: Final = _EVENTS.format(raw="", raw_column="", raw_size="", join="")
+_EVENTS_WITH_RAW: Final = _EVENTS.format(
+    raw=", raw",
+    raw_column=", v.data AS raw",
+    raw_size=" + coalesce(octet_length(v.data), 0)",
+    join="LEFT JOIN {store_envelopes} AS v "
+    "ON v.namespace = e.namespace AND v.key = e.key AND v.index = e.envelope",
+)
+
+
+def _deletion(table: str, number: str, size: str) -> str:
+    return f"""
+WITH gone AS (
+  DELETE FROM {table} WHERE {{mine:}} key = $1 AND {number} <= $2 RETURNING {size} AS size
+), freed AS (
+  UPDATE {{store_namespaces}} SET bytes = bytes - (SELECT coalesce(sum(size), 0) FROM gone)
+  WHERE number = {{namespace}}
+)
+SELECT count(*) FROM gone
+"""
+
+
+_ERASE_EVENTS: Final = _deletion("{store_events}", "sequence", _DATA_SIZE)
+_ERASE_ENVELOPES: Final = _deletion("{store_envelopes}", "index", _DATA_SIZE)
+_ERASE_TEXTS: Final = _deletion("{store_texts}", "sequence", _TEXT_SIZE)
+
+
+class IndexedText(NamedTuple):
+    """An item's text, its words as a tsvector, and, where that can't hold their places, as text."""
+
+    text: str
+    words: str
+    folded: str | None
+
+
+class PostgresLedger:
+    """Implements ``sql.erase.EraseDialect``.
+
+    Args:
+        owner: which server has the namespace.
+    """
+
+    largest_key: int = MAX_NUMBER
+    events: Table = Table(
+        "{store_events}",
+        columns("key integer, sequence integer") + without_form(STORE_EVENT_COLUMNS),
+        ("key", "sequence"),
+        scoped=True,
+        size=_DATA_SIZE,
+    )
+    envelopes: Table = Table(
+        "{store_envelopes}",
+        columns("key integer, index integer") + without_form(STORE_ENVELOPE_COLUMNS),
+        ("key", "index"),
+        scoped=True,
+        size=_DATA_SIZE,
+    )
+    text = staticmethod(storable)
+    name = staticmethod(digest)
+    original = staticmethod(original)
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+
+    def event_values(self, row: EventRow) -> tuple[Any, ...]:
+        """Return an event as a row of its table."""
+        return row.key, row.sequence, row.time, storable(row.type), row.envelope, row.data
+
+    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
+        """Return an envelope as a row of its table."""
+        return row.key, row.index, row.time, row.sender, storable(row.connection_id), row.data
+
+    def extent(self, key: int, after: int) -> tuple[int, int]:
+        """Return the key, and the number after which its rows are."""
+        return key, after
+
+    def selected(self, alias: str, table_columns: Sequence[Column]) -> list[str]:
+        """Return columns as they are."""
+        return [f"{alias}.{column.name}" for column in table_columns]
+
+    def converter(self, column: Column) -> Callable[[Any], Any] | None:
+        """Return what restores a text."""
+        return original if column.kind == "text" else None
+
+    def check_owner(self) -> Work[None]:
+        """Lock the namespace for the length of the transaction.
+
+        Raises:
+            PersistError: another server has it.
+        """
+        if not (yield Query(_OWN)):
+            raise (yield from self._owner.explain_loss())
+
+    def check_bundle(self) -> Work[None]:
+        """Do nothing: a bundle's statement checks it."""
+        yield from ()
+
+    def next_key(self) -> Work[int]:
+        """Return a session key that was never used."""
+        rows = yield Query(_NEXT_KEY)
+        return int(rows[0][0])
+
+    def read_events(
+        self, key: int, after: int, limit: int, max_bytes: int, include_raw: bool
+    ) -> Work[Sequence[Row]]:
+        """Return a page of events, in one statement."""
+        statement = _EVENTS_WITH_RAW if include_raw else _PLAIN_EVENTS
+        return (yield Query(statement, (key, after, limit, max_bytes)))
+
+    def insert_texts(self, texts: Sequence[tuple[TextRow, IndexedText]]) -> list[Insert]:
+        """Return the insert of texts."""
+        rows = [
+            (row.key, row.sequence, bounded(row.time), indexed.text, indexed.folded, indexed.words)
+            for row, indexed in texts
+        ]
+        return [Insert(_TEXTS, rows)]
+
+    def index_texts(self, texts: Sequence[Any]) -> Work[None]:
+        """Do nothing: texts are part of the bundle."""
+        yield from ()
+
+    def erase_events(self, key: int, last: int) -> Work[None]:
+        """Erase the events up to that sequence."""
+        yield Query(_ERASE_EVENTS, (key, last))
+
+    def erase_envelopes(self, key: int, last: int) -> Work[None]:
+        """Erase the envelopes up to that index."""
+        yield Query(_ERASE_ENVELOPES, (key, last))
+
+    def erase_texts(self, key: int, last: int) -> Work[bool]:
+        """Erase the texts up to that sequence."""
+        rows = yield Query(_ERASE_TEXTS, (key, last))
+        return rows[0][0] > 0
+
+    def erased(self) -> Work[None]:
+        """Do nothing: the database's vacuum takes what was erased out of its files."""
+        yield from ()
+
+    def used_bytes(self) -> Work[int]:
+        """Return what is counted of the namespace: data, and an allowance for rows and indexes."""
+        rows = yield Query("SELECT bytes FROM {store_namespaces} WHERE number = {namespace}")
+        return int(rows[0][0]) if rows else 0
+
+
+def namespace_word(number: int) -> str:
+    """Return the word that all items of a namespace have; no text has it."""
+    return f"':{number}'"
+
+
+def index_text(text: str, namespace: int) -> IndexedText:
+    """Return how an item is stored."""
+    text = searchable(text)
+    words = [word[:MAX_WORD] for word in words_of(text)]
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(words, 1):
+        places.setdefault(word, []).append(place)
+    long = len(words) > _LAST_PLACE or any(len(found) > _MAX_PLACES for found in places.values())
+    pieces = [namespace_word(namespace)]
+    for word, found in list(places.items())[:_MAX_WORDS]:
+        kept = [place for place in found[:_MAX_PLACES] if place <= _LAST_PLACE]
+        pieces.append(f"'{word}':{','.join(map(str, kept))}" if kept else f"'{word}'")
+    return IndexedText(text, " ".join(pieces), f" {' '.join(words)} " if long else None)
