@@ -201,7 +201,7 @@ async def test_driver_refuses_to_begin_a_history_anew_when_the_server_comes_back
         driver.insert_event("s", make_event("c", index=9)),
         driver.delete_session("s"),
     ):
-        with pytest.raises(PersistError, match="has not what it had acknowledged"):
+        with pytest.raises(PersistError, match="does not have what it had acknowledged"):
             await call
     assert [event.id for event in await all_events(newcomer, "s")] == [f"n{number}" for number in range(5)]
     await driver.close()
@@ -217,7 +217,7 @@ async def test_driver_refuses_to_go_on_when_an_older_copy_of_the_store_is_back(p
         "DELETE FROM events WHERE event_index > 2; UPDATE session_writers SET last_index = 2"
     )
     await connection.close()
-    with pytest.raises(PersistError, match="has not what it had acknowledged"):
+    with pytest.raises(PersistError, match="does not have what it had acknowledged"):
         await driver.append_events("s", [make_event("new")])
     # Whoever did not know better goes on.
     newcomer = PostgresSessionPersistDriver(postgres_dsn)

@@ -207,7 +207,10 @@ class Log:
             else:
                 indexes[event.id] = rows[0][1]
         indexes.update((event_id, index) for index, event_id in enumerate(missing, last + 1))
-        yield Insert(_APPEND_STRICTLY, [event_values(event, indexes[event.id]) for event in missing.values()])
+        if missing:
+            yield Insert(
+                _APPEND_STRICTLY, [event_values(event, indexes[event.id]) for event in missing.values()]
+            )
         return [indexes[event.id] for event in events]
 
     def replace(self, session_id: str, event: SessionEvent) -> Work[None]:
