@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.base import SessionPersistDriver
 
-__all__ = ["KEY_VARIABLE", "StoreURL", "open_driver", "parse_store_url"]
+if TYPE_CHECKING:
+    from sandbox_agent.persist.store.base import SessionStore
+
+__all__ = ["KEY_VARIABLE", "StoreURL", "open_driver", "open_session_store", "parse_store_url"]
 
 # The master keys of "encrypted+…" stores: base64, the current one first, older ones behind commas.
 KEY_VARIABLE: Final = "SANDBOX_AGENT_STORE_KEY"
@@ -126,6 +129,26 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
     from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 
     return EncryptedSessionPersistDriver(driver, key=current, old_keys=old, close_inner=True)
+
+
+def open_session_store(store: StoreURL, *, namespace: str) -> SessionStore:
+    """Return the store of a server's sessions in a database that servers share.
+
+    Nothing is connected to before its ``open``.
+
+    Raises:
+        PersistError: the driver's extra is not installed, or the URL is invalid.
+    """
+    try:
+        if store.kind == "postgres":
+            from sandbox_agent.persist.postgres.store import PostgresSessionStore
+
+            return PostgresSessionStore(store.where, namespace=namespace)
+        from sandbox_agent.persist.redis.ledger import RedisSessionStore
+
+        return RedisSessionStore(store.where, namespace=namespace)
+    except (ImportError, ValueError) as error:
+        raise PersistError(f"the store '{store.shown}' can't be opened: {error}") from None
 
 
 def _open(store: StoreURL, namespace: str | None) -> SessionPersistDriver:

@@ -13,14 +13,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import anyio
 
 from sandbox_agent.agents.layout import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
-from sandbox_agent.persist.open import StoreURL, parse_store_url
+from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store_url
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
@@ -36,7 +36,6 @@ __all__ = [
     "default_store",
     "open_store",
     "secrets_of",
-    "trouble_of",
 ]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -53,21 +52,6 @@ _SQLITE = "sqlite:"
 # In the platform's folder for data; holds the namespace of this machine's server.
 _NAMESPACE_FILE: Final = "store-namespace"
 _MAX_NAMESPACE: Final = 200
-
-
-class RemoteStore(SessionStore, Protocol):
-    """A store that is reached over the network and shared with other servers.
-
-    It may have an attribute ``trouble``: why it can't be used now, in one line; None while it works.
-    """
-
-    async def finish_deletes(self) -> None:
-        """Finish deletes that were interrupted."""
-        ...
-
-    async def close(self) -> None:
-        """Release the namespace and close the connections."""
-        ...
 
 
 class Store(NamedTuple):
@@ -148,12 +132,6 @@ def secrets_of(store: str) -> Sequence[str]:
     return found
 
 
-def trouble_of(store: SessionStore) -> str | None:
-    """Return why a store can't be used now, if the store knows."""
-    trouble: object = getattr(store, "trouble", None)
-    return trouble if isinstance(trouble, str) else None
-
-
 @asynccontextmanager
 async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenerator[Store]:
     """Open the store and close it at the end.
@@ -180,21 +158,20 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
     if store == MEMORY_STORE:
         # SQLite's own temporary file holds what memory has no room for; it is gone at the end.
         thread = SQLiteThread(TEMPORARY, prepare=_limit_cache)
+        sessions = SQLiteSessionStore(thread, thread)
         try:
-            sessions = SQLiteSessionStore(thread, thread)
             await sessions.open()
             yield Store(FileSegments(), sessions)
         finally:
-            await thread.close()
+            await sessions.close()
         return
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
     with _owned(path):
         writer, reader = SQLiteThread(path, prepare=_limit_cache), SQLiteThread(path, read_only=True)
-        searcher = SQLiteThread(path, read_only=True)
+        sessions = SQLiteSessionStore(writer, reader, SQLiteThread(path, read_only=True))
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()
-            sessions = SQLiteSessionStore(writer, reader, searcher)
             await sessions.open()
             async with (
                 _in_background(partial(_finish_deletes, sessions)),
@@ -202,14 +179,12 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
             ):
                 yield Store(segments, sessions)
         finally:
-            await searcher.close()
-            await reader.close()
-            await writer.close()
+            await sessions.close()
 
 
 @asynccontextmanager
 async def _open_remote(url: StoreURL, namespace: str) -> AsyncGenerator[Store]:
-    sessions = _remote(url, namespace)
+    sessions = open_session_store(url, namespace=namespace)
     try:
         await sessions.open()
         async with _in_background(partial(_finish_deletes, sessions)):
@@ -218,20 +193,6 @@ async def _open_remote(url: StoreURL, namespace: str) -> AsyncGenerator[Store]:
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
             await sessions.close()
-
-
-def _remote(url: StoreURL, namespace: str) -> RemoteStore:
-    # The drivers' packages are extras.
-    try:
-        if url.kind == "postgres":
-            from sandbox_agent.persist.postgres.store import PostgresSessionStore
-
-            return PostgresSessionStore(url.where, namespace=namespace)
-        from sandbox_agent.persist.redis.ledger import RedisSessionStore
-
-        return RedisSessionStore(url.where, namespace=namespace)
-    except (ImportError, ValueError) as error:
-        raise PersistError(f"the store '{url.shown}' can't be opened: {error}") from None
 
 
 @asynccontextmanager
@@ -251,7 +212,7 @@ async def _in_background(work: Callable[[], Awaitable[None]]) -> AsyncGenerator[
         await asyncio.wait([running])
 
 
-async def _finish_deletes(sessions: SQLiteSessionStore | RemoteStore) -> None:
+async def _finish_deletes(sessions: SessionStore) -> None:
     """Finish deletes that an earlier run had started, or that could not be finished at once."""
     while True:
         try:
@@ -261,7 +222,7 @@ async def _finish_deletes(sessions: SQLiteSessionStore | RemoteStore) -> None:
         await anyio.sleep(FINISH_SECONDS)
 
 
-async def _check(sessions: SQLiteSessionStore) -> None:
+async def _check(sessions: SessionStore) -> None:
     """Keep the reported health of the store up to date, also while nothing is stored."""
     while True:
         await anyio.sleep(CHECK_SECONDS if sessions.trouble is None else CHECK_FAILED_SECONDS)

@@ -88,6 +88,9 @@ class RedisSessionStore:
         """
         await self._owner.open()
 
+    async def check(self) -> None:
+        """Do nothing: ``trouble`` follows the lease, which is renewed all the time."""
+
     async def close(self) -> None:
         """Release the namespace. Safe to call twice."""
         await self._owner.close()

@@ -40,6 +40,22 @@ class SqlSessionStore(ABC):
         self._ledger = Ledger(dialect)
         self._eraser = Eraser(dialect)
 
+    @abstractmethod
+    async def open(self) -> None:
+        """Make or migrate the tables, and become their only writer."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the store. Safe to call twice."""
+
+    @property
+    @abstractmethod
+    def trouble(self) -> str | None:
+        """Why nothing can be stored now, in one line; None while the store works."""
+
+    async def check(self) -> None:  # noqa: B027 - optional hook
+        """Update ``trouble``, in a store that does not watch its connection by itself."""
+
     async def commit(self, changes: Changes) -> None:
         """Store all rows or none; the same ones again change nothing."""
         texts = await self._prepare_texts(changes.texts)

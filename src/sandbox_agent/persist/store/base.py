@@ -25,6 +25,19 @@ class SessionStore(Protocol):
     One process owns a store. Reads don't wait for writes.
     """
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be stored now, in one line; None while the store works."""
+        ...
+
+    async def check(self) -> None:
+        """Update ``trouble``, in a store that does not watch its connection by itself."""
+        ...
+
+    async def close(self) -> None:
+        """Release the store. Safe to call twice."""
+        ...
+
     async def open(self) -> None:
         """Make or migrate the tables.
 
@@ -121,6 +134,14 @@ class SessionStore(Protocol):
         Where traces of it can't be taken out of the file in some seconds, as another process reads it, that
         is logged as a warning and done later; the session is gone in any case.
         """
+        ...
+
+    async def finish_deletes(self) -> None:
+        """Continue deletions and expiries that were interrupted, or have left traces in a file."""
+        ...
+
+    async def used_bytes(self) -> int:
+        """Return what ``expire(max_bytes=…)`` compares."""
         ...
 
     async def hide(self, key: int) -> None:

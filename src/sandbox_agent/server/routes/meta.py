@@ -7,7 +7,6 @@ from starlette.responses import Response
 
 from sandbox_agent.server.http.operations import Answer, Operation
 from sandbox_agent.server.state import json_response, state_of
-from sandbox_agent.server.store import trouble_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
 
 __all__ = ["OPERATIONS"]
@@ -24,7 +23,7 @@ async def get_root(request: Request) -> Response:
 async def get_health(request: Request) -> Response:
     """Return whether the server and its store work."""
     state = state_of(request)
-    reason = state.recorder.degraded or state.bridge.spiller.degraded or trouble_of(state.store)
+    reason = state.recorder.degraded or state.bridge.spiller.degraded or state.store.trouble
     store = None if reason is None else "degraded"
     return json_response(HealthResponse(status="ok", store=store, reason=reason))
 
