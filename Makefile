@@ -20,7 +20,7 @@ GROUPS := agents sandboxes browser scale soak
 QUICK := tests/engine tests/wire tests/test_errors.py tests/test_public_api.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test $(GROUPS:%=test-%) soak check bench docs build clean
+.PHONY: help setup demo quick test $(GROUPS:%=test-%) soak check bench docs site build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,9 @@ bench: $(VENV)/.ready-dev ## the benchmarks, beside the published server where n
 
 docs: $(VENV)/.ready-dev ## run the snippets of the README and docs, and look for what they leave out
 	@$(PYTEST) $(PARALLEL) tests/docs $(ARGS)
+
+site: $(VENV)/.ready-dev ## the documentation as a site, into build/site; a warning is an error
+	@$(BIN)/python scripts/build_site.py
 
 build: $(VENV)/.ready-dev ## the sdist and the wheel, into dist/
 	$(BIN)/hatchling build
