@@ -12,11 +12,8 @@ if [ "$group" = soak ]; then
     export SOAK=${SOAK:-1}
     set -- -o timeout=$((240 * SOAK)) "$@"
 fi
-status=0
-"${VENV:-.venv}/bin/python" -m pytest -m "$wanted" "$@" || status=$?
-# 5: no test has this marker.
-if [ "$status" = 5 ]; then
-    echo "test-$group: there are no tests with the marker '$group' yet"
+if ! grep -rqE "mark\.(${wanted// or /|})\b" tests --include='*.py'; then
+    echo "test-$group: no test has the marker '$group' yet"
     exit 0
 fi
-exit "$status"
+exec "${VENV:-.venv}/bin/python" -m pytest -m "$wanted" "$@"
