@@ -282,11 +282,11 @@ class SessionNotFoundError(SandboxAgentError):
 
 
 class SettingNotConfirmedError(SandboxAgentError):
-    """The agent did not confirm a setting that was chosen, so no prompt is sent to it.
+    """The agent did not confirm a chosen setting, so no prompt was sent.
 
     Attributes:
-        session_id: the session.
-        failed: why, by category ("model", "mode", "thought_level") or config option id.
+        session_id: The session.
+        failed: The reason of each failure, by category ("model", "mode", "thought_level") or option id.
     """
 
     def __init__(self, session_id: str, failed: Mapping[str, str]) -> None:
