@@ -29,11 +29,7 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a server to a command. It receives them as ``remote``."""
 
     @click.option(
-        "--endpoint",
-        "-e",
-        default="http://127.0.0.1:2468",
-        metavar="URL",
-        help="Address of the server.",
+        "--endpoint", "-e", default="http://127.0.0.1:2468", metavar="URL", help="Address of the server."
     )
     @click.option(
         "--token",

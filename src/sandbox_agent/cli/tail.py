@@ -39,8 +39,7 @@ def tail(*, remote: Remote, session_id: str, offset: int, no_follow: bool, as_js
     Reconnects when the connection or the server is lost.
     """
     run_remote(
-        remote,
-        lambda api: _tail_session(api, session_id, offset, follow=not no_follow, as_json=as_json),
+        remote, lambda api: _tail_session(api, session_id, offset, follow=not no_follow, as_json=as_json)
     )
 
 
