@@ -20,7 +20,7 @@ from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
-from sandbox_agent.server.http.fast_path import Express
+from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.permissions.automatic import Watcher
@@ -63,7 +63,7 @@ class Application:
         self._recorder: Recorder | None = None
         self._sessions: Sessions | None = None
         self._entry: ASGIApp | None = None
-        self.express: Express | None = None
+        self.fast_path: FastPath | None = None
         self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +103,7 @@ class Application:
             await stack.enter_async_context(self._sessions.run())
             watcher = Watcher(store.sessions, self._sessions)
             await stack.enter_async_context(watcher.run())
-            recorder.listeners.append(watcher.seen)
+            recorder.listeners.append(watcher.on_stored)
             await stack.enter_async_context(Retention(recorder, config).run())
             state = ServerState(
                 config=config,
@@ -121,7 +121,7 @@ class Application:
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             self._entry = entry
-            self.express = Express(bridge, config.token, config.max_body_bytes)
+            self.fast_path = FastPath(bridge, config.token, config.max_body_bytes)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
 

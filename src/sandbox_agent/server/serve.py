@@ -87,7 +87,7 @@ async def _serve(app: Application, server: uvicorn.Server, listener: socket.sock
 def _http_protocol() -> type[asyncio.Protocol] | str:
     """Return the fast protocol if httptools is installed, else uvicorn's choice."""
     try:
-        from sandbox_agent.server.http.fast_path_protocol import ExpressHttpProtocol
+        from sandbox_agent.server.http.fast_path_protocol import FastPathProtocol
     except ImportError:
         return "auto"
-    return ExpressHttpProtocol
+    return FastPathProtocol

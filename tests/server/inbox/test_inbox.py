@@ -64,7 +64,9 @@ async def test_who_answers_after_the_turn_is_not_told_that_somebody_rejected():
         asked = await ask(store, session_row())
         asked.answered, asked.answered_at = "reject", 7  # as the recorder leaves it: by nobody
         await store.commit(Changes(permissions=[asked]))
-        with pytest.raises(ConflictError, match="rejected, or its turn has ended: nobody waits for it"):
+        with pytest.raises(
+            ConflictError, match="rejected, or its turn has ended: it is not pending any more"
+        ):
             await Inbox(store, Answered(store)).reply_permission("s", asked.permission_id, "once", by="bob")
 
 

@@ -39,7 +39,7 @@ async def test_a_policy_answers_as_soon_as_the_request_is_stored():
         row, answers = session_row(permission_mode="allow"), Noted(store)
         async with Watcher(store, answers).run() as watcher:
             asked = await ask(store, row)
-            watcher.seen(Live(row), asked)
+            watcher.on_stored(Live(row), asked)
             with anyio.fail_after(10):
                 await answers.come.wait()
     assert answers.results == [
@@ -56,7 +56,7 @@ async def test_a_rule_knows_the_files_of_a_calls_diffs():
     async with store_in_memory() as store:
         row, answers = session_row(permission_rules=rules), Noted(store)
         async with Watcher(store, answers).run() as watcher:
-            watcher.seen(Live(row), await ask(store, row, call))
+            watcher.on_stored(Live(row), await ask(store, row, call))
             with anyio.fail_after(10):
                 await answers.come.wait()
     assert answers.results[0][1]["outcome"]["optionId"] == "no"
@@ -69,11 +69,11 @@ async def test_a_request_that_nobody_answers_in_time_is_rejected():
         asked = await ask(store, row, expires_at=now + 50)
         asked.requested_at = now
         async with Watcher(store, answers).run() as watcher:
-            watcher.seen(Live(row), asked)
-            watcher.seen(Live(row), asked)
+            watcher.on_stored(Live(row), asked)
+            watcher.on_stored(Live(row), asked)
             with anyio.fail_after(10):
                 await answers.come.wait()
-            assert watcher.waiting == 0
+            assert watcher.pending == 0
     assert [(result["outcome"]["optionId"], by) for _, result, by in answers.results] == [("no", "expiry")]
 
 
@@ -94,7 +94,7 @@ async def test_a_wall_clock_that_jumped_back_keeps_no_request_longer_than_its_ti
         async with Watcher(store, answers).run() as watcher:
             asked = await ask(store, row, expires_at=now + 86_400_050)
             asked.requested_at = now + 86_400_000  # asked tomorrow, by a clock that was wrong
-            watcher.seen(Live(row), asked)
+            watcher.on_stored(Live(row), asked)
             with anyio.fail_after(10):
                 await answers.come.wait()
     assert answers.results[0][2] == "expiry"
@@ -106,11 +106,11 @@ async def test_an_answered_request_has_no_timer_any_more():
         async with Watcher(store, answers).run() as watcher:
             for _ in range(100):
                 asked = await ask(store, row, expires_at=2**60)
-                watcher.seen(Live(row), asked)
-                assert watcher.waiting == 1
+                watcher.on_stored(Live(row), asked)
+                assert watcher.pending == 1
                 asked.answered = "accept"
-                watcher.seen(Live(row), asked)
-                assert watcher.waiting == 0
+                watcher.on_stored(Live(row), asked)
+                assert watcher.pending == 0
             assert watcher.timers < 50
 
 
@@ -120,7 +120,7 @@ async def test_an_answer_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPat
         row, answers = session_row(permission_mode="reject"), Noted(store)
         answers.failing = 2
         async with Watcher(store, answers).run() as watcher:
-            watcher.seen(Live(row), await ask(store, row))
+            watcher.on_stored(Live(row), await ask(store, row))
             with anyio.fail_after(10):
                 await answers.come.wait()
     assert answers.results[0][1]["outcome"]["optionId"] == "no"
@@ -131,11 +131,11 @@ async def test_a_policy_leaves_questions_to_people_and_their_expiry_declines_the
         row, answers = session_row(permission_mode="allow"), Noted(store)
         asked = await question(store, row, "elicitation/create", {"message": "?"})
         async with Watcher(store, answers).run() as watcher:
-            watcher.seen(Live(row), asked)
+            watcher.on_stored(Live(row), asked)
             await anyio.wait_all_tasks_blocked()
             assert answers.results == []
             asked.expires_at = asked.requested_at + 1
-            watcher.seen(Live(row), asked)
+            watcher.on_stored(Live(row), asked)
             with anyio.fail_after(10):
                 await answers.come.wait()
     assert answers.results[0][1:] == ({"action": "decline"}, "expiry")
@@ -147,5 +147,5 @@ async def test_who_comes_after_the_end_is_not_heard():
         asked = await ask(store, row)
         async with Watcher(store, answers).run() as watcher:
             pass
-        watcher.seen(Live(row), asked)
+        watcher.on_stored(Live(row), asked)
         assert answers.results == []

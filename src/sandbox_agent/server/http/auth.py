@@ -1,4 +1,4 @@
-"""The bearer token."""
+"""Authentication by the bearer token."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["BearerAuth", "bearer_allows"]
 
 
 class BearerAuth:
-    """Middleware that lets through only requests with the token; WebSockets may put it in the query.
+    """Middleware that refuses requests without the token; WebSockets may have it in the query.
 
     Args:
-        app: what it protects.
+        app: the protected application.
         token: the token.
     """
 
@@ -42,7 +42,7 @@ class BearerAuth:
 
 
 def bearer_allows(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> bool:
-    """Whether the first Authorization header holds the token; compared in constant time."""
+    """Return whether the first Authorization header has the token; compared in constant time."""
     for name, value in headers:
         if name == b"authorization":
             scheme, _, given = value.partition(b" ")

@@ -1,7 +1,7 @@
-"""From a request's path to its operation, and from whatever happens there to an answer.
+"""Dispatches requests to operations by path, and converts their errors to responses.
 
-This is the whole way of a request on our side of uvicorn. Starlette's application, router and middleware
-did the same in a quarter of the request's time; its requests, responses and CORS are used as they are.
+Starlette's application, router and middleware would take a quarter of a request's time for this; its
+requests, responses and CORS middleware are used as they are.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.server.http.operations import Operation
-from sandbox_agent.server.http.problems import answer_for, method_not_allowed, no_endpoint
+from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint
 from sandbox_agent.server.state import ServerState
 
 __all__ = ["Dispatcher"]
 
 _ANY = "{}"
-# What is remembered of paths is bounded, whatever clients ask for.
-_REMEMBERED = 1024
-_REMEMBERED_BYTES = 512
+# The limits of the cache of paths.
+_CACHED_PATHS = 1024
+_CACHED_PATH_BYTES = 512
 
 
 class _Node:
-    """One segment of the paths that are served."""
+    """One segment of the operations' paths."""
 
     __slots__ = ("children", "operations", "parameter")
 
@@ -36,20 +36,20 @@ class _Node:
 
 
 class Dispatcher:
-    """An ASGI application for HTTP: finds the operation and answers with what it returns or raises.
+    """An ASGI application for HTTP that calls the operation of a request's path and method.
 
     A parameter matches one segment, in which an encoded slash is part of the value.
 
     Args:
-        operations: what is served.
-        state: given to every request.
+        operations: the operations to serve.
+        state: the state for all requests.
     """
 
     def __init__(self, operations: Iterable[Operation], state: ServerState) -> None:
         self._state = state
         self._root = _Node()
-        # a client asks for the same few paths again and again
-        self._found: dict[bytes, tuple[Mapping[str, Operation], Mapping[str, str]]] = {}
+        # Clients request the same few paths again and again.
+        self._cache: dict[bytes, tuple[Mapping[str, Operation], Mapping[str, str]]] = {}
         for operation in operations:
             self._add(operation)
 
@@ -74,19 +74,19 @@ class Dispatcher:
         else:
             try:
                 response = await operation.endpoint(request)
-            except Exception as error:  # noqa: BLE001 - the one boundary: answer_for logs what it doesn't know
-                response = answer_for(f"{request.method} {request.url.path}", error)
+            except Exception as error:  # noqa: BLE001 - the one boundary: it logs unexpected errors
+                response = error_response(f"{request.method} {request.url.path}", error)
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> Mapping[str, Operation]:
         path: bytes = scope.get("raw_path") or scope["path"].encode()
-        found = self._found.get(path)
+        found = self._cache.get(path)
         if found is None:
             found = self._resolve(path.partition(b"?")[0].decode("latin-1"))
-            if len(path) <= _REMEMBERED_BYTES:
-                if len(self._found) >= _REMEMBERED:
-                    self._found.clear()
-                self._found[path] = found
+            if len(path) <= _CACHED_PATH_BYTES:
+                if len(self._cache) >= _CACHED_PATHS:
+                    self._cache.clear()
+                self._cache[path] = found
         operations, scope["path_params"] = found
         return operations
 

@@ -1,4 +1,7 @@
-"""Which requests may go the short way: envelopes for a live agent that ask for nothing special."""
+"""Selects the requests that take the fast path: plain envelopes for a live agent.
+
+The protocol of the fast path is a module of its own, because it needs httptools, which is optional.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES, is_allowed
 from sandbox_agent.server.http.auth import bearer_allows
 
-__all__ = ["Express"]
+__all__ = ["FastPath"]
 
 _PREFIX = b"/v1/acp/"
-# Larger bodies come in several reads, and their time is not spent on the way.
+# Larger bodies arrive in several reads; the dispatcher's time does not matter for them.
 _MAX_BODY_BYTES = 64 * 1024
 _JSON = b"application/json"
-# The headers that decide something, and the values that need no decision.
+# Headers that affect the answer, with the values that the fast path handles.
 _PLAIN: dict[bytes, Sequence[bytes]] = {
     b"content-type": (_JSON,),
     b"accept": (b"*/*", _JSON),
@@ -27,13 +30,13 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
 }
 
 
-class Express:
-    """Knows which requests may go the short way.
+class FastPath:
+    """Selects the requests that take the fast path.
 
     Args:
         bridge: the connections.
         token: the server's bearer token, if it has one.
-        max_body_bytes: the server's bound on a body.
+        max_body_bytes: the server's limit of a body's size.
     """
 
     def __init__(self, bridge: Bridge, token: str | None, max_body_bytes: int) -> None:
@@ -42,7 +45,7 @@ class Express:
         self._limit = min(max_body_bytes, _MAX_BODY_BYTES)
 
     def find(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[AgentConnection, str] | None:
-        """Return the connection that a POST goes to and its client's name; None for the long way."""
+        """Return a POST's connection and the name of its client; None if it does not take the fast path."""
         if not url.startswith(_PREFIX) or b"%" in url or b"?" in url:
             return None
         client = UNNAMED

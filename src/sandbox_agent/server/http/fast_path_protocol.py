@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with a short way for envelopes.
+"""uvicorn's HTTP protocol with a fast path for envelopes.
 
-It spares the request a scope, a task and four wake-ups, a fifth of its time. Whatever is unusual about one
-takes the way of all others, through the ASGI application, which checks the same things and more.
+The fast path saves a scope, a task and four switches of the event loop, a fifth of a request's time. Every
+request that it does not handle goes through the ASGI application, which makes the same checks and more.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.http.fast_path import Express
-from sandbox_agent.server.http.problems import answer_for
+from sandbox_agent.server.http.fast_path import FastPath
+from sandbox_agent.server.http.problems import error_response
 from sandbox_agent.server.state import JsonResponse
 from sandbox_agent.wire.jsonrpc import read_head
 
-__all__ = ["ExpressHttpProtocol"]
+__all__ = ["FastPathProtocol"]
 
 
 class _Exchange:
-    """What uvicorn knows as the connection's cycle while an envelope goes the short way."""
+    """The cycle that uvicorn sees while an envelope takes the fast path."""
 
-    __slots__ = ("asked", "disconnected", "keep_alive", "message_event", "response_complete")
+    __slots__ = ("disconnected", "keep_alive", "message_event", "request", "response_complete")
 
-    def __init__(self, asked: str, message_event: asyncio.Event, *, keep_alive: bool) -> None:
-        self.asked = asked
+    def __init__(self, request: str, message_event: asyncio.Event, *, keep_alive: bool) -> None:
+        self.request = request
         self.message_event = message_event
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
 
 
-class ExpressHttpProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol with a short way for envelopes."""
+class FastPathProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol with a fast path for envelopes."""
 
     _held: tuple[AgentConnection, str, bytearray] | None = None
-    # nobody waits for it; uvicorn sets it when the connection is lost
-    _unheard = asyncio.Event()
+    # uvicorn sets this event of a cycle when the connection is lost; nothing waits for it here
+    _message_event = asyncio.Event()
 
     def on_headers_complete(self) -> None:
         untyped = cast("Any", self)
-        express: Express | None = getattr(untyped.app, "express", None)
+        fast_path: FastPath | None = getattr(untyped.app, "fast_path", None)
         if (
-            express is not None
+            fast_path is not None
             and (untyped.cycle is None or untyped.cycle.response_complete)
             and untyped.parser.get_method() == b"POST"
             and untyped.parser.get_http_version() == "1.1"
-            and (found := express.find(self.url, self.headers)) is not None
+            and (found := fast_path.find(self.url, self.headers)) is not None
         ):
             self._held = (*found, bytearray())
         else:
@@ -75,12 +75,12 @@ class ExpressHttpProtocol(HttpToolsProtocol):
         envelope = bytes(body)
         try:
             answer = connection.submit_nowait(client, read_head(envelope), envelope)
-        except Exception:  # noqa: BLE001 - raised here it would count as bad HTTP; the long way says it better
+        except Exception:  # noqa: BLE001 - uvicorn would answer 400; the application answers with the error
             return False
         if answer is None:
             return False
         keep_alive: bool = cast("Any", self).parser.should_keep_alive()
-        exchange = _Exchange(f"POST {self.url.decode('latin-1')}", self._unheard, keep_alive=keep_alive)
+        exchange = _Exchange(f"POST {self.url.decode('latin-1')}", self._message_event, keep_alive=keep_alive)
         cast("Any", self).cycle = exchange
         answer.add_done_callback(lambda done: self._answer(exchange, connection, done))
         return True
@@ -89,12 +89,12 @@ class ExpressHttpProtocol(HttpToolsProtocol):
         self, exchange: _Exchange, connection: AgentConnection, answer: asyncio.Future[bytes]
     ) -> None:
         if exchange.disconnected or self.transport.is_closing():
-            answer.exception()  # it counts as seen
+            answer.exception()  # marks the exception as retrieved
             return
         try:
             response: Response = JsonResponse(connection.with_stderr(answer.result()))
         except Exception as error:  # noqa: BLE001 - the boundary, as in dispatch
-            response = answer_for(exchange.asked, error)
+            response = error_response(exchange.request, error)
         head = [b"HTTP/1.1 %d %s\r\n" % (response.status_code, _phrase(response.status_code))]
         headers: list[tuple[bytes, bytes]] = [*self.server_state.default_headers, *response.raw_headers]
         head += [b"%s: %s\r\n" % header for header in headers]

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: the one boundary where an exception becomes an answer."""
+"""Converts errors to responses with RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.wire.jsonrpc import dumps
 
-__all__ = ["PROBLEM_JSON", "answer_for", "method_not_allowed", "no_endpoint", "problem_response"]
+__all__ = ["PROBLEM_JSON", "error_response", "method_not_allowed", "no_endpoint", "problem_response"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -25,7 +25,7 @@ PROBLEM_JSON = "application/problem+json"
 
 
 def problem_response(error: ProblemError, *, headers: dict[str, str] | None = None) -> Response:
-    """Return the answer for an error."""
+    """Return the response for an error of the HTTP contract."""
     if isinstance(error, TokenInvalidError):
         headers = {**(headers or {}), "WWW-Authenticate": "Bearer"}
     return _response(error.to_problem(), headers)
@@ -35,36 +35,36 @@ def _response(document: dict[str, Any], headers: dict[str, str] | None = None) -
     return Response(dumps(document), document["status"], headers, media_type=PROBLEM_JSON)
 
 
-def answer_for(asked: str, error: Exception) -> Response:
-    """Return the answer for whatever an operation raised; what it doesn't know is logged, not shown.
+def error_response(request: str, error: Exception) -> Response:
+    """Return the response for any exception of an operation; unexpected ones are logged, not shown.
 
     Args:
-        asked: method and path, for the log.
-        error: what it raised.
+        request: the method and path, for the log.
+        error: the exception.
     """
     if isinstance(error, ProblemError):
         return problem_response(error)
     if isinstance(error, PersistError):
         return problem_response(StreamError(f"stream error: {error}"))
-    logger.error("%s failed", asked, exc_info=error)
+    logger.error("%s failed", request, exc_info=error)
     return _response(
         {
             "type": "about:blank",
             "title": "Internal Server Error",
             "status": 500,
-            "detail": "an unexpected error; the server's log has the details",
+            "detail": "an unexpected error; see the server's log for details",
         }
     )
 
 
 def no_endpoint() -> Response:
-    """Return the answer for a path that isn't served."""
+    """Return the response for an unknown path."""
     problem = InvalidRequestError("endpoint not found").to_problem()
     return _response({**problem, "title": "Not Found", "status": 404})
 
 
 def method_not_allowed(allowed: Iterable[str]) -> Response:
-    """Return the answer for a path that is served, but not with that method."""
+    """Return the response for a path that does not support the method."""
     methods = ", ".join(sorted(allowed))
-    problem = InvalidRequestError(f"method not allowed: this path takes {methods}").to_problem()
+    problem = InvalidRequestError(f"method not allowed: this path supports {methods}").to_problem()
     return _response({**problem, "title": "Method Not Allowed", "status": 405}, {"Allow": methods})

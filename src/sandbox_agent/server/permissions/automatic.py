@@ -1,4 +1,4 @@
-"""Answers for people: by a session's policy at once, and when a request has waited too long."""
+"""Answers requests automatically: by a session's policy, and when a request expires."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sandbox_agent.server.client_names import EXPIRY, POLICY
 from sandbox_agent.server.permissions.inbox import (
     MAX_PENDING,
     Answering,
-    asked_envelope,
-    asked_metadata,
-    asked_options,
+    request_envelope,
+    request_metadata,
+    request_options,
 )
 from sandbox_agent.server.permissions.policies import asked_paths, decide, policy_of, verdict_result
 from sandbox_agent.server.permissions.question_answers import rejection_result
@@ -32,7 +32,7 @@ __all__ = ["Watcher"]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# Answers that did not go through (the store or the agent hangs) are tried again so soon, so often.
+# If an answer fails (the store or the agent hangs), it is retried.
 RETRY_SECONDS = 1.0
 TRIES = 5
 
@@ -44,12 +44,12 @@ class _Listened(Protocol):
 
 
 class Watcher:
-    """Sees every request of an agent once it is stored.
+    """Watches the stored requests of all agents, and answers them by policy or on expiry.
 
-    Time is the monotonic clock's: a wall clock that jumps neither expires a request early nor keeps it.
+    Expiry uses the monotonic clock, so a jump of the wall clock does not affect it.
 
     Args:
-        store: where the requests are.
+        store: the store of the requests.
         sessions: sends the answers.
     """
 
@@ -60,12 +60,12 @@ class Watcher:
         self._changed = anyio.Event()
         self._numbers = itertools.count()
         self._due: list[tuple[float, int]] = []
-        self._waiting: dict[int, tuple[str, PermissionRow]] = {}
+        self._pending: dict[int, tuple[str, PermissionRow]] = {}
         self._number_of: dict[tuple[int, str], int] = {}
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Watcher]:
-        """Watch while the context lasts; requests that were stored before are watched, too."""
+        """Watch while the context lasts, including the requests that are already stored."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             for session, row in await self._store.pending_permissions(limit=MAX_PENDING):
@@ -78,23 +78,23 @@ class Watcher:
                 tasks.cancel_scope.cancel()
 
     @property
-    def waiting(self) -> int:
-        """How many requests have a timer."""
-        return len(self._waiting)
+    def pending(self) -> int:
+        """The number of requests with a timer."""
+        return len(self._pending)
 
     @property
     def timers(self) -> int:
-        """How many timers are held, those of answered requests included."""
+        """The number of timers, including those of answered requests."""
         return len(self._due)
 
-    def seen(self, live: _Listened, row: PermissionRow) -> None:
-        """Take a request that has just been stored, or the answer to one; never raises, never waits."""
+    def on_stored(self, live: _Listened, row: PermissionRow) -> None:
+        """Process a request or an answer that was just stored; never raises, never waits."""
         if self._tasks is None:
             return
         if row.answered is not None:
             number = self._number_of.pop((row.key, row.permission_id), None)
             if number is not None:
-                del self._waiting[number]
+                del self._pending[number]
                 self._prune()
             return
         self._wait(live.row.session_id, row)
@@ -105,20 +105,20 @@ class Watcher:
         known = (row.key, row.permission_id)
         if row.expires_at is None or known in self._number_of:
             return
-        # A request that was stored before a restart has waited by the wall clock, which may have jumped:
-        # at most the whole of its time is left.
+        # For a request from before a restart, the elapsed time is that of the wall clock, which may have
+        # jumped: the remaining time is at most the whole timeout.
         whole = row.expires_at - row.requested_at
         left = min(max(row.expires_at - time.time_ns() // 1_000_000, 0), whole) / 1000
         number = next(self._numbers)
         self._number_of[known] = number
-        self._waiting[number] = (session_id, row)
+        self._pending[number] = (session_id, row)
         heapq.heappush(self._due, (anyio.current_time() + left, number))
         self._changed.set()
 
     def _prune(self) -> None:
-        # Timers of what has been answered go when they are the most: memory follows what waits.
-        if len(self._due) > 2 * len(self._waiting) + 16:
-            self._due = [due for due in self._due if due[1] in self._waiting]
+        # Remove the timers of answered requests when they are the majority, so that memory stays bounded.
+        if len(self._due) > 2 * len(self._pending) + 16:
+            self._due = [due for due in self._due if due[1] in self._pending]
             heapq.heapify(self._due)
 
     async def _expire(self) -> None:
@@ -127,40 +127,42 @@ class Watcher:
             now = anyio.current_time()
             while self._due and self._due[0][0] <= now:
                 _, number = heapq.heappop(self._due)
-                found = self._waiting.pop(number, None)
+                found = self._pending.pop(number, None)
                 if found is not None and self._tasks is not None:
                     session_id, row = found
                     self._number_of.pop((row.key, row.permission_id), None)
-                    self._tasks.start_soon(self._give_up, session_id, row)
+                    self._tasks.start_soon(self._expire_request, session_id, row)
             left = self._due[0][0] - anyio.current_time() if self._due else None
             with anyio.move_on_after(left):
                 await self._changed.wait()
 
     async def _apply(self, session: SessionRow, row: PermissionRow) -> None:
         policy = policy_of(session)
-        metadata = asked_metadata(row)
+        metadata = request_metadata(row)
         try:
             call: dict[str, Any] = {}
             if any(rule.path is not None for rule in policy.rules):
-                # the event does not name the files of the call's diffs
-                params = members((await asked_envelope(self._store, row)).get("params"))
+                # the event has no paths of the call's diffs
+                params = members((await request_envelope(self._store, row)).get("params"))
                 call = members(params.get("toolCall"))
         except SandboxAgentError:
-            logger.warning("a policy can't be applied: the store does not say what was asked", exc_info=True)
+            logger.warning(
+                "a policy cannot be applied: the request cannot be read from the store", exc_info=True
+            )
             return
         kind = metadata.get("kind")
         paths = asked_paths(metadata, call)
         verdict = decide(policy, kind if isinstance(kind, str) else None, paths)
-        result = verdict_result(row.permission_id, asked_options(row), verdict)
+        result = verdict_result(row.permission_id, request_options(row), verdict)
         if result is not None:
             await self._answer(session.session_id, row, result, POLICY)
 
-    async def _give_up(self, session_id: str, row: PermissionRow) -> None:
+    async def _expire_request(self, session_id: str, row: PermissionRow) -> None:
         if row.kind == "permission":
-            result = verdict_result(row.permission_id, asked_options(row), "reject")
+            result = verdict_result(row.permission_id, request_options(row), "reject")
         else:
             try:
-                asked = await asked_envelope(self._store, row)
+                asked = await request_envelope(self._store, row)
             except SandboxAgentError:
                 asked = {}
             result = rejection_result(str(asked.get("method") or "elicitation/create"))
@@ -174,9 +176,11 @@ class Watcher:
                 return
             except SandboxAgentError as error:
                 if isinstance(error, ProblemError) and (error.status or 500) < 500:
-                    return  # someone was first, or nobody waits for it any more
-                logger.warning("%s '%s' is not answered by %s (%s)", row.kind, row.permission_id, by, error)
-            except Exception:  # the boundary: one answer that fails must not end the others
-                logger.exception("%s '%s' is not answered by %s", row.kind, row.permission_id, by)
+                    return  # it is answered, or no longer pending
+                logger.warning(
+                    "%s '%s' could not be answered by %s (%s)", row.kind, row.permission_id, by, error
+                )
+            except Exception:  # one failed answer must not stop the watcher
+                logger.exception("%s '%s' could not be answered by %s", row.kind, row.permission_id, by)
             if attempt < TRIES:
                 await anyio.sleep(RETRY_SECONDS)

@@ -1,4 +1,9 @@
-"""Path globs of permission rules: matched segment by segment, in time that the pattern's length bounds."""
+"""Path globs of permission rules.
+
+The standard library's fnmatch matches the segments; it has no ``**``. wcmatch and pathspec do, but compile a
+whole pattern to one backtracking expression: with wcmatch 12, a pattern of 40 times ``**/a*`` does not end,
+and would block the event loop. Here the time is bounded by the length of the pattern times that of the path.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +19,16 @@ _ANY_DEPTH = "**"
 
 
 def absolute(path: str, directory: str | None) -> str:
-    """Return a path without ``.``, ``..`` and doubled slashes; a relative one begins in ``directory``."""
-    # normpath leaves two leading slashes alone: POSIX lets them mean something else
+    """Return a path as an absolute one without ``.``, ``..`` and repeated slashes."""
+    # normpath keeps two leading slashes, which have a meaning of their own in POSIX
     return posixpath.normpath("/" + posixpath.join(directory or "/", path).lstrip("/"))
 
 
 def glob_matches(pattern: str, path: str, directory: str | None) -> bool:
-    """Whether an absolute, normalised path matches a glob.
+    """Return whether an absolute, normalized path matches a glob.
 
-    ``**`` stands for any number of folders, none included (``/work/**`` matches ``/work`` too), ``*`` and
-    ``?`` for characters of one name. A pattern that begins with neither ``/`` nor ``**`` is relative to
-    the directory.
+    ``**`` matches any number of folders, also zero (``/work/**`` matches ``/work``); ``*`` and ``?`` match
+    characters of one name. A pattern that starts with neither ``/`` nor ``**`` is relative to the directory.
     """
     if not pattern.startswith(("/", _ANY_DEPTH)):
         pattern = posixpath.join(directory or "/", pattern)
@@ -36,7 +40,7 @@ def _segments(path: str) -> list[str]:
 
 
 def _match(pattern: Sequence[str], names: Sequence[str]) -> bool:
-    # Which prefixes of the path the pattern so far matches: no backtracking, so no blow-up.
+    # The prefixes of the path that match the pattern so far; without backtracking, the time is bounded.
     reached = [True] + [False] * len(names)
     for part in pattern:
         if part == _ANY_DEPTH:

@@ -1,4 +1,4 @@
-"""What agents ask and nobody has answered yet, over all sessions; the first answer wins."""
+"""The unanswered permission requests and questions of all sessions; the first answer wins."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import PendingPermission
 
-__all__ = ["Answering", "Inbox", "asked_envelope", "asked_metadata", "asked_options"]
+__all__ = ["Answering", "Inbox", "request_envelope", "request_metadata", "request_options"]
 
-# A list that a person looks at; more than that at once is no inbox any more.
+# The limit of the list.
 MAX_PENDING = 10_000
 _REPLY_OF_STATUS = {"accept": "once", "accept_for_session": "always"}
 
 
 class Answering(Protocol):
-    """Takes an answer to the agent that asked."""
+    """Sends an answer to the agent that made the request."""
 
     async def answer(self, session_id: str, permission_id: str, result: dict[str, Any], by: str) -> bool:
-        """Answer; False where another answer was first."""
+        """Answer a request; return False if another answer was first."""
         ...
 
 
 class Inbox:
-    """Lists what waits, and answers it.
+    """Lists and answers the pending requests.
 
     Args:
-        store: where the requests are.
+        store: the store of the requests.
         sessions: sends the answers.
     """
 
@@ -48,7 +48,7 @@ class Inbox:
         self._sessions = sessions
 
     async def pending(self) -> list[PendingPermission]:
-        """Return the permissions and questions that wait, oldest first."""
+        """Return the pending permission requests and questions, oldest first."""
         rows = await self._store.pending_permissions(limit=MAX_PENDING)
         return [
             PendingPermission(
@@ -60,7 +60,7 @@ class Inbox:
                 sequence=row.sequence,
                 requested_at=row.requested_at,
                 expires_at=row.expires_at,
-                metadata=asked_metadata(row),
+                metadata=request_metadata(row),
             )
             for session, row in rows
         ]
@@ -68,23 +68,23 @@ class Inbox:
     async def reply_permission(
         self, session_id: str, permission_id: str, reply: PermissionReply, *, by: str
     ) -> None:
-        """Answer a permission.
+        """Answer a permission request.
 
         Args:
-            session_id: the session's name.
-            permission_id: as in permission.requested.
-            reply: "always" falls back to once, where nothing is offered for longer.
+            session_id: the session's id.
+            permission_id: the id in permission.requested.
+            reply: "always" falls back to "once" if the agent offers nothing longer.
             by: the client's name, or UNNAMED.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
             NotFoundError: it has no such permission.
-            ConflictError: it has been answered; the extensions say by whom and how.
+            ConflictError: it has been answered; the extensions have the client and the answer.
             InvalidRequestError: the request offers no such reply.
         """
         session, row = await self._find(session_id, permission_id, "permission")
         try:
-            result = select_option(permission_id, asked_options(row), reply)
+            result = select_option(permission_id, request_options(row), reply)
         except UnsupportedPermissionReplyError as error:
             raise InvalidRequestError(
                 f"invalid request: {error}", availableReplies=error.available_replies
@@ -94,23 +94,23 @@ class Inbox:
     async def reply_question(
         self, session_id: str, question_id: str, answers: Sequence[Sequence[str]], *, by: str
     ) -> None:
-        """Answer a question: for each of its fields the chosen options.
+        """Answer a question with the chosen options of each field.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
-            NotFoundError: it has no such question, or what was asked is not kept any more.
+            NotFoundError: it has no such question, or the request is not stored any more.
             ConflictError: it has been answered.
             InvalidRequestError: the answers don't fit the question.
         """
         session, row = await self._find(session_id, question_id, "question")
-        asked = await asked_envelope(self._store, row)
+        asked = await request_envelope(self._store, row)
         if not isinstance(asked.get("method"), str):
-            raise NotFoundError(f"not found: what question '{question_id}' asked is not kept any more")
+            raise NotFoundError(f"not found: the request of question '{question_id}' is not stored any more")
         result = answer_result(asked["method"], members(asked.get("params")), answers)
         await self._answer(session, row, result, by)
 
     async def reject_question(self, session_id: str, question_id: str, *, by: str) -> None:
-        """Say that the user does not answer a question.
+        """Reject a question: tell the agent that the user declines to answer.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
@@ -118,7 +118,7 @@ class Inbox:
             ConflictError: it has been answered.
         """
         session, row = await self._find(session_id, question_id, "question")
-        asked = await asked_envelope(self._store, row)
+        asked = await request_envelope(self._store, row)
         await self._answer(session, row, rejection_result(str(asked.get("method") or "")), by)
 
     async def _find(
@@ -131,56 +131,56 @@ class Inbox:
         if row is None or row.kind != kind:
             raise NotFoundError(f"not found: session '{session_id}' has no {kind} '{permission_id}'")
         if row.answered is not None:
-            raise _answered(row)
+            raise _conflict(row)
         return session, row
 
     async def _answer(self, session: SessionRow, row: PermissionRow, result: dict[str, Any], by: str) -> None:
         if not await self._sessions.answer(session.session_id, row.permission_id, result, by):
-            # who was first may not be in the store yet
+            # the first answer may not be stored yet
             found = await self._store.permission(session.key, row.permission_id)
-            raise _answered(found or row)
+            raise _conflict(found or row)
 
 
-def _answered(row: PermissionRow) -> ConflictError:
+def _conflict(row: PermissionRow) -> ConflictError:
     extensions: dict[str, Any] = {
         "answeredBy": row.answered_by,
         "answered": row.answered,
         "answeredAt": row.answered_at,
     }
     if row.answered in {"reject", "rejected"} and not row.answered_by:
-        # an unnamed client, or nobody: what waits at the end of a turn is closed like this, too
+        # Either an unnamed client rejected it, or it was closed at the end of its turn.
         return ConflictError(
-            f"conflict: {row.kind} '{row.permission_id}' was rejected, or its turn has ended: nobody waits "
-            "for it any more",
+            f"conflict: {row.kind} '{row.permission_id}' was rejected, or its turn has ended: it is not "
+            "pending any more",
             **extensions,
         )
     reply = _REPLY_OF_STATUS.get(row.answered or "", row.answered)
-    who = f" by '{row.answered_by}'" if row.answered_by else ""
+    by = f" by '{row.answered_by}'" if row.answered_by else ""
     how = f" with '{reply}'" if reply else ""
     return ConflictError(
-        f"conflict: {row.kind} '{row.permission_id}' has already been answered{who}{how}",
+        f"conflict: {row.kind} '{row.permission_id}' has already been answered{by}{how}",
         **extensions,
     )
 
 
-async def asked_envelope(store: SessionStore, row: PermissionRow) -> dict[str, Any]:
-    """Return the agent's request as it came; empty where it is not kept any more."""
+async def request_envelope(store: SessionStore, row: PermissionRow) -> dict[str, Any]:
+    """Return the agent's request as received; empty if it is not stored any more."""
     events = await store.events(row.key, after=row.sequence - 1, limit=1, max_bytes=1, include_raw=True)
     if not events or events[0].sequence != row.sequence:
         return {}
     return members(members(_loads(events[0].data)).get("raw"))
 
 
-def asked_metadata(row: PermissionRow) -> dict[str, Any]:
-    """Return the metadata of the event that asked: its options, kind, paths."""
+def request_metadata(row: PermissionRow) -> dict[str, Any]:
+    """Return the metadata of the request's event: its options, kind and paths."""
     data = members(_loads(row.metadata))
-    # the row keeps the event's data, in which a permission's own metadata is a member
+    # the row has the event's data; a permission's own metadata is a member of it
     return members(data.get("metadata")) or data
 
 
-def asked_options(row: PermissionRow) -> list[dict[str, Any]]:
-    """Return the options that a permission request offers."""
-    return [members(each) for each in elements(asked_metadata(row).get("options"))]
+def request_options(row: PermissionRow) -> list[dict[str, Any]]:
+    """Return the options of a permission request."""
+    return [members(each) for each in elements(request_metadata(row).get("options"))]
 
 
 def _loads(data: bytes) -> Any:

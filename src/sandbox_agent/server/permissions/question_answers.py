@@ -1,4 +1,4 @@
-"""A user's answers to an agent's question, in the shape that the agent asked for."""
+"""Converts a user's answers to the result of an agent's question."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _FALSE = {"false", "no"}
 
 
 def is_elicitation(method: str) -> bool:
-    """Whether the request is ACP's own, whose answer has a schema."""
+    """Return whether the method is an ACP elicitation, which has a schema for the answer."""
     return method in _ELICITATIONS
 
 
 def rejection_result(method: str) -> dict[str, Any]:
-    """Return the result that says that the user does not answer."""
+    """Return the result that declines a question."""
     if is_elicitation(method):
         return {"action": "decline"}
     return {"outcome": {"outcome": "skipped", "reason": "the user rejected the question"}}
 
 
 def answer_result(method: str, params: dict[str, Any], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return the result that carries the answers: for each question the chosen options, in order.
+    """Return the result with the chosen options of each question, in order.
 
     Args:
-        method: the request's.
-        params: the request's.
-        answers: what the user chose, by question; labels, values or ids of options, or free text.
+        method: the request's method.
+        params: the request's parameters.
+        answers: the user's choices per question: labels, values or ids of options, or free text.
 
     Raises:
-        InvalidRequestError: there are more answers than questions, or one does not fit its question.
+        InvalidRequestError: there are more answers than questions, or an answer does not match its question.
     """
     if is_elicitation(method):
         schema = members(params.get("requestedSchema"))
@@ -53,7 +53,7 @@ def answer_result(method: str, params: dict[str, Any], answers: Sequence[Sequenc
 def _check_count(questions: int, answers: Sequence[Sequence[str]]) -> None:
     if len(answers) > questions:
         raise InvalidRequestError(
-            f"invalid request: the agent asked {questions} question(s), {len(answers)} are answered"
+            f"invalid request: the agent asked {questions} question(s), but there are {len(answers)} answers"
         )
 
 
@@ -64,9 +64,9 @@ def _content(schema: dict[str, Any], answers: Sequence[Sequence[str]]) -> dict[s
     for (name, field), answer in zip(properties.items(), answers, strict=False):
         if answer:
             content[name] = _field_value(name, members(field), answer)
-    lacking = [name for name in elements(schema.get("required")) if name not in content]
-    if lacking:
-        raise InvalidRequestError(f"invalid request: no answer for {', '.join(map(str, lacking))}")
+    missing = [name for name in elements(schema.get("required")) if name not in content]
+    if missing:
+        raise InvalidRequestError(f"invalid request: no answer for {', '.join(map(str, missing))}")
     return content
 
 
@@ -74,12 +74,12 @@ def _field_value(name: str, field: dict[str, Any], answer: Sequence[str]) -> Any
     if field.get("type") == "array":
         return [_choice(members(field.get("items")), text) for text in answer]
     if len(answer) != 1:
-        raise InvalidRequestError(f"invalid request: {name} takes one answer, {len(answer)} are given")
+        raise InvalidRequestError(f"invalid request: {name} must have one answer, not {len(answer)}")
     text = answer[0]
     match field.get("type"):
         case "boolean":
             if text.lower() not in _TRUE | _FALSE:
-                raise InvalidRequestError(f"invalid request: {name} takes true or false")
+                raise InvalidRequestError(f"invalid request: {name} must be true or false")
             return text.lower() in _TRUE
         case "integer":
             return _number(name, text, whole=True)
@@ -91,27 +91,27 @@ def _field_value(name: str, field: dict[str, Any], answer: Sequence[str]) -> Any
 
 def _number(name: str, text: str, *, whole: bool) -> float:
     try:
-        # int() of an arbitrarily long text takes quadratic time
+        # int() takes quadratic time for long texts
         number = int(text[:32]) if whole else float(text[:32])
     except ValueError:
         number = float("nan")
     if len(text) > 32 or number != number or number in {float("inf"), float("-inf")}:
-        raise InvalidRequestError(f"invalid request: {name} takes {'an integer' if whole else 'a number'}")
+        raise InvalidRequestError(f"invalid request: {name} must be {'an integer' if whole else 'a number'}")
     return number
 
 
 def _choice(field: dict[str, Any], text: str) -> Any:
     for choice in [*elements(field.get("oneOf")), *elements(field.get("anyOf"))]:
-        told = members(choice)
-        if text in {told.get("const"), told.get("title")}:
-            return told.get("const", text)
+        option = members(choice)
+        if text in {option.get("const"), option.get("title")}:
+            return option.get("const", text)
     return text
 
 
 def _option_id(question: dict[str, Any], text: str) -> str:
-    for option in elements(question.get("options")):
-        told = members(option)
-        labels = [told.get(name) for name in ("label", "title", "name", "const", "id")]
-        if text in labels and isinstance(told.get("id"), str):
-            return str(told["id"])
+    for each in elements(question.get("options")):
+        option = members(each)
+        labels = [option.get(name) for name in ("label", "title", "name", "const", "id")]
+        if text in labels and isinstance(option.get("id"), str):
+            return str(option["id"])
     return text

@@ -1,4 +1,4 @@
-"""The short way of an envelope answers as the long way does, and leaves to it what is unusual."""
+"""The fast path answers an envelope as the application does, and leaves unusual requests to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.http.fast_path import Express
+from sandbox_agent.server.http.fast_path import FastPath
 from tests.server.talk import envelope, talk
 from tests.support.servers import ServerProcess, our_server
 
@@ -32,18 +32,18 @@ class _OneConnection:
         return cast("AgentConnection", self) if server_id == "here" else None
 
 
-def _express(token: str | None = None) -> Express:
-    return Express(cast("Bridge", _OneConnection()), token, 1024)
+def _fast_path(token: str | None = None) -> FastPath:
+    return FastPath(cast("Bridge", _OneConnection()), token, 1024)
 
 
-def test_a_plain_envelope_for_a_live_agent_goes_the_short_way() -> None:
-    found = _express().find(b"/v1/acp/here", [JSON, SIZE, (b"accept", b"*/*"), (b"user-agent", b"x")])
+def test_a_plain_envelope_for_a_live_agent_takes_the_fast_path() -> None:
+    found = _fast_path().find(b"/v1/acp/here", [JSON, SIZE, (b"accept", b"*/*"), (b"user-agent", b"x")])
     assert found is not None
     assert found[1] == ""
 
 
 def test_the_client_is_named_as_its_header_says() -> None:
-    found = _express().find(b"/v1/acp/here", [JSON, SIZE, (b"sandbox-agent-client", b"me")])
+    found = _fast_path().find(b"/v1/acp/here", [JSON, SIZE, (b"sandbox-agent-client", b"me")])
     assert found is not None
     assert found[1] == "me"
 
@@ -69,15 +69,15 @@ def test_the_client_is_named_as_its_header_says() -> None:
         (b"/v1/acp/here", [JSON, SIZE, (b"sandbox-agent-client", b"a"), (b"sandbox-agent-client", b"b")]),
     ],
 )
-def test_anything_unusual_goes_the_long_way(url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    assert _express().find(url, headers) is None
+def test_anything_unusual_does_not_take_the_fast_path(url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    assert _fast_path().find(url, headers) is None
 
 
 @pytest.mark.parametrize("given", [None, b"Bearer wrong", b"Bearer ", b"Basic secret", b"secret"])
-def test_without_the_token_nothing_goes_the_short_way(given: bytes | None) -> None:
+def test_without_the_token_nothing_takes_the_fast_path(given: bytes | None) -> None:
     headers = [JSON, SIZE] if given is None else [JSON, SIZE, (b"authorization", given)]
-    assert _express("secret").find(b"/v1/acp/here", headers) is None
-    assert _express("secret").find(b"/v1/acp/here", [JSON, SIZE, (b"authorization", b"Bearer secret")])
+    assert _fast_path("secret").find(b"/v1/acp/here", headers) is None
+    assert _fast_path("secret").find(b"/v1/acp/here", [JSON, SIZE, (b"authorization", b"Bearer secret")])
 
 
 @asynccontextmanager
