@@ -94,7 +94,9 @@ async def test_a_copy_is_equal_in_everything(
 ) -> None:
     expected = await content(source)
     told: list[int] = []
-    moved = await copy_sessions(source, target, verify=True, told=lambda moved: told.append(moved.indexes))
+    moved = await copy_sessions(
+        source, target, verify=True, on_progress=lambda moved: told.append(moved.indexes)
+    )
     assert (moved.sessions, moved.events, moved.stored, moved.deleted) == (3, 1_506, 1_506, 0)
     assert moved.indexes == told[-1] == (await measure(source)).indexes == 1_900
     assert await content(target) == await content(source) == expected
@@ -106,7 +108,7 @@ async def test_a_copy_is_equal_in_everything(
 async def test_a_move_empties_the_source(source: SessionPersistDriver, target: SessionPersistDriver) -> None:
     expected = await content(source)
     if isinstance(target, FiveMethodDriver):
-        with pytest.raises(InvalidRequestError, match="goes into can't delete sessions: keep them"):
+        with pytest.raises(InvalidRequestError, match="target store can't delete sessions: keep them"):
             await copy_sessions(source, target, delete=True)
         assert await content(source) == expected
         return
@@ -230,7 +232,7 @@ async def test_a_store_is_never_moved_into_itself(tmp_path: Path, source: Sessio
     expected = await content(source)
     same = SQLiteSessionPersistDriver(link)
     for target in (source, same, EncryptedSessionPersistDriver(same, key=b"k" * 32)):
-        with pytest.raises(InvalidRequestError, match="both are the same store"):
+        with pytest.raises(InvalidRequestError, match="are the same store"):
             await copy_sessions(source, target, delete=True)
     assert await content(source) == expected
     await same.close()
@@ -347,7 +349,7 @@ def damaged() -> Iterator[tuple[bytes, str]]:
     yield event.replace(b'"agent"', b'"somebody"'), "not a line of an export"
     yield event.replace(b'"eventIndex":7', b'"eventIndex":"7"'), "not a line of an export"
     yield b'{"record":{"id":"s"}}', "its record can't be read"
-    yield event_line(make_event("x", "holes", 3)), "event 3 stands behind event 5"
+    yield event_line(make_event("x", "holes", 3)), "event 3 comes after event 5"
 
 
 @pytest.mark.parametrize(("line", "message"), list(damaged()))

@@ -165,7 +165,7 @@ async def _import_sessions(file: BinaryIO, into: str, agent: str) -> None:
             def report(done: Imported) -> None:
                 bar.update(done.events, f"{done.sessions:,} sessions, {done.events:,} events")
 
-            done = await import_lines(driver, file, agent=agent, told=report)
+            done = await import_lines(driver, file, agent=agent, on_progress=report)
     existing = done.events - done.stored
     click.echo(
         f"imported {_count(done.sessions, 'session')}, {_count(done.stored, 'event')} into {store.shown}"
@@ -218,7 +218,7 @@ def move(
                     bar.update(min(moved.indexes, total.indexes), counts)
 
                 moved = await copy_sessions(
-                    source, target, session_ids=ids, delete=not keep, verify=verify, told=report
+                    source, target, session_ids=ids, delete=not keep, verify=verify, on_progress=report
                 )
         existing = max(0, moved.indexes - moved.stored)
         click.echo(

@@ -1,4 +1,4 @@
-"""Drivers that keep sessions in the state of an actor, or in any other mutable mapping."""
+"""Drivers that keep sessions in the state of an actor, or in any mutable mapping."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ Save = Callable[[], Awaitable[object] | object]
 DEFAULT_STATE_KEY: Final = "_sandboxAgentPersist"
 _MAX_SESSIONS: Final = 1_024
 _MAX_EVENTS_PER_SESSION: Final = 500
-# Generations that are remembered, for each session that is.
+# How many generations are remembered per remembered session.
 _WRITERS_PER_SESSION: Final = 4
 
 
 class StatefulContext(Protocol):
-    """What ``RivetSessionPersistDriver`` needs of an actor's context."""
+    """The part of an actor's context that ``RivetSessionPersistDriver`` uses."""
 
     @property
     def state(self) -> MutableMapping[str, Any]:
@@ -65,20 +65,20 @@ class StatefulContext(Protocol):
 class StateSessionPersistDriver(SessionPersistDriver):
     """Keeps the newest sessions, and the newest events of each, in a mapping: plain JSON under one key.
 
-    Nothing else may write below that key while the driver is in use. Beyond the bounds the oldest are
-    dropped: sessions by (created_at, id) with their events, events by (event_index, id).
+    Nothing else may change the value of that key while the driver is in use. Beyond the limits, the oldest
+    are dropped: sessions by (created_at, id) with their events, events by (event_index, id).
 
     Args:
-        state: the mapping, or what returns it, asked at every call. ``state[state_key]`` is set at every
-            change, so a mapping that looks at its own members only learns of it.
+        state: the mapping, or a function that returns it at every call. Every change sets
+            ``state[state_key]``, so a mapping that observes only its own members notices it.
         state_key: the member that belongs to the driver.
         save: called, and awaited, before a change is acknowledged. If it raises, the caller gets
-            PersistError and the state is as it was.
+            PersistError and the state is restored.
         max_sessions: how many sessions are kept.
-        max_events_per_session: how many events of each.
+        max_events_per_session: how many events of each session are kept.
 
     Raises:
-        ValueError: a bound is below 1.
+        ValueError: a limit is below 1.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
@@ -99,7 +99,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._save = save
         self._max_sessions = max_sessions
         self._max_events = max_events_per_session
-        # Who reads waits for who saves: what is not acknowledged yet does not show.
+        # Reads wait for a save, because a change must not be visible before it is acknowledged.
         self._lock = anyio.Lock()
         self._owners = _Owners()
         self._following = Following(self)
@@ -120,7 +120,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
             return ListPage([plain_to_record(plain) for plain in page], end)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one of that id; the oldest session goes if there are too many."""
+        """Insert the record, or replace the one with its id. Drops the oldest session beyond the limit."""
         await self.save_session(session)
 
     async def claim_session(self, session_id: str, /) -> int:
@@ -155,11 +155,11 @@ class StateSessionPersistDriver(SessionPersistDriver):
             return ListPage([plain_to_event(plain) for plain in page], end)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` behind that index."""
+        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Insert the event as it is, or replace the one of that id.
+        """Insert the event as it is, or replace the one with its id.
 
         Raises:
             PersistError: another event of the session has its index, or the state was not saved.
@@ -193,11 +193,11 @@ class StateSessionPersistDriver(SessionPersistDriver):
 
         Raises:
             SessionFencedError: the session was claimed after that generation; nothing is stored.
-            PersistError: an id is stored in another session, or the state was not saved.
+            PersistError: another session has an event with one of the ids, or the state was not saved.
         """
         for event in events:
             check_session(session_id, event)
-        # As they are now: the caller may do something else with them while the state is saved.
+        # Copies, because the caller may change the events while the state is saved.
         plains = [event_to_plain(event) for event in events]
         indexes: dict[str, int] = {}
 
@@ -222,7 +222,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following.stored(session_id, events)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 where it has none."""
+        """Return the highest event index of the session, 0 if it has no events."""
         async with self._lock:
             return self._data().last_index(session_id)
 
@@ -234,7 +234,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
             return [plain_to_event(plain) for plain in self._data().history(session_id)[-limit:]]
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Erase the record and its events; its writer is refused from now on."""
+        """Erase the record and its events. Its writer is refused from then on."""
 
         def erase(data: ActorData) -> None:
             self._drop(data, session_id)
@@ -245,15 +245,15 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following.deleted(session_id)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events behind an index and those that are stored meanwhile, each once."""
+        """Iterate over the events after an index, then over new events, each once."""
         return self._following.follow(session_id, after)
 
     async def close(self) -> None:
-        """End who follows; the state is the actor's."""
+        """End the followers. The state is not changed."""
         await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return how far each of the sessions is, for those that follow."""
+        """Return the position of each session, for the followers."""
         async with self._lock:
             data = self._data()
             return {one: Mark(data.last_index(one)) for one in session_ids}
@@ -265,7 +265,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
     async def _change(self, session_id: str, change: Callable[[ActorData], T]) -> T:
         async with self._lock:
             state = self._state() if callable(self._state) else self._state
-            with self._undone_if_it_fails(state, session_id) as data:
+            with self._undo_on_error(state, session_id) as data:
                 result = change(data)
                 state[self._state_key] = data.value
                 if self._save is not None:
@@ -275,14 +275,14 @@ class StateSessionPersistDriver(SessionPersistDriver):
                 return result
 
     @contextmanager
-    def _undone_if_it_fails(self, state: MutableMapping[str, Any], session_id: str) -> Generator[ActorData]:
+    def _undo_on_error(self, state: MutableMapping[str, Any], session_id: str) -> Generator[ActorData]:
         was_there = self._state_key in state
         data = ActorData(state.get(self._state_key))
         data.complete()
         try:
             yield data
         except BaseException as error:
-            # Also when the caller is cancelled: what is not acknowledged does not show.
+            # Also if the caller is cancelled: a change must not be visible before it is acknowledged.
             data.undo()
             if was_there:
                 state[self._state_key] = data.value
@@ -307,7 +307,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
                 )
 
     def _keep(self, data: ActorData, session_id: str, history: list[Plain], fresh: Sequence[Plain]) -> None:
-        """Set a session's history; without a record, histories are bounded too."""
+        """Set a session's history, within the limits, which also apply to histories without a record."""
         if session_id not in data.events and len(data.events) >= 2 * self._max_sessions:
             self._drop(data, next(one for one in data.events if one not in data.sessions))
         data.set(data.events, session_id, history[-self._max_events :])
@@ -324,14 +324,14 @@ class RivetSessionPersistDriver(StateSessionPersistDriver):
     """Keeps sessions in an actor's state, where the TypeScript SDK's Rivet driver keeps them.
 
     Args:
-        context: the actor's context; its ``state`` is asked for at every call.
+        context: the actor's context; its ``state`` is read at every call.
         state_key: the member of the state that belongs to the driver.
         save: called, and awaited, before a change is acknowledged (the actor's own ``save_state``).
         max_sessions: how many sessions are kept.
-        max_events_per_session: how many events of each.
+        max_events_per_session: how many events of each session are kept.
 
     Raises:
-        ValueError: a bound is below 1.
+        ValueError: a limit is below 1.
     """
 
     def __init__(
@@ -353,7 +353,7 @@ class RivetSessionPersistDriver(StateSessionPersistDriver):
 
 
 class _Owners:
-    """Which session an event id belongs to, made anew where the state is another object than before."""
+    """The session of each event id, read again if the state is another object than before."""
 
     def __init__(self) -> None:
         self._by_event: dict[str, str] = {}
@@ -369,16 +369,16 @@ class _Owners:
         return self._by_event
 
     def add(self, events: Sequence[Plain], session_id: str) -> None:
-        """Take events that are stored now."""
+        """Add stored events."""
         self._by_event.update((plain["id"], session_id) for plain in events)
 
     def remove(self, events: Sequence[Plain]) -> None:
-        """Take events that are gone."""
+        """Remove events that were erased."""
         for plain in events:
             self._by_event.pop(plain["id"], None)
 
     def forget(self) -> None:
-        """Read the state again."""
+        """Read the state again at the next call."""
         self._value = None
 
 

@@ -1,4 +1,4 @@
-"""What an actor's state holds: plain JSON in the shape of the TypeScript SDK's Rivet driver.
+"""The data in an actor's state: plain JSON with the structure of the TypeScript SDK's Rivet driver.
 
 ::
 
@@ -8,8 +8,8 @@
       "writers": {"<session id>": 3}, "generation": 3
     }
 
-Events are in order. ``payloadJson`` is with an event whose envelope's bytes are not those that ``payload``
-would be written as. ``writers`` and ``generation``, the highest one that was given away, are ours alone.
+Events are in order. An event has ``payloadJson`` if the bytes of its envelope differ from ``payload`` written
+as JSON. Only this SDK uses ``writers`` and ``generation``, the highest generation so far.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def record_to_plain(record: SessionRecord) -> Plain:
     """Return the record as plain JSON.
 
     Raises:
-        PersistError: it holds a value that is not JSON.
+        PersistError: a value can't be written as JSON.
     """
     try:
-        # Through JSON: plain values only, and none that the caller still holds.
+        # The round trip through JSON gives plain values that the caller does not share.
         return cast("Plain", loads(dumps(record)))
     except (TypeError, ValueError, InvalidEnvelopeError) as error:
         raise PersistError(
@@ -46,13 +46,13 @@ def record_to_plain(record: SessionRecord) -> Plain:
 
 
 def plain_to_record(plain: Plain) -> SessionRecord:
-    """Return the record of what the state holds.
+    """Return the record of a session in the state.
 
     Raises:
-        PersistError: it is no session.
+        PersistError: it is not a session.
     """
     try:
-        # Through JSON: the state's values are not the caller's to change.
+        # The round trip through JSON protects the state from the caller's changes.
         return msgspec.convert(loads(dumps(plain)), SessionRecord)
     except msgspec.ValidationError as error:
         raise PersistError(f"a session in the actor's state is damaged: {error}") from error
@@ -91,10 +91,10 @@ def event_to_plain(event: SessionEvent) -> Plain:
 
 
 def plain_to_event(plain: Plain) -> SessionEvent:
-    """Return the event of what the state holds.
+    """Return the event of an entry in the state.
 
     Raises:
-        PersistError: it is no event.
+        PersistError: it is not an event.
     """
     try:
         text: object = plain.get("payloadJson")
@@ -113,14 +113,14 @@ def plain_to_event(plain: Plain) -> SessionEvent:
 
 
 def position(plain: Plain) -> tuple[int, str]:
-    """Return where the event stands."""
+    """Return the event's place in the order."""
     return plain["eventIndex"], plain["id"]
 
 
 class ActorData:
-    """The state's value, with what was there before each change.
+    """The state's value, with the old values of all changes.
 
-    Changes put new values in the place of old ones; ``undo`` puts the old ones back.
+    Changes replace values; ``undo`` restores the old ones.
     """
 
     def __init__(self, value: MutableMapping[str, Any] | None) -> None:
@@ -139,7 +139,7 @@ class ActorData:
 
     @property
     def writers(self) -> MutableMapping[str, int]:
-        """Generations by session id, that of the last claim last."""
+        """Generations by session id, in the order of the claims."""
         return self._part("writers")
 
     def history(self, session_id: str) -> list[Plain]:
@@ -152,7 +152,7 @@ class ActorData:
         return history[-1]["eventIndex"] if history else 0
 
     def raise_generation(self, session_id: str, keep: int) -> int:
-        """Return a generation above all that were given, which is the session's now; ``keep`` are kept."""
+        """Give the session a generation above all others and return it. The newest ``keep`` are kept."""
         generation = self.value.get("generation", UNFENCED) + 1
         self.set(self.value, "generation", generation)
         writers = {key: value for key, value in self.writers.items() if key != session_id}
@@ -168,13 +168,13 @@ class ActorData:
         mapping[key] = value
 
     def drop(self, mapping: MutableMapping[str, Any], key: str) -> None:
-        """Take a member away, where it is there."""
+        """Remove a member if it exists."""
         if key in mapping:
             self._undo.append((mapping, key, [mapping[key]]))
             del mapping[key]
 
     def undo(self) -> None:
-        """Put back what was there before."""
+        """Restore the old values."""
         while self._undo:
             mapping, key, old = self._undo.pop()
             if old:
@@ -183,11 +183,11 @@ class ActorData:
                 mapping.pop(key, None)
 
     def complete(self) -> None:
-        """Add the parts that are missing, before anything is changed in them."""
+        """Add the members that are missing."""
         for name in ("sessions", "events", "writers"):
             if name not in self.value:
                 self.set(self.value, name, {})
 
     def _part(self, name: str) -> Any:
-        # Reading changes nothing.
+        # Reading must not change the state.
         return self.value.get(name, {})

@@ -1,4 +1,4 @@
-"""The in-memory driver: bounded, for local work and for tests."""
+"""The in-memory driver: bounded, for local use and tests."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _MAX_EVENTS_PER_SESSION: Final = 500
 class InMemorySessionPersistDriver(SessionPersistDriver):
     """Keeps the newest sessions, and the newest events of each, in this object.
 
-    Records and events are copied in and out. Beyond the bounds the oldest are dropped: sessions by
-    (created_at, id) with their events, events by (event_index, id). Indexes go on after the last one
-    stored, dropped or not (seed 001).
+    Records and events are copied in and out. Beyond the limits, the oldest are dropped: sessions by
+    (created_at, id) with their events, events by (event_index, id). Indexes continue after the last stored
+    event, even if it was dropped.
 
     Args:
         max_sessions: how many sessions are kept.
-        max_events_per_session: how many events of each.
+        max_events_per_session: how many events of each session are kept.
 
     Raises:
-        ValueError: a bound is below 1.
+        ValueError: a limit is below 1.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
@@ -63,9 +63,9 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self._sessions: dict[str, SessionRecord] = {}
         self._order: list[_Position] = []
         self._histories: dict[str, _History] = {}
-        # Which session an event id belongs to: ids are unique over the store.
+        # The session of each event id: ids are unique within the store.
         self._owners: dict[str, str] = {}
-        # Generations rise over all sessions, so that one that is forgotten never comes again.
+        # One counter for all sessions, so that a forgotten generation is never used again.
         self._generations: dict[str, int] = {}
         self._last_generation = UNFENCED
         self._following = Following(self)
@@ -81,7 +81,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return _page(self._order, lambda at: copy.deepcopy(self._sessions[at[1]]), limit, cursor)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one of that id; the oldest session goes if there are too many."""
+        """Insert the record, or replace the one with its id. Drops the oldest session beyond the limit."""
         known = self._sessions.get(session.id)
         if known is not None:
             _remove(self._order, (known.created_at, known.id))
@@ -111,11 +111,11 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return _page(history.order, lambda at: history.events[at[1]].copy(), limit, cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` behind that index."""
+        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Insert a copy of the event, or replace the one of that id.
+        """Insert a copy of the event, or replace the one with its id.
 
         Raises:
             PersistError: another event of the session has its index.
@@ -142,7 +142,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
 
         Raises:
             SessionFencedError: the session was claimed after that generation; nothing is stored.
-            PersistError: an id is stored in another session.
+            PersistError: another session has an event with one of the ids.
         """
         self._check_generation(session_id, generation)
         for event in events:
@@ -169,7 +169,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self._following.stored(session_id, fresh)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index that the session had, dropped events included."""
+        """Return the highest event index of the session, including dropped events."""
         return self._histories.get(session_id, _EMPTY).last_index
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
@@ -179,25 +179,25 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return [history.events[row_id].copy() for _, row_id in islice(history.order, start, None)]
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Drop the record and its events; its writer is refused from now on."""
+        """Drop the record and its events. Its writer is refused from then on."""
         self._drop(session_id)
         if session_id in self._generations:
             self._raise_generation(session_id)
         self._following.deleted(session_id)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events behind an index and those that are stored meanwhile, once each, in order.
+        """Iterate over the events after an index, then over new events, each once and in order.
 
-        It ends when the driver is closed or the session is deleted. An event that is dropped before a
-        follower was told of it (the follower begins, or is 10,000 events behind) is not told.
+        It ends when the driver is closed or the session is deleted. A follower misses events that are
+        dropped before it reads them (at its start, or when it is 10,000 events behind).
         """
         return self._following.follow(session_id, after)
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None
     ) -> list[SearchHit]:
-        """Return where all words of the query are said or done, the newest first."""
-        # Most programs never search.
+        """Return the texts that contain all words of the query, newest first."""
+        # Most programs never search, so the import is here.
         from sandbox_agent.persist.folding import Folder
         from sandbox_agent.persist.hits import Hits
         from sandbox_agent.persist.searching import Query
@@ -213,11 +213,11 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return hits.newest_first()
 
     async def close(self) -> None:
-        """End who follows; what is kept stays."""
+        """End the followers. Sessions and events are kept."""
         await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return how far each of the sessions is, for those that follow."""
+        """Return the position of each session, for the followers."""
         return {one: Mark(self._histories.get(one, _EMPTY).last_index) for one in session_ids}
 
     def _searched(self, session_id: str | None) -> list[SessionRecord]:
@@ -232,7 +232,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
 
     def _raise_generation(self, session_id: str) -> int:
         self._last_generation += 1
-        # The last one claimed stands last.
+        # Keep the order of the claims.
         self._generations.pop(session_id, None)
         self._generations[session_id] = self._last_generation
         if len(self._generations) > 4 * self._max_sessions:
@@ -256,7 +256,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return history
 
     def _drop_orphan(self) -> None:
-        """Keep histories without a record (the session was dropped, its agent talks on) bounded too."""
+        """Limit the histories without a record: their session was dropped, but is still written."""
         if len(self._histories) < 2 * self._max_sessions:
             return
         orphan = next(session_id for session_id in self._histories if session_id not in self._sessions)

@@ -196,7 +196,7 @@ async def test_a_record_or_key_that_was_changed_or_moved_is_refused(store: Sessi
         (replace(record, session_init=None), "is not encrypted"),
         (replace(key, session_init=other_key.session_init), "the key of session 's' was changed"),
         (replace(key, session_init={"key": 1}), "the key of session 's' is damaged"),
-        (replace(key, session_init={"form": "v9"}), "of form 'v9'"),
+        (replace(key, session_init={"form": "v9"}), "has the form 'v9'"),
     ]
     for forged, message in forgeries:
         await store.update_session(forged)
@@ -246,7 +246,7 @@ async def test_the_ids_of_keys_are_no_sessions(store: SessionPersistDriver) -> N
         driver.claim_session(name),
         driver.erase(name),
     ):
-        with pytest.raises(PersistError, match="ids that begin with '~key:' are those of keys"):
+        with pytest.raises(PersistError, match="ids that begin with '~key:' belong to keys"):
             await call
     assert await driver.get_session("s") == SECRETIVE
 

@@ -1,9 +1,8 @@
-"""AES-GCM as the encrypted driver uses it: a master key wraps a key per session, which seals what is kept.
+"""AES-GCM as the encrypted driver uses it: a master key wraps one key per session, which encrypts it.
 
-All of it is AES-256-GCM with 96 bit nonces that are random. Collisions are no concern: a session's key
-seals a session's events and records, and for 2**32 of them, more than a session has room for, NIST SP
-800-38D still counts random nonces as safe; the same holds for a master key and the number of sessions.
-Associated data binds each ciphertext to its place, so none can be moved to another unnoticed.
+Everything uses AES-256-GCM with random 96-bit nonces. NIST SP 800-38D considers random nonces safe for 2**32
+ciphertexts per key, more than a session can have. The same applies to a master key and its sessions.
+Associated data binds each ciphertext to its place, so moving one to another place is detected.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ _FORM: Final = "v1"
 
 
 class UnsealedError(Exception):
-    """The bytes are no ciphertext of this module's making."""
+    """The bytes are not a ciphertext of this module, or were changed."""
 
 
 class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", "nonce": "n", "data": "c"}):
-    """A ciphertext as it is kept: a JSON object with base64 in it.
+    """A ciphertext as it is stored: a JSON object with base64 texts.
 
     Attributes:
         form: "v1".
-        key_id: which session key sealed it.
+        key_id: the id of the session key.
         nonce: 12 bytes.
-        data: the ciphertext, and the tag of 16 bytes.
+        data: the ciphertext, then the tag of 16 bytes.
     """
 
     form: str
@@ -58,7 +57,7 @@ class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", 
         """Read it from JSON.
 
         Raises:
-            UnsealedError: it is something else.
+            UnsealedError: it is not a ciphertext.
         """
         try:
             sealed = _sealed_decoder.decode(text)
@@ -71,7 +70,7 @@ class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", 
         """Read it from decoded JSON.
 
         Raises:
-            UnsealedError: it is something else.
+            UnsealedError: it is not a ciphertext.
         """
         try:
             sealed = msgspec.convert(value, cls)
@@ -86,11 +85,11 @@ class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", 
 
 
 class WrappedKey(msgspec.Struct, frozen=True):
-    """A session's key as it is kept: under a master key.
+    """A session's key as it is stored: encrypted with a master key.
 
     Attributes:
-        master: which master key wraps it.
-        key_id: the session key's own id; it stays when another master key wraps it.
+        master: the id of the master key.
+        key_id: the id of the session key. It stays the same with another master key.
         nonce: 12 bytes.
         data: the wrapped key.
     """
@@ -105,7 +104,7 @@ _sealed_decoder: Final = msgspec.json.Decoder(Sealed)
 
 
 class SessionCipher:
-    """Seals and opens with one session's key.
+    """Encrypts and decrypts with one session's key.
 
     Attributes:
         key_id: the key's id.
@@ -117,26 +116,26 @@ class SessionCipher:
         self._head = b'{"enc":"%s","k":"%s","n":"' % (_FORM.encode(), key_id.encode())
 
     def seal(self, data: bytes, place: Sequence[object]) -> bytes:
-        """Return the JSON of ``Sealed``; ``place`` is what has to be the same when it is opened."""
+        """Return the JSON of ``Sealed``. Opening it requires the same ``place``."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, data, _bound_to(place))
         return b'%s%s","c":"%s"}' % (self._head, _text(nonce), _text(sealed))
 
     def open(self, sealed: Sealed, place: Sequence[object]) -> bytes:
-        """Return what was sealed.
+        """Return the decrypted data.
 
         Raises:
-            UnsealedError: it was changed, or belongs to another place.
+            UnsealedError: the ciphertext was changed, or belongs to another place.
         """
         return _decrypt(self._cipher, sealed.nonce, sealed.data, place)
 
 
 class MasterKeys:
-    """The current master key, and older ones to read with.
+    """The current master key, and older ones for reading.
 
     Args:
         current: wraps new session keys.
-        old: unwrap those that they wrapped.
+        old: unwrap older session keys.
 
     Raises:
         InvalidRequestError: a key is not 32 bytes, or base64 text of 32 bytes.
@@ -147,7 +146,7 @@ class MasterKeys:
         self._ciphers: dict[str, AESGCM] = {}
         for key in (current, *old):
             material = _material(key)
-            # Neither the id nor the key that wraps tells anything of the other.
+            # The id and the wrapping key reveal nothing about each other.
             name = hmac.digest(material, b"sandbox-agent: id of a master key", "sha256")[:_ID_BYTES].hex()
             wrapping = hmac.digest(material, b"sandbox-agent: wrapping session keys", "sha256")
             self._ciphers.setdefault(name, _aes_gcm()(wrapping))
@@ -162,7 +161,7 @@ class MasterKeys:
         """Return the cipher of a session key.
 
         Raises:
-            PersistError: another master key wraps it, or it was changed.
+            PersistError: its master key is unknown, or it was changed.
         """
         return SessionCipher(wrapped.key_id, self._unwrap(session_id, wrapped))
 
@@ -170,7 +169,7 @@ class MasterKeys:
         """Return the same session key under the current master key.
 
         Raises:
-            PersistError: a master key that was not given wraps it, or it was changed.
+            PersistError: its master key is unknown, or it was changed.
         """
         return self._wrap(session_id, wrapped.key_id, self._unwrap(session_id, wrapped))
 
@@ -203,7 +202,7 @@ def _key_place(session_id: str, key_id: str) -> tuple[str, ...]:
 
 
 def _bound_to(place: Sequence[object]) -> bytes:
-    # JSON has no two readings; ASCII only, so a lone surrogate is no error.
+    # JSON is unambiguous. It is ASCII here, so a lone surrogate is allowed.
     return json.dumps(place).encode()
 
 

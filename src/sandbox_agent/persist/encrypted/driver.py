@@ -1,4 +1,4 @@
-"""A driver over any other one, which then holds ciphertext."""
+"""A driver that encrypts what another driver stores."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sandbox_agent.persist.base import (
 )
 from sandbox_agent.persist.encrypted.cipher import MasterKey, MasterKeys, SessionCipher
 from sandbox_agent.persist.encrypted.forms import (
-    blank,
-    event_seal,
     is_blank,
+    make_blank,
     open_event,
     open_record,
-    record_seal,
+    read_sealed_event,
+    read_sealed_record,
     seal_event,
     seal_record,
 )
@@ -36,34 +36,34 @@ __all__ = ["EncryptedSessionPersistDriver"]
 
 T = TypeVar("T")
 
-# Above this, sealing and opening goes to a thread: the event loop has others to serve. In bytes.
+# More bytes than this are encrypted or decrypted in a thread, so that the event loop does not wait.
 _IN_LOOP: Final = 512 * 1024
-# How often a write is done again because the session was erased, or its key replaced, under it.
+# Attempts of a write while the session is erased or its key is replaced.
 _TRIES: Final = 10
-# Rows that are looked at to see whether a listing goes on.
+# Rows that are read to find out whether a listing continues.
 _PEEK: Final = 4
 
 
 class EncryptedSessionPersistDriver(SessionPersistDriver):
-    """Encrypts what is said in sessions before another driver stores it.
+    """Encrypts the messages of sessions before another driver stores them.
 
-    Sealed (AES-256-GCM) are the payloads of events, and ``session_init``, ``config_options`` and ``modes``
-    of records. Readable remain ids, agents, times, senders, indexes, sizes and which sandbox. Each session
-    has a random key, which the master key wraps; it is kept in the store, in a hidden record.
+    Encrypted (AES-256-GCM) are the payloads of events, and ``session_init``, ``config_options`` and ``modes``
+    of records. Ids, agents, times, senders, indexes, sizes and the sandbox remain readable. Each session has
+    a random key, wrapped by the master key, in a hidden record of the store.
 
-    What was changed in the store, or moved to another event or session, raises PersistError, and so does
-    a wrong master key. That events are missing, or stand in another order, nobody can tell.
+    A row that was changed, or moved to another event or session, raises PersistError, and so does a wrong
+    master key. Missing events or another order can't be detected.
 
-    It can do what the inner driver can, except that searches read and decrypt everything.
+    It has the capabilities of the inner driver, except that searches read and decrypt everything.
 
     Args:
-        inner: where the ciphertext is kept; it must hold nothing that isn't encrypted.
+        inner: stores the ciphertext. It must not contain rows that are not encrypted.
         key: the master key: 32 random bytes, or base64 text of them.
-        old_keys: master keys that still wrap session keys.
-        close_inner: ``close`` closes the inner driver, too.
+        old_keys: earlier master keys that still wrap session keys.
+        close_inner: whether ``close`` also closes the inner driver.
 
     Raises:
-        InvalidRequestError: a key is something else.
+        InvalidRequestError: a key is invalid.
         ImportError: the extra ``encryption`` is not installed.
     """
 
@@ -76,7 +76,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         close_inner: bool = False,
     ) -> None:
         self.inner: SessionPersistDriver = inner
-        # The class declares them for drivers that are alike; here they are those of the inner one.
+        # Usually a class declares its capabilities. Here they are those of the inner driver.
         vars(self)["capabilities"] = inner.capabilities - {Capability.SEARCH}
         self._keys = SessionKeys(inner, MasterKeys(key, old_keys))
         self._close_inner = close_inner
@@ -93,15 +93,15 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             record = await self.inner.get_session(session_id)
             if record is None or is_blank(record):
                 return None
-            sealed = record_seal(record)
+            sealed = read_sealed_record(record)
             found = await self._keys.find(session_id)
             if found is not None:
                 if found.cipher is None or sealed.key_id in found.gone:
                     return None
                 if sealed.key_id == found.cipher.key_id:
                     return open_record(found.cipher, record, sealed)
-            # Erased, or erased and made anew, between the two reads; otherwise the key is lost.
-        raise _keyless(f"session '{session_id}'", session_id)
+            # The session was erased between the two reads, and perhaps created again; or its key is lost.
+        raise _missing_key_error(f"session '{session_id}'", session_id)
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
@@ -110,27 +110,27 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         size = normalize_limit(limit)
         after = decode_cursor(cursor)
         if after is not None and after.offset:
-            # A peer's cursor counts rows; here hidden ones are between them.
+            # A cursor of the TypeScript SDK counts rows, and hidden ones are between them here.
             cursor = await self._skip_sessions(after.offset)
             if cursor is None:
                 return ListPage([])
         records: list[SessionRecord] = []
         keys: dict[str, SessionKey] = {}
         while True:
-            # Never more than there is room for: a cursor is only known for where a page ends.
+            # Never more than the page has room for: a cursor is known only at the end of a page.
             page = await self.inner.list_sessions(limit=size - len(records), cursor=cursor)
             records += await self._open_listed(page.items, keys)
             cursor = page.next_cursor
             if cursor is None:
                 return ListPage(records)
             if len(records) == size:
-                return ListPage(records, await self._if_any(cursor))
+                return ListPage(records, await self._keep_if_any(cursor))
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one of that id.
+        """Insert the record, or replace the one with its id.
 
         Raises:
-            PersistError: it holds a value that is not JSON, or the store failed.
+            PersistError: a value can't be written as JSON, or the store failed.
         """
         await self.save_session(session)
 
@@ -146,8 +146,8 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             await self.inner.update_session(sealed)
             if await self._is_current(session.id, cipher):
                 return
-            await self._settle(session.id, cipher, [])
-        raise _restless(session.id)
+            await self._encrypt_again(session.id, cipher, [])
+        raise _conflict_error(session.id)
 
     # Events.
 
@@ -159,18 +159,18 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             page = await self.inner.list_events(session_id, limit=limit, cursor=cursor)
             events = await self._open_events(session_id, page.items)
             cursor = page.next_cursor
-            # A page may be all of events that were erased and could not be deleted.
+            # A page may consist of events that were erased but could not be deleted.
             if events or cursor is None:
                 return ListPage(events, cursor)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Insert the event as it is, or replace the one of that id."""
+        """Insert the event as it is, or replace the one with its id."""
         _check_id(session_id)
         check_session(session_id, event)
         cipher = await self._keys.obtain(session_id)
-        (sealed,) = await _apart([event], lambda event: seal_event(cipher, event))
+        (sealed,) = await _map_events([event], lambda event: seal_event(cipher, event))
         await self.inner.insert_event(session_id, sealed)
-        await self._settle(session_id, cipher, [event])
+        await self._encrypt_again(session_id, cipher, [event])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -180,7 +180,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         for event in events:
             check_session(session_id, event)
         cipher = await self._keys.obtain(session_id)
-        sealed = await _apart(events, lambda event: seal_event(cipher, event))
+        sealed = await _map_events(events, lambda event: seal_event(cipher, event))
         if generation == UNFENCED:
             await self.inner.append_events(session_id, sealed)
         else:
@@ -188,14 +188,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         for event, stored in zip(events, sealed, strict=True):
             event.event_index = stored.event_index
         if generation == UNFENCED:
-            await self._settle(session_id, cipher, events)
+            await self._encrypt_again(session_id, cipher, events)
 
     def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the inner driver's cursor behind that index."""
+        """Return the inner driver's cursor after that index."""
         return self.inner.cursor_after(event_index)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 where it has none."""
+        """Return the highest event index of the session, 0 if it has no events."""
         last = await self.inner.last_event_index(session_id)
         if last and await self._is_erased(session_id):
             return 0
@@ -206,7 +206,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         return await self._open_events(session_id, await self.inner.tail_events(session_id, limit=limit))
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events behind an index and those that are stored meanwhile, by whomever."""
+        """Iterate over the events after an index, then over those that any process stores."""
         async with aclosing(self.inner.follow_events(session_id, after=after)) as events:
             while not self._closed:
                 event: SessionEvent | None = None
@@ -219,21 +219,21 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 if event is None:
                     return
                 known = self._keys.known(session_id)
-                sealed = event_seal(event)
-                # An event that comes is one that was just written: the store need not be asked each time.
+                sealed = read_sealed_event(event)
+                # A new event was written a moment ago, so the known key need not be read again.
                 if known is not None and known.key_id == sealed.key_id:
                     yield open_event(known, event, sealed)
                     continue
                 for opened in await self._open_events(session_id, [event]):
                     yield opened
 
-    # The writer, and the end.
+    # Claims, deletion and closing.
 
     async def claim_session(self, session_id: str, /) -> int:
         """Become the session's only writer, as with the inner driver."""
         _check_id(session_id)
         generation = await self.inner.claim_session(session_id)
-        # What others did before is in the store; what they do from now on is refused.
+        # Other writers are refused from now on, so the key that is in the store stays valid.
         self._keys.forget(session_id)
         return generation
 
@@ -241,7 +241,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         """Destroy the session's key and erase its record and events.
 
         Raises:
-            NotImplementedError: the inner driver can't delete; ``erase`` does what can be done.
+            NotImplementedError: the inner driver can't delete. Use ``erase``.
         """
         if Capability.DELETE not in self.capabilities:
             raise NotImplementedError(
@@ -250,10 +250,10 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         await self.erase(session_id)
 
     async def erase(self, session_id: str, /) -> None:
-        """Destroy the session's key, so that nobody can read it again, and delete it where that is possible.
+        """Destroy the session's key, so that it can't be read again, and delete the session if possible.
 
-        Its writer is refused from then on where the inner driver knows generations. Nothing happens where
-        there is no such session; an erasure that was interrupted ends when it is called again.
+        If the inner driver fences writers, the session's writer is refused from then on. If an erasure was
+        interrupted, call it again.
         """
         _check_id(session_id)
         if Capability.FENCE in self.capabilities:
@@ -262,30 +262,30 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         if Capability.DELETE not in self.capabilities:
             await self._keys.destroy(session_id)
             if record is not None:
-                await self.inner.update_session(blank(session_id, record.created_at))
+                await self.inner.update_session(make_blank(session_id, record.created_at))
             return
         if record is not None and not is_blank(record):
-            # From here on it is gone for readers, whatever happens to this process.
-            await self.inner.update_session(blank(session_id, record.created_at))
+            # From here on readers do not see it, even if this process is killed.
+            await self.inner.update_session(make_blank(session_id, record.created_at))
         await self._keys.destroy(session_id)
         await self.inner.delete_session(KEY_PREFIX + session_id)
         await self.inner.delete_session(session_id)
         self._keys.forget(session_id)
 
     async def rotate_keys(self) -> int:
-        """Wrap the keys of all sessions with ``key`` that one of ``old_keys`` wraps; return how many.
+        """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.
 
-        Payloads are not touched, and writers go on meanwhile. Interrupted, it goes on where it was when it
-        is called again; two at once do no harm. When it has returned, the old keys are no longer needed.
+        Payloads do not change, and writers can continue. If it was interrupted, call it again; concurrent
+        calls are safe. When it returns, the old keys are no longer needed.
 
         Raises:
-            PersistError: a session's key is wrapped by a master key that was not given (the others are
-                wrapped anew), or the store failed.
+            PersistError: the master key of a session's key is unknown (the others were wrapped again), or the
+                store failed.
         """
         return await self._keys.rotate()
 
     async def close(self) -> None:
-        """End the followers; the inner driver is closed by who made it, unless ``close_inner`` was given."""
+        """End the followers. Closes the inner driver only with ``close_inner``."""
         self._closed = True
         for scope in list(self._following):
             scope.cancel()
@@ -304,7 +304,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         for record in items:
             if record.id.startswith(KEY_PREFIX) or is_blank(record):
                 continue
-            sealed = record_seal(record)
+            sealed = read_sealed_record(record)
             found = keys.get(record.id)
             if found is not None and found.cipher is not None and found.cipher.key_id == sealed.key_id:
                 opened.append(open_record(found.cipher, record, sealed))
@@ -314,8 +314,8 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 opened.append(again)
         return opened
 
-    async def _if_any(self, cursor: str) -> str | None:
-        """Return the cursor if a session is behind it."""
+    async def _keep_if_any(self, cursor: str) -> str | None:
+        """Return the cursor if there is a session after it."""
         ahead: str | None = cursor
         while ahead is not None:
             page = await self.inner.list_sessions(limit=_PEEK, cursor=ahead)
@@ -341,24 +341,24 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         if found is None:
             if await self._is_erased(session_id):
                 return []
-            event_seal(events[0])
-            raise _keyless(f"the events of session '{session_id}'", session_id)
+            read_sealed_event(events[0])
+            raise _missing_key_error(f"the events of session '{session_id}'", session_id)
         cipher, gone = found.cipher, found.gone
         if cipher is None:
             return []
 
         def opened(event: SessionEvent) -> SessionEvent | None:
-            sealed = event_seal(event)
+            sealed = read_sealed_event(event)
             if sealed.key_id in gone:
                 return None
             if sealed.key_id != cipher.key_id:
-                raise _keyless(f"event '{event.id}' of session '{session_id}'", session_id)
+                raise _missing_key_error(f"event '{event.id}' of session '{session_id}'", session_id)
             return open_event(cipher, event, sealed)
 
-        return [event for event in await _apart(events, opened) if event is not None]
+        return [event for event in await _map_events(events, opened) if event is not None]
 
     async def _is_erased(self, session_id: str) -> bool:
-        """Whether the key was destroyed, or the erasure is under way, or nothing was ever there."""
+        """Return whether the session was erased, is being erased, or never existed."""
         found = await self._keys.find(session_id)
         if found is not None:
             return found.cipher is None
@@ -367,7 +367,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             return is_blank(record)
         return not (await self.inner.list_events(session_id, limit=1)).items
 
-    # Writing without a claim: nobody is refused, so what was written is looked at again.
+    # Writing without a claim: no writer is refused, so what was written is checked afterwards.
 
     async def _is_current(self, session_id: str, cipher: SessionCipher) -> bool:
         found = await self._keys.find(session_id)
@@ -376,11 +376,13 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         self._keys.forget(session_id)
         return False
 
-    async def _settle(self, session_id: str, cipher: SessionCipher, written: Sequence[SessionEvent]) -> None:
-        """Seal again what stands under a key that is no longer the session's.
+    async def _encrypt_again(
+        self, session_id: str, cipher: SessionCipher, written: Sequence[SessionEvent]
+    ) -> None:
+        """Encrypt again what is encrypted with a key that is no longer the session's.
 
-        It was erased while we wrote to it: only what was just written is to live. Or another process, which
-        can't be refused, has replaced the key: all that we wrote is.
+        Either the session was erased during the write: then only what was just written stays readable. Or
+        another process, which can't be refused, has replaced the key: then all that was written does.
         """
         ids = {event.id for event in written}
         for _ in range(_TRIES):
@@ -390,12 +392,12 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             found = await self._keys.find(session_id)
             erased = found is None or cipher.key_id in found.gone
             if not erased:
-                await self._seal_record_again(session_id, cipher, current)
+                await self._encrypt_record_again(session_id, cipher, current)
             cursor: str | None = None
             while True:
                 page = await self.inner.list_events(session_id, cursor=cursor)
                 for event in page.items:
-                    sealed = event_seal(event)
+                    sealed = read_sealed_event(event)
                     if sealed.key_id == cipher.key_id and (event.id in ids or not erased):
                         plain = open_event(cipher, event, sealed)
                         await self.inner.insert_event(session_id, seal_event(current, plain))
@@ -403,19 +405,19 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 if cursor is None:
                     break
             cipher = current
-        raise _restless(session_id)
+        raise _conflict_error(session_id)
 
-    async def _seal_record_again(self, session_id: str, old: SessionCipher, new: SessionCipher) -> None:
+    async def _encrypt_record_again(self, session_id: str, old: SessionCipher, new: SessionCipher) -> None:
         record = await self.inner.get_session(session_id)
         if record is None or is_blank(record):
             return
-        sealed = record_seal(record)
+        sealed = read_sealed_record(record)
         if sealed.key_id == old.key_id:
             await self.inner.update_session(seal_record(new, open_record(old, record, sealed)))
 
 
-async def _apart(events: Sequence[SessionEvent], work: Callable[[SessionEvent], T]) -> list[T]:
-    """Return what ``work`` makes of each event; many bytes are worked on in a thread."""
+async def _map_events(events: Sequence[SessionEvent], work: Callable[[SessionEvent], T]) -> list[T]:
+    """Return the result of ``work`` for each event. Large payloads are processed in a thread."""
     if sum(len(event.payload_json) for event in events) <= _IN_LOOP:
         return [work(event) for event in events]
     return await anyio.to_thread.run_sync(lambda: [work(event) for event in events])
@@ -425,7 +427,7 @@ def _check_id(session_id: str) -> None:
     if session_id.startswith(KEY_PREFIX):
         raise PersistError(
             f"'{session_id}' can't be a session of an encrypted store: ids that begin with '{KEY_PREFIX}' "
-            "are those of keys, choose another",
+            "belong to keys, choose another",
             session_id=session_id,
         )
     try:
@@ -438,7 +440,7 @@ def _check_id(session_id: str) -> None:
         ) from error
 
 
-def _keyless(what: str, session_id: str) -> PersistError:
+def _missing_key_error(what: str, session_id: str) -> PersistError:
     return PersistError(
         f"{what} can't be read: its key is not in the store; restore the record '{KEY_PREFIX}{session_id}' "
         "from a copy of the store",
@@ -446,8 +448,8 @@ def _keyless(what: str, session_id: str) -> PersistError:
     )
 
 
-def _restless(session_id: str) -> PersistError:
+def _conflict_error(session_id: str) -> PersistError:
     return PersistError(
-        f"session '{session_id}' could not be written: it was erased again and again meanwhile, try again",
+        f"session '{session_id}' could not be written because it was erased repeatedly meanwhile: try again",
         session_id=session_id,
     )

@@ -1,4 +1,4 @@
-"""Records and events under a session's key, as they stand in the store, and back."""
+"""Encrypt records and events with a session's key, and decrypt them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 __all__ = [
-    "blank",
-    "event_seal",
     "is_blank",
+    "make_blank",
     "open_event",
     "open_record",
-    "record_seal",
+    "read_sealed_event",
+    "read_sealed_record",
     "seal_event",
     "seal_record",
 ]
@@ -26,17 +26,17 @@ _ERASED: Final = {"enc": "erased"}
 
 
 def seal_event(cipher: SessionCipher, event: SessionEvent) -> SessionEvent:
-    """Return the event with its payload sealed; all but the index, which the store gives, is bound to it."""
+    """Return the event with an encrypted payload, bound to all of the event but its index."""
     sealed = event.copy()
     sealed.payload_json = cipher.seal(event.payload_json, _event_place(event))
     return sealed
 
 
-def event_seal(event: SessionEvent) -> Sealed:
-    """Return the sealed payload of a stored event.
+def read_sealed_event(event: SessionEvent) -> Sealed:
+    """Return the ciphertext of a stored event.
 
     Raises:
-        PersistError: the payload is not sealed.
+        PersistError: the payload is not encrypted.
     """
     try:
         return Sealed.read(event.payload_json)
@@ -45,7 +45,7 @@ def event_seal(event: SessionEvent) -> Sealed:
 
 
 def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> SessionEvent:
-    """Return the event as it was before it was sealed.
+    """Return the decrypted event.
 
     Raises:
         PersistError: it was changed in the store.
@@ -59,10 +59,10 @@ def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> Se
 
 
 def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:
-    """Return the record with what the agent was given and offers sealed, in ``session_init``.
+    """Return the record with its JSON columns encrypted in ``session_init``.
 
     Raises:
-        PersistError: it holds a value that is not JSON.
+        PersistError: a value can't be written as JSON.
     """
     content = [record.session_init, record.config_options, record.modes]
     try:
@@ -76,11 +76,11 @@ def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:
     return msgspec.structs.replace(record, session_init=sealed, config_options=None, modes=None)
 
 
-def record_seal(record: SessionRecord) -> Sealed:
-    """Return what is sealed of a stored record.
+def read_sealed_record(record: SessionRecord) -> Sealed:
+    """Return the ciphertext of a stored record.
 
     Raises:
-        PersistError: nothing is.
+        PersistError: the record is not encrypted.
     """
     try:
         return Sealed.convert(record.session_init)
@@ -89,7 +89,7 @@ def record_seal(record: SessionRecord) -> Sealed:
 
 
 def open_record(cipher: SessionCipher, record: SessionRecord, sealed: Sealed) -> SessionRecord:
-    """Return the record as it was before it was sealed.
+    """Return the decrypted record.
 
     Raises:
         PersistError: it was changed in the store.
@@ -103,8 +103,8 @@ def open_record(cipher: SessionCipher, record: SessionRecord, sealed: Sealed) ->
     )
 
 
-def blank(session_id: str, created_at: int) -> SessionRecord:
-    """Return what is left of a record that was erased, while or where the store can't delete it."""
+def make_blank(session_id: str, created_at: int) -> SessionRecord:
+    """Return the record that replaces an erased one until, or if not, the store deletes it."""
     return SessionRecord(
         id=session_id,
         agent="",
@@ -116,7 +116,7 @@ def blank(session_id: str, created_at: int) -> SessionRecord:
 
 
 def is_blank(record: SessionRecord) -> bool:
-    """Whether the record is what ``blank`` made."""
+    """Whether the record was erased."""
     return record.session_init == _ERASED
 
 
@@ -147,7 +147,7 @@ def _plain(what: str, session_id: str) -> PersistError:
 
 def _changed(what: str, session_id: str) -> PersistError:
     return PersistError(
-        f"{what} can't be decrypted: it was changed in the store, or taken from another place; "
+        f"{what} can't be decrypted: it was changed in the store, or moved from another place; "
         "restore it from a copy of the store",
         session_id=session_id,
     )

@@ -1,14 +1,12 @@
-"""Where session keys live: in a hidden record beside each session, in the store that is encrypted.
+"""Session keys. Each is stored in a hidden record beside its session, in the encrypted store.
 
 The record of a key has the id ``~key:<session id>``; its ``session_init`` holds the wrapped key. It is a
-record of its own, and not a part of the session's, so that keys can be wrapped anew while somebody writes
-the session: neither ever writes over the other. It is made with the first thing that is stored of a
-session, be it an event of a session without a record.
+separate record, so that a key can be wrapped again while the session is written: neither overwrites the
+other. It is created with the first row of a session, which may be an event of a session without a record.
 
-Who makes a key, wraps it anew or destroys it claims the key's record first and saves it with that
-generation: of two processes at once the later is told, reads again and goes by what the first has stored.
-A driver that does not declare FENCE can refuse nobody: there, too, a key is read again after it was
-written, and the one that is there is used.
+Every change of a key claims the record and saves it with that generation. If two processes change a key at
+once, the later one is refused, reads the record again and uses what the first one stored. A driver without
+FENCE refuses no writer, so the key is read again after it was written, and the stored one is used.
 """
 
 from __future__ import annotations
@@ -29,24 +27,24 @@ from sandbox_agent.wire.records import SessionRecord
 
 __all__ = ["KEY_PREFIX", "SessionKey", "SessionKeys"]
 
-# A tilde sorts behind letters and digits: made at the same time, the session comes first.
+# A tilde sorts after letters and digits, so a session comes before its key if both are equally old.
 KEY_PREFIX: Final = "~key:"
 
 _AGENT: Final = "sandbox-agent-key"
 _FORM: Final = "v1"
-# Ciphers that are remembered; one that is forgotten is unwrapped again.
+# How many ciphers are cached.
 _REMEMBERED: Final = 4_096
-# Others may change a key at the same time, for as long as a few calls take.
+# Attempts while other processes change the key, and the pause between them in seconds.
 _TRIES: Final = 100
 _PAUSE: Final = 0.005
-# A store that lets rows expire must keep a key as long as its session: the key is saved again that often
-# while the session is written to, in seconds.
+# In a store whose rows expire, a key must live as long as its session. It is saved again at this interval
+# while the session is written, in seconds.
 _TOUCH_EVERY: Final = 60.0
 _PAGE: Final = 500
 
 
 class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A key record's ``session_init``: the key, and the ids of those before it that were destroyed."""
+    """A key record's ``session_init``: the key, and the ids of earlier keys that were destroyed."""
 
     key: WrappedKey | None = None
     gone: tuple[str, ...] = ()
@@ -54,11 +52,11 @@ class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SessionKey:
-    """What is stored of a session's key.
+    """A stored session key.
 
     Attributes:
-        cipher: seals and opens with it; None where the key was destroyed.
-        gone: ids of the keys before it, which were destroyed.
+        cipher: encrypts and decrypts with the key; None if the key was destroyed.
+        gone: the ids of earlier keys that were destroyed.
     """
 
     __slots__ = ("cipher", "gone")
@@ -73,7 +71,7 @@ class SessionKeys:
 
     Args:
         inner: the store.
-        masters: wrap and unwrap.
+        masters: the master keys.
     """
 
     def __init__(self, inner: SessionPersistDriver, masters: MasterKeys) -> None:
@@ -81,23 +79,23 @@ class SessionKeys:
         self._masters = masters
         self._known: OrderedDict[str, tuple[WrappedKey, SessionCipher]] = OrderedDict()
         self._touched: dict[str, float] = {}
-        # One change at a time in this object: a driver without FENCE can't tell our own tasks apart.
+        # One change at a time: a driver without FENCE can't refuse our own concurrent tasks.
         self._changing = anyio.Lock()
 
     async def find(self, session_id: str) -> SessionKey | None:
-        """Return what is stored now, or None where the session has no key.
+        """Return the stored key, or None if the session has no key.
 
         Raises:
-            PersistError: it can't be unwrapped, or the store failed.
+            PersistError: the key can't be unwrapped, or the store failed.
         """
         record = await self._inner.get_session(KEY_PREFIX + session_id)
         return None if record is None else self.read(record)
 
     def read(self, record: SessionRecord) -> SessionKey:
-        """Return what a key's record says.
+        """Return the key in a record.
 
         Raises:
-            PersistError: it can't be unwrapped.
+            PersistError: the key can't be unwrapped.
         """
         session_id = record.id.removeprefix(KEY_PREFIX)
         stored = _stored(record, session_id)
@@ -107,14 +105,14 @@ class SessionKeys:
         return SessionKey(self._cipher(session_id, stored.key), stored.gone)
 
     async def obtain(self, session_id: str, created_at: int | None = None) -> SessionCipher:
-        """Return the session's cipher; its key is made where there is none.
+        """Return the session's cipher. Creates a key if the session has none.
 
         Args:
-            session_id: whose.
-            created_at: when the session was made, in milliseconds; None: now.
+            session_id: the session.
+            created_at: when the session was created, in milliseconds; None: now.
 
         Raises:
-            PersistError: it can't be unwrapped, or the store failed.
+            PersistError: the key can't be unwrapped, or the store failed.
         """
         known = self.known(session_id)
         if known is not None:
@@ -140,7 +138,7 @@ class SessionKeys:
         return self._cipher(session_id, changed.key)
 
     async def destroy(self, session_id: str) -> None:
-        """Replace the key by the note that it is gone; nothing happens where there is none."""
+        """Replace the key, if there is one, with a note that it was destroyed."""
         self.forget(session_id)
 
         def retire(stored: _Stored | None) -> _Stored | None:
@@ -152,10 +150,10 @@ class SessionKeys:
         self.forget(session_id)
 
     async def rotate(self) -> int:
-        """Wrap every key with the current master key that another one wraps; return how many.
+        """Wrap the keys that an older master key wraps with the current one; return how many.
 
         Raises:
-            PersistError: a key can't be unwrapped (the others were seen to), or the store failed.
+            PersistError: a key can't be unwrapped (the others were wrapped again), or the store failed.
         """
         count = 0
         failed: PersistError | None = None
@@ -181,12 +179,12 @@ class SessionKeys:
         return count
 
     def known(self, session_id: str) -> SessionCipher | None:
-        """Return the cipher that was used last, without asking the store."""
+        """Return the cached cipher."""
         known = self._known.get(session_id)
         return None if known is None else known[1]
 
     def forget(self, session_id: str) -> None:
-        """Ask the store the next time."""
+        """Read the key from the store at the next call."""
         self._known.pop(session_id, None)
         self._touched.pop(session_id, None)
 
@@ -211,7 +209,7 @@ class SessionKeys:
         known = self._known.get(session_id)
         if known is not None and known[0] == wrapped:
             return known[1]
-        # The same key under another master key, too: nobody is to believe the store unasked.
+        # Also unwrapped if only its master key is another one: the store is not trusted.
         cipher = self._masters.unwrap(session_id, wrapped)
         self._known[session_id] = (wrapped, cipher)
         self._known.move_to_end(session_id)
@@ -223,7 +221,7 @@ class SessionKeys:
     async def _touch(self, session_id: str) -> None:
         now = time.monotonic()
         if Capability.FENCE not in self._inner.capabilities:
-            # Who can't be refused could bring a key back that was destroyed meanwhile.
+            # Without FENCE, saving the key again could restore one that was destroyed meanwhile.
             return
         if now - self._touched.get(session_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:
             self._touched[session_id] = now
@@ -237,7 +235,7 @@ class SessionKeys:
         *,
         always: bool = False,
     ) -> _Stored | None:
-        """Store what ``change`` makes of what is stored, and return what is stored then."""
+        """Store the result of ``change`` on the stored key, and return what is stored then."""
         key_id = KEY_PREFIX + session_id
         async with self._changing:
             for attempt in range(_TRIES):
@@ -259,7 +257,7 @@ class SessionKeys:
                 written = await self._inner.get_session(key_id)
                 return None if written is None else _stored(written, session_id)
         raise PersistError(
-            f"the key of session '{session_id}' could not be stored: others kept changing it, try again",
+            f"the key of session '{session_id}' could not be stored, others kept changing it: try again",
             session_id=session_id,
         )
 
@@ -293,8 +291,8 @@ def _stored(record: SessionRecord, session_id: str) -> _Stored:
         ) from error
     if stored.form != _FORM:
         raise PersistError(
-            f"the key of session '{session_id}' is of form '{stored.form}', which this release does not "
-            "read: upgrade sandbox-agent-py",
+            f"the key of session '{session_id}' has the form '{stored.form}', which this release does not "
+            "know: upgrade sandbox-agent-py",
             session_id=session_id,
         )
     return stored

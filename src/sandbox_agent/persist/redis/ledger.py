@@ -92,11 +92,9 @@ class RedisSessionStore:
         """Do nothing: ``trouble`` follows the lease, which is renewed all the time."""
 
     async def close(self) -> None:
-        """Release the namespace. Safe to call twice."""
         await self._owner.close()
 
     async def commit(self, changes: Changes) -> None:
-        """Store all rows or none. Storing the same rows again changes nothing."""
         await self._owner.write(scripts.COMMIT, *codec.pack_changes(changes))
 
     async def next_key(self) -> int:

@@ -1,1 +1,1 @@
-"""Sessions out of one driver into another, or into lines and back."""
+"""Copy sessions between drivers, and export and import them as lines."""

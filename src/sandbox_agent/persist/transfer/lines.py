@@ -1,8 +1,8 @@
-"""Sessions as JSON lines, out of and into any store.
+"""Export sessions as JSON lines, and import them.
 
-A session is a line with its record, ``{"record": {…}}``, and a line for each event behind it; the last line,
-``{"end": {…}}``, says how much there is. Lines of events only, as older exports and other programs write
-them, are read as well, and so are records that stand alone on a line.
+A session is a line with its record, ``{"record": {…}}``, followed by a line for each event. The last line,
+``{"end": {…}}``, has the totals. An import also reads lines of events without a record, as older exports and
+other programs write them, and lines that are a bare record.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
 __all__ = ["UNKNOWN_AGENT", "Imported", "event_line", "export_lines", "import_lines"]
 
-# What a session's agent is where nothing tells it.
+# The agent of a session without a record.
 UNKNOWN_AGENT: Final = "unknown"
 
 _PAGE: Final = 500
-# What waits to be stored together: events, and bytes of their payloads.
+# Limits of a batch that is stored together: events, and bytes of their payloads.
 _BATCH: Final = 1_000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-# How far into a history without a record the agent's own session id is looked for, in events.
+# The agent's session id is searched in so many events of a history without a record.
 _LOOKED_AT: Final = 50
 
 
 class Imported(msgspec.Struct):
-    """What an import found and did.
+    """The result of an import.
 
     Attributes:
-        sessions: how many sessions were in it.
-        events: how many events were in it.
-        stored: how many of them were stored; the others were there already.
-        complete: whether its last line says that it is whole; None where it is one that never says.
+        sessions: how many sessions the export contained.
+        events: how many events the export contained.
+        stored: how many of them were stored; the store had the others.
+        complete: whether the export has its last line; None for exports that never have one.
     """
 
     sessions: int = 0
@@ -51,7 +51,7 @@ class Imported(msgspec.Struct):
 
 
 class _Line(msgspec.Struct, rename="camel"):
-    """Any line: members of an event, of a record, or one of ours."""
+    """Any line: the members of an event, a bare record, or a line of our own."""
 
     record: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     end: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -70,7 +70,7 @@ class _Named(msgspec.Struct, rename="camel"):
 
 
 class _Naming(msgspec.Struct):
-    """An envelope that may say the agent's own id of the session."""
+    """An envelope that may contain the agent's session id."""
 
     params: _Named = msgspec.field(default_factory=_Named)
     result: _Named = msgspec.field(default_factory=_Named)
@@ -83,10 +83,10 @@ _event_encoder: Final = msgspec.json.Encoder()
 
 
 def event_line(event: SessionEvent) -> bytes:
-    """Return an event as a line without its end, field names as on the wire, the payload byte for byte."""
+    """Return an event as a line without a line break; the bytes of the payload do not change."""
     payload = event.payload_json
     if b"\n" in payload or b"\r" in payload:
-        # Between its tokens, where a space means the same.
+        # Line breaks are only between JSON tokens, where a space means the same.
         payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
     fields: dict[str, Any] = {
         "id": event.id,
@@ -103,7 +103,7 @@ def event_line(event: SessionEvent) -> bytes:
 async def export_lines(
     driver: SessionPersistDriver, records: AsyncGenerator[SessionRecord]
 ) -> AsyncGenerator[bytes]:
-    """Iterate over the lines of an export, without their ends."""
+    """Iterate over the lines of an export, without line breaks."""
     sessions = events = 0
     async with aclosing(records):
         async for record in records:
@@ -126,32 +126,32 @@ async def import_lines(
     lines: Iterable[bytes],
     *,
     agent: str = UNKNOWN_AGENT,
-    told: Callable[[Imported], None] | None = None,
+    on_progress: Callable[[Imported], None] | None = None,
 ) -> Imported:
-    """Store the sessions of an export; what is in the store already is not stored again.
+    """Store the sessions of an export. Rows that the store has are not stored again.
 
     Args:
-        target: where they go.
+        target: the store.
         lines: the export.
-        agent: whose session it is where only events are in it.
-        told: called now and then with what was done.
+        agent: the agent of sessions without a record.
+        on_progress: called now and then with the result so far.
 
     Raises:
-        InvalidRequestError: a line is damaged; it says which. What stands before it is stored.
+        InvalidRequestError: a line is damaged; the message names it. The lines before it are stored.
         PersistError: the store has another history of a session, or failed.
     """
-    work = _Import(target, agent, told)
+    work = _Import(target, agent, on_progress)
     number = 0
     try:
-        for number, line in enumerate(lines, 1):  # noqa: B007 - which line it was is told below
+        for number, line in enumerate(lines, 1):  # noqa: B007 - the errors below name the line
             if line.strip():
-                await work.take(line)
+                await work.read_line(line)
     except _DamagedError as error:
         await work.flush()
         await work.finish()
         raise InvalidRequestError(
             f"line {number} can't be imported, {error}; the {work.imported.events} events in the lines "
-            "before it are in the store: mend the line and import again, it goes on there"
+            "before it are in the store: repair the line and import again, it continues there"
         ) from error
     except SandboxAgentError as error:
         error.args = (f"line {number}: {error}", *error.args[1:])
@@ -161,11 +161,11 @@ async def import_lines(
 
 
 class _DamagedError(Exception):
-    """A line is no part of an export."""
+    """A line is not part of an export."""
 
 
 class _Open:
-    """A session of which lines came."""
+    """A session whose lines are being read."""
 
     def __init__(self, writer: SessionWriter) -> None:
         self.writer = writer
@@ -178,58 +178,58 @@ class _Open:
 
 class _Import:
     def __init__(
-        self, target: SessionPersistDriver, agent: str, told: Callable[[Imported], None] | None
+        self, target: SessionPersistDriver, agent: str, on_progress: Callable[[Imported], None] | None
     ) -> None:
         self._target = target
         self._agent = agent
-        self._told = told
+        self._on_progress = on_progress
         self._current: str | None = None
         self._open: _Open | None = None
         self._batch: list[SessionEvent] = []
         self._bytes = 0
         self._has_records = False
-        # The last event that was taken of each session: lines of several may be mixed.
+        # The last event of each session: the lines of several sessions may be mixed.
         self._ended: dict[str, Place | None] = {}
         self.imported = Imported()
 
-    async def take(self, line: bytes) -> None:
-        """Take a line."""
+    async def read_line(self, line: bytes) -> None:
+        """Store a line, or add it to the batch."""
         if self.imported.complete:
-            # Exports behind one another in one file.
+            # Several exports may follow each other in one file.
             self.imported.complete = None
         found = _decode(line)
         if found.payload is not msgspec.UNSET:
-            await self._take_event(_event(found, found.payload))
+            await self._add_event(_event(found, found.payload))
         elif found.record is not msgspec.UNSET:
             self._has_records = True
-            await self._take_record(bytes(found.record))
+            await self._add_record(bytes(found.record))
         elif found.end is not msgspec.UNSET:
             await self.flush()
             self.imported.complete = True
         elif found.agent_session_id is not msgspec.UNSET:
-            await self._take_record(line)
+            await self._add_record(line)
         else:
             raise _DamagedError("it is neither an event nor a record")
 
     async def flush(self) -> None:
-        """Store what waits."""
+        """Store the batch."""
         if self._open is None or not self._batch:
             return
         batch, self._batch, self._bytes = self._batch, [], 0
         before = self._open.writer.stored
-        await self._open.writer.put(batch)
+        await self._open.writer.write(batch)
         self.imported.events += len(batch)
         self.imported.stored += self._open.writer.stored - before
-        if self._told is not None:
-            self._told(self.imported)
+        if self._on_progress is not None:
+            self._on_progress(self.imported)
 
     async def finish(self) -> None:
-        """Store what waits, and end the session."""
+        """Store the batch and finish the session."""
         await self._close()
         if self._has_records and self.imported.complete is None:
             self.imported.complete = False
 
-    async def _take_record(self, text: bytes) -> None:
+    async def _add_record(self, text: bytes) -> None:
         try:
             record = msgspec.convert(loads(text), SessionRecord)
         except (InvalidEnvelopeError, msgspec.ValidationError) as error:
@@ -237,26 +237,26 @@ class _Import:
         opened = await self._switch(record.id)
         opened.record = record
         if opened.writer.last is None and await self._target.get_session(record.id) is None:
-            # Seen from the beginning: what is only half there is not hidden.
+            # Stored first, so that a session whose transfer is interrupted is visible.
             await self._target.update_session(record)
 
-    async def _take_event(self, event: SessionEvent) -> None:
+    async def _add_event(self, event: SessionEvent) -> None:
         opened = self._open
         if opened is None or event.session_id != self._current:
             opened = await self._switch(event.session_id)
         given = opened.writer.given
         last = self._batch[-1].event_index if self._batch else given.event_index if given else None
         if last is not None and event.event_index <= last:
-            raise _DamagedError(f"event {event.event_index} stands behind event {last}")
+            raise _DamagedError(f"event {event.event_index} comes after event {last}")
         self._batch.append(event)
         self._bytes += len(event.payload_json)
         if opened.record is None:
-            _learn(opened, event)
+            _note_record(opened, event)
         if len(self._batch) >= _BATCH or self._bytes >= _BATCH_BYTES:
             await self.flush()
 
     async def _switch(self, session_id: str) -> _Open:
-        """End the session that lines came of, and begin the next."""
+        """Finish the current session and begin another one."""
         await self._close()
         opened = _Open(await SessionWriter.open(self._target, session_id, self._ended.get(session_id)))
         self._open, self._current = opened, session_id
@@ -269,7 +269,7 @@ class _Import:
             return
         record = self._open.record
         if record is None and await self._target.get_session(self._current or "") is None:
-            record = _made_up(self._open, self._agent)
+            record = _create_record(self._open, self._agent)
         await self._open.writer.finish(record)
         self._ended[self._open.writer.session_id] = self._open.writer.given
         self._open = self._current = None
@@ -295,31 +295,31 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _members(text: str) -> dict[str, tuple[Any, str]]:
-    """Return an object's members: each one's value, and its text as it stands there.
+    """Return the members of an object: the value and the text of each.
 
     Raises:
         ValueError: the text is not an object.
     """
     members: dict[str, tuple[Any, str]] = {}
     scanner = json.JSONDecoder(parse_constant=_no_constant)
-    position = _past(text, 0, "{")
+    position = _skip(text, 0, "{")
     while not text.startswith("}", position):
         if members:
-            position = _past(text, position, ",")
+            position = _skip(text, position, ",")
         name, position = scanner.raw_decode(text, position)
-        start = _past(text, position, ":")
+        start = _skip(text, position, ":")
         value, end = scanner.raw_decode(text, start)
         if not isinstance(name, str):
             raise ValueError("a member's name is not a string")
         members[name] = (value, text[start:end])
-        position = _past(text, end, "")
+        position = _skip(text, end, "")
     if text[position + 1 :].strip():
-        raise ValueError("something stands behind the object")
+        raise ValueError("there is text after the object")
     return members
 
 
-def _past(text: str, position: int, mark: str) -> int:
-    """Return where the text goes on behind white space, a mark and white space."""
+def _skip(text: str, position: int, mark: str) -> int:
+    """Return the position after white space, a mark and white space."""
     found = _SPACE.match(text, position)
     position = found.end() if found else position
     if not text.startswith(mark, position):
@@ -354,8 +354,8 @@ def _event(line: _Line, payload: msgspec.Raw) -> SessionEvent:
     )
 
 
-def _learn(opened: _Open, event: SessionEvent) -> None:
-    """Keep what a record can be made of."""
+def _note_record(opened: _Open, event: SessionEvent) -> None:
+    """Remember what a record can be created from."""
     opened.first = opened.first or event
     opened.connection_id = event.connection_id
     opened.looked_at += 1
@@ -366,7 +366,7 @@ def _learn(opened: _Open, event: SessionEvent) -> None:
         opened.agent_session_id = named.params.session_id or named.result.session_id
 
 
-def _made_up(opened: _Open, agent: str) -> SessionRecord | None:
+def _create_record(opened: _Open, agent: str) -> SessionRecord | None:
     if opened.first is None:
         return None
     return SessionRecord(

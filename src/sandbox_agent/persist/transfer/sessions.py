@@ -1,4 +1,4 @@
-"""From one store into another: all sessions, or some, wherever an earlier run was interrupted."""
+"""Copy or move sessions from one store into another. An interrupted run can be repeated."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 __all__ = ["Moved", "Total", "copy_sessions", "for_each_page", "list_all_sessions", "measure"]
 
-# Sessions under way at once: small ones then share commits.
+# Concurrent sessions: small ones then share commits.
 _AT_ONCE: Final = 8
-# Of events that are held in memory a page is, in bytes and in number.
+# The size of a page of events in memory, in bytes and events.
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 _PAGE_EVENTS: Final = 2_000
 _FIRST_PAGE: Final = 200
@@ -28,21 +28,21 @@ _PROBE: Final = "~probe:"
 
 
 class Total(msgspec.Struct):
-    """How much there is to move: sessions, and the sum of their last indexes."""
+    """The amount to copy: the number of sessions, and the sum of their last indexes."""
 
     sessions: int = 0
     indexes: int = 0
 
 
 class Moved(msgspec.Struct):
-    """What was done.
+    """The progress and the result of a run.
 
     Attributes:
-        sessions: how many are in the target now.
-        events: how many events of them this run read; where it went on, those before are not read again.
+        sessions: how many sessions are in the target now.
+        events: how many of their events this run read. It does not read again what an earlier run copied.
         stored: how many of the events this run stored.
         deleted: how many sessions were deleted in the source.
-        indexes: how far it is, to be compared with ``Total.indexes``.
+        indexes: the progress, to compare with ``Total.indexes``.
     """
 
     sessions: int = 0
@@ -52,7 +52,7 @@ class Moved(msgspec.Struct):
     indexes: int = 0
 
 
-Told = Callable[[Moved], None]
+OnProgress = Callable[[Moved], None]
 
 
 async def list_all_sessions(source: SessionPersistDriver) -> AsyncGenerator[SessionRecord]:
@@ -68,10 +68,10 @@ async def list_all_sessions(source: SessionPersistDriver) -> AsyncGenerator[Sess
 
 
 async def measure(source: SessionPersistDriver, session_ids: Iterable[str] | None = None) -> Total:
-    """Return how much there is to move.
+    """Return the amount to copy.
 
     Raises:
-        SessionNotFoundError: the source has none of that id.
+        SessionNotFoundError: the source does not have one of the sessions.
     """
     total = Total()
     async with aclosing(_chosen(source, session_ids)) as records:
@@ -88,9 +88,9 @@ async def for_each_page(
     *,
     cursor: str | None = None,
 ) -> None:
-    """Await ``use`` with each page of a session's events; the next one is read meanwhile.
+    """Await ``use`` for each page of a session's events, while the next page is read.
 
-    A page is some megabytes, whatever the size of its events: three are in memory at most.
+    A page has some megabytes, whatever the size of its events. At most three pages are in memory.
     """
     send, receive = anyio.create_memory_object_stream[list[SessionEvent]](0)
     failure: Exception | None = None
@@ -117,7 +117,7 @@ async def for_each_page(
             try:
                 async for page in receive:
                     await use(page)
-            except Exception as error:  # noqa: BLE001 - raised behind the group, as itself
+            except Exception as error:  # noqa: BLE001 - raised after the group, not in an exception group
                 failure = error
                 group.cancel_scope.cancel()
     if failure is not None:
@@ -131,42 +131,41 @@ async def copy_sessions(
     session_ids: Iterable[str] | None = None,
     delete: bool = False,
     verify: bool = False,
-    told: Told | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Moved:
     """Copy sessions with their events, ids, indexes and bytes into another store.
 
-    What the target has already is not copied again: a run that was interrupted goes on when it is called
-    again, and two at once do no harm. Each session is checked when it is through: its record, its last
-    event, and with ``verify`` every byte.
+    Rows that the target has are not copied again: an interrupted run continues when it is called again, and
+    concurrent runs are safe. Each session is checked when it is copied: its record, its last event, and with
+    ``verify`` every byte.
 
     Args:
-        source: where they are.
-        target: where they go.
-        session_ids: which; None: all that the source lists.
-        delete: delete each in the source once it is checked. Its writer is refused from then on where the
-            source knows generations; before that, what it wrote meanwhile is copied, too.
+        source: the store to read.
+        target: the store to write.
+        session_ids: the sessions; None: all that the source lists.
+        delete: delete each session in the source after the check. If the source fences writers, its writer is
+            refused first, and what it wrote meanwhile is copied too.
         verify: compare every event.
-        told: called now and then with how far it is.
+        on_progress: called now and then with the progress.
 
     Raises:
-        SessionNotFoundError: the source has none of that id.
-        PersistError: the target has another history of a session, or a store failed. What was copied
-            stays.
-        InvalidRequestError: ``delete`` with a source that can't, or with two names of one store.
+        SessionNotFoundError: the source does not have one of the sessions.
+        PersistError: the target has another history of a session, or a store failed. Copied rows stay.
+        InvalidRequestError: ``delete`` with a store that can't delete, or both are the same store.
     """
     if delete:
-        await _check_apart(source, target)
+        await _refuse_same_store(source, target)
     moved = Moved()
     failure: Exception | None = None
     send, receive = anyio.create_memory_object_stream[SessionRecord](0)
-    job = _Job(source, target, moved, told, delete=delete, verify=verify)
+    job = _Job(source, target, moved, on_progress, delete=delete, verify=verify)
 
     async def work() -> None:
         nonlocal failure
         try:
             async for record in receive:
                 await job.copy(record)
-        except Exception as error:  # noqa: BLE001 - raised behind the group, as itself
+        except Exception as error:  # noqa: BLE001 - raised after the group, not in an exception group
             failure = failure or error
             group.cancel_scope.cancel()
 
@@ -179,26 +178,26 @@ async def copy_sessions(
                     async for record in records:
                         await send.send(record)
                 send.close()
-            except Exception as error:  # noqa: BLE001 - raised behind the group, as itself
+            except Exception as error:  # noqa: BLE001 - raised after the group, not in an exception group
                 failure = failure or error
                 group.cancel_scope.cancel()
     if failure is not None:
         raise failure
     if delete and session_ids is None and moved.deleted and (await source.list_sessions(limit=1)).items:
-        # Made meanwhile, or passed over by a listing whose rows went away.
-        await _again(source, target, moved, verify=verify, told=told)
+        # They were created meanwhile, or a listing skipped them because rows were deleted.
+        await _move_rest(source, target, moved, verify=verify, on_progress=on_progress)
     return moved
 
 
-async def _again(
+async def _move_rest(
     source: SessionPersistDriver,
     target: SessionPersistDriver,
     moved: Moved,
     *,
     verify: bool,
-    told: Told | None,
+    on_progress: OnProgress | None,
 ) -> None:
-    more = await copy_sessions(source, target, delete=True, verify=verify, told=told)
+    more = await copy_sessions(source, target, delete=True, verify=verify, on_progress=on_progress)
     moved.sessions += more.sessions
     moved.events += more.events
     moved.stored += more.stored
@@ -206,14 +205,14 @@ async def _again(
 
 
 class _Job:
-    """What is done with each session."""
+    """Copies, checks and deletes sessions."""
 
     def __init__(
         self,
         source: SessionPersistDriver,
         target: SessionPersistDriver,
         moved: Moved,
-        told: Told | None,
+        on_progress: OnProgress | None,
         *,
         delete: bool,
         verify: bool,
@@ -221,84 +220,88 @@ class _Job:
         self._source = source
         self._target = target
         self._moved = moved
-        self._told = told
+        self._on_progress = on_progress
         self._delete = delete
         self._verify = verify
 
     async def copy(self, record: SessionRecord) -> None:
-        """Copy a session, check it, and delete it in the source where that is wanted."""
+        """Copy a session, check it, and delete it in the source if requested."""
         reached = await self._copy(record, 0)
         if not self._delete:
             await self._check(record.id, reached)
         else:
-            # From here on nobody adds to it; what was added before is copied, too.
+            # From here on its writer is refused. What it added before is copied too.
             await self._source.claim_session(record.id)
             last = await self._source.get_session(record.id)
             if last is None:
-                # Another run has moved it.
+                # Another run has moved it already.
                 return
             await self._copy(last, reached)
             await self._check(record.id, await self._source.last_event_index(record.id), last)
             await self._source.delete_session(record.id)
             self._moved.deleted += 1
         self._moved.sessions += 1
-        self._tell()
+        self._report()
 
     async def _copy(self, record: SessionRecord, reached: int) -> int:
-        """Copy what is missing and return the index that was reached."""
+        """Copy the missing rows and return the last index."""
         writer = await SessionWriter.open(self._target, record.id)
         if writer.last is None and await self._target.get_session(record.id) is None:
-            # Seen from the beginning: what is only half there is not hidden.
+            # Stored first, so that a session whose transfer is interrupted is visible.
             await self._target.update_session(record)
         cursor = None if writer.last is None else self._source.cursor_after(writer.last - 1)
 
         async def use(events: list[SessionEvent]) -> None:
             nonlocal reached
             before = writer.stored
-            await writer.put(events)
+            await writer.write(events)
             self._moved.events += len(events)
             self._moved.stored += writer.stored - before
             if events and events[-1].event_index > reached:
                 self._moved.indexes += events[-1].event_index - reached
                 reached = events[-1].event_index
-            self._tell()
+            self._report()
 
         await for_each_page(self._source, record.id, use, cursor=cursor)
         if writer.seen == 0 and writer.last is not None and cursor is not None:
-            # The target is ahead of the source: whether it has the source's end is what counts.
-            await writer.put(await self._source.tail_events(record.id, limit=1))
+            # The target is ahead of the source: it must contain the source's last event.
+            await writer.write(await self._source.tail_events(record.id, limit=1))
         await writer.finish(record)
         return reached
 
     async def _check(self, session_id: str, last: int, record: SessionRecord | None = None) -> None:
         there = await self._target.last_event_index(session_id)
         if there < last:
-            raise _differs(session_id, f"it ends with event {last} here and {there} there")
+            raise _difference_error(
+                session_id, f"it ends with event {last} in the source and {there} in the target"
+            )
         stored = await self._target.get_session(session_id)
         if stored is None or (record is not None and there == last and stored != record):
-            raise _differs(session_id, "its record is not the same")
+            raise _difference_error(session_id, "its record is not the same")
         if self._verify:
             await self._compare_all(session_id)
 
     async def _compare_all(self, session_id: str) -> None:
-        """Compare every event of the source with the target's; the target may have more behind them."""
+        """Compare every event of the source with the target, which may have more events."""
         theirs = _Reader(self._target, session_id)
 
         async def compare(events: list[SessionEvent]) -> None:
             for event in events:
                 other = await theirs.next()
                 if other is None or not _is_same(event, other):
-                    raise _differs(session_id, f"event {event.event_index} ('{event.id}') is not the same")
+                    raise _difference_error(
+                        session_id, f"event {event.event_index} ('{event.id}') is not the same"
+                    )
 
         await for_each_page(self._source, session_id, compare)
 
-    def _tell(self) -> None:
-        if self._told is not None:
-            self._told(self._moved)
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._moved)
 
 
 class _Reader:
-    """Gives a session's events one at a time."""
+    """Reads a session's events one at a time."""
 
     def __init__(self, driver: SessionPersistDriver, session_id: str) -> None:
         self._driver = driver
@@ -308,7 +311,7 @@ class _Reader:
         self._began = False
 
     async def next(self) -> SessionEvent | None:
-        """Return the next event, or None behind the last."""
+        """Return the next event, or None at the end."""
         while not self._page:
             if self._began and self._cursor is None:
                 return None
@@ -329,10 +332,10 @@ def _is_same(one: SessionEvent, other: SessionEvent) -> bool:
     )
 
 
-def _differs(session_id: str, how: str) -> PersistError:
+def _difference_error(session_id: str, how: str) -> PersistError:
     return PersistError(
         f"session '{session_id}' is not the same in both stores: {how}; it was deleted in neither, "
-        "see that nobody writes it and run this again",
+        "stop its writer and try again",
         session_id=session_id,
     )
 
@@ -352,25 +355,26 @@ async def _chosen(
         yield record
 
 
-async def _check_apart(source: SessionPersistDriver, target: SessionPersistDriver) -> None:
-    """Make sure that a session that is deleted in the source stays in the target.
+async def _refuse_same_store(source: SessionPersistDriver, target: SessionPersistDriver) -> None:
+    """Raise InvalidRequestError if both drivers use one store, or one of them can't delete.
 
-    Two names may mean one store; what is put into the one is then seen in the other.
+    Deleting a session in the source would then delete it in the target. Two URLs may name one store, so an
+    event is stored in the target and looked up in the source.
     """
-    for driver, which in ((source, "comes from"), (target, "goes into")):
+    for driver, which in ((source, "source"), (target, "target")):
         if Capability.DELETE not in driver.capabilities:
             raise InvalidRequestError(
-                f"the store that it {which} can't delete sessions: keep them in the source (--keep)"
+                f"the {which} store can't delete sessions: keep them in the source (--keep)"
             )
-    # An event without a record: no listing shows it, should this process be killed here.
+    # An event without a record is in no listing, even if this process is killed here.
     name = _PROBE + secrets.token_hex(8)
     await target.insert_event(name, SessionEvent(name, 1, name, 0, "", "client", b"{}"))
     try:
         seen = bool((await source.list_events(name)).items)
     except PersistError:
-        # The same rows, under encryption in one of the two.
+        # The same rows, encrypted by one of the two.
         seen = True
     finally:
         await target.delete_session(name)
     if seen:
-        raise InvalidRequestError("both are the same store: name another one for the sessions to go into")
+        raise InvalidRequestError("source and target are the same store: choose another target")

@@ -1,4 +1,4 @@
-"""A session's history into a store, with the indexes that it has: it goes on where the store ends."""
+"""Write a session's history into a store with its own indexes, continuing where the store's history ends."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ["Place", "SessionWriter"]
 
 
 class Place(NamedTuple):
-    """Where an event stands, and which it is."""
+    """The index and the id of an event."""
 
     event_index: int
     id: str
 
 
 class SessionWriter:
-    """Stores the events of one session in their order, each with its id and index.
+    """Stores the events of one session in order, each with its id and index.
 
-    What the store has of it already is not stored again, so a transfer that was interrupted goes on, and
-    two at once end up with one history: events are recognised by id, and an index is never given twice.
+    Events that the store has are not stored again, so an interrupted transfer continues, and two concurrent
+    transfers produce one history: events are recognized by id, and an index is never used twice.
 
     Attributes:
-        session_id: whose.
-        last: the index up to which the store has the history; None where it has none.
+        session_id: the session.
+        last: the index up to which the store has the history; None if it has none.
         stored: how many events were stored.
-        seen: how many events were given, those that were there already included.
+        seen: how many events were passed in, including those that were stored before.
         given: the last of them.
     """
 
     def __init__(self, target: SessionPersistDriver, session_id: str, newest: SessionEvent | None) -> None:
         self._target = target
         self.session_id: str = session_id
-        # What the store had when this began: the event that the history given has to have, too.
+        # The last event of the store at the beginning. The history that is passed in must contain it.
         self._newest = newest
         self._met = newest is None
         self.last: int | None = None if newest is None else newest.event_index
@@ -46,12 +46,12 @@ class SessionWriter:
 
     @classmethod
     async def open(cls, target: SessionPersistDriver, session_id: str, given: Place | None = None) -> Self:
-        """Look how much of the session the store has.
+        """Return a writer that continues the store's history.
 
         Args:
             target: the store.
-            session_id: whose.
-            given: what an earlier writer ended with, where this one is given what comes behind it.
+            session_id: the session.
+            given: the last event of an earlier writer, if this one continues it.
 
         Raises:
             PersistError: the store failed.
@@ -64,11 +64,11 @@ class SessionWriter:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the history that was given ended before that of the store."""
+        """Whether the history that was passed in ends before the store's."""
         return not self._met
 
-    async def put(self, events: Sequence[SessionEvent]) -> None:
-        """Store the next events of the history; ascending by index.
+    async def write(self, events: Sequence[SessionEvent]) -> None:
+        """Store the next events of the history, in ascending order of their indexes.
 
         Raises:
             PersistError: the store has another history of that session, or failed.
@@ -89,7 +89,7 @@ class SessionWriter:
         self.given = _place(events[-1])
 
     async def finish(self, record: SessionRecord | None) -> None:
-        """Store the record, unless the store's history is longer than the one that was given.
+        """Store the record, unless the store's history is longer than the one that was passed in.
 
         Raises:
             PersistError: the store has another history of that session, or failed.
@@ -109,7 +109,7 @@ class SessionWriter:
             if Capability.APPEND in self._target.capabilities and self._follows(run[0]):
                 await self._append(run)
             else:
-                # A history that doesn't begin at 1, or has a hole here; after it, it can be appended to.
+                # The history does not begin at 1, or has a gap here. Later events can be appended.
                 run = run[:1]
                 await self._target.insert_event(self.session_id, run[0])
             self.last = run[-1].event_index
@@ -131,9 +131,9 @@ class SessionWriter:
         for event, copy in zip(events, copies, strict=True):
             if copy.event_index != event.event_index:
                 raise PersistError(
-                    f"session '{self.session_id}' is written by somebody else in the store that it goes "
-                    f"into: event '{event.id}' became number {copy.event_index} there and is "
-                    f"{event.event_index} here; stop the writer, delete the session there and begin again",
+                    f"session '{self.session_id}' has another writer in the target store: event '{event.id}' "
+                    f"got index {copy.event_index} there and has {event.event_index} here; stop the writer, "
+                    "delete the session there and start again",
                     session_id=self.session_id,
                 )
 
@@ -141,9 +141,8 @@ class SessionWriter:
         if here != (there.event_index, there.id):
             raise PersistError(
                 f"session '{self.session_id}' is in both stores with different histories: event "
-                f"{there.event_index} is '{there.id}' in the store that it goes into, and here event "
-                f"{here.event_index} is '{here.id}'; nothing of it was changed, delete the session in one of "
-                "them",
+                f"{there.event_index} is '{there.id}' in the target, and event {here.event_index} is "
+                f"'{here.id}' here; nothing of it was changed, delete the session in one of them",
                 session_id=self.session_id,
             )
 
