@@ -104,6 +104,18 @@ class SandboxAgentError(Exception):
             self.status = status
         self.problem = problem
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the message and the fields, whatever the arguments of ``__init__`` are."""
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(
+    kind: type[SandboxAgentError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> SandboxAgentError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
+
 
 class ProblemError(SandboxAgentError):
     """An error of the HTTP API. The server's routes raise it, and the SDK raises it from the response.
