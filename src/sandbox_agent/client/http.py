@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
+from urllib.parse import quote
 
 import httpx2
 
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError, error_from_problem
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
-__all__ = ["DEFAULT_BASE_URL", "Http", "describe", "quote_segment", "raise_for_problem"]
+__all__ = ["DEFAULT_BASE_URL", "Http", "describe", "encode_header", "quote_segment", "raise_for_problem"]
 
 # The base URL if only a transport was given, which decides where requests are sent.
 DEFAULT_BASE_URL = "http://sandbox-agent"
@@ -23,6 +25,7 @@ READ_TIMEOUT = None
 HELPER_READ_TIMEOUT = 600.0
 # A server closes idle connections after 5 s (uvicorn); a request sent at that moment would be lost.
 KEEPALIVE_EXPIRY = 2.0
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 
 class Http:
@@ -40,9 +43,13 @@ class Http:
         headers: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        if transport is None:
-            _check_url(base_url)
-        if token and not token.isprintable():
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEPALIVE_EXPIRY
+        )
+        if transport is None and is_loopback(_parse_url(base_url).host):
+            # A client with a transport ignores HTTP_PROXY and ALL_PROXY.
+            transport = httpx2.AsyncHTTPTransport(limits=limits)
+        if token and not (token.isascii() and token.isprintable()):
             raise ValueError("the token contains a line break or another character that no header can carry")
         self.base_url: str = base_url.rstrip("/")
         merged = httpx2.Headers(dict(headers or {}))
@@ -53,9 +60,7 @@ class Http:
             headers=merged,
             transport=transport,
             timeout=_timeout(READ_TIMEOUT),
-            limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEPALIVE_EXPIRY
-            ),
+            limits=limits,
         )
 
     def _open_client(self) -> httpx2.AsyncClient:
@@ -164,7 +169,20 @@ def _timeout(read: float | None) -> httpx2.Timeout:
     return httpx2.Timeout(None, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read)
 
 
-def _check_url(base_url: str) -> None:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def encode_header(text: str) -> str:
+    """Return text as a header value: characters other than printable ASCII are percent-encoded."""
+    return quote(text, safe=_PRINTABLE, errors="replace")
+
+
+def _parse_url(base_url: str) -> httpx2.URL:
     rule = f"base_url must be an http(s) URL such as http://127.0.0.1:2468, not {base_url!r}"
     try:
         url = httpx2.URL(base_url)
@@ -174,6 +192,9 @@ def _check_url(base_url: str) -> None:
         raise ValueError(rule)
     if url.port is not None and not 0 < url.port < 65_536:
         raise ValueError(f"{rule}: the port must be between 1 and 65535")
+    if url.query or url.fragment or base_url.endswith(("?", "#")):
+        raise ValueError(f"base_url must be an http(s) URL without query and fragment, not {base_url!r}")
+    return url
 
 
 def describe(error: BaseException) -> str:
@@ -195,6 +216,4 @@ def raise_for_problem(status: int, body: bytes) -> None:
 
 def quote_segment(segment: str) -> str:
     """Return a path segment with all reserved characters escaped."""
-    from urllib.parse import quote
-
     return segment if segment.replace("-", "").isalnum() and segment.isascii() else quote(segment, safe="")

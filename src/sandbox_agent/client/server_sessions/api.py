@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
-from sandbox_agent.client.http import Http
+from sandbox_agent.client.http import Http, encode_header
 from sandbox_agent.client.server_sessions.calls import SessionCalls, session_path
 from sandbox_agent.client.server_sessions.follow import fetch_info, follow
 from sandbox_agent.client.server_sessions.mirror import mirror
@@ -155,7 +155,7 @@ class ServerSessions:
             ConflictError: the queue is full, the session has ended, or the key was used for another
                 message.
         """
-        key = idempotency_key or new_key()
+        key = encode_header(idempotency_key or new_key())
         answer = await self._calls.until_answered(
             "POST",
             session_path(id, "messages"),
@@ -280,7 +280,9 @@ class ServerSessions:
         await self._answer(session_path(id, "questions", question_id, "reject"), None, by)
 
     async def _answer(self, path: str, body: object, by: str | None) -> None:
-        await self._calls.once("POST", path, body=body, headers={CLIENT_HEADER: by} if by else None)
+        await self._calls.once(
+            "POST", path, body=body, headers={CLIENT_HEADER: encode_header(by)} if by else None
+        )
 
     async def cancel(self, id: str) -> None:  # noqa: A002 - the contract's name
         """Cancel the running turn; the session stays."""

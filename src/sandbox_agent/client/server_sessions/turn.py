@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import httpx2
 
+from sandbox_agent.client.http import encode_header
 from sandbox_agent.client.server_sessions.calls import SessionCalls, session_path
 from sandbox_agent.client.server_sessions.cursor import EventCursor
 from sandbox_agent.client.server_sessions.follow import fetch_info
@@ -30,7 +31,7 @@ async def stream_turn(
     idempotency_key: str | None = None,
 ) -> AsyncGenerator[UniversalEvent]:
     """Send a message and iterate over its turn's events; see ``ServerSessions.stream_turn``."""
-    key = idempotency_key or new_key()
+    key = encode_header(idempotency_key or new_key())
     content = dumps(message_body(message))
     path = session_path(session_id, "messages", "stream")
     # The position of the turn is not known; events that were read are skipped when it is sent again.
