@@ -12,7 +12,13 @@ from typing import Any, Self, Unpack
 from sandbox_agent.client.awaitable_context import AwaitableContext
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
-from sandbox_agent.client.options import ClientOptions, SessionOptions, check_keywords
+from sandbox_agent.client.options import (
+    ClientOptions,
+    SessionOptions,
+    check_client_options,
+    check_keywords,
+    open_persist,
+)
 from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
@@ -43,17 +49,14 @@ class SandboxAgent(ServerApi):
 
     def __init__(self, *, base_url: str | None = None, **options: Unpack[ClientOptions]) -> None:
         """Prepare a client; call ``connect`` or ``start`` instead, which also begin to work."""
-        check_keywords(options, ClientOptions, "SandboxAgent")
+        check_client_options(options, "SandboxAgent")
         url, transport = (base_url or "").strip(), options.get("transport")
         if not url and transport is None:
             raise ValueError("base_url is required unless a transport is given")
         persist = options.get("persist")
-        if persist is None:
-            from sandbox_agent.persist.memory import InMemorySessionPersistDriver
-
-            persist = InMemorySessionPersistDriver()
+        self.persist: SessionPersistDriver = open_persist(persist)
+        self._owns_persist = self.persist is not persist
         self.base_url: str = (url or DEFAULT_BASE_URL).rstrip("/")
-        self.persist: SessionPersistDriver = persist
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None
         self._disposing = False
@@ -76,7 +79,7 @@ class SandboxAgent(ServerApi):
         max_events = options.get("replay_max_events", DEFAULT_REPLAY_MAX_EVENTS)
         max_chars = options.get("replay_max_chars", DEFAULT_REPLAY_MAX_CHARS)
         limits = Limits(max(max_events, 1), max(max_chars, 1))
-        self._registry = SessionRegistry(self._http, self._tasks, self._health, persist, limits)
+        self._registry = SessionRegistry(self._http, self._tasks, self._health, self.persist, limits)
 
     @classmethod
     def connect(
@@ -93,7 +96,7 @@ class SandboxAgent(ServerApi):
         Raises:
             ValueError: the URL is missing or invalid, or the token cannot be sent in a header.
         """
-        check_keywords(options, ClientOptions, "connect")
+        check_client_options(options, "connect")
 
         async def open_client() -> Self:
             self = cls(base_url=base_url, **options)
@@ -119,7 +122,7 @@ class SandboxAgent(ServerApi):
             SandboxDestroyedError: the sandbox of that id no longer exists.
             HealthTimeoutError: the server was not healthy in time; a new sandbox is destroyed.
         """
-        check_keywords(options, ClientOptions, "start")
+        check_client_options(options, "start")
 
         async def open_client() -> Self:
             raw_id = await _provision(sandbox, sandbox_id)
@@ -198,6 +201,8 @@ class SandboxAgent(ServerApi):
         """
         if self._tasks.loop is not None and self._tasks.loop.is_closed():
             return  # everything that the client had ended with its loop
+        if self._tasks.is_forked:
+            return  # the connections and the store belong to the parent process
         if self._disposing:
             # A listener must not wait here: dispose waits for the listeners.
             if not self._tasks.is_inside:
@@ -213,6 +218,8 @@ class SandboxAgent(ServerApi):
                 await self._tasks.stop()
             finally:
                 await self._http.aclose()
+                if self._owns_persist:
+                    await self.persist.close()
                 self._disposed.set()
 
     async def destroy_sandbox(self) -> None:
@@ -267,7 +274,7 @@ class SandboxAgent(ServerApi):
             AgentProcessExitedError: the agent exited at its start.
             HealthTimeoutError: the server was not healthy in time.
             TokenInvalidError: the server refuses the token.
-            ValueError: the agent is empty, or the permission policy is invalid.
+            ValueError: the agent is empty, or the permission policy or an MCP server is invalid.
             UnsupportedSessionCategoryError: the agent lacks a setting; the session is destroyed.
             UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
             SettingNotConfirmedError: the agent does not keep a value; the session is destroyed.
@@ -358,6 +365,7 @@ class SandboxAgent(ServerApi):
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[Session]:
         """Return a page of the stored sessions, oldest first."""
+        self._tasks.check_process()
         read_at = time.monotonic()
         page = await self.persist.list_sessions(limit=limit, cursor=cursor)
         sessions = [session_handle(self._registry.session(record, read_at)) for record in page.items]
@@ -367,6 +375,7 @@ class SandboxAgent(ServerApi):
         self, *, session_id: str, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
         """Return a page of a session's stored events, oldest first."""
+        self._tasks.check_process()
         return await self.persist.list_events(session_id, limit=limit, cursor=cursor)
 
     async def destroy_session(self, id: str) -> Session:  # noqa: A002 - the contract's name

@@ -92,6 +92,7 @@ class Journal:
         self._held = False
         self._closed = False
         self._error: Exception | None = None
+        self._fence_reported = False
         self._generation: int | None = None
         self._writer: asyncio.Task[None] | None = None
         self._flushes: list[_Flush] = []
@@ -150,10 +151,13 @@ class Journal:
     async def wait_drained(self) -> None:
         """Wait until the store has caught up; return at once if the store fails."""
         with contextlib.suppress(PersistError):
-            await self.flush()
+            await self.flush(quiet=True)
 
-    async def flush(self) -> None:
+    async def flush(self, *, quiet: bool = False) -> None:
         """Return when everything appended so far is stored.
+
+        Args:
+            quiet: the caller does not pass the error on.
 
         Raises:
             PersistError: the driver failed; the events are sent to it again with the next append.
@@ -165,7 +169,16 @@ class Journal:
         self._wake()
         if not self._tasks.running:
             self._stop_waiting()
-        await future
+        try:
+            await future
+        except SessionFencedError:
+            self._fence_reported = self._fence_reported or not quiet
+            raise
+
+    @property
+    def is_fence_reported(self) -> bool:
+        """Whether a caller has received the error that another process owns the session."""
+        return self._fence_reported
 
     async def wait_idle(self) -> None:
         """Return when no write is in progress."""
@@ -226,6 +239,7 @@ class Journal:
         """
         await self.wait_idle()
         self._generation = None
+        self._fence_reported = False
         error = self._error
         if not isinstance(error, SessionFencedError):
             return

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypedDict
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
 
 import httpx2
 
 from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.persist.base import SessionPersistDriver
 
-__all__ = ["ClientOptions", "SessionOptions", "check_keywords"]
+__all__ = ["ClientOptions", "SessionOptions", "check_client_options", "check_keywords", "open_persist"]
 
 
 class ClientOptions(TypedDict, total=False):
@@ -20,7 +21,8 @@ class ClientOptions(TypedDict, total=False):
         token: the server's bearer token; ``start`` asks the provider if it is None.
         headers: HTTP headers of every request.
         transport: an httpx2 transport that sends the requests; closed with the client.
-        persist: the driver that stores sessions and events (default: in memory); not closed with the client.
+        persist: where sessions and events are stored (default: in memory): a driver, which is not closed with
+            the client, or a store URL or path such as "sqlite:agent.db", whose driver is.
         replay_max_events: how many events of history a restored session is given, 50 by default.
         replay_max_chars: the same limit in characters, 12,000 by default.
         skip_health_check: send requests without waiting until the server is healthy.
@@ -30,7 +32,7 @@ class ClientOptions(TypedDict, total=False):
     token: str | None
     headers: Mapping[str, str] | None
     transport: httpx2.AsyncBaseTransport | None
-    persist: SessionPersistDriver | None
+    persist: SessionPersistDriver | str | os.PathLike[str] | None
     replay_max_events: int
     replay_max_chars: int
     skip_health_check: bool
@@ -45,17 +47,17 @@ class SessionOptions(TypedDict, total=False):
         model: see ``Session.set_model``.
         mode: see ``Session.set_mode``.
         thought_level: see ``Session.set_thought_level``.
-        mcp_servers: MCP servers in ACP's shape.
+        mcp_servers: MCP servers in ACP's shape; ``env`` and ``headers`` may also be dicts.
         session_init: params of session/new; they take precedence over ``cwd`` and ``mcp_servers``.
         permission_policy: how permission requests are answered when there is no listener: "ask",
             "allow_once", "allow_always", "reject", or a function of the request.
     """
 
-    cwd: str | None
+    cwd: str | os.PathLike[str] | None
     model: str | None
     mode: str | None
     thought_level: str | None
-    mcp_servers: list[Any] | None
+    mcp_servers: Sequence[Mapping[str, Any]] | None
     session_init: Mapping[str, Any] | None
     permission_policy: PermissionPolicy | None
 
@@ -64,3 +66,31 @@ def check_keywords(options: Mapping[str, object], kind: type, function: str) -> 
     """Raise the TypeError of a call with a keyword that the options do not have."""
     for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+
+
+def check_client_options(options: ClientOptions, function: str) -> None:
+    """Raise the TypeError of a call with an unknown keyword or an invalid store."""
+    check_keywords(options, ClientOptions, function)
+    persist = cast("object", options.get("persist"))
+    if persist is not None and not isinstance(persist, SessionPersistDriver | str | os.PathLike):
+        raise TypeError(
+            "persist must be a SessionPersistDriver or a store URL such as 'sqlite:agent.db', "
+            f"not {persist!r}"
+        )
+
+
+def open_persist(persist: SessionPersistDriver | str | os.PathLike[str] | None) -> SessionPersistDriver:
+    """Return the driver that the option names.
+
+    Raises:
+        InvalidRequestError: the store URL is unknown.
+    """
+    if isinstance(persist, SessionPersistDriver):
+        return persist
+    if persist is None:
+        from sandbox_agent.persist.memory import InMemorySessionPersistDriver
+
+        return InMemorySessionPersistDriver()
+    from sandbox_agent.persist.open import open_driver
+
+    return open_driver(persist if isinstance(persist, str) else f"sqlite:{os.fspath(persist)}")

@@ -210,6 +210,8 @@ class PermissionBroker:
         return pending
 
     def _send(self, pending: _Pending, result: object) -> Awaitable[None]:
+        # Checked before anything changes: the caller may be in another thread.
+        self._tasks.check()
         # A task, not a coroutine: a listener need not await or return it.
         self._pending.pop(pending.request.id, None)
         return self._tasks.run(pending.respond(pending.raw_id, result), name=f"answer {pending.request.id}")

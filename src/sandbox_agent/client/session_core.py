@@ -169,7 +169,7 @@ class SessionCore:
     async def _flush_quietly(self) -> None:
         # The caller has an earlier error to raise; the journal reports its own to the listeners.
         with contextlib.suppress(PersistError):
-            await self.journal.flush()
+            await self.journal.flush(quiet=True)
 
     # events of the connection
 

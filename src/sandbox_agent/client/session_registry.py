@@ -9,7 +9,8 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sandbox_agent.client.chosen import init_for_agent, init_with_chosen
@@ -17,6 +18,7 @@ from sandbox_agent.client.connection import Connection, RequestHandlers
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
+from sandbox_agent.client.mcp_servers import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
 from sandbox_agent.client.restore import Limits, Restorer
@@ -29,6 +31,7 @@ from sandbox_agent.errors import (
     PersistError,
     SandboxAgentError,
     SessionAlreadyExistsError,
+    SessionFencedError,
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
@@ -211,6 +214,7 @@ class SessionRegistry:
 
     async def load(self, session_id: str) -> SessionCore | None:
         """Return a stored session, or None."""
+        self._tasks.check_process()
         read_at = time.monotonic()
         record = await self._driver.get_session(session_id)
         return None if record is None else self.session(record, read_at)
@@ -270,6 +274,7 @@ class SessionRegistry:
         if lock is None:
             lock = self._create_locks[local_id] = asyncio.Lock()
         async with lock:
+            self._tasks.check_process()
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
                     f"session '{local_id}' exists: resume it, or use resume_or_create_session",
@@ -324,6 +329,7 @@ class SessionRegistry:
 
     async def delete(self, session_id: str) -> None:
         """Erase a session; envelopes that its agent sends later are not stored."""
+        self._tasks.check_process()
         session = self._sessions.get(session_id)
         if session is not None:
             await self._cancel_on(self.live_connection(session), session)
@@ -336,14 +342,21 @@ class SessionRegistry:
         await self._driver.delete_session(session_id)
 
     def session_init(
-        self, session_init: Mapping[str, Any] | None, cwd: str | None, mcp_servers: list[Any] | None = None
+        self,
+        session_init: Mapping[str, Any] | None,
+        cwd: str | os.PathLike[str] | None,
+        mcp_servers: Sequence[Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Return the params of session/new."""
+        """Return the params of session/new.
+
+        Raises:
+            ValueError: an MCP server is invalid.
+        """
         given = dict(session_init or {})
         return {
             **given,
-            "cwd": given.get("cwd") or cwd or self.default_cwd or os.getcwd(),  # noqa: PTH109 - JSON needs a str
-            "mcpServers": given.get("mcpServers") or mcp_servers or [],
+            "cwd": os.fspath(given.get("cwd") or cwd or self.default_cwd or Path.cwd()),
+            "mcpServers": given.get("mcpServers") or to_acp(mcp_servers or []),
         }
 
     def _init_of(self, session: SessionCore) -> dict[str, Any]:
@@ -375,11 +388,13 @@ class SessionRegistry:
 
 async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:
     failed: PersistError | None = None
+    reported = journal.is_fence_reported
     try:
         async with asyncio.timeout(FLUSH_TIMEOUT):
             await journal.flush()
     except PersistError as error:
-        failed = error
+        handled = isinstance(error, SessionFencedError) and reported
+        failed = None if handled else error
     except TimeoutError:
         failed = PersistError(
             f"session '{journal.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",

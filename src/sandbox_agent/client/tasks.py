@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["DISPOSED", "OTHER_LOOP", "TaskOwner", "await_result"]
+__all__ = ["DISPOSED", "TaskOwner", "await_result"]
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -17,7 +18,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 # How long stop() waits for cancelled tasks: they hold no lock and only close sockets.
 STOP_TIMEOUT = 5.0
 DISPOSED = "this SandboxAgent is disposed: connect a new one"
-OTHER_LOOP = "this SandboxAgent belongs to another event loop: connect one in this loop"
+FORKED = "this SandboxAgent was created before this process was forked: connect a new one in this process"
+OTHER_LOOP = "this SandboxAgent belongs to another event loop: use it there, or connect one in this loop"
 
 
 class TaskOwner:
@@ -34,6 +36,7 @@ class TaskOwner:
         self._task: asyncio.Task[None] | None = None
         self._children: set[asyncio.Task[Any]] = set()
         self._stopper: asyncio.Task[Any] | None = None
+        self._pid = os.getpid()
 
     async def start(self) -> None:
         """Start the owner; ``spawn`` works once this has returned."""
@@ -45,12 +48,17 @@ class TaskOwner:
     @property
     def running(self) -> bool:
         """Whether ``spawn`` works."""
-        return self._group is not None and not self._stopping.is_set()
+        return self._group is not None and not self._stopping.is_set() and not self.is_forked
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop in which the owner was started."""
         return self._loop
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that created the owner."""
+        return self._pid != os.getpid()
 
     @property
     def is_inside(self) -> bool:
@@ -61,12 +69,22 @@ class TaskOwner:
         """Check that the caller may use the client.
 
         Raises:
-            SandboxAgentError: the client is disposed, or belongs to another event loop.
+            SandboxAgentError: the client is disposed, or belongs to another event loop, thread or process.
         """
+        self.check_process()
         if not self.running:
             raise SandboxAgentError(DISPOSED)
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not _running_loop():
             raise SandboxAgentError(OTHER_LOOP)
+
+    def check_process(self) -> None:
+        """Check that this process is not a fork.
+
+        Raises:
+            SandboxAgentError: it is: neither the client's connections nor its store's work here.
+        """
+        if self.is_forked:
+            raise SandboxAgentError(FORKED)
 
     async def _run(self, ready: asyncio.Event) -> None:
         try:
@@ -120,6 +138,13 @@ class TaskOwner:
         tasks = [task for task in waited if task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 async def await_result(awaitable: Awaitable[object]) -> None:
