@@ -24,12 +24,12 @@ _VERSION = 1
 
 
 def has_chosen(record: SessionRecord) -> bool:
-    """Return whether the record says what was chosen; those of older versions and other SDKs do not."""
+    """Return whether the record has chosen settings; records of older versions and other SDKs do not."""
     return _read(record) is not None
 
 
 def chosen_settings(record: SessionRecord) -> ChosenSettings:
-    """Return what was chosen; where the record does not say, that is what the agent reported last."""
+    """Return the chosen settings; if the record has none, those that the agent reported last."""
     chosen = _read(record)
     if chosen is not None:
         return chosen

@@ -50,12 +50,12 @@ SET_METHODS = frozenset({"session/set_mode", "session/set_config_option"})
 
 # Sends a method of the session and returns its result.
 Send = Callable[[str, dict[str, Any]], Awaitable[Any]]
-# Asks the server for an agent's options.
+# Fetches an agent's options from the server.
 AgentOptions = Callable[[str], Awaitable[list[dict[str, Any]]]]
 
 
 class Settings:
-    """Works on the record in the journal: changes are made in memory at once and saved by its writer."""
+    """Reads and changes the settings in the journal's record; the journal's writer saves them."""
 
     def __init__(self, journal: Journal, agent_options: AgentOptions) -> None:
         self._journal = journal
@@ -81,7 +81,7 @@ class Settings:
         self._journal.change(session_init=init)
 
     def adopt(self) -> None:
-        """Keep what the agent reported last as chosen, where the record does not say what was chosen."""
+        """Store the settings that the agent reported last as chosen, if the record has no chosen ones."""
         if not has_chosen(self._record):
             self.choose()
 
@@ -116,7 +116,7 @@ class Settings:
     # what the agent reports
 
     async def options(self) -> list[dict[str, Any]]:
-        """Return the options, asked from the server where session/new gave none."""
+        """Return the options; they are fetched from the server if session/new returned none."""
         if self._record.config_options is None:
             options = await self._agent_options(self._record.agent)
             if self._record.config_options is None:
@@ -127,7 +127,7 @@ class Settings:
         return [dict(option) for option in self._record.config_options or []]
 
     async def modes(self) -> dict[str, Any] | None:
-        """Return the modes, made from the mode option where session/new gave none."""
+        """Return the modes; they are derived from the mode option if session/new returned none."""
         modes = self._record.modes
         if not (modes and modes.get("availableModes")):
             derived = config.modes_from_options(await self.options())
@@ -136,7 +136,7 @@ class Settings:
         return dict(self._record.modes) if self._record.modes else None
 
     def apply_result(self, method: str, params: Mapping[str, Any], result: object) -> None:
-        """Put what a set request's result reports, or the value that was set, into the record."""
+        """Record what the result of a set request reports, or else the value that was set."""
         if method == "session/set_mode" and isinstance(mode := params.get("modeId"), str):
             self._apply_mode(mode)
         elif method == "session/set_config_option":
@@ -148,7 +148,7 @@ class Settings:
             self._apply_options(options)
 
     def apply_update(self, line: bytes) -> None:
-        """Put a config_option_update or a current_mode_update into the record."""
+        """Record a config_option_update or a current_mode_update."""
         update: dict[str, Any] = loads(line)["params"]["update"]
         if update.get("sessionUpdate") == "config_option_update":
             options = config.valid_options(update.get("configOptions"))
@@ -180,9 +180,9 @@ class Settings:
         """Set the category's option ("model", "thought_level", "mode").
 
         Args:
-            category: which.
-            value: its value.
-            send: sends a request of the user's.
+            category: the option's category.
+            value: the value to set.
+            send: sends a request on behalf of the user.
 
         Raises:
             UnsupportedSessionCategoryError: the agent has no such option.
@@ -243,17 +243,17 @@ class Settings:
     # confirming
 
     def expect_confirmation(self) -> None:
-        """From here on a prompt needs ``confirm`` first."""
+        """Require ``confirm`` before the next prompt."""
         self._unconfirmed = True
 
     def restored(self, outcome: Outcome, agent: str, *, handed_over: bool) -> None:
         """Record what a restore could not set.
 
         Args:
-            outcome: of the restore.
-            agent: the agent that has the session now.
-            handed_over: whether another agent had it before: what this one does not offer is not required
-                of it.
+            outcome: the outcome of the restore.
+            agent: the session's agent now.
+            handed_over: whether the session had another agent before: settings that the new agent does not
+                offer are then not required.
         """
         chosen = self.chosen
         if handed_over:
@@ -264,13 +264,13 @@ class Settings:
         self.expect_confirmation()
 
     async def confirm(self, send: Send) -> None:
-        """Make sure that the agent has the chosen settings; no more is done until the next restore.
+        """Set the chosen settings that the agent does not report, once after each restore.
 
         Args:
             send: sends a request to the agent.
 
         Raises:
-            SettingNotConfirmedError: it has not, and could not be set to them.
+            SettingNotConfirmedError: the agent did not accept or confirm a setting.
         """
         if not self._unconfirmed:
             return
@@ -288,7 +288,7 @@ class Settings:
                 raise SettingNotConfirmedError(self._record.id, self._failed)
 
     def prompted(self) -> None:
-        """A prompt is sent: from here on the agent may change its mode by itself."""
+        """Record that a prompt is sent: from now on the agent may change its mode itself."""
         self._unconfirmed = False
 
     def _agent_settings(self) -> AgentSettings:
@@ -332,10 +332,10 @@ def refusal_of(error: SandboxAgentError) -> Refusal:
 
 
 def required(value: str, name: str) -> str:
-    """Return the value without surrounding blanks.
+    """Return the value without surrounding whitespace.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: the value is empty.
     """
     stripped = value.strip()
     if not stripped:

@@ -1,1 +1,1 @@
-"""Where ``sdk.sessions.mirror`` puts a session's events: the protocol, one file per sink."""
+"""Sinks into which ``sdk.sessions.mirror`` copies a session's events: the protocol, one file per sink."""
