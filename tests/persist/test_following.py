@@ -16,7 +16,7 @@ import pytest
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.actor import StateSessionPersistDriver
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.following import Following, Mark
+from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import make_event

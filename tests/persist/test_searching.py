@@ -44,7 +44,7 @@ def numbered(payloads: list[bytes]) -> list[SessionEvent]:
 def fold(events: list[SessionEvent]) -> list[Said]:
     folder = Folder()
     for event in events:
-        folder.take(event)
+        folder.add(event)
     return sorted([*folder.finished(), *folder.unfinished()])
 
 
@@ -127,7 +127,7 @@ def test_folding_on_gives_what_folding_from_the_beginning_gives(
     middle = data.draw(st.integers(0, len(events)))
     folder = Folder()
     for event in events[:middle]:
-        folder.take(event)
+        folder.add(event)
     kept = [said for said in folder.finished() if said.first < folder.resume_at]
     assert all(said.first >= folder.resume_at for said in folder.unfinished())
     assert sorted([*kept, *fold(events[folder.resume_at - 1 :])]) == fold(events)

@@ -38,7 +38,7 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.following import Following, Mark
+from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 __all__ = ["DEFAULT_STATE_KEY", "RivetSessionPersistDriver", "StateSessionPersistDriver", "StatefulContext"]

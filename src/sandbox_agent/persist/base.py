@@ -34,9 +34,9 @@ __all__ = [
 DEFAULT_LIST_LIMIT = 100
 # A page is held in memory; anything above this is a mistake and falls back to the default.
 MAX_LIST_LIMIT = 10_000
-# The generation of whoever has claimed nothing.
+# The generation of a writer that has not claimed the session.
 UNFENCED = 0
-# How often a follower looks for events where the store can't tell it, in seconds.
+# How often this default polls for new events, in seconds.
 _FOLLOW_INTERVAL = 0.1
 
 
@@ -53,7 +53,7 @@ class Capability(enum.Enum):
 
 
 class SessionPersistDriver(ABC):
-    """Keeps session records and their events (seed 001, custom driver).
+    """Keeps session records and their events (see docs/custom-driver.md).
 
     A driver implements the first five methods. The others have defaults built on those; a driver that
     can do better overrides them and names them in ``capabilities``. Drivers are safe to use from many
@@ -90,7 +90,7 @@ class SessionPersistDriver(ABC):
         """Insert the event as it is, or replace the one of that id."""
 
     def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the cursor of ``list_events`` behind that index, or None where the driver has none.
+        """Return the cursor of ``list_events`` after that index, or None if the driver has none.
 
         Readers that begin in the middle use it; without it they read from the beginning. A driver whose
         cursors are those of ``encode_cursor`` returns ``encode_cursor(event_index + 1, "")``.
@@ -101,7 +101,7 @@ class SessionPersistDriver(ABC):
         """Become the session's only writer and return the generation to write with, above all before.
 
         Whoever claimed it before is refused from now on. A driver that does not declare
-        Capability.FENCE returns UNFENCED and refuses nobody. The session need not be stored yet.
+        Capability.FENCE returns UNFENCED and refuses no writer. The session need not be stored yet.
         """
         return UNFENCED
 
@@ -121,12 +121,12 @@ class SessionPersistDriver(ABC):
         All of them are kept when it returns; an event whose id is already stored in the session (a
         retry) keeps the index that it has and is not stored again. A native append keeps all of them or
         none; this default inserts one at a time, reads the whole session first, remembers the ids, and
-        assumes that from then on nobody else stores events of the session.
+        assumes that from then on no other writer stores events of the session.
 
         Args:
             session_id: the session of all the events.
             events: what is appended, in order.
-            generation: what ``claim_session`` returned; UNFENCED writes whoever else does.
+            generation: what ``claim_session`` returned; UNFENCED writes without a check.
 
         Raises:
             SessionFencedError: the session was claimed after that generation; nothing is stored.
@@ -154,7 +154,7 @@ class SessionPersistDriver(ABC):
                 return tail
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Erase the record and its events; nothing happens where there is none.
+        """Erase the record and its events; nothing happens if there is none.
 
         A driver that overrides this and leaves ``append_events`` as it is calls it, too: it forgets how the
         session's events were numbered.
@@ -168,10 +168,10 @@ class SessionPersistDriver(ABC):
             self._numberings.forget(session_id)
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events behind an index and those that are stored meanwhile, by whomever.
+        """Iterate over the events after an index and those that are stored later, by any program.
 
-        Each comes once, in order. It goes on until the caller ends it (``contextlib.aclosing``), the
-        driver is closed or the session is deleted; this default looks for new events ten times a second, and
+        Each is delivered once, in order. It continues until the caller ends it (``contextlib.aclosing``), the
+        driver is closed or the session is deleted; this default polls ten times a second, and
         does not end by itself when the driver is closed.
         """
         last = after
@@ -255,10 +255,10 @@ def encode_cursor(position: int, row_id: str) -> str:
 
 
 def decode_cursor(cursor: str | None) -> Keyset | None:
-    """Return where a listing goes on, or None for its beginning.
+    """Return where a listing continues, or None for its beginning.
 
-    A cursor of the peer's drivers (a decimal offset) is understood; a stranger's string begins anew,
-    as the peer's drivers do (seed 002, parseCursor).
+    A cursor of the TypeScript drivers (a decimal offset) is understood; any other string means the
+    beginning, as in their ``parseCursor``.
     """
     if not cursor:
         return None

@@ -1,4 +1,4 @@
-"""A session record as the columns of a table of seed 002, which the SQL drivers share, and back."""
+"""Converts session records to the columns of the TypeScript SDK's tables, and back."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def to_record(row: Sequence[Any]) -> SessionRecord:
         agent=row[1],
         agent_session_id=row[2],
         last_connection_id=row[3],
-        # SQLite's columns take any number.
+        # SQLite's columns hold any number.
         created_at=int(row[4]),
         destroyed_at=None if row[5] is None else int(row[5]),
         sandbox_id=row[6],

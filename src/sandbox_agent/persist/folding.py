@@ -1,4 +1,4 @@
-"""From a session's events to the whole texts that a search looks through."""
+"""Turns a session's events into the whole texts that are searched."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["MAX_TEXT", "Folder", "Said"]
 
-# A text that is longer (characters) goes on as another one.
+# A longer text (in characters) is continued as another one.
 MAX_TEXT: Final = 256 * 1024
 # How the TypeScript SDK's replays begin: it stores them as if the user had said them.
 _PEER_REPLAY: Final = "Previous session history is replayed below as JSON-RPC envelopes."
-# Envelopes with none of these say nothing, and need not be decoded.
+# Envelopes without these contain no text, and are not decoded.
 _TELLING: Final = (b"_chunk", b"tool_call", b"prompt")
 _ENDED: Final = frozenset({"completed", "failed"})
 
@@ -51,7 +51,7 @@ class _Text:
 
 
 class _Tool(_Text):
-    """A tool call, whose title and outputs may be told again, each time longer."""
+    """A tool call, whose title and outputs may be repeated, each time longer."""
 
     def __init__(self, event: SessionEvent) -> None:
         super().__init__(event)
@@ -64,7 +64,7 @@ class _Tool(_Text):
 class Folder:
     """Takes a session's events in their order and joins them to texts.
 
-    User prompts are texts without what a restore put in front of them; chunks of an agent's message are
+    User prompts are texts without what a restore prepended to them; chunks of an agent's message are
     joined; a tool call is one text. An index that keeps texts folds on from ``resume_at``: the texts that
     it has from there on are the ones to fold again.
 
@@ -79,8 +79,8 @@ class Folder:
         self._message: _Text | None = None
         self._tools: dict[str, _Tool] = {}
 
-    def take(self, event: SessionEvent) -> None:
-        """Take the next event; one that can't be read says nothing."""
+    def add(self, event: SessionEvent) -> None:
+        """Add the next event; one that can't be read contains no text."""
         if self._message is None and not self._tools:
             self.resume_at = event.event_index
         if any(word in event.payload_json for word in _TELLING):

@@ -14,7 +14,7 @@ from sandbox_agent.wire.sessions import SearchHit
 
 __all__ = ["Hits", "ReadableStore", "search_by_reading"]
 
-# A number in front of the hit: where indexes are not unique the heap must still tell hits apart.
+# A number before the hit: where indexes are not unique the heap must still order hits.
 _Ranked = tuple[int, str, int, int, SearchHit]
 
 
@@ -47,7 +47,7 @@ class Hits:
         self._newest: list[_Ranked] = []
         self._numbers = itertools.count()
 
-    def look(self, record: SessionRecord, texts: Iterable[Said]) -> None:
+    def add_texts(self, record: SessionRecord, texts: Iterable[Said]) -> None:
         """Look through texts of a session."""
         for said in texts:
             rank = (said.time, record.id, said.first)
@@ -106,9 +106,9 @@ async def _look(store: ReadableStore, record: SessionRecord, hits: Hits) -> None
     while True:
         page = await store.list_events(record.id, cursor=cursor)
         for event in page.items:
-            folder.take(event)
-        hits.look(record, folder.finished())
+            folder.add(event)
+        hits.add_texts(record, folder.finished())
         cursor = page.next_cursor
         if cursor is None:
-            hits.look(record, folder.unfinished())
+            hits.add_texts(record, folder.unfinished())
             return

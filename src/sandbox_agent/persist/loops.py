@@ -16,7 +16,7 @@ class OneLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def enter(self, target: str) -> None:
-        """Take the running loop where none was taken yet.
+        """Remember the running loop, if no call was made yet.
 
         Args:
             target: where the store is, for the message.

@@ -18,7 +18,7 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.following import Following, Mark
+from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 if TYPE_CHECKING:
@@ -208,8 +208,8 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             history = self._histories.get(record.id, _EMPTY)
             folder = Folder()
             for _, row_id in history.order:
-                folder.take(history.events[row_id].copy())
-            hits.look(record, [*folder.finished(), *folder.unfinished()])
+                folder.add(history.events[row_id].copy())
+            hits.add_texts(record, [*folder.finished(), *folder.unfinished()])
         return hits.newest_first()
 
     async def close(self) -> None:

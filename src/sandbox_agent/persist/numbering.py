@@ -33,7 +33,7 @@ class Numbering:
     """Numbers one session's events, and knows which ids are stored.
 
     It reads the whole session once, and again after a failure, when it can't know what was stored. It
-    assumes that nobody else appends to the session.
+    assumes that no other writer appends to the session.
     """
 
     def __init__(self) -> None:

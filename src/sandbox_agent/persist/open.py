@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY_VARIABLE", "StoreURL", "open_driver", "open_session_store", "parse_store_url"]
 
-# The master keys of "encrypted+…" stores: base64, the current one first, older ones behind commas.
+# The master keys of "encrypted+…" stores: base64, the current one first, older ones after commas.
 KEY_VARIABLE: Final = "SANDBOX_AGENT_STORE_KEY"
 
 _ENCRYPTED: Final = "encrypted+"
@@ -40,7 +40,7 @@ _KINDS: Final[dict[str, _Kind]] = {
 
 
 class StoreURL(NamedTuple):
-    """What a store's URL says.
+    """The parts of a store's URL.
 
     Attributes:
         kind: which driver.
@@ -67,14 +67,14 @@ class StoreURL(NamedTuple):
         separators = [rest.find(character) for character in "/?#" if character in rest]
         at = rest.rfind("@")
         if at >= 0 and any(found < at for found in separators):
-            # A password that isn't escaped: nobody can say where it ends.
+            # A password that isn't escaped: it is not clear where it ends.
             return f"{prefix}{scheme}://…"
         place = rest[at + 1 :].partition("?")[0].partition("#")[0]
         return f"{prefix}{scheme}://{place}"
 
 
 def parse_store_url(url: str) -> StoreURL:
-    """Return what the URL says; nothing is opened.
+    """Return the parts of the URL; nothing is opened.
 
     Raises:
         InvalidRequestError: no driver is known for it.
@@ -89,20 +89,20 @@ def parse_store_url(url: str) -> StoreURL:
     scheme = match[1].lower()
     kind = _KINDS.get(scheme)
     if kind is None:
-        # The scheme only: what is behind it may hold a password.
+        # The scheme only: the rest may contain a password.
         raise InvalidRequestError(f"no store is known for '{scheme}:': give {_KNOWN}")
-    behind = rest[match.end() :]
+    address = rest[match.end() :]
     if kind == "memory":
         return StoreURL(kind, "memory", encrypted)
     if kind == "sqlite":
-        return StoreURL(kind, _path(behind.removeprefix("//")), encrypted)
-    if not behind.startswith("//"):
+        return StoreURL(kind, _path(address.removeprefix("//")), encrypted)
+    if not address.startswith("//"):
         raise InvalidRequestError(f"a '{scheme}:' store needs two slashes: {scheme}://HOST/…")
     return StoreURL(kind, rest, encrypted)
 
 
 def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriver:
-    """Return the driver of the store that the URL names; who called closes it.
+    """Return the driver of the store that the URL names; the caller closes it.
 
     * ``memory``: what this process keeps.
     * ``sqlite:PATH`` or a path: the file of the SDK's SQLite driver. For the file of a server's own store

@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 
 __all__ = ["SNIPPET_WORDS", "Query", "parse_query", "words_of"]
 
-# More of a query is not looked at.
+# The rest of a longer query is ignored.
 _MAX_QUERY: Final = 1_024
 _MAX_PARTS: Final = 32
 SNIPPET_WORDS: Final = 24
 _PARTS: Final = re.compile(r'"([^"]*)"?|([^\s"]+)')
 _WORDS: Final = re.compile(r"[^\W_]+")
-# With the marks that stand behind their letter: what SQLite's tokenizer takes for one word, too.
+# With the marks that follow their letter: SQLite's tokenizer treats it as one word, too.
 _MARKED_WORDS: Final = re.compile("[^\\W_](?:[^\\W_]|[\u0300-\u036f])*")
 _MARKS: Final = re.compile("[\u0300-\u036f]")
 
@@ -52,7 +52,7 @@ class Query:
         self.parts: list[list[str]] = [words for words in map(words_of, parse_query(query)) if words]
 
     def __bool__(self) -> bool:
-        """Whether there is anything to look for."""
+        """Whether the query has any words."""
         return bool(self.parts)
 
     def snippet(self, text: str) -> str | None:

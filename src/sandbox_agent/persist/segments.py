@@ -78,7 +78,7 @@ class SQLiteSegments:
         await self._writer.run(insert)
 
     async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        """Return the chunks behind the cursor, about ``max_bytes`` of them, at least one if any.
+        """Return the chunks after the cursor, about ``max_bytes`` of them, at least one if any.
 
         Raises:
             PersistError: the store failed.
@@ -161,13 +161,13 @@ class FileSegments:
                     offset += len(chunk.data)
             except OSError as error:
                 raise PersistError(
-                    f"the temporary folder '{tempfile.gettempdir()}' takes no more events "
+                    f"the temporary folder '{tempfile.gettempdir()}' has no room for more events "
                     f"({error.strerror}): make room, or give the server --store sqlite:PATH"
                 ) from error
             extents.extend(added)
 
     async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        """Return the chunks behind the cursor, about ``max_bytes`` of them, at least one if any.
+        """Return the chunks after the cursor, about ``max_bytes`` of them, at least one if any.
 
         Raises:
             PersistError: the file can't be read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final
@@ -96,7 +96,6 @@ class Appender:
         database: the connections.
         writers: the sessions' writers.
         log: the works.
-        stored: called with what was stored together with others.
     """
 
     def __init__(
@@ -104,12 +103,10 @@ class Appender:
         database: PostgresDatabase,
         writers: PostgresWriters,
         log: Log,
-        stored: Callable[[str, Sequence[SessionEvent], Known], None],
     ) -> None:
         self._database = database
         self._writers = writers
         self._log = log
-        self._stored = stored
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._waiting: list[_Append] = []
         # Sessions that have an append on its way by itself: later ones wait for it.
@@ -200,13 +197,10 @@ class Appender:
             rows = []
         for row in rows:
             session_id, first = row[0], row[1] + 1
-            appends = by_session.pop(session_id)
-            for append in appends:
+            for append in by_session.pop(session_id):
                 append.stored(list(range(first, first + len(append.events))))
                 first += len(append.events)
-            known = Known(first - 1, row[2])
-            self._remember(session_id, known)
-            self._stored(session_id, [event for append in appends for event in append.events], known)
+            self._remember(session_id, Known(first - 1, row[2]))
         for session_id, appends in by_session.items():
             self._alone.add(session_id)
             self._start(self._store_alone(session_id, appends))

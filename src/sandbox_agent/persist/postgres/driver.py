@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox_agent.persist.base import Keyset
+from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.persist.postgres.append import Appender, check_texts
 from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect
-from sandbox_agent.persist.postgres.follow import Followers
 from sandbox_agent.persist.postgres.library import Connection, Pool
 from sandbox_agent.persist.postgres.link import DEFAULT_MAX_SIZE, DEFAULT_TIMEOUT, PostgresLink
+from sandbox_agent.persist.postgres.listen import NotificationHint
 from sandbox_agent.persist.postgres.schema import Tables, prepare_store
-from sandbox_agent.persist.postgres.writers import PostgresWriters
+from sandbox_agent.persist.postgres.writers import PostgresWriters, read_marks
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent
 
@@ -64,8 +66,9 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         self._writers = PostgresWriters(self._link.target)
         database = PostgresDatabase(self._link, PostgresDialect(schema))
         super().__init__(database, self._writers)
-        self._followers = Followers(self._link, self._tables)
-        self._appender = Appender(database, self._writers, self._log, self._followers.stored)
+        hint = partial(NotificationHint, self._link, self._tables.channel)
+        self._following = Following(self, make_hint=hint)
+        self._appender = Appender(database, self._writers, self._log)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._link.target}, schema={self._tables.schema!r})"
@@ -86,6 +89,7 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         """
         await super().delete_session(session_id)
         self._appender.forget(session_id)
+        self._following.deleted(session_id)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events after an index and those that are stored later, by any program.
@@ -95,12 +99,17 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         Raises:
             PersistError: the store can't be reached when it begins.
         """
-        return self._followers.follow(self, session_id, after)
+        self._link.refuse_unusable()
+        return self._following.follow(session_id, after)
+
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return the last index and the deletions of each session, for followers."""
+        return await self._database.read(partial(read_marks, session_ids))
 
     async def close(self) -> None:
         """Store what was accepted and close what was opened; never a pool that was handed in."""
         if not self._link.is_elsewhere:
-            await self._followers.close()
+            await self._following.close()
             await self._appender.close()
         await self._link.close()
 
@@ -109,6 +118,9 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
 
     async def _append(self, session_id: str, events: Sequence[SessionEvent], generation: int) -> list[int]:
         return await self._appender.append(session_id, events, generation)
+
+    def _stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
+        self._following.stored(session_id, events)
 
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]:
         # Most programs never search.

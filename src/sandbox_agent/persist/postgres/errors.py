@@ -21,7 +21,7 @@ _ADVICE: Mapping[str, str] = MappingProxyType(
         "42501": "does not allow it to this user, nothing was stored: grant the rights (tables, schema, or "
         "CREATE on the database)",
         "42P01": "has lost the store's tables, nothing was stored: it was emptied or is another database; "
-        "bring the right one back, or open the store anew to begin with an empty one",
+        "bring the right one back, or open the store again to begin with an empty one",
         "53100": "can't grow, nothing was stored: the server's disk is full, free some space, then try again",
         "53200": "is out of memory, nothing was stored: try again with less at once",
         "53300": "takes no more connections: close some, lower max_size, or raise the server's "

@@ -57,11 +57,11 @@ class Connection(Protocol):
         ...
 
     def add_termination_listener(self, callback: Callable[[Any], None], /) -> None:
-        """Be told when the connection has ended."""
+        """Call back when the connection has ended."""
         ...
 
     def remove_termination_listener(self, callback: Callable[[Any], None], /) -> None:
-        """Be told no more."""
+        """Unregister the callback."""
         ...
 
     def terminate(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections to a PostgreSQL server: opened when wanted, bounded in time, told apart from a pooler's."""
+"""Connections to a PostgreSQL server: opened on demand, with timeouts, directly or behind a pooler."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PostgresLink:
 
     Attributes:
         target: host, port and database, for messages.
-        pooled: whether every call is put into a transaction; known after the first call.
+        pooled: whether every call runs in a transaction; known after the first call.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class PostgresLink:
     def refuse_unusable(self) -> None:
         """Raise PersistError once it was closed, and in another event loop than that of the first call."""
         if self._closed:
-            raise PersistError(f"the store at {self.target} was closed: open it anew")
+            raise PersistError(f"the store at {self.target} was closed: open it again")
         self._loop.enter(self.target)
 
     async def _attempt(

@@ -1,32 +1,36 @@
-"""One connection that listens for notifications, made anew when it is lost."""
+"""One connection that listens for notifications and is opened again when it is lost."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.library import Connection
 from sandbox_agent.persist.postgres.link import CONNECT_SECONDS, PostgresLink
+from sandbox_agent.persist.postgres.schema import mark
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "NotificationHint"]
 
-# A notification that the listener sends itself is there by then, or never comes: a transaction-pooling
-# pgbouncer takes LISTEN and delivers nothing.
+# A notification that the listener sends to itself has arrived by then, or never does: a transaction-pooling
+# pgbouncer accepts LISTEN and delivers nothing.
 _ECHO_SECONDS: Final = 2.0
 _POOLED_ECHO_SECONDS: Final = 0.3
-# A silent connection is asked whether it is alive; one that never says so is given up.
+# A silent connection is checked; one that does not answer is dropped.
 _CHECK_EVERY: Final = 30.0
 _CHECK_SECONDS: Final = 5.0
-# Where nothing is heard, it is tried again after that time.
+# If nothing is heard, the next attempt is after that time.
 _TRY_AGAIN: Final = 600.0
-# A handed-in pool that has fewer connections is left to the others.
+# A pool of the user's that has fewer connections is left to the other calls.
 _LEAST_POOL: Final = 2
 _ECHO: Final = "?"
+# How often the store is checked, in seconds, for programs that do not notify; and if nothing is heard.
+_CHECK_INTERVAL: Final = 1.0
+_POLL_INTERVAL: Final = 0.1
 
 
 class Listener:
@@ -35,8 +39,8 @@ class Listener:
     Args:
         link: the connections.
         channel: what to listen to.
-        notified: called with each notification's text, and with None after a gap, when anything may have
-            been missed.
+        notified: called with each notification's text, and with None after a gap, in which notifications
+            may have been missed.
 
     Attributes:
         hears: whether notifications arrive.
@@ -54,7 +58,7 @@ class Listener:
         self._next_check = 0.0
 
     async def listen(self) -> None:
-        """See that it listens, if that is possible at all; cheap where it does already.
+        """Listen, if that is possible at all; cheap if it listens already.
 
         Raises:
             PersistError: the server can't be reached.
@@ -71,7 +75,7 @@ class Listener:
         await self._begin()
 
     async def close(self) -> None:
-        """Stop listening and end the connection, or give it back to the pool that was handed in."""
+        """Stop listening and end the connection, or return it to the user's pool."""
         connection, self._connection = self._connection, None
         self.hears = False
         self._next_try = 0.0
@@ -89,7 +93,7 @@ class Listener:
         try:
             connection.add_termination_listener(self._lost)
             async with asyncio.timeout(CONNECT_SECONDS):
-                await connection.add_listener(self._channel, self._take)
+                await connection.add_listener(self._channel, self._receive)
             self._connection = connection
             self.hears = await self._can_hear()
         except BaseException as error:
@@ -101,7 +105,7 @@ class Listener:
             raise PersistError(f"the store at {self._link.target} can't be listened to: {error}") from error
         self._next_check = time.monotonic() + _CHECK_EVERY
         if self.hears:
-            # Between the last reading and now nobody listened.
+            # Notifications since the last check were missed.
             self._notified(None)
         else:
             self._connection = None
@@ -115,7 +119,7 @@ class Listener:
             await connection.fetchval("SELECT pg_notify($1, $2)", self._channel, self._echo)
 
         await self._link.run(send)
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(_POOLED_ECHO_SECONDS if self._link.pooled else _ECHO_SECONDS):
                 await self._heard.wait()
         return self._heard.is_set()
@@ -123,7 +127,7 @@ class Listener:
     async def _check(self, connection: Connection) -> None:
         try:
             await connection.execute("SELECT 1", timeout=_CHECK_SECONDS)
-        except Exception:  # noqa: BLE001 - whatever it was, the connection is of no use
+        except Exception:  # noqa: BLE001 - after any failure, the connection is of no use
             self._lost(connection)
             await self._end(connection)
 
@@ -136,12 +140,12 @@ class Listener:
         try:
             if not connection.is_closed():
                 async with asyncio.timeout(_CHECK_SECONDS):
-                    await connection.remove_listener(self._channel, self._take)
+                    await connection.remove_listener(self._channel, self._receive)
         except Exception:  # noqa: BLE001 - the pool makes a new one
             connection.terminate()
         await pool.release(connection, timeout=CONNECT_SECONDS)
 
-    def _take(self, connection: Any, pid: int, channel: str, text: str) -> None:
+    def _receive(self, connection: Any, pid: int, channel: str, text: str) -> None:
         if text.startswith(_ECHO):
             if text == self._echo:
                 self._heard.set()
@@ -153,3 +157,59 @@ class Listener:
         self._connection = None
         self._next_try = 0.0
         self._notified(None)
+
+
+class NotificationHint:
+    """Implements ``follow.ChangeHint``: each writer notifies a channel of the sessions that it changes.
+
+    Args:
+        link: the connections.
+        channel: what writers notify.
+        wakeup: the hub's event.
+    """
+
+    survives_outages: bool = True
+
+    def __init__(self, link: PostgresLink, channel: str, wakeup: asyncio.Event) -> None:
+        self._listener = Listener(link, channel, self._notified)
+        self._wakeup = wakeup
+        self._marks: set[str] = set()
+        self._all = False
+        self._unchecked = False
+
+    async def wait(self) -> None:
+        """Wait for a notification; a program that notifies no one is noticed by a check every second."""
+        await self._listener.listen()
+        if self._unchecked:
+            # The last check failed.
+            self._all = True
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CHECK_INTERVAL if self._listener.hears else _POLL_INTERVAL):
+                await self._wakeup.wait()
+                self._wakeup.clear()
+                return
+        self._all = True
+
+    def changed(self, session_ids: Collection[str], /) -> Collection[str]:
+        """Return the sessions that were named since the last time."""
+        marks, self._marks = self._marks, set()
+        every, self._all = self._all, False
+        found = [one for one in session_ids if every or mark(one) in marks]
+        self._unchecked = bool(found)
+        return found
+
+    def checked(self, found: bool, /) -> None:
+        """Note that the check has not failed."""
+        self._unchecked = False
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._listener.close()
+
+    def _notified(self, text: str | None) -> None:
+        if text:
+            self._marks.update(text.split())
+        else:
+            self._all = True
+        self._wakeup.set()

@@ -203,10 +203,10 @@ class Owner:
             statement = f"SELECT owner FROM {self._table} WHERE number = $1"
             return str(await connection.fetchval(statement, self.number))
 
-        who = original(await self._link.run(read))
+        owner = original(await self._link.run(read))
         return PersistError(
             f"the namespace '{self._name}' of the store at {self._link.target} belongs to another running "
-            f"server{f' ({who})' if who else ''}: stop it, or give --store-namespace another name"
+            f"server{f' ({owner})' if owner else ''}: stop it, or give --store-namespace another name"
         )
 
     async def _keep(self) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a PostgreSQL store, and how those of the TypeScript driver become such (seed 002).
+"""The tables of a PostgreSQL store, and how those of the TypeScript driver become such.
 
 The names and columns are those that the TypeScript drivers use, so both open one database. JSON is kept
 in ``json`` columns, which keep the text as it came; ``jsonb`` columns are changed to that, as they refuse
@@ -58,7 +58,7 @@ class Tables:
         sessions: the records.
         events: the events.
         writers: of each session its writer's generation, its last index, and how often it was deleted.
-        store: one row: the version of the tables, and what tells this store from every other.
+        store: one row: the version of the tables, and what identifies this store.
         texts: what was said, for searching.
         searched: of each session, up to which event its texts are there.
         channel: what followers listen to.
@@ -121,7 +121,7 @@ async def prepare_store(connection: Connection, tables: Tables) -> str:
             hashlib.blake2s(f"sandbox-agent {tables.schema}".encode(), digest_size=8).digest(), signed=True
         )
         await connection.execute(f"SELECT pg_advisory_xact_lock({lock})")
-        # Again, now that nobody else makes them: another process may have been quicker.
+        # Again, now that no other process makes them: one may have been faster.
         found = await _identity(connection, tables)
         if found is not None:
             return found
@@ -233,7 +233,7 @@ async def _types(connection: Connection, schema: str, table: str) -> dict[str, s
 
 
 async def _number_uniquely(connection: Connection, tables: Tables) -> None:
-    """Number the sessions anew that have an index twice: 1, 2, 3 in the order that they had.
+    """Renumber the sessions that have an index twice: 1, 2, 3 in the order that they had.
 
     Two clients of the TypeScript driver, which has no unique index, can write such a store.
     """

@@ -7,12 +7,13 @@ from typing import Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.postgres.schema import mark
 from sandbox_agent.persist.sql.log import UNKNOWN, Known
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["PostgresWriters", "marks_of"]
+__all__ = ["PostgresWriters", "marks_of", "read_marks"]
 
 # A notification's text is below 8,000 bytes.
 _MOST_MARKS: Final = 800
@@ -44,6 +45,11 @@ SELECT pg_notify('{channel}', $3)
 _FORGET_EXTENTS: Final = """
 DELETE FROM {extents} WHERE (session_id = $1 AND last_index >= $2)
   OR session_id IN (SELECT session_id FROM {events} WHERE id = $3)
+"""
+_STATES: Final = """
+SELECT asked.session_id, coalesce(writer.deletions, 0),
+  (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
+FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {writers} AS writer USING (session_id)
 """
 _DELETE: Final = """
 WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
@@ -139,6 +145,12 @@ class PostgresWriters:
             "back, or open the store again to continue with this one",
             session_id=session_id,
         )
+
+
+def read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:
+    """Return the last index and the deletions of each session."""
+    rows = yield Query(_STATES, (list(session_ids),))
+    return {session_id: Mark(last, deletions) for session_id, deletions, last in rows}
 
 
 def marks_of(session_ids: Collection[str]) -> str:

@@ -22,6 +22,7 @@ from sandbox_agent.persist.sql.tables import (
 from sandbox_agent.persist.sql.work import Bundle, Column, Insert, Query, Row, Select, Table, Work
 from sandbox_agent.persist.store.cursor import key_before
 from sandbox_agent.persist.store.rows import (
+    NO_SESSION,
     Changes,
     EnvelopeRow,
     EventRow,
@@ -163,7 +164,9 @@ class Ledger:
         """
         dialect = self._dialect
         events = list(map(dialect.event_values, changes.events))
-        envelopes = list(map(dialect.envelope_values, changes.envelopes))
+        # Older releases stored envelopes that belong to no session.
+        rows = [row for row in changes.envelopes if row.key != NO_SESSION]
+        envelopes = list(map(dialect.envelope_values, rows))
         snapshots = sorted(changes.snapshots, key=attrgetter("envelope"))
         inserts: list[Insert] = [
             self._insert(STORE_SESSIONS, _merged(changes.sessions)),
@@ -185,7 +188,7 @@ class Ledger:
             numbers = [(row.key, row.sequence) for row in changes.events]
             yield from self._compare(self._stored_events, numbers, events, "event of sequence")
         if stored.get(dialect.envelopes, 0) != len(envelopes):
-            numbers = [(row.key, row.index) for row in changes.envelopes]
+            numbers = [(row.key, row.index) for row in rows]
             yield from self._compare(self._stored_envelopes, numbers, envelopes, "envelope of index")
         yield from dialect.index_texts(texts)
 

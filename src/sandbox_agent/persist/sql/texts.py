@@ -120,7 +120,7 @@ async def _update(database: Database, index: TextIndex, session_id: str, known: 
 
 def _extract(index: TextIndex, folder: Folder, events: Sequence[SessionEvent], is_end: bool) -> Sequence[Any]:
     for event in events:
-        folder.take(event)
+        folder.add(event)
     return index.prepare([*folder.finished(), *(folder.unfinished() if is_end else ())])
 
 

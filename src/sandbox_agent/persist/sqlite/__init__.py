@@ -1,1 +1,1 @@
-"""The SQLite driver (seed 002): one file, a thread that writes and one that reads."""
+"""SQLite: one file, a thread that writes it and others that read it."""

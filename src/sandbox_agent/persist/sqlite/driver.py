@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio.to_thread
 
-from sandbox_agent.persist.following import Following, Mark
+from sandbox_agent.persist.follow import FileHint, Following, Mark
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.persist.sql.work import Make
 from sandbox_agent.persist.sqlite.database import SQLiteDatabase
@@ -50,7 +50,8 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
         )
         self._file = _PreparedFile(self.writer, self.reader)
         super().__init__(self._file, SQLiteWriters())
-        self._following = Following(self, glance=None if in_memory else self._file.glance)
+        hint = None if in_memory else partial(FileHint, self._file.glance)
+        self._following = Following(self, make_hint=hint)
 
     async def delete_session(self, session_id: str, /) -> None:
         """Erase the record, its events and what the search's index has of them, their bytes included.

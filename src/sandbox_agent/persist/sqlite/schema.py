@@ -1,4 +1,4 @@
-"""The tables of an SQLite store, and how older files become such (seed 002)."""
+"""The tables of an SQLite store, and how older files become such."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS events (
   payload_json TEXT NOT NULL
 )"""
 _INDEXES: Final = {
-    # The TypeScript driver's own, of its name and columns: it makes it anew if it is missing.
+    # The TypeScript driver's own, of its name and columns: it makes it again if it is missing.
     "idx_events_session_order": "INDEX idx_events_session_order ON events(session_id, event_index, id)",
     "idx_events_session_index": "UNIQUE INDEX idx_events_session_index ON events(session_id, event_index)",
     "idx_sessions_order": "INDEX idx_sessions_order ON sessions(created_at, id)",
@@ -72,7 +72,7 @@ def prepare_store(connection: sqlite3.Connection) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        # Again, now that nobody else can write: another process may have been quicker.
+        # Again, now that no other process can write: one may have been faster.
         _refuse_newer(connection)
         if not _is_current(connection):
             _migrate(connection)
@@ -170,7 +170,7 @@ def _copy_legacy_events(connection: sqlite3.Connection, *, has_index: bool) -> N
 
 
 def _number_uniquely(connection: sqlite3.Connection) -> None:
-    """Number the sessions anew that have an index twice, or none: 1, 2, 3 in the order that they had.
+    """Renumber the sessions that have an index twice, or no index: 1, 2, 3 in the order that they had.
 
     Two clients of the TypeScript driver, which has no unique index, can write such a file.
     """

@@ -141,7 +141,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def check_version(connection: sqlite3.Connection) -> None:
-    """Check that the tables are of this version, for whoever reads them only.
+    """Check that the tables are of this version, for a store that only reads them.
 
     Raises:
         PersistError: they are not.

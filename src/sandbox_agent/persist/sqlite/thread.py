@@ -75,7 +75,7 @@ class SQLiteThread:
         """Accept a job now, in the order of the calls, and return what ``run`` would wait for."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._worker.put(Job(work, transaction, loop, future))
+        self._worker.enqueue(Job(work, transaction, loop, future))
         give_way_until_done(future)
         return future
 

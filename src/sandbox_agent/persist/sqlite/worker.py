@@ -21,14 +21,14 @@ from sandbox_agent.persist.sqlite.errors import error_code, explain_sqlite
 __all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "UNNAMED", "Job", "Worker"]
 
 MEMORY: Final = ":memory:"
-# SQLite's own name for a file that nobody sees: what the cache has no room for is on disk.
+# SQLite's own name for a temporary file without a name.
 TEMPORARY: Final = ""
 UNNAMED: Final = frozenset({MEMORY, TEMPORARY})
 # How long a statement waits for another program's lock before it fails, in seconds.
 BUSY_TIMEOUT: Final = 5.0
 # Between two tries of what SQLite's own busy handler does not cover, in seconds.
 _BUSY_PAUSE: Final = 0.02
-# A transaction that takes more jobs than this makes the first of them wait too long.
+# With more jobs in a transaction the first of them waits too long.
 _BATCH_JOBS: Final = 1_000
 # How long close() and the interpreter's exit wait for accepted jobs (a lock held elsewhere), in seconds.
 _CLOSE_TIMEOUT: Final = 10.0
@@ -36,11 +36,11 @@ _CLOSE_TIMEOUT: Final = 10.0
 _CACHED_STATEMENTS: Final = 256
 # 16 MiB of pages: the index of a million random ids stays warm. Negative means KiB.
 _CACHE_KIB: Final = -16 * 1024
-# Who only reads goes through what nobody needs again.
+# Readers scan once; a small cache suffices.
 _READ_CACHE_KIB: Final = -4 * 1024
 # Checkpoint every 16 MiB of WAL: at the default of 4 MiB a busy store syncs the database file too often.
 _CHECKPOINT_PAGES: Final = 4_096
-# After these the connection is opened anew: it may be bound to what the cause left behind.
+# After these the connection is opened again: it may still refer to what the cause has left.
 _REOPEN_AFTER: Final = frozenset(
     {
         sqlite3.SQLITE_CANTOPEN,
@@ -56,7 +56,7 @@ _logger = logging.getLogger("sandbox_agent.persist")
 
 
 class Job(NamedTuple):
-    """Work for the thread, and the future of who waits for it."""
+    """Work for the thread, and the future of the caller that waits for it."""
 
     work: Callable[[sqlite3.Connection], Any]
     transaction: bool
@@ -88,7 +88,7 @@ class Worker:
 
     # Called from event loops.
 
-    def put(self, job: Job) -> None:
+    def enqueue(self, job: Job) -> None:
         """Accept a job; the thread starts with the first.
 
         Raises:
@@ -128,14 +128,14 @@ class Worker:
         try:
             stopping = False
             while not stopping:
-                jobs, stopping = self._take()
+                jobs, stopping = self._next_jobs()
                 _deliver(self._execute(jobs))
         finally:
             self._disconnect()
             _running.discard(self)
 
-    def _take(self) -> tuple[list[Job], bool]:
-        """Wait for a job, then take all that wait with it; True where the thread is to end."""
+    def _next_jobs(self) -> tuple[list[Job], bool]:
+        """Wait for a job and return all that wait with it; True if the thread is to end."""
         jobs: list[Job] = []
         job = self._queue.get()
         while job is not None:
@@ -220,7 +220,7 @@ class Worker:
         if self._connection is not None:
             if self._path in UNNAMED or _identity(self._path) == self._file:
                 return self._connection
-            # SQLite would go on writing into the file that has lost its name.
+            # SQLite would continue to write into the file that has lost its name.
             self._disconnect()
             raise PersistError(
                 f"the store '{self._path}' was moved or deleted while in use, nothing was stored: "
@@ -284,7 +284,7 @@ def _finish_all() -> None:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return what a file is beneath its name, None where there is none."""
+    """Return the identity of the file of that name, or None."""
     try:
         status = os.stat(path)  # noqa: PTH116 - once a batch, and Path.stat() costs as much again
     except OSError:
@@ -323,12 +323,12 @@ def _deliver(outcomes: list[_Outcome]) -> None:
         by_loop.setdefault(outcome.job.loop, []).append(outcome)
     for loop, its_outcomes in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_settle, its_outcomes)
-        except RuntimeError:  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_resolve, its_outcomes)
+        except RuntimeError:  # the loop is closed: no caller waits there any more
             _report(its_outcomes)
 
 
-def _settle(outcomes: list[_Outcome]) -> None:
+def _resolve(outcomes: list[_Outcome]) -> None:
     abandoned: list[_Outcome] = []
     for outcome in outcomes:
         future = outcome.job.future

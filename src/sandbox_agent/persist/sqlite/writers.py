@@ -15,7 +15,7 @@ import msgspec
 
 from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
-from sandbox_agent.persist.following import Mark
+from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.sql.log import UNKNOWN, Known
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent

@@ -66,7 +66,7 @@ class SessionStore(Protocol):
         """Return a page of sessions, newest first, and the cursor of the next page.
 
         Raises:
-            InvalidRequestError: the cursor is none of this store's.
+            InvalidRequestError: the cursor is not one of this store's.
         """
         ...
 
@@ -131,7 +131,7 @@ class SessionStore(Protocol):
     async def delete(self, key: int) -> None:
         """Erase a session: rows, index and what the file still holds of them.
 
-        Where traces of it can't be taken out of the file in some seconds, as another process reads it, that
+        If traces of it can't be removed from the file in some seconds, as another process reads it, that
         is logged as a warning and done later; the session is gone in any case.
         """
         ...
@@ -157,14 +157,14 @@ class SessionStore(Protocol):
     ) -> Sequence[SessionRow]:
         """Erase events and envelopes older than that, or the oldest until the store is that small.
 
-        Commits go on between its slices. A session whose turn is open is left alone. ``first_sequence`` of
+        Commits continue between its slices. A session whose turn is open is left alone. ``first_sequence`` of
         a session that lost some says from where it has them; one that lost all and has ended or is not
         managed is deleted.
 
         Args:
             before: erase what is older, in milliseconds since the epoch.
             max_bytes: erase until no more is used.
-            retire: asked before a session is deleted; whoever has it in use hides it first, or says False.
+            retire: called before a session is deleted; it hides a session that is in use, or returns False.
 
         Returns:
             The sessions that lost some.

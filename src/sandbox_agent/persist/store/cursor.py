@@ -21,6 +21,6 @@ def key_before(cursor: str | None, largest: int) -> int:
         return largest
     if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= len(str(largest))):
         raise InvalidRequestError(
-            f"the cursor {cursor[:40]!r} is none of this server's: give the nextCursor of the page before"
+            f"the cursor {cursor[:40]!r} is not one of this server's: give the nextCursor of the page before"
         )
     return min(int(cursor), largest)

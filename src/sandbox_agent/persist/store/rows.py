@@ -37,8 +37,8 @@ class SessionRow(msgspec.Struct, kw_only=True):
         agent_mode: "" where unknown, as ``permission_mode``.
         ended: it was terminated.
         first_sequence: the oldest event that is kept.
-        last_sequence: the newest event; 0 while there is none.
-        last_envelope: the index of the newest envelope; 0 while there is none.
+        last_sequence: the newest event; 0 while there are none.
+        last_envelope: the index of the newest envelope; 0 while there are none.
         usage: JSON of a wire.sessions.UsageInfo, or None.
         settings: JSON of what it was made with (CreateSessionRequest), or None.
     """
@@ -82,7 +82,7 @@ class EnvelopeRow(msgspec.Struct, gc=False):
 class EventRow(msgspec.Struct, gc=False):
     """A universal event: ``data`` is the whole of it as JSON, without ``raw``.
 
-    ``envelope`` is the index of the envelope that it was made from; 0 where there is none.
+    ``envelope`` is the index of the envelope that it was made from; 0 for other events.
     """
 
     key: int
@@ -119,7 +119,7 @@ class TurnRow(msgspec.Struct, kw_only=True):
         turn_id: as in turn.* events; unique in its session.
         state: a wire.sessions.TurnState.
         idempotency_key: the client's, unique in its session.
-        digest: SHA-256 of the prompt, to tell another body under the same key.
+        digest: SHA-256 of the prompt, to detect another body under the same key.
         prompt: JSON of its ACP content blocks.
         error: why it failed, in one line.
         usage: JSON of a wire.sessions.UsageInfo, or None.

@@ -1,6 +1,6 @@
 """The server's store as a persist driver, to read: its sessions beside an SDK's, in the same commands.
 
-It works beside a running server: it takes no lock, and neither makes nor migrates anything.
+It works beside a running server: it acquires no lock, and neither makes nor migrates anything.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PAGE: Final = 1_000
 
 
 class _ReadOnlyError(PersistError, NotImplementedError):
-    """The server writes its store, and nobody else."""
+    """Only the server writes its store."""
 
 
 class StoreDriver(SessionPersistDriver):
@@ -125,7 +125,7 @@ class StoreDriver(SessionPersistDriver):
         return ListPage(events, encode_cursor(events[-1].event_index, events[-1].id) if more else None)
 
     def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the cursor of ``list_events`` behind that index."""
+        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
@@ -239,7 +239,7 @@ def _is_store(path: Path) -> bool:
             if "store_sessions" not in names:
                 return False
             return "sessions" not in names or not connection.execute("SELECT 1 FROM sessions").fetchone()
-    except sqlite3.Error:  # whoever opens it says what is wrong with it
+    except sqlite3.Error:  # opening it reports what is wrong with it
         return False
 
 
@@ -265,7 +265,7 @@ def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
     store = RedisSessionStore(url, namespace=namespace)
 
     async def nothing() -> None:
-        """Opening would take the namespace; reading needs no more than the connection."""
+        """Do nothing: opening would acquire the namespace."""
 
     name = f"the namespace '{namespace}' in Redis"
     return StoreDriver(store, name=name, open_it=nothing, close_it=store.close)
@@ -306,7 +306,7 @@ def _events(session_id: str, rows: Sequence[EnvelopeRow]) -> list[SessionEvent]:
 
 
 def _envelope(data: bytes) -> bytes:
-    """Return the line as JSON: what an agent wrote may be none."""
+    """Return the line as JSON: an agent may have written something else."""
     try:
         loads(data)
     except InvalidEnvelopeError:
