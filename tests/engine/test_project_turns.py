@@ -326,6 +326,7 @@ def test_who_runs_a_restore_tells_of_it_and_what_it_tried_is_no_event():
         sends(7, "session/resume", sessionId="n"),
         refuses("agent", 7, -32002, "no such session"),
         sends(8, "session/load", sessionId="n"),
+        says("hi", kind="user_message_chunk"),
         says("Hello."),
         answers("agent", 8, {}),
     ]
@@ -337,12 +338,12 @@ def test_who_runs_a_restore_tells_of_it_and_what_it_tried_is_no_event():
         "replayed": 2,
         "failed": {"mode": "no"},
         "verified": False,
-        "repeated": 1,
+        "repeated": 2,
     }
     assert item.content == [
         StatusPart(
             "restored",
-            "session/load: the agent still knew the session; 1 updates that repeat what is here are left "
+            "session/load: the agent still knew the session; 2 updates that repeat what is here are left "
             "out; the history that it sent differs from what is here, 2 events of the history replayed",
         ),
         JsonPart(value),
@@ -352,6 +353,18 @@ def test_who_runs_a_restore_tells_of_it_and_what_it_tried_is_no_event():
     assert [item.content[0] for item in completed(later)] == [
         StatusPart("restored", "session/resume: the agent still knew the session")
     ]
+
+
+def test_a_warning_while_an_agent_resumes_a_session_is_shown_after_its_response():
+    projector = Projector("s")
+    feed(projector, prompts(text="hi"), says("Hello."), ends())
+    assert feed(projector, sends(7, "session/resume", sessionId="n"), says("Warning: old model.")) == []
+    again = Projector.restore(projector.snapshot())
+    events = feed(again, answers("agent", 7, {}), prompts(9, text="on"))
+    assert "item.delta Warning: old model." in outline(events)
+    (restored, warning) = completed(events)[:2]
+    assert isinstance(restored.content[0], StatusPart)
+    assert warning.content == [TextPart("Warning: old model.")]
 
 
 def test_a_session_that_was_handed_over_says_from_whom():

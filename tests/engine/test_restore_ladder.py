@@ -290,11 +290,18 @@ def test_another_agent_is_set_only_to_what_it_lists() -> None:
 def test_what_an_agent_told_again_is_not_in_a_replay() -> None:
     refusal = {"jsonrpc": "2.0", "id": 7, "error": {"code": -32002, "message": "gone"}}
     for end, expected in ((LOADED, "once"), (refusal, "once and more")):
-        events = events_of(user("hi"), chunk("once"), LOAD, chunk("once"), end, user("on"))
+        told = [chunk("hi", "user_message_chunk"), chunk("once")]
+        events = events_of(user("hi"), chunk("once"), LOAD, *told, end, user("on"))
         if end is refusal:
             events = events_of(user("hi"), chunk("once"), LOAD, end, chunk(" and more"), user("on"))
         outcome = Agent({}).run(Ladder(plan(native_id="", events=events)))
         assert f"Assistant: {expected}\n\nUser: on" in str(outcome.text)
+
+
+def test_a_warning_while_a_session_is_resumed_is_news() -> None:
+    events = events_of(user("hi"), chunk("Hello."), LOAD, chunk(" Warning: old model."), LOADED, user("on"))
+    outcome = Agent({}).run(Ladder(plan(native_id="", events=events)))
+    assert "Assistant: Hello. Warning: old model.\n\nUser: on" in str(outcome.text)
 
 
 def test_a_title_that_an_agent_made_of_a_replay_is_none() -> None:

@@ -164,7 +164,7 @@ def test_real_agents_are_found_to_tell_the_history_that_was_recorded(agent: str,
         elif payload.get("method") == "session/update":
             kind = payload["params"]["update"]["sessionUpdate"]
             # None of them tells the past behind its answer.
-            past = retelling.is_past(kind)
+            past = retelling.classify(kind) == "past"
             if past:
                 assert retelling.state == "open"
                 found.take(payload["params"]["update"])
@@ -177,7 +177,7 @@ def kinds(*steps: str | Callable[[Retelling], None]) -> list[bool]:
     past: list[bool] = []
     for step in steps:
         if isinstance(step, str):
-            past.append(retelling.is_past(step))
+            past.append(retelling.classify(step) == "past")
         else:
             step(retelling)
     return past
@@ -198,6 +198,9 @@ USER, AGENT, USAGE = "user_message_chunk", "agent_message_chunk", "usage_update"
             [True, True, False, False],
         ),
         ([Retelling.begin, USER, Retelling.end, AGENT], [True, False]),
+        # A warning is no retelling: nothing of it has the user's words.
+        ([Retelling.begin, AGENT, Retelling.answer, AGENT], [False, False]),
+        ([Retelling.begin, AGENT, USER, AGENT, Retelling.answer], [False, True, True]),
         ([Retelling.answer, USER], [False]),
     ],
 )

@@ -15,6 +15,7 @@ What it does after ``session/resume`` or ``session/load`` is its habit:
 "reverts"                 set requests succeed, and then the agent goes back to its defaults
 "errors"                  set requests fail
 "hangs"                   set requests are never answered
+"warns"                   the response has its own defaults, and the agent prints a warning before it
 ========================  =============================================================================
 """
 
@@ -99,8 +100,10 @@ class ForgetfulAgent:
             self._answer(request_id, {})
             if self._habit == "answers late":
                 self._report()
-        else:
-            self._answer(request_id, self._state())
+            return
+        if self._habit == "warns":
+            self._update("agent_message_chunk", content={"type": "text", "text": "Warning: old model."})
+        self._answer(request_id, self._state())
 
     def _set(self, request_id: object, name: str, value: str, result: JsonObject | None) -> None:
         habit = self._habit

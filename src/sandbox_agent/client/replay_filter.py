@@ -1,4 +1,4 @@
-"""An agent session that is being opened again: what its agent tells of the past is kept from the journal."""
+"""Keep what an agent retells, while it opens a session again, out of the session's journal."""
 
 from __future__ import annotations
 
@@ -12,49 +12,55 @@ __all__ = ["Loading"]
 
 
 class Loading:
-    """From the request that opens the agent session to the next prompt.
+    """The phase from the request that opens the agent session to the next prompt.
 
     Attributes:
-        told: what the agent told again.
+        told: what the agent retold.
     """
 
     def __init__(self) -> None:
         self.told: Told = Told()
         self._retelling = Retelling()
         self._retelling.begin()
-        self._state: dict[str, bytes] = {}
+        self._undecided: list[bytes] = []
+        self._present: dict[str, bytes] = {}
 
     def present(self, lines: list[bytes]) -> list[bytes]:
-        """Take updates and return those that belong into the history now.
+        """Return the updates that belong into the history now.
 
-        Until the response what is so now (commands, usage) is held: the last of each kind.
+        Until the response, updates that describe the present (commands, usage) are held: the last of each
+        kind. So are updates that may retell the history, until that is known.
         """
         return [line for line in lines if self._is_present(line)]
 
     def _is_present(self, line: bytes) -> bool:
         params = decode(line).params
         kind = params.update.sessionUpdate if params is not None and params.update is not None else None
-        if self._retelling.is_past(kind):
-            if self._retelling.state == "open":
-                self._take(line)
-            return False
-        if self._retelling.state == "open":
-            self._state[kind or ""] = line
-            return False
-        return True
+        verdict = self._retelling.classify(kind)
+        is_open = self._retelling.state == "open"
+        if verdict == "undecided":
+            self._undecided.append(line)
+        elif verdict == "past" and is_open:
+            for each in (*self._undecided, line):
+                self._add_told(each)
+            self._undecided.clear()
+        elif verdict == "news" and is_open:
+            self._present[kind or ""] = line
+        return verdict == "news" and not is_open
 
-    def _take(self, line: bytes) -> None:
+    def _add_told(self, line: bytes) -> None:
         params: object = cast("dict[str, Any]", loads(line)).get("params")
         update: object = cast("dict[str, Any]", params).get("update") if isinstance(params, dict) else None
         if isinstance(update, dict):
             self.told.take(cast("dict[str, Any]", update))
 
     def answer(self, result: dict[str, Any]) -> list[bytes]:
-        """The response came: return what was held, but what the response itself says."""
+        """Note that the response arrived, and return what was held, except what the response says itself."""
         self._retelling.answer()
-        held, self._state = self._state, {}
+        undecided, self._undecided = self._undecided, []
+        held, self._present = self._present, {}
         if isinstance(result.get("modes"), dict):
             held.pop("current_mode_update", None)
         if isinstance(result.get("configOptions"), list):
             held.pop("config_option_update", None)
-        return list(held.values())
+        return [*undecided, *held.values()]

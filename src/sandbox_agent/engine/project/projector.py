@@ -30,6 +30,8 @@ __all__ = ["Projector"]
 # Requests to the client that need no event: the tool call already shows them.
 _SERVICES = ("fs/", "terminal/")
 _IGNORED = {"elicitation/complete"}
+# Updates that may retell the history.
+_RETOLD = {*STREAMS, "tool_call", "tool_call_update", "plan"}
 
 _permission_decoder = msgspec.json.Decoder(acp.PermissionRequest)
 
@@ -107,6 +109,10 @@ class Projector(Inputs):
         if sender == "agent":
             chunk = read_chunk(envelope)
             if chunk is not None and chunk.stream in STREAMS:
+                # An empty piece changes nothing, and is not counted.
+                is_open = self._state.retelling.state != "off" and bool(chunk.text)
+                if is_open and not self._is_news(chunk.stream, envelope):
+                    return events
                 self._texts.add_chunk(chunk.stream, chunk.native_id, chunk.text)
                 return events
         try:
@@ -157,10 +163,35 @@ class Projector(Inputs):
             self._calls.fail(request_id, value(message.error))
         else:
             self._calls.succeed(request_id, members(message.result))
+        self._release_held()
+
+    def _is_news(self, kind: str, envelope: bytes) -> bool:
+        """Return whether an update does not retell the history; hold it where that is not known yet."""
+        state = self._state
+        match state.retelling.classify(kind):
+            case "news":
+                return True
+            case "undecided":
+                state.held.append(envelope)
+            case "past":
+                state.skipped += 1 + len(state.held)
+                state.held = []
+        return False
+
+    def _release_held(self) -> None:
+        """Handle the updates that turned out to be news."""
+        if self._state.held and self._state.retelling.state != "open":
+            held, self._state.held = self._state.held, []
+            for envelope in held:
+                self._process_update(read_envelope(envelope), envelope)
 
     def _process_update(self, message: Envelope, envelope: bytes) -> None:
         raw = members(message.params).get("update")
         update = acp.parse_update(cast("dict[str, Any]", raw) if isinstance(raw, dict) else {})
+        kind = update.session_update
+        is_retold = self._state.retelling.state != "off" and kind in _RETOLD
+        if is_retold and getattr(update, "text", None) != "" and not self._is_news(kind, envelope):
+            return
         match update:
             case acp.ToolCall() | acp.ToolCallUpdate():
                 self._tools.update(update)
@@ -203,6 +234,8 @@ class Projector(Inputs):
         params = members(message.params)
         self._state.exited = False
         if method == "session/prompt" and request_id:
+            self._state.retelling.end()
+            self._release_held()
             self._set_native_id(params)
             self._turns.start(request_id, params.get("prompt"), subject_id)
         elif method == "session/cancel":

@@ -119,6 +119,7 @@ class State(msgspec.Struct):
         shown: The CRC of the last status item of each label. An unchanged status is not shown again.
         seen: Whether the session has any content.
         retelling: Whether the agent repeats the history while it opens the session.
+        held: Updates that may repeat it, until that is known.
         skipped: The number of updates that were skipped for this reason.
         told_elsewhere: Whether the restore reports itself by ``Inputs.restoring`` and ``Inputs.restored``.
         echo: The rest of the prompt, which the agent may repeat.
@@ -140,6 +141,7 @@ class State(msgspec.Struct):
     shown: dict[str, int] = {}
     seen: bool = False
     retelling: Retelling = msgspec.field(default_factory=Retelling)
+    held: list[bytes] = []
     skipped: int = 0
     told_elsewhere: bool = False
     echo: str = ""

@@ -41,8 +41,6 @@ class Statuses:
     def update(self, update: StatusUpdate) -> None:
         """Process an update of the agent."""
         match update:
-            case acp.Plan() if self._state.retelling.is_past("plan"):
-                self._state.skipped += 1
             case acp.Plan():
                 steps = [f"{_STEP.get(entry.status, '[ ]')} {entry.content}" for entry in update.entries]
                 self._show_changed("plan", "\n".join(steps), {"entries": msgspec.to_builtins(update.entries)})

@@ -90,9 +90,6 @@ class Texts:
 
     def _is_repeated(self, stream: str, text: str) -> bool:
         state = self._state
-        if state.retelling.is_past(stream):
-            state.skipped += 1
-            return True
         if stream != "user_message_chunk" or not text:
             return False
         # Some agents repeat the prompt, which was added when it was sent.

@@ -39,9 +39,6 @@ class Tools:
     def update(self, update: acp.ToolCall | acp.ToolCallUpdate) -> None:
         """Process an update of a call. Agents send them in any order."""
         state = self._state
-        if state.retelling.is_past("tool_call"):
-            state.skipped += 1
-            return
         call_id = update.tool_call_id
         done = state.done.get(call_id)
         if done is not None:

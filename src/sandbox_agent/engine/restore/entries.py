@@ -91,20 +91,27 @@ class _Reader:
         self._plan: Entry | None = None
         self._retelling = Retelling()
         self._opening: object = None
+        self._undecided: list[tuple[int, dict[str, Any]]] = []
 
     def take(self, position: int, sender: str, payload: dict[str, Any]) -> None:
         method: object = payload.get("method")
         params = members(payload.get("params"))
         if method == "session/prompt":
-            self._plan = None
             self._retelling.end()
+            self._add_undecided()
+            self._plan = None
             blocks = elements(params.get("prompt"))
             self.entries.append(Entry(position, "User", _prompt_text(blocks), words=_last_words(blocks)))
         elif method == "session/update":
             update = members(params.get("update"))
             kind: object = update.get("sessionUpdate")
-            if not self._retelling.is_past(kind if isinstance(kind, str) else None):
+            verdict = self._retelling.classify(kind if isinstance(kind, str) else None)
+            if verdict == "news":
                 self._take_update(position, update)
+            elif verdict == "undecided":
+                self._undecided.append((position, update))
+            else:
+                self._undecided.clear()
         elif method in OPENING_METHODS and sender == "client":
             self._opening = payload.get("id")
             self._retelling.begin()
@@ -114,6 +121,12 @@ class _Reader:
                 self._retelling.answer()
             else:
                 self._retelling.end()
+            self._add_undecided()
+
+    def _add_undecided(self) -> None:
+        undecided, self._undecided = self._undecided, []
+        for position, update in undecided:
+            self._take_update(position, update)
 
     def _take_update(self, position: int, update: dict[str, Any]) -> None:
         kind: object = update.get("sessionUpdate")

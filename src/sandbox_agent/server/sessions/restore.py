@@ -140,14 +140,19 @@ async def _call(step: Call, client: AgentClient, session: RecordedSession, conte
 def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
     told, retelling = Told(), Retelling()
     retelling.begin()
+    undecided: list[dict[str, Any]] = []
     for event in history(row, rows):
         if "method" not in event.payload:
-            break  # the answer
-        params = members(event.payload.get("params"))
-        update = members(params.get("update"))
-        kind: Any = update.get("sessionUpdate")
-        if isinstance(kind, str) and retelling.is_past(kind):
-            told.take(update)
+            break  # the response
+        update = members(members(event.payload.get("params")).get("update"))
+        kind: object = update.get("sessionUpdate")
+        verdict = retelling.classify(kind) if isinstance(kind, str) else "news"
+        if verdict == "undecided":
+            undecided.append(update)
+        elif verdict == "past":
+            for each in (*undecided, update):
+                told.take(each)
+            undecided = []
     return told
 
 
