@@ -52,6 +52,7 @@ PUBLIC = [
     "PendingPermission",
     "PermissionDeniedError",
     "PermissionEventData",
+    "PermissionMode",
     "PermissionPolicy",
     "PermissionReply",
     "PermissionRequest",

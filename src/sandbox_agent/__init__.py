@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
     from sandbox_agent.client.turn import Turn
-    from sandbox_agent.engine.permissions import PermissionReply
+    from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
     from sandbox_agent.errors import (
         AcpRpcError,
         AgentNotInstalledError,
@@ -138,7 +138,7 @@ _MODULES = {
     "persist.redis.driver": ("RedisSessionPersistDriver",),
     "client.sinks.sqlite": ("SQLiteSink",),
     "client.turn": ("Turn",),
-    "engine.permissions": ("PermissionReply",),
+    "engine.permissions": ("PermissionMode", "PermissionReply"),
     "errors": (
         "AcpRpcError",
         "AgentNotInstalledError",
@@ -274,6 +274,7 @@ __all__ = [
     "PendingPermission",
     "PermissionDeniedError",
     "PermissionEventData",
+    "PermissionMode",
     "PermissionPolicy",
     "PermissionReply",
     "PermissionRequest",

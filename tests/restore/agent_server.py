@@ -44,7 +44,7 @@ class _Process:
         line = json.dumps({"jsonrpc": "2.0", **message}).encode()
         self._sequence += 1
         self.feed.put_nowait(encode_messages(self._sequence, [line]))
-        waiter = self.waiting.pop(message["id"], None) if "method" not in message else None
+        waiter = self.waiting.pop(message.get("id"), None) if "method" not in message else None
         if waiter is not None and not waiter.done():
             waiter.set_result(line)
 
@@ -65,6 +65,11 @@ class AgentServer(httpx2.AsyncBaseTransport):
         self.prompts: list[JsonObject] = []
         self.posted: list[JsonObject] = []
         self._processes: dict[str, _Process] = {}
+
+    @property
+    def outcomes(self) -> list[str]:
+        """The options that the agents' permission requests were answered with."""
+        return [outcome for process in self._processes.values() for outcome in process.agent.outcomes]
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         path = request.url.path
@@ -95,7 +100,7 @@ class AgentServer(httpx2.AsyncBaseTransport):
         waiter = process.waiting[message["id"]] = asyncio.get_running_loop().create_future()
         process.agent.receive(message)
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with asyncio.timeout(None if message["method"] == "session/prompt" else REQUEST_TIMEOUT):
                 answer = await waiter
         except TimeoutError:
             problem = {"type": "urn:sandbox-agent:error:timeout", "status": 504, "detail": "no answer"}

@@ -1,7 +1,8 @@
 """An ACP agent whose process starts with its own mode and model, whatever the session was set to before.
 
 It runs in process (``ForgetfulAgent``) or on stdin and stdout (``forgetful_agent.py LOG HABIT``).
-In mode "auto" it acts without asking; each prompt that reaches it is a line of its log.
+In mode "auto" it acts without asking; each prompt that reaches it is a line of its log. The prompt
+"ask KIND OPTION..." makes it request a permission for that kind of tool, with options of those kinds.
 
 What it does after ``session/resume`` or ``session/load`` is its habit:
 
@@ -15,6 +16,7 @@ What it does after ``session/resume`` or ``session/load`` is its habit:
 "reverts"                 set requests succeed, and then the agent goes back to its defaults
 "errors"                  set requests fail
 "hangs"                   set requests are never answered
+"modes of claude"         its modes are those of Claude Code
 "warns"                   the response has its own defaults, and the agent prints a warning before it
 ========================  =============================================================================
 """
@@ -35,6 +37,7 @@ COMPLIANT = ("answers default", "answers nothing", "answers late", "answers slow
 REFUSING = ("ignores", "reverts", "errors", "hangs")
 HABITS = (*COMPLIANT, *REFUSING)
 LATE_SECONDS = 0.01
+_CLAUDE = ["auto", "default", "acceptEdits", "plan"]
 _VALUES = {
     "mode": ["auto", "ask"],
     "model": ["small", "big"],
@@ -60,16 +63,25 @@ class ForgetfulAgent:
         send: Callable[[JsonObject], None],
         later: Callable[[Callable[[], None]], object],
     ) -> None:
-        self._settings = {name: values[0] for name, values in _VALUES.items()}
+        self._values = {**_VALUES, "mode": _CLAUDE} if habit == "modes of claude" else _VALUES
+        self._settings = {name: values[0] for name, values in self._values.items()}
         self._chosen_habit = habit
         self._habit = ""
         self._prompted = prompted
         self._send = send
         self._later = later
+        self._asking: str | None = None
+        self._prompt: object = None
+        self.outcomes: list[str] = []
 
     def receive(self, message: JsonObject) -> None:
         """Handle a message of the client's."""
         method, request_id = message.get("method"), message.get("id")
+        if request_id is not None and request_id == self._asking:
+            self._asking = None
+            self.outcomes.append(message["result"]["outcome"].get("optionId", "cancelled"))
+            self._answer(self._prompt, {"stopReason": "end_turn"})
+            return
         if method is None or request_id is None:
             return
         params: JsonObject = message.get("params") or {}
@@ -85,6 +97,10 @@ class ForgetfulAgent:
             if params["prompt"][-1]["text"] == "leave the mode":
                 self._settings["mode"] = "auto"
                 self._update("current_mode_update", currentModeId="auto")
+            text = params["prompt"][-1]["text"]
+            if text.startswith("ask "):
+                self._ask(request_id, text.split()[1], text.split()[2:])
+                return
             self._update("agent_message_chunk", content={"type": "text", "text": "done"})
             self._answer(request_id, {"stopReason": "end_turn"})
         elif method == "session/set_mode":
@@ -93,6 +109,15 @@ class ForgetfulAgent:
             self._set(request_id, params["configId"], params["value"], None)
         else:
             self._send({"id": request_id, "error": {"code": -32601, "message": "unknown"}})
+
+    def _ask(self, prompt: object, kind: str, options: list[str]) -> None:
+        self._prompt, self._asking = prompt, f"asking-{len(self.outcomes)}"
+        params = {
+            "sessionId": "n",
+            "toolCall": {"toolCallId": "t", "title": "Do it", "kind": kind},
+            "options": [{"optionId": option, "name": option, "kind": option} for option in options],
+        }
+        self._send({"id": self._asking, "method": "session/request_permission", "params": params})
 
     def _open(self, request_id: object) -> None:
         self._habit = self._chosen_habit
@@ -128,7 +153,7 @@ class ForgetfulAgent:
             self._revert()
 
     def _revert(self) -> None:
-        self._settings = {name: values[0] for name, values in _VALUES.items()}
+        self._settings = {name: values[0] for name, values in self._values.items()}
         self._report()
 
     def _answer(self, request_id: object, result: JsonObject) -> None:
@@ -152,11 +177,11 @@ class ForgetfulAgent:
                 "options": [{"value": value, "name": value} for value in values],
                 **({} if name == "color" else {"category": name}),
             }
-            for name, values in _VALUES.items()
+            for name, values in self._values.items()
         ]
 
     def _state(self) -> JsonObject:
-        available = [{"id": mode, "name": mode} for mode in _VALUES["mode"]]
+        available = [{"id": mode, "name": mode} for mode in self._values["mode"]]
         modes = {"currentModeId": self._settings["mode"], "availableModes": available}
         return {"modes": modes, "configOptions": self._options()}
 

@@ -56,7 +56,9 @@ def sessions() -> None:
 @_session
 @click.option("--agent", "-a", required=True, metavar="ID", help="Agent id: mock, claude, codex, ...")
 @click.option("--agent-mode", "-g", metavar="ID", help="Mode id of the agent.")
-@click.option("--permission-mode", "-p", metavar="MODE", help="ask, acceptEdits, allow or reject.")
+@click.option(
+    "--permission-mode", "-p", metavar="MODE", help="ask, accept_edits, allow, plan, read_only or reject."
+)
 @click.option("--model", "-m", metavar="ID", help="Model id of the agent.")
 @click.option("--variant", "-v", metavar="ID", help="Variant of the model: its thought level.")
 @click.option("--directory", metavar="PATH", help="Working directory. Default: that of the server.")

@@ -23,6 +23,7 @@ from sandbox_agent.cli.stores import open_store, store_option
 from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
+from sandbox_agent.engine.permissions import PERMISSION_MODES, PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
@@ -57,6 +58,11 @@ Examples:
 @click.option("--model", metavar="ID", help="Model id of the agent.")
 @click.option("--mode", metavar="ID", help="Mode id of the agent.")
 @click.option("--thought-level", metavar="ID", help="Thought level id of the agent.")
+@click.option(
+    "--permission-mode",
+    type=click.Choice(PERMISSION_MODES),
+    help="What the agent may do without asking. Default: the agent's own.",
+)
 @click.option("--yes", "-y", is_flag=True, help="Allow every tool call that asks for permission.")
 @click.option("--json", "as_json", is_flag=True, help="Write the ACP envelopes of the turn, one per line.")
 @store_option(
@@ -92,6 +98,7 @@ class _Run:
     model: str | None
     mode: str | None
     thought_level: str | None
+    permission_mode: PermissionMode | None
     yes: bool
     as_json: bool
     store: str | None
@@ -122,6 +129,7 @@ class _Run:
                 model=self.model,
                 mode=self.mode,
                 thought_level=self.thought_level,
+                permission_mode=self.permission_mode,
                 permission_policy=permissions,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -19,7 +20,7 @@ from sandbox_agent.client.options import (
     check_keywords,
     open_persist,
 )
-from sandbox_agent.client.permissions import PermissionPolicy
+from sandbox_agent.client.permissions import PermissionPolicy, permission_mode
 from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
@@ -27,6 +28,7 @@ from sandbox_agent.client.session import Session, session_handle
 from sandbox_agent.client.session_registry import SessionRegistry
 from sandbox_agent.client.settings import required
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.permissions import check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -274,7 +276,8 @@ class SandboxAgent(ServerApi):
             AgentProcessExitedError: the agent exited at its start.
             HealthTimeoutError: the server was not healthy in time.
             TokenInvalidError: the server refuses the token.
-            ValueError: the agent is empty, or the permission policy or an MCP server is invalid.
+            ValueError: the agent is empty, the permission mode or policy or an MCP server is invalid, or the
+                mode contradicts the permission mode.
             UnsupportedSessionCategoryError: the agent lacks a setting; the session is destroyed.
             UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
             SettingNotConfirmedError: the agent does not keep a value; the session is destroyed.
@@ -284,7 +287,9 @@ class SandboxAgent(ServerApi):
         init = self._registry.session_init(
             options.get("session_init"), options.get("cwd"), options.get("mcp_servers")
         )
-        chosen = _chosen(options)
+        if directories := options.get("additional_directories"):
+            init["additionalDirectories"] = [os.fspath(directory) for directory in directories]
+        chosen = _chosen(name, options)
         core = await self._registry.create(
             name, (id or "").strip() or None, init, options.get("permission_policy"), chosen
         )
@@ -330,7 +335,7 @@ class SandboxAgent(ServerApi):
         name = None if agent is None else _agent_name(agent)
         core = await self._registry.claim(id)
         if permission_policy is not None:
-            core.permissions.policy = permission_policy
+            core.set_permission_policy(permission_policy)
         await self._registry.bound_connection(core, name)
         if core.record.destroyed_at is not None:
             core.journal.change(destroyed_at=None)
@@ -353,6 +358,8 @@ class SandboxAgent(ServerApi):
             with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
                 return await self.create_session(agent=agent, id=id, **options)
         session = await self.resume_session(id, permission_policy=options.get("permission_policy"))
+        if permissions := options.get("permission_mode"):
+            await session.set_permission_mode(permissions)
         await self._configure(session, options)
         return session
 
@@ -413,12 +420,15 @@ async def _provision(provider: SandboxProvider, sandbox_id: str | None) -> str:
     return raw_id
 
 
-def _chosen(options: SessionOptions) -> ChosenSettings:
+def _chosen(agent: str, options: SessionOptions) -> ChosenSettings:
     mode, model, level = options.get("mode"), options.get("model"), options.get("thought_level")
+    permissions = permission_mode(options.get("permission_mode"))
+    check_agreement(agent, mode, permissions)
     return ChosenSettings(
         mode=required(mode, "mode") if mode else None,
         model=required(model, "model") if model else None,
         thought_level=required(level, "thought_level") if level else None,
+        permission_mode=permissions,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 import httpx2
 
 from sandbox_agent.client.permissions import PermissionPolicy
+from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
 
 __all__ = ["ClientOptions", "SessionOptions", "check_client_options", "check_keywords", "open_persist"]
@@ -49,8 +50,11 @@ class SessionOptions(TypedDict, total=False):
         thought_level: see ``Session.set_thought_level``.
         mcp_servers: MCP servers in ACP's shape; ``env`` and ``headers`` may also be dicts.
         session_init: params of session/new; they take precedence over ``cwd`` and ``mcp_servers``.
-        permission_policy: how permission requests are answered when there is no listener: "ask",
-            "allow_once", "allow_always", "reject", or a function of the request.
+        additional_directories: more directories that the agent may work in, in ACP's params of session/new.
+        permission_mode: what the session may do: "ask", "accept_edits", "allow", "plan" or "read_only". It
+            decides permission requests before any listener, and sets the agent's mode that it stands for.
+        permission_policy: how permission requests are answered when there is no listener: a permission
+            mode, a reply ("once", "always", "reject"), or a function of the request.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -58,7 +62,9 @@ class SessionOptions(TypedDict, total=False):
     mode: str | None
     thought_level: str | None
     mcp_servers: Sequence[Mapping[str, Any]] | None
+    additional_directories: Sequence[str | os.PathLike[str]] | None
     session_init: Mapping[str, Any] | None
+    permission_mode: PermissionMode | None
     permission_policy: PermissionPolicy | None
 
 

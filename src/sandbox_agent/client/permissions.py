@@ -15,16 +15,28 @@ import msgspec
 
 from sandbox_agent.client.tasks import TaskOwner, await_result
 from sandbox_agent.engine.permissions import (
+    PERMISSION_MODES,
+    PermissionMode,
     PermissionReply,
+    Verdict,
     available_replies,
     cancelled_outcome,
+    decide_by_mode,
+    is_permission_mode,
     is_reply,
     select_option,
+    verdict_outcome,
 )
 from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyError
 from sandbox_agent.wire.members import elements, members
 
-__all__ = ["PermissionBroker", "PermissionListener", "PermissionPolicy", "PermissionRequest"]
+__all__ = [
+    "PermissionBroker",
+    "PermissionListener",
+    "PermissionPolicy",
+    "PermissionRequest",
+    "permission_mode",
+]
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -56,13 +68,9 @@ class PermissionRequest:
 
 PermissionListener = Callable[[PermissionRequest], Awaitable[object] | object]
 PolicyFunction = Callable[[PermissionRequest], "Awaitable[PermissionReply] | PermissionReply"]
-PermissionPolicy = Literal["ask", "allow_once", "allow_always", "reject"] | PolicyFunction
+PermissionPolicy = PermissionMode | PermissionReply | Literal["allow_once", "allow_always"] | PolicyFunction
 
-_POLICY_REPLIES: dict[str, PermissionReply] = {
-    "allow_once": "once",
-    "allow_always": "always",
-    "reject": "reject",
-}
+_ALIASES: dict[str, PermissionReply] = {"allow_once": "once", "allow_always": "always"}
 
 
 class _Responder(Protocol):
@@ -81,12 +89,14 @@ class _Pending:
 class PermissionBroker:
     """Holds one session's permission requests until they are answered.
 
-    Listeners receive them first; without a listener the policy answers; without a policy a request is
-    cancelled. With the policy "ask" a request waits until a listener is registered.
+    The session's permission mode decides first. What it leaves open goes to the listeners; without any, the
+    policy answers. Without a policy too, a request is cancelled, unless the session has a permission mode:
+    then it waits for a listener that comes later, as it does with the policy "ask".
     """
 
     def __init__(self, session_id: str, tasks: TaskOwner) -> None:
         self._policy: PermissionPolicy | None = None
+        self._mode: PermissionMode | None = None
         self._session_id = session_id
         self._tasks = tasks
         self._prefix = secrets.token_hex(8)
@@ -101,12 +111,21 @@ class PermissionBroker:
 
     @policy.setter
     def policy(self, policy: PermissionPolicy | None) -> None:
-        known = ("ask", *_POLICY_REPLIES)
+        known = (*PERMISSION_MODES, "once", "always", "reject", *_ALIASES)
         if policy is not None and not callable(policy) and policy not in known:
             raise ValueError(
                 f"permission_policy must be one of {', '.join(known)}, or a function, not {policy!r}"
             )
         self._policy = policy
+
+    @property
+    def mode(self) -> PermissionMode | None:
+        """The session's permission mode, None where none was chosen."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: PermissionMode | None) -> None:
+        self._mode = permission_mode(mode)
 
     def listen(self, listener: PermissionListener) -> Callable[[], None]:
         """Call the listener with requests, also those already open; return a function to unregister it."""
@@ -135,31 +154,46 @@ class PermissionBroker:
             raw_request=dict(params),
         )
         pending = self._pending[request.id] = _Pending(request, raw_id, respond)
-        if self._listeners:
+        result = self._decide(request, self._mode) if self._mode is not None else None
+        if result is not None:
+            await self._answer(pending, result)
+        elif self._listeners:
             for listener in list(self._listeners.values()):
                 self._notify(listener, request)
-        elif self.policy is None:
-            await self._answer(pending, cancelled_outcome())
-        elif self.policy != "ask":
+        elif self.policy is not None:
             await self._answer_by_policy(pending, self.policy)
+        elif self._mode is None:
+            await self._answer(pending, cancelled_outcome())
+
+    def _decide(self, request: PermissionRequest, mode: PermissionMode) -> dict[str, Any] | None:
+        kind: object = request.tool_call.get("kind")
+        verdict: Verdict = decide_by_mode(mode, kind if isinstance(kind, str) else None)
+        return verdict_outcome(request.id, request.options, verdict)
 
     async def _answer_by_policy(self, pending: _Pending, policy: PermissionPolicy) -> None:
         request = pending.request
+        result: dict[str, Any] | None
+        if is_permission_mode(policy):
+            result = self._decide(request, policy)
+        else:
+            result = await self._reply_of(request, policy)
+        if result is not None and request.id in self._pending:
+            await self._answer(pending, result)
+
+    async def _reply_of(self, request: PermissionRequest, policy: PolicyFunction | str) -> dict[str, Any]:
         try:
             if callable(policy):
                 decided = policy(request)
                 reply: object = await decided if inspect.isawaitable(decided) else decided
             else:
-                reply = _POLICY_REPLIES.get(policy)
+                reply = _ALIASES.get(policy, policy)
             if not is_reply(reply):
                 raise UnsupportedPermissionReplyError(request.id, str(reply), request.available_replies)
-            result = select_option(request.id, request.options, reply)
+            return select_option(request.id, request.options, reply)
         except Exception:
             # The boundary to the user's policy: the agent needs a response in any case.
             logger.exception("the permission policy of session %s failed: cancelled", self._session_id)
-            result = cancelled_outcome()
-        if request.id in self._pending:
-            await self._answer(pending, result)
+            return cancelled_outcome()
 
     def _notify(self, listener: PermissionListener, request: PermissionRequest) -> None:
         try:
@@ -219,3 +253,14 @@ class PermissionBroker:
     async def _answer(self, pending: _Pending, result: object) -> None:
         self._pending.pop(pending.request.id, None)
         await pending.respond(pending.raw_id, result)
+
+
+def permission_mode(value: object) -> PermissionMode | None:
+    """Return the value as a permission mode.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if value is None or is_permission_mode(value):
+        return value
+    raise ValueError(f"permission_mode must be one of {', '.join(PERMISSION_MODES)}, not {value!r}")

@@ -76,6 +76,7 @@ class Restorer:
         total = await self._driver.last_event_index(session.id)
         tail = await self._driver.tail_events(session.id, limit=self._limits.max_events)
         session.settings.adopt()
+        session.store_permission_policy()
         session.settings.expect_confirmation()
         before = session.record
         ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable))
@@ -146,6 +147,7 @@ class Restorer:
             init=init,
             wanted=_wanted_of_another(record, chosen) if handed_over else chosen.wanted(record.agent),
             config_ids={} if handed_over else chosen.config_ids,
+            permission_mode=chosen.permission_mode,
             known_options=record.config_options,
             known_modes=record.modes,
             events=tail,

@@ -12,7 +12,8 @@ from sandbox_agent.client.permissions import PermissionListener, PermissionPolic
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.turn import Turn
 from sandbox_agent.client.viewer import Viewer
-from sandbox_agent.engine.permissions import PermissionReply
+from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.members import members
@@ -83,7 +84,28 @@ class Session:
 
     @permission_policy.setter
     def permission_policy(self, policy: PermissionPolicy | None) -> None:
-        self._core.permissions.policy = policy
+        self._core.set_permission_policy(policy)
+
+    @property
+    def permission_mode(self) -> PermissionMode | None:
+        """What the session may do: the chosen permission mode, else what the agent's own mode means.
+
+        None if nothing was chosen and the meaning of the agent's mode is unknown.
+        """
+        chosen = self._core.permissions.mode
+        return chosen or permission_mode_of(self.agent, config.setting(self._core.record, "mode"))
+
+    async def set_permission_mode(self, permission_mode: PermissionMode) -> None:
+        """Choose what the session may do, and set the agent's mode that this stands for.
+
+        Args:
+            permission_mode: "ask", "accept_edits", "allow", "plan" or "read_only".
+
+        Raises:
+            ValueError: there is no such mode.
+            UnsupportedSessionValueError: the agent refuses its own mode.
+        """
+        await self._core.set_permission_mode(permission_mode)
 
     # prompts
 
@@ -205,6 +227,7 @@ class Session:
 
         Raises:
             UnsupportedSessionValueError: the agent has no such mode.
+            ValueError: the mode contradicts the chosen permission mode; use ``set_permission_mode``.
         """
         await self._set_category("mode", mode)
 

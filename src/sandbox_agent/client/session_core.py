@@ -7,16 +7,17 @@ import contextlib
 import time
 from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
-from sandbox_agent.client.permissions import PermissionBroker
+from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, permission_mode
 from sandbox_agent.client.ports import AgentConnection
 from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, PersistError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -66,6 +67,8 @@ class SessionCore:
         self.unopenable: str = ""
         self.host = host
         self._replay: str | None = None
+        self._has_new_policy = False
+        self.read_permissions()
 
     @property
     def record(self) -> SessionRecord:
@@ -86,6 +89,41 @@ class SessionCore:
     def agent_session_id(self) -> str:
         """The agent's own id for the session."""
         return self.record.agent_session_id
+
+    # permissions
+
+    def read_permissions(self) -> None:
+        """Use the permission mode and policy of the record; a function is never stored, so it stays."""
+        chosen = self.settings.chosen
+        with contextlib.suppress(ValueError):  # a newer version's
+            self.permissions.mode = permission_mode(chosen.permission_mode)
+            if chosen.permission_policy is not None and not self._has_new_policy:
+                self.permissions.policy = cast("PermissionPolicy", chosen.permission_policy)
+
+    def set_permission_policy(self, policy: PermissionPolicy | None) -> None:
+        """Change the policy; it is stored once this client is the session's writer.
+
+        Raises:
+            ValueError: the value is neither a known name nor a function.
+        """
+        self.permissions.policy = policy
+        self._has_new_policy = True
+        if self.host.live_connection(self) is not None:
+            self.store_permission_policy()
+
+    def store_permission_policy(self) -> None:
+        """Record a policy that was changed; the session's writer calls it."""
+        if self._has_new_policy:
+            policy = self.permissions.policy
+            self.settings.choose(permission_policy=policy if isinstance(policy, str) else None)
+            self._has_new_policy = False
+
+    async def set_permission_mode(self, mode: PermissionMode) -> None:
+        """Change the permission mode, and the agent's mode that it stands for."""
+        wanted = permission_mode(mode)
+        await self.settings.set_permission_mode(wanted, self.call)
+        self.permissions.mode = wanted
+        await self.journal.flush()
 
     # calls to the agent
 

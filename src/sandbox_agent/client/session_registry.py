@@ -210,6 +210,7 @@ class SessionRegistry:
             self._sessions[record.id] = session
         elif not session.journal.dirty and session.journal.changed_at < read_at:
             session.journal.record = record
+            session.read_permissions()
         return session
 
     async def load(self, session_id: str) -> SessionCore | None:
@@ -244,6 +245,7 @@ class SessionRegistry:
             record = await self._driver.get_session(session_id)
             if record is not None:
                 session.journal.record = record
+                session.read_permissions()
         await session.journal.reclaim()
         return session
 
@@ -296,7 +298,9 @@ class SessionRegistry:
         )
         session = self.session(record, time.monotonic())
         session.journal.hold()
-        session.permissions.policy = policy
+        if policy is not None:
+            session.set_permission_policy(policy)
+            session.store_permission_policy()
         # The settings are stored before they are set: they stay chosen if this program dies meanwhile.
         session.settings.expect_confirmation()
         try:

@@ -15,6 +15,7 @@ import msgspec
 from sandbox_agent.client.chosen import chosen_settings, has_chosen, init_with_chosen
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.permissions import PermissionMode, check_agreement, is_permission_mode
 from sandbox_agent.engine.restore import Outcome
 from sandbox_agent.engine.settings import (
     CATEGORIES,
@@ -188,10 +189,14 @@ class Settings:
             UnsupportedSessionCategoryError: the agent has no such option.
             UnsupportedSessionValueError: the agent does not offer that value.
             AcpRpcError: the agent refused.
+            ValueError: the value is empty, or the mode contradicts the session's permission mode.
         """
         wanted = required(value, category)
         if category != "mode":
             await self.options()
+        else:
+            mode = self.chosen.permission_mode
+            check_agreement(self._record.agent, wanted, mode if is_permission_mode(mode) else None)
         failure = await self._drive(self._agent_settings().choose(category, wanted), send)
         if failure is not None:
             self._raise(failure)
@@ -204,6 +209,16 @@ class Settings:
         if failure is not None:
             self._raise(failure)
 
+    async def set_permission_mode(self, mode: PermissionMode | None, send: Send) -> None:
+        """Set the agent's mode that a permission mode stands for, where it has one; raises as above."""
+        settings = self._agent_settings()
+        agent_mode = settings.mode_for(self._record.agent, mode)
+        if agent_mode is not None:
+            failure = await self._drive(settings.choose("mode", agent_mode), send)
+            if failure is not None:
+                self._raise(failure)
+        self.choose(permission_mode=mode)
+
     async def create(self, send: Send) -> None:
         """Set and confirm what a new session was created with; raises as ``set_category``.
 
@@ -211,6 +226,10 @@ class Settings:
             SettingNotConfirmedError: the agent reports another value afterwards.
         """
         wanted = self.chosen.wanted()
+        mode = self._agent_settings().mode_for(self._record.agent, self.chosen.permission_mode)
+        if mode is not None and "mode" not in wanted:
+            wanted["mode"] = mode
+            self.choose(mode=mode)
         if wanted and set(wanted) != {"mode"}:
             await self.options()
         failures = await self._drive(self._agent_settings().confirm(wanted), send)
@@ -259,6 +278,9 @@ class Settings:
         if handed_over:
             missing = [name for name in outcome.missing if name in chosen.wanted()]
             self.choose(missing={**chosen.missing, agent: missing})
+            mode = self._agent_settings().mode_for(agent, chosen.permission_mode)
+            if mode is not None:
+                self.choose(mode=mode)  # that of the new agent: the permission mode is what was chosen
         required = self.chosen.wanted(agent)
         self._failed = {name: why for name, why in (outcome.failed or {}).items() if name in required}
         self.expect_confirmation()

@@ -1,4 +1,9 @@
-"""Which option of a permission request a reply means (ACP, session/request_permission)."""
+"""The vocabulary of permissions, in the SDK, the server and the command line.
+
+A *permission mode* says what a session may do: ``ask``, ``accept_edits``, ``allow``, ``plan``, ``read_only``.
+It decides requests by the kind of the tool call, and stands for a mode of the agent where the agent has one.
+A *reply* answers one request: ``once``, ``always`` or ``reject`` (ACP, session/request_permission).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,103 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from sandbox_agent.errors import UnsupportedPermissionReplyError
 
-__all__ = ["PermissionReply", "available_replies", "cancelled_outcome", "is_reply", "select_option"]
+__all__ = [
+    "PERMISSION_MODES",
+    "PermissionMode",
+    "PermissionReply",
+    "Verdict",
+    "agent_mode_of",
+    "available_replies",
+    "cancelled_outcome",
+    "check_agreement",
+    "decide_by_mode",
+    "is_permission_mode",
+    "is_reply",
+    "permission_mode_of",
+    "select_option",
+    "verdict_outcome",
+]
 
+PermissionMode = Literal["ask", "accept_edits", "allow", "plan", "read_only"]
 PermissionReply = Literal["once", "always", "reject"]
+Verdict = Literal["allow", "reject", "ask"]
 
+PERMISSION_MODES: tuple[PermissionMode, ...] = get_args(PermissionMode)
+
+# A mode's verdict by the tool call's kind, and for all other kinds.
+_VERDICTS: dict[PermissionMode, tuple[dict[str, Verdict], Verdict]] = {
+    "ask": ({}, "ask"),
+    "accept_edits": ({"edit": "allow"}, "ask"),
+    "allow": ({}, "allow"),
+    "plan": ({}, "ask"),
+    "read_only": (dict.fromkeys(("edit", "delete", "move", "execute"), "reject"), "ask"),
+}
+# By which agent modes an agent does what a permission mode says, best first; "#name" is the end of an id. For
+# the rest the requests are decided by kind, so the agent has to be in a mode in which it asks.
+_AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
+    "claude": {
+        "ask": ("default",),
+        "accept_edits": ("acceptEdits",),
+        "allow": ("bypassPermissions",),
+        "plan": ("plan",),
+        "read_only": ("default",),
+    },
+    "codex": {
+        "ask": ("read-only",),
+        "accept_edits": ("read-only",),
+        "allow": ("agent-full-access", "full-access"),
+        "plan": ("read-only",),
+        "read_only": ("read-only",),
+    },
+    "copilot": {
+        "ask": ("#agent",),
+        "accept_edits": ("#agent",),
+        "plan": ("#plan",),
+        "read_only": ("#agent",),
+    },
+    "gemini": {
+        "ask": ("default",),
+        "accept_edits": ("autoEdit",),
+        "allow": ("yolo",),
+        "plan": ("plan",),
+        "read_only": ("default",),
+    },
+    "goose": {
+        "ask": ("approve",),
+        "accept_edits": ("approve",),
+        "allow": ("auto",),
+        "plan": ("approve",),
+        "read_only": ("approve",),
+    },
+    "hermes": {
+        "ask": ("default",),
+        "accept_edits": ("accept_edits",),
+        "allow": ("dont_ask",),
+        "plan": ("default",),
+        "read_only": ("default",),
+    },
+    "mock": {
+        "ask": ("default",),
+        "accept_edits": ("acceptEdits",),
+        "plan": ("plan",),
+        "read_only": ("default",),
+    },
+    "qwen": {
+        "ask": ("default",),
+        "accept_edits": ("auto-edit",),
+        "allow": ("yolo",),
+        "plan": ("plan",),
+        "read_only": ("default",),
+    },
+}
+# Names that mean the same at most agents.
+_COMMON: dict[PermissionMode, tuple[str, ...]] = {
+    "ask": ("default",),
+    "accept_edits": ("acceptEdits", "accept_edits", "auto-edit", "autoEdit"),
+    "allow": ("bypassPermissions", "yolo"),
+    "plan": ("plan",),
+    "read_only": ("read-only",),
+}
 _KINDS: dict[PermissionReply, tuple[str, ...]] = {
     "once": ("allow_once",),
     "always": ("allow_always", "allow_once"),
@@ -22,10 +120,92 @@ _REPLY_OF_KIND: dict[str, PermissionReply] = {
     "reject_once": "reject",
     "reject_always": "reject",
 }
+# Nothing is allowed for longer than once, unless that is all that can be allowed.
+_REPLIES: dict[Verdict, tuple[PermissionReply, ...]] = {
+    "allow": ("once", "always"),
+    "reject": ("reject",),
+    "ask": (),
+}
+
+
+# modes
+
+
+def is_permission_mode(value: object) -> TypeGuard[PermissionMode]:
+    """Return whether the value is a permission mode."""
+    return value in PERMISSION_MODES
+
+
+def decide_by_mode(mode: PermissionMode, kind: str | None) -> Verdict:
+    """Return what a permission mode says to a tool call of that kind; None counts as "other"."""
+    by_kind, other = _VERDICTS[mode]
+    return by_kind.get(kind or "other", other)
+
+
+def agent_mode_of(agent: str, mode: PermissionMode, listed: Sequence[str]) -> str | None:
+    """Return the agent's mode that a permission mode stands for.
+
+    Args:
+        agent: the agent's id.
+        mode: the permission mode.
+        listed: the ids of the modes that the agent offers.
+
+    Returns:
+        None where the agent offers no such mode: only its requests are decided then.
+    """
+    own = _AGENT_MODES.get(agent, {})
+    names = (*own.get(mode, ()), *_COMMON[mode])
+    if mode == "allow":
+        # Where the agent always asks, its requests are allowed.
+        names += (*own.get("ask", ()), *_COMMON["ask"])
+    for name in names:
+        found = next((each for each in listed if _is_named(each, name)), None)
+        if found is not None:
+            return found
+    return None
+
+
+def permission_mode_of(agent: str, agent_mode: str | None) -> PermissionMode | None:
+    """Return the permission mode that an agent's mode stands for, None where that is unknown."""
+    if not agent_mode:
+        return None
+    for modes in (_AGENT_MODES.get(agent), None if agent in _AGENT_MODES else _COMMON):
+        for mode, names in (modes or {}).items():
+            if any(_is_named(agent_mode, name) for name in names):
+                return mode
+    return None
+
+
+def check_agreement(agent: str, agent_mode: str | None, mode: PermissionMode | None) -> None:
+    """Refuse an agent's mode that contradicts a permission mode.
+
+    Raises:
+        ValueError: they disagree.
+    """
+    if not agent_mode or mode is None:
+        return
+    own = _AGENT_MODES.get(agent, {})
+    names = own.get(mode, ()) or ((_COMMON[mode]) if agent not in _AGENT_MODES else ())
+    if any(_is_named(agent_mode, name) for name in names):
+        return
+    meaning = permission_mode_of(agent, agent_mode)
+    if (meaning is None and not own.get(mode)) or meaning == mode:
+        return
+    hint = f": it means '{meaning}'" if meaning is not None else f": use {' or '.join(names)}"
+    raise ValueError(
+        f"mode '{agent_mode}' of {agent} contradicts the permission mode '{mode}'{hint}; give one of the two"
+    )
+
+
+def _is_named(agent_mode: str, name: str) -> bool:
+    return agent_mode.endswith(name) if name.startswith("#") else agent_mode == name
+
+
+# replies
 
 
 def is_reply(value: object) -> TypeGuard[PermissionReply]:
-    """Whether the value is one of the three replies."""
+    """Return whether the value is one of the three replies."""
     return value in get_args(PermissionReply)
 
 
@@ -56,6 +236,21 @@ def select_option(
     raise UnsupportedPermissionReplyError(permission_id, reply, available_replies(options))
 
 
+def verdict_outcome(
+    permission_id: str, options: Sequence[Mapping[str, Any]], verdict: Verdict
+) -> dict[str, Any] | None:
+    """Return the result that a verdict gives a request; None where a person has to decide.
+
+    A request without an option to allow is for a person; one without an option to reject is cancelled.
+    """
+    for reply in _REPLIES[verdict]:
+        try:
+            return select_option(permission_id, options, reply)
+        except UnsupportedPermissionReplyError:
+            continue
+    return cancelled_outcome() if verdict == "reject" else None
+
+
 def cancelled_outcome() -> dict[str, Any]:
-    """Return the result that says the user was not asked or the turn was cancelled."""
+    """Return the result of a request that no one decided, or whose turn was cancelled."""
     return {"outcome": {"outcome": "cancelled"}}

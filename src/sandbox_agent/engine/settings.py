@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.permissions import agent_mode_of, is_permission_mode
 from sandbox_agent.wire.members import members
 
 __all__ = [
@@ -221,6 +222,19 @@ class AgentSettings:
         return value
 
     @property
+    def mode_ids(self) -> list[str]:
+        """The ids of the modes that the agent lists."""
+        available: object = (self.modes or {}).get("availableModes")
+        entries = cast("list[object]", available) if isinstance(available, list) else []
+        return [str(mode["id"]) for mode in map(members, entries) if mode.get("id")]
+
+    def mode_for(self, agent: str, permission_mode: str | None) -> str | None:
+        """Return the agent's mode that a permission mode stands for, None where it lists none."""
+        if not is_permission_mode(permission_mode):
+            return None
+        return agent_mode_of(agent, permission_mode, self.mode_ids)
+
+    @property
     def config_ids(self) -> dict[str, str]:
         """By which options the categories can be set, as far as the agent lists them."""
         options = {name: config.find_category(self.options or [], name) for name in CATEGORIES}
@@ -323,9 +337,7 @@ class AgentSettings:
             yield from self._ask_options()
         if self.modes is None:
             self.modes = _without_current_mode(config.modes_from_options(self.options))
-        available: object = (self.modes or {}).get("availableModes")
-        entries = cast("list[object]", available) if isinstance(available, list) else []
-        listed = [str(mode["id"]) for mode in map(members, entries) if mode.get("id")]
+        listed = self.mode_ids
         if value not in listed and (listed or self._listed_only):
             return Failure("value" if listed else "category", "mode", value, "mode", listed)
         call = Call("session/set_mode", {**self._session, "modeId": value})

@@ -81,12 +81,14 @@ class CreateSessionRequest(_Body, kw_only=True):
     Attributes:
         agent: the agent's id.
         agent_mode: the agent's mode (session/set_mode).
-        permission_mode: "ask" (and "default", "plan"), "acceptEdits", "allow" (and "bypass"), "reject".
+        permission_mode: "ask", "accept_edits", "allow", "plan", "read_only", or "reject"; names of the 0.1
+            API are "default" (ask), "acceptEdits" and "bypass" (allow).
         model: the model's id.
         variant: the model's variant, the agent's thought level.
         agent_version: accepted for clients of 0.1; the installed version runs.
         directory: the agent's working directory; the server's own working directory if absent.
         title: shown to users.
+        additional_directories: more directories that the agent may work in, absolute paths.
         mcp_servers: ACP's mcpServers of session/new.
         permission_rules: applied before the permission mode; the first rule that matches wins.
         permission_timeout_seconds: the time after which an unanswered request is rejected; None: never.
@@ -100,6 +102,7 @@ class CreateSessionRequest(_Body, kw_only=True):
     agent_version: _Text | None = None
     directory: _Text | None = None
     title: _Text | None = None
+    additional_directories: list[_Text] | None = None
     mcp_servers: list[dict[str, Any]] | None = None
     permission_rules: (
         Annotated[list[PermissionRule], Meta(extra_json_schema={"maxItems": MAX_RULES})] | None

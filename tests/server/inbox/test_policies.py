@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_agent.engine.permissions import verdict_outcome
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
 from sandbox_agent.server.permissions.globs import absolute, glob_matches
 from sandbox_agent.server.permissions.policies import (
+    PERMISSION_MODES,
     Policy,
     asked_paths,
     check_policy,
     decide,
     expiry_of,
     policy_of,
-    verdict_result,
 )
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 
@@ -93,6 +94,15 @@ def rule(reply: Any, kind: str | None = None, path: str | None = None) -> Permis
         ("reject", [], None, [], "reject"),
         ("acceptEdits", [], "edit", [], "allow"),
         ("acceptEdits", [], "execute", [], "ask"),
+        ("accept_edits", [], "edit", [], "allow"),
+        ("default", [], "edit", [], "ask"),
+        ("plan", [], "edit", [], "ask"),
+        ("read_only", [], "edit", [], "reject"),
+        ("read_only", [], "delete", [], "reject"),
+        ("read_only", [], "move", [], "reject"),
+        ("read_only", [], "execute", [], "reject"),
+        ("read_only", [], "read", [], "ask"),
+        ("read_only", [rule("allow", "edit", "/work/**")], "edit", ["/work/a"], "allow"),
         ("ask", [rule("allow", "read")], "read", [], "allow"),
         ("ask", [rule("allow", "read")], "edit", [], "ask"),
         ("ask", [rule("allow", "other")], None, [], "allow"),
@@ -115,7 +125,8 @@ def rule(reply: Any, kind: str | None = None, path: str | None = None) -> Permis
     ],
 )
 def test_a_policy_decides(mode: str, rules: list[PermissionRule], kind: str, paths: list[str], verdict: str):
-    assert decide(Policy(mode, rules, "/work"), kind, paths) == verdict
+    policy = Policy(PERMISSION_MODES.get(mode, "ask"), rules, "/work")
+    assert decide(policy, kind, paths) == verdict
 
 
 def test_the_paths_of_a_request_are_those_of_its_locations_diffs_and_input():
@@ -140,15 +151,15 @@ def test_the_paths_of_a_request_are_those_of_its_locations_diffs_and_input():
 )
 def test_a_verdict_chooses_an_option(kinds: list[str], verdict: Any, option: str | None):
     options = [{"optionId": kind, "kind": kind} for kind in kinds]
-    result = verdict_result("p", options, verdict)
+    result = verdict_outcome("p", options, verdict)
     assert result is not None
     assert result["outcome"].get("optionId") == option
     assert result["outcome"]["outcome"] == ("selected" if option else "cancelled")
 
 
 def test_people_are_asked_where_nothing_can_be_allowed():
-    assert verdict_result("p", [{"optionId": "n", "kind": "reject_once"}], "allow") is None
-    assert verdict_result("p", OPTIONS, "ask") is None
+    assert verdict_outcome("p", [{"optionId": "n", "kind": "reject_once"}], "allow") is None
+    assert verdict_outcome("p", OPTIONS, "ask") is None
 
 
 @pytest.mark.parametrize(

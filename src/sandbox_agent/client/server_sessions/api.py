@@ -81,7 +81,7 @@ class ServerSessions:
             id: the session's id, chosen by the caller.
             agent: the agent's id ("claude", "codex", …).
             agent_mode: the agent's mode.
-            permission_mode: "ask", "allow" or "reject".
+            permission_mode: "ask", "accept_edits", "allow", "plan", "read_only" or "reject".
             model: the model's id.
             variant: the model's variant, the agent's thought level.
             directory: the agent's working directory; default: the server's own.

@@ -34,6 +34,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         init: the params of session/new: cwd, mcpServers, and what else the session was created with.
         wanted: the chosen settings, by category ("model", "mode", "thought_level") or option id.
         config_ids: by which options the categories were set before.
+        permission_mode: the chosen permission mode; it stands for a mode of the agent where no mode was
+            chosen, or that was another agent's.
         known_options, known_modes: what the same agent reported of the session before.
         events: the newest of the history, oldest of them first.
         total: how many events the history has.
@@ -53,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     max_read: int = 0
     from_agent: str | None = None
     config_ids: Mapping[str, str] = {}
+    permission_mode: str | None = None
     known_options: list[dict[str, Any]] | None = None
     known_modes: dict[str, Any] | None = None
 
@@ -114,7 +117,11 @@ class Ladder:
             known_modes=plan.known_modes if opened is not None else None,
             listed_only=plan.from_agent is not None,
         )
-        failures = yield from settings.confirm(plan.wanted, config_ids=plan.config_ids)
+        wanted = dict(plan.wanted)
+        mode = settings.mode_for(plan.agent, plan.permission_mode)
+        if mode is not None and ("mode" not in wanted or plan.from_agent is not None):
+            wanted["mode"] = mode
+        failures = yield from settings.confirm(wanted, config_ids=plan.config_ids)
         self._outcome = outcome._replace(
             applied=settings.applied or None,
             failed={failure.name: failure.message(plan.agent) for failure in failures} or None,

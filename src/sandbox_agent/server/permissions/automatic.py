@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
+from sandbox_agent.engine.permissions import verdict_outcome
 from sandbox_agent.errors import ProblemError, SandboxAgentError
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
@@ -24,7 +25,7 @@ from sandbox_agent.server.permissions.inbox import (
     request_metadata,
     request_options,
 )
-from sandbox_agent.server.permissions.policies import asked_paths, decide, policy_of, verdict_result
+from sandbox_agent.server.permissions.policies import asked_paths, decide, policy_of
 from sandbox_agent.server.permissions.question_answers import rejection_result
 from sandbox_agent.wire.members import members
 
@@ -153,13 +154,13 @@ class Watcher:
         kind = metadata.get("kind")
         paths = asked_paths(metadata, call)
         verdict = decide(policy, kind if isinstance(kind, str) else None, paths)
-        result = verdict_result(row.permission_id, request_options(row), verdict)
+        result = verdict_outcome(row.permission_id, request_options(row), verdict)
         if result is not None:
             await self._answer(session.session_id, row, result, POLICY)
 
     async def _expire_request(self, session_id: str, row: PermissionRow) -> None:
         if row.kind == "permission":
-            result = verdict_result(row.permission_id, request_options(row), "reject")
+            result = verdict_outcome(row.permission_id, request_options(row), "reject")
         else:
             try:
                 asked = await request_envelope(self._store, row)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from sandbox_agent.engine.permissions import PermissionReply, cancelled_outcome, select_option
-from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError, UnsupportedPermissionReplyError
+from sandbox_agent.engine import permissions as engine
+from sandbox_agent.engine.permissions import PermissionMode, Verdict
+from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
 from sandbox_agent.persist.store.rows import SessionRow
 from sandbox_agent.server.permissions.globs import absolute, glob_matches
 from sandbox_agent.wire.members import elements, members
@@ -19,27 +20,21 @@ __all__ = [
     "MAX_RULES",
     "PERMISSION_MODES",
     "Policy",
-    "Verdict",
     "asked_paths",
     "check_policy",
     "decide",
     "expiry_of",
+    "permission_mode_of",
     "policy_of",
-    "verdict_result",
 ]
 
-Verdict = Literal["allow", "reject", "ask"]
-
-# A request's mode: its verdict for each tool kind, and for all others.
-PERMISSION_MODES: Mapping[str, tuple[Mapping[str, Verdict], Verdict]] = {
-    "": ({}, "ask"),
-    "ask": ({}, "ask"),
-    "default": ({}, "ask"),
-    "plan": ({}, "ask"),
-    "acceptEdits": ({"edit": "allow"}, "ask"),
-    "allow": ({}, "allow"),
-    "bypass": ({}, "allow"),
-    "reject": ({}, "reject"),
+# What a create request may name: the modes, names of the 0.1 API, and "reject", which rejects everything.
+PERMISSION_MODES: Mapping[str, PermissionMode | Literal["reject"]] = {
+    **{mode: mode for mode in engine.PERMISSION_MODES},
+    "acceptEdits": "accept_edits",
+    "default": "ask",
+    "bypass": "allow",
+    "reject": "reject",
 }
 MAX_RULES = 1000
 _MAX_GLOB = 4096
@@ -64,12 +59,6 @@ _PATH_MEMBERS = (
     "files",
 )
 
-_REPLIES: Mapping[Verdict, Sequence[PermissionReply]] = {
-    "allow": ("once", "always"),
-    "reject": ("reject",),
-    "ask": (),
-}
-
 _settings = msgspec.json.Decoder(CreateSessionRequest)
 
 
@@ -77,13 +66,13 @@ class Policy(msgspec.Struct, frozen=True):
     """What a session was told to answer.
 
     Attributes:
-        mode: one of PERMISSION_MODES.
+        mode: a permission mode, or "reject".
         rules: looked at before the mode; the first that matches counts.
         directory: what relative paths and globs begin in.
         timeout_seconds: how long a request may wait; None: for ever.
     """
 
-    mode: str = ""
+    mode: PermissionMode | Literal["reject"] = "ask"
     rules: Sequence[PermissionRule] = ()
     directory: str | None = None
     timeout_seconds: float | None = None
@@ -99,7 +88,7 @@ def policy_of(row: SessionRow) -> Policy:
         return Policy()
     mode = row.permission_mode or settings.permission_mode or ""
     return Policy(
-        mode if mode in PERMISSION_MODES else "",
+        PERMISSION_MODES.get(mode, "ask"),
         tuple(settings.permission_rules or ()),
         row.directory or settings.directory,
         settings.permission_timeout_seconds,
@@ -113,10 +102,13 @@ def check_policy(request: CreateSessionRequest) -> None:
         ModeNotSupportedError: there is no such permission mode.
         InvalidRequestError: a rule or the timeout makes no sense.
     """
-    mode = request.permission_mode or ""
-    if mode not in PERMISSION_MODES:
-        known = ", ".join(sorted(name for name in PERMISSION_MODES if name))
+    if request.permission_mode and request.permission_mode not in PERMISSION_MODES:
+        known = ", ".join(PERMISSION_MODES)
         raise ModeNotSupportedError(f"mode not supported: permissionMode must be one of {known}")
+    try:
+        engine.check_agreement(request.agent, request.agent_mode, permission_mode_of(request))
+    except ValueError as error:
+        raise InvalidRequestError(f"invalid request: {error}") from error
     rules = request.permission_rules or ()
     if len(rules) > MAX_RULES:
         raise InvalidRequestError(f"invalid request: there may be at most {MAX_RULES} permission rules")
@@ -133,6 +125,12 @@ def check_policy(request: CreateSessionRequest) -> None:
     seconds = request.permission_timeout_seconds
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequestError("invalid request: permissionTimeoutSeconds must be a number above 0")
+
+
+def permission_mode_of(request: CreateSessionRequest) -> PermissionMode | None:
+    """Return the permission mode that a request names, None where it names none, or "reject"."""
+    mode = PERMISSION_MODES.get(request.permission_mode or "")
+    return None if mode == "reject" else mode
 
 
 def expiry_of(row: SessionRow, requested_at: int) -> int | None:
@@ -161,8 +159,7 @@ def decide(policy: Policy, kind: str | None, paths: Iterable[str]) -> Verdict:
             continue
         if rule.path is None or _touches(rule, rule.path, touched, policy.directory):
             return rule.reply
-    by_kind, other = PERMISSION_MODES.get(policy.mode, PERMISSION_MODES[""])
-    return by_kind.get(kind, other)
+    return "reject" if policy.mode == "reject" else engine.decide_by_mode(policy.mode, kind)
 
 
 def _touches(rule: PermissionRule, glob: str, paths: Sequence[str], directory: str | None) -> bool:
@@ -188,22 +185,6 @@ def asked_paths(metadata: Mapping[str, Any], tool_call: Mapping[str, Any] | None
         for name in _PATH_MEMBERS:
             found += _strings(members(source).get(name))
     return [path for path in dict.fromkeys(found) if path]
-
-
-def verdict_result(
-    permission_id: str, options: Sequence[Mapping[str, Any]], verdict: Verdict
-) -> dict[str, Any] | None:
-    """Return the result that answers a request so; None where people have to.
-
-    Nothing is allowed for longer than this once, unless that is all that can be allowed; where nothing can
-    be rejected the request is cancelled.
-    """
-    for reply in _REPLIES[verdict]:
-        try:
-            return select_option(permission_id, options, reply)
-        except UnsupportedPermissionReplyError:
-            continue
-    return cancelled_outcome() if verdict == "reject" else None
 
 
 def _is_glob(path: str) -> bool:

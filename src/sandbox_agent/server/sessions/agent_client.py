@@ -137,14 +137,14 @@ class AgentClient:
         if self._connection.tap is not None:
             self._connection.tap.bind(session)
 
-    async def new_session(self, cwd: str, mcp_servers: list[dict[str, Any]]) -> dict[str, Any]:
+    async def new_session(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Create a session and return the agent's result.
 
         Raises:
             AcpRpcError: the agent refuses.
             StreamError: the agent breaks the protocol.
         """
-        result = await self.call("session/new", {"cwd": cwd, "mcpServers": mcp_servers})
+        result = await self.call("session/new", params)
         self.native_id = native_id_of(self.agent, result)
         return result
 

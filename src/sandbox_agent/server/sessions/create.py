@@ -13,6 +13,7 @@ from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.server.sessions.agent_client import AgentClient, refused
 from sandbox_agent.server.sessions.context import SessionContext
 from sandbox_agent.server.sessions.driven_session import DrivenSession
+from sandbox_agent.server.sessions.requests import session_params
 from sandbox_agent.server.sessions.settings import (
     MODE,
     MODEL,
@@ -92,15 +93,20 @@ async def _set_up(
     directory: str,
 ) -> None:
     client.bind(session)
-    result = await client.new_session(directory, request.mcp_servers or [])
-    settings = await set_chosen(client, session, context, result, chosen_settings(session.row))
+    result = await client.new_session(session_params(request, directory))
+    chosen = chosen_settings(session.row)
+    settings = await set_chosen(client, session, context, result, chosen)
     await context.recorder.update(
         session,
         native_session_id=client.native_id,
         agent_mode=settings.current(MODE) or "",
         model=settings.current(MODEL),
         variant=settings.current(VARIANT),
-        settings=stored_settings(request, settings.config_ids),
+        settings=stored_settings(
+            request,
+            mode=settings.mode_for(client.agent, chosen.permission_mode),
+            config_ids=settings.config_ids,
+        ),
     )
 
 

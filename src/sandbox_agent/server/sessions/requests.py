@@ -17,7 +17,7 @@ from sandbox_agent.server.permissions.policies import check_policy
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
-__all__ = ["MAX_ID", "check_create", "check_id", "check_prompt", "digest_of", "settings_of"]
+__all__ = ["MAX_ID", "check_create", "check_id", "check_prompt", "digest_of", "session_params", "settings_of"]
 
 MAX_ID = 256
 
@@ -26,7 +26,7 @@ def check_id(session_id: str) -> None:
     """Check the name of a session.
 
     Raises:
-        InvalidRequestError: it is empty, too long, or not printable.
+        InvalidRequestError: the name is empty, too long, or not printable.
     """
     if not session_id or len(session_id) > MAX_ID or not session_id.isprintable():
         raise InvalidRequestError(
@@ -35,13 +35,14 @@ def check_id(session_id: str) -> None:
 
 
 def check_create(session_id: str, request: CreateSessionRequest) -> str:
-    """Check what can be checked without the agent, and return the folder that it works in.
+    """Check a create request as far as that needs no agent, and return the agent's working directory.
 
     Raises:
-        InvalidRequestError: the id, the directory or the permission rules are invalid.
+        InvalidRequestError: the id, a directory, or the permission rules are invalid, or the agent's mode
+            contradicts the permission mode.
         ModeNotSupportedError: there is no such permission mode.
         UnsupportedAgentError: there is no such agent.
-        AgentNotInstalledError: the agent isn't installed.
+        AgentNotInstalledError: the agent is not installed.
     """
     check_id(session_id)
     check_policy(request)
@@ -53,17 +54,22 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
         if value is not None and not value.strip():
             raise InvalidRequestError(f"invalid request: {name} is empty: leave it out for the agent's own")
     resolve(request.agent)
+    for directory in request.additional_directories or ():
+        _check_directory("additionalDirectories", directory)
     if request.directory is None:
-        return os.getcwd()  # noqa: PTH109 - a string is wanted
-    folder = Path(request.directory)
+        return os.getcwd()  # noqa: PTH109 - a string is sent
+    return _check_directory("directory", request.directory)
+
+
+def _check_directory(name: str, directory: str) -> str:
+    folder = Path(directory)
     try:
         usable = folder.is_absolute() and folder.is_dir()
     except (OSError, ValueError):
         usable = False
     if not usable:
         raise InvalidRequestError(
-            "invalid request: directory must be an absolute path of a folder that exists, not "
-            f"{request.directory!r}"
+            f"invalid request: {name} must be an absolute path of a folder that exists, not {directory!r}"
         )
     return str(folder)
 
@@ -84,6 +90,19 @@ def check_prompt(prompt: list[dict[str, Any]]) -> None:
 def digest_of(prompt: list[dict[str, Any]]) -> bytes:
     """Return a digest of a prompt that does not depend on the order of members."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
+
+
+def session_params(request: CreateSessionRequest, directory: str) -> dict[str, Any]:
+    """Return the params of session/new that a request asks for.
+
+    Args:
+        request: the request that creates the session.
+        directory: the agent's working directory.
+    """
+    params: dict[str, Any] = {"cwd": directory, "mcpServers": request.mcp_servers or []}
+    if request.additional_directories:
+        params["additionalDirectories"] = request.additional_directories
+    return params
 
 
 def settings_of(row: SessionRow) -> CreateSessionRequest:

@@ -22,7 +22,7 @@ from sandbox_agent.persist.store import EnvelopeRow, SessionRow
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, native_id_of, refused
 from sandbox_agent.server.sessions.context import SessionContext
-from sandbox_agent.server.sessions.requests import settings_of
+from sandbox_agent.server.sessions.requests import session_params, settings_of
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, chosen_settings, perform
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
@@ -71,12 +71,10 @@ async def restore(
             agent=client.agent,
             native_id=(row.native_session_id or "") if native else "",
             methods=native_methods(client.initialized),
-            init={
-                "cwd": row.directory or os.getcwd(),  # noqa: PTH109 - a string is sent
-                "mcpServers": settings_of(row).mcp_servers or [],
-            },
+            init=session_params(settings_of(row), row.directory or os.getcwd()),  # noqa: PTH109 - a string is sent
             wanted=chosen.wanted(),
             config_ids=chosen.config_ids,
+            permission_mode=chosen.permission_mode,
             events=history(row, rows),
             total=row.last_envelope,
             max_events=REPLAY_ENVELOPES,

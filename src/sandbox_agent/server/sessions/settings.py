@@ -30,6 +30,7 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
+from sandbox_agent.server.permissions.policies import permission_mode_of
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, refused
 from sandbox_agent.server.sessions.context import SessionContext
@@ -71,19 +72,22 @@ class StoredSettings(CreateSessionRequest, kw_only=True):
     chosen: ChosenSettings | None = None
 
 
-def stored_settings(request: CreateSessionRequest, config_ids: dict[str, str] | None = None) -> bytes:
+def stored_settings(
+    request: CreateSessionRequest, *, mode: str | None = None, config_ids: dict[str, str] | None = None
+) -> bytes:
     """Return the ``settings`` column of a new session.
 
     Args:
         request: the request that creates it.
+        mode: the agent's mode that its permission mode stands for, once that is known.
         config_ids: by which options its settings were set, once that is known.
     """
     chosen = ChosenSettings(
-        mode=request.agent_mode,
+        mode=request.agent_mode or mode,
         model=request.model,
         thought_level=request.variant,
         config_ids=config_ids or {},
-        permission_mode=request.permission_mode,
+        permission_mode=permission_mode_of(request),
     )
     fields = {name: getattr(request, name) for name in CreateSessionRequest.__struct_fields__}
     return msgspec.json.encode(StoredSettings(**fields, version=_VERSION, chosen=chosen))
@@ -101,7 +105,6 @@ def chosen_settings(row: SessionRow) -> ChosenSettings:
         mode=stored.agent_mode,
         model=stored.model,
         thought_level=stored.variant,
-        permission_mode=stored.permission_mode,
     )
 
 
@@ -181,7 +184,11 @@ async def set_chosen(
         ProblemError: it refuses, reports another value afterwards, or has ended.
     """
     settings = AgentSettings.of_result(client.native_id, result)
-    steps = settings.confirm(chosen.wanted())
+    wanted = chosen.wanted()
+    mode = settings.mode_for(client.agent, chosen.permission_mode)
+    if mode is not None and chosen.mode is None:
+        wanted["mode"] = mode
+    steps = settings.confirm(wanted)
     try:
         while True:
             step = next(steps)
