@@ -169,3 +169,37 @@ async def test_typescript_sdk_goes_on_with_a_file_in_which_ours_claimed_and_sear
     assert len(await driver.search_events("marmalade")) == 2
     assert await driver.claim_session(SESSION) > generation
     await driver.close()
+
+
+async def test_what_was_chosen_in_python_survives_a_resume_by_the_published_sdk(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "sessions.db"
+    async with open_peer(PYTHON, file) as peer:
+        await peer.connect(server.url)
+        created = await peer.create(server.agent, id=SESSION, cwd=str(tmp_path), permission_policy="reject")
+        assert await peer.prompt(SESSION, "echo by ours") == "end_turn"
+        await peer.dispose()
+    chosen = {"version": 1, "chosen": {"permissionPolicy": "reject"}}
+    assert created["sessionInit"]["_meta"] == {"sandbox-agent": chosen}
+    async with open_peer(TYPESCRIPT, file) as peer:
+        await peer.connect(server.url)
+        await peer.resume(SESSION)
+        assert await peer.prompt(SESSION, "echo by theirs") == "end_turn"
+        await peer.dispose()
+        record = await peer.record(SESSION)
+    # It sends the record's session_init to the agent as it is, and keeps it.
+    assert record["sessionInit"] == created["sessionInit"]
+    async with open_peer(PYTHON, file) as peer:
+        await peer.connect(server.url)
+        resumed = await peer.resume(SESSION)
+        assert resumed["sessionInit"] == created["sessionInit"]
+        assert await peer.prompt(SESSION, "echo by ours again") == "end_turn"
+        await peer.dispose()
+        opened = [
+            event["payload"]["params"]
+            for event in await peer.events(SESSION)
+            if event["payload"].get("method") in {"session/new", "session/resume", "session/load"}
+        ]
+    # Only the published SDK's session/new carries our member.
+    assert ["_meta" in params for params in opened] == [False, True, False]
