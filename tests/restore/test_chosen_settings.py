@@ -60,7 +60,8 @@ async def test_a_server_session_is_never_prompted_in_settings_that_were_not_chos
     habit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = put_agent(tmp_path, habit, monkeypatch)
-    async with running(tmp_path, request_timeout=0.5) as stack:
+    # An agent's start takes a moment too.
+    async with running(tmp_path, request_timeout=3.0 if habit == "hangs" else 20.0) as stack:
         await stack.create(agent="stub", agent_mode="ask", model="big", variant="high")
         assert (await stack.over(await stack.say("first"))).state == "done"
         for number in range(1, RESTORES + 1):
