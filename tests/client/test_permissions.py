@@ -290,7 +290,7 @@ async def test_dispose_cancels_what_is_open(shared_server: ServerProcess) -> Non
 
 async def test_a_policy_that_does_not_exist_is_refused(sdk: SandboxAgent) -> None:
     with pytest.raises(ValueError, match="allow_once"):
-        await sdk.create_session(agent="mock", permission_policy=cast("PermissionPolicy", "allow"))
+        await sdk.create_session(agent="mock", permission_policy=cast("PermissionPolicy", "permit"))
     session = await sdk.create_session(agent="mock")
     with pytest.raises(ValueError, match="allow_once"):
         session.permission_policy = cast("PermissionPolicy", "yes")

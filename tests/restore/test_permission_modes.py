@@ -202,5 +202,5 @@ async def test_a_server_session_takes_the_same_modes(tmp_path: Path) -> None:
             ]
         ):
             await stack.create(f"s{number}", agent="mock", permission_mode=given)
-            row = (await stack.recorder.session(f"s{number}")).row
+            row = (await stack.recorder.open(f"s{number}")).row
             assert (row.permission_mode, row.agent_mode) == (given, agent_mode)
