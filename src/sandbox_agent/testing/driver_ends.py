@@ -20,7 +20,7 @@ class EndsSuite:
             assert [event.event_index for event in tail] == list(range(max(1, 151 - limit), 151))
         assert await driver.tail_events("s", limit=0) == []
         assert await driver.tail_events("s", limit=-3) == []
-        assert await driver.tail_events("nobody", limit=5) == []
+        assert await driver.tail_events("unknown", limit=5) == []
 
     async def test_driver_gives_the_last_index(self, driver: SessionPersistDriver) -> None:
         """0 where there is no event."""
@@ -39,7 +39,7 @@ class EndsSuite:
             await refusal(driver.delete_session("a"), NotImplementedError)
             return
         await driver.delete_session("a")
-        await driver.delete_session("nobody")
+        await driver.delete_session("unknown")
         assert await driver.get_session("a") is None
         assert await driver.list_events("a") == ListPage([], None)
         assert await driver.last_event_index("a") == 0

@@ -31,7 +31,7 @@ class EventsSuite:
         self, driver: SessionPersistDriver
     ) -> None:
         """A page that is empty and the last."""
-        assert await driver.list_events("nobody") == ListPage([], None)
+        assert await driver.list_events("unknown") == ListPage([], None)
 
     async def test_driver_lists_events_by_index_across_pages(self, driver: SessionPersistDriver) -> None:
         """Each once, in order, whatever the order of insertion and the page size; other sessions apart."""

@@ -33,7 +33,7 @@ class FencingSuite:
     async def test_driver_gives_every_claim_a_higher_generation(
         self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
     ) -> None:
-        """Whoever claims, whether the session is stored or not, and when many claim at once."""
+        """For all claimants, stored and new sessions, and concurrent claims."""
         if Capability.FENCE not in driver.capabilities:
             return
         other = second_driver or driver

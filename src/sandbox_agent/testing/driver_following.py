@@ -17,7 +17,7 @@ _PATIENCE = 30.0
 
 
 class _Follower:
-    """Follows until it was told ``count`` events, or to the end."""
+    """Follows a session until it has received ``count`` events, or to the end."""
 
     def __init__(self, driver: SessionPersistDriver, session_id: str = "s", *, after: int = 0) -> None:
         self.driver = driver
@@ -38,7 +38,7 @@ class _Follower:
         self.ended = True
 
     async def has(self, count: int) -> None:
-        """Wait until it was told so many."""
+        """Wait until it has received ``count`` events."""
         while len(self.seen) < count:
             self._changed = anyio.Event()
             await self._changed.wait()
@@ -57,7 +57,7 @@ async def _append(driver: SessionPersistDriver, first: int, last: int, *, size: 
 
 
 class FollowingSuite:
-    """Whoever stores, this driver object or another one on the same store."""
+    """Followers receive what any driver object on the same store appends."""
 
     async def test_follower_gets_history_then_what_comes(
         self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
@@ -94,7 +94,7 @@ class FollowingSuite:
     async def test_follower_waits_for_a_session_that_is_not_there_yet(
         self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
     ) -> None:
-        """It need not be stored when the following begins; other sessions' events are not told."""
+        """The session may be stored later; events of other sessions are not received."""
         writer = second_driver or driver
         follower = _Follower(driver)
         with anyio.fail_after(_PATIENCE):
@@ -141,7 +141,7 @@ class FollowingSuite:
         assert again.seen == _numbered(9, 10)
 
     async def test_event_that_a_follower_gets_is_its_own(self, driver: SessionPersistDriver) -> None:
-        """Changing the one that was appended changes nothing that is told or stored."""
+        """Changing an appended event changes neither the received nor the stored one."""
         if Capability.FOLLOW not in driver.capabilities:
             return
         follower = _Follower(driver)
@@ -160,7 +160,7 @@ class FollowingSuite:
     async def test_follower_ends_when_the_session_is_deleted(
         self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
     ) -> None:
-        """By whichever driver; a session that is made anew is another one."""
+        """Any driver may delete it; a new session of the same id is a different session."""
         if Capability.DELETE not in driver.capabilities:
             return
         for writer in (driver, second_driver or driver):
@@ -178,11 +178,11 @@ class FollowingSuite:
             assert [event_id for _, event_id in followers[0].seen] == ["first", "second"]
 
     async def test_follower_ends_when_the_driver_is_closed(self, driver: SessionPersistDriver) -> None:
-        """Whatever session it follows; what was stored before is told."""
+        """This ends the followers of all sessions, after the events that were stored before."""
         if Capability.FOLLOW not in driver.capabilities:
             return
         await _append(driver, 1, 3)
-        followers: Sequence[_Follower] = [_Follower(driver), _Follower(driver, "nobody")]
+        followers: Sequence[_Follower] = [_Follower(driver), _Follower(driver, "unknown")]
         with anyio.fail_after(_PATIENCE):
             async with anyio.create_task_group() as group:
                 for follower in followers:

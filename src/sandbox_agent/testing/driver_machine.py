@@ -38,7 +38,7 @@ __all__ = ["DriverMachine"]
 
 T = TypeVar("T")
 
-# How long a follower may take to be told of what is stored, in seconds.
+# The time in which a follower must receive what is stored, in seconds.
 _PATIENCE = 20.0
 _WORDS = ("apple", "birch", "cedar")
 _SESSION_IDS = ("a", "b", "ü \U0001f980")
@@ -176,7 +176,7 @@ class DriverMachine(RuleBasedStateMachine):
         self.do(self.driver.delete_session(session_id))
         self._records.pop(session_id, None)
         self._events = {key: event for key, event in self._events.items() if event.session_id != session_id}
-        # Whether its writer may go on is the driver's affair until somebody claims it anew.
+        # Whether its writer can continue depends on the driver, until the next claim.
         current = self._generations.get(session_id)
         self._claims = [one for one in self._claims if one != (session_id, current)]
 

@@ -15,7 +15,7 @@ class RecordsSuite:
         self, driver: SessionPersistDriver
     ) -> None:
         """An unknown id is no error."""
-        assert await driver.get_session("nobody") is None
+        assert await driver.get_session("unknown") is None
 
     async def test_driver_returns_every_field_of_a_full_record(self, driver: SessionPersistDriver) -> None:
         """Optional fields and nested values come back equal."""

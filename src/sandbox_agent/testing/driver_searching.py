@@ -132,7 +132,7 @@ class SearchingSuite:
         assert len(mine) == 4
         assert await driver.search_events("needle", session_id="s1") == mine
         assert await driver.search_events("needle", session_id="s1", limit=1) == mine[:1]
-        assert await driver.search_events("needle", session_id="nobody") == []
+        assert await driver.search_events("needle", session_id="unknown") == []
 
     async def test_search_takes_every_query(self, driver: SessionPersistDriver) -> None:
         """No syntax is an error, nor does it harm."""
@@ -147,7 +147,7 @@ class SearchingSuite:
     async def test_search_knows_what_was_said_since_the_last_one(
         self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
     ) -> None:
-        """A message or a call that goes on is one text still, whoever stores the rest of it."""
+        """A continued message or call remains one text, even if another driver stores the rest."""
         writer = second_driver or driver
         await driver.update_session(make_session("s"))
         await driver.append_events("s", said("s", prompt("start"), chunk("the qui")))
@@ -182,7 +182,7 @@ class SearchingSuite:
     async def test_search_finds_nothing_of_a_session_that_was_deleted(
         self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
     ) -> None:
-        """Nor when a session of its id is made anew; the others stay found."""
+        """Nor after a new session of that id is created; other sessions are still found."""
         if Capability.DELETE not in driver.capabilities:
             return
         for session_id in ("s", "kept"):

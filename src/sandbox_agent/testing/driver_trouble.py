@@ -104,7 +104,7 @@ class TroubleSuite:
                 assert ids_of(page) == sorted(ids_of(page)), cursor
                 records = await driver.list_sessions(limit=limit, cursor=cursor)
                 assert [one.id for one in records.items] == sorted(one.id for one in records.items), cursor
-                assert (await driver.list_events("nobody", limit=limit, cursor=cursor)).items == []
+                assert (await driver.list_events("unknown", limit=limit, cursor=cursor)).items == []
 
     async def test_driver_takes_every_id(self, driver: SessionPersistDriver) -> None:
         """Each is a session of its own, or is refused; reading one that is unknown gives nothing."""

@@ -1,3 +1,3 @@
-"""What crosses the wire: msgspec structs, no I/O."""
+"""The wire format: msgspec structs, without I/O."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 envelopes whose params and results stay raw bytes (jsonrpc.org/specification)."""
+"""JSON-RPC 2.0 envelopes; their params and results remain raw bytes (jsonrpc.org/specification)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NULL = b"null"
 
 
 class InvalidEnvelopeError(ValueError):
-    """The bytes are no JSON-RPC envelope; the message says why, in one line."""
+    """The bytes are not a JSON-RPC envelope; the message is the reason, in one line."""
 
 
-# shared by all heads without an id, so that "is" tells
+# All heads without an id share this object, so that they can be found by identity.
 NO_ID = msgspec.Raw()
 
 
 class Head(msgspec.Struct, gc=False):
-    """What the hot path needs of an envelope; the rest stays in the bytes.
+    """The decoded part of an envelope; the rest is not decoded.
 
     Attributes:
-        id: the id's JSON bytes (``b'1'``, ``b'"a"'``), or empty where there is none.
+        id: the id's JSON bytes (``b'1'``, ``b'"a"'``), or empty if the envelope has no id.
         method: the method, or None in a response.
     """
 
@@ -44,12 +44,12 @@ class Head(msgspec.Struct, gc=False):
 
     @property
     def is_request(self) -> bool:
-        """Whether an answer is owed: a method and an id that is not null."""
+        """Whether the envelope is a request: it has a method, and an id that is not null."""
         return self.method is not None and bool(self.id) and bytes(self.id) != NULL
 
     @property
     def is_response(self) -> bool:
-        """Whether it answers a request: an id and no method."""
+        """Whether the envelope is a response: it has an id and no method."""
         return self.method is None and bool(self.id)
 
 
@@ -65,30 +65,30 @@ def read_head(line: bytes) -> Head:
         line: one JSON object as UTF-8 bytes, without its newline.
 
     Raises:
-        InvalidEnvelopeError: it isn't JSON, isn't an object, or its method is no string.
+        InvalidEnvelopeError: it is not JSON, not an object, or its method is not a string.
     """
     try:
         head = _head_decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _read_head_slowly(line)
     if not line.isascii():
-        _check_utf8(line)  # msgspec doesn't look into the strings that it skips
+        _check_utf8(line)  # msgspec does not check the strings that it skips
     return head
 
 
 def read_heads(lines: Sequence[bytes]) -> list[Head] | None:
-    """Decode many envelopes at once, a third of the time of one by one.
+    """Decode many envelopes at once, in a third of the time.
 
     Returns:
-        A head for each line; None where not all lines are plain JSON objects, to be read one by one.
+        A head for each line; None if a line is not a plain JSON object: read the lines one by one then.
     """
-    if len(lines) == 1 and lines[0][-1:] == b"}":  # the way of every small answer
+    if len(lines) == 1 and lines[0][-1:] == b"}":  # the usual case
         try:
             return [read_head(lines[0])]
         except InvalidEnvelopeError:
             return None
     data = b"\n".join(lines)
-    # "}" before and "{" behind every line end: no object can reach over it, so objects are lines
+    # With "}" before and "{" after every line end, no object spans two lines.
     if data[:1] != b"{" or data[-1:] != b"}" or data.count(b"}\n{") != len(lines) - 1:
         return None
     try:
@@ -108,7 +108,7 @@ def _check_utf8(line: bytes) -> None:
 
 
 def _read_head_slowly(line: bytes) -> Head:
-    # msgspec refuses lone surrogates ("\ud800"), which JavaScript writes; the standard library reads them.
+    # msgspec rejects lone surrogates ("\ud800"), which JavaScript writes; the standard library accepts them.
     value = loads(line)
     if not isinstance(value, dict):
         raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
@@ -128,10 +128,10 @@ def _null(_name: str) -> None:
 
 
 def loads(data: bytes) -> Any:
-    """Decode JSON, lone surrogates included.
+    """Decode JSON; lone surrogates are accepted.
 
     Raises:
-        InvalidEnvelopeError: the bytes are not UTF-8 JSON, or are nested too deeply to read.
+        InvalidEnvelopeError: the bytes are not UTF-8 JSON, or are nested too deeply.
     """
     try:
         return msgspec.json.decode(data)
@@ -146,7 +146,7 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Encode to compact JSON bytes, lone surrogates included; NaN and the infinities become null."""
+    """Encode as compact JSON; lone surrogates are accepted, NaN and infinities become null."""
     try:
         return _encoder.encode(value)
     except UnicodeEncodeError:
@@ -155,10 +155,10 @@ def dumps(value: Any) -> bytes:
 
 
 def replace_id(envelope: bytes, new_id: bytes) -> bytes:
-    """Return the envelope with another id, every other member's bytes as they were.
+    """Return the envelope with another id; the bytes of all other members stay the same.
 
     Raises:
-        InvalidEnvelopeError: it is no JSON object.
+        InvalidEnvelopeError: it is not a JSON object.
     """
     try:
         members: dict[str, Any] = dict(_members_decoder.decode(envelope))

@@ -1,4 +1,4 @@
-"""Session records and events: what a persist driver keeps (seeds 001 and 002)."""
+"""Session records and events, as persist drivers store them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Sender = Literal["client", "agent"]
 
 
 class SessionRecord(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """A session as it is kept; field names on the wire are those of the TypeScript SDK.
+    """A stored session; the field names on the wire are those of the TypeScript SDK.
 
     ``created_at`` and ``destroyed_at`` are milliseconds since the epoch. ``session_init`` is the
-    ``session/new`` params (cwd, mcpServers), ``config_options`` and ``modes`` are as ACP gives them.
+    ``session/new`` params (cwd, mcpServers), ``config_options`` and ``modes`` are those of ACP.
     """
 
     id: str
@@ -40,21 +40,21 @@ class SessionRecord(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=
 
 
 class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """The session went on in another connection; kept in its history as an event of the client's.
+    """The session was restored in another connection; stored in its history as an event of the client.
 
     Attributes:
-        method: by which means: "session/resume" and "session/load" are the agent's own; "replay" is a new
-            agent session, with the recent history in front of the next prompt.
-        replayed: how many of the newest events the replay covers. After "session/load" those are what the
-            agent did not tell again: it had lost them.
-        left_out: how many older ones it does not, which the agent may not know.
-        verified: whether the user's and the agent's last words are in what the agent told again when it
-            loaded the session; None where that can't be known: it told nothing, or was told the replay.
+        method: "session/resume" or "session/load" of the agent; "replay" is a new agent session that
+            receives the recent history before the next prompt.
+        replayed: the number of the newest events in the replay. After "session/load" these are events that
+            the agent had lost.
+        left_out: the number of older events that are not in the replay, which the agent may not know.
+        verified: whether the last messages of the user and the agent are in the history that the agent
+            sent when it loaded the session; None if unknown: it sent no history, or received a replay.
         applied: the chosen settings that were set again and confirmed, by category ("model", "mode",
             "thought_level") or config option id.
-        failed: those that could not be confirmed, and why; no prompt is sent until they are.
-        agent: the agent that has it now, where it was handed over to another one.
-        from_agent: the one that had it before, then.
+        failed: the settings that could not be confirmed, with the reasons; prompts wait until they are.
+        agent: the new agent, if the session was handed over to another one.
+        from_agent: the previous agent, in that case.
     """
 
     name: ClassVar[str] = "session.restored"
@@ -70,7 +70,7 @@ class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     from_agent: str | None = None
 
     def params(self) -> dict[str, Any]:
-        """Return it as the event has it: names of the wire, and only what says something."""
+        """Return the params of the event, without absent members."""
         return {
             "method": self.method,
             "replayed": self.replayed,
@@ -84,13 +84,13 @@ class _RestoredEnvelope(msgspec.Struct, frozen=True):
 
 
 class SessionEvent:
-    """One JSON-RPC envelope of a session, as it is kept.
+    """One stored JSON-RPC envelope of a session.
 
-    The envelope is held as the bytes that came; ``payload`` decodes them when first asked.
+    The envelope is held as the received bytes; ``payload`` decodes them on first use.
 
     Attributes:
         id: unique over all events of a store.
-        event_index: position in its session, contiguous from 1; 0 before the store allocated one.
+        event_index: position in its session, contiguous from 1; 0 until the store allocates one.
         session_id: the local session id.
         created_at: milliseconds since the epoch.
         connection_id: the connection that carried it.
@@ -158,12 +158,12 @@ class SessionEvent:
 
     @property
     def update(self) -> SessionUpdate | SessionRestored | None:
-        """A typed view of the session update that it carries, SessionRestored, or None for the rest."""
+        """The typed session update in the envelope, SessionRestored, or None for other envelopes."""
         if RESTORED_METHOD.encode() in self.payload_json and self.payload.get("method") == RESTORED_METHOD:
             # An agent may use the name for something else.
             with contextlib.suppress(msgspec.ValidationError):
                 return msgspec.convert(self.payload, _RestoredEnvelope).params
-        # Records are kept by programs that never look at an update: they need not load its views.
+        # Programs that never use updates need not import their types.
         from sandbox_agent.wire.acp import read_update
 
         return read_update(self.payload_json)

@@ -37,7 +37,7 @@ class PromptResponse(AcpStruct, frozen=True):
     Attributes:
         stop_reason: end_turn, max_tokens, max_turn_requests, refusal, cancelled, or a newer one; empty
             where the agent gave none.
-        usage: the turn's tokens, where the agent tells them (``inputTokens``, ``outputTokens``, …).
+        usage: the turn's tokens, if the agent reports them (``inputTokens``, ``outputTokens``, …).
     """
 
     stop_reason: str = ""

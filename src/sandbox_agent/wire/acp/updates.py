@@ -75,7 +75,7 @@ class ToolCall(_Update, frozen=True, tag="tool_call"):
     Attributes:
         tool_call_id: unique in its session.
         title: what it does, for people.
-        name: the tool's own name, where the agent tells it.
+        name: the tool's own name, if the agent reports it.
         kind: read, edit, delete, move, search, execute, think, fetch, switch_mode, other, or a newer one.
         status: pending, in_progress, completed or failed.
         content: what it produced so far.

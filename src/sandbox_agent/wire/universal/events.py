@@ -61,13 +61,13 @@ class _Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class SessionStartedData(_Data, frozen=True):
-    """The session exists; ``metadata`` is what it was made with."""
+    """The session was created; ``metadata`` has its settings."""
 
     metadata: Any = None
 
 
 class StderrOutput(_Data, frozen=True):
-    """What the agent's process wrote to stderr."""
+    """The output of the agent's process to stderr."""
 
     truncated: bool
     head: str | None = None
@@ -76,7 +76,7 @@ class StderrOutput(_Data, frozen=True):
 
 
 class SessionEndedData(_Data, frozen=True):
-    """The session is over, by whom and why."""
+    """The session has ended."""
 
     reason: SessionEndReason
     terminated_by: TerminatedBy
@@ -86,7 +86,7 @@ class SessionEndedData(_Data, frozen=True):
 
 
 class TurnEventData(_Data, frozen=True):
-    """A turn begins or ends; ``metadata`` of an end holds its stop_reason, usage and error."""
+    """A turn starts or ends; at the end, ``metadata`` has its stop_reason, usage and error."""
 
     phase: TurnPhase
     turn_id: str | None = None
@@ -94,7 +94,7 @@ class TurnEventData(_Data, frozen=True):
 
 
 class ItemEventData(_Data, frozen=True):
-    """An item begins or is complete."""
+    """An item starts or is completed."""
 
     item: UniversalItem
 
@@ -116,11 +116,11 @@ class ErrorData(_Data, frozen=True):
 
 
 class PermissionEventData(_Data, frozen=True):
-    """A permission is asked for, or given or refused.
+    """A permission is requested, granted or rejected.
 
     Attributes:
         permission_id: unique in its session.
-        action: what the agent wants to do, for people.
+        action: a description of what the agent wants to do.
         status: requested, or the answer.
         metadata: of a request: request_id (ACP's), tool_call_id, item_id, kind, options, raw_input, paths; of
             an answer: outcome, option_id, answered_by.
@@ -133,7 +133,7 @@ class PermissionEventData(_Data, frozen=True):
 
 
 class QuestionEventData(_Data, frozen=True):
-    """The agent asks the user something, or has its answer."""
+    """A question of the agent to the user, or its answer."""
 
     question_id: str
     prompt: str
@@ -143,7 +143,7 @@ class QuestionEventData(_Data, frozen=True):
 
 
 class AgentUnparsedData(_Data, frozen=True):
-    """The agent sent what can't be understood; ``raw_hash`` is its SHA-256, the event's raw holds it."""
+    """A message of the agent that cannot be understood; ``raw_hash`` is the SHA-256 of the event's raw."""
 
     error: str
     location: str
@@ -190,12 +190,12 @@ class UniversalEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         sequence: contiguous from 1 in its session.
         time: RFC 3339 in UTC, with milliseconds.
         session_id: the server's id of the session.
-        source: who made the event: the agent, or the server ("daemon").
-        synthetic: whether the server made it up for something that the agent did not say.
+        source: the origin of the event: the agent, or the server ("daemon").
+        synthetic: whether the server created the event for something that the agent did not report.
         type: what happened.
-        data: the struct that belongs to the type; a dict where the type is not known here.
+        data: the struct of the type; a dict if the type is unknown.
         native_session_id: the agent's own id of the session.
-        raw: the envelope that it was made from, where asked for or not understood.
+        raw: the envelope from which it was made, if requested or not understood.
     """
 
     event_id: str

@@ -36,21 +36,21 @@ class _Part(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
 
 
 class TextPart(_Part, frozen=True, tag="text"):
-    """What is said, usually Markdown."""
+    """Text, usually Markdown."""
 
     type: ClassVar[Literal["text"]] = "text"
     text: str
 
 
 class JsonPart(_Part, frozen=True, tag="json"):
-    """Anything that no other part can hold."""
+    """Any JSON value that no other part represents."""
 
     type: ClassVar[Literal["json"]] = "json"
     json: Any
 
 
 class ToolCallPart(_Part, frozen=True, tag="tool_call"):
-    """A call; ``arguments`` is JSON in a string."""
+    """A tool call; ``arguments`` is JSON in a string."""
 
     type: ClassVar[Literal["tool_call"]] = "tool_call"
     name: str
@@ -59,7 +59,7 @@ class ToolCallPart(_Part, frozen=True, tag="tool_call"):
 
 
 class ToolResultPart(_Part, frozen=True, tag="tool_result"):
-    """What a call put out, as text."""
+    """The output of a tool call, as text."""
 
     type: ClassVar[Literal["tool_result"]] = "tool_result"
     call_id: str
@@ -76,7 +76,7 @@ class FileRefPart(_Part, frozen=True, tag="file_ref"):
 
 
 class ReasoningPart(_Part, frozen=True, tag="reasoning"):
-    """What the agent thinks."""
+    """The reasoning of the agent."""
 
     type: ClassVar[Literal["reasoning"]] = "reasoning"
     text: str
@@ -84,7 +84,7 @@ class ReasoningPart(_Part, frozen=True, tag="reasoning"):
 
 
 class ImagePart(_Part, frozen=True, tag="image"):
-    """An image; ``path`` is a path, a URI, or a ``data:`` URI that holds it."""
+    """An image; ``path`` is a path, a URI, or a ``data:`` URI with its content."""
 
     type: ClassVar[Literal["image"]] = "image"
     path: str
@@ -92,7 +92,7 @@ class ImagePart(_Part, frozen=True, tag="image"):
 
 
 class StatusPart(_Part, frozen=True, tag="status"):
-    """A line of status: what changed, and how it is now."""
+    """A status: the name and the new value of what changed."""
 
     type: ClassVar[Literal["status"]] = "status"
     label: str
@@ -105,16 +105,16 @@ ContentPart: TypeAlias = (
 
 
 class UniversalItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A thing in a session: a message, a call, its result, a status.
+    """An item of a session: a message, a tool call, its result, or a status.
 
     Attributes:
         item_id: unique in its session.
-        kind: what it is.
-        content: what is known of it; all of it when it is completed.
+        kind: the kind of the item.
+        content: its parts; complete when the item is completed.
         status: in_progress, completed or failed.
-        role: whose it is.
-        native_item_id: the agent's own id of it (ACP's messageId, toolCallId).
-        parent_id: the item it belongs to: a result's call, a sub-agent's caller.
+        role: the author.
+        native_item_id: the agent's own id (ACP's messageId or toolCallId).
+        parent_id: the item to which it belongs: the call of a result, or the caller of a sub-agent.
     """
 
     item_id: str
