@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Callable, Generator
 from typing import Any
 
+import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
@@ -17,6 +19,9 @@ from tests.support.servers import ServerProcess, our_server
 # A body that asks an agent something it never answers ends after a second, not after two minutes.
 OPTIONS = ("--request-timeout", "1", "--max-body-bytes", "200000")
 EXAMPLES = 150
+# A session with events, which every second example of these paths is about. (Its stream has no end.)
+STORED = "stored"
+STORED_PATHS = {"/v1/sessions/{session_id}/events", "/v1/sessions/{session_id}/export"}
 
 document: dict[str, Any] = json.loads(openapi_json())
 post = document["paths"]["/v1/acp/{server_id}"]["post"]
@@ -54,10 +59,15 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]
     with our_server(
         tmp_path_factory.mktemp("schemathesis"), *OPTIONS, env={"PATH": "/usr/bin:/bin"}
     ) as running:
+        session = f"{running.url}/v1/sessions/{STORED}"
+        httpx2.post(session, json={"agent": "mock"}).raise_for_status()
+        httpx2.post(f"{session}/messages/stream", json={"message": "diff"}, timeout=30).raise_for_status()
         yield running
 
 
 seen: set[tuple[str, int]] = set()
+stored_seen: set[tuple[str, int]] = set()
+numbers = itertools.count()
 
 
 @each_operation
@@ -70,8 +80,13 @@ seen: set[tuple[str, int]] = set()
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 def test_every_answer_is_a_documented_one(case: Any, target: ServerProcess) -> None:
+    stored = case.operation.path in STORED_PATHS and next(numbers) % 2 == 0
+    if stored:
+        case.path_parameters["session_id"] = STORED
     response = case.call_and_validate(base_url=target.url, checks=checks, timeout=30)
     seen.add((case.operation.method.upper(), response.status_code))
+    if stored:
+        stored_seen.add((case.operation.path, response.status_code))
     if case.operation.method == "post":
         # the stream of events has no end: there is one only where a POST left a connection behind
         case.call(base_url=target.url, method="DELETE")
@@ -79,3 +94,4 @@ def test_every_answer_is_a_documented_one(case: Any, target: ServerProcess) -> N
 
 def test_the_examples_reached_what_they_are_for() -> None:
     assert {("POST", 200), ("POST", 202), ("POST", 400), ("POST", 404), ("DELETE", 204), ("GET", 200)} <= seen
+    assert {(path, 200) for path in STORED_PATHS} <= stored_seen
