@@ -16,13 +16,14 @@ import pytest
 from sandbox_agent.engine.sse import SseDecoder, SseEvent
 from tests.chaos.chats import Chat
 from tests.server.talk import client_of
+from tests.support.effort import repeats
 from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
 
 SECONDS = 90
-EVENTS = 100_000
-VIEWERS = 1000
+EVENTS = repeats(30_000, 100_000)
+VIEWERS = repeats(300, 1_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +88,7 @@ async def chatting(server: ServerProcess) -> AsyncGenerator[Chat]:
         yield chat
 
 
+@pytest.mark.loops
 async def test_a_viewer_that_never_reads_costs_nothing_and_then_reads_all(server: ServerProcess) -> None:
     async with chatting(server) as chat:
         with anyio.fail_after(SECONDS):  # what such a turn leaves in memory while nobody stalls
@@ -111,6 +113,7 @@ async def test_a_viewer_that_never_reads_costs_nothing_and_then_reads_all(server
         assert asleep.ids == list(range(1, last + 1))
 
 
+@pytest.mark.loops
 async def test_a_thousand_viewers_that_come_back_at_once_get_exactly_the_rest(server: ServerProcess) -> None:
     async with chatting(server) as chat:
         await chat.turn("burst 1000 100")
