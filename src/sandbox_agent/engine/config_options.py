@@ -1,26 +1,18 @@
-"""Rules for config options and modes as ACP gives them: find, check, change. No I/O."""
+"""Find and change config options and modes in the shape of ACP. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from sandbox_agent.errors import (
-    UnsupportedSessionCategoryError,
-    UnsupportedSessionConfigOptionError,
-    UnsupportedSessionValueError,
-)
 from sandbox_agent.wire.records import SessionRecord
 
 __all__ = [
     "allowed_values",
-    "check_value",
     "current_value",
     "find_category",
     "find_option",
     "modes_from_options",
-    "option_of_category",
-    "option_of_id",
     "setting",
     "valid_options",
     "with_current_mode",
@@ -54,33 +46,6 @@ def find_option(options: Sequence[Option] | None, config_id: str | None) -> Opti
     return next((option for option in options or () if option.get("id") == config_id), None)
 
 
-def option_of_category(session_id: str, options: Sequence[Option], category: str) -> Option:
-    """Return the first option of the category.
-
-    Raises:
-        UnsupportedSessionCategoryError: there is none.
-    """
-    option = find_category(options, category)
-    if option is None:
-        known = sorted({str(item["category"]) for item in options if item.get("category")})
-        raise UnsupportedSessionCategoryError(session_id, category, known)
-    return option
-
-
-def option_of_id(session_id: str, options: Sequence[Option], config_id: str) -> Option:
-    """Return the option of that id.
-
-    Raises:
-        UnsupportedSessionConfigOptionError: there is none.
-    """
-    for option in options:
-        if option.get("id") == config_id:
-            return option
-    raise UnsupportedSessionConfigOptionError(
-        session_id, config_id, [str(item.get("id")) for item in options]
-    )
-
-
 def _choices(entries: object) -> list[Option]:
     found: list[Option] = []
     if not isinstance(entries, list):
@@ -101,18 +66,6 @@ def allowed_values(option: Mapping[str, Any]) -> list[str]:
     if option.get("type") != "select":
         return []
     return list(dict.fromkeys(str(choice["value"]) for choice in _choices(option.get("options"))))
-
-
-def check_value(session_id: str, option: Mapping[str, Any], category: str | None, value: str) -> None:
-    """Refuse a value that the option does not list.
-
-    Raises:
-        UnsupportedSessionValueError: it is not among the allowed ones.
-    """
-    allowed = allowed_values(option)
-    if allowed and value not in allowed:
-        label = category or str(option.get("category") or "uncategorized")
-        raise UnsupportedSessionValueError(session_id, label, str(option.get("id")), value, allowed)
 
 
 def current_value(options: Sequence[Option] | None, category: str) -> str | None:
