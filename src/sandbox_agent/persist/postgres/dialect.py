@@ -79,6 +79,7 @@ class PostgresDialect:
         mine = _OfAlias(f"@.namespace = {namespace} AND")
         self._rendered: dict[str, str] = {}
         self._inserts: dict[Table, str] = {}
+        self._bundles: dict[tuple[Table, ...], str] = {}
         self._namespace = namespace
         self._owned = f"number = {namespace} AND generation = {generation}"
         self._fragments: dict[str, object] = {
@@ -190,14 +191,24 @@ class PostgresDialect:
 
     async def _bundle(self, connection: Connection, inserts: Sequence[Insert]) -> list[int] | None:
         """Do all inserts in one statement, which also checks the owner; a table without size counts as 0."""
+        tables = tuple(insert.table for insert in inserts)
+        statement = self._bundles.get(tables)
+        if statement is None:
+            statement = self._bundles[tables] = self._bundle_statement(tables)
+        values = [array for insert in inserts for array in _arrays(insert)]
+        row = await connection.fetchrow(statement, *values)
+        owned, *stored = row or (0,)
+        return stored if owned else None
+
+    def _bundle_statement(self, tables: Sequence[Table]) -> str:
         parts: list[str] = []
-        values: list[Any] = []
         sizes = ["0"]
         counts = ["(SELECT count(*) FROM owned)"]
-        for number, insert in enumerate(inserts):
-            parts.append(f"part{number} AS ({self._insert_statement(insert.table, len(values) + 1)})")
-            values += _arrays(insert)
-            if insert.table.size:
+        first = 1
+        for number, table in enumerate(tables):
+            parts.append(f"part{number} AS ({self._insert_statement(table, first)})")
+            first += len(_columns(table))
+            if table.size:
                 sizes.append(f"(SELECT coalesce(sum(size), 0) FROM part{number})")
                 counts.append(f"(SELECT count(*) FROM part{number})")
             else:
@@ -206,10 +217,7 @@ class PostgresDialect:
             f"owned AS (UPDATE {{store_namespaces}} SET bytes = bytes + {' + '.join(sizes)} "
             "WHERE {owned} RETURNING 1)"
         )
-        statement = f"WITH {', '.join(parts)} SELECT {', '.join(counts)}".format_map(self._fragments)
-        row = await connection.fetchrow(statement, *values)
-        owned, *stored = row or (0,)
-        return stored if owned else None
+        return f"WITH {', '.join(parts)} SELECT {', '.join(counts)}".format_map(self._fragments)
 
 
 class PostgresDatabase:
