@@ -17,7 +17,10 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 # Groups of tests with a pytest marker and a target of their own.
 GROUPS := agents sandboxes browser scale soak
 # Tests that need no server, npm or database.
-QUICK := tests/engine tests/wire tests/test_errors.py tests/test_public_api.py
+QUICK := tests/engine tests/wire tests/test_errors.py tests/test_public_api.py \
+	tests/agents/test_info.py tests/agents/test_launch.py tests/agents/test_quirks.py \
+	tests/persist/test_conformance.py tests/persist/test_memory.py tests/persist/test_open.py \
+	tests/server/recorder tests/server/transcripts tests/server/inbox/test_policies.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo quick test $(GROUPS:%=test-%) soak check bench docs site build clean

@@ -192,3 +192,8 @@ def test_signals_that_the_caller_ignores_or_blocks_are_restored(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert outcomes == {"PASSED": {"test_children_have_the_default_signals"}}
+
+
+def test_make_quick_names_paths_that_exist() -> None:
+    (paths,) = re.findall(r"^QUICK := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [path for path in paths.replace("\\", " ").split() if not (ROOT / path).exists()] == []
