@@ -232,7 +232,7 @@ async def test_a_session_that_is_loaded_elsewhere_goes_on_and_its_history_is_not
 async def _load_and_go_on(recorder: Recorder) -> None:
     tap = recorder.tap("e2", "server-e2", "mock")
     tap.sent(request("l", "session/load", sessionId="N", cwd="/w"), "")
-    tap.received([chunk("N", "hello"), result("l")])
+    tap.received([user_chunk("N", "go"), chunk("N", "hello"), result("l")])
     tap.sent(prompt("N", "p"), "")
     tap.received([chunk("N", "more", "m2"), result("p", stopReason="end_turn")])
     await settle(recorder)
