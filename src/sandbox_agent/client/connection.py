@@ -389,11 +389,11 @@ class Connection:
     ) -> None:
         answer = Answer.read(line)
         if answer.error is not None or pending.future.done():  # refused, or the caller has given up
-            self.router.forget(agent_session)
+            self.router.ignore(agent_session)
             return
         result = members(answer.result)
         session.on_bound(self, {**result, "sessionId": agent_session})
-        self.router.finish_load(agent_session, session, result)
+        self.router.finish_filter(agent_session, session, result)
 
     def _receive_request(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
         session = self.router.get(head.session_id)

@@ -1,4 +1,4 @@
-"""Keep what an agent retells, while it opens a session again, out of the session's journal."""
+"""Keeps the history that an agent replays, while it opens a session again, out of the session's journal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sandbox_agent.client.envelopes import decode
 from sandbox_agent.engine.restore import Retelling, Told
 from sandbox_agent.wire.jsonrpc import loads
 
-__all__ = ["Loading"]
+__all__ = ["ReplayFilter"]
 
 
-class Loading:
-    """The phase from the request that opens the agent session to the next prompt.
+class ReplayFilter:
+    """Filters an agent session's updates from the request that opens it to the next prompt.
 
     Attributes:
-        told: what the agent retold.
+        told: the updates that the agent replayed.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class Loading:
         self._undecided: list[bytes] = []
         self._present: dict[str, bytes] = {}
 
-    def present(self, lines: list[bytes]) -> list[bytes]:
-        """Return the updates that belong into the history now.
+    def filter(self, lines: list[bytes]) -> list[bytes]:
+        """Return the updates that belong to the history.
 
         Until the response, updates that describe the present (commands, usage) are held: the last of each
         kind. So are updates that may retell the history, until that is known.
@@ -54,8 +54,8 @@ class Loading:
         if isinstance(update, dict):
             self.told.take(cast("dict[str, Any]", update))
 
-    def answer(self, result: dict[str, Any]) -> list[bytes]:
-        """Note that the response arrived, and return what was held, except what the response says itself."""
+    def finish(self, result: dict[str, Any]) -> list[bytes]:
+        """Handle the response; return the held updates, except for state that the response contains."""
         self._retelling.answer()
         undecided, self._undecided = self._undecided, []
         held, self._present = self._present, {}

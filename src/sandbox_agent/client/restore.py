@@ -138,7 +138,7 @@ class Restorer:
         native_id, chosen = record.agent_session_id, chosen_settings(record)
         handed_over = record.agent != connection.agent
         # If the agent has it open already, it lacks what another process or agent added since.
-        askable = native_id != unopenable and not connection.router.knows(native_id)
+        askable = native_id != unopenable and not connection.router.has_seen(native_id)
         return Plan(
             agent=connection.agent,
             from_agent=record.agent if handed_over else None,
@@ -169,7 +169,7 @@ def _wanted_of_another(record: SessionRecord, chosen: ChosenSettings) -> dict[st
 
 async def _call(step: Call, session: SessionCore, connection: Connection) -> None:
     opens = step.opens if isinstance(step, OpenSession) else None
-    loading = connection.router.load(opens) if opens is not None else None
+    replay_filter = connection.router.start_filter(opens) if opens is not None else None
     try:
         if step.method in SET_METHODS:
             result = await session.send_setting(connection, step.method, step.params)
@@ -188,11 +188,11 @@ async def _call(step: Call, session: SessionCore, connection: Connection) -> Non
         logger.info("session %s: %s failed: %s", session.id, step.method, error)
         step.refusal = refusal_of(error)
         if opens is not None:
-            connection.router.forget(opens)
+            connection.router.ignore(opens)
         return
     step.result = members(result)
     if isinstance(step, OpenSession):
-        step.told = loading.told if loading is not None else None
+        step.told = replay_filter.told if replay_filter is not None else None
     if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):
         raise SandboxAgentError(
             f"agent '{connection.agent}' sent a session/new result without a sessionId, "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.ports import ClientSession
-from sandbox_agent.client.replay_filter import Loading
+from sandbox_agent.client.replay_filter import ReplayFilter
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 
 __all__ = ["Router"]
@@ -37,8 +37,8 @@ class Router:
         self._held: dict[str, list[bytes]] = {}
         self._held_count = 0
         self._held_bytes = 0
-        self._forgotten: set[str] = set()
-        self._filters: dict[str, Loading] = {}
+        self._ignored: set[str] = set()
+        self._filters: dict[str, ReplayFilter] = {}
 
     @property
     def sessions(self) -> list[ClientSession]:
@@ -70,7 +70,7 @@ class Router:
     def unbind(self, agent_session_id: str) -> None:
         """Drop the agent session's updates from now on."""
         if self._bound.pop(agent_session_id, None) is not None:
-            self.forget(agent_session_id)
+            self.ignore(agent_session_id)
 
     def unbind_all(self, session: ClientSession) -> list[str]:
         """Unbind all agent sessions of a session and return their ids."""
@@ -79,24 +79,24 @@ class Router:
             self.unbind(name)
         return agent_sessions
 
-    def forget(self, agent_session_id: str) -> None:
+    def ignore(self, agent_session_id: str) -> None:
         """Drop the updates of an agent session that has no session."""
         self._filters.pop(agent_session_id, None)
-        self._forgotten.add(agent_session_id)
+        self._ignored.add(agent_session_id)
 
-    def knows(self, agent_session_id: str) -> bool:
+    def has_seen(self, agent_session_id: str) -> bool:
         """Whether the agent has had that session on this connection."""
-        return agent_session_id in self._bound or agent_session_id in self._forgotten
+        return agent_session_id in self._bound or agent_session_id in self._ignored
 
-    def load(self, agent_session_id: str) -> Loading:
+    def start_filter(self, agent_session_id: str) -> ReplayFilter:
         """Filter an agent session's updates while the agent opens it again: it may replay the history."""
-        loading = self._filters[agent_session_id] = Loading()
-        return loading
+        replay_filter = self._filters[agent_session_id] = ReplayFilter()
+        return replay_filter
 
-    def finish_load(self, agent_session_id: str, session: ClientSession, result: dict[str, object]) -> None:
+    def finish_filter(self, agent_session_id: str, session: ClientSession, result: dict[str, object]) -> None:
         """Bind an agent session that the agent has opened again."""
-        loading = self._filters.get(agent_session_id)
-        held = loading.answer(result) if loading is not None else []
+        replay_filter = self._filters.get(agent_session_id)
+        held = replay_filter.finish(result) if replay_filter is not None else []
         self.bind(agent_session_id, session)
         self.route(held)
 
@@ -138,8 +138,8 @@ class Router:
     def _deliver_runs(self, runs: dict[str, list[bytes]], touched: set[Journal]) -> None:
         for agent_session, run in runs.items():
             session = self._bound.get(agent_session)
-            loading = self._filters.get(agent_session)
-            lines = run if loading is None else loading.present(run)
+            replay_filter = self._filters.get(agent_session)
+            lines = run if replay_filter is None else replay_filter.filter(run)
             if not lines:
                 continue
             if session is None:
@@ -149,12 +149,12 @@ class Router:
                 touched.add(session.journal)
 
     def _hold(self, agent_session: str, lines: list[bytes]) -> None:
-        if agent_session in self._forgotten:
+        if agent_session in self._ignored:
             return
         size = sum(map(len, lines))
         if self._held_count + len(lines) > MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
             # Logged once per session: the agent opened it without a request of this client.
-            self._forgotten.add(agent_session)
+            self._ignored.add(agent_session)
             logger.warning("agent session %s belongs to no session of this client: dropped", agent_session)
             return
         self._held.setdefault(agent_session, []).extend(lines)
