@@ -21,6 +21,7 @@ SESSION_MEMBERS = [
     "last_connection_id",
     "on_event",
     "on_permission_request",
+    "permission_mode",
     "permission_policy",
     "prompt",
     "raw_respond_permission",
@@ -31,6 +32,7 @@ SESSION_MEMBERS = [
     "set_config_option",
     "set_mode",
     "set_model",
+    "set_permission_mode",
     "set_thought_level",
     "stream",
 ]
