@@ -34,7 +34,7 @@ async def test_an_sdk_runs_a_whole_session_when_the_server_is_the_other_sides(
         record = await peer.create(server.agent, cwd=str(tmp_path))
         session_id = record["id"]
         init = dict(record["sessionInit"])
-        if sdk == "ours":
+        if sdk == PYTHON:
             # The settings that the user chose: none so far.
             assert init.pop("_meta") == {"sandbox-agent": {"version": 1, "chosen": {}}}
         assert init == {"cwd": str(tmp_path), "mcpServers": []}
