@@ -25,6 +25,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 # A follower that lags further behind drops its backlog and reads from the store instead.
 _MAX_BACKLOG: Final = 10_000
 _MAX_BACKLOG_BYTES: Final = 16 * 1024 * 1024
+# How long closing waits for a reader that is connecting.
+_CLOSE_SECONDS: Final = 5.0
 # Events of one session that are read in one go.
 _CATCH_UP: Final = 1_000
 # Between attempts to reach a store that can't be reached, in seconds; doubled each time.
@@ -267,7 +269,8 @@ class _Hub:
         channel = self._channels[session_id]
         channel.followers.add(follower)
         if self._reader is None:
-            self._reader = asyncio.create_task(self._read(), name="follow sessions")
+            reading = self._read(self._make_hint(self._wakeup))
+            self._reader = asyncio.create_task(reading, name="follow sessions")
         return channel
 
     def has_channel(self, session_id: str) -> bool:
@@ -304,22 +307,28 @@ class _Hub:
     async def close(self) -> None:
         self._stop()
         if self._ending:
-            await asyncio.wait(set(self._ending))
+            _, late = await asyncio.wait(set(self._ending), timeout=_CLOSE_SECONDS)
+            for reader in late:
+                reader.cancel()
 
     def _stop(self) -> None:
+        """Let the reader end by itself: a client library may not survive a cancellation while it connects."""
         reader, self._reader = self._reader, None
         if reader is not None:
-            reader.cancel()
+            # The next reader has an event of its own.
+            self._wakeup.set()
+            self._wakeup = asyncio.Event()
             self._ending.add(reader)
             reader.add_done_callback(self._ending.discard)
 
-    async def _read(self) -> None:
-        hint = self._make_hint(self._wakeup)
+    async def _read(self, hint: ChangeHint) -> None:
         pause = _FIRST_PAUSE
         try:
-            while True:
+            while self._reader is asyncio.current_task():
                 try:
                     await hint.wait()
+                    if self._reader is not asyncio.current_task():
+                        return
                     await self._check(hint)
                     await self._catch_up()
                     pause = _FIRST_PAUSE
