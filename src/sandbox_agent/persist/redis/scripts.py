@@ -103,8 +103,9 @@ local function append(k, a)
       if #pairs_of >= 1000 then redis.call('HSET', ids, unpack(pairs_of)); pairs_of = {} end
     end
     if #pairs_of > 0 then redis.call('HSET', ids, unpack(pairs_of)) end
-    redis.call('HSET', meta, 'last', at(last))
   end
+  -- A retry writes too: WAIT confirms only what a write of this connection comes after.
+  if count > 0 then redis.call('HSET', meta, 'last', at(last)) end
   refresh(ttl, k, k + width - 1)
   if known == 0 then return {'ok', life, indexes[1]} end
   local answer = {'ok', life, '-1'}
