@@ -111,9 +111,9 @@ class PostgresLedger:
         scoped=True,
         size=_DATA_SIZE,
     )
-    text = staticmethod(storable)
-    name = staticmethod(digest)
-    original = staticmethod(original)
+    text: staticmethod[[str], str] = staticmethod(storable)
+    name: staticmethod[[str], bytes] = staticmethod(digest)
+    original: staticmethod[[str], str] = staticmethod(original)
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner

@@ -93,9 +93,9 @@ class SQLiteLedger:
     # Values.
 
     # A lone surrogate becomes a question mark.
-    text = staticmethod(clean)
-    name = staticmethod(clean)
-    original = staticmethod(str)
+    text: staticmethod[[str], str] = staticmethod(clean)
+    name: staticmethod[[str], str] = staticmethod(clean)
+    original: staticmethod[[str], str] = staticmethod(str)
 
     def event_values(self, row: EventRow) -> tuple[Any, ...]:
         """Return an event as a row of its table."""
