@@ -27,12 +27,21 @@ class _CheckedTask(asyncio.Task[Any]):
     """Records a leak when it is cancelled from outside its loop, as pending tasks are on close."""
 
     def cancel(self, msg: Any | None = None) -> bool:
-        coroutine = self.get_coro()
-        name = getattr(coroutine, "__qualname__", repr(coroutine))
-        pending = not self.done() and not self.cancelling()
-        if pending and not self.get_loop().is_running() and name != _RUNNER_TASK:
+        pending = not self.done() and not self.cancelling() and not _is_owned(self)
+        if pending and not self.get_loop().is_running() and _name(self) != _RUNNER_TASK:
             _found.append(f"a pending task: {self!r}")
         return super().cancel(msg)
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    coroutine = task.get_coro()
+    return getattr(coroutine, "__qualname__", repr(coroutine))
+
+
+def _is_owned(task: asyncio.Task[Any]) -> bool:
+    """Whether a task that was cancelled, but has not run since, may still wait for this one and end it."""
+    others = asyncio.all_tasks(task.get_loop()) - {task}
+    return any(other.cancelling() and not other.done() and _name(other) != _RUNNER_TASK for other in others)
 
 
 class _CheckedLoop(asyncio.SelectorEventLoop):
