@@ -48,6 +48,8 @@ GROUPS: Final[dict[str, tuple[Packages, ...]]] = {
     "test": (PUBLISHED_SERVER, PUBLISHED_SDK, BETTER_SQLITE),
     "agents": (CLAUDE_AGENT,),
 }
+# Their native programs are optional dependencies; those of all others are left out.
+WITH_OPTIONAL: Final = (CLAUDE_AGENT,)
 INSTALL_SECONDS: Final = 900
 
 
@@ -71,12 +73,14 @@ def node_modules(packages: Packages) -> Path:
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise NpmMissingError("npm and node are not on PATH: install Node 20 or newer to run this")
     manifest = json.dumps({"private": True, "dependencies": packages}, sort_keys=True)
+    omitted = [] if packages in WITH_OPTIONAL else ["--omit=optional"]
+    key = manifest if omitted else f"{manifest} with optional dependencies"
     cache = cache_folder()
-    name = f"npm-{hashlib.sha256(manifest.encode()).hexdigest()[:12]}"
+    name = f"npm-{hashlib.sha256(f'{manifest}{omitted}'.encode()).hexdigest()[:12]}"
     folder = cache / f"{name}-installed"
     with _lock(cache / f"{name}.lock"):
         if not folder.exists():
-            _install(packages, manifest, folder, failure=cache / f"{name}.failed")
+            _install(packages, manifest, omitted, folder, failure=cache / f"{name}.failed")
     return folder / "node_modules"
 
 
@@ -112,7 +116,7 @@ def _lock(path: Path) -> Generator[None]:
         yield
 
 
-def _install(packages: Packages, manifest: str, folder: Path, *, failure: Path) -> None:
+def _install(packages: Packages, manifest: str, omitted: list[str], folder: Path, *, failure: Path) -> None:
     # All workers of a test run have this id: the first failure is that of the whole run.
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     if failure.exists() and failure.read_text().startswith(f"{run}\n"):
@@ -122,7 +126,7 @@ def _install(packages: Packages, manifest: str, folder: Path, *, failure: Path) 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     (partial / "package.json").write_text(manifest)
-    command = ["npm", "install", "--prefix", str(partial), "--omit=optional", "--no-audit", "--no-fund"]
+    command = ["npm", "install", "--prefix", str(partial), *omitted, "--no-audit", "--no-fund"]
     # An unreachable registry is an answer within seconds.
     command += ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
     done = subprocess.run(
