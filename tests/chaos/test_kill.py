@@ -23,7 +23,7 @@ from tests.server.talk import client_of
 from tests.support.effort import SOAK, repeats
 from tests.support.servers import our_server, put_launcher
 
-SECONDS = 85 * max(1, SOAK)
+SECONDS = 240 * max(1, SOAK)
 KILLS = repeats(4, 20)
 SESSIONS = 8
 # How often a polling viewer asks.

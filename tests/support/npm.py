@@ -76,7 +76,7 @@ def node_modules(packages: Packages) -> Path:
     omitted = [] if packages in WITH_OPTIONAL else ["--omit=optional"]
     key = manifest if omitted else f"{manifest} with optional dependencies"
     cache = cache_folder()
-    name = f"npm-{hashlib.sha256(f'{manifest}{omitted}'.encode()).hexdigest()[:12]}"
+    name = f"npm-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder = cache / f"{name}-installed"
     with _lock(cache / f"{name}.lock"):
         if not folder.exists():

@@ -25,11 +25,13 @@ from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PermissionReply
+from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, PRESENT_UPDATES
 from sandbox_agent.engine.sse import SseDecoder
 from sandbox_agent.errors import AgentProcessExitedError, ConnectionLostError
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.providers.local import local
 from sandbox_agent.wire.acp import AgentMessageChunk
+from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
 __all__ = ["demo", "events_agree"]
@@ -248,10 +250,31 @@ class _RecordingTransport(httpx2.AsyncHTTPTransport):
         super().__init__(limits=_LIMITS)
         self._lines: dict[tuple[str, str | None], bytes] = {}
         self._handshakes: set[tuple[str, bytes]] = set()
+        # The number of lines before each request that opens a session again, by path and request id.
+        self._openings: dict[tuple[str, bytes], int] = {}
 
     def session_lines(self) -> list[bytes]:
-        """Return the envelopes that belong to a session, in their order."""
-        return [line for (path, _), line in self._lines.items() if self._has_session(path, line)]
+        """Return the envelopes that belong to a session, in their order, without a retold history."""
+        retold = {key for opening, first in self._openings.items() for key in self._retold(opening, first)}
+        return [
+            line
+            for (path, event_id), line in self._lines.items()
+            if (path, event_id) not in retold and self._has_session(path, line)
+        ]
+
+    def _retold(self, opening: tuple[str, bytes], first: int) -> list[tuple[str, str | None]]:
+        """Return the updates by which an agent that opens a session again retells its history."""
+        found: list[tuple[str, str | None]] = []
+        has_user_message = False
+        for (path, event_id), line in list(self._lines.items())[first:]:
+            head = _decode_head(line)
+            if head.method is None and (path, bytes(head.id)) == opening:
+                break
+            kind = members(head.params.get("update")).get("sessionUpdate")
+            if path == opening[0] and head.method == "session/update" and kind not in PRESENT_UPDATES:
+                found.append((path, event_id))
+                has_user_message = has_user_message or kind == "user_message_chunk"
+        return found if has_user_message else []
 
     def _has_session(self, path: str, line: bytes) -> bool:
         head = _decode_head(line)
@@ -265,6 +288,8 @@ class _RecordingTransport(httpx2.AsyncHTTPTransport):
             head = _decode_head(await request.aread())
             if head.method in _HANDSHAKE:
                 self._handshakes.add((request.url.path, bytes(head.id)))
+            elif head.method in OPENING_METHODS:
+                self._openings[request.url.path, bytes(head.id)] = len(self._lines)
         response = await super().handle_async_request(request)
         if response.headers.get("content-type", "").startswith("text/event-stream"):
             response.stream = _RecordedStream(response.stream, request.url.path, self._lines)
