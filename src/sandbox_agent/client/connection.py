@@ -81,7 +81,7 @@ class Connection:
         self.lost: SandboxAgentError | None = None
         self.closing: bool = False
         self.initialize_result: dict[str, Any] = {}
-        self.router = Router(self.connection_id, self._receive)
+        self.router: Router = Router(self.connection_id, self._receive)
         self._http = http
         self._tasks = tasks
         self._request_ids = request_ids

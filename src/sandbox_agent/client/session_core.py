@@ -62,8 +62,8 @@ class SessionCore:
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
         self.journal = journal
         self.permissions = permissions
-        self.settings = Settings(journal, host.agent_options)
-        self.binding = asyncio.Lock()
+        self.settings: Settings = Settings(journal, host.agent_options)
+        self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
         self.host = host
         self._replay: str | None = None
