@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-__all__ = ["MissingExtraError", "require_server"]
-
 
 class MissingExtraError(ImportError):
     """A feature needs an extra that is not installed; the message names it."""

@@ -11,8 +11,6 @@ import msgspec
 from sandbox_agent.agents.mock import options as mock_options
 from sandbox_agent.wire.api import AgentCapabilities
 
-__all__ = ["CATALOGUE", "Agent", "CredentialFile", "Option"]
-
 _NAMES = {"model": "Model", "mode": "Mode", "thought_level": "Thought Level"}
 
 

@@ -9,8 +9,6 @@ from typing import Any, cast
 
 from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
 
-__all__ = ["credentials_available"]
-
 # Most credential files are small, but a user's ~/.claude.json can be several megabytes.
 _MAX_BYTES = 32 * 1024 * 1024
 

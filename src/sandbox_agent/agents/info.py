@@ -13,8 +13,6 @@ from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
 from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, ServerStatusInfo
 
-__all__ = ["agent_info", "installed_version"]
-
 # An agent that only has a launcher speaks ACP; nothing else is known about it.
 _LAUNCHER_ONLY = AgentCapabilities(
     permissions=True, tool_calls=True, tool_results=True, text_messages=True, streaming_deltas=True

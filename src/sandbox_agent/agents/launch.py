@@ -14,8 +14,6 @@ from sandbox_agent.agents.catalogue import CATALOGUE, Agent
 from sandbox_agent.agents.layout import is_agent_id, launcher_ids, launcher_path, native_path
 from sandbox_agent.errors import AgentNotInstalledError, UnsupportedAgentError
 
-__all__ = ["Launch", "agent_ids", "resolve"]
-
 
 @dataclass(frozen=True)
 class Launch:

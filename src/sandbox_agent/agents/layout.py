@@ -8,8 +8,6 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["bin_dir", "data_dir", "is_agent_id", "launcher_ids", "launcher_path", "native_path"]
-
 _SUFFIX = "-acp"
 # An id becomes part of a file name: no separators, no leading dot, no long names.
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["adapt"]
-
 _Members = dict[str, Any]
 _decode_members: Callable[[bytes], _Members] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode

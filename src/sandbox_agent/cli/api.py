@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ExportFormat, ServerSessions
     from sandbox_agent.engine.permissions import PermissionReply
 
-__all__ = ["api"]
-
 _session = click.argument("session_id", metavar="SESSION")
 _raw = click.option("--include-raw", is_flag=True, help="Include the ACP envelope of each event.")
 _offset = click.option(

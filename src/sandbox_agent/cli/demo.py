@@ -34,8 +34,6 @@ from sandbox_agent.wire.acp import AgentMessageChunk
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["demo", "events_agree"]
-
 # Stored events reach a reader within milliseconds, and a server starts within seconds.
 _READ_TIMEOUT: Final = 60.0
 _REAP_INTERVAL: Final = 0.02

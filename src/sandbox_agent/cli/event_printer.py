@@ -19,8 +19,6 @@ from sandbox_agent.wire.acp import (
 )
 from sandbox_agent.wire.records import SessionEvent, SessionRestored
 
-__all__ = ["EventPrinter"]
-
 _PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}
 _STATUS_STYLES: Final[dict[str, Style]] = {"completed": "green", "failed": "red"}
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "OTHER_STOP", "exit_code"]
-
 # As in shells: 128 and the number of SIGINT.
 INTERRUPTED: Final = 130
 # 2 is a wrong command line, as in other programs.

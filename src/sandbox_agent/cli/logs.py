@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-__all__ = ["LOG_FORMATS", "LOG_LEVELS", "configure_logging"]
-
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _REDACTED = "[redacted]"

@@ -11,8 +11,6 @@ import click
 from sandbox_agent.errors import TABLE, SandboxAgentError
 from sandbox_agent.extras import MissingExtraError, require_server
 
-__all__ = ["COMMANDS", "Entry", "cli", "main"]
-
 
 class Entry(NamedTuple):
     """A command: its module and variable, and its line in the list of commands."""

@@ -17,8 +17,6 @@ from sandbox_agent.wire.universal import UniversalEvent
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
-__all__ = ["mirror"]
-
 # Events per request with --once.
 _PAGE: Final = 1_000
 

@@ -10,8 +10,6 @@ from typing import BinaryIO
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["open_output"]
-
 
 @contextlib.contextmanager
 def open_output(path: Path | None) -> Generator[BinaryIO]:

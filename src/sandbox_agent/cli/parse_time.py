@@ -6,8 +6,6 @@ import re
 from datetime import datetime, timedelta
 from typing import Final
 
-__all__ = ["parse_time"]
-
 _AGE: Final = re.compile(r"(\d{1,9})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

@@ -11,8 +11,6 @@ from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.engine.permissions import PermissionReply
 
-__all__ = ["PermissionPrompt"]
-
 _READ_BYTES = 4096
 
 

@@ -9,8 +9,6 @@ from typing import Any, Final, Self
 
 import click
 
-__all__ = ["ProgressBar"]
-
 # Seconds between two updates on a terminal, and between two lines elsewhere.
 _TERMINAL_INTERVAL: Final = 0.1
 _LINE_INTERVAL: Final = 5.0

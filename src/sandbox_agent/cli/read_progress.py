@@ -7,8 +7,6 @@ import asyncio
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 
-__all__ = ["ReadProgress"]
-
 
 class ReadProgress:
     """The index of the newest event that was read.

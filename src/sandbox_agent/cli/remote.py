@@ -14,8 +14,6 @@ from sandbox_agent.cli.exit_codes import INTERRUPTED
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
-__all__ = ["Remote", "remote_options", "run_remote"]
-
 
 @dataclass(frozen=True)
 class Remote:

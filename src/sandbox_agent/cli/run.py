@@ -29,8 +29,6 @@ from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.providers.local import local
 
-__all__ = ["run"]
-
 # Without a store, events are kept for this turn only. This many suffice for a slow reader.
 _KEPT_EVENTS: Final = 65_536
 _CODES = "\n".join(f"  {code:<4} {reason}" for reason, code in EXIT_CODES.items())

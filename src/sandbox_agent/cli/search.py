@@ -18,8 +18,6 @@ from sandbox_agent.wire.sessions import SearchHit
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
-__all__ = ["format_hit", "search"]
-
 _MATCH = re.compile(r"\[([^\[\]]*)\]")
 
 

@@ -15,8 +15,6 @@ from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, 
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_namespace, check_store, default_store, secrets_of
 
-__all__ = ["server"]
-
 
 @click.command()
 @click.option("--host", "-H", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.")

@@ -26,8 +26,6 @@ from sandbox_agent.persist.transfer.lines import Imported, event_line, export_li
 from sandbox_agent.persist.transfer.sessions import Moved, copy_sessions, list_all_sessions, measure
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["read_events", "sessions"]
-
 _PAGE: Final = 500
 _store = store_option(
     "--store", envvar="SANDBOX_AGENT_STORE", show_envvar=True, required=True, help="A path or a store URL."

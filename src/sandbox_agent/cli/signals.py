@@ -8,8 +8,6 @@ import signal
 from collections.abc import Awaitable, Callable, Generator
 from typing import Final
 
-__all__ = ["Interrupts", "handle_interrupts"]
-
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

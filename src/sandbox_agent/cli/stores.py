@@ -14,8 +14,6 @@ from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import open_driver, parse_store_url
 from sandbox_agent.persist.store.view import sqlite_store_driver
 
-__all__ = ["open_store", "run_on_store", "store_option"]
-
 
 def store_option(*names: str, help: str, must_exist: bool = True, **settings: Any) -> Callable[..., Any]:  # noqa: A002 - click's name
     """Return an option that accepts a path or a store URL. Its value is checked and passed on as text."""

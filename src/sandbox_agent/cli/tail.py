@@ -17,8 +17,6 @@ from sandbox_agent.wire.universal import UniversalEvent, encode_event
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
-__all__ = ["tail"]
-
 
 @click.command()
 @click.argument("session_id", metavar="SESSION")

@@ -9,8 +9,6 @@ from typing import Literal, TextIO
 
 import click
 
-__all__ = ["Screen", "Style", "print_table", "printable"]
-
 Style = Literal["dim", "bold", "green", "red", "yellow", "cyan"]
 
 # An agent's output must not control the terminal: no control characters but these pass.

@@ -27,8 +27,6 @@ from sandbox_agent.wire.universal import (
     UniversalItem,
 )
 
-__all__ = ["UniversalPrinter"]
-
 # Of a tool's output only the beginning is printed.
 _OUTPUT_CHARS = 200
 _ORDINARY_STOPS = {"", "end_turn"}

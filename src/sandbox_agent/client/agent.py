@@ -35,8 +35,6 @@ from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
-__all__ = ["SandboxAgent"]
-
 DEFAULT_REPLAY_MAX_EVENTS = 50
 DEFAULT_REPLAY_MAX_CHARS = 12_000
 

@@ -7,8 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-__all__ = ["AwaitableContext"]
-
 T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
 
 

@@ -16,8 +16,6 @@ from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["chosen_settings", "has_chosen", "init_for_agent", "init_with_chosen"]
-
 _META = "_meta"
 _MEMBER = "sandbox-agent"
 _VERSION = 1

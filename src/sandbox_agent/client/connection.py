@@ -34,8 +34,6 @@ from sandbox_agent.errors import (
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 
-__all__ = ["Connection", "RequestHandlers"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 CLIENT_HEADER = "Sandbox-Agent-Client"

@@ -10,17 +10,6 @@ from sandbox_agent.errors import AcpRpcError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.members import members
 
-__all__ = [
-    "Answer",
-    "Envelope",
-    "Params",
-    "Update",
-    "decode",
-    "notification",
-    "request",
-    "response",
-]
-
 
 class Update(msgspec.Struct, gc=False):
     """The part of ``params.update`` that the client needs."""

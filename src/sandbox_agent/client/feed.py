@@ -15,8 +15,6 @@ from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 
-__all__ = ["Feed", "parse_event_data"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # The server sends a comment every 15 s: a stream that is silent for longer is dead and is opened again.

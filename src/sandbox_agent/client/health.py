@@ -13,8 +13,6 @@ from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
 from sandbox_agent.wire.members import members
 
-__all__ = ["HealthCheck", "wait_until_healthy"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 MIN_DELAY = 0.5

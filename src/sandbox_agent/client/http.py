@@ -13,8 +13,6 @@ import httpx2
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError, error_from_problem
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
-__all__ = ["DEFAULT_BASE_URL", "Http", "describe", "encode_header", "quote_segment", "raise_for_problem"]
-
 # The base URL if only a transport was given, which decides where requests are sent.
 DEFAULT_BASE_URL = "http://sandbox-agent"
 CONNECT_TIMEOUT = 10.0

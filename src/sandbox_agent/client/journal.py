@@ -22,8 +22,6 @@ from sandbox_agent.errors import PersistError, SandboxAgentError, SessionFencedE
 from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
-__all__ = ["EventIds", "EventListener", "Journal"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 EventListener = Callable[[SessionEvent], Awaitable[object] | object]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-__all__ = ["to_acp"]
-
 _STDIO = {"name": True, "command": True, "args": False, "env": False}
 _HTTP = {"name": True, "url": True, "headers": False}
 # The members of each transport, and whether they are required.

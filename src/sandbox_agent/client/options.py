@@ -12,8 +12,6 @@ from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
 
-__all__ = ["ClientOptions", "SessionOptions", "check_client_options", "check_keywords", "open_persist"]
-
 
 class ClientOptions(TypedDict, total=False):
     """Keyword arguments of ``connect`` and ``start``.

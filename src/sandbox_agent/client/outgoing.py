@@ -10,8 +10,6 @@ from sandbox_agent.client.ports import ClientSession
 from sandbox_agent.errors import ConnectionLostError
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["NotSentError", "Outgoing", "PendingRequest"]
-
 
 class NotSentError(ConnectionLostError):
     """The request did not reach the agent, so it can be sent again."""

@@ -30,14 +30,6 @@ from sandbox_agent.engine.permissions import (
 from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyError
 from sandbox_agent.wire.members import elements, members
 
-__all__ = [
-    "PermissionBroker",
-    "PermissionListener",
-    "PermissionPolicy",
-    "PermissionRequest",
-    "permission_mode",
-]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 

@@ -11,8 +11,6 @@ from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["AgentConnection", "ClientSession"]
-
 
 class AgentConnection(Protocol):
     """What a session needs of the connection that carries it."""

@@ -8,8 +8,6 @@ from sandbox_agent.client.envelopes import decode
 from sandbox_agent.engine.restore import Retelling, Told
 from sandbox_agent.wire.jsonrpc import loads
 
-__all__ = ["ReplayFilter"]
-
 
 class ReplayFilter:
     """Filters an agent session's updates from the request that opens it to the next prompt.

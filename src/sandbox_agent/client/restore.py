@@ -31,8 +31,6 @@ from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRecord, SessionRestored
 
-__all__ = ["Limits", "Restorer"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # The most events that opening an agent session again stores; reading too many is harmless.

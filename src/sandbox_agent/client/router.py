@@ -11,8 +11,6 @@ from sandbox_agent.client.ports import ClientSession
 from sandbox_agent.client.replay_filter import ReplayFilter
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 
-__all__ = ["Router"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # Updates may arrive before the response that names their session; more than this is a fault.

@@ -18,8 +18,6 @@ from sandbox_agent.wire.api import (
     HealthResponse,
 )
 
-__all__ = ["ServerApi", "build_inspector_url"]
-
 T = TypeVar("T")
 
 

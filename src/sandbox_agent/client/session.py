@@ -19,8 +19,6 @@ from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["Prompt", "Session", "session_handle"]
-
 Prompt = str | Sequence[Mapping[str, Any] | object]
 
 

@@ -22,8 +22,6 @@ from sandbox_agent.errors import AcpRpcError, PersistError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["SessionCore", "SessionHost"]
-
 # A request that did not reach the agent is sent again until this many seconds have passed.
 RESEND_FOR = 10.0
 RESEND_DELAY = 0.1

@@ -38,8 +38,6 @@ from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["SessionRegistry"]
-
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

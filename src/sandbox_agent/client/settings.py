@@ -43,8 +43,6 @@ from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["SET_METHODS", "Send", "Settings", "refusal_of", "required"]
-
 T = TypeVar("T")
 
 SET_METHODS = frozenset({"session/set_mode", "session/set_config_option"})

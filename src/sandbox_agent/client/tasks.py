@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["DISPOSED", "TaskOwner", "await_result"]
-
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

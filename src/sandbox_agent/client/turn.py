@@ -14,8 +14,6 @@ from sandbox_agent.wire.records import SessionEvent
 if TYPE_CHECKING:
     from sandbox_agent.wire.acp import PromptResponse
 
-__all__ = ["Turn"]
-
 
 class _Runner(Protocol):
     def next_request_id(self) -> int: ...

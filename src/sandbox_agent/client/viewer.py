@@ -10,8 +10,6 @@ from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["NOTICE_INDEX", "Viewer"]
-
 # A viewer with a larger backlog drops it and reads from the store instead.
 MAX_BACKLOG = 16_384
 MAX_BACKLOG_BYTES = 16 * 1024 * 1024

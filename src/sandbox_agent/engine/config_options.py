@@ -7,19 +7,6 @@ from typing import Any, cast
 
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = [
-    "allowed_values",
-    "current_value",
-    "find_category",
-    "find_option",
-    "modes_from_options",
-    "setting",
-    "valid_options",
-    "with_current_mode",
-    "with_mode_option",
-    "with_value",
-]
-
 Option = dict[str, Any]
 Options = list[Option]
 

@@ -9,8 +9,6 @@ from typing import Final
 
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, replace_id
 
-__all__ = ["EVERYONE", "UNNAMED", "Correlator", "MatchedResponse", "Pending", "Submitted"]
-
 # The audience of an agent's envelope is the name of a client, all clients without a name, or everyone.
 UNNAMED: Final = ""
 EVERYONE: Final = None

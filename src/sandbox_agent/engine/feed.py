@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from sandbox_agent.engine.sse import cut_after, encode_messages
 
-__all__ = ["Chunk", "Feed", "FeedMemory", "Position", "Slice", "collect"]
-
 
 class Chunk(NamedTuple):
     """Consecutive events for one audience, encoded once for all viewers.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-__all__ = ["auth_method", "initialize_params"]
-
 _PROTOCOL_VERSION = 1
 # Methods that read credentials from the agent's environment and need no user.
 _AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_LINE_BYTES", "LineFramer", "OversizedLine"]
-
 # An agent may send the content of a whole file in one envelope. A longer line is an error.
 MAX_LINE_BYTES = 64 * 1024 * 1024
 # How many bytes of an oversized line are kept, to show what it was.

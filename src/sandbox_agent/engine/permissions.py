@@ -12,23 +12,6 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from sandbox_agent.errors import UnsupportedPermissionReplyError
 
-__all__ = [
-    "PERMISSION_MODES",
-    "PermissionMode",
-    "PermissionReply",
-    "Verdict",
-    "agent_mode_of",
-    "available_replies",
-    "cancelled_outcome",
-    "check_agreement",
-    "decide_by_mode",
-    "is_permission_mode",
-    "is_reply",
-    "permission_mode_of",
-    "select_option",
-    "verdict_outcome",
-]
-
 PermissionMode = Literal["ask", "accept_edits", "allow", "plan", "read_only"]
 PermissionReply = Literal["once", "always", "reject"]
 Verdict = Literal["allow", "reject", "ask"]

@@ -10,8 +10,6 @@ import msgspec
 from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import Sender
 
-__all__ = ["EVERY_SESSION", "NO_ROUTE", "Held", "Reply", "Route", "Router", "To"]
-
 # Requests that create or open a session. They belong to the session of their response.
 _OPENINGS = {"session/new", "session/load", "session/resume", "session/fork"}
 _MAKES = {"session/new", "session/fork"}

@@ -14,20 +14,6 @@ from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import agent_mode_of, is_permission_mode
 from sandbox_agent.wire.members import members
 
-__all__ = [
-    "CATEGORIES",
-    "SETTLE_SECONDS",
-    "AgentSettings",
-    "AskOptions",
-    "Call",
-    "ChosenSettings",
-    "Failure",
-    "ReadReported",
-    "Refusal",
-    "Step",
-    "reported_settings",
-]
-
 METHOD_NOT_FOUND = -32601
 # The model first: what else can be chosen may depend on it.
 CATEGORIES = ("model", "mode", "thought_level")

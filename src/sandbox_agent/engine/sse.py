@@ -5,18 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = [
-    "MAX_EVENT_BYTES",
-    "SseDecoder",
-    "SseEvent",
-    "SseTooLargeError",
-    "cut_after",
-    "encode_comment",
-    "encode_event",
-    "encode_messages",
-    "encode_retry",
-]
-
 # One event contains one envelope: the longest line of an agent, escaped, plus the fields around it.
 MAX_EVENT_BYTES = 6 * 64 * 1024 * 1024 + 4096
 _MESSAGE = b"event: message\nid: %d\ndata: %b\n\n"

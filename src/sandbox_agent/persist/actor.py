@@ -41,8 +41,6 @@ from sandbox_agent.persist.base import (
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
-__all__ = ["DEFAULT_STATE_KEY", "RivetSessionPersistDriver", "StateSessionPersistDriver", "StatefulContext"]
-
 T = TypeVar("T")
 Save = Callable[[], Awaitable[object] | object]
 

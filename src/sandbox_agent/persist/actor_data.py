@@ -24,8 +24,6 @@ from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["ActorData", "event_to_plain", "plain_to_event", "plain_to_record", "position", "record_to_plain"]
-
 Plain = dict[str, Any]
 
 

@@ -9,8 +9,6 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["to_record", "to_row"]
-
 
 def to_row(session: SessionRecord) -> tuple[Any, ...]:
     """Return a record's values: the plain columns, then session_init, config_options and modes as JSON.

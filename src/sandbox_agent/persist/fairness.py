@@ -9,8 +9,6 @@ import time
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-__all__ = ["give_way_until_done"]
-
 # How often a loop that waits for a thread steps aside, and for how long, in seconds. The nap only has to
 # outlast the waking of a thread; together they cost a busy loop a few percent while it waits.
 _INTERVAL: Final = 0.002

@@ -8,8 +8,6 @@ from sandbox_agent.engine.project.content import is_replay, output_text
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["MAX_TEXT", "Folder", "Said"]
-
 # A longer text (in characters) is continued as another one.
 MAX_TEXT: Final = 256 * 1024
 # How the TypeScript SDK's replays begin: it stores them as if the user had said them.

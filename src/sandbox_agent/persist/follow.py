@@ -18,8 +18,6 @@ from weakref import WeakKeyDictionary
 from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
-__all__ = ["ChangeHint", "FileHint", "FollowedStore", "Following", "Mark"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
 # A follower that lags further behind drops its backlog and reads from the store instead.

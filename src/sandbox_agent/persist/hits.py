@@ -12,8 +12,6 @@ from sandbox_agent.persist.searching import Query
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["Hits", "ReadableStore", "search_by_reading"]
-
 # A number before the hit: where indexes are not unique the heap must still order hits.
 _Ranked = tuple[int, str, int, int, SearchHit]
 

@@ -6,8 +6,6 @@ import asyncio
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["OneLoop"]
-
 
 class OneLoop:
     """The event loop of the first call, in which all the others have to be made."""

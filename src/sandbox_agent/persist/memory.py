@@ -24,8 +24,6 @@ from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["InMemorySessionPersistDriver"]
-
 T = TypeVar("T")
 _Position = tuple[int, str]
 

@@ -9,8 +9,6 @@ import anyio
 
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
-__all__ = ["EventStore", "Numbering", "Numberings"]
-
 # Sessions whose numbering is remembered; one that is forgotten is read again.
 _REMEMBERED = 64
 

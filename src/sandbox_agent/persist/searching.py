@@ -7,8 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["SNIPPET_WORDS", "Query", "parse_query", "words_of"]
-
 # The rest of a longer query is ignored.
 _MAX_QUERY: Final = 1_024
 _MAX_PARTS: Final = 32

@@ -16,8 +16,6 @@ from sandbox_agent.engine.feed import Chunk
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 
-__all__ = ["SEGMENT_BYTES", "FileSegments", "SQLiteSegments"]
-
 # One row or one read: as much as a viewer is sent at once.
 SEGMENT_BYTES = 256 * 1024
 

@@ -8,8 +8,6 @@ import httpx2
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["SandboxProvider", "join_sandbox_id", "split_sandbox_id"]
-
 
 class SandboxProvider(ABC):
     """Creates sandboxes in which a sandbox-agent server runs.

@@ -20,8 +20,6 @@ from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
 from sandbox_agent.providers.base import SandboxProvider
 
-__all__ = ["LocalProvider", "local"]
-
 # Seconds. On SIGTERM the server drains and ends its agents. After this time its group is killed.
 STOP_TIMEOUT = 5.0
 # Seconds until a server that does not listen is given up.

@@ -9,8 +9,6 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-__all__ = ["watch_exit"]
-
 
 def watch_exit(child: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> None:
     """Reap a child when it exits and call ``on_exit`` in the running event loop.

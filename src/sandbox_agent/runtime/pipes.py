@@ -8,8 +8,6 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 
-__all__ = ["READ_BYTES", "PipeReader", "PipeWriter", "widen_pipe"]
-
 # The capacity of an agent's stdout and the size of one read: 10 % faster than Linux's default of 64 KiB. A
 # user may have 64 MiB of pipes (pipe-user-pages-soft), which suffices for hundreds of agents.
 READ_BYTES = 256 * 1024

@@ -27,8 +27,6 @@ from sandbox_agent.runtime.exit_watcher import watch_exit
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged, signal_tree
 
-__all__ = ["EOF_GRACE", "STDERR_TAIL_BYTES", "TERM_GRACE", "ExitStatus", "Process", "SpawnError"]
-
 # Seconds. Together well below the two seconds in which DELETE must respond.
 EOF_GRACE = 0.4
 TERM_GRACE = 0.6

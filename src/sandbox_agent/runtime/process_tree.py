@@ -7,8 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-__all__ = ["TAG_VARIABLE", "find_tagged", "signal_tree"]
-
 # Tools of agents start shells in new sessions, outside the group. All of them inherit the environment.
 TAG_VARIABLE = "SANDBOX_AGENT_PROCESS_TAG"
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from sandbox_agent.runtime.pipes import PipeWriter
 
-__all__ = ["Warden"]
-
 
 class Warden:
     """The server's side of the warden.

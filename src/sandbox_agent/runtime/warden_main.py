@@ -8,8 +8,6 @@ import time
 
 from sandbox_agent.runtime.process_tree import find_tagged, signal_tree
 
-__all__ = ["main"]
-
 # Look for survivors this many times: a tree may fork while it is killed, and a process that is being executed
 # has no environment for a moment.
 _SWEEPS = 10

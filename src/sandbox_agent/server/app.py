@@ -32,8 +32,6 @@ from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.state import ServerState
 from sandbox_agent.server.store import open_store
 
-__all__ = ["OPERATIONS", "Application", "openapi_json"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -7,19 +7,6 @@ from typing import Final
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import InvalidRequestError
 
-__all__ = [
-    "CANCELLATION",
-    "CLIENT_HEADER",
-    "CLIENT_HEADER_BYTES",
-    "EXPIRY",
-    "MAX_CLIENT_NAME",
-    "POLICY",
-    "RESERVED",
-    "SESSION",
-    "check_client_name",
-    "is_allowed",
-]
-
 CLIENT_HEADER: Final = "sandbox-agent-client"
 CLIENT_HEADER_BYTES: Final = CLIENT_HEADER.encode()
 MAX_CLIENT_NAME: Final = 256

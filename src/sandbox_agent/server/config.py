@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from sandbox_agent.errors import InvalidRequestError
 
-__all__ = ["DEFAULT_PORT", "CorsConfig", "ServerConfig", "check_binding"]
-
 DEFAULT_PORT = 2468
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from sandbox_agent.errors import ServerSessionNotFoundError
 
-__all__ = ["session_not_found"]
-
 
 def session_not_found(session_id: str) -> ServerSessionNotFoundError:
     """Return the error for a session that the server does not have."""

@@ -14,8 +14,6 @@ import uvicorn
 from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
 
-__all__ = ["serve"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Once the agents have ended there is nothing to wait for; a client that does not read must not delay the end.

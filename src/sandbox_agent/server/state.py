@@ -18,8 +18,6 @@ from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
 
-__all__ = ["JsonResponse", "ServerState", "json_response", "state_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class ServerState:

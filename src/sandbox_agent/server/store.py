@@ -27,17 +27,6 @@ from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.server.agents.spill import Spill
 
-__all__ = [
-    "MEMORY_STORE",
-    "Store",
-    "check_namespace",
-    "check_store",
-    "default_namespace",
-    "default_store",
-    "open_store",
-    "secrets_of",
-]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How often interrupted deletes are finished; at the start, too.

@@ -9,8 +9,6 @@ from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.testing.driver_data import all_events, make_event, refusal
 from sandbox_agent.wire.records import ListPage
 
-__all__ = ["AppendsSuite"]
-
 
 class AppendsSuite:
     """Indexes are contiguous, and a retry stores nothing twice."""

@@ -8,16 +8,6 @@ from typing import Any, TypeVar
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
-__all__ = [
-    "NASTY_JSON",
-    "all_events",
-    "all_sessions",
-    "ids_of",
-    "make_event",
-    "make_session",
-    "refusal",
-]
-
 E = TypeVar("E", bound=Exception)
 
 # Text that a store may spoil: quotes, beyond the BMP, a null character, separators of JavaScript, and an

@@ -6,8 +6,6 @@ from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.testing.driver_data import all_events, all_sessions, make_event, make_session, refusal
 from sandbox_agent.wire.records import ListPage
 
-__all__ = ["EndsSuite"]
-
 
 class EndsSuite:
     """The newest events are at hand, a deleted session is gone, a closed driver is closed."""

@@ -6,8 +6,6 @@ from sandbox_agent.persist.base import DEFAULT_LIST_LIMIT, SessionPersistDriver
 from sandbox_agent.testing.driver_data import NASTY_JSON, all_events, ids_of, make_event, make_session
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
-__all__ = ["EventsSuite"]
-
 
 class EventsSuite:
     """Events come back as they were kept, page by page."""

@@ -11,8 +11,6 @@ from sandbox_agent.persist.base import UNFENCED, Capability, SessionPersistDrive
 from sandbox_agent.testing.driver_data import all_events, make_event, make_session, refusal
 from sandbox_agent.wire.records import ListPage
 
-__all__ = ["FencingSuite"]
-
 # How long a test waits for what must happen, in seconds.
 _PATIENCE = 30.0
 

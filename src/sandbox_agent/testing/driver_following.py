@@ -10,8 +10,6 @@ import anyio
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.testing.driver_data import make_event, make_session
 
-__all__ = ["FollowingSuite"]
-
 # How long a test waits for what must happen, in seconds.
 _PATIENCE = 30.0
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.testing.driver_data import all_sessions, make_session
 
-__all__ = ["RecordsSuite"]
-
 
 class RecordsSuite:
     """Records come back as they were kept, and are listed in order."""

@@ -9,8 +9,6 @@ from sandbox_agent.testing.driver_data import make_event, make_session
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["SearchingSuite"]
-
 # What a search must take without an error: syntax of full text engines, quotes, patterns, nothing at all.
 _STRANGE = (
     *("", " ", '"', '""', "'", "*", "%", "-", "a* OR b", "AND", "NOT", "NEAR(a b)", "text:a", "a & !b | c:*"),

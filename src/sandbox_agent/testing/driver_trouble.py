@@ -20,8 +20,6 @@ from sandbox_agent.testing.driver_data import (
     refusal,
 )
 
-__all__ = ["TroubleSuite"]
-
 _PATIENCE = 60.0
 # Ids that a store may trip over. One that it can't hold is refused, or unknown.
 _STRANGE_IDS = ("", " ", "\0", "a\0b", "\ud800", "'; DROP TABLE events; --", "{s}", "*", "a/b:c", "é" * 3_000)

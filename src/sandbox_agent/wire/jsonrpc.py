@@ -8,18 +8,6 @@ from typing import Any, NoReturn
 
 import msgspec
 
-__all__ = [
-    "NO_ID",
-    "NULL",
-    "Head",
-    "InvalidEnvelopeError",
-    "dumps",
-    "loads",
-    "read_head",
-    "read_heads",
-    "replace_id",
-]
-
 NULL = b"null"
 
 

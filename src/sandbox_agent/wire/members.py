@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-__all__ = ["elements", "members"]
-
 
 def members(value: object) -> dict[str, Any]:
     """Return an object's members, or an empty dict if the value is not an object."""

@@ -12,8 +12,6 @@ from sandbox_agent.wire.jsonrpc import loads
 if TYPE_CHECKING:
     from sandbox_agent.wire.acp import SessionUpdate
 
-__all__ = ["RESTORED_METHOD", "ListPage", "Sender", "SessionEvent", "SessionRecord", "SessionRestored"]
-
 RESTORED_METHOD = "_sandbox_agent/session_restored"
 
 T = TypeVar("T")

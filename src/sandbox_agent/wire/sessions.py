@@ -7,35 +7,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-__all__ = [
-    "MAX_BLOCKS",
-    "MAX_GLOB",
-    "MAX_RULES",
-    "MAX_TEXT",
-    "TOOL_KINDS",
-    "AgentError",
-    "AgentModeInfo",
-    "AgentModelInfo",
-    "AgentModelsResponse",
-    "AgentModesResponse",
-    "CreateSessionRequest",
-    "CreateSessionResponse",
-    "EventsResponse",
-    "MessageRequest",
-    "PendingPermission",
-    "PermissionListResponse",
-    "PermissionReplyRequest",
-    "PermissionRule",
-    "QuestionReplyRequest",
-    "SearchHit",
-    "SearchResponse",
-    "SessionInfo",
-    "SessionListResponse",
-    "TurnInfo",
-    "TurnState",
-    "UsageInfo",
-]
-
 TurnState: TypeAlias = Literal["accepted", "running", "done", "failed", "cancelled", "interrupted"]
 PermissionReply: TypeAlias = Literal["once", "always", "reject"]
 

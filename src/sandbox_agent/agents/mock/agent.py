@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     JsonObject = dict[str, Any]
 
-__all__ = ["Agent", "serve"]
-
 PROTOCOL_VERSION = 1
 VERSION = "1.0.0"
 _METHOD_NOT_FOUND, _PARSE_ERROR, _INVALID_REQUEST, _INTERNAL = -32601, -32700, -32600, -32603

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     JsonObject = dict[str, Any]
     Command = Callable[[Turn, str], None]
 
-__all__ = ["COMMANDS", "run"]
-
 _MARKDOWN = """\
 # Mock agent
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     Command = Callable[[Turn, str], None]
 
-__all__ = ["FAULTS"]
-
 # Bytes per write. A write blocks until it is in the pipe, and cancellation is checked between writes.
 _BATCH_BYTES = 256 * 1024
 # A spawned child exits by itself after this many seconds.

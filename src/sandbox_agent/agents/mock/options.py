@@ -8,8 +8,6 @@ if TYPE_CHECKING:
 
     JsonObject = dict[str, Any]
 
-__all__ = ["DEFAULTS", "config_options", "modes", "values"]
-
 # The (value, name, description) of each choice, by config id.
 _CHOICES: dict[str, list[tuple[str, str, str]]] = {
     "mode": [

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
             """Receive the client's response."""
 
 
-__all__ = ["INVALID_PARAMS", "NOT_FOUND", "Peer", "RpcError", "as_list", "as_object", "encode"]
-
 INVALID_PARAMS = -32602
 NOT_FOUND = -32002
 

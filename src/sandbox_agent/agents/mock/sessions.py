@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     JsonObject = dict[str, Any]
 
-__all__ = ["Session", "SessionStore"]
-
 
 class Session:
     """A session.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     JsonObject = dict[str, Any]
 
-__all__ = ["Cancelled", "Turn"]
-
 # A text of any length is streamed in about this many chunks.
 _CHUNKS = 12
 _MIN_CHUNK = 8

@@ -40,8 +40,6 @@ from sandbox_agent.wire.sessions import (
 )
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["ExportFormat", "ServerSessions"]
-
 ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
 CLIENT_HEADER = "Sandbox-Agent-Client"
 # The page size of ``iterate``.

@@ -14,8 +14,6 @@ from sandbox_agent.client.http import Http, quote_segment, raise_for_problem
 from sandbox_agent.client.server_sessions.retry import RETRIED_STATUSES, RetryPolicy
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 
-__all__ = ["SessionCalls", "UnavailableError", "session_path"]
-
 # Each of these calls responds from the store, or starts an agent at most.
 CALL_TIMEOUT = 150.0
 

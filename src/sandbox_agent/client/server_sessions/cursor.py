@@ -13,8 +13,6 @@ from sandbox_agent.errors import GoneError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.universal import UniversalEvent, decode_event
 
-__all__ = ["EventCursor", "SequenceGapError", "read_event"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 

@@ -15,8 +15,6 @@ from sandbox_agent.client.server_sessions.streams import read_batches
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["fetch_info", "follow"]
-
 
 async def follow(
     calls: SessionCalls,

@@ -9,8 +9,6 @@ from sandbox_agent.client.server_sessions.calls import SessionCalls
 from sandbox_agent.client.server_sessions.follow import follow
 from sandbox_agent.client.sinks.base import EventSink
 
-__all__ = ["mirror"]
-
 
 async def mirror(
     calls: SessionCalls,

@@ -16,18 +16,6 @@ from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.sessions import EventsResponse
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = [
-    "EventPage",
-    "Message",
-    "Timestamp",
-    "decode",
-    "message_body",
-    "milliseconds",
-    "new_key",
-    "query",
-    "read_page",
-]
-
 T = TypeVar("T")
 Message: TypeAlias = str | Sequence[Mapping[str, Any]]
 Timestamp: TypeAlias = datetime | int

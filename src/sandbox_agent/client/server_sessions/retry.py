@@ -13,8 +13,6 @@ from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import describe
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 
-__all__ = ["RETRIED_STATUSES", "RetryPolicy"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # Sent by a proxy whose server is away, or by a server whose store fails: a later try may succeed.

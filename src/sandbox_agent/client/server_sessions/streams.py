@@ -14,8 +14,6 @@ from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["read_batches"]
-
 
 async def read_batches(
     connect: Callable[[], AbstractAsyncContextManager[httpx2.Response]],

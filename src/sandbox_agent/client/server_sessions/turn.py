@@ -16,8 +16,6 @@ from sandbox_agent.client.server_sessions.streams import read_batches
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
 
-__all__ = ["TURN_HEADER", "stream_turn"]
-
 TURN_HEADER = "Sandbox-Agent-Turn"
 FINAL_STATES = frozenset({"done", "failed", "cancelled", "interrupted"})
 

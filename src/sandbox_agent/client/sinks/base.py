@@ -10,8 +10,6 @@ from typing import Protocol, Self
 from sandbox_agent.errors import PersistError
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["ClosableSink", "EventSink", "gap_error", "other_event_error"]
-
 
 class EventSink(Protocol):
     """A target for mirrored events: any object with these two methods, which may be sync or async.

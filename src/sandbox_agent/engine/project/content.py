@@ -20,8 +20,6 @@ from sandbox_agent.wire.universal import (
     TextPart,
 )
 
-__all__ = ["block_part", "is_replay", "location_refs", "output_text", "parts_text", "prompt_parts", "to_json"]
-
 _ACTIONS: dict[str, FileAction] = {"edit": "patch", "delete": "write", "move": "write"}
 # The members of rawOutput in which agents put the text of a tool, best first.
 _OUTPUT_MEMBERS = ("output", "content", "text", "formatted_output", "stdout", "error", "message")

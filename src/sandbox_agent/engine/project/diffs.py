@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["unified_diff"]
-
 # Above this many pairs of lines, the changed region is one hunk: difflib's time grows with the product.
 _MAX_PAIRS = 250_000
 _CONTEXT = 3

@@ -22,8 +22,6 @@ from sandbox_agent.wire.universal import (
     event_time,
 )
 
-__all__ = ["Emitter"]
-
 
 class Emitter:
     """Collects the events of one input. Ids are built from the session id and the sequence only."""

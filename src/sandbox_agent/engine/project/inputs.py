@@ -19,8 +19,6 @@ from sandbox_agent.wire.universal import (
     UniversalEvent,
 )
 
-__all__ = ["Inputs"]
-
 
 class Inputs:
     """The inputs other than ``feed``. Each has its time in milliseconds and returns its events."""

@@ -14,8 +14,6 @@ from sandbox_agent.wire.acp import PermissionRequest
 from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.universal import PermissionEventData, PermissionStatus, QuestionEventData
 
-__all__ = ["OpenRequests"]
-
 
 class OpenRequests:
     """The requests of the agent that wait for an answer, by their id as JSON."""

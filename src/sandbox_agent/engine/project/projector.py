@@ -25,8 +25,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import RESTORED_METHOD, Sender
 from sandbox_agent.wire.universal import AgentUnparsedData, UniversalEvent
 
-__all__ = ["Projector"]
-
 # Requests to the client that need no event: the tool call already shows them.
 _SERVICES = ("fs/", "terminal/")
 _IGNORED = {"elicitation/complete"}

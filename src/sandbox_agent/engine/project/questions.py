@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, cast
 from sandbox_agent.engine.project.content import to_json
 from sandbox_agent.wire.members import elements, members
 
-__all__ = ["Question", "read_answer", "read_question"]
-
 _METHODS = {"elicitation/create", "session/elicitation"}
 
 

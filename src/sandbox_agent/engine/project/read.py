@@ -8,8 +8,6 @@ import msgspec
 
 from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
 
-__all__ = ["Envelope", "TextChunk", "members", "read_chunk", "read_envelope", "value"]
-
 
 class TextChunk(NamedTuple):
     """A piece of streamed text. Most envelopes are one."""

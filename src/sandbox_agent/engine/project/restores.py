@@ -12,8 +12,6 @@ from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.engine.project.turns import error_data
 from sandbox_agent.wire import acp
 
-__all__ = ["Calls"]
-
 # Each method, and the param with the value to set.
 _METHODS = {
     "session/new": "cwd",

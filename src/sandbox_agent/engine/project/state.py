@@ -9,8 +9,6 @@ import msgspec
 from sandbox_agent.engine.restore import Retelling
 from sandbox_agent.wire.universal import ContentPart, FileRefPart
 
-__all__ = ["Ask", "Call", "DoneTool", "OpenText", "OpenTool", "State", "Stream", "Turn"]
-
 Stream: TypeAlias = Literal[
     "agent_message_chunk", "agent_thought_chunk", "user_message_chunk", "compaction_summary_chunk"
 ]

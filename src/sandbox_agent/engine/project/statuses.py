@@ -14,8 +14,6 @@ from sandbox_agent.engine.restore import is_replay_title
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.universal import ContentPart, EventSource, ItemStatus, JsonPart, StatusPart
 
-__all__ = ["StatusUpdate", "Statuses"]
-
 StatusUpdate = (
     acp.Plan
     | acp.UsageUpdate

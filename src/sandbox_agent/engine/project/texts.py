@@ -17,8 +17,6 @@ from sandbox_agent.wire.universal import (
     TextPart,
 )
 
-__all__ = ["MAX_TEXT", "STREAMS", "Texts"]
-
 # In characters. A longer message continues in a second item, so that the memory for it is bounded.
 MAX_TEXT = 1024 * 1024
 

@@ -23,8 +23,6 @@ from sandbox_agent.wire.universal import (
     ToolResultPart,
 )
 
-__all__ = ["Tools"]
-
 _ENDED = {"completed", "failed"}
 
 

@@ -12,8 +12,6 @@ from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.wire.universal import ErrorData, EventSource, ItemStatus, TurnEventData
 
-__all__ = ["Turns", "error_data"]
-
 
 class Turns:
     """The prompts of a session without a response, oldest first."""

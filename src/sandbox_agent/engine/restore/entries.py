@@ -11,8 +11,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Entry", "read_entries"]
-
 # The longest outcome of a tool call that is told in full.
 _MAX_OUTCOME = 2_000
 # Where agents put a tool's text that they don't give as content, best first.

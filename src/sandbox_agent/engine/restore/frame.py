@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CLOSING", "OPENING", "PEER_OPENING", "framed", "is_replay_title", "without_replay"]
-
 OPENING: Final = "<conversation_history>"
 CLOSING: Final = "</conversation_history>"
 _INTRODUCTION: Final = (

@@ -15,8 +15,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Ladder", "Outcome", "Plan", "native_methods"]
-
 # ACP's "resource not found": an agent that does not know the session is not asked again.
 _NOT_FOUND = -32002
 # Each read goes back this many times as far as the last one, so that little is read twice.

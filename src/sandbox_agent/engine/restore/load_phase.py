@@ -6,8 +6,6 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["OPENING_METHODS", "PRESENT_UPDATES", "Retelling", "Verdict"]
-
 # They open a session that the agent has had before.
 OPENING_METHODS = frozenset({"session/load", "session/resume"})
 # They describe the present whenever they are sent; every other update says what was said or done.

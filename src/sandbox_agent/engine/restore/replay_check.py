@@ -9,8 +9,6 @@ from sandbox_agent.engine.restore.entries import Entry, read_entries
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Told"]
-
 # Of what was told so much is kept, and of the last text so much is looked for in it, in characters.
 _KEPT = 200_000
 _COMPARED = 2_000

@@ -9,8 +9,6 @@ from sandbox_agent.engine.restore.replay_check import Told
 from sandbox_agent.engine.settings import AskOptions, Call, ReadReported
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["OpenSession", "ReadNewest", "Step"]
-
 
 class OpenSession(Call):
     """Ask the agent to open a session that it has had before; until its response it may retell the history.

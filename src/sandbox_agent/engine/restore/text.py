@@ -10,8 +10,6 @@ from sandbox_agent.engine.restore.frame import framed
 from sandbox_agent.engine.restore.window import has_room, window_start
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Replay", "build_replay", "needs_older"]
-
 # Between two entries, and the lines that say what is not told: kept free in the budget.
 _SEPARATOR = "\n\n"
 _KNOWN_LINE = "[what was before that is in this session's own history]"

@@ -10,8 +10,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["EVENTS_PER_ENTRY", "has_room", "window_start"]
-
 # A text may come in so many pieces that not all of them are read: so many stored events at most for each
 # that is counted.
 EVENTS_PER_ENTRY = 40

@@ -22,8 +22,6 @@ from sandbox_agent.errors import InvalidRequestError, PersistError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["MasterKey", "MasterKeys", "Sealed", "SessionCipher", "UnsealedError", "WrappedKey"]
-
 # Key material, or base64 text of it.
 MasterKey: TypeAlias = bytes | str
 

@@ -11,17 +11,6 @@ from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, Unseal
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = [
-    "is_blank",
-    "make_blank",
-    "open_event",
-    "open_record",
-    "read_sealed_event",
-    "read_sealed_record",
-    "seal_event",
-    "seal_record",
-]
-
 _ERASED: Final = {"enc": "erased"}
 
 

@@ -25,8 +25,6 @@ from sandbox_agent.persist.base import UNFENCED, Capability, SessionPersistDrive
 from sandbox_agent.persist.encrypted.cipher import MasterKeys, SessionCipher, WrappedKey
 from sandbox_agent.wire.records import SessionRecord
 
-__all__ = ["KEY_PREFIX", "SessionKey", "SessionKeys"]
-
 # A tilde sorts after letters and digits, so a session comes before its key if both are equally old.
 KEY_PREFIX: Final = "~key:"
 

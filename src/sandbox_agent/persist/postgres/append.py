@@ -19,8 +19,6 @@ from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Appender", "check_texts"]
-
 # Events and bytes of one statement, about; one append is never divided.
 _MAX_EVENTS: Final = 2_000
 _MAX_BYTES: Final = 8 * 1024 * 1024

@@ -25,8 +25,6 @@ from sandbox_agent.persist.sql.work import (
     Table,
 )
 
-__all__ = ["UNIQUE_VIOLATION", "PostgresDatabase", "PostgresDialect", "digest", "original", "storable"]
-
 T = TypeVar("T")
 
 UNIQUE_VIOLATION: Final = "23505"

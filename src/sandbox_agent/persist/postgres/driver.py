@@ -21,8 +21,6 @@ from sandbox_agent.wire.records import SessionEvent
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["PostgresSessionPersistDriver"]
-
 
 class PostgresSessionPersistDriver(SqlSessionPersistDriver):
     """Keeps sessions and events in a PostgreSQL database, shared with the TypeScript SDK's driver.

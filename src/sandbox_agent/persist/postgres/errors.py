@@ -9,8 +9,6 @@ from urllib.parse import unquote, urlsplit
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["describe_target", "explain_postgres", "hide_password", "is_lost", "sqlstate"]
-
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {

@@ -17,8 +17,6 @@ from sandbox_agent.persist.sql.tables import (
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
 from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
 
-__all__ = ["MAX_WORD", "IndexedText", "PostgresLedger", "index_text", "namespace_word"]
-
 # What is counted for a row beside its data, and how often a text is for its place in the index.
 _ROW_BYTES: Final = 100
 _TEXT_FACTOR: Final = 3

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["Connection", "Pool", "Row", "load_asyncpg"]
-
 # A row of a result: its values by position.
 Row = Sequence[Any]
 

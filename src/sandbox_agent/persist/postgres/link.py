@@ -14,8 +14,6 @@ from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.postgres.errors import describe_target, explain_postgres, is_lost
 from sandbox_agent.persist.postgres.library import Connection, Pool, load_asyncpg
 
-__all__ = ["CONNECT_SECONDS", "DEFAULT_MAX_SIZE", "DEFAULT_TIMEOUT", "PostgresLink"]
-
 T = TypeVar("T")
 # To open a connection, or to get one of the pool.
 CONNECT_SECONDS: Final = 10.0

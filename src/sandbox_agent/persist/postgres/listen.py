@@ -14,8 +14,6 @@ from sandbox_agent.persist.postgres.library import Connection
 from sandbox_agent.persist.postgres.link import CONNECT_SECONDS, PostgresLink
 from sandbox_agent.persist.postgres.schema import mark
 
-__all__ = ["Listener", "NotificationHint"]
-
 # A notification that the listener sends to itself has arrived by then, or never does: a transaction-pooling
 # pgbouncer accepts LISTEN and delivers nothing.
 _ECHO_SECONDS: Final = 2.0

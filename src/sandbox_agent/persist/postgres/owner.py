@@ -28,8 +28,6 @@ from sandbox_agent.persist.postgres.schema import quoted
 from sandbox_agent.persist.postgres.store_schema import lock_class
 from sandbox_agent.persist.sql.work import Query, Work
 
-__all__ = ["Owner"]
-
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 

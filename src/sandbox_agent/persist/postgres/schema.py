@@ -15,8 +15,6 @@ from typing import Final
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.library import Connection
 
-__all__ = ["SCHEMA_VERSION", "STORE_TABLE", "Tables", "mark", "prepare_store", "quoted"]
-
 SCHEMA_VERSION: Final = 1
 STORE_TABLE: Final = "session_store"
 # What PostgreSQL cuts names to, in bytes.

@@ -19,8 +19,6 @@ from sandbox_agent.persist.sql.store import SqlSessionStore
 from sandbox_agent.persist.sql.work import Make
 from sandbox_agent.persist.store.rows import SearchRow, TextRow
 
-__all__ = ["PostgresSessionStore"]
-
 T = TypeVar("T")
 
 _MAX_SIZE: Final = 6

@@ -34,8 +34,6 @@ from sandbox_agent.persist.sql.tables import (
 )
 from sandbox_agent.persist.sql.work import Column, columns
 
-__all__ = ["DEFAULT_SCHEMA", "SCHEMA_VERSION", "check_version", "lock_class", "migrate"]
-
 DEFAULT_SCHEMA: Final = "public"
 
 _TYPES: Final = {

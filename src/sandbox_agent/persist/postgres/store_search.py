@@ -18,8 +18,6 @@ from sandbox_agent.persist.sql.ledger import MAX_NUMBER, Filters, bounded
 from sandbox_agent.persist.sql.work import Database, Query, Row, Work
 from sandbox_agent.persist.store.rows import SearchRow
 
-__all__ = ["search"]
-
 _RARE: Final = 2_000
 _MAX_LIMIT: Final = 1_000
 

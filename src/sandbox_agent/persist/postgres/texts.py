@@ -18,8 +18,6 @@ from sandbox_agent.persist.sql.texts import update_texts
 from sandbox_agent.persist.sql.work import Database, Query, Row, Work
 from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["search_events"]
-
 # Texts that are read in one go.
 _CANDIDATES: Final = 100
 # A word of PostgreSQL's has 2,046 bytes at most: longer ones are found by their beginning.

@@ -13,8 +13,6 @@ from sandbox_agent.persist.sql.log import UNKNOWN, Known
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["PostgresWriters", "marks_of", "read_marks"]
-
 # A notification's text is below 8,000 bytes.
 _MOST_MARKS: Final = 800
 _MAKE: Final = """

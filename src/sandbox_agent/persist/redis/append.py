@@ -11,8 +11,6 @@ from sandbox_agent.persist.redis.client import Argument, BoundedClient
 from sandbox_agent.persist.redis.keys import SessionKeys
 from sandbox_agent.persist.redis.scripts import APPEND
 
-__all__ = ["Appender"]
-
 # A script blocks the server, so one has at most so many events and bytes, or one append.
 _MAX_EVENTS: Final = 2_048
 _MAX_BYTES: Final = 4 * 1024 * 1024

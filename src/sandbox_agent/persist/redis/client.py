@@ -17,8 +17,6 @@ from sandbox_agent.persist.redis.scripts import Script
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
-__all__ = ["Argument", "BoundedClient", "RedisClient"]
-
 RedisClient: TypeAlias = "Redis | RedisCluster"
 Argument: TypeAlias = "bytes | str | int"
 

@@ -29,8 +29,6 @@ from sandbox_agent.persist.redis.rows import pack_event, pack_record, read_event
 from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, SAVE
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
-__all__ = ["RedisSessionPersistDriver"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
 # One answer of the server has at most so many bytes or one event, and so many events or records.

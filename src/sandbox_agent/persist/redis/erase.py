@@ -14,8 +14,6 @@ from sandbox_agent.persist.redis.ledger_scripts import write_script
 from sandbox_agent.persist.redis.owner import Owner
 from sandbox_agent.persist.redis.scripts import Script
 
-__all__ = ["Eraser"]
-
 # A slice has at most so many rows, and so many bytes unless it is one row.
 _SLICE_ROWS: Final = 1_000
 _SLICE_BYTES: Final = 2 * 1024 * 1024

@@ -7,8 +7,6 @@ from typing import Final
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["describe_error", "describe_loss"]
-
 _REFUSALS: Final = {
     "OOM": "it has reached its maxmemory and takes no writes: give it memory, or delete sessions",
     "READONLY": "it is a replica that takes no writes: wait for the failover, or name the primary",

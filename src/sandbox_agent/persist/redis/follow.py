@@ -19,8 +19,6 @@ from sandbox_agent.persist.redis.keys import Keys, SessionKeys
 from sandbox_agent.persist.redis.rows import read_event
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Followers"]
-
 # How long the server holds a call when nothing comes, in ms. The sessions are checked between the calls,
 # because a stream that vanishes sends no notification.
 _BLOCK_MS: Final = 1_000

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["Keys", "SessionKeys", "index_entry", "quote_tag", "session_of_entry", "to_bytes", "to_text"]
-
 _QUOTED: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 # Index entries sort as texts: created_at, shifted so that it has no sign, with a fixed width.
 _OFFSET: Final = 2**63

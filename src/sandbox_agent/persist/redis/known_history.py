@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
-__all__ = ["History", "KnownHistories"]
-
 # Only the sessions written last are remembered.
 _MAX_SESSIONS: Final = 10_000
 

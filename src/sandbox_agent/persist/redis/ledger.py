@@ -28,8 +28,6 @@ from sandbox_agent.persist.store.rows import (
     TurnRow,
 )
 
-__all__ = ["RedisSessionStore"]
-
 _TIMEOUT: Final = 15.0
 _UNPARSED: Final = "agent.unparsed"
 _MAX_LIMIT: Final = 2**31 - 1

@@ -26,21 +26,6 @@ from sandbox_agent.persist.store.rows import (
     TurnRow,
 )
 
-__all__ = [
-    "MAX_NUMBER",
-    "Answer",
-    "StoredText",
-    "clean_text",
-    "pack_changes",
-    "read_envelope",
-    "read_event",
-    "read_permission",
-    "read_session",
-    "read_snapshot",
-    "read_text",
-    "read_turn",
-]
-
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_NUMBER: Final = 2**32 - 1

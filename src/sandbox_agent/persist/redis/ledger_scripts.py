@@ -40,20 +40,6 @@ from typing import Final
 
 from sandbox_agent.persist.redis.scripts import Script
 
-__all__ = [
-    "ACQUIRE",
-    "COMMIT",
-    "EVENTS",
-    "FIELDS",
-    "NEXT_KEY",
-    "RELEASE",
-    "RENEW",
-    "SCHEMA_VERSION",
-    "SESSIONS",
-    "TEXTS",
-    "write_script",
-]
-
 SCHEMA_VERSION: Final = 1
 
 # Every script that writes begins with this check. ARGV[1]: the owner, ARGV[2]: the number of the call.

@@ -17,8 +17,6 @@ from sandbox_agent.persist.redis.keys import quote_tag
 from sandbox_agent.persist.redis.ledger_scripts import ACQUIRE, RELEASE, RENEW, SCHEMA_VERSION
 from sandbox_agent.persist.redis.scripts import Script
 
-__all__ = ["LEASE_SECONDS", "Owner"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
 # A server that has not renewed its lease for so long is considered dead; how often it renews it.

@@ -11,8 +11,6 @@ from sandbox_agent.persist.columns import to_record, to_row
 from sandbox_agent.persist.redis.keys import to_bytes, to_text
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
-__all__ = ["pack_event", "pack_record", "read_event", "read_events", "read_record"]
-
 _EVENT_PARTS: Final = 6
 # The fields of a record in the order of ``to_row``; the first ones are always there.
 _FIELDS: Final = (

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-__all__ = ["APPEND", "CLAIM", "DELETE", "INSERT", "READ", "SAVE", "Script"]
-
 
 class Script:
     """A Lua script, and the hash by which the server finds it once it has run."""

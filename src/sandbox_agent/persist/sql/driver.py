@@ -24,8 +24,6 @@ from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["SqlSessionPersistDriver"]
-
 
 class SqlSessionPersistDriver(SessionPersistDriver):
     """Keeps sessions and events in the tables of the TypeScript SDK.

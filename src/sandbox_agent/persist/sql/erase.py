@@ -7,8 +7,6 @@ from typing import Final, NamedTuple, Protocol
 from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded
 from sandbox_agent.persist.sql.work import Query, Work
 
-__all__ = ["Aged", "EraseDialect", "Eraser"]
-
 # A slice has no more rows, nor bytes if it has more than one row: it holds up commits for some 20 ms.
 _SLICE_ROWS: Final = 2_000
 _SLICE_BYTES: Final = 2 * 1024 * 1024

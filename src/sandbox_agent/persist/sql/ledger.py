@@ -32,17 +32,6 @@ from sandbox_agent.persist.store.rows import (
     TurnRow,
 )
 
-__all__ = [
-    "MAX_NUMBER",
-    "Filters",
-    "Ledger",
-    "LedgerDialect",
-    "add_raw",
-    "bounded",
-    "clean",
-    "searchable",
-]
-
 R = TypeVar("R", bound=msgspec.Struct)
 
 MAX_NUMBER: Final = 2**63 - 1

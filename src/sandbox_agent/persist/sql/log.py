@@ -12,8 +12,6 @@ from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, nam
 from sandbox_agent.persist.sql.work import ConflictError, Insert, Query, Row, Table, Work
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["UNKNOWN", "Appended", "Known", "Log", "Writers", "event_values", "to_event"]
-
 _SAVE: Final = (
     f"INSERT INTO {{sessions}} ({', '.join(names(SESSION_COLUMNS))}) "
     "VALUES ($1, $2, $3, $4, $5, $6, $7, $8{as_json}, $9{as_json}, $10{as_json}) "

@@ -24,8 +24,6 @@ from sandbox_agent.persist.store.rows import (
     TurnRow,
 )
 
-__all__ = ["SqlSessionStore"]
-
 
 class SqlSessionStore(ABC):
     """Implements SessionStore.

@@ -7,28 +7,6 @@ from typing import Final
 
 from sandbox_agent.persist.sql.work import Column, Table, columns
 
-__all__ = [
-    "DIGESTS",
-    "EVENT_COLUMNS",
-    "PERMISSIONS",
-    "PERMISSION_COLUMNS",
-    "SESSION_ADDITIONS",
-    "SESSION_COLUMNS",
-    "SESSION_ESSENTIALS",
-    "SNAPSHOTS",
-    "SNAPSHOT_COLUMNS",
-    "STORE_ENVELOPE_COLUMNS",
-    "STORE_EVENT_COLUMNS",
-    "STORE_SESSIONS",
-    "STORE_SESSION_COLUMNS",
-    "STORE_TABLES",
-    "TURNS",
-    "TURN_COLUMNS",
-    "create_table",
-    "names",
-    "without_form",
-]
-
 # The SDK's layout.
 SESSION_ESSENTIALS: Final = columns(
     "id text, agent text, agent_session_id text, last_connection_id text, created_at integer"

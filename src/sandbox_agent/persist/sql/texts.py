@@ -17,8 +17,6 @@ from sandbox_agent.persist.sql.log import to_event
 from sandbox_agent.persist.sql.work import Database, Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["Extent", "TextIndex", "update_texts"]
-
 # Events that are read, and turned into texts, in one go.
 _SLICE: Final = 1_000
 

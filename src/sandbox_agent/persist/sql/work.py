@@ -12,22 +12,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = [
-    "Bundle",
-    "Column",
-    "ConflictError",
-    "Database",
-    "Insert",
-    "Make",
-    "Query",
-    "Row",
-    "Select",
-    "Step",
-    "Table",
-    "Work",
-    "columns",
-]
-
 T = TypeVar("T")
 # A row of a result: its values by position.
 Row = Sequence[Any]

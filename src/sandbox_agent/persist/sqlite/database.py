@@ -11,8 +11,6 @@ from sandbox_agent.persist.sql.work import Make
 from sandbox_agent.persist.sqlite.dialect import run
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 
-__all__ = ["SQLiteDatabase"]
-
 T = TypeVar("T")
 
 

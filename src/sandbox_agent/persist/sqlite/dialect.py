@@ -20,8 +20,6 @@ import msgspec
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
 from sandbox_agent.persist.sql.work import Bundle, ConflictError, Insert, Make, Query, Select, Step, Table
 
-__all__ = ["MAX_SEQUENCE", "render", "row_id", "run"]
-
 T = TypeVar("T")
 
 # Below a session's key in the id of its events and envelopes.

@@ -8,8 +8,6 @@ from types import MappingProxyType
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["error_code", "explain_sqlite"]
-
 # Primary result codes, https://www.sqlite.org/rescode.html
 _ADVICE: Mapping[int, str] = MappingProxyType(
     {

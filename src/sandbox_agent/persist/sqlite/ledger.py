@@ -16,15 +16,6 @@ from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex
 from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
 
-__all__ = [
-    "TEXT_INDEX",
-    "SQLiteLedger",
-    "agent_word",
-    "first_text_id",
-    "session_word",
-    "used_bytes",
-]
-
 # Below the time in a text's id: items of one millisecond. More of them run on into the next.
 _TEXT_BITS: Final = 12
 _LATEST: Final = 2**50  # an absurd clock's texts are all here

@@ -7,8 +7,6 @@ from typing import Final
 
 from sandbox_agent.errors import PersistError
 
-__all__ = ["SCHEMA_VERSION", "prepare_store"]
-
 # Kept in PRAGMA user_version. 0 is a file of the TypeScript driver, of whatever age.
 SCHEMA_VERSION: Final = 1
 

@@ -20,8 +20,6 @@ from sandbox_agent.persist.sqlite.store_schema import migrate, require_features
 from sandbox_agent.persist.sqlite.thread import BUSY_TIMEOUT, SQLiteThread
 from sandbox_agent.persist.store.rows import SearchRow
 
-__all__ = ["SQLiteSessionStore"]
-
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 

@@ -36,8 +36,6 @@ from sandbox_agent.persist.sql.tables import (
 )
 from sandbox_agent.persist.sql.work import Column
 
-__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "check_version", "migrate", "require_features"]
-
 # UPSERT with several rows, FTS5's column filters and SQLite's 32,766 parameters: Debian 11 has 3.34.
 _OLDEST_SQLITE: Final = (3, 32, 0)
 _FULL_TEXT: Final = "fts5"

@@ -20,8 +20,6 @@ from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, agent_word, first_te
 from sandbox_agent.persist.sqlite.texts import match_all
 from sandbox_agent.persist.store.rows import SearchRow
 
-__all__ = ["search"]
-
 # A word in fewer items than these is rare.
 _RARE: Final = 2_000
 _MAX_LIMIT: Final = 1_000

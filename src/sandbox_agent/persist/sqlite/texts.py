@@ -20,8 +20,6 @@ from sandbox_agent.persist.sql.work import Database, Query, Work
 from sandbox_agent.wire.records import SessionEvent
 from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["FullTextIndex", "erase_texts", "forget_extent", "match_all", "search_events"]
-
 # Below the time in a text's id, so that the newest have the highest: texts of one millisecond.
 _ID_BITS: Final = 21
 _LATEST: Final = 2**41 - 1

@@ -18,8 +18,6 @@ from typing import Any, Final, NamedTuple
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sqlite.errors import error_code, explain_sqlite
 
-__all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "UNNAMED", "Job", "Worker"]
-
 MEMORY: Final = ":memory:"
 # SQLite's own name for a temporary file without a name.
 TEMPORARY: Final = ""

@@ -21,8 +21,6 @@ from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["SQLiteWriters", "read_marks"]
-
 _CREATE: Final = """
 CREATE TABLE IF NOT EXISTS session_writers (
   session_id TEXT PRIMARY KEY,

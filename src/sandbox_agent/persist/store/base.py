@@ -16,8 +16,6 @@ from sandbox_agent.persist.store.rows import (
     TurnRow,
 )
 
-__all__ = ["SessionStore"]
-
 
 class SessionStore(Protocol):
     """Every method raises PersistError when the store failed; then nothing of that call is stored.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from sandbox_agent.errors import InvalidRequestError
 
-__all__ = ["key_before"]
-
 
 def key_before(cursor: str | None, largest: int) -> int:
     """Return the key that the keys of the page are below.

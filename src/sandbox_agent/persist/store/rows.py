@@ -8,19 +8,6 @@ import msgspec
 
 from sandbox_agent.wire.records import Sender
 
-__all__ = [
-    "NO_SESSION",
-    "Changes",
-    "EnvelopeRow",
-    "EventRow",
-    "PermissionRow",
-    "SearchRow",
-    "SessionRow",
-    "SnapshotRow",
-    "TextRow",
-    "TurnRow",
-]
-
 # The key of envelopes that belong to a connection rather than a session (initialize, …).
 NO_SESSION = 0
 

@@ -34,8 +34,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from sandbox_agent.wire.sessions import SearchHit
 
-__all__ = ["StoreDriver", "postgres_store_driver", "redis_store_driver", "sqlite_store_driver"]
-
 _PAGE: Final = 1_000
 
 

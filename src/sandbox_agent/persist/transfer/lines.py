@@ -21,8 +21,6 @@ from sandbox_agent.persist.transfer.writer import Place, SessionWriter
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
-__all__ = ["UNKNOWN_AGENT", "Imported", "event_line", "export_lines", "import_lines"]
-
 # The agent of a session without a record.
 UNKNOWN_AGENT: Final = "unknown"
 

@@ -9,8 +9,6 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["Place", "SessionWriter"]
-
 
 class Place(NamedTuple):
     """The index and the id of an event."""

@@ -14,8 +14,6 @@ from sandbox_agent.wire.sessions import (
     AgentModesResponse,
 )
 
-__all__ = ["models_of", "modes_of"]
-
 
 def modes_of(options: Sequence[dict[str, Any]]) -> AgentModesResponse:
     """Return the modes that an agent's options offer."""

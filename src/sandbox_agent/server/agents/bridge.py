@@ -30,8 +30,6 @@ from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.recorder import Recorder
 
-__all__ = ["Bridge"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Connections whose agent has ended stay readable; beyond this many the oldest are removed.

@@ -28,8 +28,6 @@ from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps,
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder import Recorder, Tap
 
-__all__ = ["AgentConnection"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # An agent that closed its stdout can't be heard any more; it has this long to exit by itself.

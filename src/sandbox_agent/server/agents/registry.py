@@ -17,8 +17,6 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
 from sandbox_agent.wire.jsonrpc import dumps, loads, read_head
 
-__all__ = ["AgentRegistry"]
-
 # An agent that takes longer to report its options is listed with an error instead.
 PROBE_SECONDS = 20.0
 

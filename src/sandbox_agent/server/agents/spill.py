@@ -11,8 +11,6 @@ import anyio
 from sandbox_agent.engine.feed import Chunk, FeedMemory, Slice, collect
 from sandbox_agent.errors import PersistError
 
-__all__ = ["Spill", "Spiller"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # One transaction: large enough to be cheap, small compared with the bound on memory.

@@ -11,8 +11,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.errors import TokenInvalidError
 from sandbox_agent.server.http.problems import problem_response
 
-__all__ = ["BearerAuth", "bearer_allows"]
-
 
 class BearerAuth:
     """Middleware that refuses requests without the token; WebSockets may have it in the query.

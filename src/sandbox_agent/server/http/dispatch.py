@@ -16,8 +16,6 @@ from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint
 from sandbox_agent.server.state import ServerState
 
-__all__ = ["Dispatcher"]
-
 _ANY = "{}"
 # The limits of the cache of paths.
 _CACHED_PATHS = 1024

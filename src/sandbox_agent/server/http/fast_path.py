@@ -13,8 +13,6 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES, is_allowed
 from sandbox_agent.server.http.auth import bearer_allows
 
-__all__ = ["FastPath"]
-
 _PREFIX = b"/v1/acp/"
 # Larger bodies arrive in several reads; the dispatcher's time does not matter for them.
 _MAX_BODY_BYTES = 64 * 1024

@@ -19,8 +19,6 @@ from sandbox_agent.server.http.problems import error_response
 from sandbox_agent.server.state import JsonResponse
 from sandbox_agent.wire.jsonrpc import read_head
 
-__all__ = ["FastPathProtocol"]
-
 
 class _Exchange:
     """The cycle that uvicorn sees while an envelope takes the fast path."""

@@ -18,8 +18,6 @@ from sandbox_agent.wire import api
 from sandbox_agent.wire.api import ProblemDetails
 from sandbox_agent.wire.universal import EVENT_DATA_TYPES, EventSource
 
-__all__ = ["build_document"]
-
 _REF = "#/components/schemas/{name}"
 # An attribute in a docstring in Google style, with its continuation lines.
 _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n     +.+)*)", re.MULTILINE)

@@ -20,26 +20,6 @@ from sandbox_agent.errors import (
     UnsupportedMediaTypeError,
 )
 
-__all__ = [
-    "MAX_NUMBER",
-    "Answer",
-    "Endpoint",
-    "Operation",
-    "Parameter",
-    "accepts",
-    "get_header",
-    "integer_schema",
-    "parse_number",
-    "read_body",
-    "read_flag",
-    "read_json",
-    "read_number",
-    "read_text",
-    "require_json_accepted",
-    "require_json_body",
-    "text_schema",
-]
-
 # The largest value of a signed 64-bit column; clients in other languages can hold it too.
 MAX_NUMBER = 2**63 - 1
 

@@ -17,8 +17,6 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.wire.jsonrpc import dumps
 
-__all__ = ["PROBLEM_JSON", "error_response", "method_not_allowed", "no_endpoint", "problem_response"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PROBLEM_JSON = "application/problem+json"

@@ -29,8 +29,6 @@ from sandbox_agent.server.permissions.policies import asked_paths, decide, polic
 from sandbox_agent.server.permissions.question_answers import rejection_result
 from sandbox_agent.wire.members import members
 
-__all__ = ["Watcher"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # If an answer fails (the store or the agent hangs), it is retried.

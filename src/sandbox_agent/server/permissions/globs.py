@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from fnmatch import translate
 from functools import lru_cache
 
-__all__ = ["absolute", "glob_matches"]
-
 _ANY_DEPTH = "**"
 
 

@@ -20,8 +20,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import PendingPermission
 
-__all__ = ["Answering", "Inbox", "request_envelope", "request_metadata", "request_options"]
-
 # The limit of the list.
 MAX_PENDING = 10_000
 _REPLY_OF_STATUS = {"accept": "once", "accept_for_session": "always"}

@@ -16,18 +16,6 @@ from sandbox_agent.server.permissions.globs import absolute, glob_matches
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 
-__all__ = [
-    "MAX_RULES",
-    "PERMISSION_MODES",
-    "Policy",
-    "asked_paths",
-    "check_policy",
-    "decide",
-    "expiry_of",
-    "permission_mode_of",
-    "policy_of",
-]
-
 # What a create request may name: the modes, names of the 0.1 API, and "reject", which rejects everything.
 PERMISSION_MODES: Mapping[str, PermissionMode | Literal["reject"]] = {
     **{mode: mode for mode in engine.PERMISSION_MODES},

@@ -8,8 +8,6 @@ from typing import Any
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.wire.members import elements, members
 
-__all__ = ["answer_result", "is_elicitation", "rejection_result"]
-
 _ELICITATIONS = {"elicitation/create", "session/elicitation"}
 _TRUE = {"true", "yes"}
 _FALSE = {"false", "no"}

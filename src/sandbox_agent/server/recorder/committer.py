@@ -24,8 +24,6 @@ from sandbox_agent.persist.store import (
 from sandbox_agent.server.recorder.published_session import PublishedSession
 from sandbox_agent.server.recorder.rows import Row
 
-__all__ = ["RETRY_SECONDS", "Committer"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How soon a store that failed is tried again.

@@ -8,8 +8,6 @@ from sandbox_agent.engine.route import Router
 from sandbox_agent.server.recorder.queue import Tap
 from sandbox_agent.server.recorder.registry import RecordedSession
 
-__all__ = ["Connection", "Connections"]
-
 
 @dataclass(eq=False, slots=True)
 class Connection:

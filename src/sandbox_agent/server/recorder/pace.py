@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-__all__ = ["Pace"]
-
 # The recorder works this long at once: other tasks wait no longer for it.
 SLICE_SECONDS = 0.0005
 # For each second that other tasks work, the recorder works a quarter of one: a fifth of a busy loop.

@@ -42,8 +42,6 @@ from sandbox_agent.wire.universal import (
     encode_event,
 )
 
-__all__ = ["SNAPSHOT_ENVELOPES", "Projection"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # A session that is opened projects at most so many envelopes again.

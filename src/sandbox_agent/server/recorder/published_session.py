@@ -13,8 +13,6 @@ from sandbox_agent.persist.store import SessionRow, SessionStore
 from sandbox_agent.server.streams.session_views import read_stored
 from sandbox_agent.server.streams.viewers import Signal
 
-__all__ = ["PublishedSession", "TailMemory"]
-
 # What a session's newest events may take in memory, and those of all sessions.
 TAIL_BYTES = 256 * 1024
 TAILS_BYTES = 16 * 1024 * 1024

@@ -13,8 +13,6 @@ from sandbox_agent.wire.records import Sender
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.registry import RecordedSession
 
-__all__ = ["Binding", "Closing", "Entry", "Envelopes", "Job", "RecorderQueue", "Tap"]
-
 # How long the first envelope waits for others: small responses and pieces of a text arrive one by one, and a
 # transaction for each would take the event loop from the clients.
 GATHER_SECONDS = 0.003

@@ -24,8 +24,6 @@ from sandbox_agent.server.recorder.worker import MakeEvents, Worker
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["Recorder"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How long the end of the server waits for a store that fails, or that does nothing at all.

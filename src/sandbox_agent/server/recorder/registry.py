@@ -20,8 +20,6 @@ from sandbox_agent.server.recorder.published_session import PublishedSession, Ta
 from sandbox_agent.server.recorder.reload import load
 from sandbox_agent.wire.universal import UniversalEvent
 
-__all__ = ["RecordedSession", "SessionRegistry"]
-
 # How many sessions that nothing uses stay in memory.
 RECENT = 64
 MAX_NAME = 200

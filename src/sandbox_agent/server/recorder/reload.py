@@ -14,8 +14,6 @@ from sandbox_agent.server.recorder.projection import Projection
 from sandbox_agent.server.recorder.rows import turn_id_of
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
-__all__ = ["Loaded", "load"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PAGE_ENVELOPES = 500

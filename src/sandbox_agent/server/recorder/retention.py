@@ -13,8 +13,6 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.recorder.recorder import Recorder
 
-__all__ = ["Retention"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How often events are erased; at the start, too.

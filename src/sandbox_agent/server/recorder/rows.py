@@ -30,18 +30,6 @@ from sandbox_agent.wire.universal import (
     UniversalItem,
 )
 
-__all__ = [
-    "Row",
-    "ended_turn",
-    "permission_row",
-    "read_prompt",
-    "request_id_of",
-    "resolved_permission",
-    "searchable",
-    "turn_id_of",
-]
-
-
 Row: TypeAlias = EnvelopeRow | EventRow | TextRow | TurnRow | PermissionRow | SnapshotRow | SessionRow
 
 

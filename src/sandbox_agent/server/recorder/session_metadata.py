@@ -14,8 +14,6 @@ from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import UsageInfo
 from sandbox_agent.wire.universal import JsonPart, StatusPart, TurnEventData, UniversalItem
 
-__all__ = ["SessionMetadata"]
-
 _TOKENS = {
     "inputTokens": "input_tokens",
     "outputTokens": "output_tokens",

@@ -23,8 +23,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
 
-__all__ = ["MakeEvents", "Worker"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 T = TypeVar("T")

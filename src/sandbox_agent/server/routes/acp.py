@@ -45,8 +45,6 @@ from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
-__all__ = ["EPOCH_HEADER", "OPERATIONS"]
-
 EPOCH_HEADER = "sandbox-agent-epoch"
 MAX_SERVER_ID = 256
 

@@ -12,8 +12,6 @@ from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import AgentInfo, AgentListResponse
 from sandbox_agent.wire.sessions import AgentModelsResponse, AgentModesResponse
 
-__all__ = ["OPERATIONS"]
-
 
 async def list_agents(request: Request) -> Response:
     """List the agents of the catalogue and those that are installed on this machine."""

@@ -38,8 +38,6 @@ from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.sessions import EventsResponse
 from sandbox_agent.wire.universal import EVENT_DATA_TYPES
 
-__all__ = ["OPERATIONS"]
-
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
 # A page has at least one event, and ends when it is larger than this.

@@ -9,8 +9,6 @@ from sandbox_agent.server.http.operations import Answer, Operation
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
 
-__all__ = ["OPERATIONS"]
-
 _OPENAPI_PATH = "/v1/openapi.json"
 
 

@@ -28,8 +28,6 @@ from sandbox_agent.server.routes.session_helpers import (
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.sessions import PermissionListResponse, PermissionReplyRequest, QuestionReplyRequest
 
-__all__ = ["OPERATIONS"]
-
 
 async def list_permissions(request: Request) -> Response:
     """List the pending permission requests and questions."""

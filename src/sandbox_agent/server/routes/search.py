@@ -21,8 +21,6 @@ from sandbox_agent.server.http.operations import (
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.sessions import SearchHit, SearchResponse
 
-__all__ = ["OPERATIONS"]
-
 MAX_QUERY = 1000
 DEFAULT_HITS = 20
 MAX_HITS = 100

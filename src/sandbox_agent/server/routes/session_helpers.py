@@ -21,21 +21,6 @@ from sandbox_agent.server.http.operations import Parameter, get_header, read_fla
 from sandbox_agent.server.state import state_of
 from sandbox_agent.wire.sessions import SessionInfo, TurnInfo, UsageInfo
 
-__all__ = [
-    "CLIENT",
-    "EVENT_STREAM_SCHEMA",
-    "INCLUDE_RAW",
-    "NAME",
-    "SESSION_ID",
-    "client_of",
-    "find_session",
-    "include_raw",
-    "path_name",
-    "session_id_of",
-    "session_info",
-    "turn_info",
-]
-
 MAX_NAME = 256
 _usage = msgspec.json.Decoder(UsageInfo)
 

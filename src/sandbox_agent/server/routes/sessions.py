@@ -48,8 +48,6 @@ from sandbox_agent.wire.sessions import (
     SessionListResponse,
 )
 
-__all__ = ["OPERATIONS"]
-
 MAX_SESSIONS = 1000
 # The number of turns that are returned with a session.
 TURNS = 20

@@ -44,8 +44,6 @@ from sandbox_agent.server.streams.session_views import TurnView
 from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.sessions import MAX_BLOCKS, MessageRequest
 
-__all__ = ["OPERATIONS", "TURN_HEADER"]
-
 TURN_HEADER = "sandbox-agent-turn"
 MAX_KEY = 255
 # The required members of ACP's content blocks. Blocks of unknown types are accepted.

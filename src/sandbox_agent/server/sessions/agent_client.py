@@ -22,8 +22,6 @@ from sandbox_agent.server.recorder.registry import RecordedSession
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 from sandbox_agent.wire.members import members
 
-__all__ = ["METHOD_NOT_FOUND", "AgentClient", "answer", "native_id_of", "refusal", "refused"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 METHOD_NOT_FOUND = -32601

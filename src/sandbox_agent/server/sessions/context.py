@@ -11,8 +11,6 @@ from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.recorder import Recorder
 
-__all__ = ["SessionContext"]
-
 
 @dataclass(slots=True)
 class SessionContext:

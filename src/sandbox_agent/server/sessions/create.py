@@ -27,8 +27,6 @@ from sandbox_agent.wire.sessions import CreateSessionRequest
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.registry import RecordedSession
 
-__all__ = ["create_session"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How long a failed creation waits for the store to erase the session.

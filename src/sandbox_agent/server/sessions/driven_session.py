@@ -28,8 +28,6 @@ from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
-__all__ = ["MAX_WAITING", "DrivenSession"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How many messages may wait for the turns before them.

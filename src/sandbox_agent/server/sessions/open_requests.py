@@ -10,8 +10,6 @@ from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient
 
-__all__ = ["cancel_late_requests", "cancel_requests"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # A permission's outcome, and an elicitation's action: each reads its own.

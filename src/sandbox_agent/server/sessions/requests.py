@@ -17,8 +17,6 @@ from sandbox_agent.server.permissions.policies import check_policy
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
-__all__ = ["MAX_ID", "check_create", "check_id", "check_prompt", "digest_of", "session_params", "settings_of"]
-
 MAX_ID = 256
 
 

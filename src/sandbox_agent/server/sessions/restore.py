@@ -28,8 +28,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-__all__ = ["REPLAY_CHARS", "REPLAY_ENVELOPES", "NativeRestoreLostError", "history", "restore"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How much of the newest history goes in front of a prompt: what a model reads at once, and the envelopes

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from sandbox_agent.server.agents.connection import AgentConnection
     from sandbox_agent.server.recorder.recorder import Recorder
 
-__all__ = ["Sessions"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # After a restart many sessions may have waiting messages: so many agents are started at once.

@@ -38,17 +38,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
-__all__ = [
-    "MODE",
-    "MODEL",
-    "VARIANT",
-    "StoredSettings",
-    "chosen_settings",
-    "perform",
-    "set_chosen",
-    "stored_settings",
-]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # ACP's categories of config options, and what the session API calls them.

@@ -13,8 +13,6 @@ from sandbox_agent.engine.sse import encode_comment, encode_retry
 from sandbox_agent.errors import PersistError
 from sandbox_agent.server.streams.viewers import Viewer
 
-__all__ = ["EVENT_STREAM", "EventStream"]
-
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 EVENT_STREAM = "text/event-stream"

@@ -12,8 +12,6 @@ from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, decode_event
 
-__all__ = ["RawView", "TurnView", "ViewedSession", "read_stored"]
-
 # A page of the store.
 PAGE_EVENTS = 1000
 

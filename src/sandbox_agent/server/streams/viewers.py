@@ -9,8 +9,6 @@ from typing import Protocol
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_comment
 
-__all__ = ["KEEPALIVE_SECONDS", "Signal", "Viewed", "Viewer"]
-
 # Proxies drop a silent connection after 30 to 60 s.
 KEEPALIVE_SECONDS = 15.0
 # One write to a socket: large enough to be cheap, small enough not to hold the loop.

@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 
 from sandbox_agent.wire.universal import ContentPart, ReasoningPart
 
-__all__ = ["Entry", "Failure", "Message", "Note", "Request", "Status", "ToolCall", "TurnEnd", "TurnStart"]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

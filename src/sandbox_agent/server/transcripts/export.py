@@ -20,8 +20,6 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import decode_event
 
-__all__ = ["FORMATS", "ExportFormat", "export", "render"]
-
 ExportFormat = Literal["jsonl", "markdown", "html"]
 # Media type and file name suffix.
 FORMATS: dict[ExportFormat, tuple[str, str]] = {

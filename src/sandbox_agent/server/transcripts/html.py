@@ -18,8 +18,6 @@ from sandbox_agent.server.transcripts.templating import (
 )
 from sandbox_agent.wire.universal import ContentPart, ImagePart
 
-__all__ = ["HtmlRenderer"]
-
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
 _STYLES = {"+": "add", "-": "del", "@": "hunk"}
 

@@ -10,19 +10,6 @@ from sandbox_agent.server.transcripts.entries import Request, TurnEnd
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import event_time
 
-__all__ = [
-    "NOTES",
-    "ROLES",
-    "facts",
-    "format_json",
-    "format_time",
-    "plan_steps",
-    "pretty",
-    "title_of",
-    "turn_line",
-    "verdict_line",
-]
-
 ROLES = {"user": "User", "assistant": "Agent", "system": "System", "tool": "Tool"}
 NOTES = {"failed": "cut off", "in_progress": "not finished"}
 # Larger JSON texts are shown as they are.

@@ -16,8 +16,6 @@ from sandbox_agent.server.transcripts.templating import (
     make_environment,
 )
 
-__all__ = ["MarkdownRenderer", "contained", "fenced", "inline", "quoted"]
-
 _SPACE = re.compile(r"\s+")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 _TAG = re.compile(r"<(?=[!?/a-zA-Z])")

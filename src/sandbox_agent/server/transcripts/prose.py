@@ -13,8 +13,6 @@ from markupsafe import Markup, escape
 
 from sandbox_agent.server.transcripts.templating import MAX_STRUCTURED, convert_pieces
 
-__all__ = ["render_prose"]
-
 # The page's own headings have the levels 1 to 3.
 _LOWER_BY = 3
 _SCHEME = re.compile(r"(?<![\w/])https?$")

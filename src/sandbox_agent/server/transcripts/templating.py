@@ -32,8 +32,6 @@ from sandbox_agent.wire.universal import (
     ToolResultPart,
 )
 
-__all__ = ["MAX_STRUCTURED", "TemplateRenderer", "convert_pieces", "make_environment"]
-
 # Texts are converted in pieces, and very long ones without regard to their structure: one call on a long text
 # would hold the interpreter's lock, and so block the event loop, for seconds.
 PIECE_CHARACTERS = 64 * 1024

@@ -38,8 +38,6 @@ from sandbox_agent.wire.universal import (
     UniversalItem,
 )
 
-__all__ = ["TranscriptBuilder"]
-
 # The limit of unfinished items, calls and requests; beyond it, the oldest one is shown as it is.
 MAX_OPEN = 1000
 # Statuses that the head of the transcript shows, or that are of no use to a reader.

@@ -6,8 +6,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["AcpStruct"]
-
 
 class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """A view of an ACP object. Fields that it doesn't know are ignored: the bytes are kept elsewhere.

@@ -8,18 +8,6 @@ import msgspec
 
 from sandbox_agent.wire.acp.base import AcpStruct
 
-__all__ = [
-    "Annotations",
-    "AudioContent",
-    "ContentBlock",
-    "EmbeddedResource",
-    "ImageContent",
-    "ResourceContents",
-    "ResourceLink",
-    "TextContent",
-    "UnknownContent",
-]
-
 
 class Annotations(AcpStruct, frozen=True):
     """Hints on how to show a block; ``last_modified`` is ISO 8601, ``priority`` is 0 to 1."""

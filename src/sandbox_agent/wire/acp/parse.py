@@ -18,8 +18,6 @@ from sandbox_agent.wire.acp.requests import PermissionRequest, PromptResponse
 from sandbox_agent.wire.acp.updates import KnownUpdate, SessionUpdate, UnknownUpdate
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 
-__all__ = ["parse_permission_request", "parse_prompt_response", "parse_update", "read_update"]
-
 S = TypeVar("S", bound=msgspec.Struct)
 
 

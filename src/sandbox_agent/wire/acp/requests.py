@@ -9,8 +9,6 @@ import msgspec
 from sandbox_agent.wire.acp.base import AcpStruct
 from sandbox_agent.wire.acp.updates import ToolCallUpdate
 
-__all__ = ["PermissionOption", "PermissionRequest", "PromptResponse"]
-
 
 class PermissionOption(AcpStruct, frozen=True):
     """An answer that may be given.

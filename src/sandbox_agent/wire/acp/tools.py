@@ -7,8 +7,6 @@ from typing import ClassVar, Literal, TypeAlias
 from sandbox_agent.wire.acp.base import AcpStruct
 from sandbox_agent.wire.acp.content import ContentBlock, UnknownContent
 
-__all__ = ["Content", "Diff", "Terminal", "ToolCallContent", "ToolCallLocation"]
-
 
 class ToolCallLocation(AcpStruct, frozen=True):
     """A file that a tool works on; ``line`` counts from 1 where the agent knows it."""

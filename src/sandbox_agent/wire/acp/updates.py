@@ -10,30 +10,6 @@ from sandbox_agent.wire.acp.base import AcpStruct
 from sandbox_agent.wire.acp.content import ContentBlock, TextContent
 from sandbox_agent.wire.acp.tools import ToolCallContent, ToolCallLocation
 
-__all__ = [
-    "AgentMessageChunk",
-    "AgentThoughtChunk",
-    "AvailableCommand",
-    "AvailableCommandsUpdate",
-    "CompactionSummaryChunk",
-    "CompactionUpdate",
-    "ConfigOptionUpdate",
-    "Cost",
-    "CurrentModeUpdate",
-    "KnownUpdate",
-    "Notice",
-    "Plan",
-    "PlanEntry",
-    "SessionInfoUpdate",
-    "SessionUpdate",
-    "ToolCall",
-    "ToolCallUpdate",
-    "UnknownUpdate",
-    "UnstructuredCommandInput",
-    "UsageUpdate",
-    "UserMessageChunk",
-]
-
 
 class _Update(AcpStruct, frozen=True, tag_field="sessionUpdate"):
     pass

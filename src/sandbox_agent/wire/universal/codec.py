@@ -12,8 +12,6 @@ from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.universal import events
 from sandbox_agent.wire.universal.events import EVENT_DATA_TYPES
 
-__all__ = ["decode_event", "encode_event", "event_time"]
-
 # Year 9999, the last that RFC 3339 can write.
 _LAST_MS = 253_402_300_799_999
 

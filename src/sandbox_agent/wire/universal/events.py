@@ -10,29 +10,6 @@ import msgspec
 
 from sandbox_agent.wire.universal.items import UniversalItem
 
-__all__ = [
-    "EVENT_DATA_TYPES",
-    "AgentUnparsedData",
-    "ErrorData",
-    "EventData",
-    "EventSource",
-    "EventType",
-    "ItemDeltaData",
-    "ItemEventData",
-    "PermissionEventData",
-    "PermissionStatus",
-    "QuestionEventData",
-    "QuestionStatus",
-    "SessionEndReason",
-    "SessionEndedData",
-    "SessionStartedData",
-    "StderrOutput",
-    "TerminatedBy",
-    "TurnEventData",
-    "TurnPhase",
-    "UniversalEvent",
-]
-
 EventSource: TypeAlias = Literal["agent", "daemon"]
 EventType: TypeAlias = Literal[
     "session.started",

@@ -6,24 +6,6 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
-__all__ = [
-    "ContentPart",
-    "FileAction",
-    "FileRefPart",
-    "ImagePart",
-    "ItemKind",
-    "ItemRole",
-    "ItemStatus",
-    "JsonPart",
-    "ReasoningPart",
-    "ReasoningVisibility",
-    "StatusPart",
-    "TextPart",
-    "ToolCallPart",
-    "ToolResultPart",
-    "UniversalItem",
-]
-
 ItemKind: TypeAlias = Literal["message", "tool_call", "tool_result", "system", "status", "unknown"]
 ItemRole: TypeAlias = Literal["user", "assistant", "system", "tool"]
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "failed"]
