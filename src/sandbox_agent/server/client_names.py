@@ -19,11 +19,6 @@ CANCELLATION: Final = "cancel"
 RESERVED: Final = frozenset({POLICY, EXPIRY, SESSION, CANCELLATION})
 
 
-def is_allowed(name: str) -> bool:
-    """Return whether a client may call itself that."""
-    return name not in RESERVED and len(name) <= MAX_CLIENT_NAME
-
-
 def check_client_name(name: str | None) -> str:
     """Return the client's name, or UNNAMED if the request has none.
 
@@ -35,7 +30,7 @@ def check_client_name(name: str | None) -> str:
     """
     if not name:
         return UNNAMED
-    if not is_allowed(name):
+    if name in RESERVED or len(name) > MAX_CLIENT_NAME:
         shown = f"'{name}'" if name in RESERVED else f"{len(name)} characters"
         raise InvalidRequestError(
             f"invalid request: {CLIENT_HEADER} must be at most {MAX_CLIENT_NAME} characters and none of the "

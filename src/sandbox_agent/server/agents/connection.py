@@ -16,11 +16,13 @@ from sandbox_agent.engine.feed import Feed, Slice
 from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
 from sandbox_agent.errors import (
     AgentProcessExitedError,
+    GoneError,
     InvalidRequestError,
     RequestTimeoutError,
     StreamError,
 )
 from sandbox_agent.runtime.process import ExitStatus, Process
+from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads, read_head, read_heads
@@ -104,6 +106,7 @@ class AgentConnection:
         self._correlator = Correlator()
         self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
         self._responses: dict[Pending, _Response] = {}
+        self._repeats = Repeats()
         self._status: ExitStatus | None = None
         self._closed = False
 
@@ -250,24 +253,85 @@ class AgentConnection:
 
     # the agent's input
 
-    async def send(self, client: str, head: Head, envelope: bytes) -> bytes | None:
+    async def send(
+        self, client: str, head: Head, envelope: bytes, *, key: str | None = None, respond_async: bool = False
+    ) -> bytes | None:
         """Send a client's envelope to the agent, and wait for the response to a request (see submit).
 
-        A caller that is cancelled or times out leaves the request running: its response will be in the
-        feed.
+        An envelope that was sent before (see repeats) is not sent again: its response is returned. A caller
+        that is cancelled or times out leaves the request running: its response will be in the feed.
+
+        Args:
+            client: the client's name, or UNNAMED.
+            head: the envelope's, from read_head.
+            envelope: one JSON-RPC object.
+            key: the Idempotency-Key of a notification or a response.
+            respond_async: return once the agent has received the envelope.
 
         Returns:
-            The agent's response with the client's id, or None for a notification or a response.
+            The agent's response with the client's id; None for a notification or a response, or with
+            respond_async.
 
         Raises:
             AgentProcessExitedError: the agent has ended, or ends before it responds.
             RequestTimeoutError: the agent did not read the envelope, or did not respond, in time.
+            GoneError: the agent has responded, and the server no longer keeps the response.
         """
-        response = await self.submit(client, head, envelope)
-        return None if response is None else await response
+        identity = identify(client, head, envelope, key)
+        if identity is None:
+            response = await self.submit(client, head, envelope)
+        elif self._repeats.is_closed(identity):
+            return self._repeated_response(identity, head, respond_async=respond_async)
+        else:
+            response = await self._deliver_once(identity, client, head, envelope)
+        if response is None:
+            return None
+        if respond_async:
+            response.add_done_callback(_retrieve)
+            return None
+        if identity is None:
+            return await response
+        timeout = None if head.method in UNTIMED_METHODS else self._timeout
+        await asyncio.wait({response}, timeout=timeout)  # others may wait for it, too
+        if not response.done():
+            raise self._timed_out(head.method)
+        return response.result()
+
+    async def _deliver_once(
+        self, identity: bytes, client: str, head: Head, envelope: bytes
+    ) -> asyncio.Future[bytes] | None:
+        """Submit an envelope, or join the call that does so already."""
+        delivery = self._repeats.find(identity)
+        if delivery is not None:
+            return await asyncio.shield(delivery)
+        self._repeats.open(identity)
+        try:
+            response = await self.submit(client, head, envelope, timed=False)
+        except BaseException as error:
+            self._repeats.failed(identity, error)
+            raise
+        self._repeats.written(identity, response)
+        return response
+
+    def _repeated_response(self, identity: bytes, head: Head, *, respond_async: bool) -> bytes | None:
+        if respond_async or not head.is_request:
+            return None
+        response = self._repeats.response(identity)
+        if response is None:
+            raise GoneError(
+                f"gone: {self.agent} has responded to this {head.method} already, and the server no longer "
+                "keeps the response; it is in the event stream"
+            )
+        return response
 
     async def submit(
-        self, client: str, head: Head, envelope: bytes, *, stored_first: bool = False
+        self,
+        client: str,
+        head: Head,
+        envelope: bytes,
+        *,
+        stored_first: bool = False,
+        timed: bool = True,
     ) -> asyncio.Future[bytes] | None:
         """Record a client's envelope and write it to the agent.
 
@@ -276,6 +340,7 @@ class AgentConnection:
             head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
             stored_first: write a request only once the store has it, however long that takes.
+            timed: whether the response fails when it is late.
 
         Returns:
             The future response of a request, with the client's id; it fails as send() does.
@@ -308,7 +373,7 @@ class AgentConnection:
             raise
         # A caller that is cancelled while it waits cancels the future.
         response.future.add_done_callback(lambda _: self._remove_response(pending))
-        self._start_timer(response, submitted, timeout)
+        self._start_timer(response, submitted, timeout if timed else None)
         return response.future
 
     def submit_nowait(self, client: str, head: Head, envelope: bytes) -> asyncio.Future[bytes] | None:
@@ -449,6 +514,12 @@ class AgentConnection:
             self.signal.fire()
             with anyio.move_on_after(DROP_SECONDS):
                 await self._spiller.drop(self.feed.epoch)
+
+
+def _retrieve(response: asyncio.Future[bytes]) -> None:
+    """Mark an exception as retrieved: no caller waits for the response."""
+    if not response.cancelled():
+        response.exception()
 
 
 def _replace_invalid(lines: Sequence[bytes]) -> tuple[list[bytes], list[Head]]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES, is_allowed
+from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES
 from sandbox_agent.server.http.auth import bearer_allows
 
 _PREFIX = b"/v1/acp/"
@@ -25,6 +24,10 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
     b"expect": (),
     b"upgrade": (),
     b"transfer-encoding": (),
+    b"idempotency-key": (),
+    b"prefer": (),
+    # A named client may send an envelope again, which takes more than the fast path does.
+    CLIENT_HEADER_BYTES: (b"",),
 }
 
 
@@ -42,27 +45,18 @@ class FastPath:
         self._token = token.encode() if token is not None else None
         self._limit = min(max_body_bytes, _MAX_BODY_BYTES)
 
-    def find(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[AgentConnection, str] | None:
-        """Return a POST's connection and the name of its client; None if it does not take the fast path."""
+    def find(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> AgentConnection | None:
+        """Return a POST's connection; None if the request does not take the fast path."""
         if not url.startswith(_PREFIX) or b"%" in url or b"?" in url:
             return None
-        client = UNNAMED
         seen = 0
         for name, value in headers:
             if name in _PLAIN:
                 if value not in _PLAIN[name]:
                     return None
                 seen += name == b"content-type"
-            elif name == b"content-length":
-                if not value.isdigit() or int(value) > self._limit:
-                    return None
-            elif name == CLIENT_HEADER_BYTES:
-                if client is not UNNAMED:
-                    return None
-                client = value.decode("latin-1").strip(" \t")
-                if not is_allowed(client):
-                    return None
+            elif name == b"content-length" and (not value.isdigit() or int(value) > self._limit):
+                return None
         if seen != 1 or (self._token is not None and not bearer_allows(headers, self._token)):
             return None
-        connection = self._bridge.peek(url[len(_PREFIX) :].decode("latin-1"))
-        return None if connection is None else (connection, client or UNNAMED)
+        return self._bridge.peek(url[len(_PREFIX) :].decode("latin-1"))

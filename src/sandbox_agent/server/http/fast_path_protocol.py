@@ -13,6 +13,7 @@ from typing import Any, cast
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.problems import error_response
@@ -36,7 +37,7 @@ class _Exchange:
 class FastPathProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with a fast path for envelopes."""
 
-    _held: tuple[AgentConnection, str, bytearray] | None = None
+    _held: tuple[AgentConnection, bytearray] | None = None
     # uvicorn sets this event of a cycle when the connection is lost; nothing waits for it here
     _message_event = asyncio.Event()
 
@@ -50,13 +51,13 @@ class FastPathProtocol(HttpToolsProtocol):
             and untyped.parser.get_http_version() == "1.1"
             and (found := fast_path.find(self.url, self.headers)) is not None
         ):
-            self._held = (*found, bytearray())
+            self._held = (found, bytearray())
         else:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self._held is not None:
-            self._held[2].extend(body)
+            self._held[1].extend(body)
         else:
             super().on_body(body)
 
@@ -66,13 +67,13 @@ class FastPathProtocol(HttpToolsProtocol):
             super().on_message_complete()
         elif not self._send(*held):
             super().on_headers_complete()
-            super().on_body(bytes(held[2]))
+            super().on_body(bytes(held[1]))
             super().on_message_complete()
 
-    def _send(self, connection: AgentConnection, client: str, body: bytearray) -> bool:
+    def _send(self, connection: AgentConnection, body: bytearray) -> bool:
         envelope = bytes(body)
         try:
-            answer = connection.submit_nowait(client, read_head(envelope), envelope)
+            answer = connection.submit_nowait(UNNAMED, read_head(envelope), envelope)
         except Exception:  # noqa: BLE001 - uvicorn would answer 400; the application answers with the error
             return False
         if answer is None:

@@ -22,6 +22,7 @@ from sandbox_agent.errors import (
 
 # The largest value of a signed 64-bit column; clients in other languages can hold it too.
 MAX_NUMBER = 2**63 - 1
+MAX_IDEMPOTENCY_KEY = 255
 
 Body = TypeVar("Body")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -101,6 +102,20 @@ def get_header(request: Request, name: bytes) -> str | None:
         if key == name:
             found = value if found is None else found + b", " + value
     return None if found is None else found.decode("latin-1").strip(" \t")
+
+
+def read_idempotency_key(request: Request) -> str | None:
+    """Return the Idempotency-Key header; None if it is absent.
+
+    Raises:
+        InvalidRequestError: it is empty, too long, or has a control character.
+    """
+    key = get_header(request, b"idempotency-key")
+    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isprintable()):
+        raise InvalidRequestError(
+            f"invalid request: Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable characters"
+        )
+    return key
 
 
 def accepts(request: Request, media_type: str) -> bool:

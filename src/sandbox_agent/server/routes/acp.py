@@ -10,6 +10,7 @@ from sandbox_agent.errors import (
     AgentNotInstalledError,
     AgentProcessExitedError,
     ConflictError,
+    GoneError,
     InvalidRequestError,
     NotAcceptableError,
     PayloadTooLargeError,
@@ -26,6 +27,7 @@ from sandbox_agent.server.client_names import (
     check_client_name,
 )
 from sandbox_agent.server.http.operations import (
+    MAX_IDEMPOTENCY_KEY,
     MAX_NUMBER,
     Answer,
     Operation,
@@ -34,6 +36,7 @@ from sandbox_agent.server.http.operations import (
     get_header,
     integer_schema,
     read_body,
+    read_idempotency_key,
     read_text,
     require_json_accepted,
     require_json_body,
@@ -46,6 +49,7 @@ from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
 EPOCH_HEADER = "sandbox-agent-epoch"
+RESPOND_ASYNC = "respond-async"
 MAX_SERVER_ID = 256
 
 
@@ -83,10 +87,22 @@ async def post_envelope(request: Request) -> Response:
     body = await read_body(request, state.config.max_body_bytes)
     head = _read_head(body)
     connection = await state.bridge.open(server_id, read_text(request, "agent"))
-    response = await connection.send(client, head, body)
+    respond_async = _prefers_async(request)
+    response = await connection.send(
+        client, head, body, key=read_idempotency_key(request), respond_async=respond_async
+    )
     if response is None:
-        return Response(status_code=202)
+        applied = {"Preference-Applied": RESPOND_ASYNC} if respond_async and head.is_request else None
+        return Response(status_code=202, headers=applied)
     return JsonResponse(connection.with_stderr(response))
+
+
+def _prefers_async(request: Request) -> bool:
+    """Return whether the Prefer header (RFC 7240) asks not to wait for the agent's response."""
+    preferences = get_header(request, b"prefer")
+    if preferences is None:
+        return False
+    return any(part.partition(";")[0].strip().lower() == RESPOND_ASYNC for part in preferences.split(","))
 
 
 def _read_head(body: bytes) -> Head:
@@ -137,6 +153,19 @@ _CLIENT = Parameter(
     "The client's name. Responses to the requests of a named client go to its own streams only.",
     text_schema(most=MAX_CLIENT_NAME),
 )
+_PREFER = Parameter(
+    "Prefer",
+    "header",
+    "With `respond-async`, a request is answered with 202 once the agent has received it, and the agent's "
+    "response is sent in the event stream only: no long request exists that a proxy could end.",
+)
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Identifies a notification or a response. If it is sent again with the same key, the agent does not "
+    "receive it twice.",
+    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
+)
 _ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
 
 OPERATIONS = (
@@ -160,18 +189,31 @@ OPERATIONS = (
             "The first POST names the agent and starts its process. A request is answered with 200 and the "
             "agent's response, even if that is an error. A notification or a response is answered with 202 "
             "and no body. If the client disconnects, its request continues, and the response is sent in the "
-            "event stream."
+            "event stream.\n\n"
+            "A named client may send an envelope again if it does not know whether it has arrived. A request "
+            "with the same id and the same bytes is not sent to the agent twice: the POST waits for the same "
+            "response, or returns it. The server recognizes the newest 4,096 envelopes of a connection and "
+            "keeps up to 4 MiB of their responses; a response that is no longer kept is answered with 410. A "
+            "client must therefore not use an id twice under one name. Requests of unnamed clients are never "
+            "merged."
         ),
         tag="acp",
         parameters=(
             _SERVER_ID,
             Parameter("agent", "query", "The agent's id. The first POST of a connection must have it."),
             _CLIENT,
+            _PREFER,
+            _KEY,
         ),
         request_body=_ENVELOPE,
         answers={
             200: Answer("The agent's response.", _ENVELOPE),
-            202: Answer("The envelope was accepted."),
+            202: Answer(
+                "The agent has received the envelope.",
+                headers={
+                    "Preference-Applied": "`respond-async`, if the response is sent in the event stream."
+                },
+            ),
         },
         errors=(
             InvalidRequestError,
@@ -182,6 +224,7 @@ OPERATIONS = (
             PayloadTooLargeError,
             UnsupportedMediaTypeError,
             AgentProcessExitedError,
+            GoneError,
             StreamError,
             RequestTimeoutError,
         ),

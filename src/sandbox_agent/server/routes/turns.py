@@ -24,10 +24,11 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store.rows import TurnRow
 from sandbox_agent.server.http.operations import (
+    MAX_IDEMPOTENCY_KEY,
     Answer,
     Operation,
     Parameter,
-    get_header,
+    read_idempotency_key,
     read_json,
     text_schema,
 )
@@ -45,7 +46,6 @@ from sandbox_agent.server.streams.viewers import Viewer
 from sandbox_agent.wire.sessions import MAX_BLOCKS, MessageRequest
 
 TURN_HEADER = "sandbox-agent-turn"
-MAX_KEY = 255
 # The required members of ACP's content blocks. Blocks of unknown types are accepted.
 _REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
     "text": {"text": str},
@@ -96,11 +96,7 @@ async def post_message_stream(request: Request) -> Response:
 async def _send(request: Request) -> TurnRow:
     session_id = session_id_of(request)
     state = state_of(request)
-    key = get_header(request, b"idempotency-key")
-    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-        raise InvalidRequestError(
-            f"invalid request: Idempotency-Key must be 1 to {MAX_KEY} printable characters"
-        )
+    key = read_idempotency_key(request)
     body = await read_json(request, MessageRequest, state.config.max_body_bytes)
     return await state.sessions.message(session_id, _prompt(body), idempotency_key=key)
 
@@ -143,7 +139,7 @@ _KEY = Parameter(
     "Identifies the message. If it is sent again with the same key, the agent does not receive it twice: the "
     "answer has the same turn, even after a restart of the server. A different message with the same key is "
     "refused.",
-    text_schema(least=1, most=MAX_KEY),
+    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
 )
 _TURN = {TURN_HEADER: "The id of the message's turn."}
 _ERRORS = (
