@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx2
 
+from sandbox_agent.client.delivery import Delivery, UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, Envelope, notification, request, response
 from sandbox_agent.client.feed import Feed, parse_event_data
-from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
+from sandbox_agent.client.http import Http, describe, quote_segment
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
@@ -29,6 +30,7 @@ from sandbox_agent.errors import (
     AcpRpcError,
     AgentProcessExitedError,
     ConnectionLostError,
+    RequestTimeoutError,
     SandboxAgentError,
 )
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
@@ -42,8 +44,10 @@ CLIENT_HEADER = "Sandbox-Agent-Client"
 FEED_SILENCE = 1.0
 # The feed of a server that sends an epoch loses nothing: it is only late.
 COMPLETE_FEED_SILENCE = 15.0
-# A prompt lasts as long as its turn; any other request whose POST was cut off fails after this.
-LOST_ANSWER_TIMEOUT = 130.0
+# A prompt lasts as long as its turn; any other request fails after this. A server that answers with the
+# agent's response fails it before.
+RESPONSE_TIMEOUT = 130.0
+RETRY_DELAY = 0.1
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
@@ -87,6 +91,7 @@ class Connection:
         self._handlers = handlers
         self._path = f"/v1/acp/{quote_segment(self.server_id)}"
         self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
+        self._delivery = Delivery(http, self._path, self._headers)
         self._pending: dict[int, PendingRequest] = {}
         self._exit_seen = asyncio.Event()
         self._feed = Feed(http, self._path, self._headers, self._on_events)
@@ -96,27 +101,57 @@ class Connection:
 
     async def open(self) -> None:
         """Start the agent, initialize it, open the feed, and authenticate if that needs no user."""
-        params = initialize_params("sandbox-agent-sdk")
+        sent = PendingRequest(Outgoing(next(self._request_ids)), "initialize", None)
         try:
             # A cancelled caller may already have started the agent: close() ends it.
-            line = await self._start_agent(request(next(self._request_ids), "initialize", params))
+            line = await self._start_agent(sent)
             self.initialize_result = self._read_initialize(line)
-            self._feed_task = self._tasks.spawn(self._run_feed(), name=f"feed {self.server_id}")
+            self._start_feed()
             await self._authenticate()
         except BaseException:
             await self.close()
             raise
 
-    async def _start_agent(self, body: bytes) -> bytes:
-        try:
-            status, answer = await self._post(body, {"agent": self.agent})
-        except httpx2.TransportError as error:
-            raise NotSentError(
-                f"agent '{self.agent}' could not be started: no response from {self._http.base_url} "
-                f"({describe(error)})"
-            ) from error
-        raise_for_problem(status, answer)
-        return answer
+    async def _start_agent(self, sent: PendingRequest) -> bytes:
+        """Send initialize, which starts the agent, and return the response."""
+        self._pending[sent.outgoing.id] = sent
+        sent.body = body = request(sent.outgoing.id, "initialize", initialize_params("sandbox-agent-sdk"))
+        deadline = time.monotonic() + RESPONSE_TIMEOUT
+        while True:
+            try:
+                answer = await self._delivery.request(body, sent.future, params={"agent": self.agent})
+                break
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+                raise self._not_started(describe(error)) from error
+            except UnknownOutcomeError as error:
+                if await self._is_on_server(unless=False):
+                    self._start_feed()
+                    opened = self._tasks.run(self._feed.opened.wait(), name="feed opened")
+                    await asyncio.wait({opened, sent.future}, return_when=asyncio.FIRST_COMPLETED)
+                    opened.cancel()
+                    if sent.future.done() or not self._feed.complete:
+                        answer = b""  # a server without epochs does not recognize repetitions
+                        break
+                elif error.problem is not None:
+                    raise error.problem from None
+                if time.monotonic() > deadline:
+                    raise self._not_started(str(error)) from error
+                await asyncio.sleep(max(error.retry_after, RETRY_DELAY))
+        sent.post_open = False
+        if answer:
+            self._pending.pop(sent.outgoing.id, None)
+            return answer
+        self._start_feed()
+        return await self._response_of(sent)
+
+    def _not_started(self, why: str) -> NotSentError:
+        return NotSentError(
+            f"agent '{self.agent}' could not be started: no response from {self._http.base_url} ({why})"
+        )
+
+    def _start_feed(self) -> None:
+        if self._feed_task is None:
+            self._feed_task = self._tasks.spawn(self._run_feed(), name=f"feed {self.server_id}")
 
     def _read_initialize(self, line: bytes) -> dict[str, Any]:
         try:
@@ -165,7 +200,7 @@ class Connection:
             self._fail(pending, fenced)
         for agent_session in self.router.unbind_all(session):
             cancel = notification("session/cancel", {"sessionId": agent_session})
-            await self._post_accepted(cancel, None, "session/cancel")
+            await self._notify(cancel, None, "session/cancel")
 
     # sending
 
@@ -208,34 +243,44 @@ class Connection:
         if session is not None and sent.event is None:
             stored = body if stored_params is None else request(sent.id, method, stored_params)
             sent.event = session.journal.append("client", [stored], self.connection_id)
-        self._tasks.spawn(self._send(pending, body), name=f"{method} {sent.id}")
-        return Answer.read(await pending.future).unwrap()
+        pending.body = body
+        self._tasks.spawn(self._send(pending), name=f"{method} {sent.id}")
+        return Answer.read(await self._response_of(pending)).unwrap()
+
+    async def _response_of(self, pending: PendingRequest) -> bytes:
+        """Wait for a response; only a turn may take any time.
+
+        Raises:
+            RequestTimeoutError: the agent did not respond in time.
+        """
+        timeout = None if pending.method == "session/prompt" else RESPONSE_TIMEOUT
+        try:
+            async with asyncio.timeout(timeout):
+                return await pending.future
+        except TimeoutError:
+            self._pending.pop(pending.outgoing.id, None)
+            raise RequestTimeoutError(
+                f"timeout: {self.agent} did not answer {pending.method} within {RESPONSE_TIMEOUT:g} s"
+            ) from None
 
     async def notify(self, method: str, params: object, *, session: ClientSession) -> None:
         """Send a notification; it is stored."""
-        await self._post_accepted(notification(method, params), session, method)
+        await self._notify(notification(method, params), session, method)
 
-    async def _post(self, body: bytes, params: dict[str, str] | None = None) -> tuple[int, bytes]:
-        headers = {**self._headers, "Content-Type": "application/json", "Accept": "application/json"}
-        return await self._http.send("POST", self._path, content=body, params=params, headers=headers)
-
-    async def _post_accepted(self, body: bytes, session: ClientSession | None, what: str) -> None:
+    async def _notify(self, body: bytes, session: ClientSession | None, what: str) -> None:
         if self.lost is not None:
             raise NotSentError(f"{what} was not sent: {self.lost}") from self.lost
         if session is not None:
             session.journal.append("client", [body], self.connection_id)
         try:
-            status, answer = await self._post(body)
-        except httpx2.TransportError as error:
+            await self._delivery.notify(body)
+        except (UnknownOutcomeError, httpx2.TransportError) as error:
             raise ConnectionLostError(f"{what} may not have arrived ({describe(error)})") from error
-        raise_for_problem(status, answer)
 
-    async def _send(self, pending: PendingRequest, body: bytes) -> None:
+    async def _send(self, pending: PendingRequest) -> None:
         try:
-            status, answer = await self._post(body)
-            if status >= 400:
-                await self._handle_refusal(pending, status, answer)
-            elif answer:
+            answer = await self._delivery.request(pending.body, pending.future)
+            if answer:
                 await self._prefer_feed(pending, answer)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             url = self._http.base_url
@@ -243,38 +288,38 @@ class Connection:
                 pending,
                 NotSentError(f"{pending.method} was not sent: cannot connect to {url} ({describe(error)})"),
             )
-        except httpx2.TransportError as error:
+        except UnknownOutcomeError as error:
             pending.post_open = False
-            await self._wait_for_feed(pending, error)
+            self._wait_for_feed(pending, error)
+        except SandboxAgentError as error:
+            await self._handle_refusal(pending, error)
         finally:
             pending.post_open = False
 
-    async def _wait_for_feed(self, pending: PendingRequest, error: httpx2.TransportError) -> None:
-        # The POST is lost, the turn is not: its response is also sent in the feed.
+    def _wait_for_feed(self, pending: PendingRequest, error: UnknownOutcomeError) -> None:
         if self.lost is not None:
             self._fail(pending, self._lost_error())
-        logger.info("the POST of %s was cut off (%s): waiting for the feed", pending.method, describe(error))
-        if pending.method != "session/prompt":
-            await asyncio.wait({pending.future}, timeout=LOST_ANSWER_TIMEOUT)
-            self._fail(
-                pending,
-                ConnectionLostError(f"{pending.method}: no response was received ({describe(error)})"),
-            )
+        elif error.unprocessed:
+            self._fail(pending, NotSentError(f"{pending.method} was not sent: {error}"))
+        elif self._delivery.repeatable:
+            # If the agent has received it nevertheless, it must not go on: the connection is closed.
+            why = f"{pending.method} was not delivered ({error}): its outcome is unknown"
+            self._lose(pending, ConnectionLostError(why))
+        else:
+            # The POST is lost, the turn is not: its response is also sent in the feed.
+            logger.info("the POST of %s was cut off (%s): waiting for the feed", pending.method, error)
 
-    async def _handle_refusal(self, pending: PendingRequest, status: int, answer: bytes) -> None:
-        if status in {400, 404, 410} and not await self._is_on_server():
-            gone = NotSentError(f"{pending.method} was not sent: the server no longer knows this connection")
-            self._lose(pending, gone)
-            return
-        try:
-            raise_for_problem(status, answer)
-        except AgentProcessExitedError as error:
+    async def _handle_refusal(self, pending: PendingRequest, error: SandboxAgentError) -> None:
+        if isinstance(error, AgentProcessExitedError):
             # The agent's last messages are in the feed, before its exit.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXIT_GRACE):
                     await self._exit_seen.wait()
             self._lose(pending, error)
-        except SandboxAgentError as error:
+        elif error.status in {400, 404, 410} and not await self._is_on_server(unless=True):
+            gone = NotSentError(f"{pending.method} was not sent: the server no longer knows this connection")
+            self._lose(pending, gone)
+        else:
             self._fail(pending, error)
 
     def _lose(self, pending: PendingRequest, error: SandboxAgentError) -> None:
@@ -282,11 +327,12 @@ class Connection:
         self._fail(pending, error)
         self._tasks.spawn(self._retire(error), name=f"retire {self.server_id}")
 
-    async def _is_on_server(self) -> bool:
+    async def _is_on_server(self, *, unless: bool) -> bool:
+        """Return whether the server knows this connection; ``unless`` if it does not say."""
         try:
             answer: dict[str, Any] | None = await self._http.json("GET", "/v1/acp")
         except SandboxAgentError:
-            return True
+            return unless
         servers: list[dict[str, Any]] = (answer or {}).get("servers") or []
         return any(server.get("serverId") == self.server_id for server in servers)
 
@@ -301,6 +347,15 @@ class Connection:
         if not pending.future.done():
             logger.warning("the feed lost the response to %s: using the POST's copy", pending.method)
             self.router.route([answer.strip()])
+
+    async def _fetch_response(self, pending: PendingRequest) -> None:
+        """Ask for a response that the feed may have lost."""
+        if pending.post_open or not self._delivery.repeatable:
+            return
+        with contextlib.suppress(UnknownOutcomeError, SandboxAgentError, httpx2.TransportError):
+            line = await self._delivery.fetch_response(pending.body)
+            if not pending.future.done():
+                self.router.route([line.strip()])
 
     def _fail(self, pending: PendingRequest, error: SandboxAgentError) -> None:
         if self._pending.get(pending.outgoing.id) is pending:
@@ -323,6 +378,8 @@ class Connection:
         for event in events:
             if event.event == "gap":
                 self._append_gap(parse_event_data(event.data))
+                for pending in list(self._pending.values()):
+                    self._tasks.spawn(self._fetch_response(pending), name=f"{pending.method} after a gap")
         for journal in journals:
             if journal.over_limit:
                 await journal.wait_drained()
@@ -415,7 +472,7 @@ class Connection:
     async def _respond(
         self, head: Envelope, session: ClientSession | None, result: object = None, *, error: object = None
     ) -> None:
-        await self._post_accepted(response(head.id, result=result, error=error), session, "the response")
+        await self._notify(response(head.id, result=result, error=error), session, "the response")
 
     def _receive_exit(self, line: bytes) -> None:
         params: dict[str, Any] = loads(line).get("params") or {}
@@ -434,13 +491,27 @@ class Connection:
 
     async def _retire(self, error: SandboxAgentError) -> None:
         self._mark_lost(error)
-        for pending in [pending for pending in self._pending.values() if not pending.post_open]:
+        answered = [pending for pending in self._pending.values() if not pending.post_open]
+        if answered and isinstance(error, AgentProcessExitedError) and self._delivery.repeatable:
+            self.lost = await self._exit_reason(answered[0]) or error
+        for pending in answered:
             self._fail(pending, self._lost_error())
         # An open POST returns more: the agent's stderr, or that the request was refused and can be repeated.
         futures = {pending.future for pending in self._pending.values()}
         if futures:
             await asyncio.wait(futures, timeout=EXIT_GRACE)
         await self.close()
+
+    async def _exit_reason(self, pending: PendingRequest) -> AgentProcessExitedError | None:
+        """Return why the agent exited, with its stderr: the server answers any repeated request with that."""
+        try:
+            async with asyncio.timeout(EXIT_GRACE):
+                await self._delivery.fetch_response(pending.body)
+        except AgentProcessExitedError as error:
+            return error
+        except (UnknownOutcomeError, SandboxAgentError, httpx2.TransportError, TimeoutError) as error:
+            logger.info("the server did not say why %s exited: %s", self.agent, describe(error))
+        return None
 
     def _lost_error(self) -> SandboxAgentError:
         if isinstance(self.lost, AgentProcessExitedError):

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
-from sandbox_agent.client.http import Http, describe
+from sandbox_agent.client.delivery import retry_after
+from sandbox_agent.client.http import Http, describe, problem_error
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
@@ -24,7 +25,7 @@ RECONNECT_MAX_DELAY = 1.0
 # If the port refuses connections for this long, the server is gone.
 REFUSED_FOR = 3.0
 # An unusable server (a proxy's 502, a network outage) may come back: the turn continues meanwhile.
-UNREACHABLE_FOR = 30.0
+UNREACHABLE_FOR = 120.0
 EPOCH_HEADER = "Sandbox-Agent-Epoch"
 GONE = frozenset({404, 410})
 RESTARTED = "the event stream was restarted (the server or the agent restarted)"
@@ -41,6 +42,7 @@ class Feed:
 
     Attributes:
         live: whether the stream is open now.
+        opened: set once the stream was opened.
         last_activity: when the last bytes were received, on the monotonic clock.
     """
 
@@ -52,6 +54,7 @@ class Feed:
         on_events: Callable[[list[SseEvent]], Awaitable[None]],
     ) -> None:
         self.live: bool = False
+        self.opened: asyncio.Event = asyncio.Event()
         self.last_activity: float = time.monotonic()
         self._http = http
         self._path = path
@@ -60,6 +63,7 @@ class Feed:
         self._last_id = "0"
         self._epoch: str | None = None
         self._busy = False
+        self._retry_after = 0.0
 
     @property
     def complete(self) -> bool:
@@ -97,7 +101,8 @@ class Feed:
             elif now - (lost_since or began) > patience:
                 return ConnectionLostError(f"the server at {self._http.base_url} is gone ({cause})")
             lost_since = lost_since or began
-            await asyncio.sleep(delay)
+            await asyncio.sleep(max(delay, self._retry_after))
+            self._retry_after = 0.0
             delay = min(delay * 2, RECONNECT_MAX_DELAY)
 
     async def _read_once(self) -> SandboxAgentError | str:
@@ -106,10 +111,11 @@ class Feed:
         async with self._http.stream(
             self._path, params=params, headers=headers, read_timeout=READ_TIMEOUT
         ) as response:
-            if response.status_code in GONE:
-                return ConnectionLostError("the server no longer knows this connection (it restarted?)")
             if response.status_code >= 400:
                 await response.aread()
+                if response.status_code in GONE and problem_error(response) is not None:
+                    return ConnectionLostError("the server no longer knows this connection (it restarted?)")
+                self._retry_after = retry_after(response)
                 return f"status {response.status_code}: {response.text[:200]}"
             epoch = response.headers.get(EPOCH_HEADER)
             if self._epoch is not None and epoch != self._epoch:
@@ -120,6 +126,7 @@ class Feed:
     async def _consume(self, response: httpx2.Response) -> SandboxAgentError | str:
         decoder = SseDecoder()
         self.live = True
+        self.opened.set()
         self._busy = False
         self.last_activity = time.monotonic()
         async for chunk in response.aiter_raw():

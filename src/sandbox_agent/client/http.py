@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from sandbox_agent.errors import ConnectionLostError, SandboxAgentError, error_from_problem
+from sandbox_agent.errors import URN_PREFIX, ConnectionLostError, SandboxAgentError, error_from_problem
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
 # The base URL if only a transport was given, which decides where requests are sent.
@@ -109,11 +109,13 @@ class Http:
                 content=None if body is None else dumps(body),
                 headers={"Accept": "application/json", **content_type, **(headers or {})},
                 timeout=_timeout(read_timeout),
+                follow_redirects=method == "GET",
             )
         except httpx2.TransportError as error:
             raise ConnectionLostError(
                 f"{method} {path}: no response from {self.base_url} ({describe(error)})"
             ) from error
+        raise_for_redirect(response)
         raise_for_problem(response.status_code, response.content)
         return response
 
@@ -125,16 +127,21 @@ class Http:
         content: bytes | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, bytes]:
-        """Send bytes and return status and body; an error status does not raise.
+        read_timeout: float | None = READ_TIMEOUT,
+    ) -> httpx2.Response:
+        """Send bytes and return the response with its body; an error status does not raise.
 
         Raises:
             httpx2.TransportError: the request failed.
         """
-        response = await self._open_client().request(
-            method, self.base_url + path, content=content, params=params, headers=headers
+        return await self._open_client().request(
+            method,
+            self.base_url + path,
+            content=content,
+            params=params,
+            headers=headers,
+            timeout=_timeout(read_timeout),
         )
-        return response.status_code, response.content
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -155,6 +162,7 @@ class Http:
             headers=headers,
             timeout=_timeout(read_timeout),
             content=content,
+            follow_redirects=method == "GET",
         ) as response:
             yield response
 
@@ -200,16 +208,39 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def raise_for_redirect(response: httpx2.Response) -> None:
+    """Raise an error that names where a response redirects to; a redirected POST would arrive as a GET."""
+    if response.is_redirect:
+        raise SandboxAgentError(
+            f"{response.request.url} redirects to {response.headers.get('Location')}: use that "
+            "address as base_url",
+            status=response.status_code,
+        )
+
+
 def raise_for_problem(status: int, body: bytes) -> None:
     """Raise the error of a response with a status of 400 or more."""
-    if status < 400:
-        return
+    if status >= 400:
+        raise error_from_problem(status, _read_object(body))
+
+
+def problem_error(response: httpx2.Response) -> SandboxAgentError | None:
+    """Return the error of a sandbox-agent server's problem document; None for any other response.
+
+    A proxy in front of the server may answer with any status and a page of its own.
+    """
+    document = _read_object(response.content)
+    if document is None or not str(document.get("type")).startswith(URN_PREFIX):
+        return None
+    return error_from_problem(response.status_code, document)
+
+
+def _read_object(body: bytes) -> dict[str, Any] | None:
     try:
         document: object = loads(body)
     except InvalidEnvelopeError:
-        document = None
-    problem = cast("dict[str, Any]", document) if isinstance(document, dict) else None
-    raise error_from_problem(status, problem)
+        return None
+    return cast("dict[str, Any]", document) if isinstance(document, dict) else None
 
 
 def quote_segment(segment: str) -> str:

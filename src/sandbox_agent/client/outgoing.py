@@ -36,6 +36,7 @@ class PendingRequest:
     Attributes:
         outgoing: the request.
         method: the request's method.
+        body: the envelope as it is sent.
         session: the session whose journal stores the response.
         opens: the agent session that the request opens again.
         on_result: called with the result before anything that the agent sends later is handled.
@@ -54,6 +55,7 @@ class PendingRequest:
     ) -> None:
         self.outgoing = outgoing
         self.method = method
+        self.body = b""
         self.session = session
         self.opens = opens
         self.on_result = on_result

@@ -1,0 +1,192 @@
+"""Delivers the envelopes of one connection by POST; sends an envelope again if its outcome is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+import httpx2
+
+from sandbox_agent.client.http import Http, describe, problem_error, raise_for_redirect
+from sandbox_agent.errors import RequestTimeoutError, SandboxAgentError, StreamError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, read_head
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
+
+# A server that answers before the agent does has answered by then; a proxy may have swallowed the request.
+ANSWER_TIMEOUT = 30.0
+MIN_DELAY = 0.05
+MAX_DELAY = 2.0
+# A proxy is obeyed up to this; a date far in the future would stop the session.
+MAX_RETRY_AFTER = 120.0
+# How long an envelope is sent again; the default of the health check, too.
+GIVE_UP_AFTER = 120.0
+# An agent that did not read its input may do so later; an agent that cannot be started will not start.
+TRIES_OF_A_PROBLEM = 3
+# Sent by gateways and servers that did not process the request.
+UNPROCESSED = frozenset({429, 503})
+RESPOND_ASYNC = "respond-async"
+
+
+class UnknownOutcomeError(Exception):
+    """The server may have received the envelope, or may not have.
+
+    Attributes:
+        problem: the server's own error, if it has answered.
+        unprocessed: whether the envelope certainly was not processed.
+        retry_after: how long to wait before the next try, in seconds.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        problem: SandboxAgentError | None = None,
+        unprocessed: bool = False,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(reason)
+        self.problem = problem
+        self.unprocessed = unprocessed
+        self.retry_after = retry_after
+
+
+class Delivery:
+    """The POSTs of one connection.
+
+    Args:
+        http: the HTTP client.
+        path: the connection's path.
+        headers: headers of every request; they name the client.
+
+    Attributes:
+        repeatable: whether the server recognizes an envelope that is sent again, as its first answer says. If
+            it does not (the published server), an envelope with an unknown outcome is not sent again.
+    """
+
+    def __init__(self, http: Http, path: str, headers: Mapping[str, str]) -> None:
+        self.repeatable: bool = False
+        self._http = http
+        self._path = path
+        self._headers = {**headers, "Content-Type": "application/json", "Accept": "application/json"}
+
+    async def request(
+        self, body: bytes, response: asyncio.Future[bytes], *, params: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Send a request until the server has received it, or its response has arrived by the stream.
+
+        Args:
+            body: the envelope.
+            response: the response, which the stream brings.
+            params: the query.
+
+        Returns:
+            The response from a server that answers with it; b"" if the stream brings it.
+
+        Raises:
+            UnknownOutcomeError: the server does not recognize repetitions, or no try had a usable answer.
+            SandboxAgentError: the server refused the request.
+            httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout: nothing was sent.
+        """
+        return await self._repeat(body, {"Prefer": RESPOND_ASYNC}, params, response)
+
+    async def fetch_response(self, body: bytes) -> bytes:
+        """Send a request again for its response; raises as ``request``."""
+        return await self._post(body, {}, None, None)
+
+    async def notify(self, body: bytes) -> None:
+        """Send a notification or a response; raises as ``request``."""
+        await self._repeat(body, {"Idempotency-Key": uuid.uuid4().hex}, None, None)
+
+    async def _repeat(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        params: Mapping[str, str] | None,
+        response: asyncio.Future[bytes] | None,
+    ) -> bytes:
+        delay = MIN_DELAY
+        problems = 0
+        began = time.monotonic()
+        while True:
+            try:
+                return await self._post(body, headers, params, ANSWER_TIMEOUT if self.repeatable else None)
+            except UnknownOutcomeError as error:
+                problems += error.problem is not None
+                if error.problem is not None and self.repeatable and problems >= TRIES_OF_A_PROBLEM:
+                    raise error.problem from None
+                if not (self.repeatable or error.unprocessed) or time.monotonic() - began > GIVE_UP_AFTER:
+                    raise
+                logger.info("a POST to %s has no usable answer (%s): sending it again", self._path, error)
+                pause = max(delay, error.retry_after)
+            if response is None:
+                await asyncio.sleep(pause)
+            elif (await asyncio.wait({response}, timeout=pause))[0]:
+                return b""
+            delay = min(delay * 2, MAX_DELAY)
+
+    async def _post(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        params: Mapping[str, str] | None,
+        read_timeout: float | None,
+    ) -> bytes:
+        """Send an envelope once; raises as ``request``."""
+        try:
+            answer = await self._http.send(
+                "POST",
+                self._path,
+                content=body,
+                params=params,
+                headers={**self._headers, **headers},
+                read_timeout=read_timeout,
+            )
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
+            raise
+        except httpx2.TransportError as error:
+            raise UnknownOutcomeError(describe(error)) from error
+        status = answer.status_code
+        if status < 300:
+            if RESPOND_ASYNC in answer.headers.get("Preference-Applied", ""):
+                self.repeatable = True
+            return _envelope(answer)
+        raise_for_redirect(answer)
+        problem = problem_error(answer)
+        if problem is None or isinstance(problem, (RequestTimeoutError, StreamError)):
+            raise UnknownOutcomeError(
+                f"status {status}" if problem is None else str(problem),
+                problem=problem,
+                unprocessed=problem is None and status in UNPROCESSED,
+                retry_after=retry_after(answer),
+            )
+        raise problem
+
+
+def _envelope(answer: httpx2.Response) -> bytes:
+    """Return the body if it is an envelope or empty; a proxy may answer with a page of its own."""
+    if answer.content:
+        try:
+            read_head(answer.content)
+        except InvalidEnvelopeError as error:
+            raise UnknownOutcomeError(
+                f"status {answer.status_code} with a body that is not a JSON-RPC envelope ({error})"
+            ) from error
+    return answer.content
+
+
+def retry_after(answer: httpx2.Response) -> float:
+    """Return the seconds of a Retry-After header (RFC 9110, section 10.2.3); 0 if there is none."""
+    value = answer.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        seconds = float(value)
+    else:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
