@@ -25,6 +25,7 @@ CONFIG = [
 ]
 waiting: dict[str, Any] = {}
 asked: dict[str, tuple[Any, str]] = {}
+held: list[Any] = []
 sessions = 0
 
 
@@ -58,6 +59,21 @@ def prompt(request: dict[str, Any]) -> None:
             }
         )
         return
+    elif text == "fail with a text":
+        send({"id": request["id"], "error": "it broke"})
+        return
+    elif text == "ask without allowing":
+        asked['"no"'] = (request["id"], session)
+        options = [{"optionId": "n", "name": "No", "kind": "reject_once"}]
+        params = {"sessionId": session, "toolCall": {"toolCallId": "t1"}, "options": options}
+        send({"id": "no", "method": "session/request_permission", "params": params})
+        return
+    elif text.startswith("hold "):
+        held.append(request["id"])
+        if len(held) == int(text[5:]):
+            for request_id in held:
+                send({"id": request_id, "result": {"stopReason": "end_turn"}})
+        return
     elif text.startswith("ask "):
         raw_id = json.loads(text[4:])
         asked[json.dumps(raw_id)] = (request["id"], session)
@@ -71,8 +87,14 @@ def prompt(request: dict[str, Any]) -> None:
         return
     elif text == "stranger":
         asked['"stranger"'] = (request["id"], session)
-        params = {"sessionId": "nobody", "toolCall": {"toolCallId": "t1"}, "options": OPTIONS}
+        params = {"sessionId": "sub-2", "toolCall": {"toolCallId": "t1"}, "options": OPTIONS}
         send({"id": "stranger", "method": "session/request_permission", "params": params})
+        return
+    elif text.startswith("child of "):
+        asked['"child"'] = (request["id"], session)
+        meta = {"_meta": {"odd": {"parentSessionId": text.removeprefix("child of ")}}}
+        params = {"sessionId": "sub-3", "toolCall": {"toolCallId": "t1"}, "options": OPTIONS, **meta}
+        send({"id": "child", "method": "session/request_permission", "params": params})
         return
     elif text == "subagent":
         for _ in range(100):

@@ -246,9 +246,53 @@ async def test_a_listener_that_raises_leaves_the_request_to_the_next(
     assert "broken listener" in caplog.text
 
 
-async def test_a_request_for_a_session_that_is_not_ours_is_cancelled(sdk: SandboxAgent) -> None:
-    session = await sdk.create_session(agent="claude")
-    assert '"cancelled"' in await outcome(sdk, session, "stranger")
+async def test_a_request_of_a_sub_agent_belongs_to_the_session_whose_turn_runs(sdk: SandboxAgent) -> None:
+    """A sub-agent has a session id that the client never made."""
+    session = await sdk.create_session(agent="claude", permission_policy="always")
+    idle = await sdk.create_session(agent="claude", permission_policy="reject")
+    seen: list[str] = []
+    idle.on_permission_request(lambda request: seen.append(request.id))
+    assert '"optionId": "a"' in await outcome(sdk, session, "stranger")
+    assert seen == []
+
+
+async def test_a_request_of_a_sub_agent_goes_to_the_parent_that_it_names(sdk: SandboxAgent) -> None:
+    parent = await sdk.create_session(agent="claude", permission_policy="reject")
+    other = await sdk.create_session(agent="claude")
+    requests: list[PermissionRequest] = []
+
+    def listener(request: PermissionRequest) -> object:
+        requests.append(request)
+        return parent.respond_permission(request.id, "always")
+
+    parent.on_permission_request(listener)
+    assert '"optionId": "a"' in await outcome(sdk, other, f"child of {parent.agent_session_id}")
+    (request,) = requests
+    assert (request.session_id, request.agent_session_id) == (parent.id, "sub-3")
+
+
+async def test_no_policy_allows_a_sub_agent_whose_parent_is_uncertain(sdk: SandboxAgent) -> None:
+    one = await sdk.create_session(agent="claude", permission_mode="allow", permission_policy="always")
+    two = await sdk.create_session(agent="claude", permission_mode="allow", permission_policy="always")
+    with anyio.fail_after(30):
+        running = asyncio.create_task(one.prompt("hold 2"))
+        async for event in one.events():
+            if event.payload.get("method") == "session/prompt":
+                break
+        assert '"cancelled"' in await outcome(sdk, two, "stranger")
+        await two.prompt("hold 2")
+        await running
+
+
+@pytest.mark.parametrize("settings", [{"permission_mode": "allow"}, {"permission_policy": "allow"}])
+async def test_a_request_that_cannot_be_allowed_is_not_left_open(
+    sdk: SandboxAgent, settings: dict[str, Any]
+) -> None:
+    session = await sdk.create_session(agent="claude", **settings)
+    assert '"cancelled"' in await outcome(sdk, session, "ask without allowing")
+    listened = await sdk.create_session(agent="claude", **settings)
+    listened.on_permission_request(lambda request: listened.respond_permission(request.id, "reject"))
+    assert '"optionId": "n"' in await outcome(sdk, listened, "ask without allowing")
 
 
 async def test_other_requests_of_the_agent_are_refused(sdk: SandboxAgent) -> None:

@@ -346,3 +346,40 @@ async def test_a_client_disposed_while_it_connects_leaves_no_agent(shared_server
             with pytest.raises(SandboxAgentError):
                 await making
         assert {server.server_id for server in await observer.list_acp_servers()} == before
+
+
+async def test_an_error_that_is_only_a_text_is_an_error(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude")
+    with pytest.raises(AcpRpcError, match="it broke"):
+        await session.prompt("fail with a text")
+
+
+async def test_a_second_prompt_is_sent_when_the_first_turn_has_ended(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    texts = [f"echo {number}" for number in range(4)]
+    with anyio.fail_after(30):
+        first = asyncio.create_task(session.prompt("stream 20 20"))
+        await asyncio.sleep(0)
+        await asyncio.gather(*(session.prompt(text) for text in texts))
+        assert first.done()
+    events = await all_events(sdk, session)
+    running = 0
+    for event in events:
+        if event.payload.get("method") == "session/prompt":
+            running += 1
+        elif "stopReason" in (event.payload.get("result") or {}):
+            running -= 1
+        assert 0 <= running <= 1
+    assert [blocks[0]["text"] for blocks in sent_prompts(events)] == ["stream 20 20", *texts]
+
+
+async def test_a_prompt_waits_for_a_turn_whose_caller_was_cancelled(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    started = asyncio.Event()
+    session.on_event(lambda event: started.set() if event.update is not None else None)
+    with anyio.fail_after(30):
+        caller = asyncio.create_task(session.prompt("stream 30 20"))
+        await started.wait()
+        caller.cancel()
+        await session.prompt("echo the end")
+    assert said(await all_events(sdk, session)).split()[-3:] == ["000030", "the", "end"]

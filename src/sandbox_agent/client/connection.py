@@ -52,6 +52,9 @@ RETRY_DELAY = 0.1
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
 
+# How agents name the session of a sub-agent's parent in ``_meta``, or in an object of their own in it.
+PARENT_MEMBERS = ("parentSessionId", "parent_session_id", "parentId", "parentID")
+
 RequestHandlers = dict[str, Callable[[Any], Awaitable[object] | object]]
 
 
@@ -173,6 +176,15 @@ class Connection:
             logger.info("agent %s did not authenticate with %s: %s", self.agent, method_id, error)
 
     # sessions
+
+    async def wait_turn_ended(self, session: ClientSession) -> None:
+        """Wait until no prompt of the session is pending."""
+        while turns := [
+            pending.ended.wait()
+            for pending in self._pending.values()
+            if pending.session is session and pending.method == "session/prompt"
+        ]:
+            await asyncio.gather(*turns)
 
     def turns_of(self, session: ClientSession) -> set[asyncio.Future[bytes]]:
         """Return the pending responses of the session's prompts."""
@@ -407,6 +419,7 @@ class Connection:
         pending = self._pending.pop(request_id, None) if request_id is not None else None
         if pending is None:
             return  # the second copy, or the response to initialize
+        pending.ended.set()
         session = pending.session
         if pending.on_result is not None and (answer := Answer.read(line)).error is None:
             pending.on_result(answer.result)
@@ -440,19 +453,41 @@ class Connection:
         self.router.finish_filter(agent_session, session, result)
 
     def _receive_request(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
-        session = self.router.get(head.session_id)
+        session, must_ask = self.router.get(head.session_id), False
         is_permission = head.method == "session/request_permission"
+        if session is None and is_permission:
+            session, must_ask = self._parent_of(line)
         if session is not None:
             event = session.journal.append("agent", [line], self.connection_id)
             touched.add(session.journal)
             if is_permission:
-                session.on_permission_request(event, partial(self._respond, head, session))
+                respond = partial(self._respond, head, session)
+                session.on_permission_request(event, respond, must_ask=must_ask)
                 return
         if is_permission:
             work = self._respond(head, None, cancelled_outcome())
         else:
             work = self._call_handler(line, head, session)
         self._tasks.spawn(work, name=f"answer {head.method}")
+
+    def _parent_of(self, line: bytes) -> tuple[ClientSession | None, bool]:
+        """Return the session that a sub-agent's request belongs to, and whether only a user may allow it.
+
+        A sub-agent has a session that no client opened. Its parent is the session that the request's
+        ``_meta`` names, else the only session whose turn runs; if several run, the parent is not certain.
+        """
+        meta = members(members(loads(line).get("params")).get("_meta"))
+        for fields in (meta, *map(members, meta.values())):
+            for name in PARENT_MEMBERS:
+                named = self.router.get(str(fields.get(name)))
+                if named is not None:
+                    return named, False
+        running = {
+            pending.session
+            for pending in self._pending.values()
+            if pending.method == "session/prompt" and pending.session is not None
+        }
+        return next(iter(running), None), len(running) > 1
 
     async def _call_handler(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
         handler = self._handlers.get(head.method or "")

@@ -104,7 +104,9 @@ class Answer(msgspec.Struct):
         """Decode a response envelope."""
         fields = _load_object(line)
         error = fields.get("error")
-        return cls(fields.get("result"), fields["error"] if isinstance(error, dict) else None)
+        if error is not None and not isinstance(error, dict):  # some agents send the message alone
+            error = {"message": error if isinstance(error, str) else dumps(error).decode()}
+        return cls(fields.get("result"), cast("dict[str, Any] | None", error))
 
     def unwrap(self) -> Any:
         """Return the result.

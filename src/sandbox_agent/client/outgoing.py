@@ -41,7 +41,8 @@ class PendingRequest:
         opens: the agent session that the request opens again.
         on_result: called with the result before anything that the agent sends later is handled.
         post_open: whether the request's POST has not ended yet.
-        future: the response envelope.
+        future: the response envelope; cancelled if the caller no longer waits for it.
+        ended: set when the request is no longer pending.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class PendingRequest:
         self.on_result = on_result
         self.post_open = True
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
 
     def fail(self, error: BaseException) -> None:
         """Raise the error in the waiting caller, unless the response was received."""
+        self.ended.set()
         if not self.future.done():
             self.future.set_exception(error)
             self.future.exception()  # marks it as retrieved: the caller may be gone

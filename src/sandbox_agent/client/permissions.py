@@ -77,8 +77,8 @@ class PermissionBroker:
     """Holds one session's permission requests until they are answered.
 
     The session's permission mode decides first. What it leaves open goes to the listeners; without any, the
-    policy answers. Without a policy too, a request is cancelled, unless the session has a permission mode:
-    then it waits for a listener that comes later, as it does with the policy "ask".
+    policy answers. Without a policy too, a request is cancelled, unless the session has a permission mode
+    that asks: then it waits for a listener that comes later, as it does with the policy "ask".
     """
 
     def __init__(self, session_id: str, tasks: TaskOwner) -> None:
@@ -126,8 +126,14 @@ class PermissionBroker:
 
         return unregister
 
-    async def open(self, params: Mapping[str, Any], respond: Respond) -> None:
-        """Add a request; it is delivered to the listeners or answered by the policy."""
+    async def open(self, params: Mapping[str, Any], respond: Respond, *, must_ask: bool = False) -> None:
+        """Add a request; it is delivered to the listeners or answered by the policy.
+
+        Args:
+            params: the request's params.
+            respond: sends the result.
+            must_ask: only a listener may allow it; without one it is cancelled.
+        """
         given: list[object] = elements(params.get("options"))
         options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
         request = PermissionRequest(
@@ -141,16 +147,27 @@ class PermissionBroker:
             raw_request=dict(params),
         )
         pending = self._pending[request.id] = _Pending(request, respond)
-        result = self._decide(request, self._mode) if self._mode is not None else None
+        mode = None if must_ask else self._mode
+        result = self._decide(request, mode) if mode is not None else None
         if result is not None:
             await self._answer(pending, result)
         elif self._listeners:
             for listener in list(self._listeners.values()):
                 self._notify(listener, request)
-        elif self.policy is not None:
+        elif self.policy is not None and not must_ask:
             await self._answer_by_policy(pending, self.policy)
-        elif self._mode is None:
-            await self._answer(pending, cancelled_outcome())
+        elif mode is None or mode == "allow":
+            await self._cancel(pending)
+
+    async def _cancel(self, pending: _Pending) -> None:
+        """Cancel a request that nothing can answer."""
+        logger.warning(
+            "permission %s of session %s is cancelled: neither its mode nor its policy can answer it, and "
+            "there is no listener",
+            pending.request.id,
+            self._session_id,
+        )
+        await self._answer(pending, cancelled_outcome())
 
     def _decide(self, request: PermissionRequest, mode: PermissionMode) -> dict[str, Any] | None:
         kind: object = request.tool_call.get("kind")
@@ -162,6 +179,8 @@ class PermissionBroker:
         result: dict[str, Any] | None
         if is_permission_mode(policy):
             result = self._decide(request, policy)
+            if result is None and policy == "allow":
+                await self._cancel(pending)
         else:
             result = await self._reply_of(request, policy)
         if result is not None and request.id in self._pending:

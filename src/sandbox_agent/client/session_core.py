@@ -62,6 +62,7 @@ class SessionCore:
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
         self.host = host
+        self._turn = asyncio.Lock()
         self._replay: str | None = None
         self._has_new_policy = False
         self.read_permissions()
@@ -152,11 +153,20 @@ class SessionCore:
         return result
 
     async def _send(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
+        if method == "session/prompt":
+            async with self._turn:  # a second prompt is sent when the first turn has ended
+                return await self._prompt(params, sent)
         connection = await self.host.bound_connection(self)
+        on_result = partial(self.settings.user_set, method, params) if method in SET_METHODS else None
         stored = {**params, "sessionId": self.agent_session_id}
-        if method != "session/prompt":
-            on_result = partial(self.settings.user_set, method, params) if method in SET_METHODS else None
-            return await connection.request(method, stored, session=self, outgoing=sent, on_result=on_result)
+        return await connection.request(method, stored, session=self, outgoing=sent, on_result=on_result)
+
+    async def _prompt(self, params: dict[str, Any], sent: Outgoing) -> Any:
+        method = "session/prompt"
+        connection = await self.host.bound_connection(self)
+        # The caller of an earlier prompt may have been cancelled: its turn continues.
+        await connection.wait_turn_ended(self)
+        stored = {**params, "sessionId": self.agent_session_id}
         if self.host.is_fenced:
             # A replaced writer learns it now, not after the agent has done the work.
             await self.journal.confirm()
@@ -235,11 +245,12 @@ class SessionCore:
         """Record a config_option_update or current_mode_update."""
         self.settings.apply_update(line)
 
-    def on_permission_request(self, event: SessionEvent, respond: Respond) -> None:
+    def on_permission_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None:
         """Open a permission request once all events before it are delivered."""
 
         async def open_request() -> None:
             await self._flush_quietly()
-            await self.permissions.open(members(event.payload.get("params")), respond)
+            params = members(event.payload.get("params"))
+            await self.permissions.open(params, respond, must_ask=must_ask)
 
         self.host.spawn(open_request(), name=f"permission for {self.id}")
