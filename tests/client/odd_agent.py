@@ -26,6 +26,7 @@ CONFIG = [
 waiting: dict[str, Any] = {}
 asked: dict[str, tuple[Any, str]] = {}
 held: list[Any] = []
+lost: set[str] = set()
 sessions = 0
 
 
@@ -100,6 +101,10 @@ def prompt(request: dict[str, Any]) -> None:
         for _ in range(100):
             say("sub-1", "of no concern")
         say(session, "done")
+    elif text == "lose this session":
+        lost.add(session)
+    elif text == "lose all sessions":
+        lost.update(f"odd-{number}" for number in range(10_000))
     elif text == "unknown update":
         update(session, sessionUpdate="from_the_future", flux=1.21)
     send(done)
@@ -140,6 +145,9 @@ def main() -> None:
                 # In one write with the answer.
                 update(session, sessionUpdate="current_mode_update", currentModeId="plan")
             sys.stdout.flush()
+        elif method == "session/prompt" and message["params"]["sessionId"] in lost:
+            error = {"code": -32603, "message": "Internal error", "data": {"details": "Session not found"}}
+            send({"id": message["id"], "error": error})
         elif method == "session/prompt":
             prompt(message)
         elif method == "session/set_config_option":

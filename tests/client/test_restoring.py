@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from sandbox_agent import (
+    AcpRpcError,
     AgentProcessExitedError,
     InMemorySessionPersistDriver,
     PermissionRequest,
@@ -416,3 +417,32 @@ async def test_a_restore_that_is_lost_leaves_the_session_with_the_agent_that_it_
                 events = await all_events(sdk, session)
     assert said(events) == "onetwo"
     assert restored(events) == []
+
+
+@pytest.mark.parametrize("method", ["prompt", "stream"])
+async def test_a_session_that_its_agent_has_lost_is_restored_once(sdk: SandboxAgent, method: str) -> None:
+    """The agent lives, and answers that it does not know the session."""
+    session = await sdk.create_session(agent="claude")
+    await session.prompt("lose this session")
+    first = session.agent_session_id
+    with anyio.fail_after(30):
+        if method == "prompt":
+            assert (await session.prompt("blocks")).stop_reason == "end_turn"
+        else:
+            turn = session.stream("blocks")
+            seen = [event async for event in turn]
+            assert turn.response is not None
+            assert seen[-1].payload["result"]["stopReason"] == "end_turn"
+    assert session.agent_session_id != first
+    events = await all_events(sdk, session)
+    assert len(restored(events)) == 1
+    assert [blocks[0]["text"] for blocks in sent_prompts(events)] == ["lose this session", "blocks", "blocks"]
+
+
+async def test_a_session_that_is_lost_again_fails_clearly(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude")
+    await session.prompt("lose all sessions")
+    for _ in range(2):
+        with anyio.fail_after(30), pytest.raises(AcpRpcError, match="Internal") as caught:
+            await session.prompt("hello")
+        assert caught.value.data == {"details": "Session not found"}

@@ -11,7 +11,7 @@ import click
 
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
+from sandbox_agent.server.config import CANCEL_GRACE, DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_namespace, check_store, default_store, secrets_of
 
@@ -84,6 +84,13 @@ from sandbox_agent.server.store import check_namespace, check_store, default_sto
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
     help="Timeout of requests to an agent, except prompts.",
+)
+@click.option(
+    "--cancel-grace",
+    default=CANCEL_GRACE,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long an agent may take to end a turn that was cancelled, before it is stopped.",
 )
 @click.option(
     "--log-level",

@@ -23,7 +23,7 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.engine.handshake import auth_method, initialize_params
+from sandbox_agent.engine.handshake import auth_method, initialize_params, is_lost_session
 from sandbox_agent.engine.permissions import cancelled_outcome
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import (
@@ -44,9 +44,6 @@ CLIENT_HEADER = "Sandbox-Agent-Client"
 FEED_SILENCE = 1.0
 # The feed of a server that sends an epoch loses nothing: it is only late.
 COMPLETE_FEED_SILENCE = 15.0
-# A prompt lasts as long as its turn; any other request fails after this. A server that answers with the
-# agent's response fails it before.
-RESPONSE_TIMEOUT = 130.0
 RETRY_DELAY = 0.1
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
@@ -119,7 +116,7 @@ class Connection:
         """Send initialize, which starts the agent, and return the response."""
         self._pending[sent.outgoing.id] = sent
         sent.body = body = request(sent.outgoing.id, "initialize", initialize_params("sandbox-agent-sdk"))
-        deadline = time.monotonic() + RESPONSE_TIMEOUT
+        deadline = time.monotonic() + self._delivery.response_timeout
         while True:
             try:
                 answer = await self._delivery.request(body, sent.future, params={"agent": self.agent})
@@ -265,14 +262,14 @@ class Connection:
         Raises:
             RequestTimeoutError: the agent did not respond in time.
         """
-        timeout = None if pending.method == "session/prompt" else RESPONSE_TIMEOUT
+        timeout = None if pending.method == "session/prompt" else self._delivery.response_timeout
         try:
             async with asyncio.timeout(timeout):
                 return await pending.future
         except TimeoutError:
             self._pending.pop(pending.outgoing.id, None)
             raise RequestTimeoutError(
-                f"timeout: {self.agent} did not answer {pending.method} within {RESPONSE_TIMEOUT:g} s"
+                f"timeout: {self.agent} did not answer {pending.method} within {timeout:g} s"
             ) from None
 
     async def notify(self, method: str, params: object, *, session: ClientSession) -> None:
@@ -428,7 +425,11 @@ class Connection:
                 self._bind_new(line, session, pending)
             elif pending.opens is not None:
                 self._bind_opened(line, session, pending, pending.opens)
-            pending.outgoing.answer_event = session.journal.append("agent", [line], self.connection_id)
+            event = session.journal.append("agent", [line], self.connection_id)
+            error = Answer.read(line).error or {}
+            lost = is_lost_session(str(error.get("message")), error.get("data"))
+            if pending.outgoing.retried or not lost:
+                pending.outgoing.answer_event = event  # else the request is sent again
             touched.add(session.journal)
         if not pending.future.done():
             pending.future.set_result(line)

@@ -19,6 +19,9 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # A server that answers before the agent does has answered by then; a proxy may have swallowed the request.
 ANSWER_TIMEOUT = 30.0
+# For servers that do not say how long an agent has; those that answer with the response end it before.
+RESPONSE_TIMEOUT = 130.0
+TIMEOUT_HEADER = "Sandbox-Agent-Request-Timeout"
 MIN_DELAY = 0.05
 MAX_DELAY = 2.0
 # A proxy is obeyed up to this; a date far in the future would stop the session.
@@ -64,12 +67,14 @@ class Delivery:
         headers: headers of every request; they name the client.
 
     Attributes:
+        response_timeout: how long the agent has to respond to a request other than a prompt, in seconds.
         repeatable: whether the server recognizes an envelope that is sent again, as its first answer says. If
             it does not (the published server), an envelope with an unknown outcome is not sent again.
     """
 
     def __init__(self, http: Http, path: str, headers: Mapping[str, str]) -> None:
         self.repeatable: bool = False
+        self.response_timeout: float = RESPONSE_TIMEOUT
         self._http = http
         self._path = path
         self._headers = {**headers, "Content-Type": "application/json", "Accept": "application/json"}
@@ -154,6 +159,7 @@ class Delivery:
         if status < 300:
             if RESPOND_ASYNC in answer.headers.get("Preference-Applied", ""):
                 self.repeatable = True
+                self._read_timeout(answer)
             return _envelope(answer)
         raise_for_redirect(answer)
         problem = problem_error(answer)
@@ -165,6 +171,12 @@ class Delivery:
                 retry_after=retry_after(answer),
             )
         raise problem
+
+    def _read_timeout(self, answer: httpx2.Response) -> None:
+        try:
+            self.response_timeout = max(float(answer.headers.get(TIMEOUT_HEADER, "")), 0.001)
+        except ValueError:
+            self.response_timeout = RESPONSE_TIMEOUT
 
 
 def _envelope(answer: httpx2.Response) -> bytes:

@@ -22,12 +22,18 @@ class Outgoing:
         id: the JSON-RPC id, unique over the client's connections.
         event: the request's event, once stored.
         answer_event: the response's event, once received.
+        retried: whether this is the second request, in a session that was restored.
     """
 
     def __init__(self, request_id: int) -> None:
         self.id = request_id
         self.event: SessionEvent | None = None
         self.answer_event: SessionEvent | None = None
+        self.retried = False
+
+    def retry(self, request_id: int) -> None:
+        """Become another request with the same content."""
+        self.id, self.event, self.retried = request_id, None, True
 
 
 class PendingRequest:

@@ -151,6 +151,11 @@ class Router:
             self.unbind(name)
         return agent_sessions
 
+    def forget(self, agent_session_id: str) -> None:
+        """Unbind an agent session that the agent has lost; it may be opened again."""
+        self._bound.pop(agent_session_id, None)
+        self._filters.pop(agent_session_id, None)
+
     def ignore(self, agent_session_id: str) -> None:
         """Drop the updates of an agent session that has no session."""
         self._filters.pop(agent_session_id, None)

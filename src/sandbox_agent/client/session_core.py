@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Coroutine, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
 from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, PersistError
 from sandbox_agent.wire.members import members
@@ -23,6 +25,8 @@ from sandbox_agent.wire.records import SessionEvent, SessionRecord
 # A request that did not reach the agent is sent again until this many seconds have passed.
 RESEND_FOR = 10.0
 RESEND_DELAY = 0.1
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 T = TypeVar("T")
 
@@ -52,7 +56,8 @@ class SessionCore:
         permissions: the session's open permission requests.
         settings: the session's model, mode and other options.
         binding: held while the session is bound to a connection.
-        unopenable: id of an agent session whose opening crashed its agent; it is not opened again.
+        unopenable: id of an agent session whose opening crashed its agent, or which the agent lost again; it
+            is not opened again.
     """
 
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
@@ -141,6 +146,14 @@ class SessionCore:
                 try:
                     result = await self._send(method, params, sent)
                     break
+                except AcpRpcError as error:
+                    if not (
+                        is_lost_session(error.rpc_message, error.data) and self._forget_agent_session(sent)
+                    ):
+                        raise
+                    logger.warning("session %s: the agent has lost it: it is restored (%s)", self.id, error)
+                    sent.retry(self.host.next_request_id())
+                    continue
                 except NotSentError:
                     # Safe to repeat: over the same connection when its server is back, or over a new one.
                     if not self.host.is_reachable or time.monotonic() > deadline:
@@ -151,6 +164,16 @@ class SessionCore:
             raise
         await self.journal.flush()
         return result
+
+    def _forget_agent_session(self, sent: Outgoing) -> bool:
+        """Unbind an agent session that its agent has lost; return whether to restore it and send again."""
+        connection = self.host.live_connection(self)
+        if connection is not None:
+            connection.router.forget(self.agent_session_id)
+        if sent.retried:
+            # The agent opened it and lost it again: the next restore creates another one.
+            self.unopenable = self.agent_session_id
+        return not sent.retried
 
     async def _send(self, method: str, params: dict[str, Any], sent: Outgoing) -> Any:
         if method == "session/prompt":

@@ -97,7 +97,7 @@ class Application:
             self._recorder = recorder
             bridge = Bridge(spiller, request_timeout=config.request_timeout, recorder=recorder)
             self._bridge = await stack.enter_async_context(bridge.run())
-            self._sessions = Sessions(recorder, store.sessions, bridge)
+            self._sessions = Sessions(recorder, store.sessions, bridge, cancel_grace=config.cancel_grace)
             await stack.enter_async_context(self._sessions.run())
             watcher = Watcher(store.sessions, self._sessions)
             await stack.enter_async_context(watcher.run())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sandbox_agent.errors import InvalidRequestError
 
 DEFAULT_PORT = 2468
+CANCEL_GRACE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class ServerConfig:
         feed_memory_bytes: bound on what all feeds hold in memory before they spill to the store.
         max_body_bytes: bound on the body of a request.
         request_timeout: seconds that an agent has to respond to a request other than session/prompt.
+        cancel_grace: seconds that the agent of a session has to end a turn that was cancelled; then it is
+            stopped.
         cors: cross-origin rules.
     """
 
@@ -48,6 +51,7 @@ class ServerConfig:
     feed_memory_bytes: int = 32 * 1024 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
     request_timeout: float = 120.0
+    cancel_grace: float = CANCEL_GRACE
     cors: CorsConfig = field(default_factory=CorsConfig)
 
 

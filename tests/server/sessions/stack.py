@@ -41,11 +41,13 @@ def _label(part: JsonObject) -> JsonObject:
 class Stack:
     """What a server has."""
 
-    def __init__(self, store: SQLiteSessionStore, recorder: Recorder, bridge: Bridge) -> None:
+    def __init__(
+        self, store: SQLiteSessionStore, recorder: Recorder, bridge: Bridge, cancel_grace: float
+    ) -> None:
         self.store = store
         self.recorder = recorder
         self.bridge = bridge
-        self.sessions = Sessions(recorder, store, bridge)
+        self.sessions = Sessions(recorder, store, bridge, cancel_grace=cancel_grace)
 
     async def create(self, name: str = "s", agent: str = "mock", **given: Any) -> str:
         """Make a session; returns the agent's name of it."""
@@ -137,7 +139,9 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, request_timeout: float = 20.0) -> AsyncGenerator[Stack]:
+async def running(
+    folder: Path, *, request_timeout: float = 20.0, cancel_grace: float = 10.0
+) -> AsyncGenerator[Stack]:
     """Run a server on the folder's store; the next one goes on where it ended."""
     path = folder / "store.db"
     writer, reader = SQLiteThread(path), SQLiteThread(path, read_only=True)
@@ -147,7 +151,7 @@ async def running(folder: Path, *, request_timeout: float = 20.0) -> AsyncGenera
         async with Recorder(store).run() as recorder:
             spiller = Spiller(FeedMemory(2**24), MemorySpill())
             async with Bridge(spiller, request_timeout=request_timeout, recorder=recorder).run() as bridge:
-                stack = Stack(store, recorder, bridge)
+                stack = Stack(store, recorder, bridge, cancel_grace)
                 async with stack.sessions.run():
                     yield stack
     finally:

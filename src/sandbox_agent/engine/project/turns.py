@@ -69,11 +69,18 @@ class Turns:
         self._end(request_id, {"stop_reason": "error", "error": summary, **cancelled}, "agent")
 
     def interrupt(self, reason: str) -> None:
-        """End all turns and everything that is open, because no response will come."""
-        self._requests.close_all("interrupted")
-        self._close("failed")
+        """End all turns and everything that is open, because no response will come.
+
+        The reason ``cancelled`` means that the turns were cancelled and the agent did not respond to that.
+        """
+        cancelled = reason == "cancelled"
+        metadata: dict[str, Any] = {"stop_reason": "interrupted", "reason": reason}
+        if cancelled:
+            metadata = {"stop_reason": "cancelled", "cancelled": True}
+        self._requests.close_all("cancelled" if cancelled else "interrupted")
+        self._close("failed", cancelled=cancelled)
         for request_id in list(self._state.turns):
-            self._end(request_id, {"stop_reason": "interrupted", "reason": reason}, "daemon")
+            self._end(request_id, metadata, "daemon")
         self._state.calls = {}
         self._state.retelling.end()
 
@@ -99,7 +106,9 @@ def error_data(error: object, method: str) -> ErrorData:
     details: dict[str, Any] = {"method": method}
     if members.get("data") is not None:
         details["data"] = members["data"]
-    if not isinstance(message, str) or not message:
+    if isinstance(error, str) and error:
+        message = error
+    elif not isinstance(message, str) or not message:
         message = f"the agent answered {method} with an error that has no message"
     return ErrorData(message, None if code is None else str(code), details)
 

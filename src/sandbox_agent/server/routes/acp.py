@@ -50,6 +50,7 @@ from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_h
 
 EPOCH_HEADER = "sandbox-agent-epoch"
 RESPOND_ASYNC = "respond-async"
+TIMEOUT_HEADER = "sandbox-agent-request-timeout"
 MAX_SERVER_ID = 256
 
 
@@ -92,8 +93,11 @@ async def post_envelope(request: Request) -> Response:
         client, head, body, key=read_idempotency_key(request), respond_async=respond_async
     )
     if response is None:
-        applied = {"Preference-Applied": RESPOND_ASYNC} if respond_async and head.is_request else None
-        return Response(status_code=202, headers=applied)
+        if not (respond_async and head.is_request):
+            return Response(status_code=202)
+        timeout = f"{state.config.request_timeout:g}"
+        headers = {"Preference-Applied": RESPOND_ASYNC, TIMEOUT_HEADER: timeout}
+        return Response(status_code=202, headers=headers)
     return JsonResponse(connection.with_stderr(response))
 
 
@@ -211,7 +215,8 @@ OPERATIONS = (
             202: Answer(
                 "The agent has received the envelope.",
                 headers={
-                    "Preference-Applied": "`respond-async`, if the response is sent in the event stream."
+                    "Preference-Applied": "`respond-async`, if the response is sent in the event stream.",
+                    TIMEOUT_HEADER: "Seconds after which no response is expected, except to a prompt.",
                 },
             ),
         },

@@ -19,6 +19,7 @@ class SessionContext:
     Attributes:
         tasks: where turns run.
         starts: limits how many agents are started again at once.
+        cancel_grace: seconds that an agent has to end a turn that was cancelled.
         halted: the server is about to end: no turn is started.
     """
 
@@ -27,4 +28,5 @@ class SessionContext:
     bridge: Bridge
     tasks: TaskGroup
     starts: anyio.CapacityLimiter
+    cancel_grace: float
     halted: bool = False

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 
+from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.errors import (
     AcpRpcError,
     ConflictError,
@@ -60,6 +61,7 @@ class DrivenSession:
         self._cancelled = False
         self._scope: anyio.CancelScope | None = None
         self._idle = anyio.Event()
+        self._turn_over = anyio.Event()
         self._ended = False
         self._ending: asyncio.Future[None] | None = None
 
@@ -146,6 +148,8 @@ class DrivenSession:
 
     def _start_next(self) -> TurnRow | None:
         self._turn, self._sent, self._cancelled = None, False, False
+        self._turn_over.set()
+        self._turn_over = anyio.Event()
         if self._waiting and not (self._ended or self._context.halted):
             self._turn = self._waiting.popleft()
         return self._turn
@@ -166,6 +170,7 @@ class DrivenSession:
                     self._start_next()
         finally:
             self._turn = self._scope = None
+            self._turn_over.set()
             idle.set()
 
     async def _run(self, turn: TurnRow) -> None:
@@ -209,8 +214,13 @@ class DrivenSession:
             if self._cancelled:  # meanwhile
                 self._context.tasks.start_soon(self._cancel_late, turn, client)
             await sent.answer
-        except AcpRpcError:
-            return None  # recorded like any answer; the agent may not have read the replay
+        except AcpRpcError as error:
+            # Recorded like any answer; the agent may not have read the replay.
+            if is_lost_session(error.rpc_message, error.data):
+                logger.warning("session %s: its agent has lost it: %s", self.session_id, error)
+                await self.announce_shutdown("session_lost")
+                await client.stop()  # the next message restores the session
+            return None
         except ProblemError as error:
             await client.stop()
             return error
@@ -249,8 +259,8 @@ class DrivenSession:
     async def cancel(self) -> None:
         """Stop the running turn, if there is one; waiting turns stay.
 
-        An agent that ignores it continues: ``terminate`` ends it. Requests that the agent still makes in
-        that turn are answered "cancelled".
+        An agent that ignores it is stopped after the grace period; the next message restores the session.
+        Requests that the agent still makes in that turn are answered "cancelled".
 
         Raises:
             PersistError: the store failed; the agent was notified all the same.
@@ -259,6 +269,8 @@ class DrivenSession:
         if turn is None:
             return
         again, self._cancelled = self._cancelled, True
+        if not again:
+            self._context.tasks.start_soon(self._stop_if_ignored, turn, self._turn_over)
         if self._sent and client is not None:
             await self._cancel(turn, client, again=again)
 
@@ -280,6 +292,21 @@ class DrivenSession:
             self._context.tasks.start_soon(
                 cancel_late_requests, self._context.recorder, session, client, lambda: self._turn is turn
             )
+
+    async def _stop_if_ignored(self, turn: TurnRow, turn_over: anyio.Event) -> None:
+        with anyio.move_on_after(self._context.cancel_grace):
+            await turn_over.wait()
+        client = self._client
+        if self._turn is not turn or client is None or not self._sent:
+            return
+        logger.warning(
+            "agent %s of session %s did not end its turn within %g s of session/cancel: it is stopped",
+            client.agent,
+            self.session_id,
+            self._context.cancel_grace,
+        )
+        await self.announce_shutdown("cancelled")
+        await client.stop()
 
     # termination
 

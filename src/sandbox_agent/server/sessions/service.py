@@ -19,6 +19,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.config import CANCEL_GRACE
 from sandbox_agent.server.sessions.agent_client import answer
 from sandbox_agent.server.sessions.context import SessionContext
 from sandbox_agent.server.sessions.create import create_session
@@ -47,10 +48,13 @@ class Sessions:
         bridge: running; that recorder records its connections.
     """
 
-    def __init__(self, recorder: Recorder, store: SessionStore, bridge: Bridge) -> None:
+    def __init__(
+        self, recorder: Recorder, store: SessionStore, bridge: Bridge, *, cancel_grace: float = CANCEL_GRACE
+    ) -> None:
         self._recorder = recorder
         self._store = store
         self._bridge = bridge
+        self._cancel_grace = cancel_grace
         self._context: SessionContext | None = None
         self._driven_sessions: dict[int, DrivenSession] = {}
         self._creating: set[str] = set()
@@ -67,7 +71,9 @@ class Sessions:
         """
         async with anyio.create_task_group() as tasks:
             limiter = anyio.CapacityLimiter(STARTS)
-            self._context = SessionContext(self._recorder, self._store, self._bridge, tasks, limiter)
+            self._context = SessionContext(
+                self._recorder, self._store, self._bridge, tasks, limiter, self._cancel_grace
+            )
             await self._recover(self._context)
             try:
                 yield self

@@ -1,0 +1,39 @@
+"""An agent that ends no turn on "go", ignores session/cancel, and loses its session on "lose"."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def send(message: dict[str, Any]) -> None:
+    """Write an envelope."""
+    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Answer the client."""
+    lost = False
+    for line in sys.stdin:
+        message = json.loads(line)
+        method = message.get("method")
+        if method == "session/new":
+            send({"id": message["id"], "result": {"sessionId": f"stubborn-{os.getpid()}"}})
+        elif method == "session/prompt" and lost:
+            send({"id": message["id"], "error": "Session not found"})
+        elif method == "session/prompt":
+            session, text = message["params"]["sessionId"], message["params"]["prompt"][-1]["text"]
+            content = {"type": "text", "text": f"I got: {text}"}
+            update = {"sessionUpdate": "agent_message_chunk", "content": content}
+            send({"method": "session/update", "params": {"sessionId": session, "update": update}})
+            lost = text == "lose"
+            if text != "go":
+                send({"id": message["id"], "result": {"stopReason": "end_turn"}})
+        elif "id" in message:
+            send({"id": message["id"], "result": {}})
+
+
+main()
