@@ -31,7 +31,7 @@ class Faults:
     answer: Callable[[str], tuple[int, dict[str, str]] | None] = lambda _line: None
     swallow: Callable[[str, bytes], bool] = lambda _line, _body: False
     black_hole: asyncio.Event | None = None
-    seen: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list[str])
 
 
 class Gateway:

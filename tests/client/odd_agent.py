@@ -69,6 +69,9 @@ def prompt(request: dict[str, Any]) -> None:
         params = {"sessionId": session, "toolCall": {"toolCallId": "t1"}, "options": options}
         send({"id": "no", "method": "session/request_permission", "params": params})
         return
+    elif text == "never end":
+        say(session, "begun")
+        return
     elif text.startswith("hold "):
         held.append(request["id"])
         if len(held) == int(text[5:]):

@@ -9,8 +9,10 @@ import pytest
 
 from sandbox_agent import (
     AcpRpcError,
+    PromptResponse,
     SandboxAgent,
     SandboxAgentError,
+    Session,
     SessionAlreadyExistsError,
     SessionEvent,
     SessionNotFoundError,
@@ -383,3 +385,45 @@ async def test_a_prompt_waits_for_a_turn_whose_caller_was_cancelled(sdk: Sandbox
         caller.cancel()
         await session.prompt("echo the end")
     assert said(await all_events(sdk, session)).split()[-3:] == ["000030", "the", "end"]
+
+
+async def begin(session: Session, prompt: str) -> asyncio.Task[PromptResponse]:
+    """Send a prompt, and wait until the agent has begun its turn."""
+    started = asyncio.Event()
+    stop = session.on_event(lambda event: started.set() if event.update is not None else None)
+    turn = asyncio.create_task(session.prompt(prompt))
+    await started.wait()
+    stop()
+    return turn
+
+
+async def test_an_agent_that_ignores_a_cancellation_is_stopped(shared_server: ServerProcess) -> None:
+    with anyio.fail_after(60):
+        async with SandboxAgent.connect(base_url=shared_server.url, cancel_grace=0.2) as sdk:
+            session = await sdk.create_session(agent="claude")
+            turn = await begin(session, "never end")
+            await session.cancel()
+            assert (await turn).stop_reason == "cancelled"
+            assert (await session.prompt("blocks")).stop_reason == "end_turn"
+            assert "session_restored" in str(methods(await all_events(sdk, session)))
+
+
+async def test_an_agent_that_ignores_a_cancellation_lets_other_turns_end(
+    shared_server: ServerProcess,
+) -> None:
+    with anyio.fail_after(60):
+        async with SandboxAgent.connect(base_url=shared_server.url, cancel_grace=0.2) as sdk:
+            stuck, other = await sdk.create_session(agent="claude"), await sdk.create_session(agent="claude")
+            first = stuck.last_connection_id
+            running = await begin(other, "never end")
+            turn = await begin(stuck, "never end")
+            await stuck.cancel()
+            assert (await turn).stop_reason == "cancelled"
+            assert not running.done()
+            assert (await stuck.prompt("blocks")).stop_reason == "end_turn"
+            assert stuck.last_connection_id != first
+            assert other.last_connection_id == first
+            await other.cancel()
+            assert (await running).stop_reason == "cancelled"
+            assert (await other.prompt("blocks")).stop_reason == "end_turn"
+            assert other.last_connection_id == stuck.last_connection_id

@@ -25,7 +25,7 @@ from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session, session_handle
-from sandbox_agent.client.session_registry import SessionRegistry
+from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
 from sandbox_agent.client.settings import required
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import check_agreement
@@ -110,6 +110,7 @@ class SandboxAgent(ServerApi):
         max_chars = options.get("replay_max_chars", DEFAULT_REPLAY_MAX_CHARS)
         limits = Limits(max(max_events, 1), max(max_chars, 1))
         self._registry = SessionRegistry(self._http, self._tasks, self._health, self.persist, limits)
+        self._registry.cancel_grace = options.get("cancel_grace", CANCEL_GRACE)
 
     @classmethod
     def connect(

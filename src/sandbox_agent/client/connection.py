@@ -33,7 +33,7 @@ from sandbox_agent.errors import (
     RequestTimeoutError,
     SandboxAgentError,
 )
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.members import members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -174,22 +174,35 @@ class Connection:
 
     # sessions
 
-    async def wait_turn_ended(self, session: ClientSession) -> None:
-        """Wait until no prompt of the session is pending."""
-        while turns := [
-            pending.ended.wait()
+    def _turns(self, session: ClientSession | None = None) -> list[PendingRequest]:
+        """Return the pending prompts of a session, or of all."""
+        return [
+            pending
             for pending in self._pending.values()
-            if pending.session is session and pending.method == "session/prompt"
-        ]:
-            await asyncio.gather(*turns)
+            if pending.method == "session/prompt" and session in {None, pending.session}
+        ]
 
-    def turns_of(self, session: ClientSession) -> set[asyncio.Future[bytes]]:
-        """Return the pending responses of the session's prompts."""
-        return {
-            pending.future
-            for pending in self._pending.values()
-            if pending.session is session and pending.method == "session/prompt"
-        }
+    async def wait_turns_ended(self, session: ClientSession | None = None) -> None:
+        """Wait until no prompt of the session, or of any, is pending."""
+        while turns := self._turns(session):
+            await asyncio.gather(*(pending.ended.wait() for pending in turns))
+
+    def turns_of(self, session: ClientSession) -> set[asyncio.Event]:
+        """Return the ends of the session's turns."""
+        return {pending.ended for pending in self._turns(session)}
+
+    def end_turns(self, session: ClientSession) -> None:
+        """Answer the session's prompts as cancelled, and drop what the agent still sends for it."""
+        for pending in self._turns(session):
+            del self._pending[pending.outgoing.id]
+            meta = {"sandbox-agent": {"cancelledBy": "client", "reason": "the agent ignored session/cancel"}}
+            result = {"stopReason": "cancelled", "_meta": meta}
+            line = dumps({"jsonrpc": "2.0", "id": pending.outgoing.id, "result": result})
+            pending.outgoing.answer_event = session.journal.append("client", [line], self.connection_id)
+            if not pending.future.done():
+                pending.future.set_result(line)
+            pending.ended.set()
+        self.router.unbind_all(session)
 
     def is_bound(self, agent_session_id: str, session: ClientSession) -> bool:
         """Whether the agent holds that session on this connection."""

@@ -26,6 +26,8 @@ class ClientOptions(TypedDict, total=False):
         replay_max_chars: the same limit in characters, 12,000 by default.
         skip_health_check: send requests without waiting until the server is healthy.
         health_timeout: how long to wait for a healthy server, in seconds; None waits forever.
+        cancel_grace: how long an agent may take to end a turn that was cancelled, in seconds; then it is
+            stopped. 10 by default.
     """
 
     token: str | None
@@ -36,6 +38,7 @@ class ClientOptions(TypedDict, total=False):
     replay_max_chars: int
     skip_health_check: bool
     health_timeout: float | None
+    cancel_grace: float
 
 
 class SessionOptions(TypedDict, total=False):

@@ -38,12 +38,16 @@ class SessionHost(Protocol):
     def is_reachable(self) -> bool: ...
     @property
     def is_fenced(self) -> bool: ...
+
+    cancel_grace: float
+
     def next_request_id(self) -> int: ...
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None: ...
     def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]: ...
     def keep(self, session: SessionCore) -> None: ...
     def live_connection(self, session: SessionCore) -> Connection | None: ...
     async def bound_connection(self, session: SessionCore) -> Connection: ...
+    async def end_turn(self, session: SessionCore, connection: Connection) -> None: ...
     async def require(self, session_id: str) -> SessionCore: ...
     async def agent_options(self, agent: str) -> list[dict[str, Any]]: ...
 
@@ -188,7 +192,7 @@ class SessionCore:
         method = "session/prompt"
         connection = await self.host.bound_connection(self)
         # The caller of an earlier prompt may have been cancelled: its turn continues.
-        await connection.wait_turn_ended(self)
+        await connection.wait_turns_ended(self)
         stored = {**params, "sessionId": self.agent_session_id}
         if self.host.is_fenced:
             # A replaced writer learns it now, not after the agent has done the work.
@@ -223,11 +227,31 @@ class SessionCore:
         await connection.notify(method, {**params, "sessionId": self.agent_session_id}, session=self)
 
     async def cancel_on(self, connection: Connection) -> None:
-        """Cancel the turn on a connection, then the open permission requests (ACP wants this order)."""
+        """Cancel the turn on a connection, then the open permission requests (ACP wants this order).
+
+        An agent that does not end the turn within the grace period is stopped.
+        """
+        turns = connection.turns_of(self)
+        if turns:
+            self.host.spawn(self._end_if_ignored(connection, turns), name=f"cancellation of {self.id}")
         try:
             await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
         finally:
             await self.permissions.cancel_all()
+
+    async def _end_if_ignored(self, connection: Connection, turns: set[asyncio.Event]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.host.cancel_grace):
+                await asyncio.gather(*(turn.wait() for turn in turns))
+        if connection.lost is not None or all(turn.is_set() for turn in turns):
+            return
+        logger.warning(
+            "agent %s did not end a turn of session %s within %g s of session/cancel: it is stopped",
+            connection.agent,
+            self.id,
+            self.host.cancel_grace,
+        )
+        await self.host.end_turn(self, connection)
 
     def set_replay(self, text: str | None) -> None:
         """Set the text that the next prompt is prefixed with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -45,6 +46,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 FLUSH_TIMEOUT = 30.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
 HAND_OVER_TIMEOUT = 5.0
+# How long an agent may take to end a turn that was cancelled, by default.
+CANCEL_GRACE = 10.0
 
 
 class SessionRegistry:
@@ -60,6 +63,7 @@ class SessionRegistry:
     ) -> None:
         self.sandbox_id: str | None = None
         self.default_cwd: str | None = None
+        self.cancel_grace: float = CANCEL_GRACE
         self.handlers: RequestHandlers = {}
         self._http = http
         self._tasks = tasks
@@ -69,6 +73,8 @@ class SessionRegistry:
         self._event_ids = EventIds()
         self._request_ids = itertools.count(1)
         self._connections: dict[str, Connection] = {}
+        # Connections that take no new sessions: they end with the turns that still run.
+        self._retiring: set[Connection] = set()
         self._connection_locks: dict[str, asyncio.Lock] = {}
         # A lock lives only while a task creates a session of that id.
         self._create_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -134,6 +140,7 @@ class SessionRegistry:
             return opened
 
     def _on_lost(self, connection: Connection) -> None:
+        self._retiring.discard(connection)
         if self._connections.get(connection.agent) is connection:
             del self._connections[connection.agent]
         if connection.closing or not self._tasks.running:
@@ -141,13 +148,29 @@ class SessionRegistry:
         if not isinstance(connection.lost, AgentProcessExitedError):
             self._health.mark_suspect()
 
+    def _all_connections(self) -> list[Connection]:
+        return [*self._connections.values(), *self._retiring]
+
     def live_connection(self, session: SessionCore) -> Connection | None:
         """Return the connection whose agent holds the session, or None."""
-        connection = self._connections.get(session.agent)
         # Another process may use the same agent session elsewhere: the record names its connection.
-        if connection is None or session.record.last_connection_id != connection.connection_id:
-            return None
-        return connection if connection.is_bound(session.agent_session_id, session) else None
+        for connection in self._all_connections():
+            if session.record.last_connection_id == connection.connection_id:
+                return connection if connection.is_bound(session.agent_session_id, session) else None
+        return None
+
+    async def end_turn(self, session: SessionCore, connection: Connection) -> None:
+        """End the session's turns on a connection whose agent ignores their cancellation.
+
+        The agent is stopped at once, or once the turns of its other sessions have ended. The session's next
+        call restores it in another process.
+        """
+        connection.end_turns(session)
+        if self._connections.get(connection.agent) is connection:
+            del self._connections[connection.agent]
+            self._retiring.add(connection)
+        await connection.wait_turns_ended()
+        await connection.close()
 
     async def bound_connection(self, session: SessionCore, agent: str | None = None) -> Connection:
         """Return the session's connection; restore the session first if it has none.
@@ -163,13 +186,15 @@ class SessionRegistry:
             raise SessionNotFoundError(session.id)
         async with session.binding:
             name = agent or session.agent
-            connection = await self.connection(name)
+            await self._health.wait_ready()
             former, former_id = self.live_connection(session), session.agent_session_id
             if name == session.agent and former is not None:
-                return connection
-            turns = former.turns_of(session) if former is not None else None
-            if turns and await self._cancel_on(former, session):
-                await asyncio.wait(turns, timeout=HAND_OVER_TIMEOUT)
+                return former
+            connection = await self.connection(name)
+            if former is not None and former.turns_of(session) and await self._cancel_on(former, session):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HAND_OVER_TIMEOUT):
+                        await former.wait_turns_ended(session)
             try:
                 await self._restore(session, connection)
             except NotSentError:
@@ -249,7 +274,7 @@ class SessionRegistry:
 
     async def _release(self, session: SessionCore, fenced: SandboxAgentError) -> None:
         """Cancel what this client's agents still do for a session that another process continued."""
-        for connection in list(self._connections.values()):
+        for connection in self._all_connections():
             try:
                 await connection.release(session, fenced)
             except SandboxAgentError as error:
@@ -334,8 +359,8 @@ class SessionRegistry:
         self._tasks.check_process()
         session = self._sessions.get(session_id)
         if session is not None:
-            await self._cancel_on(self.live_connection(session), session)
-            connection = self._connections.get(session.agent)
+            connection = self.live_connection(session)
+            await self._cancel_on(connection, session)
             if connection is not None:
                 connection.router.unbind(session.agent_session_id)
             session.journal.discard()
@@ -373,7 +398,7 @@ class SessionRegistry:
             PersistError: some events could not be stored.
         """
         sessions = list(self._sessions.values())
-        connections, self._connections = list(self._connections.values()), {}
+        connections, self._connections = self._all_connections(), {}
         try:
             await asyncio.gather(*(session.permissions.cancel_all() for session in sessions))
             await asyncio.gather(*(connection.close() for connection in connections))
