@@ -39,6 +39,7 @@ class Feed:
         path: the connection's path.
         headers: headers of every request.
         on_events: receives the events of one chunk; the next chunk is read after it has returned.
+        on_failed: called when the stream could not be opened again; the next try follows.
 
     Attributes:
         live: whether the stream is open now.
@@ -52,6 +53,7 @@ class Feed:
         path: str,
         headers: dict[str, str],
         on_events: Callable[[list[SseEvent]], Awaitable[None]],
+        on_failed: Callable[[], None],
     ) -> None:
         self.live: bool = False
         self.opened: asyncio.Event = asyncio.Event()
@@ -60,6 +62,7 @@ class Feed:
         self._path = path
         self._headers = headers
         self._on_events = on_events
+        self._on_failed = on_failed
         self._last_id = "0"
         self._epoch: str | None = None
         self._busy = False
@@ -100,6 +103,8 @@ class Feed:
                 logger.info("the event stream of %s ended (%s): reconnecting", self._path, cause)
             elif now - (lost_since or began) > patience:
                 return ConnectionLostError(f"the server at {self._http.base_url} is gone ({cause})")
+            else:
+                self._on_failed()
             lost_since = lost_since or began
             await asyncio.sleep(max(delay, self._retry_after))
             self._retry_after = 0.0
