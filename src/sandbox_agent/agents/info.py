@@ -1,38 +1,28 @@
-"""The AgentInfo objects of ``/v1/agents``."""
+"""The AgentInfo objects of ``/v1/agents``. Credentials are looked for; their values are never stored."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
-from sandbox_agent.agents.catalogue import CATALOGUE
-from sandbox_agent.agents.credentials import credentials_available
+from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
-from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, ServerStatusInfo
+from sandbox_agent.wire.api import AgentCapabilities, AgentInfo
 
 # An agent that only has a launcher speaks ACP; nothing else is known about it.
 _LAUNCHER_ONLY = AgentCapabilities(
     permissions=True, tool_calls=True, tool_results=True, text_messages=True, streaming_deltas=True
 )
+# Most credential files are small, but a user's ~/.claude.json can be several megabytes.
+_MAX_BYTES = 32 * 1024 * 1024
 
 
-def agent_info(
-    agent_id: str,
-    *,
-    config_options: list[dict[str, Any]] | None = None,
-    config_error: str | None = None,
-    server_status: ServerStatusInfo | None = None,
-) -> AgentInfo:
+def agent_info(agent_id: str) -> AgentInfo:
     """Return what is known about an agent without starting it.
-
-    Args:
-        agent_id: The id of a catalogue entry or of a launcher.
-        config_options: Copied into the result.
-        config_error: Copied into the result.
-        server_status: Copied into the result.
 
     Raises:
         UnsupportedAgentError: No agent has this id.
@@ -49,9 +39,6 @@ def agent_info(
         capabilities=_LAUNCHER_ONLY if agent is None else agent.capabilities,
         version=None if launch is None else installed_version(launch),
         path=None if launch is None or launch.path is None else str(launch.path),
-        config_options=config_options,
-        config_error=config_error,
-        server_status=server_status,
     )
 
 
@@ -79,3 +66,35 @@ def _npm_package(path: Path) -> Path | None:
         if not folder.name.startswith("@"):
             inside = folder
     return None
+
+
+def credentials_available(agent_id: str) -> bool:
+    """Return whether the environment or the user's home folder contains credentials for the agent.
+
+    True for agents that are not in the catalogue, or whose credential locations are not known.
+    """
+    agent = CATALOGUE.get(agent_id)
+    if agent is None or not (agent.credential_env or agent.credential_files):
+        return True
+    if any(os.environ.get(name) for name in agent.credential_env):
+        return True
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME and no entry in the user database
+        return False
+    return any(_holds_credentials(home, file) for file in agent.credential_files)
+
+
+def _holds_credentials(home: Path, file: CredentialFile) -> bool:
+    path = home / file.path
+    try:
+        size = path.stat().st_size
+        if not file.members:
+            return size > 0
+        content: Any = json.loads(path.read_bytes()) if size <= _MAX_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(content, dict):
+        return False
+    members = cast("dict[str, Any]", content)
+    return any(members.get(name) for name in file.members)

@@ -18,12 +18,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sandbox_agent.runtime.exit_watcher import watch_exit
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged, signal_tree
 
@@ -140,7 +140,7 @@ class Process:
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
-        watch_exit(child, process._on_exit)
+        _watch_exit(child, process._on_exit)
         return process
 
     @property
@@ -154,11 +154,7 @@ class Process:
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
-        """Write to stdin, whole and in order; see PipeWriter.write.
-
-        Raises:
-            BrokenPipeError: the process has ended or closed its stdin.
-        """
+        """Write to stdin, whole and in order; see PipeWriter.write."""
         await self._stdin.write(data, on_begin=on_begin)
 
     def write_nowait(self, data: bytes) -> bool:
@@ -192,12 +188,7 @@ class Process:
         self._exited.set()
 
     async def stop(self, *, eof_grace: float = EOF_GRACE, term_grace: float = TERM_GRACE) -> ExitStatus:
-        """Stop the process by the steps of the module's docstring. Safe to call twice.
-
-        Args:
-            eof_grace: Seconds to wait after stdin is closed.
-            term_grace: Seconds to wait after SIGTERM.
-        """
+        """Stop the process by the steps of the module's docstring. Safe to call twice."""
         async with self._stopping:
             self._stdin.close()
             if not await self._exits_within(eof_grace):
@@ -247,3 +238,34 @@ def _open_pipes(program: str) -> list[tuple[int, int]]:
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _watch_exit(child: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> None:
+    """Reap a child when it exits and call ``on_exit`` in the running event loop.
+
+    Nothing else may wait for the child. The return code is that of ``Popen.returncode``.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        handle = os.pidfd_open(child.pid)
+    except (AttributeError, OSError):  # not on Linux, or no descriptor left
+        _watch_in_thread(loop, child, on_exit)
+        return
+
+    def reap() -> None:
+        loop.remove_reader(handle)
+        os.close(handle)
+        on_exit(child.wait())
+
+    loop.add_reader(handle, reap)
+
+
+def _watch_in_thread(
+    loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], on_exit: Callable[[int], None]
+) -> None:
+    def wait() -> None:
+        code = child.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(on_exit, code)
+
+    threading.Thread(target=wait, name="sandbox-agent-exit", daemon=True).start()

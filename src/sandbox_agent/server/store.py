@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import anyio
 
-from sandbox_agent.agents.layout import data_dir
+from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store_url
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
@@ -123,11 +123,9 @@ def secrets_of(store: str) -> Sequence[str]:
 
 @asynccontextmanager
 async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenerator[Store]:
-    """Open the store and close it at the end.
+    """Open the store of ``--store`` and close it at the end.
 
-    Args:
-        store: a value of ``--store``.
-        namespace: this server's sessions in a shared database; None for the namespace of this machine.
+    Without a namespace, this machine's is that of the server's sessions in a shared database.
 
     Raises:
         InvalidRequestError: the value does not name a kind of store, or the store has no namespaces.

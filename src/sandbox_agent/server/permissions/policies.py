@@ -1,9 +1,13 @@
-"""What a session's policy says to a permission request, and until when one may wait: pure decisions."""
+"""A session's policy: how it decides a permission request, and when one expires. No I/O."""
 
 from __future__ import annotations
 
 import math
+import posixpath
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import translate
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +16,6 @@ from sandbox_agent.engine import permissions as engine
 from sandbox_agent.engine.permissions import PermissionMode, Verdict
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
 from sandbox_agent.persist.store.rows import SessionRow
-from sandbox_agent.server.permissions.globs import absolute, glob_matches
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 
@@ -26,6 +29,7 @@ PERMISSION_MODES: Mapping[str, PermissionMode | Literal["reject"]] = {
 }
 MAX_RULES = 1000
 _MAX_GLOB = 4096
+_ANY_DEPTH = "**"
 # Above a century a timeout means "never", and would only overflow clocks.
 _MAX_SECONDS = 3_153_600_000.0
 _KINDS = frozenset(
@@ -51,13 +55,13 @@ _settings = msgspec.json.Decoder(CreateSessionRequest)
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What a session was told to answer.
+    """How a session's permission requests are answered.
 
     Attributes:
         mode: a permission mode, or "reject".
-        rules: looked at before the mode; the first that matches counts.
-        directory: what relative paths and globs begin in.
-        timeout_seconds: how long a request may wait; None: for ever.
+        rules: checked before the mode; the first that matches counts.
+        directory: the start of relative paths and globs.
+        timeout_seconds: how long a request may wait; None for no limit.
     """
 
     mode: PermissionMode | Literal["reject"] = "ask"
@@ -66,13 +70,18 @@ class Policy(msgspec.Struct, frozen=True):
     timeout_seconds: float | None = None
 
 
-def policy_of(row: SessionRow) -> Policy:
-    """Return a session's policy; one that the server does not drive asks."""
-    if row.settings is None:
-        return Policy()
+def stored_request(row: SessionRow) -> CreateSessionRequest | None:
+    """Return the request that a session was created with; None if there was none, or it can't be read."""
     try:
-        settings = _settings.decode(row.settings)
-    except msgspec.DecodeError:  # a newer version wrote what this one can't read: people decide
+        return _settings.decode(row.settings) if row.settings is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # by a newer version
+        return None
+
+
+def policy_of(row: SessionRow) -> Policy:
+    """Return a session's policy. One that the server does not drive asks; so does one that can't be read."""
+    settings = stored_request(row)
+    if settings is None:
         return Policy()
     mode = row.permission_mode or settings.permission_mode or ""
     return Policy(
@@ -84,7 +93,7 @@ def policy_of(row: SessionRow) -> Policy:
 
 
 def check_policy(request: CreateSessionRequest) -> None:
-    """Check the policy that a session is to be made with.
+    """Check the policy in a request to create a session.
 
     Raises:
         ModeNotSupportedError: there is no such permission mode.
@@ -135,10 +144,7 @@ def decide(policy: Policy, kind: str | None, paths: Iterable[str]) -> Verdict:
     A rule with a path allows (or leaves to people) a request only if all of its paths match, and rejects
     it if any does; a request that names no path matches no such rule.
 
-    Args:
-        policy: the session's.
-        kind: the tool call's kind; None counts as "other".
-        paths: what it would touch.
+    ``kind`` is that of the tool call; None counts as "other".
     """
     kind = kind or "other"
     touched = [absolute(path, policy.directory) for path in paths]
@@ -156,11 +162,9 @@ def _touches(rule: PermissionRule, glob: str, paths: Sequence[str], directory: s
 
 
 def asked_paths(metadata: Mapping[str, Any], tool_call: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the paths that a permission request is about, each once.
+    """Return the paths of a permission request, each once: of its event's metadata, and of ACP's tool call.
 
-    Args:
-        metadata: of the permission.requested event.
-        tool_call: ACP's, whose diffs the event does not name.
+    The event has no paths of the call's diffs.
     """
     call = tool_call or {}
     found = _strings(metadata.get("paths"))
@@ -182,3 +186,50 @@ def _is_glob(path: str) -> bool:
 def _strings(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else elements(value)
     return [each for each in values if isinstance(each, str)]
+
+
+# The standard library's fnmatch matches the segments of a glob; it has no ``**``. wcmatch and pathspec do,
+# but compile a whole pattern to one backtracking expression: with wcmatch 12, a pattern of 40 times ``**/a*``
+# does not end, and would block the event loop. Here the time is bounded by the length of the pattern times
+# that of the path.
+
+
+def absolute(path: str, directory: str | None) -> str:
+    """Return a path as an absolute one without ``.``, ``..`` and repeated slashes."""
+    # normpath keeps two leading slashes, which have a meaning of their own in POSIX
+    return posixpath.normpath("/" + posixpath.join(directory or "/", path).lstrip("/"))
+
+
+def glob_matches(pattern: str, path: str, directory: str | None) -> bool:
+    """Return whether an absolute, normalized path matches a glob.
+
+    ``**`` matches any number of folders, also zero (``/work/**`` matches ``/work``); ``*`` and ``?`` match
+    characters of one name. A pattern that starts with neither ``/`` nor ``**`` is relative to the directory.
+    """
+    if not pattern.startswith(("/", _ANY_DEPTH)):
+        pattern = posixpath.join(directory or "/", pattern)
+    return _match(_segments(pattern), _segments(path))
+
+
+def _segments(path: str) -> list[str]:
+    return [segment for segment in path.split("/") if segment not in {"", "."}]
+
+
+def _match(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    # The prefixes of the path that match the pattern so far; without backtracking, the time is bounded.
+    reached = [True] + [False] * len(names)
+    for part in pattern:
+        if part == _ANY_DEPTH:
+            for position in range(1, len(reached)):
+                reached[position] = reached[position] or reached[position - 1]
+        else:
+            matches = _compiled(part).match
+            reached = [False] + [
+                reached[position] and matches(name) is not None for position, name in enumerate(names)
+            ]
+    return reached[-1]
+
+
+@lru_cache(maxsize=512)
+def _compiled(part: str) -> re.Pattern[str]:
+    return re.compile(translate(part))

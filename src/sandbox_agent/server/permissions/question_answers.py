@@ -8,19 +8,15 @@ from typing import Any
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.wire.members import elements, members
 
+# ACP's elicitations, which have a schema for the answer.
 _ELICITATIONS = {"elicitation/create", "session/elicitation"}
 _TRUE = {"true", "yes"}
 _FALSE = {"false", "no"}
 
 
-def is_elicitation(method: str) -> bool:
-    """Return whether the method is an ACP elicitation, which has a schema for the answer."""
-    return method in _ELICITATIONS
-
-
 def rejection_result(method: str) -> dict[str, Any]:
     """Return the result that declines a question."""
-    if is_elicitation(method):
+    if method in _ELICITATIONS:
         return {"action": "decline"}
     return {"outcome": {"outcome": "skipped", "reason": "the user rejected the question"}}
 
@@ -28,15 +24,12 @@ def rejection_result(method: str) -> dict[str, Any]:
 def answer_result(method: str, params: dict[str, Any], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return the result with the chosen options of each question, in order.
 
-    Args:
-        method: the request's method.
-        params: the request's parameters.
-        answers: the user's choices per question: labels, values or ids of options, or free text.
+    The answers are the user's choices per question: labels, values or ids of options, or free text.
 
     Raises:
         InvalidRequestError: there are more answers than questions, or an answer does not match its question.
     """
-    if is_elicitation(method):
+    if method in _ELICITATIONS:
         schema = members(params.get("requestedSchema"))
         return {"action": "accept", "content": _content(schema, answers)}
     questions = [members(item) for item in elements(params.get("questions"))] or [params]

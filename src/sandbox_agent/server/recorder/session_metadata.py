@@ -9,6 +9,7 @@ import msgspec
 
 from sandbox_agent.engine.route import Reply
 from sandbox_agent.persist.store import SessionRow, TurnRow
+from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import UsageInfo
@@ -24,16 +25,11 @@ _TOKENS = {
 }
 
 
+_usage = msgspec.json.Decoder(UsageInfo)
 # Results that report modes, models or config options.
 _REPORTING = frozenset(
     {"session/new", "session/load", "session/resume", "session/fork", "session/set_config_option"}
 )
-
-
-class _Settings(msgspec.Struct):
-    """The part of the request that created a session which matters here."""
-
-    title: str | None = None
 
 
 class SessionMetadata:
@@ -45,8 +41,10 @@ class SessionMetadata:
 
     def __init__(self, row: SessionRow) -> None:
         self._row = row
-        self._named = _was_named(row)
-        self._usage = _read_usage(row.usage)
+        # The title that a user gave the session, which the agent's own does not replace.
+        request = stored_request(row)
+        self._named = request is not None and request.title is not None
+        self._usage = read_usage(row.usage) or UsageInfo()
         self._before: dict[str, dict[str, float]] = {}
 
     def add_status(self, item: UniversalItem, turns: dict[str, TurnRow]) -> None:
@@ -145,16 +143,9 @@ class SessionMetadata:
         self._row.usage = msgspec.json.encode(self._usage)
 
 
-def _read_usage(usage: bytes | None) -> UsageInfo:
-    if usage is not None:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            return msgspec.json.decode(usage, type=UsageInfo)
-    return UsageInfo()
-
-
-def _was_named(row: SessionRow) -> bool:
-    """Return whether a user gave the session its title, which the agent's own does not replace."""
+def read_usage(usage: bytes | None) -> UsageInfo | None:
+    """Return the usage in a stored row; None if it has none, or that of a newer version."""
     try:
-        return msgspec.json.decode(row.settings or b"{}", type=_Settings).title is not None
-    except msgspec.DecodeError:  # written by a version that this one does not know
-        return False
+        return None if usage is None else _usage.decode(usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

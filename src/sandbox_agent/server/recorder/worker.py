@@ -1,28 +1,30 @@
-"""The task that takes entries from the queue, one after the other, and gives their rows to the committer."""
+"""The task that processes the entries of the queue in order, and adds their rows to the committer's batch."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
 from sandbox_agent.engine.project import Projector
-from sandbox_agent.engine.route import Held, Route
+from sandbox_agent.engine.route import Held, Route, Router
 from sandbox_agent.errors import PersistError, SandboxAgentError
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
-from sandbox_agent.server.recorder.connections import Connection, Connections
-from sandbox_agent.server.recorder.pace import Pace
 from sandbox_agent.server.recorder.queue import (
     Binding,
     Closing,
     Entry,
     Envelopes,
+    Pace,
     RecorderQueue,
     Stopping,
+    Tap,
 )
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
 from sandbox_agent.server.recorder.rows import Row, turn_id_of
@@ -45,6 +47,21 @@ BATCH_BYTES = 1 * 1024 * 1024
 GARBAGE_SESSIONS = 16
 
 
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """What the recorder knows of one connection.
+
+    Attributes:
+        router: finds the session of an envelope.
+        sessions: the open ones by the agent's id of them; the one that was opened last is at the end.
+        bound: the session that new ones belong to.
+    """
+
+    router: Router = field(default_factory=lambda: Router())
+    sessions: dict[str, RecordedSession] = field(default_factory=dict[str, RecordedSession])
+    bound: RecordedSession | None = None
+
+
 class Worker:
     """Projects envelopes and runs jobs, in the order of the queue.
 
@@ -52,15 +69,6 @@ class Worker:
 
     Attributes:
         busy: whether it works on something that the queue does not hold any more.
-        connections: those that are recorded.
-
-    Args:
-        queue: where entries come from.
-        registry: the sessions.
-        committer: where rows go.
-        store: for what is not in memory.
-        clock: the time in milliseconds since the epoch.
-        pace: limits how much of the event loop it takes.
     """
 
     def __init__(
@@ -70,17 +78,16 @@ class Worker:
         committer: Committer,
         store: SessionStore,
         clock: Callable[[], int],
-        pace: Pace,
     ) -> None:
         self.busy: bool = False
-        self.connections: Connections = Connections()
+        self._connections: dict[Tap, _Connection] = {}
         self._queue = queue
         self._registry = registry
         self._committer = committer
         self._store = store
         self._clock = clock
-        self._pace = pace
-        self._rows: dict[RecordedSession, list[Row]] = {}
+        self._pace = Pace()
+        self._rows: defaultdict[RecordedSession, list[Row]] = defaultdict(list)
 
     @property
     def unstored(self) -> int:
@@ -89,9 +96,10 @@ class Worker:
 
     def uses(self, session: RecordedSession) -> bool:
         """Return whether a connection has the session open, or rows of it are not stored."""
-        return (
-            self.connections.has_open(session) or session in self._rows or self._committer.has_rows(session)
-        )
+        return self._is_open(session) or session in self._rows or self._committer.has_rows(session)
+
+    def _is_open(self, session: RecordedSession) -> bool:
+        return any(session in connection.sessions.values() for connection in self._connections.values())
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -120,17 +128,26 @@ class Worker:
         if isinstance(entry, Envelopes):
             await self._record(entry)
         elif isinstance(entry, Binding):
-            self.connections.bind(entry.tap, entry.session)
+            connection = self._connection(entry.tap)
+            connection.bound = entry.session
+            connection.router.bind()
         elif isinstance(entry, Stopping):
-            for session in dict.fromkeys(self.connections.get(entry.tap).sessions.values()):
+            for session in dict.fromkeys(self._connection(entry.tap).sessions.values()):
                 if session.projection.projector.open_turns:
                     await self.add_events(session, _stopped_agent)
         elif isinstance(entry, Closing):
-            for session in self.connections.close(entry.tap):
-                if session.projection.projector.open_turns:
+            connection = self._connections.pop(entry.tap, None)
+            for session in dict.fromkeys(connection.sessions.values() if connection else ()):
+                if session.projection.projector.open_turns and not self._is_open(session):
                     await self.add_events(session, _lost_agent)
         else:
             await entry.run()
+
+    def _connection(self, tap: Tap) -> _Connection:
+        connection = self._connections.get(tap)
+        if connection is None:
+            connection = self._connections[tap] = _Connection()
+        return connection
 
     async def _yield(self) -> None:
         """Let other tasks run, and wait while the committer has enough."""
@@ -140,24 +157,17 @@ class Worker:
         await self._pace.wait_turn()
 
     def _flush_rows(self) -> None:
-        """Give the committer the rows of this entry, completed by those of the sessions themselves."""
+        """Add the rows of this entry to the committer's batch, with those of the sessions themselves."""
         for session, rows in self._rows.items():
             rows += session.projection.state_rows()
             self._committer.add(session, rows)
         self._rows.clear()
 
-    def _add_rows(self, session: RecordedSession, rows: list[Row]) -> None:
-        known = self._rows.get(session)
-        if known is None:
-            self._rows[session] = rows
-        else:
-            known += rows
-
     # envelopes
 
     async def _record(self, entry: Envelopes) -> None:
         lines = entry.data.split(b"\n")
-        connection = self.connections.get(entry.tap)
+        connection = self._connection(entry.tap)
         try:
             for start in range(0, len(lines), SLICE):
                 some = lines[start : start + SLICE] if len(lines) > SLICE else lines
@@ -177,20 +187,17 @@ class Worker:
     def _project(
         self, session: RecordedSession, entry: Envelopes, line: bytes, *, subject_id: str | None = None
     ) -> None:
-        self._add_rows(
-            session,
-            session.projection.add_envelope(
-                entry.sender,
-                line,
-                entry.time_ms,
-                entry.tap.connection_id,
-                subject_id=subject_id,
-                client=entry.client or None,
-            ),
+        self._rows[session] += session.projection.add_envelope(
+            entry.sender,
+            line,
+            entry.time_ms,
+            entry.tap.connection_id,
+            subject_id=subject_id,
+            client=entry.client or None,
         )
 
     async def _record_special(
-        self, connection: Connection, entry: Envelopes, line: bytes, to: str | Route
+        self, connection: _Connection, entry: Envelopes, line: bytes, to: str | Route
     ) -> None:
         """Record an envelope that is not simply its open session's; one of no session is not kept."""
         route = Route(to) if isinstance(to, str) else to
@@ -212,10 +219,10 @@ class Worker:
         if route.reply is not None:
             session.projection.add_reply(route.reply, line)
         if route.closed and route.native is not None:
-            self.connections.remove(connection, route.native)
+            connection.sessions.pop(route.native, None)
 
     async def _session_of(
-        self, connection: Connection, entry: Envelopes, route: Route
+        self, connection: _Connection, entry: Envelopes, route: Route
     ) -> RecordedSession | None:
         if route.native is None:
             return connection.bound if route.bound else None
@@ -223,7 +230,7 @@ class Worker:
         if session is None:
             bound = connection.bound if route.bound else None
             session = bound or await self._find(entry, route.native, route.before)
-            self.connections.add(connection, route.native, session)
+            connection.sessions[route.native] = session
             row = session.projection.row
             row.server_id = entry.tap.server_id
             if bound is not None or row.native_session_id is None:
@@ -244,7 +251,7 @@ class Worker:
                 projection.turn_number = max(projection.turn_number, newest[-1].number)
         self._project(session, entry, line, subject_id=turn_id)
 
-    def _project_in_all(self, connection: Connection, entry: Envelopes, line: bytes) -> None:
+    def _project_in_all(self, connection: _Connection, entry: Envelopes, line: bytes) -> None:
         sessions = list(dict.fromkeys(connection.sessions.values()))
         if b'"_adapter/invalid_stdout"' in line[:200]:
             sessions = sessions[-GARBAGE_SESSIONS:]
@@ -277,7 +284,7 @@ class Worker:
         )
         session, events = await self._read(self._registry.make, new)
         self._registry.keep(session)
-        self._add_rows(session, session.projection.add_events(events, session.projection.next_time(now)))
+        self._rows[session] += session.projection.add_events(events, session.projection.next_time(now))
         return session
 
     # jobs
@@ -305,13 +312,13 @@ class Worker:
             data = event.data
             if event.type == "turn.ended" and isinstance(data, TurnEventData) and data.turn_id is not None:
                 await self._load_turn(session, data.turn_id)
-        self._add_rows(session, projection.add_events(events, now))
+        self._rows[session] += projection.add_events(events, now)
 
     async def update_row(self, session: RecordedSession, columns: dict[str, Any]) -> None:
         """Change columns of a session's row."""
         for name, value in columns.items():
             setattr(session.projection.row, name, value)
-        self._add_rows(session, [])
+        self._rows[session] += []
 
     async def close_interrupted(self, session: RecordedSession) -> None:
         """Close what was open in a session when the server ended."""
@@ -329,9 +336,14 @@ class Worker:
         await self.add_events(session, make)
 
     async def forget(self, session: RecordedSession) -> None:
-        """Record nothing for a session any more; a connection that continues it makes a new one."""
+        """Record no more envelopes of a session; a connection that continues it makes a new one."""
         self._registry.drop(session)
-        self.connections.forget(session)
+        for connection in self._connections.values():
+            for native in [native for native, opened in connection.sessions.items() if opened is session]:
+                del connection.sessions[native]
+                connection.router.forget(native)
+            if connection.bound is session:
+                connection.bound = None
 
     # the store
 
@@ -343,7 +355,7 @@ class Worker:
                 turns[turn_id] = turn
 
     async def _read(self, read: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Read what is needed to go on, however long the store fails."""
+        """Read what the next step needs, however long the store fails."""
         while True:
             try:
                 return await read(*args, **kwargs)

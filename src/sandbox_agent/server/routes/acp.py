@@ -8,25 +8,16 @@ from starlette.responses import Response
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import (
     AgentNotInstalledError,
-    AgentProcessExitedError,
     ConflictError,
     GoneError,
     InvalidRequestError,
     NotAcceptableError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
     ServerSessionNotFoundError,
-    StreamError,
     UnsupportedAgentError,
-    UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.client_names import (
-    CLIENT_HEADER,
-    CLIENT_HEADER_BYTES,
-    MAX_CLIENT_NAME,
-    check_client_name,
-)
+from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.http.operations import (
+    AGENT_ERRORS,
     MAX_IDEMPOTENCY_KEY,
     MAX_NUMBER,
     Answer,
@@ -36,15 +27,14 @@ from sandbox_agent.server.http.operations import (
     get_header,
     integer_schema,
     read_body,
+    read_client,
     read_idempotency_key,
     read_text,
-    require_json_accepted,
     require_json_body,
     text_schema,
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
-from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
-from sandbox_agent.server.streams.viewers import Viewer
+from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
@@ -52,6 +42,33 @@ EPOCH_HEADER = "sandbox-agent-epoch"
 RESPOND_ASYNC = "respond-async"
 TIMEOUT_HEADER = "sandbox-agent-request-timeout"
 MAX_SERVER_ID = 256
+
+_SERVER_ID = Parameter(
+    "server_id",
+    "path",
+    "The connection's id, chosen by the client.",
+    text_schema(least=1, most=MAX_SERVER_ID),
+)
+_CLIENT = Parameter(
+    CLIENT_HEADER,
+    "header",
+    "The client's name. Responses to the requests of a named client go to its own streams only.",
+    text_schema(most=MAX_CLIENT_NAME),
+)
+_PREFER = Parameter(
+    "Prefer",
+    "header",
+    "With `respond-async`, a request is answered with 202 once the agent has received it, and the agent's "
+    "response is sent in the event stream only: no long request exists that a proxy could end.",
+)
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Identifies a notification or a response. If it is sent again with the same key, the agent does not "
+    "receive it twice.",
+    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
+)
+_ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
 
 
 def _server_id(request: Request) -> str:
@@ -63,12 +80,17 @@ def _server_id(request: Request) -> str:
     return server_id
 
 
-def _client(request: Request) -> str:
-    return check_client_name(get_header(request, CLIENT_HEADER_BYTES))
+@Operation(
+    "GET",
+    "/v1/acp",
+    tag="acp",
+    answers={200: Answer("The connections.", AcpServerListResponse)},
+)
+async def get_v1_acp_servers(request: Request) -> Response:
+    """List live connections.
 
-
-async def list_servers(request: Request) -> Response:
-    """List the live connections."""
+    Lists the connections whose agent runs, oldest first.
+    """
     servers = [
         AcpServerInfo(
             server_id=connection.server_id, agent=connection.agent, created_at_ms=connection.created_at_ms
@@ -78,12 +100,55 @@ async def list_servers(request: Request) -> Response:
     return json_response(AcpServerListResponse(servers=servers))
 
 
-async def post_envelope(request: Request) -> Response:
-    """Send an envelope to an agent; the first one names the agent and starts it."""
+@Operation(
+    "POST",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(
+        _SERVER_ID,
+        Parameter("agent", "query", "The agent's id. The first POST of a connection must have it."),
+        _CLIENT,
+        _PREFER,
+        _KEY,
+    ),
+    request_body=_ENVELOPE,
+    answers={
+        200: Answer("The agent's response.", _ENVELOPE),
+        202: Answer(
+            "The agent has received the envelope.",
+            headers={
+                "Preference-Applied": "`respond-async`, if the response is sent in the event stream.",
+                TIMEOUT_HEADER: "Seconds after which no response is expected, except to a prompt.",
+            },
+        ),
+    },
+    errors=(
+        UnsupportedAgentError,
+        AgentNotInstalledError,
+        NotAcceptableError,
+        ConflictError,
+        GoneError,
+        *AGENT_ERRORS,
+    ),
+)
+async def post_v1_acp(request: Request) -> Response:
+    """Send a JSON-RPC envelope.
+
+    The first POST names the agent and starts its process. A request is answered with 200 and the agent's
+    response, even if that is an error. A notification or a response is answered with 202 and no body. If the
+    client disconnects, its request continues, and the response is sent in the event stream.
+
+    A named client may send an envelope again if it does not know whether it has arrived. A request with the
+    same id and the same bytes is not sent to the agent twice: the POST waits for the same response, or
+    returns it. The server recognizes the newest 4,096 envelopes of a connection and keeps up to 4 MiB of
+    their responses; a response that is no longer kept is answered with 410. A client must therefore not use
+    an id twice under one name. Requests of unnamed clients are never merged.
+    """
     server_id = _server_id(request)
     require_json_body(request)
-    require_json_accepted(request)
-    client = _client(request)
+    if not accepts(request, "application/json"):
+        raise NotAcceptableError("not acceptable: accept must allow application/json")
+    client = read_client(request)
     state = state_of(request)
     body = await read_body(request, state.config.max_body_bytes)
     head = _read_head(body)
@@ -117,8 +182,38 @@ def _read_head(body: bytes) -> Head:
         raise InvalidRequestError(f"invalid request: the body is not a JSON-RPC object: {error}") from None
 
 
-async def stream_events(request: Request) -> Response:
-    """Stream the agent's envelopes."""
+@Operation(
+    "GET",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(
+        _SERVER_ID,
+        Parameter(
+            "Last-Event-ID",
+            "header",
+            "The last sequence that the client received; the stream continues after it.",
+            integer_schema(most=MAX_NUMBER),
+        ),
+        Parameter("epoch", "query", "The Sandbox-Agent-Epoch to which Last-Event-ID belongs."),
+        _CLIENT,
+    ),
+    answers={
+        200: Answer(
+            "The stream.",
+            text_schema(),
+            EVENT_STREAM,
+            {EPOCH_HEADER: "The connection's epoch: sequences are comparable within one epoch only."},
+        )
+    },
+    errors=(ServerSessionNotFoundError, NotAcceptableError),
+)
+async def get_v1_acp(request: Request) -> Response:
+    """Stream the agent's envelopes.
+
+    Server-sent events. A `message` event has an envelope as its data and the envelope's sequence as its id;
+    the stream has every envelope since the connection was opened. A `reset` event means that the requested id
+    or epoch does not belong to this connection; the stream then starts from the first envelope.
+    """
     if not accepts(request, EVENT_STREAM):
         raise NotAcceptableError(f"not acceptable: accept must allow {EVENT_STREAM}")
     last_event_id = get_header(request, b"last-event-id") or "0"
@@ -128,14 +223,25 @@ async def stream_events(request: Request) -> Response:
     epoch = connection.feed.epoch
     position = connection.feed.begin(int(last_event_id), request.query_params.get("epoch"))
     return EventStream(
-        Viewer(connection, position.cursor, _client(request)),
+        Viewer(connection, position.cursor, read_client(request)),
         opening=_reset_event(epoch, int(last_event_id)) if position.reset else b"",
         headers=[(EPOCH_HEADER.encode(), epoch.encode())],
     )
 
 
-async def delete_server(request: Request) -> Response:
-    """Close a connection and stop its agent."""
+@Operation(
+    "DELETE",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(_SERVER_ID,),
+    answers={204: Answer("The connection is closed.")},
+)
+async def delete_v1_acp(request: Request) -> Response:
+    """Close a connection.
+
+    Stops the agent's process and its child processes before the response is sent. Deleting a connection that
+    does not exist has no effect.
+    """
     await state_of(request).bridge.delete(_server_id(request))
     return Response(status_code=204)
 
@@ -145,142 +251,9 @@ def _reset_event(epoch: str, last_event_id: int) -> bytes:
     return encode_event("reset", data, event_id=0)
 
 
-_SERVER_ID = Parameter(
-    "server_id",
-    "path",
-    "The connection's id, chosen by the client.",
-    text_schema(least=1, most=MAX_SERVER_ID),
-)
-_CLIENT = Parameter(
-    CLIENT_HEADER,
-    "header",
-    "The client's name. Responses to the requests of a named client go to its own streams only.",
-    text_schema(most=MAX_CLIENT_NAME),
-)
-_PREFER = Parameter(
-    "Prefer",
-    "header",
-    "With `respond-async`, a request is answered with 202 once the agent has received it, and the agent's "
-    "response is sent in the event stream only: no long request exists that a proxy could end.",
-)
-_KEY = Parameter(
-    "Idempotency-Key",
-    "header",
-    "Identifies a notification or a response. If it is sent again with the same key, the agent does not "
-    "receive it twice.",
-    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
-)
-_ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
-
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/acp",
-        endpoint=list_servers,
-        operation_id="get_v1_acp_servers",
-        summary="List live connections",
-        description="Lists the connections whose agent runs, oldest first.",
-        tag="acp",
-        answers={200: Answer("The connections.", AcpServerListResponse)},
-    ),
-    Operation(
-        method="POST",
-        path="/v1/acp/{server_id}",
-        endpoint=post_envelope,
-        operation_id="post_v1_acp",
-        summary="Send a JSON-RPC envelope",
-        description=(
-            "The first POST names the agent and starts its process. A request is answered with 200 and the "
-            "agent's response, even if that is an error. A notification or a response is answered with 202 "
-            "and no body. If the client disconnects, its request continues, and the response is sent in the "
-            "event stream.\n\n"
-            "A named client may send an envelope again if it does not know whether it has arrived. A request "
-            "with the same id and the same bytes is not sent to the agent twice: the POST waits for the same "
-            "response, or returns it. The server recognizes the newest 4,096 envelopes of a connection and "
-            "keeps up to 4 MiB of their responses; a response that is no longer kept is answered with 410. A "
-            "client must therefore not use an id twice under one name. Requests of unnamed clients are never "
-            "merged."
-        ),
-        tag="acp",
-        parameters=(
-            _SERVER_ID,
-            Parameter("agent", "query", "The agent's id. The first POST of a connection must have it."),
-            _CLIENT,
-            _PREFER,
-            _KEY,
-        ),
-        request_body=_ENVELOPE,
-        answers={
-            200: Answer("The agent's response.", _ENVELOPE),
-            202: Answer(
-                "The agent has received the envelope.",
-                headers={
-                    "Preference-Applied": "`respond-async`, if the response is sent in the event stream.",
-                    TIMEOUT_HEADER: "Seconds after which no response is expected, except to a prompt.",
-                },
-            ),
-        },
-        errors=(
-            InvalidRequestError,
-            UnsupportedAgentError,
-            AgentNotInstalledError,
-            NotAcceptableError,
-            ConflictError,
-            PayloadTooLargeError,
-            UnsupportedMediaTypeError,
-            AgentProcessExitedError,
-            GoneError,
-            StreamError,
-            RequestTimeoutError,
-        ),
-    ),
-    Operation(
-        method="GET",
-        path="/v1/acp/{server_id}",
-        endpoint=stream_events,
-        operation_id="get_v1_acp",
-        summary="Stream the agent's envelopes",
-        description=(
-            "Server-sent events. A `message` event has an envelope as its data and the envelope's sequence "
-            "as its id; the stream has every envelope since the connection was opened. A `reset` event "
-            "means that the requested id or epoch does not belong to this connection; the stream then "
-            "starts from the first envelope."
-        ),
-        tag="acp",
-        parameters=(
-            _SERVER_ID,
-            Parameter(
-                "Last-Event-ID",
-                "header",
-                "The last sequence that the client received; the stream continues after it.",
-                integer_schema(most=MAX_NUMBER),
-            ),
-            Parameter("epoch", "query", "The Sandbox-Agent-Epoch to which Last-Event-ID belongs."),
-            _CLIENT,
-        ),
-        answers={
-            200: Answer(
-                "The stream.",
-                text_schema(),
-                EVENT_STREAM,
-                {EPOCH_HEADER: "The connection's epoch: sequences are comparable within one epoch only."},
-            )
-        },
-        errors=(InvalidRequestError, ServerSessionNotFoundError, NotAcceptableError),
-    ),
-    Operation(
-        method="DELETE",
-        path="/v1/acp/{server_id}",
-        endpoint=delete_server,
-        operation_id="delete_v1_acp",
-        summary="Close a connection",
-        description=(
-            "Stops the agent's process and its child processes before the response is sent. Deleting a "
-            "connection that does not exist has no effect."
-        ),
-        tag="acp",
-        parameters=(_SERVER_ID,),
-        answers={204: Answer("The connection is closed.")},
-        errors=(InvalidRequestError,),
-    ),
+    get_v1_acp_servers,
+    post_v1_acp,
+    get_v1_acp,
+    delete_v1_acp,
 )

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import (
     AgentNotInstalledError,
-    AgentProcessExitedError,
     ConflictError,
     GoneError,
-    InvalidRequestError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
     ServerSessionNotFoundError,
-    StreamError,
     UnsupportedAgentError,
-    UnsupportedMediaTypeError,
 )
 from sandbox_agent.persist.store.rows import TurnRow
 from sandbox_agent.server.http.operations import (
+    AGENT_ERRORS,
     MAX_IDEMPOTENCY_KEY,
     Answer,
     Operation,
@@ -33,37 +25,70 @@ from sandbox_agent.server.http.operations import (
     text_schema,
 )
 from sandbox_agent.server.routes.session_helpers import (
-    EVENT_STREAM_SCHEMA,
     INCLUDE_RAW,
     SESSION_ID,
     include_raw,
     session_id_of,
 )
 from sandbox_agent.server.state import state_of
-from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
 from sandbox_agent.server.streams.session_views import TurnView
-from sandbox_agent.server.streams.viewers import Viewer
-from sandbox_agent.wire.sessions import MAX_BLOCKS, MessageRequest
+from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
+from sandbox_agent.wire.sessions import MessageRequest
 
 TURN_HEADER = "sandbox-agent-turn"
-# The required members of ACP's content blocks. Blocks of unknown types are accepted.
-_REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
-    "text": {"text": str},
-    "image": {"data": str, "mimeType": str},
-    "audio": {"data": str, "mimeType": str},
-    "resource_link": {"uri": str, "name": str},
-    "resource": {"resource": dict},
-}
+
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Identifies the message. If it is sent again with the same key, the agent does not receive it twice: the "
+    "answer has the same turn, even after a restart of the server. A different message with the same key is "
+    "refused.",
+    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
+)
+_TURN = {TURN_HEADER: "The id of the message's turn."}
+_ERRORS = (
+    UnsupportedAgentError,
+    ServerSessionNotFoundError,
+    AgentNotInstalledError,
+    ConflictError,
+    *AGENT_ERRORS,
+)
 
 
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}/messages",
+    parameters=(SESSION_ID, _KEY),
+    request_body=MessageRequest,
+    answers={204: Answer("The message is stored.", headers=_TURN)},
+    errors=_ERRORS,
+)
 async def post_message(request: Request) -> Response:
-    """Store a message for the agent."""
+    """Send a message.
+
+    The message is a text or a list of ACP content blocks. The answer 204 means that it is stored and is sent
+    to the agent after the earlier turns. An agent that does not run is started and its session is restored
+    first.
+    """
     turn = await _send(request)
     return Response(status_code=204, headers={TURN_HEADER: turn.turn_id})
 
 
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}/messages/stream",
+    parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
+    request_body=MessageRequest,
+    answers={200: Answer("The stream.", text_schema(), EVENT_STREAM, _TURN)},
+    errors=(*_ERRORS, GoneError),
+)
 async def post_message_stream(request: Request) -> Response:
-    """Store a message and stream the events of its turn."""
+    """Send a message and stream its turn.
+
+    Sends a message and answers with server-sent events: the events of the turn, from turn.started to
+    turn.ended, each with its sequence as its id. A client that disconnects does not cancel the turn. Sending
+    the same message with the same Idempotency-Key streams the turn again, from its first event.
+    """
     raw = include_raw(request)
     state = state_of(request)
     session_id = session_id_of(request)
@@ -98,97 +123,13 @@ async def _send(request: Request) -> TurnRow:
     state = state_of(request)
     key = read_idempotency_key(request)
     body = await read_json(request, MessageRequest, state.config.max_body_bytes)
-    return await state.sessions.message(session_id, _prompt(body), idempotency_key=key)
-
-
-def _prompt(body: MessageRequest) -> list[dict[str, Any]]:
-    """Return the message as ACP content blocks.
-
-    Raises:
-        InvalidRequestError: it is empty, or a block is invalid.
-    """
     message = body.message
     if isinstance(message, str):
         message = [{"type": "text", "text": message}] if message else []
-    if not message:
-        raise InvalidRequestError("invalid request: the message is empty")
-    if len(message) > MAX_BLOCKS:
-        raise InvalidRequestError(f"invalid request: a message has at most {MAX_BLOCKS} content blocks")
-    for number, block in enumerate(message):
-        kind: object = block.get("type")
-        if not isinstance(kind, str):
-            raise InvalidRequestError(
-                f"invalid request: message[{number}] is not an ACP content block: it has no type"
-            )
-        for member, expected in _REQUIRED_MEMBERS.get(kind, {}).items():
-            if not isinstance(block.get(member), expected):
-                what = "an object" if expected is dict else "a string"
-                raise InvalidRequestError(
-                    f"invalid request: message[{number}].{member} of a block of type {kind} must be {what}"
-                )
-    try:
-        msgspec.json.encode(message)
-    except (RecursionError, ValueError, OverflowError):
-        raise InvalidRequestError("invalid request: the message is nested too deeply") from None
-    return message
+    return await state.sessions.message(session_id, message, idempotency_key=key)
 
-
-_KEY = Parameter(
-    "Idempotency-Key",
-    "header",
-    "Identifies the message. If it is sent again with the same key, the agent does not receive it twice: the "
-    "answer has the same turn, even after a restart of the server. A different message with the same key is "
-    "refused.",
-    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
-)
-_TURN = {TURN_HEADER: "The id of the message's turn."}
-_ERRORS = (
-    InvalidRequestError,
-    UnsupportedAgentError,
-    ServerSessionNotFoundError,
-    AgentNotInstalledError,
-    ConflictError,
-    PayloadTooLargeError,
-    UnsupportedMediaTypeError,
-    AgentProcessExitedError,
-    StreamError,
-    RequestTimeoutError,
-)
 
 OPERATIONS = (
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}/messages",
-        endpoint=post_message,
-        operation_id="post_message",
-        summary="Send a message",
-        description=(
-            "The message is a text or a list of ACP content blocks. The answer 204 means that it is stored "
-            "and is sent to the agent after the earlier turns. An agent that does not run is started and "
-            "its session is restored first."
-        ),
-        tag="sessions",
-        parameters=(SESSION_ID, _KEY),
-        request_body=MessageRequest,
-        answers={204: Answer("The message is stored.", headers=_TURN)},
-        errors=_ERRORS,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}/messages/stream",
-        endpoint=post_message_stream,
-        operation_id="post_message_stream",
-        summary="Send a message and stream its turn",
-        description=(
-            "Sends a message and answers with server-sent events: the events of the turn, from turn.started "
-            "to turn.ended, each with its sequence as its id. A client that disconnects does not cancel the "
-            "turn. Sending the same message with the same Idempotency-Key streams the turn again, from its "
-            "first event."
-        ),
-        tag="sessions",
-        parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
-        request_body=MessageRequest,
-        answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM, _TURN)},
-        errors=(*_ERRORS, GoneError),
-    ),
+    post_message,
+    post_message_stream,
 )

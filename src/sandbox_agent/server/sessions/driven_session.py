@@ -21,16 +21,18 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.store import Changes, TurnRow
+from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.recorder import RecordedSession
-from sandbox_agent.server.sessions.agent_client import AgentClient
-from sandbox_agent.server.sessions.context import SessionContext
-from sandbox_agent.server.sessions.open_requests import cancel_late_requests, cancel_requests
+from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
+# Answers an open request of a cancelled turn: as a permission's outcome, and as an elicitation's action;
+# each kind of request reads its own.
+_CANCELLED = {"outcome": {"outcome": "cancelled"}, "action": "cancel"}
 # How many messages may wait for the turns before them.
 MAX_WAITING = 32
 # A store that hangs must not keep an agent alive that is to be ended.
@@ -42,10 +44,7 @@ RETRY_SECONDS = 0.5
 class DrivenSession:
     """Runs one turn after the other. What it must not lose is in the store.
 
-    Args:
-        context: what it works with.
-        session_id: its name.
-        client: its agent, if the session was just created.
+    Its methods raise as those of ``Sessions`` do.
     """
 
     def __init__(self, context: SessionContext, session_id: str, client: AgentClient | None = None) -> None:
@@ -71,13 +70,7 @@ class DrivenSession:
     # messages
 
     async def message(self, prompt: list[dict[str, Any]], idempotency_key: str | None) -> TurnRow:
-        """Accept a message: its turn is stored on return, and runs when those before it have ended.
-
-        Raises:
-            ConflictError: the queue is full, the key was used for another message, or the session was
-                terminated.
-            PersistError: the store failed; the message was not accepted.
-        """
+        """Accept a message: its turn is stored on return, and runs when those before it have ended."""
         session = await self._session()
         digest = digest_of(prompt)
         async with self._lock:
@@ -197,7 +190,7 @@ class DrivenSession:
     async def _prompt(
         self, session: RecordedSession, client: AgentClient, turn: TurnRow
     ) -> ProblemError | None:
-        """Send the prompt and wait for its answer; return why there is none.
+        """Send the prompt and wait for its answer; return the error if it was not answered.
 
         The prompt is stored before it is sent: a server that dies then has interrupted the turn, and never
         sends it again.
@@ -213,7 +206,7 @@ class DrivenSession:
             self._sent = True
             if self._cancelled:  # meanwhile
                 self._context.tasks.start_soon(self._cancel_late, turn, client)
-            await sent.answer
+            client.read_result("session/prompt", await sent)
         except AcpRpcError as error:
             # Recorded like any answer; the agent may not have read the replay.
             if is_lost_session(error.rpc_message, error.data):
@@ -246,7 +239,7 @@ class DrivenSession:
             return self._client
 
     async def _restored(self, session: RecordedSession, *, native: bool) -> tuple[AgentClient, str | None]:
-        client = await AgentClient.start(self._context.bridge, session.row.agent, self._context.tasks)
+        client = await AgentClient.start(self._context, session.row.agent)
         try:
             client.bind(session)
             replay = await restore(client, session, self._context, native=native)
@@ -287,11 +280,27 @@ class DrivenSession:
             logger.info("session %s could not be cancelled: %s", self.session_id, error)
             return  # the turn ends with its agent
         session = await self._session()
-        await cancel_requests(self._context.recorder, session, client)
+        await self._cancel_requests(session, client)
         if not again:
-            self._context.tasks.start_soon(
-                cancel_late_requests, self._context.recorder, session, client, lambda: self._turn is turn
-            )
+            self._context.tasks.start_soon(self._cancel_late_requests, session, client, turn)
+
+    async def _cancel_requests(self, session: RecordedSession, client: AgentClient) -> None:
+        """Answer all open requests of the agent with "cancelled", which ACP demands."""
+        for request_id in await self._context.recorder.open_requests(session):
+            await answer(client.connection, CANCELLATION, request_id.encode(), _CANCELLED)
+
+    async def _cancel_late_requests(
+        self, session: RecordedSession, client: AgentClient, turn: TurnRow
+    ) -> None:
+        """Answer what the agent requests before it has read the cancellation, until the turn has ended."""
+        try:
+            while self._turn is turn and client.alive and not session.finished:
+                sequence = session.row.last_sequence
+                await self._cancel_requests(session, client)
+                if self._turn is turn:
+                    await session.wait_beyond(sequence)
+        except SandboxAgentError as error:
+            logger.info("session %s: %s", self.session_id, error)
 
     async def _stop_if_ignored(self, turn: TurnRow, turn_over: anyio.Event) -> None:
         with anyio.move_on_after(self._context.cancel_grace):
@@ -311,11 +320,7 @@ class DrivenSession:
     # termination
 
     async def announce_shutdown(self, reason: str) -> None:
-        """Record that the agent is about to be ended on purpose, so that its exit is not an error.
-
-        Args:
-            reason: why, in a word; the reason why a running turn is interrupted.
-        """
+        """Record that the agent is about to be ended on purpose, so that its exit is not an error."""
         if self._client is None or not self._client.alive:
             return
         try:
@@ -329,11 +334,7 @@ class DrivenSession:
             logger.info("session %s does not show why its agent ends: %s", self.session_id, error)
 
     async def terminate(self) -> None:
-        """End the session and its agent; from here on it can only be read. Safe to call twice.
-
-        Raises:
-            PersistError: the store failed: the agent has ended, call it again.
-        """
+        """End the session and its agent; afterwards it can only be read. Safe to call twice."""
         ending = self._ending
         if ending is None or (ending.done() and ending.exception() is not None):
             ending = self._ending = asyncio.get_running_loop().create_future()
@@ -390,14 +391,7 @@ async def _drop_turn(
 ) -> None:
     """End a turn that was not sent, unless it has ended; return when that is stored.
 
-    Args:
-        context: the recorder and the store.
-        session: its session.
-        turn: the turn.
-        error: why it failed; None if it was cancelled.
-
-    Raises:
-        ServerSessionNotFoundError: the session was deleted.
+    The error is the reason; None if the turn was cancelled.
     """
     message = code = None
     if error is not None:

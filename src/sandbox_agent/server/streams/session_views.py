@@ -38,24 +38,13 @@ class RawView:
         return self._session.finished
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return events after the cursor, each with its sequence as its id.
-
-        Raises:
-            PersistError: the store failed.
-        """
         return await read_stored(self._session, self._store, cursor, max_bytes, include_raw=True)
 
 
 class TurnView:
     """The events of one turn, from its turn.started to its turn.ended.
 
-    Args:
-        session: the session.
-        store: where its events are.
-        turn_id: the turn.
-        first: the sequence of its turn.started; None if it has not started.
-        last: that of its turn.ended; None if it has not ended.
-        include_raw: add the envelopes.
+    ``first`` and ``last`` are the sequences of these; None if the turn has not started, or not ended.
     """
 
     def __init__(
@@ -83,11 +72,7 @@ class TurnView:
         return self._ended or self._session.finished
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return events of the turn after the cursor; events of other turns are skipped.
-
-        Raises:
-            PersistError: the store failed.
-        """
+        """Return events of the turn after the cursor; events of other turns are skipped."""
         if self._ended:
             return Slice(b"", cursor)
         events, gap = await _page(self._session, self._store, cursor, max_bytes, include_raw=self._raw)

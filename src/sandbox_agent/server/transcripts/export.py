@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Literal
 
 import anyio.to_thread
@@ -11,11 +11,10 @@ import msgspec
 from sandbox_agent.errors import GoneError
 from sandbox_agent.persist.store.base import SessionStore
 from sandbox_agent.persist.store.rows import EventRow, SessionRow
-from sandbox_agent.server.transcripts.entries import Failure
 from sandbox_agent.server.transcripts.html import HtmlRenderer
 from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
 from sandbox_agent.server.transcripts.templating import TemplateRenderer
-from sandbox_agent.server.transcripts.transcript_builder import TranscriptBuilder
+from sandbox_agent.server.transcripts.transcript_builder import Failure, TranscriptBuilder
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import decode_event
@@ -32,18 +31,10 @@ PAGE_BYTES = 64 * 1024
 CHUNK_CHARACTERS = 128 * 1024
 
 
-def render(renderer: TemplateRenderer, info: SessionInfo, pages: Iterable[Sequence[bytes]]) -> Iterator[str]:
-    """Render encoded events."""
-    builder = TranscriptBuilder()
-    yield from renderer.begin(info)
-    for page in pages:
-        yield from _render_events(renderer, builder, page)
-    yield from _render_end(renderer, builder)
-
-
-def _render_events(
+def render_events(
     renderer: TemplateRenderer, builder: TranscriptBuilder, events: Iterable[bytes]
 ) -> Iterator[str]:
+    """Render the entries that encoded events complete."""
     for data in events:
         try:
             entries = builder.add(decode_event(data))
@@ -53,7 +44,8 @@ def _render_events(
             yield from renderer.entry(entry)
 
 
-def _render_end(renderer: TemplateRenderer, builder: TranscriptBuilder) -> Iterator[str]:
+def render_end(renderer: TemplateRenderer, builder: TranscriptBuilder) -> Iterator[str]:
+    """Render the entries that are still open, and the end of the transcript."""
     for entry in builder.finish():
         yield from renderer.entry(entry)
     yield from renderer.end()
@@ -64,11 +56,7 @@ async def export(
 ) -> AsyncIterator[bytes]:
     """Yield the file of a session with its present events.
 
-    Args:
-        store: the store of the events.
-        row: the session's present row.
-        info: the session's data for the head of a transcript.
-        form: "jsonl": one stored event per line; "markdown"; "html": one page that needs no other file.
+    "jsonl" has one stored event per line; the others are transcripts, with ``info`` as their head.
 
     Raises:
         GoneError: the session was deleted during the export.
@@ -83,10 +71,10 @@ async def export(
         yield chunk
     async for page in _read_pages(store, row):
         async for chunk in _encode_in_thread(
-            _render_events(renderer, builder, [event.data for event in page])
+            render_events(renderer, builder, [event.data for event in page])
         ):
             yield chunk
-    async for chunk in _encode_in_thread(_render_end(renderer, builder)):
+    async for chunk in _encode_in_thread(render_end(renderer, builder)):
         yield chunk
 
 
