@@ -33,8 +33,7 @@ from sandbox_agent.errors import (
     RequestTimeoutError,
     SandboxAgentError,
 )
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

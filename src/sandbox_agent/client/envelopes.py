@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from sandbox_agent.errors import AcpRpcError
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import NO_ID, Head, dumps, load_object, members
 
 
 class Update(msgspec.Struct, gc=False):
@@ -24,22 +23,10 @@ class Params(msgspec.Struct, gc=False):
     update: Update | None = None
 
 
-class Envelope(msgspec.Struct, gc=False):
-    """The head of an envelope; ``id`` is JSON bytes, empty if the envelope has no id."""
+class Envelope(Head, gc=False):
+    """The head of an envelope, with its session and update."""
 
-    id: msgspec.Raw = msgspec.Raw()
-    method: str | None = None
     params: Params | None = None
-
-    @property
-    def is_response(self) -> bool:
-        """Whether this is a response."""
-        return self.method is None and bool(self.id)
-
-    @property
-    def is_request(self) -> bool:
-        """Whether this is a request; its id may be 0, a string, or anything but null."""
-        return self.method is not None and bool(self.id) and bytes(self.id) != b"null"
 
     @property
     def session_id(self) -> str | None:
@@ -67,23 +54,16 @@ def decode(line: bytes) -> Envelope:
         return _decode_slowly(line)
 
 
-def _load_object(line: bytes) -> dict[str, Any]:
-    value: object = loads(line)
-    if not isinstance(value, dict):
-        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
-    return cast("dict[str, Any]", value)
-
-
 def _decode_slowly(line: bytes) -> Envelope:
     # Lone surrogates, params that are an array, a sessionId that is a number: decode what is valid.
-    fields = _load_object(line)
+    fields = load_object(line)
     params: object = fields.get("params")
     head = Envelope(
-        id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else msgspec.Raw(),
+        id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else NO_ID,
         method=_str_or_none(fields.get("method")),
     )
-    inner = members(params)
     if isinstance(params, dict):
+        inner = members(fields.get("params"))
         kind = members(inner.get("update")).get("sessionUpdate")
         head.params = Params(_str_or_none(inner.get("sessionId")), Update(_str_or_none(kind)))
     return head
@@ -102,11 +82,11 @@ class Answer(msgspec.Struct):
     @classmethod
     def read(cls, line: bytes) -> Answer:
         """Decode a response envelope."""
-        fields = _load_object(line)
+        fields = load_object(line)
         error = fields.get("error")
         if error is not None and not isinstance(error, dict):  # some agents send the message alone
             error = {"message": error if isinstance(error, str) else dumps(error).decode()}
-        return cls(fields.get("result"), cast("dict[str, Any] | None", error))
+        return cls(fields.get("result"), error)
 
     def unwrap(self) -> Any:
         """Return the result.

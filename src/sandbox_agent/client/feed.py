@@ -13,8 +13,7 @@ from sandbox_agent.client.delivery import retry_after
 from sandbox_agent.client.http import Http, describe, problem_error
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

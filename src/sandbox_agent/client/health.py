@@ -16,7 +16,7 @@ from sandbox_agent.errors import (
     SandboxDestroyedError,
     TokenInvalidError,
 )
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -139,6 +139,7 @@ class HealthCheck:
 
     Attributes:
         ensure_server: lets the provider start the server and renews its address; None without a provider.
+        enabled: whether ``wait_ready`` waits for the server at all.
     """
 
     def __init__(
@@ -152,16 +153,11 @@ class HealthCheck:
         self.ensure_server: EnsureServer | None = None
         self._http = http
         self._tasks = tasks
-        self._enabled = enabled
+        self.enabled = enabled
         self._timeout = timeout
         self._waiting: asyncio.Future[None] | None = None
         self._suspect = False
         self._was_healthy = False
-
-    @property
-    def enabled(self) -> bool:
-        """Whether ``wait_ready`` waits for the server at all."""
-        return self._enabled
 
     async def probe(self) -> Any:
         """Fetch the health document once."""
@@ -169,7 +165,7 @@ class HealthCheck:
 
     def start(self) -> None:
         """Start to wait, unless a wait is in progress."""
-        if self._enabled and (self._waiting is None or self._waiting.done()):
+        if self.enabled and (self._waiting is None or self._waiting.done()):
             self._waiting = self._tasks.run(self._wait(), name="health")
         self._suspect = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox_agent.client.router import ClientSession
@@ -15,6 +16,7 @@ class NotSentError(ConnectionLostError):
     """The request did not reach the agent, so it can be sent again."""
 
 
+@dataclass(slots=True, eq=False)
 class Outgoing:
     """A request that is stored once, however often it is sent.
 
@@ -25,17 +27,21 @@ class Outgoing:
         retried: whether this is the second request, in a session that was restored.
     """
 
-    def __init__(self, request_id: int) -> None:
-        self.id = request_id
-        self.event: SessionEvent | None = None
-        self.answer_event: SessionEvent | None = None
-        self.retried = False
+    id: int
+    event: SessionEvent | None = None
+    answer_event: SessionEvent | None = None
+    retried: bool = False
 
     def retry(self, request_id: int) -> None:
         """Become another request with the same content."""
         self.id, self.event, self.retried = request_id, None, True
 
 
+def _new_future() -> asyncio.Future[bytes]:
+    return asyncio.get_running_loop().create_future()
+
+
+@dataclass(slots=True, eq=False)
 class PendingRequest:
     """A request that waits for its response.
 
@@ -51,24 +57,15 @@ class PendingRequest:
         ended: set when the request is no longer pending.
     """
 
-    def __init__(
-        self,
-        outgoing: Outgoing,
-        method: str,
-        session: ClientSession | None,
-        *,
-        opens: str | None = None,
-        on_result: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.outgoing = outgoing
-        self.method = method
-        self.body = b""
-        self.session = session
-        self.opens = opens
-        self.on_result = on_result
-        self.post_open = True
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.ended = asyncio.Event()
+    outgoing: Outgoing
+    method: str
+    session: ClientSession | None
+    opens: str | None = None
+    on_result: Callable[[Any], None] | None = None
+    body: bytes = b""
+    post_open: bool = True
+    future: asyncio.Future[bytes] = field(default_factory=_new_future)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fail(self, error: BaseException) -> None:
         """Raise the error in the waiting caller, unless the response was received."""

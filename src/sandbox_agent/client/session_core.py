@@ -6,44 +6,41 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
 from sandbox_agent.client.settings import SET_METHODS, Settings
+from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, PersistError
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # A request that did not reach the agent is sent again until this many seconds have passed.
 RESEND_FOR = 10.0
 RESEND_DELAY = 0.1
 
-logger: logging.Logger = logging.getLogger("sandbox_agent.client")
-
-T = TypeVar("T")
-
 
 class SessionHost(Protocol):
     """What a session needs of its client; ``SessionRegistry`` documents the members."""
 
-    @property
-    def is_reachable(self) -> bool: ...
+    tasks: TaskOwner
+
     @property
     def is_fenced(self) -> bool: ...
 
     cancel_grace: float
 
     def next_request_id(self) -> int: ...
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None: ...
-    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]: ...
     def keep(self, session: SessionCore) -> None: ...
     def live_connection(self, session: SessionCore) -> Connection | None: ...
     async def bound_connection(self, session: SessionCore) -> Connection: ...
@@ -60,6 +57,7 @@ class SessionCore:
         permissions: the session's open permission requests.
         settings: the session's model, mode and other options.
         binding: held while the session is bound to a connection.
+        replay: the text in front of the next prompt, or None.
         unopenable: id of an agent session whose opening crashed its agent, or which the agent lost again; it
             is not opened again.
     """
@@ -72,7 +70,7 @@ class SessionCore:
         self.unopenable: str = ""
         self.host = host
         self._turn = asyncio.Lock()
-        self._replay: str | None = None
+        self.replay: str | None = None
         self._has_new_policy = False
         self.read_permissions()
 
@@ -160,7 +158,7 @@ class SessionCore:
                     continue
                 except NotSentError:
                     # Safe to repeat: over the same connection when its server is back, or over a new one.
-                    if not self.host.is_reachable or time.monotonic() > deadline:
+                    if not self.host.tasks.running or time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(RESEND_DELAY)
         except (AcpRpcError, NotSentError):
@@ -199,9 +197,9 @@ class SessionCore:
             await self.journal.confirm()
         await self.settings.confirm(partial(self.send_setting, connection))
         self.settings.prompted()
-        if self._replay is None:
+        if self.replay is None:
             return await connection.request(method, stored, session=self, outgoing=sent)
-        replay, self._replay = self._replay, None
+        replay, self.replay = self.replay, None
         with_replay = {**stored, "prompt": [{"type": "text", "text": replay}, *stored.get("prompt", [])]}
         try:
             return await connection.request(
@@ -209,7 +207,7 @@ class SessionCore:
             )
         except (NotSentError, AcpRpcError):
             # Not received or refused: the agent still does not know the history.
-            self._replay = self._replay or replay
+            self.replay = self.replay or replay
             raise
 
     async def send_setting(self, connection: Connection, method: str, params: dict[str, Any]) -> Any:
@@ -233,7 +231,7 @@ class SessionCore:
         """
         turns = connection.turns_of(self)
         if turns:
-            self.host.spawn(self._end_if_ignored(connection, turns), name=f"cancellation of {self.id}")
+            self.host.tasks.spawn(self._end_if_ignored(connection, turns), name=f"cancellation of {self.id}")
         try:
             await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
         finally:
@@ -252,10 +250,6 @@ class SessionCore:
             self.host.cancel_grace,
         )
         await self.host.end_turn(self, connection)
-
-    def set_replay(self, text: str | None) -> None:
-        """Set the text that the next prompt is prefixed with."""
-        self._replay = text
 
     async def _flush_quietly(self) -> None:
         # The caller has an earlier error to raise; the journal reports its own to the listeners.
@@ -300,4 +294,4 @@ class SessionCore:
             params = members(event.payload.get("params"))
             await self.permissions.open(params, respond, must_ask=must_ask)
 
-        self.host.spawn(open_request(), name=f"permission for {self.id}")
+        self.host.tasks.spawn(open_request(), name=f"permission for {self.id}")

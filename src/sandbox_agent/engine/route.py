@@ -7,7 +7,16 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.jsonrpc import (
+    DECODE_FAILURES,
+    NO_ID,
+    Head,
+    InvalidEnvelopeError,
+    canonical_id,
+    dumps,
+    load_object,
+    members,
+)
 from sandbox_agent.wire.records import Sender
 
 # Requests that create or open a session. They belong to the session of their response.
@@ -83,9 +92,7 @@ class _Params(msgspec.Struct, rename="camel", gc=False):
     session_id: str | None = None
 
 
-class _Head(msgspec.Struct, gc=False):
-    id: msgspec.Raw = NO_ID
-    method: str | None = None
+class _Head(Head, gc=False):
     params: _Params | None = None
 
 
@@ -122,7 +129,6 @@ class _Pending(msgspec.Struct):
     value: str = ""
 
 
-_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _heads = msgspec.json.Decoder(_Head)
 _whole = msgspec.json.Decoder(_Whole)
 _results = msgspec.json.Decoder(_Result)
@@ -336,7 +342,7 @@ def _read_heads(lines: Sequence[bytes]) -> Sequence[_Head | None]:
     if len(lines) > 1:
         try:
             heads = _heads.decode_lines(b"\n".join(lines))
-        except _FAILURES:
+        except DECODE_FAILURES:
             heads = []
         if len(heads) == len(lines):
             return heads
@@ -346,20 +352,16 @@ def _read_heads(lines: Sequence[bytes]) -> Sequence[_Head | None]:
 def _read_head(line: bytes) -> _Head | None:
     try:
         return _heads.decode(line)
-    except _FAILURES:
+    except DECODE_FAILURES:
         pass
     try:
-        found = loads(line)
+        fields = load_object(line)
     except InvalidEnvelopeError:
         return None
-    if not isinstance(found, dict):
-        return None
-    members: dict[str, object] = found  # pyright: ignore[reportUnknownVariableType]
-    method = members.get("method")
-    params = members.get("params")
-    native = params.get("sessionId") if isinstance(params, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    method = fields.get("method")
+    native = members(fields.get("params")).get("sessionId")
     return _Head(
-        msgspec.Raw(dumps(members["id"])) if "id" in members else NO_ID,
+        msgspec.Raw(dumps(fields["id"])) if "id" in fields else NO_ID,
         method if isinstance(method, str) else None,
         _Params(native) if isinstance(native, str) else None,
     )
@@ -373,7 +375,7 @@ def _session_id(head: _Head) -> str | None:
 def _read_request_id(line: bytes) -> bytes:
     try:
         params = _whole.decode(line).params
-    except _FAILURES:
+    except DECODE_FAILURES:
         return b""
     return b"" if params is None or not params.request_id else _key(params.request_id)
 
@@ -381,7 +383,7 @@ def _read_request_id(line: bytes) -> bytes:
 def _read_value(line: bytes) -> str:
     try:
         params = _whole.decode(line).params
-    except _FAILURES:
+    except DECODE_FAILURES:
         return ""
     if params is None:
         return ""
@@ -392,13 +394,13 @@ def _read_result(line: bytes) -> tuple[bool, object]:
     """Return whether a response has a result, and the ``sessionId`` in it."""
     try:
         response = _responses.decode(line)
-    except _FAILURES:
+    except DECODE_FAILURES:
         return False, None
     if response.error and bytes(response.error) != b"null":
         return False, None
     try:
         return True, _results.decode(response.result).session_id if response.result else None
-    except _FAILURES:
+    except DECODE_FAILURES:
         return True, None
 
 
@@ -407,14 +409,7 @@ def _text(value: object) -> str | None:
 
 
 def _key(raw: msgspec.Raw) -> bytes:
-    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0``."""
-    name = bytes(raw)
-    if name.isdigit() or (b"\\" not in name and name[:1] == b'"'):
-        return name
     try:
-        value = loads(name)
+        return canonical_id(raw)
     except InvalidEnvelopeError:
-        return name
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return dumps(value)
+        return bytes(raw)

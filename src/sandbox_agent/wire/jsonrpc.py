@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from math import isfinite
+from typing import Any, NoReturn, cast
 
 import msgspec
 
 NULL = b"null"
+# The errors of msgspec on bytes that are not the expected JSON.
+DECODE_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class InvalidEnvelopeError(ValueError):
@@ -57,7 +60,7 @@ def read_head(line: bytes) -> Head:
     """
     try:
         head = _head_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_FAILURES:
         return _read_head_slowly(line)
     if not line.isascii():
         _check_utf8(line)  # msgspec does not check the strings that it skips
@@ -83,7 +86,7 @@ def read_heads(lines: Sequence[bytes]) -> list[Head] | None:
         if not data.isascii():
             data.decode("utf-8")
         heads = _head_decoder.decode_lines(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_FAILURES:
         return None
     return heads if len(heads) == len(lines) else None
 
@@ -97,10 +100,8 @@ def _check_utf8(line: bytes) -> None:
 
 def _read_head_slowly(line: bytes) -> Head:
     # msgspec rejects lone surrogates ("\ud800"), which JavaScript writes; the standard library accepts them.
-    value = loads(line)
-    if not isinstance(value, dict):
-        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
-    method: object = value.get("method")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    value = load_object(line)
+    method: object = value.get("method")
     if method is not None and not isinstance(method, str):
         raise InvalidEnvelopeError("method must be a string")
     raw_id = msgspec.Raw(dumps(value["id"])) if "id" in value else NO_ID
@@ -123,7 +124,7 @@ def loads(data: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except DECODE_FAILURES:
         pass
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
@@ -131,6 +132,28 @@ def loads(data: bytes) -> Any:
         raise InvalidEnvelopeError("nested too deeply") from None
     except ValueError as error:
         raise InvalidEnvelopeError(str(error)) from None
+
+
+def load_object(data: bytes) -> dict[str, Any]:
+    """Decode a JSON object as ``loads`` does.
+
+    Raises:
+        InvalidEnvelopeError: the bytes are not UTF-8 JSON, are nested too deeply, or are not an object.
+    """
+    value: object = loads(data)
+    if not isinstance(value, dict):
+        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+def members(value: object) -> dict[str, Any]:
+    """Return an object's members, or an empty dict if the value is not an object."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def elements(value: object) -> list[Any]:
+    """Return an array's elements, or an empty list if the value is not an array."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def dumps(value: Any) -> bytes:
@@ -149,12 +172,31 @@ def replace_id(envelope: bytes, new_id: bytes) -> bytes:
         InvalidEnvelopeError: it is not a JSON object.
     """
     try:
-        members: dict[str, Any] = dict(_members_decoder.decode(envelope))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        members = loads(envelope)
-    members["id"] = msgspec.Raw(new_id)
+        fields: dict[str, Any] = dict(_members_decoder.decode(envelope))
+    except DECODE_FAILURES:
+        fields = load_object(envelope)
+    fields["id"] = msgspec.Raw(new_id)
     try:
-        return _encoder.encode(members)
+        return _encoder.encode(fields)
     except UnicodeEncodeError:
-        members["id"] = loads(new_id)
-        return dumps(members)
+        fields["id"] = loads(new_id)
+        return dumps(fields)
+
+
+def canonical_id(raw: bytes) -> bytes:
+    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0`` and unescape strings.
+
+    Raises:
+        InvalidEnvelopeError: the id is neither a string nor a finite number.
+    """
+    raw = bytes(raw)
+    if raw.isdigit() or (raw[:1] == b'"' and b"\\" not in raw):
+        return raw
+    value = loads(raw)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) and not isfinite(value):
+        raise InvalidEnvelopeError("id must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InvalidEnvelopeError("id must be a string or a number")
+    return dumps(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire import jsonrpc
+from sandbox_agent.wire.jsonrpc import DECODE_FAILURES, NO_ID, InvalidEnvelopeError, dumps, load_object, loads
 
 
 class TextChunk(NamedTuple):
@@ -56,14 +57,13 @@ class Envelope(msgspec.Struct, gc=False):
 
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
 _envelope_decoder = msgspec.json.Decoder(Envelope)
-_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_chunk(envelope: bytes) -> TextChunk | None:
     """Return the text chunk of a ``session/update``, or None for any other envelope."""
     try:
         chunk = _chunk_decoder.decode(envelope)
-    except _FAILURES:
+    except DECODE_FAILURES:
         return None
     update = chunk.params.update
     content = update.content
@@ -80,7 +80,7 @@ def read_envelope(envelope: bytes) -> Envelope:
     """
     try:
         found = _envelope_decoder.decode(envelope)
-    except _FAILURES:
+    except DECODE_FAILURES:
         found = _read_slowly(envelope)
     if found.method is None and not (found.id and (found.result or found.error)):
         raise InvalidEnvelopeError("neither a request, a notification nor a response")
@@ -89,8 +89,7 @@ def read_envelope(envelope: bytes) -> Envelope:
 
 def members(raw: msgspec.Raw) -> dict[str, Any]:
     """Return the object in a part, or an empty dict if it is not an object."""
-    found = value(raw)
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return jsonrpc.members(value(raw))
 
 
 def value(raw: msgspec.Raw) -> Any:
@@ -102,20 +101,11 @@ def value(raw: msgspec.Raw) -> Any:
 
 
 def _read_slowly(envelope: bytes) -> Envelope:
-    found = loads(envelope)
-    if not isinstance(found, dict):
-        raise InvalidEnvelopeError(f"expected a JSON object, got {type(found).__name__}")
-    parts = cast("dict[str, Any]", found)
+    parts = load_object(envelope)
     method: Any = parts.get("method")
     if method is not None and not isinstance(method, str):
         raise InvalidEnvelopeError("method must be a string")
     raws = {
         name: msgspec.Raw(dumps(parts[name])) for name in ("id", "params", "result", "error") if name in parts
     }
-    return Envelope(
-        raws.get("id", NO_ID),
-        method,
-        raws.get("params", NO_ID),
-        raws.get("result", NO_ID),
-        raws.get("error", NO_ID),
-    )
+    return Envelope(method=method, **raws)

@@ -17,8 +17,7 @@ from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
-from sandbox_agent.wire.jsonrpc import dumps, loads, read_head
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import dumps, elements, loads, members, read_head
 from sandbox_agent.wire.sessions import (
     AgentModeInfo,
     AgentModelInfo,

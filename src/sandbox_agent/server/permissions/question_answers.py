@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import elements, members
 
 # ACP's elicitations, which have a schema for the answer.
 _ELICITATIONS = {"elicitation/create", "session/elicitation"}
