@@ -143,24 +143,24 @@ class SearchingSuite:
         assert await _found(driver, "") == []
 
     async def test_search_knows_what_was_said_since_the_last_one(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """A continued message or call remains one text, even if another driver stores the rest."""
-        writer = second_driver or driver
         await driver.update_session(make_session("s"))
         await driver.append_events("s", said("s", prompt("start"), chunk("the qui")))
         assert await _found(driver, "quick") == []
         assert await _found(driver, "the") == [("s", 2)]
-        await writer.append_events("s", said("s", chunk("ck brown")))
+        await other_driver.append_events("s", said("s", chunk("ck brown")))
         assert await _found(driver, '"the quick brown"') == [("s", 2)]
         assert await _found(driver, "qui") == []
-        await writer.append_events("s", said("s", chunk(" fox"), tool("t", title="Jump"), chunk("over")))
+        more = said("s", chunk(" fox"), tool("t", title="Jump"), chunk("over"))
+        await other_driver.append_events("s", more)
         assert await _found(driver, '"brown fox"') == [("s", 2)]
         assert await _found(driver, "over") == [("s", 6)]
         await driver.append_events("s", said("s", tool("t", status="failed", content=_output("lazy dog"))))
         assert await _found(driver, "jump dog") == [("s", 5)]
         assert await _found(driver, "quick") == [("s", 2)]
-        await writer.append_events("s", said("s", prompt("again"), chunk("a fox")))
+        await other_driver.append_events("s", said("s", prompt("again"), chunk("a fox")))
         assert sorted(await _found(driver, "fox")) == [("s", 2), ("s", 9)]
 
     async def test_search_finds_no_word_of_an_event_that_was_replaced(
@@ -178,7 +178,7 @@ class SearchingSuite:
         assert await _found(driver, "after") == [("s", 2)]
 
     async def test_search_finds_nothing_of_a_session_that_was_deleted(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """Nor after a new session of that id is created; other sessions are still found."""
         if Capability.DELETE not in driver.capabilities:
@@ -187,7 +187,7 @@ class SearchingSuite:
             await driver.update_session(make_session(session_id))
             await driver.append_events(session_id, said(session_id, prompt(f"needle of {session_id}")))
         assert len(await driver.search_events("needle")) == 2
-        await (second_driver or driver).delete_session("s")
+        await other_driver.delete_session("s")
         assert await _found(driver, "needle") == [("kept", 1)]
         await driver.update_session(make_session("s"))
         await driver.append_events("s", said("s", prompt("haystack")))

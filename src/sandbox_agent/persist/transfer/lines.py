@@ -17,14 +17,13 @@ import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, SandboxAgentError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.transfer.writer import Place, SessionWriter
+from sandbox_agent.persist.transfer.history import Place, SessionWriter, read_pages
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
 # The agent of a session without a record.
 UNKNOWN_AGENT: Final = "unknown"
 
-_PAGE: Final = 500
 # Limits of a batch that is stored together: events, and bytes of their payloads.
 _BATCH: Final = 1_000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -107,15 +106,11 @@ async def export_lines(
         async for record in records:
             yield dumps({"record": record})
             sessions += 1
-            cursor: str | None = None
-            while True:
-                page = await driver.list_events(record.id, limit=_PAGE, cursor=cursor)
-                for event in page.items:
-                    yield event_line(event)
-                events += len(page.items)
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
+            async with aclosing(read_pages(driver, record.id)) as pages:
+                async for page in pages:
+                    for event in page:
+                        yield event_line(event)
+                    events += len(page)
     yield dumps({"end": {"sessions": sessions, "events": events}})
 
 
@@ -234,9 +229,7 @@ class _Import:
             raise _DamagedError(f"its record can't be read: {error}") from error
         opened = await self._switch(record.id)
         opened.record = record
-        if opened.writer.last is None and await self._target.get_session(record.id) is None:
-            # Stored first, so that a session whose transfer is interrupted is visible.
-            await self._target.update_session(record)
+        await opened.writer.begin(record)
 
     async def _add_event(self, event: SessionEvent) -> None:
         opened = self._open
