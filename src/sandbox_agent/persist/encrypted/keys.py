@@ -14,7 +14,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
@@ -48,28 +48,15 @@ class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
     form: str = _FORM
 
 
-class SessionKey:
-    """A stored session key.
+class SessionKey(NamedTuple):
+    """A session key, None if it was destroyed; and the ids of earlier keys that were destroyed."""
 
-    Attributes:
-        cipher: encrypts and decrypts with the key; None if the key was destroyed.
-        gone: the ids of earlier keys that were destroyed.
-    """
-
-    __slots__ = ("cipher", "gone")
-
-    def __init__(self, cipher: SessionCipher | None, gone: tuple[str, ...]) -> None:
-        self.cipher: SessionCipher | None = cipher
-        self.gone: tuple[str, ...] = gone
+    cipher: SessionCipher | None
+    gone: tuple[str, ...]
 
 
 class SessionKeys:
-    """The keys of the sessions of a store.
-
-    Args:
-        inner: the store.
-        masters: the master keys.
-    """
+    """The keys of the sessions of a store. Its methods raise PersistError if the store fails."""
 
     def __init__(self, inner: SessionPersistDriver, masters: MasterKeys) -> None:
         self._inner = inner
@@ -80,20 +67,12 @@ class SessionKeys:
         self._changing = anyio.Lock()
 
     async def find(self, session_id: str) -> SessionKey | None:
-        """Return the stored key, or None if the session has no key.
-
-        Raises:
-            PersistError: the key can't be unwrapped, or the store failed.
-        """
+        """Return the stored key, or None if the session has no key. Raises as ``read``."""
         record = await self._inner.get_session(KEY_PREFIX + session_id)
         return None if record is None else self.read(record)
 
     def read(self, record: SessionRecord) -> SessionKey:
-        """Return the key in a record.
-
-        Raises:
-            PersistError: the key can't be unwrapped.
-        """
+        """Return the key in a record; raise PersistError if it can't be unwrapped."""
         session_id = record.id.removeprefix(KEY_PREFIX)
         stored = _stored(record, session_id)
         if stored.key is None:
@@ -102,14 +81,11 @@ class SessionKeys:
         return SessionKey(self._cipher(session_id, stored.key), stored.gone)
 
     async def obtain(self, session_id: str, created_at: int | None = None) -> SessionCipher:
-        """Return the session's cipher. Creates a key if the session has none.
+        """Return the session's cipher. If the session has no key, create one. Raises as ``read``.
 
         Args:
             session_id: the session.
             created_at: when the session was created, in milliseconds; None: now.
-
-        Raises:
-            PersistError: the key can't be unwrapped, or the store failed.
         """
         known = self.known(session_id)
         if known is not None:

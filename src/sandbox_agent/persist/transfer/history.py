@@ -89,7 +89,8 @@ class SessionWriter:
     """Stores the events of one session in order, each with its id and index.
 
     Events that the store has are not stored again, so an interrupted transfer continues, and two concurrent
-    transfers produce one history: events are recognized by id, and an index is never used twice.
+    transfers produce one history: events are recognized by id, and an index is never used twice. If the store
+    has another history of the session, or fails, the methods raise PersistError.
 
     Attributes:
         session_id: the session.
@@ -112,13 +113,7 @@ class SessionWriter:
     async def open(cls, target: SessionPersistDriver, session_id: str, given: Place | None = None) -> Self:
         """Return a writer that continues the store's history.
 
-        Args:
-            target: the store.
-            session_id: the session.
-            given: the last event of an earlier writer, if this one continues it.
-
-        Raises:
-            PersistError: the store failed.
+        ``given`` is the last event of an earlier writer, if this one continues its work.
         """
         tail = await target.tail_events(session_id, limit=1)
         writer = cls(target, session_id, tail[-1] if tail else None)
@@ -132,11 +127,7 @@ class SessionWriter:
             await self._target.update_session(record)
 
     async def write(self, events: Sequence[SessionEvent]) -> None:
-        """Store the next events of the history, in ascending order of their indexes.
-
-        Raises:
-            PersistError: the store has another history of that session, or failed.
-        """
+        """Store the next events of the history, in ascending order of their indexes."""
         if not events:
             return
         fresh = list(events)
@@ -152,11 +143,7 @@ class SessionWriter:
         self.given = _place(events[-1])
 
     async def finish(self, record: SessionRecord | None) -> None:
-        """Store the record, unless the store's history is longer than the one that was passed in.
-
-        Raises:
-            PersistError: the store has another history of that session, or failed.
-        """
+        """Store the record, unless the store's history is longer than the one that was passed in."""
         if self._newest is not None and not self._met:
             await self._compare_end(self._newest)
         if record is None:

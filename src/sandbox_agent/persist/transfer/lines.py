@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
@@ -286,11 +286,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _members(text: str) -> dict[str, tuple[Any, str]]:
-    """Return the members of an object: the value and the text of each.
-
-    Raises:
-        ValueError: the text is not an object.
-    """
+    """Return the value and the text of each member; raise ValueError if the text is not an object."""
     members: dict[str, tuple[Any, str]] = {}
     scanner = json.JSONDecoder(parse_constant=_no_constant)
     position = _skip(text, 0, "{")
@@ -320,29 +316,15 @@ def _skip(text: str, position: int, mark: str) -> int:
 
 
 def _event(line: _Line, payload: msgspec.Raw) -> SessionEvent:
-    if (
-        line.id is msgspec.UNSET
-        or line.event_index is msgspec.UNSET
-        or line.session_id is msgspec.UNSET
-        or line.created_at is msgspec.UNSET
-        or line.connection_id is msgspec.UNSET
-        or line.sender is msgspec.UNSET
-    ):
+    fields = (line.id, line.event_index, line.session_id, line.created_at, line.connection_id, line.sender)
+    if msgspec.UNSET in fields:
         raise _DamagedError(
             "the event lacks one of id, eventIndex, sessionId, createdAt, connectionId, sender"
         )
     text = bytes(payload)
     if not text.startswith(b"{"):
         raise _DamagedError("the event's payload is not an object")
-    return SessionEvent(
-        line.id,
-        line.event_index,
-        line.session_id,
-        line.created_at,
-        line.connection_id,
-        line.sender,
-        text,
-    )
+    return SessionEvent(*cast("tuple[str, int, str, int, str, Sender]", fields), text)
 
 
 def _note_record(opened: _Open, event: SessionEvent) -> None:
