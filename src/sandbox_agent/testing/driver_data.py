@@ -18,7 +18,7 @@ E = TypeVar("E", bound=Exception)
 # How long a test waits for what must happen, in seconds.
 PATIENCE = 60.0
 
-# Text that a store may spoil: quotes, beyond the BMP, a null character, separators of JavaScript, and an
+# Text that a store may change: quotes, beyond the BMP, a null character, separators of JavaScript, and an
 # escaped lone surrogate, which is JSON that no strict UTF-8 text can hold.
 NASTY_JSON = (
     b'{"jsonrpc":"2.0","method":"session/update","params":{"a":"\\u0000 \\ud800 \\"q\\" \'s\'",'

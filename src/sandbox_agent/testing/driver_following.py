@@ -57,7 +57,7 @@ class FollowingSuite:
     async def test_follower_gets_history_then_what_comes(
         self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
-        """Without a hole or a repetition, from the beginning or from behind an index."""
+        """Without a hole or a repetition, from the beginning or after an index."""
         await _append(driver, 1, 150, size=50)
         followers = [_Follower(driver, after=after) for after in (0, 0, 99, 100, 149, 150)]
         async with patient_group() as group:

@@ -63,12 +63,12 @@ _TEXTS = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=3).map(" ".join)
 class DriverMachine(RuleBasedStateMachine):
     """The model: records by id, events by id, and the generation of each session.
 
-    Each run has a store of its own, which ``make_driver`` opens. What a driver does not declare is not
-    asked of it, or asked of its slower default.
+    Each run has a store of its own, which ``make_driver`` opens. What a driver does not declare
+    is not called, or the slower default is.
 
     Attributes:
         keeps: whether what is stored outlives the driver object; crashes are tried only then.
-        folder: an empty folder of this run's, gone after it.
+        folder: an empty folder of this run. It is removed afterwards.
         driver: the driver under test.
     """
 
@@ -86,19 +86,19 @@ class DriverMachine(RuleBasedStateMachine):
         self._claims: list[tuple[str, int]] = []
         self.driver: SessionPersistDriver = self.do(self._make())
 
-    # What a driver's author gives.
+    # What a driver's author implements.
 
     def make_driver(self) -> SessionPersistDriver:
         """Return a driver on this run's store; called again after every crash."""
         raise NotImplementedError(f"{type(self).__name__} must say how its driver is made")
 
     def crash(self) -> None:
-        """Go on with a new driver object, the old one not closed."""
+        """Continue with a new driver object. The old one is not closed."""
         self._dropped.append(self.driver)
         self.driver = self.do(self._make())
 
     async def erase_store(self) -> None:
-        """Take away what this run stored, where that is not in ``folder``."""
+        """Erase what this run stored outside of ``folder``."""
 
     def do(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in this run's event loop."""
@@ -130,7 +130,7 @@ class DriverMachine(RuleBasedStateMachine):
 
     @rule(session_id=_SESSIONS, event_ids=st.lists(_EVENTS, min_size=1, max_size=5), rounds=st.integers(0, 4))
     def append_with_unknown_outcome(self, session_id: str, event_ids: list[str], rounds: int) -> None:
-        """Append, crash before the answer is heard, and try again."""
+        """Append, crash before the call returns, and try again."""
         if self._foreign(session_id, event_ids):
             return
         events = [make_event(one, session_id, payload=prompt("birch")) for one in event_ids]

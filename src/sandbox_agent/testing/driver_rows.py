@@ -40,7 +40,9 @@ class RowsSuite:
         assert await driver.get_session(record.id) == record
         assert (await driver.list_sessions()).items == [record]
 
-    async def test_driver_tells_absent_fields_from_empty_ones(self, driver: SessionPersistDriver) -> None:
+    async def test_driver_distinguishes_absent_fields_from_empty_ones(
+        self, driver: SessionPersistDriver
+    ) -> None:
         """None stays None; an empty dict or list stays what it is."""
         bare = make_session("bare")
         empty = make_session("empty", session_init={}, config_options=[], modes={}, destroyed_at=0)
@@ -60,7 +62,7 @@ class RowsSuite:
         assert (await driver.list_sessions()).items == [newer]
 
     async def test_driver_keeps_its_own_copy_of_a_record(self, driver: SessionPersistDriver) -> None:
-        """Changing what went in or came out changes nothing that is stored."""
+        """Changing a record that was stored or returned does not change what is stored."""
         record = make_session("s", session_init={"cwd": "/w"})
         await driver.update_session(record)
         record.agent = "changed"
@@ -74,7 +76,7 @@ class RowsSuite:
         assert await driver.get_session("s") == make_session("s", session_init={"cwd": "/w"})
 
     async def test_driver_lists_sessions_by_creation_then_id(self, driver: SessionPersistDriver) -> None:
-        """Across pages, each once."""
+        """Each once, across pages."""
         for session_id, created_at in (("b", 2), ("a", 2), ("z", 1), ("c", 3), ("d", 2)):
             await driver.update_session(make_session(session_id, created_at=created_at))
         for limit in (1, 2, 5, 100):
@@ -130,7 +132,7 @@ class RowsSuite:
                 11,
             ]
 
-    async def test_driver_gives_no_cursor_when_the_page_ends_exactly(
+    async def test_driver_returns_no_cursor_when_the_page_ends_exactly(
         self, driver: SessionPersistDriver
     ) -> None:
         """A full last page is the last page."""
@@ -141,7 +143,7 @@ class RowsSuite:
         assert ids_of(second) == ["e2", "e3"]
         assert second.next_cursor is None
 
-    async def test_driver_falls_back_to_the_default_limit_when_it_is_senseless(
+    async def test_driver_uses_the_default_limit_when_the_limit_is_invalid(
         self, driver: SessionPersistDriver
     ) -> None:
         """Zero, negative and absurd sizes."""
@@ -151,17 +153,17 @@ class RowsSuite:
             assert len(page.items) == DEFAULT_LIST_LIMIT
             assert page.next_cursor is not None
 
-    async def test_driver_begins_anew_when_the_cursor_is_a_strangers(
+    async def test_driver_lists_from_the_beginning_when_the_cursor_is_invalid(
         self, driver: SessionPersistDriver
     ) -> None:
-        """No error, as the TypeScript drivers do."""
+        """It raises no error, like the TypeScript drivers."""
         await driver.append_events("s", [make_event(f"e{n}") for n in range(3)])
         await driver.update_session(make_session("s"))
         for cursor in ("", "0", "-1", "abc", "k", "k!!!!", "k" + "A" * 5000, "9x", "\u0663", "é" * 40, "\0"):
             assert ids_of(await driver.list_events("s", cursor=cursor)) == ["e0", "e1", "e2"], cursor
             assert len((await driver.list_sessions(cursor=cursor)).items) == 1, cursor
 
-    async def test_driver_goes_on_from_an_offset_of_a_peers_driver(
+    async def test_driver_continues_at_an_offset_of_a_typescript_driver(
         self, driver: SessionPersistDriver
     ) -> None:
         """A decimal cursor counts rows; one beyond the end gives an empty page."""
@@ -176,7 +178,7 @@ class RowsSuite:
     async def test_driver_neither_repeats_nor_misses_an_event_when_more_come_between_pages(
         self, driver: SessionPersistDriver
     ) -> None:
-        """What comes behind the cursor's place is not seen; what comes after it is, once."""
+        """Rows before the cursor's position are not listed; rows after it are, once."""
         for index in (10, 20, 30, 40):
             await driver.insert_event("s", make_event(f"e{index}", index=index))
         first = await driver.list_events("s", limit=2)
@@ -188,8 +190,8 @@ class RowsSuite:
 
     # The newest events.
 
-    async def test_driver_gives_the_newest_events_in_order(self, driver: SessionPersistDriver) -> None:
-        """As many as asked for, or all that there are; none for none."""
+    async def test_driver_returns_the_newest_events_in_order(self, driver: SessionPersistDriver) -> None:
+        """Up to the limit; none for a limit below 1."""
         await driver.append_events("s", [make_event(f"e{n}") for n in range(150)])
         for limit in (1, 7, 100, 149, 150, 1_000, 2**40):
             tail = await driver.tail_events("s", limit=limit)
@@ -198,7 +200,7 @@ class RowsSuite:
         assert await driver.tail_events("s", limit=-3) == []
         assert await driver.tail_events("unknown", limit=5) == []
 
-    async def test_driver_gives_the_last_index(self, driver: SessionPersistDriver) -> None:
+    async def test_driver_returns_the_last_index(self, driver: SessionPersistDriver) -> None:
         """0 where there is no event."""
         assert await driver.last_event_index("s") == 0
         await driver.append_events("s", [make_event(f"e{n}") for n in range(3)])
@@ -207,7 +209,7 @@ class RowsSuite:
     # Deleting and closing.
 
     async def test_driver_erases_a_session_and_leaves_the_others(self, driver: SessionPersistDriver) -> None:
-        """Record and events; an unknown session is no error; a driver that can't says so."""
+        """Record and events. An unknown session is no error; a driver that can't delete raises."""
         for session_id in ("a", "b"):
             await driver.update_session(make_session(session_id))
             await driver.append_events(session_id, [make_event(f"of-{session_id}", session_id)])
@@ -222,7 +224,7 @@ class RowsSuite:
         assert [one.id for one in await all_sessions(driver)] == ["b"]
         assert [event.id for event in await all_events(driver, "b")] == ["of-b"]
 
-    async def test_driver_closes_twice_without_complaint(self, driver: SessionPersistDriver) -> None:
+    async def test_driver_can_be_closed_twice(self, driver: SessionPersistDriver) -> None:
         """The fixture closes it once more."""
         await driver.update_session(make_session("s"))
         await driver.close()

@@ -9,7 +9,7 @@ from sandbox_agent.testing.driver_data import make_event, make_session
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent
 
-# What a search must take without an error: syntax of full text engines, quotes, patterns, nothing at all.
+# Queries that must not raise an error: syntax of full-text engines, quotes, patterns, empty texts.
 _STRANGE = (
     *("", " ", '"', '""', "'", "*", "%", "-", "a* OR b", "AND", "NOT", "NEAR(a b)", "text:a", "a & !b | c:*"),
     *("'; DROP TABLE events; --", "\0", "a\0b", "\ud800", "(", "\\", "{a}", "@field:{x}", "^$", "[a]"),
@@ -34,7 +34,7 @@ def chunk(text: str) -> bytes:
 
 
 def tool(call_id: str, **members: Any) -> bytes:
-    """Return the envelope of a tool call, or of news of one."""
+    """Return the envelope of a tool call, or of an update of one."""
     return _update(
         "tool_call_update" if "title" not in members else "tool_call", toolCallId=call_id, **members
     )
@@ -115,7 +115,7 @@ class SearchingSuite:
         assert "\U0001f980" in (await driver.search_events("crab"))[0].snippet
 
     async def test_search_gives_the_newest_first(self, driver: SessionPersistDriver) -> None:
-        """Over all sessions or in one, as many as asked for."""
+        """Over all sessions or in one, up to the limit."""
         for number in range(12):
             session_id = f"s{number % 3}"
             await driver.update_session(make_session(session_id))

@@ -1,4 +1,4 @@
-"""Section of the suite: retries, strangers' cursors, many at once, and calls that fail."""
+"""Section of the suite: retries, foreign cursors, concurrent calls, and calls that fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sandbox_agent.testing.driver_data import (
     refusal,
 )
 
-# Ids that a store may trip over. One that it can't hold is refused, or unknown.
+# Ids that a store may not support. It refuses those that it can't hold, or does not find them.
 _STRANGE_IDS = ("", " ", "\0", "a\0b", "\ud800", "'; DROP TABLE events; --", "{s}", "*", "a/b:c", "é" * 3_000)
 
 # What says that a value can't be held: a simple driver leaves it to the encoder (ValueError).

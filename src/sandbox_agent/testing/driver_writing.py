@@ -32,9 +32,7 @@ class WritingSuite:
         assert [event.event_index for event in events] == [1, 2, 3, 4, 5]
         assert await all_events(driver, "s") == events
 
-    async def test_driver_numbers_on_after_events_that_were_inserted(
-        self, driver: SessionPersistDriver
-    ) -> None:
+    async def test_driver_numbers_appends_after_inserted_events(self, driver: SessionPersistDriver) -> None:
         """The last index counts, not the number of rows."""
         await driver.insert_event("s", make_event("old", index=41))
         event = make_event("new")
@@ -115,8 +113,8 @@ class WritingSuite:
 
     # Writers that claim a session.
 
-    async def test_driver_that_cannot_fence_refuses_nobody(self, driver: SessionPersistDriver) -> None:
-        """It says UNFENCED to everyone."""
+    async def test_driver_that_cannot_fence_refuses_no_writer(self, driver: SessionPersistDriver) -> None:
+        """Every claim returns UNFENCED."""
         if Capability.FENCE in driver.capabilities:
             return
         assert await driver.claim_session("s") == UNFENCED
@@ -155,7 +153,7 @@ class WritingSuite:
     async def test_driver_refuses_a_writer_whose_session_was_claimed_since(
         self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
-        """Nothing of its call is stored, and its events are not numbered; the new writer goes on."""
+        """Nothing of its call is stored, and its events are not numbered; the new writer continues."""
         if Capability.FENCE not in driver.capabilities:
             return
         old = await driver.claim_session("s")
@@ -179,7 +177,7 @@ class WritingSuite:
         assert [event.id for event in await all_events(driver, "s")] == ["a", "b", "c"]
 
     async def test_driver_lets_those_write_that_claimed_nothing(self, driver: SessionPersistDriver) -> None:
-        """UNFENCED is never refused, and takes no claim away."""
+        """UNFENCED is never refused, and ends no claim."""
         if Capability.FENCE not in driver.capabilities:
             return
         generation = await driver.claim_session("s")
@@ -191,7 +189,7 @@ class WritingSuite:
         assert [event.id for event in await all_events(driver, "s")] == ["a", "b", "c"]
 
     async def test_driver_fences_each_session_by_itself(self, driver: SessionPersistDriver) -> None:
-        """A claim of another session takes nothing away."""
+        """A claim of another session changes nothing."""
         if Capability.FENCE not in driver.capabilities:
             return
         generation = await driver.claim_session("a")
@@ -200,10 +198,10 @@ class WritingSuite:
         await driver.append_events("a", [make_event("e", "a")], generation=generation)
         assert [event.id for event in await all_events(driver, "a")] == ["e"]
 
-    async def test_driver_refuses_the_old_writer_of_a_session_that_was_made_anew(
+    async def test_driver_refuses_the_old_writer_of_a_session_that_was_created_again(
         self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
-        """Deleting a session does not forget who may not write it."""
+        """The generation outlives the deletion of the session."""
         if not {Capability.FENCE, Capability.DELETE} <= driver.capabilities:
             return
         old = await driver.claim_session("s")
