@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
     from sandbox_agent.client.server_sessions.models import EventPage
     from sandbox_agent.client.session import Session
-    from sandbox_agent.client.sinks.base import EventSink
+    from sandbox_agent.client.sinks import EventSink
     from sandbox_agent.client.sinks.postgres import PostgresSink
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
@@ -125,7 +125,7 @@ _MODULES = {
     "client.session": ("Session",),
     "client.server_sessions.api": ("ServerSessions",),
     "client.server_sessions.models": ("EventPage",),
-    "client.sinks.base": ("EventSink",),
+    "client.sinks": ("EventSink",),
     "client.sinks.postgres": ("PostgresSink",),
     "client.sinks.redis": ("RedisSink",),
     "persist.actor": (

@@ -25,7 +25,7 @@ from sandbox_agent.client.server_sessions.models import (
     read_page,
 )
 from sandbox_agent.client.server_sessions.turn import TURN_HEADER, stream_turn
-from sandbox_agent.client.sinks.base import EventSink
+from sandbox_agent.client.sinks import EventSink
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.wire.records import ListPage
 from sandbox_agent.wire.sessions import (

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from sandbox_agent.client.server_sessions.calls import SessionCalls
 from sandbox_agent.client.server_sessions.follow import follow
-from sandbox_agent.client.sinks.base import EventSink
+from sandbox_agent.client.sinks import EventSink
 
 
 async def mirror(

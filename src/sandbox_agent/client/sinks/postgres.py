@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
+from sandbox_agent.client.sinks import ClosableSink, gap_error, other_event_error
 from sandbox_agent.persist.postgres.library import Connection, Pool, Row
 from sandbox_agent.persist.postgres.link import DEFAULT_TIMEOUT, PostgresLink
 from sandbox_agent.persist.postgres.schema import quoted

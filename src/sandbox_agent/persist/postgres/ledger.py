@@ -15,7 +15,7 @@ from sandbox_agent.persist.sql.tables import (
     without_form,
 )
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
-from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
+from sandbox_agent.persist.store import EnvelopeRow, EventRow, TextRow
 
 # What is counted for a row beside its data, and how often a text is for its place in the index.
 _ROW_BYTES: Final = 100

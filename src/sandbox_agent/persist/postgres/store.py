@@ -17,7 +17,7 @@ from sandbox_agent.persist.postgres.store_schema import DEFAULT_SCHEMA, check_ve
 from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.sql.store import SqlSessionStore
 from sandbox_agent.persist.sql.work import Make
-from sandbox_agent.persist.store.rows import SearchRow, TextRow
+from sandbox_agent.persist.store import SearchRow, TextRow
 
 T = TypeVar("T")
 

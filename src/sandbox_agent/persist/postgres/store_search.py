@@ -16,7 +16,7 @@ from sandbox_agent.persist.postgres.ledger import MAX_WORD, namespace_word
 from sandbox_agent.persist.searching import Query as Words
 from sandbox_agent.persist.sql.ledger import MAX_NUMBER, Filters, bounded
 from sandbox_agent.persist.sql.work import Database, Query, Row, Work
-from sandbox_agent.persist.store.rows import SearchRow
+from sandbox_agent.persist.store import SearchRow
 
 _RARE: Final = 2_000
 _MAX_LIMIT: Final = 1_000

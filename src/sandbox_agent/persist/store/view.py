@@ -28,8 +28,7 @@ from sandbox_agent.persist.postgres.store_schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.store_schema import check_version
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import EnvelopeRow, SessionRow
+from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from sandbox_agent.wire.sessions import SearchHit

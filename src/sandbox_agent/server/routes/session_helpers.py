@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.persist.store.rows import SessionRow, TurnRow
+from sandbox_agent.persist.store import SessionRow, TurnRow
 from sandbox_agent.server.client_names import (
     CLIENT_HEADER,
     CLIENT_HEADER_BYTES,

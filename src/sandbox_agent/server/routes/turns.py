@@ -22,7 +22,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
     UnsupportedMediaTypeError,
 )
-from sandbox_agent.persist.store.rows import TurnRow
+from sandbox_agent.persist.store import TurnRow
 from sandbox_agent.server.http.operations import (
     Answer,
     Operation,
