@@ -13,7 +13,7 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDatabase
 from sandbox_agent.persist.postgres.errors import sqlstate
-from sandbox_agent.persist.postgres.library import Connection, Row
+from sandbox_agent.persist.postgres.link import Connection, Row
 from sandbox_agent.persist.postgres.writers import PostgresWriters, marks_of
 from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log
 from sandbox_agent.persist.sql.work import Query, Work

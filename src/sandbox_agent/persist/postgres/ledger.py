@@ -142,11 +142,13 @@ class PostgresLedger:
         Raises:
             PersistError: another server has it.
         """
+        self._owner.refuse_replaced()
         if not (yield Query(_OWN)):
             raise (yield from self._owner.explain_loss())
 
     def check_bundle(self) -> Work[None]:
-        """Do nothing: a bundle's statement checks it."""
+        """Do what is left of it: a bundle's statement checks the rest."""
+        self._owner.refuse_replaced()
         yield from ()
 
     def next_key(self) -> Work[int]:

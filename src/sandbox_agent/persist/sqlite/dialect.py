@@ -48,6 +48,7 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
         "collate": "",
         "as_json": "",
         "for_update": "",
+        "row": "rowid",
         # The SDK's layout.
         "sessions": "sessions",
         "events": "events",
@@ -127,7 +128,10 @@ def _perform(connection: sqlite3.Connection, step: Step) -> Any:
         return _insert(connection, step)
     if isinstance(step, Bundle):
         return [_insert(connection, one) for one in step.inserts]
-    return _select(connection, step)
+    if isinstance(step, Select):
+        return _select(connection, step)
+    connection.execute(render(step.text)).close()
+    return None
 
 
 def _insert(connection: sqlite3.Connection, step: Insert) -> int:
