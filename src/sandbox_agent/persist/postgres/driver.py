@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from sandbox_agent.persist.base import Keyset
 from sandbox_agent.persist.follow import Following, Mark
-from sandbox_agent.persist.postgres.append import Appender, check_texts
 from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect
 from sandbox_agent.persist.postgres.link import (
     DEFAULT_MAX_SIZE,
@@ -19,7 +18,7 @@ from sandbox_agent.persist.postgres.link import (
 )
 from sandbox_agent.persist.postgres.listen import NotificationHint
 from sandbox_agent.persist.postgres.schema import prepare_store
-from sandbox_agent.persist.postgres.writers import PostgresWriters, read_marks
+from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads, read_marks
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent
 
@@ -83,7 +82,7 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         Raises:
             PersistError: another event of the session has its index, or the store failed.
         """
-        check_texts([event])
+        decode_payloads([event])
         await super().insert_event(session_id, event)
 
     async def delete_session(self, session_id: str, /) -> None:

@@ -9,7 +9,7 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import UNFENCED, Keyset
 from sandbox_agent.persist.columns import to_record, to_row
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
-from sandbox_agent.persist.sql.work import Command, ConflictError, Insert, Query, Row, Table, Work
+from sandbox_agent.persist.sql.work import ConflictError, Insert, Query, Row, Table, Work
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 _SAVE: Final = (
@@ -34,8 +34,8 @@ _LAST_INDEX: Final = "SELECT coalesce(max(event_index), 0) FROM {events} WHERE s
 _APPEND: Final = Table("{events}", EVENT_COLUMNS, ("id",))
 _APPEND_STRICTLY: Final = Table("{events}", EVENT_COLUMNS)
 _REPLACE: Final = Table("{events}", EVENT_COLUMNS, ("id",), replace=True)
-_SAVEPOINT: Final = Command("SAVEPOINT append")
-_RELEASE: Final = Command("RELEASE SAVEPOINT append")
+_SAVEPOINT: Final = Query("SAVEPOINT append")
+_RELEASE: Final = Query("RELEASE SAVEPOINT append")
 _BEGINNING: Final = Keyset(0, "")
 # More than any memory holds.
 _MAX_ROWS: Final = 2**31
@@ -181,7 +181,7 @@ class Log:
         else:
             # A retry, nearly always: some of the ids are there.
             if several:
-                yield Command("ROLLBACK TO SAVEPOINT append")
+                yield Query("ROLLBACK TO SAVEPOINT append")
             indexes = yield from self._append_missing(session_id, events, last)
         if several:
             yield _RELEASE
