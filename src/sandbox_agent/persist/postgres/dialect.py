@@ -16,6 +16,7 @@ from sandbox_agent.persist.sql.work import (
     Bundle,
     Column,
     ConflictError,
+    Database,
     Insert,
     Make,
     Query,
@@ -39,14 +40,10 @@ _ARRAYS: Final = {
 # How an array's element becomes a value of the column.
 _CASTS: Final = {"json": "::json", "tsvector": "::tsvector"}
 _ESCAPE: Final = "\x01"
-_SDK_TABLES: Final = {
-    "sessions": "sessions",
-    "events": "events",
-    "writers": "session_writers",
-    "store": "session_store",
-    "texts": "session_texts",
-    "extents": "session_searched",
-}
+_TABLES: Final = (
+    *("sessions", "events", "session_writers", "session_store", "session_texts"),
+    *(*STORE_TABLES, "store_namespaces", "store_texts"),
+)
 
 
 class _OfAlias:
@@ -95,15 +92,15 @@ class PostgresDialect:
             "as_json": "::text::json",
             "for_update": " FOR UPDATE",
             "row": "id",
+            **{name: f"{place}.{name}" for name in _TABLES},
             # The SDK's layout.
-            **{name: f"{place}.{table}" for name, table in _SDK_TABLES.items()},
+            "extents": f"{place}.session_searched",
             "channel": self.channel,
             "session_columns": ", ".join(
                 f"{name}::text" if kind == "json" else name for name, kind, _ in SESSION_COLUMNS
             ),
             "event_columns": ", ".join((*names(EVENT_COLUMNS)[:-1], "payload_json::text")),
             # The server's layout.
-            **{name: f"{place}.{name}" for name in (*STORE_TABLES, "store_namespaces", "store_texts")},
             "mine": mine,
             "namespace": str(namespace),
             "owned": self._owned,
@@ -225,7 +222,7 @@ class PostgresDialect:
         return f"WITH {', '.join(parts)} SELECT {', '.join(counts)}".format_map(self._fragments)
 
 
-class PostgresDatabase:
+class PostgresDatabase(Database):
     """Implements ``sql.work.Database``.
 
     Args:
@@ -238,11 +235,9 @@ class PostgresDatabase:
         self.dialect: PostgresDialect = dialect
 
     async def read(self, make: Make[T], /) -> T:
-        """Run a work that only reads, over one connection."""
         return await self.link.run(partial(self._run, make=make))
 
     async def write(self, make: Make[T], /, *, session_id: str | None = None) -> T:
-        """Run a work in a transaction of its own."""
         return await self.link.run(partial(self._run, make=make), transaction=True, session_id=session_id)
 
     async def _run(self, connection: Connection, make: Make[T]) -> T:

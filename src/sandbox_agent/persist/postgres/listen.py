@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.follow import ChangeHint
 from sandbox_agent.persist.postgres.link import CONNECT_SECONDS, Connection, PostgresLink
 from sandbox_agent.persist.postgres.schema import mark
 
@@ -28,7 +29,7 @@ _CHECK_INTERVAL: Final = 1.0
 _POLL_INTERVAL: Final = 0.1
 
 
-class NotificationHint:
+class NotificationHint(ChangeHint):
     """Implements ``follow.ChangeHint``: each writer notifies a channel of the sessions that it changes.
 
     Args:
@@ -55,11 +56,6 @@ class NotificationHint:
         self._next_check = 0.0
 
     async def wait(self) -> None:
-        """Wait for a notification; a program that notifies no one is noticed by a check every second.
-
-        Raises:
-            PersistError: the store can't be reached.
-        """
         await self._listen()
         if self._unchecked:
             # The last check failed.
@@ -70,10 +66,10 @@ class NotificationHint:
                 await self._wakeup.wait()
                 self._wakeup.clear()
                 return
+        # A program that notifies no one is noticed by a check every second.
         self._all = True
 
     def changed(self, session_ids: Collection[str], /) -> Collection[str]:
-        """Return the sessions that were named since the last time."""
         marks, self._marks = self._marks, set()
         every, self._all = self._all, False
         found = [one for one in session_ids if every or mark(one) in marks]
@@ -81,11 +77,9 @@ class NotificationHint:
         return found
 
     def checked(self, found: bool, /) -> None:
-        """Note that the check has not failed."""
         self._unchecked = False
 
     async def close(self) -> None:
-        """Stop listening and end the connection."""
         self._end()
 
     async def _listen(self) -> None:

@@ -68,13 +68,13 @@ _WIDENED: Final = {"jsonb": "json", "smallint": "bigint", "integer": "bigint"}
 _MORE_SDK_TABLES: Final = """
 CREATE UNIQUE INDEX IF NOT EXISTS idx_events_session_index ON {events} (session_id, event_index);
 CREATE INDEX IF NOT EXISTS idx_sessions_order ON {sessions} (created_at, id COLLATE "C");
-CREATE TABLE IF NOT EXISTS {writers} (
+CREATE TABLE IF NOT EXISTS {session_writers} (
   session_id TEXT PRIMARY KEY,
   generation BIGINT NOT NULL DEFAULT 0,
   last_index BIGINT NOT NULL DEFAULT 0,
   deletions BIGINT NOT NULL DEFAULT 0
 ) WITH (fillfactor = 60);
-CREATE TABLE IF NOT EXISTS {texts} (
+CREATE TABLE IF NOT EXISTS {session_texts} (
   session_id TEXT NOT NULL,
   event_index BIGINT NOT NULL,
   created_at BIGINT NOT NULL,
@@ -82,14 +82,14 @@ CREATE TABLE IF NOT EXISTS {texts} (
   words TSVECTOR,
   PRIMARY KEY (session_id, event_index)
 );
-CREATE INDEX IF NOT EXISTS idx_session_texts_words ON {texts} USING GIN (words);
+CREATE INDEX IF NOT EXISTS idx_session_texts_words ON {session_texts} USING GIN (words);
 CREATE TABLE IF NOT EXISTS {extents} (
   session_id TEXT PRIMARY KEY,
   resume_at BIGINT NOT NULL,
   last_index BIGINT NOT NULL,
   last_id TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS {store} (
+CREATE TABLE IF NOT EXISTS {session_store} (
   id INTEGER PRIMARY KEY CHECK (id = 1),
   version INTEGER NOT NULL,
   store_id TEXT NOT NULL
@@ -205,7 +205,9 @@ def prepare_store(schema: str) -> Work[str]:
     yield from number_uniquely()
     yield Command(_MORE_SDK_TABLES)
     identity = secrets.token_hex(8)
-    yield Query("INSERT INTO {store} (id, version, store_id) VALUES (1, $1, $2)", (SCHEMA_VERSION, identity))
+    yield Query(
+        "INSERT INTO {session_store} (id, version, store_id) VALUES (1, $1, $2)", (SCHEMA_VERSION, identity)
+    )
     return identity
 
 
@@ -241,7 +243,7 @@ def check_version(schema: str) -> Work[None]:
 def _identity(schema: str) -> Work[str | None]:
     if not (yield Query(_HAS_TABLE, (schema, "session_store"))):
         return None
-    rows: list[Row] = yield Query("SELECT version, store_id FROM {store}")
+    rows: list[Row] = yield Query("SELECT version, store_id FROM {session_store}")
     if not rows:
         return None
     version, identity = rows[0]

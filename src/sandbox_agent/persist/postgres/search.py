@@ -35,17 +35,17 @@ _MAX_WORDS: Final = 700_000
 _WORD_OVERHEAD: Final = 8
 
 # A deletion waits for it, and it for a deletion.
-_LOCK: Final = "SELECT 1 FROM {writers} WHERE session_id = $1 FOR KEY SHARE"
-_REMOVE: Final = "DELETE FROM {texts} WHERE session_id = $1 AND event_index >= $2"
+_LOCK: Final = "SELECT 1 FROM {session_writers} WHERE session_id = $1 FOR KEY SHARE"
+_REMOVE: Final = "DELETE FROM {session_texts} WHERE session_id = $1 AND event_index >= $2"
 _ADD: Final = """
-INSERT INTO {texts} (session_id, event_index, created_at, body, words)
+INSERT INTO {session_texts} (session_id, event_index, created_at, body, words)
 VALUES ($1, $2, $3, $4, array_to_tsvector($5::text[]))
 ON CONFLICT (session_id, event_index) DO UPDATE
 SET created_at = excluded.created_at, body = excluded.body, words = excluded.words
 """
 _CANDIDATE: Final = """
 SELECT text.session_id, session.agent, text.event_index, text.created_at, text.body
-FROM {texts} AS text JOIN {sessions} AS session ON session.id = text.session_id
+FROM {session_texts} AS text JOIN {sessions} AS session ON session.id = text.session_id
 WHERE (text.words @@ $1::text::tsquery OR text.words IS NULL)
   AND ($2::text IS NULL OR text.session_id = $2)
   AND ($3::bigint IS NULL OR (text.created_at, text.session_id COLLATE "C", text.event_index) < ($3, $4, $5))

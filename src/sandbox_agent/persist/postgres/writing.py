@@ -20,7 +20,7 @@ from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDat
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.link import Row
 from sandbox_agent.persist.postgres.schema import mark
-from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log
+from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log, Writers
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
@@ -35,27 +35,27 @@ _REFUSALS: Final = frozenset({"21", "22", "23", "40", "55"})
 # A notification's text is below 8,000 bytes.
 _MOST_MARKS: Final = 800
 _MAKE: Final = """
-INSERT INTO {writers} (session_id, last_index)
+INSERT INTO {session_writers} (session_id, last_index)
 SELECT asked.session_id, coalesce((
   SELECT max(event_index) FROM {events} WHERE session_id = asked.session_id
 ), 0)
 FROM unnest($1::text[]) AS asked (session_id)
-WHERE EXISTS (SELECT FROM {store} WHERE store_id = $2)
+WHERE EXISTS (SELECT FROM {session_store} WHERE store_id = $2)
 ORDER BY asked.session_id
 ON CONFLICT DO NOTHING
 """
 _LOCK: Final = """
-SELECT generation, last_index, deletions FROM {writers} WHERE session_id = $1 FOR NO KEY UPDATE
+SELECT generation, last_index, deletions FROM {session_writers} WHERE session_id = $1 FOR NO KEY UPDATE
 """
-_LOCK_WHOLLY: Final = "SELECT 1 FROM {writers} WHERE session_id = $1 FOR UPDATE"
+_LOCK_WHOLLY: Final = "SELECT 1 FROM {session_writers} WHERE session_id = $1 FOR UPDATE"
 _CLAIM: Final = """
-INSERT INTO {writers} AS writer (session_id, generation) VALUES ($1, 1)
+INSERT INTO {session_writers} AS writer (session_id, generation) VALUES ($1, 1)
 ON CONFLICT (session_id) DO UPDATE SET generation = writer.generation + 1
 RETURNING generation
 """
 _STORED: Final = """
 WITH counted AS (
-  UPDATE {writers} SET last_index = greatest(last_index, $2) WHERE session_id = $1
+  UPDATE {session_writers} SET last_index = greatest(last_index, $2) WHERE session_id = $1
 )
 SELECT pg_notify('{channel}', $3)
 """
@@ -66,15 +66,15 @@ DELETE FROM {extents} WHERE (session_id = $1 AND last_index >= $2)
 _STATES: Final = """
 SELECT asked.session_id, coalesce(writer.deletions, 0),
   (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
-FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {writers} AS writer USING (session_id)
+FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
 """
 _DELETE: Final = """
 WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
-  gone_texts AS (DELETE FROM {texts} WHERE session_id = $1),
+  gone_texts AS (DELETE FROM {session_texts} WHERE session_id = $1),
   gone_extents AS (DELETE FROM {extents} WHERE session_id = $1),
   gone_session AS (DELETE FROM {sessions} WHERE id = $1),
   fenced AS (
-    UPDATE {writers} SET generation = generation + 1, deletions = deletions + 1, last_index = 0
+    UPDATE {session_writers} SET generation = generation + 1, deletions = deletions + 1, last_index = 0
     WHERE session_id = $1
   )
 SELECT pg_notify('{channel}', $2)
@@ -90,13 +90,13 @@ WITH wanted AS MATERIALIZED (
     AS wanted (session_id, generation, known, first, amount)
   WHERE (SELECT set_config('lock_timeout', '500ms', TRUE)) IS NOT NULL
 ), taken AS (
-  UPDATE {writers} AS writer
+  UPDATE {session_writers} AS writer
   SET last_index = writer.last_index + wanted.amount
   FROM wanted
   WHERE writer.session_id = wanted.session_id
     AND (wanted.generation = 0 OR writer.generation = wanted.generation)
     AND writer.last_index >= wanted.known
-    AND EXISTS (SELECT FROM {store} WHERE store_id = $12)
+    AND EXISTS (SELECT FROM {session_store} WHERE store_id = $12)
   RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
     wanted.first, wanted.amount
 ), stored AS (
@@ -112,7 +112,7 @@ SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM 
 """
 
 
-class PostgresWriters:
+class PostgresWriters(Writers):
     """Implements ``sql.log.Writers``: the writer's row is locked until the transaction ends.
 
     Args:
@@ -131,19 +131,12 @@ class PostgresWriters:
         yield Query(_MAKE, (session_ids, self.store_id))
 
     def claim(self, session_id: str) -> Work[int]:
-        """Return a generation above all that the session had."""
         yield from self.check_store(session_id)
         yield from self.make([session_id])
         rows = yield Query(_CLAIM, (session_id,))
         return int(rows[0][0])
 
     def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
-        """Lock the session's writer and check that this one may write.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation.
-            PersistError: this is not the store that knew the session.
-        """
         yield from self.check_store(session_id)
         rows = yield Query(_LOCK, (session_id,))
         if not rows:
@@ -161,25 +154,19 @@ class PostgresWriters:
         return Known(last_index, deletions)
 
     def check_store(self, session_id: str) -> Work[None]:
-        """Check that this is the store that was opened.
-
-        Raises:
-            PersistError: it is another one.
-        """
-        rows = yield Query("SELECT store_id FROM {store}")
+        rows = yield Query("SELECT store_id FROM {session_store}")
         if not rows or rows[0][0] != self.store_id:
             raise self._gone(session_id)
 
     def stored(self, session_id: str, last_index: int) -> Work[None]:
-        """Note the last index, and notify the followers."""
+        # This notifies the followers, too.
         yield Query(_STORED, (session_id, last_index, mark(session_id)))
 
     def replaced(self, event: SessionEvent) -> Work[None]:
-        """Have the texts of the session derived again if they were derived from that place."""
+        # The texts of the session are derived again if they were derived from that place.
         yield Query(_FORGET_EXTENTS, (event.session_id, event.event_index, event.id))
 
     def delete(self, session_id: str) -> Work[None]:
-        """Erase the session; its writer is refused from now on."""
         yield from self.check_store(session_id)
         # Before the events are erased, so that nothing is appended, and no texts are stored, meanwhile.
         yield from self.make([session_id])
