@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
     from sandbox_agent.client.server_sessions.cursor import EventPage
     from sandbox_agent.client.session import Session, Turn
-    from sandbox_agent.client.sinks.base import EventSink
+    from sandbox_agent.client.sinks import EventSink
     from sandbox_agent.client.sinks.postgres import PostgresSink
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
@@ -124,7 +124,7 @@ _MODULES = {
     "client.session": ("Session", "Turn"),
     "client.server_sessions.api": ("ServerSessions",),
     "client.server_sessions.cursor": ("EventPage",),
-    "client.sinks.base": ("EventSink",),
+    "client.sinks": ("EventSink",),
     "client.sinks.postgres": ("PostgresSink",),
     "client.sinks.redis": ("RedisSink",),
     "persist.actor": (

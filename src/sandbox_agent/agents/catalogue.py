@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox_agent.agents.mock import options as mock_options
+from sandbox_agent.agents.mock import sessions as mock_sessions
 from sandbox_agent.wire.api import AgentCapabilities
 
 _NAMES = {"model": "Model", "mode": "Mode", "thought_level": "Thought Level"}
@@ -67,7 +67,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def config_options(self) -> list[dict[str, Any]]:
         """A new copy of ACP's ``configOptions``, as far as they are known without asking the agent."""
         if self.id == "mock":
-            return mock_options.config_options(dict(mock_options.DEFAULTS))
+            return mock_sessions.config_options(dict(mock_sessions.DEFAULTS))
         return [
             {
                 "id": category,

@@ -83,10 +83,11 @@ class Answer(msgspec.Struct):
     def read(cls, line: bytes) -> Answer:
         """Decode a response envelope."""
         fields = load_object(line)
-        error = fields.get("error")
+        error: object = fields.get("error")
+        found = members(error)
         if error is not None and not isinstance(error, dict):  # some agents send the message alone
-            error = {"message": error if isinstance(error, str) else dumps(error).decode()}
-        return cls(fields.get("result"), error)
+            found = {"message": error if isinstance(error, str) else dumps(error).decode()}
+        return cls(fields.get("result"), None if error is None else found)
 
     def unwrap(self) -> Any:
         """Return the result.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import anyio
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.numbering import Numberings
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ DEFAULT_LIST_LIMIT = 100
 MAX_LIST_LIMIT = 10_000
 # The generation of a writer that has not claimed the session.
 UNFENCED = 0
+# Sessions whose numbering is remembered; one that is forgotten is read again.
+_REMEMBERED = 64
 # How often this default polls for new events, in seconds.
 _FOLLOW_INTERVAL = 0.1
 
@@ -63,7 +64,7 @@ class SessionPersistDriver(ABC):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
-    _numberings: Numberings | None = None
+    _numberings: _Numberings | None = None
 
     @abstractmethod
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -132,7 +133,7 @@ class SessionPersistDriver(ABC):
             SessionFencedError: the session was claimed after that generation; nothing is stored.
         """
         if self._numberings is None:
-            self._numberings = Numberings()
+            self._numberings = _Numberings()
         await self._numberings.of(session_id).append(self, session_id, events)
 
     async def last_event_index(self, session_id: str, /) -> int:
@@ -214,12 +215,74 @@ class SessionPersistDriver(ABC):
             limit: how many hits at most; 100 where it is None or senseless.
         """
         # Most programs never search.
-        from sandbox_agent.persist.hits import search_by_reading
+        from sandbox_agent.persist.searching import search_by_reading
 
         return await search_by_reading(self, query, session_id, normalize_limit(limit))
 
     async def close(self) -> None:  # noqa: B027 - optional hook
         """Release what the driver opened itself; never what it was handed. Safe to call twice."""
+
+
+class _Numbering:
+    """Numbers one session's events, and knows which ids are stored.
+
+    It reads the whole session once, and again after a failure, when it can't know what was stored. It
+    assumes that no other writer appends to the session.
+    """
+
+    def __init__(self) -> None:
+        self.lock: anyio.Lock = anyio.Lock()
+        self._indexes: dict[str, int] | None = None
+        self._last = 0
+
+    async def append(
+        self, store: SessionPersistDriver, session_id: str, events: Sequence[SessionEvent]
+    ) -> None:
+        """Set each event's index and insert it, one at a time; an id that is stored keeps its index."""
+        async with self.lock:
+            indexes = self._indexes or await self._read(store, session_id)
+            # Until all of them are stored, what is stored is not known.
+            self._indexes = None
+            for event in events:
+                if event.id in indexes:
+                    event.event_index = indexes[event.id]
+                    continue
+                event.event_index = self._last + 1
+                await store.insert_event(session_id, event)
+                self._last = indexes[event.id] = event.event_index
+            self._indexes = indexes
+
+    async def _read(self, store: SessionPersistDriver, session_id: str) -> dict[str, int]:
+        indexes: dict[str, int] = {}
+        cursor: str | None = None
+        while True:
+            page = await store.list_events(session_id, cursor=cursor)
+            indexes.update((event.id, event.event_index) for event in page.items)
+            cursor = page.next_cursor
+            if cursor is None:
+                self._last = max(indexes.values(), default=0)
+                return indexes
+
+
+class _Numberings:
+    """The numbering of each session, for the sessions used last."""
+
+    def __init__(self) -> None:
+        self._by_session: dict[str, _Numbering] = {}
+
+    def of(self, session_id: str) -> _Numbering:
+        """Return the session's numbering; one that is in use is never forgotten."""
+        numbering = self._by_session.pop(session_id, None) or _Numbering()
+        self._by_session[session_id] = numbering
+        if len(self._by_session) > _REMEMBERED:
+            idle = next((key for key, value in self._by_session.items() if not value.lock.locked()), None)
+            if idle not in (None, session_id):
+                del self._by_session[idle]
+        return numbering
+
+    def forget(self, session_id: str) -> None:
+        """Read the session again before it is appended to."""
+        self._by_session.pop(session_id, None)
 
 
 def check_session(session_id: str, event: SessionEvent) -> None:

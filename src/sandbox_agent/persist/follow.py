@@ -453,7 +453,7 @@ class Following:
 
     def stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
         """Deliver what the driver stored; followers get copies, the events stay the caller's."""
-        if events and any(hub.has_channel(session_id) for hub in list(self._hubs.values())):
+        if events and self._hubs and any(hub.has_channel(session_id) for hub in list(self._hubs.values())):
             copies = [event.copy() for event in events]
             self._notify(lambda hub: hub.push(session_id, copies))
 

@@ -197,8 +197,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         """Return the texts that contain all words of the query, newest first."""
         # Most programs never search, so the import is here.
         from sandbox_agent.persist.folding import Folder
-        from sandbox_agent.persist.hits import Hits
-        from sandbox_agent.persist.searching import Query
+        from sandbox_agent.persist.searching import Hits, Query
 
         wanted = Query(query)
         hits = Hits(wanted, normalize_limit(limit))

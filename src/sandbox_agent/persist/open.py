@@ -11,7 +11,7 @@ from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.base import SessionPersistDriver
 
 if TYPE_CHECKING:
-    from sandbox_agent.persist.store.base import SessionStore
+    from sandbox_agent.persist.store import SessionStore
 
 __all__ = ["KEY_VARIABLE", "StoreURL", "open_driver", "open_session_store", "parse_store_url"]
 

@@ -24,7 +24,7 @@ from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
-from sandbox_agent.persist.store.base import SessionStore
+from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.spill import Spill
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
 
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
+T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
-# Text that a store may spoil: quotes, beyond the BMP, a null character, separators of JavaScript, and an
+# How long a test waits for what must happen, in seconds.
+PATIENCE = 60.0
+
+# Text that a store may change: quotes, beyond the BMP, a null character, separators of JavaScript, and an
 # escaped lone surrogate, which is JSON that no strict UTF-8 text can hold.
 NASTY_JSON = (
     b'{"jsonrpc":"2.0","method":"session/update","params":{"a":"\\u0000 \\ud800 \\"q\\" \'s\'",'
@@ -51,26 +59,31 @@ async def all_events(
     driver: SessionPersistDriver, session_id: str, *, limit: int | None = None
 ) -> list[SessionEvent]:
     """Return the session's events, page by page."""
-    events: list[SessionEvent] = []
-    cursor: str | None = None
-    while True:
-        page = await driver.list_events(session_id, limit=limit, cursor=cursor)
-        events += page.items
-        cursor = page.next_cursor
-        if cursor is None:
-            return events
+    return await _read_pages(lambda cursor: driver.list_events(session_id, limit=limit, cursor=cursor))
 
 
 async def all_sessions(driver: SessionPersistDriver, *, limit: int | None = None) -> list[SessionRecord]:
     """Return the records, page by page."""
-    sessions: list[SessionRecord] = []
+    return await _read_pages(lambda cursor: driver.list_sessions(limit=limit, cursor=cursor))
+
+
+async def _read_pages(read: Callable[[str | None], Awaitable[ListPage[T]]]) -> list[T]:
+    rows: list[T] = []
     cursor: str | None = None
     while True:
-        page = await driver.list_sessions(limit=limit, cursor=cursor)
-        sessions += page.items
+        page = await read(cursor)
+        rows += page.items
         cursor = page.next_cursor
         if cursor is None:
-            return sessions
+            return rows
+
+
+@asynccontextmanager
+async def patient_group() -> AsyncGenerator[TaskGroup]:
+    """Return a task group that raises TimeoutError after ``PATIENCE``."""
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            yield group
 
 
 def ids_of(page: ListPage[SessionEvent]) -> list[str]:

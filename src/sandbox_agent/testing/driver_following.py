@@ -8,10 +8,7 @@ from contextlib import aclosing
 import anyio
 
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
-from sandbox_agent.testing.driver_data import make_event, make_session
-
-# How long a test waits for what must happen, in seconds.
-_PATIENCE = 30.0
+from sandbox_agent.testing.driver_data import PATIENCE, make_event, make_session, patient_group
 
 
 class _Follower:
@@ -58,82 +55,74 @@ class FollowingSuite:
     """Followers receive what any driver object on the same store appends."""
 
     async def test_follower_gets_history_then_what_comes(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
-        """Without a hole or a repetition, from the beginning or from behind an index."""
-        writer = second_driver or driver
+        """Without a hole or a repetition, from the beginning or after an index."""
         await _append(driver, 1, 150, size=50)
         followers = [_Follower(driver, after=after) for after in (0, 0, 99, 100, 149, 150)]
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                for follower in followers:
-                    group.start_soon(follower.run, 350 - follower.after)
-                for follower in followers:
-                    await follower.has(150 - follower.after)
-                await _append(writer, 151, 250)
-                await _append(driver, 251, 350)
+        async with patient_group() as group:
+            for follower in followers:
+                group.start_soon(follower.run, 350 - follower.after)
+            for follower in followers:
+                await follower.has(150 - follower.after)
+            await _append(other_driver, 151, 250)
+            await _append(driver, 251, 350)
         for follower in followers:
             assert follower.seen == _numbered(follower.after + 1, 350)
 
     async def test_follower_misses_nothing_that_is_stored_while_it_begins(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """The seam between history and live has no hole, wherever it is."""
-        writer = second_driver or driver
         followers = [_Follower(driver) for _ in range(20)]
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                for number, follower in enumerate(followers):
-                    group.start_soon(follower.run, 200)
-                    await _append(writer, number * 10 + 1, number * 10 + 10, size=3)
+        async with patient_group() as group:
+            for number, follower in enumerate(followers):
+                group.start_soon(follower.run, 200)
+                await _append(other_driver, number * 10 + 1, number * 10 + 10, size=3)
         for follower in followers:
             assert follower.seen == _numbered(1, 200)
 
     async def test_follower_waits_for_a_session_that_is_not_there_yet(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """The session may be stored later; events of other sessions are not received."""
-        writer = second_driver or driver
         follower = _Follower(driver)
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                group.start_soon(follower.run, 3)
-                await anyio.lowlevel.checkpoint()
-                await writer.append_events("other", [make_event("x", "other")])
-                await writer.update_session(make_session("s"))
-                await _append(writer, 1, 3, size=1)
+        async with patient_group() as group:
+            group.start_soon(follower.run, 3)
+            await anyio.lowlevel.checkpoint()
+            await other_driver.append_events("other", [make_event("x", "other")])
+            await other_driver.update_session(make_session("s"))
+            await _append(other_driver, 1, 3, size=1)
         assert follower.seen == _numbered(1, 3)
 
     async def test_follower_sees_events_that_were_inserted_with_their_index(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """Indexes may have holes then."""
-        writer = second_driver or driver
         follower = _Follower(driver)
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                group.start_soon(follower.run, 4)
-                await writer.insert_event("s", make_event("e1", index=1))
-                await follower.has(1)
-                await writer.insert_event("s", make_event("e5", index=5))
-                await writer.append_events("s", [make_event("e6")])
-                await driver.insert_event("s", make_event("e9", index=9))
+        async with patient_group() as group:
+            group.start_soon(follower.run, 4)
+            await other_driver.insert_event("s", make_event("e1", index=1))
+            await follower.has(1)
+            await other_driver.insert_event("s", make_event("e5", index=5))
+            await other_driver.append_events("s", [make_event("e6")])
+            await driver.insert_event("s", make_event("e9", index=9))
         assert follower.seen == [(1, "e1"), (5, "e5"), (6, "e6"), (9, "e9")]
 
     async def test_follower_that_goes_leaves_the_others(self, driver: SessionPersistDriver) -> None:
         """Ended early or cancelled; and one may come again."""
         await _append(driver, 1, 5)
         brief, cancelled, lasting = (_Follower(driver) for _ in range(3))
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                group.start_soon(lasting.run, 10)
-                async with anyio.create_task_group() as inner:
-                    inner.start_soon(brief.run, 2)
-                    inner.start_soon(cancelled.run)
-                    await cancelled.has(5)
-                    inner.cancel_scope.cancel()
-                await _append(driver, 6, 10)
-            again = _Follower(driver, after=8)
+        async with patient_group() as group:
+            group.start_soon(lasting.run, 10)
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(brief.run, 2)
+                inner.start_soon(cancelled.run)
+                await cancelled.has(5)
+                inner.cancel_scope.cancel()
+            await _append(driver, 6, 10)
+        again = _Follower(driver, after=8)
+        with anyio.fail_after(PATIENCE):
             await again.run(2)
         assert lasting.seen == _numbered(1, 10)
         assert again.seen == _numbered(9, 10)
@@ -143,35 +132,33 @@ class FollowingSuite:
         if Capability.FOLLOW not in driver.capabilities:
             return
         follower = _Follower(driver)
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                group.start_soon(follower.run, 2)
-                await _append(driver, 1, 1)
-                await follower.has(1)
-                event = make_event("e2")
-                await driver.append_events("s", [event])
-                event.id = "changed"
+        async with patient_group() as group:
+            group.start_soon(follower.run, 2)
+            await _append(driver, 1, 1)
+            await follower.has(1)
+            event = make_event("e2")
+            await driver.append_events("s", [event])
+            event.id = "changed"
         assert follower.seen == _numbered(1, 2)
         (_, stored) = (await driver.list_events("s")).items
         assert stored.id == "e2"
 
     async def test_follower_ends_when_the_session_is_deleted(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """Any driver may delete it; a new session of the same id is a different session."""
         if Capability.DELETE not in driver.capabilities:
             return
-        for writer in (driver, second_driver or driver):
+        for writer in (driver, other_driver):
             await driver.update_session(make_session("s"))
             await writer.append_events("s", [make_event("first"), make_event("second")])
             followers = [_Follower(driver), _Follower(driver, after=1)]
-            with anyio.fail_after(_PATIENCE):
-                async with anyio.create_task_group() as group:
-                    for follower in followers:
-                        group.start_soon(follower.run)
-                    for follower in followers:
-                        await follower.has(2 - follower.after)
-                    await writer.delete_session("s")
+            async with patient_group() as group:
+                for follower in followers:
+                    group.start_soon(follower.run)
+                for follower in followers:
+                    await follower.has(2 - follower.after)
+                await writer.delete_session("s")
             assert [follower.ended for follower in followers] == [True, True]
             assert [event_id for _, event_id in followers[0].seen] == ["first", "second"]
 
@@ -181,11 +168,10 @@ class FollowingSuite:
             return
         await _append(driver, 1, 3)
         followers: Sequence[_Follower] = [_Follower(driver), _Follower(driver, "unknown")]
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                for follower in followers:
-                    group.start_soon(follower.run)
-                await followers[0].has(3)
-                await driver.close()
+        async with patient_group() as group:
+            for follower in followers:
+                group.start_soon(follower.run)
+            await followers[0].has(3)
+            await driver.close()
         assert [follower.ended for follower in followers] == [True, True]
         assert followers[0].seen == _numbered(1, 3)

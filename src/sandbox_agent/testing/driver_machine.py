@@ -31,6 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED, Capability, SessionPersistDriver
 from sandbox_agent.testing.driver_data import all_events, all_sessions, make_event, make_session, refusal
+from sandbox_agent.testing.driver_searching import prompt
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
@@ -59,20 +60,15 @@ _OBJECT = st.dictionaries(st.sampled_from("xyz"), _JSON, max_size=2)
 _TEXTS = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=3).map(" ".join)
 
 
-def _prompt(text: str) -> bytes:
-    params = {"prompt": [{"type": "text", "text": text}]}
-    return dumps({"jsonrpc": "2.0", "id": 1, "method": "session/prompt", "params": params})
-
-
 class DriverMachine(RuleBasedStateMachine):
     """The model: records by id, events by id, and the generation of each session.
 
-    Each run has a store of its own, which ``make_driver`` opens. What a driver does not declare is not
-    asked of it, or asked of its slower default.
+    Each run has a store of its own, which ``make_driver`` opens. What a driver does not declare
+    is not called, or the slower default is.
 
     Attributes:
         keeps: whether what is stored outlives the driver object; crashes are tried only then.
-        folder: an empty folder of this run's, gone after it.
+        folder: an empty folder of this run. It is removed afterwards.
         driver: the driver under test.
     """
 
@@ -90,19 +86,19 @@ class DriverMachine(RuleBasedStateMachine):
         self._claims: list[tuple[str, int]] = []
         self.driver: SessionPersistDriver = self.do(self._make())
 
-    # What a driver's author gives.
+    # What a driver's author implements.
 
     def make_driver(self) -> SessionPersistDriver:
         """Return a driver on this run's store; called again after every crash."""
         raise NotImplementedError(f"{type(self).__name__} must say how its driver is made")
 
     def crash(self) -> None:
-        """Go on with a new driver object, the old one not closed."""
+        """Continue with a new driver object. The old one is not closed."""
         self._dropped.append(self.driver)
         self.driver = self.do(self._make())
 
     async def erase_store(self) -> None:
-        """Take away what this run stored, where that is not in ``folder``."""
+        """Erase what this run stored outside of ``folder``."""
 
     def do(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in this run's event loop."""
@@ -134,10 +130,10 @@ class DriverMachine(RuleBasedStateMachine):
 
     @rule(session_id=_SESSIONS, event_ids=st.lists(_EVENTS, min_size=1, max_size=5), rounds=st.integers(0, 4))
     def append_with_unknown_outcome(self, session_id: str, event_ids: list[str], rounds: int) -> None:
-        """Append, crash before the answer is heard, and try again."""
+        """Append, crash before the call returns, and try again."""
         if self._foreign(session_id, event_ids):
             return
-        events = [make_event(one, session_id, payload=_prompt("birch")) for one in event_ids]
+        events = [make_event(one, session_id, payload=prompt("birch")) for one in event_ids]
         self.do(self._abandon(self.driver.append_events(session_id, events), rounds))
         before = self.driver
         if self.keeps:
@@ -153,7 +149,7 @@ class DriverMachine(RuleBasedStateMachine):
         native = Capability.APPEND in self.driver.capabilities
         if event_id in self._events or not (native or self.keeps):
             return
-        event = make_event(event_id, session_id, self._last(session_id) + ahead, payload=_prompt(text))
+        event = make_event(event_id, session_id, self._last(session_id) + ahead, payload=prompt(text))
         self.do(self.driver.insert_event(session_id, event))
         self._events[event_id] = event
         if not native:
@@ -161,7 +157,7 @@ class DriverMachine(RuleBasedStateMachine):
             self.crash()
 
     @precondition(lambda self: self._events)
-    @rule(data=st.data(), payload=_OBJECT.map(dumps) | _TEXTS.map(_prompt))
+    @rule(data=st.data(), payload=_OBJECT.map(dumps) | _TEXTS.map(prompt))
     def replace(self, data: st.DataObject, payload: bytes) -> None:
         """Replace an event's envelope."""
         old = self._events[data.draw(st.sampled_from(sorted(self._events)))]
@@ -282,7 +278,7 @@ class DriverMachine(RuleBasedStateMachine):
         return any(one in self._events and self._events[one].session_id != session_id for one in event_ids)
 
     def _append(self, session_id: str, event_ids: list[str], text: str, generation: int) -> None:
-        events = [make_event(event_id, session_id, payload=_prompt(text)) for event_id in event_ids]
+        events = [make_event(event_id, session_id, payload=prompt(text)) for event_id in event_ids]
         call = self.driver.append_events(session_id, events, generation=generation)
         if self._foreign(session_id, event_ids):
             if Capability.APPEND in self.driver.capabilities:

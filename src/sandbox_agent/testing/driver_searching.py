@@ -9,7 +9,7 @@ from sandbox_agent.testing.driver_data import make_event, make_session
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent
 
-# What a search must take without an error: syntax of full text engines, quotes, patterns, nothing at all.
+# Queries that must not raise an error: syntax of full-text engines, quotes, patterns, empty texts.
 _STRANGE = (
     *("", " ", '"', '""', "'", "*", "%", "-", "a* OR b", "AND", "NOT", "NEAR(a b)", "text:a", "a & !b | c:*"),
     *("'; DROP TABLE events; --", "\0", "a\0b", "\ud800", "(", "\\", "{a}", "@field:{x}", "^$", "[a]"),
@@ -34,7 +34,7 @@ def chunk(text: str) -> bytes:
 
 
 def tool(call_id: str, **members: Any) -> bytes:
-    """Return the envelope of a tool call, or of news of one."""
+    """Return the envelope of a tool call, or of an update of one."""
     return _update(
         "tool_call_update" if "title" not in members else "tool_call", toolCallId=call_id, **members
     )
@@ -115,7 +115,7 @@ class SearchingSuite:
         assert "\U0001f980" in (await driver.search_events("crab"))[0].snippet
 
     async def test_search_gives_the_newest_first(self, driver: SessionPersistDriver) -> None:
-        """Over all sessions or in one, as many as asked for."""
+        """Over all sessions or in one, up to the limit."""
         for number in range(12):
             session_id = f"s{number % 3}"
             await driver.update_session(make_session(session_id))
@@ -143,24 +143,24 @@ class SearchingSuite:
         assert await _found(driver, "") == []
 
     async def test_search_knows_what_was_said_since_the_last_one(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """A continued message or call remains one text, even if another driver stores the rest."""
-        writer = second_driver or driver
         await driver.update_session(make_session("s"))
         await driver.append_events("s", said("s", prompt("start"), chunk("the qui")))
         assert await _found(driver, "quick") == []
         assert await _found(driver, "the") == [("s", 2)]
-        await writer.append_events("s", said("s", chunk("ck brown")))
+        await other_driver.append_events("s", said("s", chunk("ck brown")))
         assert await _found(driver, '"the quick brown"') == [("s", 2)]
         assert await _found(driver, "qui") == []
-        await writer.append_events("s", said("s", chunk(" fox"), tool("t", title="Jump"), chunk("over")))
+        more = said("s", chunk(" fox"), tool("t", title="Jump"), chunk("over"))
+        await other_driver.append_events("s", more)
         assert await _found(driver, '"brown fox"') == [("s", 2)]
         assert await _found(driver, "over") == [("s", 6)]
         await driver.append_events("s", said("s", tool("t", status="failed", content=_output("lazy dog"))))
         assert await _found(driver, "jump dog") == [("s", 5)]
         assert await _found(driver, "quick") == [("s", 2)]
-        await writer.append_events("s", said("s", prompt("again"), chunk("a fox")))
+        await other_driver.append_events("s", said("s", prompt("again"), chunk("a fox")))
         assert sorted(await _found(driver, "fox")) == [("s", 2), ("s", 9)]
 
     async def test_search_finds_no_word_of_an_event_that_was_replaced(
@@ -178,7 +178,7 @@ class SearchingSuite:
         assert await _found(driver, "after") == [("s", 2)]
 
     async def test_search_finds_nothing_of_a_session_that_was_deleted(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """Nor after a new session of that id is created; other sessions are still found."""
         if Capability.DELETE not in driver.capabilities:
@@ -187,7 +187,7 @@ class SearchingSuite:
             await driver.update_session(make_session(session_id))
             await driver.append_events(session_id, said(session_id, prompt(f"needle of {session_id}")))
         assert len(await driver.search_events("needle")) == 2
-        await (second_driver or driver).delete_session("s")
+        await other_driver.delete_session("s")
         assert await _found(driver, "needle") == [("kept", 1)]
         await driver.update_session(make_session("s"))
         await driver.append_events("s", said("s", prompt("haystack")))

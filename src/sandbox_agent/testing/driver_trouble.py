@@ -1,4 +1,4 @@
-"""Section of the suite: retries, strangers' cursors, many at once, and calls that fail."""
+"""Section of the suite: retries, foreign cursors, concurrent calls, and calls that fail."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver, encode_cursor
 from sandbox_agent.testing.driver_data import (
     NASTY_JSON,
+    PATIENCE,
     all_events,
     all_sessions,
     ids_of,
     make_event,
     make_session,
+    patient_group,
     refusal,
 )
 
-_PATIENCE = 60.0
-# Ids that a store may trip over. One that it can't hold is refused, or unknown.
+# Ids that a store may not support. It refuses those that it can't hold, or does not find them.
 _STRANGE_IDS = ("", " ", "\0", "a\0b", "\ud800", "'; DROP TABLE events; --", "{s}", "*", "a/b:c", "é" * 3_000)
 
 # What says that a value can't be held: a simple driver leaves it to the encoder (ValueError).
@@ -39,7 +40,7 @@ class TroubleSuite:
     """Nothing that a caller does leaves the driver, or a session, unusable."""
 
     async def test_driver_knows_the_events_of_an_append_whose_outcome_was_unknown(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """Cancelled at any moment and tried again, here or elsewhere, each is stored once."""
         for number in range(30):
@@ -51,7 +52,7 @@ class TroubleSuite:
                         await anyio.lowlevel.checkpoint()
                     scope.cancel()
             native = Capability.APPEND in driver.capabilities
-            writer = second_driver if second_driver is not None and native else driver
+            writer = other_driver if native else driver
             retry = [make_event(one) for one in [*ids, f"{number}-d"]]
             await writer.append_events("s", retry)
             stored = {event.id: event.event_index for event in await driver.tail_events("s", limit=8)}
@@ -125,7 +126,7 @@ class TroubleSuite:
             events = [make_event(f"{n} of {session_id}", session_id, payload=b"{}") for n in range(2)]
             await driver.append_events(session_id, events)
             assert await all_events(driver, session_id, limit=1) == events
-            with anyio.fail_after(_PATIENCE):
+            with anyio.fail_after(PATIENCE):
                 async with contextlib.aclosing(driver.follow_events(session_id)) as followed:
                     assert [await anext(followed) for _ in events] == events
         assert [event.id for event in await all_events(driver, "s")] == ["e"]
@@ -168,11 +169,11 @@ class TroubleSuite:
         assert sorted(event.id for event in events) == sorted(event.id for event in good)
 
     async def test_driver_serves_many_sessions_at_once(
-        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+        self, driver: SessionPersistDriver, other_driver: SessionPersistDriver
     ) -> None:
         """Records, appends, reading and deleting, each session apart."""
         native = Capability.APPEND in driver.capabilities
-        drivers = [driver, second_driver if second_driver is not None and native else driver]
+        drivers = [driver, other_driver if native else driver]
 
         async def live(number: int) -> None:
             session_id, mine = f"s{number}", drivers[number % 2]
@@ -185,10 +186,9 @@ class TroubleSuite:
             if number % 5 == 4 and Capability.DELETE in mine.capabilities:
                 await mine.delete_session(session_id)
 
-        with anyio.fail_after(_PATIENCE):
-            async with anyio.create_task_group() as group:
-                for number in range(20):
-                    group.start_soon(live, number)
+        async with patient_group() as group:
+            for number in range(20):
+                group.start_soon(live, number)
         gone = {4, 9, 14, 19} if Capability.DELETE in driver.capabilities else set[int]()
         expected = [f"s{number}" for number in range(20) if number not in gone]
         assert [one.id for one in await all_sessions(driver, limit=7)] == expected

@@ -33,32 +33,27 @@ from __future__ import annotations
 import pytest
 
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.testing.driver_appends import AppendsSuite
 from sandbox_agent.testing.driver_data import all_events, all_sessions, make_event, make_session
-from sandbox_agent.testing.driver_ends import EndsSuite
-from sandbox_agent.testing.driver_events import EventsSuite
-from sandbox_agent.testing.driver_fencing import FencingSuite
 from sandbox_agent.testing.driver_following import FollowingSuite
-from sandbox_agent.testing.driver_records import RecordsSuite
+from sandbox_agent.testing.driver_rows import RowsSuite
 from sandbox_agent.testing.driver_searching import SearchingSuite
 from sandbox_agent.testing.driver_trouble import TroubleSuite
+from sandbox_agent.testing.driver_writing import WritingSuite
 
 __all__ = ["SessionPersistDriverSuite", "all_events", "all_sessions", "make_event", "make_session"]
 
 
-class SessionPersistDriverSuite(
-    RecordsSuite,
-    EventsSuite,
-    AppendsSuite,
-    EndsSuite,
-    FencingSuite,
-    FollowingSuite,
-    SearchingSuite,
-    TroubleSuite,
-):
+class SessionPersistDriverSuite(RowsSuite, WritingSuite, FollowingSuite, SearchingSuite, TroubleSuite):
     """What every persist driver keeps to; see the module's docstring for its use."""
 
     @pytest.fixture
     def second_driver(self) -> SessionPersistDriver | None:
         """Another driver object on the same store, or None where there can't be one."""
         return None
+
+    @pytest.fixture
+    def other_driver(
+        self, driver: SessionPersistDriver, second_driver: SessionPersistDriver | None
+    ) -> SessionPersistDriver:
+        """The second driver object, or the driver itself where there can't be one."""
+        return second_driver or driver

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
+from sandbox_agent.persist.base import UNFENCED, Capability, SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
-from tests.persist.test_conformance import FiveMethodDriver
 
 KEY = b"k" * 32
 OTHER_KEY = b"o" * 32
@@ -99,12 +99,23 @@ class Interrupted(SessionPersistDriver):
         await self._leave("delete", session_id)
 
 
-@pytest.fixture(params=["five methods", "memory", "sqlite"])
+class KeepingDriver(InMemorySessionPersistDriver):
+    """Fences writers, and can't delete."""
+
+    capabilities: ClassVar[frozenset[Capability]] = InMemorySessionPersistDriver.capabilities - {
+        Capability.DELETE
+    }
+
+    async def delete_session(self, session_id: str, /) -> None:
+        raise NotImplementedError("it keeps everything")
+
+
+@pytest.fixture(params=["keeping", "memory", "sqlite"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionPersistDriver]:
     """What is under the encryption."""
     kind: str = request.param
-    if kind == "five methods":
-        yield FiveMethodDriver()
+    if kind == "keeping":
+        yield KeepingDriver()
     elif kind == "memory":
         yield InMemorySessionPersistDriver()
     else:

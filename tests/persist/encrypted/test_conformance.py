@@ -13,18 +13,16 @@ from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import SessionPersistDriverSuite
+from tests.persist.encrypted.conftest import KEY, KeepingDriver
 from tests.persist.redis.test_conformance import RedisSuite
-from tests.persist.test_conformance import FiveMethodDriver
 
 pytestmark = pytest.mark.anyio
 
-KEY = b"k" * 32
 
-
-class TestEncryptedFiveMethodDriver(SessionPersistDriverSuite):
+class TestEncryptedKeepingDriver(SessionPersistDriverSuite):
     @pytest.fixture
     def driver(self) -> EncryptedSessionPersistDriver:
-        return EncryptedSessionPersistDriver(FiveMethodDriver(), key=KEY)
+        return EncryptedSessionPersistDriver(KeepingDriver(max_events_per_session=1_000), key=KEY)
 
 
 class TestEncryptedInMemoryDriver(SessionPersistDriverSuite):

@@ -13,6 +13,7 @@ from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 from sandbox_agent.persist.encrypted.keys import KEY_PREFIX
+from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import KEY_VARIABLE, open_driver
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
@@ -216,7 +217,7 @@ async def test_a_record_or_key_that_was_changed_or_moved_is_refused(store: Sessi
 )
 def test_a_key_that_is_none_is_refused(key: bytes | str) -> None:
     with pytest.raises(InvalidRequestError, match="32 random bytes, or base64 text") as info:
-        EncryptedSessionPersistDriver(FiveMethodDriver(), key=key)
+        EncryptedSessionPersistDriver(InMemorySessionPersistDriver(), key=key)
     assert not key or str(key) not in str(info.value)
 
 
@@ -299,7 +300,12 @@ async def test_a_url_opens_an_encrypted_store_with_the_keys_of_the_environment(
     await driver.close()
 
 
+def test_a_driver_that_does_not_fence_writers_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"FiveMethodDriver can't be encrypted.* Capability\.FENCE: use"):
+        EncryptedSessionPersistDriver(FiveMethodDriver(), key=KEY)
+
+
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(ImportError, match=r"pip install 'sandbox-agent-py\[encryption\]'"):
-        EncryptedSessionPersistDriver(FiveMethodDriver(), key=KEY)
+        EncryptedSessionPersistDriver(InMemorySessionPersistDriver(), key=KEY)

@@ -18,8 +18,6 @@ from sandbox_agent.wire.records import ListPage, SessionEvent
 from tests.persist.encrypted.conftest import KEY, OTHER_KEY, Interrupted
 
 pytestmark = pytest.mark.anyio
-# The stores that refuse an older writer.
-FENCED = pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
 
 THIRD_KEY = b"3" * 32
 
@@ -70,9 +68,6 @@ async def test_two_processes_that_begin_a_session_at_once_lose_nothing(
     await one.append_events("s", [make_event("one")])
     wrapped.before = wrapped.after = None
     await one.append_events("s", [make_event("two")])
-    if Capability.FENCE not in store.capabilities:
-        # Who could not be refused finds out with its next write, and seals its own again.
-        await other.insert_event("s", make_event("three", index=50))
     for driver in (one, other, EncryptedSessionPersistDriver(store, key=KEY)):
         seen = ids(await all_events(driver, "s"))
         assert len(seen) == len(set(seen))
@@ -84,7 +79,6 @@ async def test_two_processes_that_begin_a_session_at_once_lose_nothing(
             assert record.modes == {"by": "other"}
 
 
-@FENCED
 async def test_many_drivers_that_begin_a_session_at_once_lose_nothing(store: SessionPersistDriver) -> None:
     drivers = [EncryptedSessionPersistDriver(store, key=KEY) for _ in range(8)]
 
@@ -173,7 +167,6 @@ async def test_a_writer_goes_on_while_keys_are_rotated(store: SessionPersistDriv
     assert ids(await all_events(reader, "s")) == [f"e{number}" for number in range(1, count + 1)]
 
 
-@FENCED
 async def test_a_rotation_that_an_erasure_overtakes_brings_no_key_back(store: SessionPersistDriver) -> None:
     driver = EncryptedSessionPersistDriver(store, key=KEY)
     await driver.update_session(make_session("s"))
@@ -297,7 +290,6 @@ async def test_what_is_written_while_the_session_is_erased_can_be_read_or_is_ref
     assert ids(await all_events(EncryptedSessionPersistDriver(store, key=KEY), "s"))[-1] == "newer"
 
 
-@FENCED
 async def test_the_writer_of_an_erased_session_is_refused(store: SessionPersistDriver) -> None:
     writer = EncryptedSessionPersistDriver(store, key=KEY)
     generation = await writer.claim_session("s")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from sandbox_agent.persist.sqlite.store_schema import SCHEMA_VERSION
+from sandbox_agent.persist.sqlite.schema import STORE_VERSION
 from tests.persist.store.making import opened
 from tests.persist.store.test_schema import GOLDEN, golden_changes
 
 
 async def main() -> None:
-    path = GOLDEN / f"version_{SCHEMA_VERSION}.db"
+    path = GOLDEN / f"version_{STORE_VERSION}.db"
     path.unlink(missing_ok=True)
     async with opened(path) as store:
         await store.commit(golden_changes())

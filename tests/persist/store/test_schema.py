@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite import store_schema as schema
-from sandbox_agent.persist.sqlite.store_schema import SCHEMA_VERSION
+from sandbox_agent.persist.sqlite import schema
+from sandbox_agent.persist.sqlite.schema import STORE_VERSION
 from sandbox_agent.persist.store import Changes, SnapshotRow, TextRow
 from tests.persist.store.making import TIME, event, filled, opened, permission, sequences, session, turn
 
@@ -37,11 +37,11 @@ def tables(path: Path) -> list[tuple[str, str]]:
 
 
 def test_every_version_has_its_golden_file() -> None:
-    versions = range(1, SCHEMA_VERSION + 1)
+    versions = range(1, STORE_VERSION + 1)
     assert sorted(file.name for file in GOLDEN.glob("*.db")) == [f"version_{n}.db" for n in versions]
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+@pytest.mark.parametrize("version", range(1, STORE_VERSION + 1))
 async def test_file_of_any_version_opens_and_has_lost_nothing(version: int, tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     shutil.copy(GOLDEN / f"version_{version}.db", path)
@@ -88,13 +88,10 @@ async def test_migration_that_fails_leaves_the_file_as_it_was(
     shutil.copy(GOLDEN / "version_1.db", path)
     before = tables(path)
 
-    def migrate_badly(connection: sqlite3.Connection) -> None:
-        connection.execute("ALTER TABLE store_sessions ADD COLUMN later TEXT")
-        connection.execute("INSERT INTO nowhere VALUES (1)")
+    bad = ("ALTER TABLE store_sessions ADD COLUMN later TEXT", "INSERT INTO nowhere VALUES (1)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, migrate_badly))
-        patch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        patch.setattr(schema, "STORE_MIGRATIONS", (*schema.STORE_MIGRATIONS, bad))
         with pytest.raises(PersistError, match="no such table: nowhere"):
             async with opened(path):
                 pass
@@ -108,20 +105,15 @@ async def test_later_migrations_run_once_in_their_order(
 ) -> None:
     path = tmp_path / "store.db"
     shutil.copy(GOLDEN / "version_1.db", path)
-    ran: list[str] = []
-
-    def second(_: sqlite3.Connection) -> None:
-        ran.append("second")
-
-    def third(_: sqlite3.Connection) -> None:
-        ran.append("third")
-
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:1], second, third))
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    second = ("CREATE TABLE ran (step TEXT)", "INSERT INTO ran VALUES ('second')")
+    third = ("INSERT INTO ran VALUES ('third')",)
+    monkeypatch.setattr(schema, "STORE_MIGRATIONS", (*schema.STORE_MIGRATIONS[:1], second, third))
     for _ in range(2):
         async with opened(path):
             pass
-    assert ran == ["second", "third"]
+    with closing(sqlite3.connect(path)) as connection:
+        ran = connection.execute("SELECT step FROM ran ORDER BY rowid").fetchall()
+    assert ran == [("second",), ("third",)]
 
 
 async def test_sqlite_without_full_text_search_is_refused_at_open(

@@ -55,7 +55,7 @@ async def test_store_shares_its_file_with_the_driver_of_an_sdk(tmp_path: Path) -
 async def test_commit_says_so_and_stores_nothing_while_another_program_holds_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sandbox_agent.persist.sqlite.worker.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("sandbox_agent.persist.sqlite.thread.BUSY_TIMEOUT", 0.05)
     path = tmp_path / "store.db"
     async with opened(path) as store:
         await store.commit(filled(1, 3))

@@ -13,7 +13,7 @@ import anyio
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store.rows import PermissionRow, TurnRow
+from sandbox_agent.persist.store import PermissionRow, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.recorder import Recorder

@@ -9,8 +9,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import EventRow, SessionRow
+from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
 from sandbox_agent.server.transcripts.export import ExportFormat, export
 
 from .test_renderers import Script, info

@@ -4,13 +4,4 @@
 commands. It imports little, and only from the standard library, to start fast.
 """
 
-from __future__ import annotations
-
-__all__ = ["main"]
-
-
-def main() -> int:
-    """Serve ACP on stdin and stdout until stdin ends, and return the exit code."""
-    from sandbox_agent.agents.mock.agent import serve
-
-    return serve()
+__all__: list[str] = []

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 
-from sandbox_agent.agents.mock import commands, options
+from sandbox_agent.agents.mock import commands
 from sandbox_agent.agents.mock.peer import INVALID_PARAMS, Peer, RpcError, as_list, as_object
-from sandbox_agent.agents.mock.sessions import Session, SessionStore
+from sandbox_agent.agents.mock.sessions import Session, SessionStore, config_options, modes, values
 from sandbox_agent.agents.mock.turn import Cancelled, Turn
 
 TYPE_CHECKING = False
@@ -54,10 +54,10 @@ class Agent:
         try:
             message = as_object(json.loads(line))
         except (ValueError, RecursionError) as error:
-            self._peer.respond_error(None, RpcError(_PARSE_ERROR, f"Parse error: {error}"))
+            self._peer.respond(None, RpcError(_PARSE_ERROR, f"Parse error: {error}"))
             return
         if message is None:
-            self._peer.respond_error(None, RpcError(_INVALID_REQUEST, "Invalid Request: expected an object"))
+            self._peer.respond(None, RpcError(_INVALID_REQUEST, "Invalid Request: expected an object"))
         else:
             self._dispatch(message)
 
@@ -71,7 +71,7 @@ class Agent:
             try:
                 self._handle_request(str(method), message.get("params"), message["id"])
             except RpcError as error:
-                self._peer.respond_error(message["id"], error)
+                self._peer.respond(message["id"], error)
 
     def _handle_notification(self, method: str, params: object) -> None:
         if method == "session/cancel":
@@ -134,25 +134,22 @@ class Agent:
     def _set_config_option(self, params: JsonObject) -> JsonObject:
         session = self._store.get(_string(params, "sessionId"))
         self._set(session, _string(params, "configId"), _string(params, "value"))
-        return {"configOptions": options.config_options(session.settings)}
+        return {"configOptions": config_options(session.settings)}
 
     def _set(self, session: Session, config_id: str, value: str) -> None:
-        allowed = options.values(config_id)
+        allowed = values(config_id)
         if not allowed:
             raise RpcError(INVALID_PARAMS, f"Invalid params: no config option {config_id!r}")
         if value not in allowed:
             raise RpcError(INVALID_PARAMS, f"Invalid params: {config_id} takes {', '.join(allowed)}")
-        session.set(config_id, value)
+        session.apply({"settings": {config_id: value}})
         if config_id == "mode":
             self._update(session, {"sessionUpdate": "current_mode_update", "currentModeId": value})
-        current = options.config_options(session.settings)
+        current = config_options(session.settings)
         self._update(session, {"sessionUpdate": "config_option_update", "configOptions": current})
 
     def _state(self, session: Session) -> JsonObject:
-        return {
-            "modes": options.modes(session.settings),
-            "configOptions": options.config_options(session.settings),
-        }
+        return {"modes": modes(session.settings), "configOptions": config_options(session.settings)}
 
     def _update(self, session: Session, update: JsonObject) -> None:
         self._peer.notify("session/update", {"sessionId": session.id, "update": update})
@@ -178,14 +175,11 @@ class Agent:
             try:
                 response = self._run(turn, blocks)
             except RpcError as error:
-                self._remove_turn(turn)
-                self._peer.respond_error(turn.request_id, error)
+                response = error
             except Exception as error:  # noqa: BLE001 - a bug must end in a response
-                self._remove_turn(turn)
-                self._peer.respond_error(turn.request_id, RpcError(_INTERNAL, f"Internal error: {error!r}"))
-            else:
-                self._remove_turn(turn)
-                self._peer.respond(turn.request_id, response)
+                response = RpcError(_INTERNAL, f"Internal error: {error!r}")
+            self._remove_turn(turn)
+            self._peer.respond(turn.request_id, response)
 
     def _run(self, turn: Turn, blocks: list[JsonObject]) -> JsonObject:
         for block in blocks:
@@ -200,14 +194,7 @@ class Agent:
             commands.run(turn, texts[-1] if texts else "nothing")
         except Cancelled:
             return {"stopReason": "cancelled"}
-        return (
-            {"stopReason": "end_turn"}
-            if turn.usage is None
-            else {
-                "stopReason": "end_turn",
-                "usage": turn.usage,
-            }
-        )
+        return {"stopReason": "end_turn", **({} if turn.usage is None else {"usage": turn.usage})}
 
     def _remove_turn(self, turn: Turn) -> None:
         with self._lock:

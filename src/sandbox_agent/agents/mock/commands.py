@@ -1,8 +1,12 @@
-"""Commands that show what agents can send. Each runs a turn like those of real agents."""
+"""The commands: what agents can send, and how they can put load on the client or misbehave."""
 
 from __future__ import annotations
 
-from sandbox_agent.agents.mock.faults import FAULTS
+import os
+import sys
+import time
+
+from sandbox_agent.agents.mock.peer import INVALID_PARAMS, RpcError, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +40,10 @@ _PERMISSION_OPTIONS = [
     {"optionId": "allow_always", "name": "Always allow", "kind": "allow_always"},
     {"optionId": "reject_once", "name": "Reject", "kind": "reject_once"},
 ]
+# Bytes per write. A write blocks until it is in the pipe, and cancellation is checked between writes.
+_BATCH_BYTES = 256 * 1024
+# A spawned child exits by itself after this many seconds.
+_LIFETIME = 600
 _OLD, _NEW = "hello\n", "hello, world\n"
 
 
@@ -100,13 +108,13 @@ def _usage(turn: Turn, _rest: str) -> None:
 
 def _title(turn: Turn, rest: str) -> None:
     title = rest or "Mock session"
-    turn.session.set_title(title)
+    turn.session.apply({"title": title})
     turn.update("session_info_update", keep=False, title=title, updatedAt=turn.session.updated_at)
     turn.say(f"This session is now called {title!r}.")
 
 
 def _tool(turn: Turn, _rest: str) -> None:
-    call = _start(turn, "Read hello.txt", "read", {"path": _path(turn)})
+    call = _start(turn, "Read hello.txt", "read", {"path": _path(turn)})["toolCallId"]
     turn.update("tool_call_update", keep=False, toolCallId=call, status="in_progress")
     _finish(
         turn,
@@ -126,30 +134,14 @@ def _tool(turn: Turn, _rest: str) -> None:
 def _permission(turn: Turn, rest: str) -> None:
     """Send the given number of permission requests at once and finish each tool call by its answer."""
     count = int(rest) if rest.isdigit() else 1
+    raw_input = {"path": _path(turn), "content": _NEW}
     diff = {"type": "diff", "path": _path(turn), "oldText": _OLD, "newText": _NEW}
-    calls = [
-        _start(turn, "Write hello.txt", "edit", {"path": _path(turn), "content": _NEW}, [diff])
-        for _ in range(count)
-    ]
-    requests: list[JsonObject] = [
-        {
-            "toolCall": {
-                "toolCallId": call,
-                "title": "Write hello.txt",
-                "kind": "edit",
-                "status": "pending",
-                "rawInput": {"path": _path(turn), "content": _NEW},
-                "content": [diff],
-                "locations": [{"path": _path(turn)}],
-            },
-            "options": _PERMISSION_OPTIONS,
-        }
-        for call in calls
-    ]
+    calls = [_start(turn, "Write hello.txt", "edit", raw_input, [diff]) for _ in range(count)]
+    requests: list[JsonObject] = [{"toolCall": call, "options": _PERMISSION_OPTIONS} for call in calls]
     responses = turn.ask("session/request_permission", requests)
     turn.next_message()
     for call, response in zip(calls, responses, strict=True):
-        _conclude(turn, call, response)
+        _conclude(turn, call["toolCallId"], response)
 
 
 def _conclude(turn: Turn, call: str, response: JsonObject) -> None:
@@ -182,19 +174,17 @@ def _demo(turn: Turn, _rest: str) -> None:
 
 def _start(
     turn: Turn, title: str, kind: str, raw_input: JsonObject, content: list[JsonObject] | None = None
-) -> str:
-    call = turn.tool_call_id()
-    locations = [{"path": raw_input["path"]}]
-    turn.update(
-        "tool_call",
-        toolCallId=call,
-        title=title,
-        kind=kind,
-        status="pending",
-        rawInput=raw_input,
-        content=content or [],
-        locations=locations,
-    )
+) -> JsonObject:
+    call: JsonObject = {
+        "toolCallId": turn.tool_call_id(),
+        "title": title,
+        "kind": kind,
+        "status": "pending",
+        "rawInput": raw_input,
+        "content": content or [],
+        "locations": [{"path": raw_input["path"]}],
+    }
+    turn.update("tool_call", **call)
     return call
 
 
@@ -204,6 +194,96 @@ def _finish(turn: Turn, call: str, status: str, **fields: Any) -> None:
 
 def _path(turn: Turn) -> str:
     return turn.session.cwd.rstrip("/") + "/hello.txt"
+
+
+# Load and misbehavior.
+
+
+def _parse_numbers(rest: str, usage: str, count: int) -> list[float]:
+    words = rest.split()
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not all(0 <= number < float("inf") for number in numbers):
+        raise RpcError(INVALID_PARAMS, f"Invalid params: expected the prompt `{usage}`")
+    return numbers
+
+
+def _burst(turn: Turn, rest: str) -> None:
+    count, size = (int(number) for number in _parse_numbers(rest, "burst N SIZE", 2))
+    before, after = turn.template()
+    filler = b"x" * size
+    batch = max(1, _BATCH_BYTES // (len(before) + len(after) + size))
+    for start in range(1, count + 1, batch):
+        turn.check()
+        stop = min(start + batch, count + 1)
+        heads = [b"%06d " % number for number in range(start, stop)]
+        texts = [head + filler[len(head) :] for head in heads]
+        turn.peer.write(before + (after + before).join(texts) + after)
+
+
+def _stream(turn: Turn, rest: str) -> None:
+    count, interval = _parse_numbers(rest, "stream N MS", 2)
+    begin = time.monotonic()
+    for number in range(1, int(count) + 1):
+        turn.chunk(f"{number:06d} ")
+        turn.sleep(max(0.0, begin + number * interval / 1000 - time.monotonic()))
+    turn.keep_text(f"I streamed {int(count)} chunks.")
+
+
+def _sleep(turn: Turn, rest: str) -> None:
+    (seconds,) = _parse_numbers(rest, "sleep S", 1)
+    turn.sleep(seconds)
+    turn.say(f"I slept {seconds:g} s.")
+
+
+def _stall(turn: Turn, _rest: str) -> None:
+    turn.cancelled.wait()
+    turn.check()
+
+
+def _die(turn: Turn, rest: str) -> None:
+    code = int(_parse_numbers(rest or "1", "die CODE", 1)[0])
+    turn.chunk("I am about to die.")
+    sys.stderr.write(f"mock: dying with code {code}, as the prompt asked\n")
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
+def _deaf(turn: Turn, _rest: str) -> None:
+    turn.peer.deaf = True
+    turn.say("I no longer listen to SIGTERM or the end of stdin.")
+
+
+def _spawn(turn: Turn, rest: str) -> None:
+    import subprocess
+
+    # The child inherits stdout and stderr, so the pipes stay open after the agent exits.
+    script = f"trap '' TERM; exec sleep {_LIFETIME}" if rest == "deaf" else f"exec sleep {_LIFETIME}"
+    child = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.DEVNULL)  # noqa: S603 - fixed
+    turn.say(f"I started process {child.pid} in my process group.")
+
+
+def _garbage(turn: Turn, _rest: str) -> None:
+    before, after = turn.template()
+    turn.peer.write(b"this line is not JSON\n")
+    turn.peer.write(b'{"jsonrpc":"2.0","method":"session/update","params":{"unfinished":\n')
+    turn.peer.write(b'{"jsonrpc":"2.0","method":"_mock/noise","params":{"text":"\xff\xfe\x80"}}\n')
+    turn.peer.write(b"\n")
+    turn.peer.write(before + b"CRLF " + after[:-1] + b"\r\n")
+    half = len(before) // 2
+    turn.peer.write_parts([before[:half], before[half:] + b"half ", after], turn.cancelled)
+    turn.say("That was garbage.")
+
+
+def _ask_extension(turn: Turn, _rest: str) -> None:
+    question = {"question": "Which colour?", "options": ["red", "blue"]}
+    (response,) = turn.ask("_mock/question", [question])
+    if "error" in response:
+        turn.say(f"The client refused: {encode(response['error']).decode()}")
+    else:
+        turn.say(f"The client answered: {encode(response.get('result')).decode()}")
 
 
 COMMANDS: dict[str, tuple[Command, str]] = {
@@ -217,5 +297,13 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "thought": (_thought, "[TEXT] a thought"),
     "usage": (_usage, "tokens, context size and cost"),
     "title": (_title, "[TEXT] names the session"),
-    **FAULTS,
+    "burst": (_burst, "N SIZE: N chunks of SIZE bytes, numbered, as fast as they are read"),
+    "stream": (_stream, "N MS: N chunks, one each MS milliseconds"),
+    "sleep": (_sleep, "S: waits S seconds"),
+    "stall": (_stall, "never answers; cancel it"),
+    "die": (_die, "CODE: exits in the middle of the turn"),
+    "deaf": (_deaf, "ignores SIGTERM and the end of stdin from now on"),
+    "spawn": (_spawn, "[deaf] starts a child that outlives the agent; a deaf one ignores SIGTERM"),
+    "garbage": (_garbage, "lines that are no JSON or no UTF-8, an empty one, CRLF, and one in two halves"),
+    "ask-extension": (_ask_extension, "asks the client something that ACP doesn't know"),
 }

@@ -8,16 +8,11 @@ import threading
 
 TYPE_CHECKING = False  # importing typing would take a third of the start time
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from queue import SimpleQueue
+    from typing import Any
 
     JsonObject = dict[str, Any]
-
-    class Waiting(Protocol):
-        """The sender of a request to the client."""
-
-        def receive_response(self, response: JsonObject) -> None:
-            """Receive the client's response."""
-
+    Responses = SimpleQueue[JsonObject | None]
 
 INVALID_PARAMS = -32602
 NOT_FOUND = -32002
@@ -67,7 +62,7 @@ class Peer:
         self._fd = fd
         self._lock = threading.Lock()
         self._next_id = 0
-        self._pending: dict[int, Waiting] = {}
+        self._pending: dict[int, Responses] = {}
 
     def write(self, data: bytes) -> None:
         """Write bytes that end with a newline."""
@@ -99,23 +94,20 @@ class Peer:
         """Send a notification."""
         self.send({"method": method, "params": params})
 
-    def respond(self, request_id: object, result: object) -> None:
-        """Answer a request."""
-        self.send({"id": request_id, "result": result})
+    def respond(self, request_id: object, answer: object) -> None:
+        """Answer a request with a result or an RpcError."""
+        if not isinstance(answer, RpcError):
+            self.send({"id": request_id, "result": answer})
+            return
+        data = {} if answer.data is None else {"data": answer.data}
+        self.send({"id": request_id, "error": {"code": answer.code, "message": answer.message, **data}})
 
-    def respond_error(self, request_id: object, error: RpcError) -> None:
-        """Answer a request with an error."""
-        body: JsonObject = {"code": error.code, "message": error.message}
-        if error.data is not None:
-            body["data"] = error.data
-        self.send({"id": request_id, "error": body})
-
-    def request(self, method: str, params: JsonObject, waiting: Waiting) -> int:
+    def request(self, method: str, params: JsonObject, responses: Responses) -> int:
         """Send a request and return its id. Ids count from 0, independent of the client's."""
         with self._lock:
             request_id = self._next_id
             self._next_id += 1
-            self._pending[request_id] = waiting
+            self._pending[request_id] = responses
         self.send({"id": request_id, "method": method, "params": params})
         return request_id
 
@@ -124,9 +116,9 @@ class Peer:
         request_id = response.get("id")
         if isinstance(request_id, int):
             with self._lock:
-                waiting = self._pending.pop(request_id, None)
-            if waiting is not None:
-                waiting.receive_response(response)
+                responses = self._pending.pop(request_id, None)
+            if responses is not None:
+                responses.put(response)
 
     def forget(self, request_ids: list[int]) -> None:
         """Stop waiting for these responses."""

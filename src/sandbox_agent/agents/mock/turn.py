@@ -85,7 +85,8 @@ class Turn:
             Cancelled: The client cancelled the turn before all responses arrived.
         """
         self.check()
-        ids = [self.peer.request(method, {"sessionId": self.session.id, **each}, self) for each in params]
+        own = {"sessionId": self.session.id}
+        ids = [self.peer.request(method, {**own, **each}, self._answers) for each in params]
         responses: dict[object, JsonObject] = {}
         while len(responses) < len(ids):
             response = self._answers.get()
@@ -94,10 +95,6 @@ class Turn:
                 raise Cancelled
             responses[response["id"]] = response
         return [responses[request_id] for request_id in ids]
-
-    def receive_response(self, response: JsonObject) -> None:
-        """Receive the client's response to one of this turn's requests."""
-        self._answers.put(response)
 
     def cancel(self) -> None:
         """Cancel the turn and wake the command that waits."""

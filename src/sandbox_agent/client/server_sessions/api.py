@@ -23,7 +23,7 @@ from sandbox_agent.client.server_sessions.streams import (
     new_key,
     stream_turn,
 )
-from sandbox_agent.client.sinks.base import EventSink
+from sandbox_agent.client.sinks import EventSink
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.wire.records import ListPage
 from sandbox_agent.wire.sessions import (

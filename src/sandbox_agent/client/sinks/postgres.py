@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
 
-from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
-from sandbox_agent.persist.postgres.library import Connection, Pool, Row
-from sandbox_agent.persist.postgres.link import DEFAULT_TIMEOUT, PostgresLink
-from sandbox_agent.persist.postgres.schema import quoted
+from sandbox_agent.client.sinks import ClosableSink, gap_error, other_event_error
+from sandbox_agent.persist.postgres.link import DEFAULT_TIMEOUT, Connection, Pool, PostgresLink, Row
+from sandbox_agent.persist.postgres.schema import lock_number, quoted
 from sandbox_agent.wire.universal import UniversalEvent
 
 __all__ = ["PostgresSink"]
@@ -133,21 +131,19 @@ class PostgresSink(ClosableSink):
                 _refuse_gaps(session_id, last, [event.sequence for event in events])
             await connection.execute(self._sql(_INSERT), session_id, *columns, last)
 
-        await self._link.transaction(insert, session_id=session_id)
+        await self._link.run(insert, transaction=True, session_id=session_id)
 
     async def close(self) -> None:
         """Close the connections, but not a pool that was passed in. Safe to call twice."""
         await self._link.close()
 
     async def _prepare(self, connection: Connection) -> None:
-        async with connection.transaction(isolation="read_committed"):
-            if await connection.fetchval("SELECT to_regclass($1)::text", self._table) is None:
-                await connection.execute(f"SELECT pg_advisory_xact_lock({self._lock('')})")
-                await connection.execute(self._sql(_CREATE))
+        if await connection.fetchval("SELECT to_regclass($1)::text", self._table) is None:
+            await connection.execute(f"SELECT pg_advisory_xact_lock({self._lock('')})")
+            await connection.execute(self._sql(_CREATE))
 
     def _lock(self, session_id: str) -> int:
-        text = f"sandbox-agent {self._table} {session_id}".encode("utf-8", "replace")
-        return int.from_bytes(hashlib.blake2s(text, digest_size=8).digest(), signed=True)
+        return lock_number(f"{self._table} {session_id}")
 
     def _sql(self, statement: str) -> str:
         return statement.format(table=self._table, index=self._index, columns=_COLUMNS)

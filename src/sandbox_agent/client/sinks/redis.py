@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
+from sandbox_agent.client.sinks import ClosableSink, gap_error, other_event_error
 from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
 from sandbox_agent.persist.redis.scripts import Script
 from sandbox_agent.wire.universal import UniversalEvent, encode_event

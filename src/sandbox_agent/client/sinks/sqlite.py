@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sandbox_agent.client.sinks.base import ClosableSink, gap_error, other_event_error
+from sandbox_agent.client.sinks import ClosableSink, gap_error, other_event_error
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.wire.universal import UniversalEvent
 

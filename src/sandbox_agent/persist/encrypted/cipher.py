@@ -13,7 +13,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -28,7 +28,6 @@ MasterKey: TypeAlias = bytes | str
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _ID_BYTES: Final = 8
-_FORM: Final = "v1"
 
 
 class UnsealedError(Exception):
@@ -39,47 +38,23 @@ class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", 
     """A ciphertext as it is stored: a JSON object with base64 texts.
 
     Attributes:
-        form: "v1".
         key_id: the id of the session key.
         nonce: 12 bytes.
         data: the ciphertext, then the tag of 16 bytes.
     """
 
-    form: str
+    form: Literal["v1"]
     key_id: str
     nonce: bytes
     data: bytes
 
     @classmethod
     def read(cls, text: bytes) -> Sealed:
-        """Read it from JSON.
-
-        Raises:
-            UnsealedError: it is not a ciphertext.
-        """
+        """Read it from JSON; raise UnsealedError if that is not a ciphertext."""
         try:
-            sealed = _sealed_decoder.decode(text)
+            return _sealed_decoder.decode(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UnsealedError from error
-        return sealed._checked()
-
-    @classmethod
-    def convert(cls, value: object) -> Sealed:
-        """Read it from decoded JSON.
-
-        Raises:
-            UnsealedError: it is not a ciphertext.
-        """
-        try:
-            sealed = msgspec.convert(value, cls)
-        except msgspec.MsgspecError as error:
-            raise UnsealedError from error
-        return sealed._checked()
-
-    def _checked(self) -> Sealed:
-        if self.form != _FORM:
-            raise UnsealedError
-        return self
 
 
 class WrappedKey(msgspec.Struct, frozen=True):
@@ -111,7 +86,7 @@ class SessionCipher:
     def __init__(self, key_id: str, key: bytes) -> None:
         self.key_id: str = key_id
         self._cipher = _aes_gcm()(key)
-        self._head = b'{"enc":"%s","k":"%s","n":"' % (_FORM.encode(), key_id.encode())
+        self._head = b'{"enc":"v1","k":"%s","n":"' % key_id.encode()
 
     def seal(self, data: bytes, place: Sequence[object]) -> bytes:
         """Return the JSON of ``Sealed``. Opening it requires the same ``place``."""
@@ -120,11 +95,7 @@ class SessionCipher:
         return b'%s%s","c":"%s"}' % (self._head, _text(nonce), _text(sealed))
 
     def open(self, sealed: Sealed, place: Sequence[object]) -> bytes:
-        """Return the decrypted data.
-
-        Raises:
-            UnsealedError: the ciphertext was changed, or belongs to another place.
-        """
+        """Return the decrypted data; raise UnsealedError if it was changed, or belongs to another place."""
         return _decrypt(self._cipher, sealed.nonce, sealed.data, place)
 
 
@@ -156,19 +127,11 @@ class MasterKeys:
         return self._wrap(session_id, key_id, key), SessionCipher(key_id, key)
 
     def unwrap(self, session_id: str, wrapped: WrappedKey) -> SessionCipher:
-        """Return the cipher of a session key.
-
-        Raises:
-            PersistError: its master key is unknown, or it was changed.
-        """
+        """Return a session key's cipher; raise PersistError if it was changed, or its master is unknown."""
         return SessionCipher(wrapped.key_id, self._unwrap(session_id, wrapped))
 
     def rewrap(self, session_id: str, wrapped: WrappedKey) -> WrappedKey:
-        """Return the same session key under the current master key.
-
-        Raises:
-            PersistError: its master key is unknown, or it was changed.
-        """
+        """Return the same session key under the current master key. Raises as ``unwrap``."""
         return self._wrap(session_id, wrapped.key_id, self._unwrap(session_id, wrapped))
 
     def _wrap(self, session_id: str, key_id: str, key: bytes) -> WrappedKey:

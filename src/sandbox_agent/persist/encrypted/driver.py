@@ -57,12 +57,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     It has the capabilities of the inner driver, except that searches read and decrypt everything.
 
     Args:
-        inner: stores the ciphertext. It must not contain rows that are not encrypted.
+        inner: stores the ciphertext. It must fence writers (``Capability.FENCE``), and must not contain rows
+            that are not encrypted.
         key: the master key: 32 random bytes, or base64 text of them.
         old_keys: earlier master keys that still wrap session keys.
         close_inner: whether ``close`` also closes the inner driver.
 
     Raises:
+        TypeError: the inner driver does not fence writers.
         InvalidRequestError: a key is invalid.
         ImportError: the extra ``encryption`` is not installed.
     """
@@ -75,6 +77,12 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         old_keys: Sequence[MasterKey] = (),
         close_inner: bool = False,
     ) -> None:
+        if Capability.FENCE not in inner.capabilities:
+            # Two processes could replace each other's key of a session.
+            raise TypeError(
+                f"{type(inner).__name__} can't be encrypted, it does not declare Capability.FENCE: use a "
+                "driver that fences writers, or let this one do it (docs/custom-driver.md)"
+            )
         self.inner: SessionPersistDriver = inner
         # Usually a class declares its capabilities. Here they are those of the inner driver.
         vars(self)["capabilities"] = inner.capabilities - {Capability.SEARCH}
@@ -139,14 +147,9 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         _check_id(session.id)
         for _ in range(_TRIES):
             cipher = await self._keys.obtain(session.id, session.created_at)
-            sealed = seal_record(cipher, session)
-            if generation != UNFENCED:
-                await self.inner.save_session(sealed, generation=generation)
+            await self.inner.save_session(seal_record(cipher, session), generation=generation)
+            if generation != UNFENCED or await self._is_current(session.id, cipher):
                 return
-            await self.inner.update_session(sealed)
-            if await self._is_current(session.id, cipher):
-                return
-            await self._encrypt_again(session.id, cipher, [])
         raise _conflict_error(session.id)
 
     # Events.
@@ -170,7 +173,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         cipher = await self._keys.obtain(session_id)
         (sealed,) = await _map_events([event], lambda event: seal_event(cipher, event))
         await self.inner.insert_event(session_id, sealed)
-        await self._encrypt_again(session_id, cipher, [event])
+        await self._check_key(session_id, cipher, [event])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -181,14 +184,11 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             check_session(session_id, event)
         cipher = await self._keys.obtain(session_id)
         sealed = await _map_events(events, lambda event: seal_event(cipher, event))
-        if generation == UNFENCED:
-            await self.inner.append_events(session_id, sealed)
-        else:
-            await self.inner.append_events(session_id, sealed, generation=generation)
+        await self.inner.append_events(session_id, sealed, generation=generation)
         for event, stored in zip(events, sealed, strict=True):
             event.event_index = stored.event_index
         if generation == UNFENCED:
-            await self._encrypt_again(session_id, cipher, events)
+            await self._check_key(session_id, cipher, events)
 
     def cursor_after(self, event_index: int, /) -> str | None:
         """Return the inner driver's cursor after that index."""
@@ -252,12 +252,10 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     async def erase(self, session_id: str, /) -> None:
         """Destroy the session's key, so that it can't be read again, and delete the session if possible.
 
-        If the inner driver fences writers, the session's writer is refused from then on. If an erasure was
-        interrupted, call it again.
+        The session's writer is refused from then on. If an erasure was interrupted, call it again.
         """
         _check_id(session_id)
-        if Capability.FENCE in self.capabilities:
-            await self.inner.claim_session(session_id)
+        await self.inner.claim_session(session_id)
         record = await self.inner.get_session(session_id)
         if Capability.DELETE not in self.capabilities:
             await self._keys.destroy(session_id)
@@ -367,7 +365,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             return is_blank(record)
         return not (await self.inner.list_events(session_id, limit=1)).items
 
-    # Writing without a claim: no writer is refused, so what was written is checked afterwards.
+    # Writing without a claim: an erasure does not refuse the writer, so the key is checked after the write.
 
     async def _is_current(self, session_id: str, cipher: SessionCipher) -> bool:
         found = await self._keys.find(session_id)
@@ -376,29 +374,20 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         self._keys.forget(session_id)
         return False
 
-    async def _encrypt_again(
+    async def _check_key(
         self, session_id: str, cipher: SessionCipher, written: Sequence[SessionEvent]
     ) -> None:
-        """Encrypt again what is encrypted with a key that is no longer the session's.
-
-        Either the session was erased during the write: then only what was just written stays readable. Or
-        another process, which can't be refused, has replaced the key: then all that was written does.
-        """
+        """Encrypt again what was written while the session, and with it the key, was erased."""
         ids = {event.id for event in written}
         for _ in range(_TRIES):
             if await self._is_current(session_id, cipher):
                 return
             current = await self._keys.obtain(session_id)
-            found = await self._keys.find(session_id)
-            erased = found is None or cipher.key_id in found.gone
-            if not erased:
-                await self._encrypt_record_again(session_id, cipher, current)
             cursor: str | None = None
             while True:
                 page = await self.inner.list_events(session_id, cursor=cursor)
                 for event in page.items:
-                    sealed = read_sealed_event(event)
-                    if sealed.key_id == cipher.key_id and (event.id in ids or not erased):
+                    if event.id in ids and (sealed := read_sealed_event(event)).key_id == cipher.key_id:
                         plain = open_event(cipher, event, sealed)
                         await self.inner.insert_event(session_id, seal_event(current, plain))
                 cursor = page.next_cursor
@@ -406,14 +395,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                     break
             cipher = current
         raise _conflict_error(session_id)
-
-    async def _encrypt_record_again(self, session_id: str, old: SessionCipher, new: SessionCipher) -> None:
-        record = await self.inner.get_session(session_id)
-        if record is None or is_blank(record):
-            return
-        sealed = read_sealed_record(record)
-        if sealed.key_id == old.key_id:
-            await self.inner.update_session(seal_record(new, open_record(old, record, sealed)))
 
 
 async def _map_events(events: Sequence[SessionEvent], work: Callable[[SessionEvent], T]) -> list[T]:

@@ -22,11 +22,7 @@ def seal_event(cipher: SessionCipher, event: SessionEvent) -> SessionEvent:
 
 
 def read_sealed_event(event: SessionEvent) -> Sealed:
-    """Return the ciphertext of a stored event.
-
-    Raises:
-        PersistError: the payload is not encrypted.
-    """
+    """Return the ciphertext of a stored event; raise PersistError if it is not encrypted."""
     try:
         return Sealed.read(event.payload_json)
     except UnsealedError:
@@ -34,11 +30,7 @@ def read_sealed_event(event: SessionEvent) -> Sealed:
 
 
 def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> SessionEvent:
-    """Return the decrypted event.
-
-    Raises:
-        PersistError: it was changed in the store.
-    """
+    """Return the decrypted event; raise PersistError if it was changed in the store."""
     opened = event.copy()
     try:
         opened.payload_json = cipher.open(sealed, _event_place(event))
@@ -48,11 +40,7 @@ def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> Se
 
 
 def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:
-    """Return the record with its JSON columns encrypted in ``session_init``.
-
-    Raises:
-        PersistError: a value can't be written as JSON.
-    """
+    """Return the record with its JSON columns, which must be JSON values, encrypted in ``session_init``."""
     content = [record.session_init, record.config_options, record.modes]
     try:
         data = dumps(content)
@@ -66,23 +54,15 @@ def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:
 
 
 def read_sealed_record(record: SessionRecord) -> Sealed:
-    """Return the ciphertext of a stored record.
-
-    Raises:
-        PersistError: the record is not encrypted.
-    """
+    """Return the ciphertext of a stored record; raise PersistError if it is not encrypted."""
     try:
-        return Sealed.convert(record.session_init)
+        return Sealed.read(dumps(record.session_init))
     except UnsealedError:
         raise _plain(f"session '{record.id}'", record.id) from None
 
 
 def open_record(cipher: SessionCipher, record: SessionRecord, sealed: Sealed) -> SessionRecord:
-    """Return the decrypted record.
-
-    Raises:
-        PersistError: it was changed in the store.
-    """
+    """Return the decrypted record; raise PersistError if it was changed in the store."""
     try:
         session_init, config_options, modes = loads(cipher.open(sealed, _record_place(record)))
     except (UnsealedError, InvalidEnvelopeError, ValueError, TypeError):

@@ -5,8 +5,7 @@ separate record, so that a key can be wrapped again while the session is written
 other. It is created with the first row of a session, which may be an event of a session without a record.
 
 Every change of a key claims the record and saves it with that generation. If two processes change a key at
-once, the later one is refused, reads the record again and uses what the first one stored. A driver without
-FENCE refuses no writer, so the key is read again after it was written, and the stored one is used.
+once, the later one is refused, reads the record again and uses what the first one stored.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.base import UNFENCED, Capability, SessionPersistDriver
+from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.encrypted.cipher import MasterKeys, SessionCipher, WrappedKey
 from sandbox_agent.wire.records import SessionRecord
 
@@ -49,52 +48,31 @@ class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
     form: str = _FORM
 
 
-class SessionKey:
-    """A stored session key.
+class SessionKey(NamedTuple):
+    """A session key, None if it was destroyed; and the ids of earlier keys that were destroyed."""
 
-    Attributes:
-        cipher: encrypts and decrypts with the key; None if the key was destroyed.
-        gone: the ids of earlier keys that were destroyed.
-    """
-
-    __slots__ = ("cipher", "gone")
-
-    def __init__(self, cipher: SessionCipher | None, gone: tuple[str, ...]) -> None:
-        self.cipher: SessionCipher | None = cipher
-        self.gone: tuple[str, ...] = gone
+    cipher: SessionCipher | None
+    gone: tuple[str, ...]
 
 
 class SessionKeys:
-    """The keys of the sessions of a store.
-
-    Args:
-        inner: the store.
-        masters: the master keys.
-    """
+    """The keys of the sessions of a store. Its methods raise PersistError if the store fails."""
 
     def __init__(self, inner: SessionPersistDriver, masters: MasterKeys) -> None:
         self._inner = inner
         self._masters = masters
         self._known: OrderedDict[str, tuple[WrappedKey, SessionCipher]] = OrderedDict()
         self._touched: dict[str, float] = {}
-        # One change at a time: a driver without FENCE can't refuse our own concurrent tasks.
+        # One change at a time, so that concurrent tasks do not refuse each other.
         self._changing = anyio.Lock()
 
     async def find(self, session_id: str) -> SessionKey | None:
-        """Return the stored key, or None if the session has no key.
-
-        Raises:
-            PersistError: the key can't be unwrapped, or the store failed.
-        """
+        """Return the stored key, or None if the session has no key. Raises as ``read``."""
         record = await self._inner.get_session(KEY_PREFIX + session_id)
         return None if record is None else self.read(record)
 
     def read(self, record: SessionRecord) -> SessionKey:
-        """Return the key in a record.
-
-        Raises:
-            PersistError: the key can't be unwrapped.
-        """
+        """Return the key in a record; raise PersistError if it can't be unwrapped."""
         session_id = record.id.removeprefix(KEY_PREFIX)
         stored = _stored(record, session_id)
         if stored.key is None:
@@ -103,14 +81,11 @@ class SessionKeys:
         return SessionKey(self._cipher(session_id, stored.key), stored.gone)
 
     async def obtain(self, session_id: str, created_at: int | None = None) -> SessionCipher:
-        """Return the session's cipher. Creates a key if the session has none.
+        """Return the session's cipher. If the session has no key, create one. Raises as ``read``.
 
         Args:
             session_id: the session.
             created_at: when the session was created, in milliseconds; None: now.
-
-        Raises:
-            PersistError: the key can't be unwrapped, or the store failed.
         """
         known = self.known(session_id)
         if known is not None:
@@ -127,12 +102,7 @@ class SessionKeys:
             return _Stored(self._masters.make(session_id)[0], () if stored is None else stored.gone)
 
         changed = await self._change(session_id, make, created_at)
-        if changed is None or changed.key is None:
-            raise PersistError(
-                f"the key of session '{session_id}' was destroyed while the session was written: its erasure "
-                "is under way, write again when it has ended",
-                session_id=session_id,
-            )
+        assert changed is not None and changed.key is not None  # noqa: PT018 - it is what make returned
         return self._cipher(session_id, changed.key)
 
     async def destroy(self, session_id: str) -> None:
@@ -218,9 +188,6 @@ class SessionKeys:
 
     async def _touch(self, session_id: str) -> None:
         now = time.monotonic()
-        if Capability.FENCE not in self._inner.capabilities:
-            # Without FENCE, saving the key again could restore one that was destroyed meanwhile.
-            return
         if now - self._touched.get(session_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:
             self._touched[session_id] = now
             await self._change(session_id, lambda stored: stored, always=True)
@@ -233,7 +200,7 @@ class SessionKeys:
         *,
         always: bool = False,
     ) -> _Stored | None:
-        """Store the result of ``change`` on the stored key, and return what is stored then."""
+        """Store the result of ``change`` on the stored key, and return it."""
         key_id = KEY_PREFIX + session_id
         async with self._changing:
             for attempt in range(_TRIES):
@@ -242,28 +209,21 @@ class SessionKeys:
                 stored = None if record is None else _stored(record, session_id)
                 wanted = change(stored)
                 if wanted is None or (wanted == stored and not always):
-                    return stored
+                    return wanted
                 made_at = created_at if record is None else record.created_at
                 try:
-                    await self._save(_key_record(key_id, made_at, wanted), generation)
+                    await self._inner.save_session(
+                        _key_record(key_id, made_at, wanted), generation=generation
+                    )
                 except SessionFencedError:
                     await anyio.sleep(random.uniform(0, _PAUSE * min(attempt + 1, 20)))  # noqa: S311
                     continue
                 self._touched[session_id] = time.monotonic()
-                if generation != UNFENCED:
-                    return wanted
-                written = await self._inner.get_session(key_id)
-                return None if written is None else _stored(written, session_id)
+                return wanted
         raise PersistError(
             f"the key of session '{session_id}' could not be stored, others kept changing it: try again",
             session_id=session_id,
         )
-
-    async def _save(self, record: SessionRecord, generation: int) -> None:
-        if generation == UNFENCED:
-            await self._inner.update_session(record)
-        else:
-            await self._inner.save_session(record, generation=generation)
 
 
 def _key_record(key_id: str, created_at: int | None, stored: _Stored) -> SessionRecord:

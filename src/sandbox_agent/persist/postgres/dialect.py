@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from sandbox_agent.persist.postgres.errors import sqlstate
-from sandbox_agent.persist.postgres.library import Connection
-from sandbox_agent.persist.postgres.link import PostgresLink
-from sandbox_agent.persist.postgres.schema import Tables, quoted
+from sandbox_agent.persist.postgres.link import Connection, PostgresLink
+from sandbox_agent.persist.postgres.schema import mark, quoted_schema
 from sandbox_agent.persist.sql.ledger import clean
 from sandbox_agent.persist.sql.tables import DIGESTS, EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
 from sandbox_agent.persist.sql.work import (
     Bundle,
     Column,
     ConflictError,
+    Database,
     Insert,
     Make,
     Query,
@@ -40,6 +40,10 @@ _ARRAYS: Final = {
 # How an array's element becomes a value of the column.
 _CASTS: Final = {"json": "::json", "tsvector": "::tsvector"}
 _ESCAPE: Final = "\x01"
+_TABLES: Final = (
+    *("sessions", "events", "session_writers", "session_store", "session_texts"),
+    *(*STORE_TABLES, "store_namespaces", "store_texts"),
+)
 
 
 class _OfAlias:
@@ -67,13 +71,16 @@ class PostgresDialect:
         namespace: the number of the server's namespace; 0 where it is not known yet.
         generation: what the server writes it with.
 
+    Attributes:
+        channel: what followers of the SDK's sessions listen to.
+
     Raises:
         ValueError: PostgreSQL can't have a schema of that name.
     """
 
     def __init__(self, schema: str, *, namespace: int = 0, generation: int = 0) -> None:
-        tables = Tables.of(schema)
-        place = quoted(schema)
+        place = quoted_schema(schema)
+        self.channel: str = f"sandbox_agent_{mark(schema)}"
         mine = _OfAlias(f"@.namespace = {namespace} AND")
         self._rendered: dict[str, str] = {}
         self._inserts: dict[Table, str] = {}
@@ -84,20 +91,16 @@ class PostgresDialect:
             "collate": ' COLLATE "C"',
             "as_json": "::text::json",
             "for_update": " FOR UPDATE",
+            "row": "id",
+            **{name: f"{place}.{name}" for name in _TABLES},
             # The SDK's layout.
-            "sessions": tables.sessions,
-            "events": tables.events,
-            "writers": tables.writers,
-            "store": tables.store,
-            "texts": tables.texts,
-            "extents": tables.searched,
-            "channel": tables.channel,
+            "extents": f"{place}.session_searched",
+            "channel": self.channel,
             "session_columns": ", ".join(
                 f"{name}::text" if kind == "json" else name for name, kind, _ in SESSION_COLUMNS
             ),
             "event_columns": ", ".join((*names(EVENT_COLUMNS)[:-1], "payload_json::text")),
             # The server's layout.
-            **{name: f"{place}.{name}" for name in (*STORE_TABLES, "store_namespaces", "store_texts")},
             "mine": mine,
             "namespace": str(namespace),
             "owned": self._owned,
@@ -163,7 +166,9 @@ class PostgresDialect:
             return int(status.rpartition(" ")[2])
         if isinstance(step, Bundle):
             return await self._bundle(connection, step.inserts)
-        return await connection.fetch(self._select_statement(step), *step.values)
+        if isinstance(step, Select):
+            return await connection.fetch(self._select_statement(step), *step.values)
+        return await connection.execute(self.render(step.text))
 
     def _select_statement(self, step: Select) -> str:
         columns = (*step.columns, step.data) if step.data else step.columns
@@ -194,8 +199,7 @@ class PostgresDialect:
         if statement is None:
             statement = self._bundles[tables] = self._bundle_statement(tables)
         values = [array for insert in inserts for array in _arrays(insert)]
-        row = await connection.fetchrow(statement, *values)
-        owned, *stored = row or (0,)
+        ((owned, *stored),) = await connection.fetch(statement, *values)
         return stored if owned else None
 
     def _bundle_statement(self, tables: Sequence[Table]) -> str:
@@ -218,7 +222,7 @@ class PostgresDialect:
         return f"WITH {', '.join(parts)} SELECT {', '.join(counts)}".format_map(self._fragments)
 
 
-class PostgresDatabase:
+class PostgresDatabase(Database):
     """Implements ``sql.work.Database``.
 
     Args:
@@ -231,12 +235,10 @@ class PostgresDatabase:
         self.dialect: PostgresDialect = dialect
 
     async def read(self, make: Make[T], /) -> T:
-        """Run a work that only reads, over one connection."""
         return await self.link.run(partial(self._run, make=make))
 
     async def write(self, make: Make[T], /, *, session_id: str | None = None) -> T:
-        """Run a work in a transaction of its own."""
-        return await self.link.transaction(partial(self._run, make=make), session_id=session_id)
+        return await self.link.run(partial(self._run, make=make), transaction=True, session_id=session_id)
 
     async def _run(self, connection: Connection, make: Make[T]) -> T:
         return await self.dialect.run(connection, make)

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 from sandbox_agent.persist.base import Keyset
 from sandbox_agent.persist.follow import Following, Mark
-from sandbox_agent.persist.postgres.append import Appender, check_texts
 from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect
-from sandbox_agent.persist.postgres.library import Connection, Pool
-from sandbox_agent.persist.postgres.link import DEFAULT_MAX_SIZE, DEFAULT_TIMEOUT, PostgresLink
+from sandbox_agent.persist.postgres.link import (
+    DEFAULT_MAX_SIZE,
+    DEFAULT_TIMEOUT,
+    Connection,
+    Pool,
+    PostgresLink,
+)
 from sandbox_agent.persist.postgres.listen import NotificationHint
-from sandbox_agent.persist.postgres.schema import Tables, prepare_store
-from sandbox_agent.persist.postgres.writers import PostgresWriters, read_marks
+from sandbox_agent.persist.postgres.schema import prepare_store
+from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads, read_marks
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent
 
@@ -52,7 +56,8 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         timeout: float = DEFAULT_TIMEOUT,
         statement_cache_size: int | None = None,
     ) -> None:
-        self._tables = Tables.of(schema)
+        self._schema = schema
+        self._dialect = PostgresDialect(schema)
         self._link = PostgresLink(
             connection_string,
             pool=pool,
@@ -62,14 +67,14 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
             prepare=self._prepare,
         )
         self._writers = PostgresWriters(self._link.target)
-        database = PostgresDatabase(self._link, PostgresDialect(schema))
+        database = PostgresDatabase(self._link, self._dialect)
         super().__init__(database, self._writers)
-        hint = partial(NotificationHint, self._link, self._tables.channel)
+        hint = partial(NotificationHint, self._link, self._dialect.channel)
         self._following = Following(self, make_hint=hint)
         self._appender = Appender(database, self._writers, self._log)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._link.target}, schema={self._tables.schema!r})"
+        return f"{type(self).__name__}({self._link.target}, schema={self._schema!r})"
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one of that id.
@@ -77,7 +82,7 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         Raises:
             PersistError: another event of the session has its index, or the store failed.
         """
-        check_texts([event])
+        decode_payloads([event])
         await super().insert_event(session_id, event)
 
     async def delete_session(self, session_id: str, /) -> None:
@@ -112,7 +117,7 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         await self._link.close()
 
     async def _prepare(self, connection: Connection) -> None:
-        self._writers.store_id = await prepare_store(connection, self._tables)
+        self._writers.store_id = await self._dialect.run(connection, partial(prepare_store, self._schema))
 
     async def _append(self, session_id: str, events: Sequence[SessionEvent], generation: int) -> list[int]:
         return await self._appender.append(session_id, events, generation)
@@ -122,7 +127,7 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
 
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]:
         # Most programs never search.
-        from sandbox_agent.persist.postgres.texts import search_events
+        from sandbox_agent.persist.postgres.search import search_events
 
         return await search_events(self._database, query, session_id, limit)
 

@@ -15,7 +15,7 @@ from sandbox_agent.persist.sql.tables import (
     without_form,
 )
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
-from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
+from sandbox_agent.persist.store import EnvelopeRow, EventRow, TextRow
 
 # What is counted for a row beside its data, and how often a text is for its place in the index.
 _ROW_BYTES: Final = 100
@@ -142,11 +142,13 @@ class PostgresLedger:
         Raises:
             PersistError: another server has it.
         """
+        self._owner.refuse_replaced()
         if not (yield Query(_OWN)):
             raise (yield from self._owner.explain_loss())
 
     def check_bundle(self) -> Work[None]:
-        """Do nothing: a bundle's statement checks it."""
+        """Do what is left of it: a bundle's statement checks the rest."""
+        self._owner.refuse_replaced()
         yield from ()
 
     def next_key(self) -> Work[int]:

@@ -1,20 +1,25 @@
-"""Connections to a PostgreSQL server: opened on demand, with timeouts, directly or behind a pooler."""
+"""Connections to a PostgreSQL server: opened on demand, with timeouts, directly or behind a pooler.
+
+What is used of asyncpg is typed here, and this is the one place that imports it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+import importlib
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.postgres.errors import describe_target, explain_postgres, is_lost
-from sandbox_agent.persist.postgres.library import Connection, Pool, load_asyncpg
 
 T = TypeVar("T")
+# A row of a result: its values by position.
+Row = Sequence[Any]
+
 # To open a connection, or to get one of the pool.
 CONNECT_SECONDS: Final = 10.0
 # To give one back whose statement was cancelled; it is closed if the server does not confirm that by then.
@@ -25,6 +30,76 @@ DEFAULT_MAX_SIZE: Final = 8
 # Closing waits so long for calls that are on their way.
 _CLOSE_SECONDS: Final = 5.0
 _CACHED_STATEMENTS: Final = 100
+# A pool of the user's that has fewer connections is left to the calls.
+_LEAST_POOL: Final = 2
+
+
+class Connection(Protocol):
+    """``asyncpg.Connection``, or a pool's proxy of one."""
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        """Run statements and return the last one's status; without values several may be joined by ;."""
+        ...
+
+    async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Row]:
+        """Run a statement and return its rows."""
+        ...
+
+    async def fetchval(self, query: str, *args: object, timeout: float | None = None) -> Any:
+        """Run a statement and return the first value of its first row, or None."""
+        ...
+
+    def get_server_pid(self) -> int:
+        """Return the process id that the server named at the log-in."""
+        ...
+
+    def is_closed(self) -> bool:
+        """Tell whether the connection is closed."""
+        ...
+
+    async def add_listener(self, channel: str, callback: Callable[[Any, int, str, str], None], /) -> None:
+        """LISTEN; the callback gets (connection, pid, channel, payload)."""
+        ...
+
+    def add_termination_listener(self, callback: Callable[[Any], None], /) -> None:
+        """Call back when the connection has ended."""
+        ...
+
+    def remove_termination_listener(self, callback: Callable[[Any], None], /) -> None:
+        """Unregister the callback."""
+        ...
+
+    def terminate(self) -> None:
+        """Close the connection without waiting for the server; a pool opens another one in its place."""
+        ...
+
+
+class Pool(Protocol):
+    """``asyncpg.Pool``."""
+
+    def acquire(self, *, timeout: float | None = None) -> Any:
+        """Return what can be awaited or entered for a connection."""
+        ...
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:
+        """Give a connection back."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections after their work."""
+        ...
+
+    async def expire_connections(self) -> None:
+        """Have every connection replaced before its next use."""
+        ...
+
+    def terminate(self) -> None:
+        """Close all connections at once."""
+        ...
+
+    def get_max_size(self) -> int:
+        """Return how many connections it may open."""
+        ...
 
 
 class PostgresLink:
@@ -42,7 +117,7 @@ class PostgresLink:
         timeout: seconds that one call may take once it has a connection.
         statement_cache_size: prepared statements kept by a connection; 0: behind a transaction pool;
             None: found out.
-        prepare: run over the first connection, again after a failure: makes the tables.
+        prepare: makes the tables; run in a transaction before the first call, again after a failure.
         name: what the server calls the connections (``application_name``).
 
     Attributes:
@@ -70,68 +145,79 @@ class PostgresLink:
         self._own: Pool | None = None
         self._max_size = max_size
         self._timeout = timeout
-        self._cache = statement_cache_size
+        self._cache = _CACHED_STATEMENTS if statement_cache_size is None else statement_cache_size
         self._prepare = prepare
-        self._name = name
+        # A pooler in between may refuse settings that it doesn't know; this one they all know.
+        self._settings = {"server_settings": {"application_name": name}}
         self._opening = anyio.Lock()
         self._loop = OneLoop()
         self._ready = False
         self._closed = False
 
-    @property
-    def handed_in(self) -> Pool | None:
-        """The pool that was handed in."""
-        return self._given
-
-    async def run(self, work: Callable[[Connection], Awaitable[T]], /, *, session_id: str | None = None) -> T:
-        """Run one statement over a connection; again, once, if the connection broke off.
-
-        So the work must bear to be done twice.
-
-        Raises:
-            PersistError: the server can't be reached, refused, or took too long.
-        """
-        return await self._attempt(work, session_id, in_transaction=False)
-
-    async def transaction(
-        self, work: Callable[[Connection], Awaitable[T]], /, *, session_id: str | None = None
+    async def run(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        /,
+        *,
+        transaction: bool = False,
+        session_id: str | None = None,
     ) -> T:
-        """Run statements in one transaction (READ COMMITTED); again, once, if the connection broke off.
+        """Run a statement, or several in a transaction (READ COMMITTED).
+
+        It is run again, once, if the connection broke off, so the work must bear to be done twice.
 
         Raises:
             PersistError: the server can't be reached, refused, or took too long.
         """
-        return await self._attempt(work, session_id, in_transaction=True)
+        try:
+            await self._get_ready()
+            transaction = transaction or self.pooled
+            try:
+                return await self._attempt(work, transaction=transaction)
+            except PersistError as error:
+                if error.__cause__ is None or not is_lost(error.__cause__) or self._closed:
+                    raise
+            if self._own is not None:
+                # The others of the pool are as old.
+                await self._own.expire_connections()
+            return await self._attempt(work, transaction=transaction)
+        except PersistError as error:
+            error.session_id = error.session_id or session_id
+            raise
 
     async def connect(self) -> Connection:
-        """Open a connection beside the pool, for as long as the caller wants it.
+        """Return a connection that the caller keeps, and terminates: one beside the own pool, if it has one.
 
         Raises:
             PersistError: the server can't be reached or refuses.
         """
         await self._get_ready()
         asyncpg = load_asyncpg()
-        try:
-            connection: Connection = await asyncpg.connect(
-                self._dsn, timeout=CONNECT_SECONDS, statement_cache_size=0, **self._settings()
+        with self.explained(reached=False):
+            if self._given is not None:
+                return await self._given.acquire(timeout=CONNECT_SECONDS)
+            return await asyncpg.connect(
+                self._dsn, timeout=CONNECT_SECONDS, statement_cache_size=0, **self._settings
             )
-        except self._failures() as error:
-            raise self._explain(error, reached=False) from None
-        return connection
 
-    async def borrow(self) -> Connection:
-        """Take a connection of the pool that was handed in, which the caller releases.
+    @property
+    def can_connect(self) -> bool:
+        """Whether a connection can be spared for ``connect``."""
+        return self._given is None or self._given.get_max_size() >= _LEAST_POOL
 
-        Raises:
-            PersistError: the server can't be reached or refuses.
+    @contextlib.contextmanager
+    def explained(self, *, reached: bool = True) -> Generator[None]:
+        """Raise PersistError for what asyncpg and the socket raise inside.
+
+        Args:
+            reached: whether the errors are those of a connection that was there.
         """
-        await self._get_ready()
-        assert self._given is not None
         try:
-            connection: Connection = await self._given.acquire(timeout=CONNECT_SECONDS)
+            yield
         except self._failures() as error:
-            raise self._explain(error, reached=False) from error
-        return connection
+            explained = explain_postgres(error, self.target, reached=reached, connection_string=self._dsn)
+            # Of a connection that could not be made the cause may show the connection string.
+            raise explained from (error if reached else None)
 
     async def close(self) -> None:
         """Close what was opened here. Safe to call twice."""
@@ -158,33 +244,22 @@ class PostgresLink:
             raise PersistError(f"the store at {self.target} was closed: open it again")
         self._loop.enter(self.target)
 
-    async def _attempt(
-        self, work: Callable[[Connection], Awaitable[T]], session_id: str | None, *, in_transaction: bool
-    ) -> T:
-        again = False
-        while True:
-            reached = False
+    async def _attempt(self, work: Callable[[Connection], Awaitable[T]], *, transaction: bool) -> T:
+        pool = self._given or self._own
+        if pool is None:
+            self.refuse_unusable()
+        assert pool is not None
+        with self.explained(reached=False):
+            connection: Connection = await pool.acquire(timeout=CONNECT_SECONDS)
+        with self.explained():
             try:
-                await self._get_ready()
-                async with self._borrowed() as connection:
-                    reached = True
-                    with anyio.fail_after(self._timeout):
-                        if not in_transaction and not self.pooled:
-                            return await work(connection)
+                with anyio.fail_after(self._timeout):
+                    if transaction:
                         return await self._in_transaction(connection, work)
-            except PersistError as error:
-                error.session_id = error.session_id or session_id
-                raise
-            except self._failures() as error:
-                if reached and not again and is_lost(error) and not self._closed:
-                    again = True
-                    # The others of the pool are as old.
-                    if self._own is not None:
-                        await self._own.expire_connections()
-                    continue
-                explained = self._explain(error, reached=reached)
-                explained.session_id = session_id
-                raise explained from (error if reached else None)
+                    return await work(connection)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await pool.release(connection, timeout=_RELEASE_SECONDS)
 
     async def _in_transaction(self, connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
         # By hand: asyncpg's own transaction can't be ended once its beginning was cancelled.
@@ -203,19 +278,6 @@ class PostgresLink:
             raise
         return result
 
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncGenerator[Connection]:
-        pool = self._given or self._own
-        if pool is None:
-            self.refuse_unusable()
-        assert pool is not None
-        connection: Connection = await pool.acquire(timeout=CONNECT_SECONDS)
-        try:
-            yield connection
-        finally:
-            with anyio.CancelScope(shield=True):
-                await pool.release(connection, timeout=_RELEASE_SECONDS)
-
     async def _get_ready(self) -> None:
         self.refuse_unusable()
         if self._ready:
@@ -230,53 +292,30 @@ class PostgresLink:
                 if self._own is not None:
                     await self._own.close()
                     self._own = await self._open()
-            reached = False
-            try:
-                async with self._borrowed() as connection:
-                    reached = True
-                    with anyio.fail_after(self._timeout):
-                        await self._prepare(connection)
-            except self._failures() as error:
-                raise self._explain(error, reached=reached) from (error if reached else None)
+            await self._attempt(self._prepare, transaction=True)
             self._ready = True
 
     async def _is_direct(self) -> bool:
-        reached = False
-        try:
-            async with self._borrowed() as connection:
-                reached = True
-                # Without values: no prepared statement.
-                with anyio.fail_after(self._timeout):
-                    pid = int(connection.get_server_pid())
-                    return await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}") == "SELECT 1"
-        except self._failures() as error:
-            # Of a connection that could not be made the cause may show the connection string.
-            raise self._explain(error, reached=reached) from (error if reached else None)
+        async def compare(connection: Connection) -> bool:
+            # Without values: no prepared statement.
+            pid = int(connection.get_server_pid())
+            return await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}") == "SELECT 1"
+
+        return await self._attempt(compare, transaction=False)
 
     async def _open(self) -> Pool:
         asyncpg = load_asyncpg()
-        cache = 0 if self.pooled else _CACHED_STATEMENTS if self._cache is None else self._cache
-        try:
-            pool: Pool = await asyncpg.create_pool(
+        with self.explained(reached=False):
+            return await asyncpg.create_pool(
                 self._dsn,
                 min_size=0,
                 max_size=self._max_size,
                 timeout=CONNECT_SECONDS,
-                statement_cache_size=cache,
+                statement_cache_size=0 if self.pooled else self._cache,
                 # Nothing is left on a connection that would have to be reset.
                 reset=_nothing,
-                **self._settings(),
+                **self._settings,
             )
-        except self._failures() as error:
-            raise self._explain(error, reached=False) from None
-        return pool
-
-    def _settings(self) -> dict[str, Any]:
-        # A pooler in between may refuse settings that it doesn't know; this one they all know.
-        return {"server_settings": {"application_name": self._name}}
-
-    def _explain(self, error: BaseException, *, reached: bool) -> PersistError:
-        return explain_postgres(error, self.target, reached=reached, connection_string=self._dsn)
 
     @staticmethod
     def _failures() -> tuple[type[Exception], ...]:
@@ -293,3 +332,18 @@ class PostgresLink:
 
 async def _nothing(_: Any) -> None:
     pass
+
+
+def load_asyncpg() -> Any:
+    """Return the module asyncpg.
+
+    Raises:
+        PersistError: it is not installed.
+    """
+    try:
+        return importlib.import_module("asyncpg")
+    except ImportError as error:
+        raise PersistError(
+            "PostgreSQL needs the package asyncpg, which is not installed: "
+            "pip install 'sandbox-agent-py[postgres]'"
+        ) from error

@@ -13,19 +13,17 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import anyio
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.postgres.dialect import PostgresDialect, original, storable
-from sandbox_agent.persist.postgres.errors import explain_postgres
-from sandbox_agent.persist.postgres.library import Connection, load_asyncpg
-from sandbox_agent.persist.postgres.link import PostgresLink
-from sandbox_agent.persist.postgres.schema import quoted
-from sandbox_agent.persist.postgres.store_schema import lock_class
+from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect, original, storable
+from sandbox_agent.persist.postgres.link import Connection, PostgresLink
+from sandbox_agent.persist.postgres.schema import store_lock
 from sandbox_agent.persist.sql.work import Query, Work
 
 T = TypeVar("T")
@@ -44,6 +42,21 @@ _CHECK_SECONDS: Final = 10.0
 _KEEPALIVE: Final = (
     "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 )
+_IS_LEASED: Final = """
+SELECT coalesce(lease_until > clock_timestamp(), false) FROM {store_namespaces} WHERE number = $1 FOR UPDATE
+"""
+_LEASE_UNTIL: Final = "clock_timestamp() + $3 * interval '1 s'"
+_BEGIN: Final = f"""
+UPDATE {{store_namespaces}} SET generation = generation + 1, owner = $2, owned_at = now(),
+  lease_until = {_LEASE_UNTIL}
+WHERE number = $1 RETURNING generation
+"""
+_RENEW: Final = f"""
+UPDATE {{store_namespaces}} SET lease_until = {_LEASE_UNTIL} WHERE number = $1 AND generation = $2 RETURNING 1
+"""
+_FORGET: Final = """
+UPDATE {store_namespaces} SET owner = '', lease_until = NULL WHERE number = $1 AND generation = $2
+"""
 
 
 class Owner:
@@ -67,9 +80,8 @@ class Owner:
         self.replaced: str | None = None
         self.trouble: str | None = None
         self._link = link
-        self._table = f"{quoted(schema)}.store_namespaces"
-        self._lock = lock_class(schema)
-        self._dialect = PostgresDialect(schema)
+        self._database = PostgresDatabase(link, PostgresDialect(schema))
+        self._lock = store_lock(schema)
         self._name = namespace
         self._connection: Connection | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -80,11 +92,18 @@ class Owner:
         Raises:
             PersistError: another server has it, or the database fails.
         """
-        self.number = await self._link.transaction(self._find_number)
-        if self._link.pooled:
-            await self._acquire_lease()
-        else:
-            await self._acquire_lock()
+        self.number = await self._database.write(partial(self._find_number, make=True))
+        if not self._link.pooled:
+            self._connection = await self._link.connect()
+        try:
+            if self._connection is not None:
+                await self._poll(partial(self._try_lock, self._connection), _LOCK_SECONDS)
+            # An owner that is connected by a pool holds a lease, also where this one is not.
+            begin = partial(self._database.write, self._begin)
+            self.generation = await self._poll(begin, _LEASE_SECONDS + _RENEW_SECONDS)
+        except BaseException:
+            self._drop()
+            raise
         self._keeping = asyncio.ensure_future(self._keep())
 
     async def find(self) -> None:
@@ -93,18 +112,12 @@ class Owner:
         Raises:
             PersistError: there is none of that name, or the database fails.
         """
-
-        async def find(connection: Connection) -> object:
-            statement = f"SELECT number FROM {self._table} WHERE name = $1"
-            return await connection.fetchval(statement, storable(self._name))
-
-        found = await self._link.run(find)
-        if not isinstance(found, int):
+        self.number = await self._database.read(self._find_number)
+        if not self.number:
             raise PersistError(
                 f"the store at {self._link.target} has no namespace '{self._name}': name the one that its "
                 "server has (--store-namespace, or store-namespace in its folder for data)"
             )
-        self.number = found
         self.replaced = "this store was opened to be read, nothing was stored: its server writes it"
 
     async def release(self) -> None:
@@ -114,13 +127,18 @@ class Owner:
             keeping.cancel()
             await asyncio.wait([keeping])
             with suppress(PersistError):
-                await self._link.run(self._forget)
+                await self._database.write(self._forget)
         self._drop()
+
+    def refuse_replaced(self) -> None:
+        """Raise PersistError once another server owns the namespace."""
+        if self.replaced is not None:
+            raise PersistError(self.replaced)
 
     def explain_loss(self) -> Work[PersistError]:
         """Return why a write was refused."""
-        rows = yield Query("SELECT owner FROM {store_namespaces} WHERE number = $1", (self.number,))
-        if not rows:
+        owner = yield from self._owner()
+        if owner is None:
             return PersistError(
                 f"the store at {self._link.target} has lost the namespace '{self._name}', nothing was "
                 "stored: it was emptied or is another database; bring the right one back, or restart the "
@@ -128,84 +146,57 @@ class Owner:
             )
         self.replaced = (
             f"the namespace '{self._name}' of the store at {self._link.target} was taken over by another "
-            f"server ({original(rows[0][0])}), nothing was stored: stop one of the two, or give it another "
+            f"server ({owner}), nothing was stored: stop one of the two, or give it another "
             "--store-namespace"
         )
         return PersistError(self.replaced)
 
-    async def _find_number(self, connection: Connection) -> int:
-        name = storable(self._name)
-        await connection.execute(f"INSERT INTO {self._table} (name) VALUES ($1) ON CONFLICT DO NOTHING", name)
-        return int(await connection.fetchval(f"SELECT number FROM {self._table} WHERE name = $1", name))
+    def _find_number(self, *, make: bool = False) -> Work[int]:
+        values = (storable(self._name),)
+        if make:
+            yield Query("INSERT INTO {store_namespaces} (name) VALUES ($1) ON CONFLICT DO NOTHING", values)
+        rows = yield Query("SELECT number FROM {store_namespaces} WHERE name = $1", values)
+        return int(rows[0][0]) if rows else 0
 
-    async def _acquire_lock(self) -> None:
-        deadline = anyio.current_time() + _LOCK_SECONDS
-        connection = await self._link.connect()
-        try:
-            await self._ask(connection.execute(_KEEPALIVE))
-            while not await self._try_lock(connection):
-                if anyio.current_time() > deadline:
-                    raise await self._refusal()
-                await anyio.sleep(_RETRY_SECONDS)
-            # An owner that is connected by a pool holds a lease instead.
-            while (generation := await self._link.transaction(self._begin)) is None:
-                if anyio.current_time() > deadline + _LEASE_SECONDS:
-                    raise await self._refusal()
-                await anyio.sleep(_RETRY_SECONDS)
-        except BaseException:
-            connection.terminate()
-            raise
-        self.generation = generation
-        self._connection = connection
+    def _owner(self) -> Work[str | None]:
+        rows = yield Query("SELECT owner FROM {store_namespaces} WHERE number = $1", (self.number,))
+        return original(rows[0][0]) if rows else None
 
-    async def _acquire_lease(self) -> None:
-        deadline = anyio.current_time() + _LEASE_SECONDS + _RENEW_SECONDS
-        while (generation := await self._link.transaction(self._begin)) is None:
+    async def _poll(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+        """Return what an attempt returns that succeeds.
+
+        Raises:
+            PersistError: none does in that time, because the namespace is another server's.
+        """
+        deadline = anyio.current_time() + seconds
+        while not (found := await attempt()):
             if anyio.current_time() > deadline:
-                raise await self._refusal()
+                owner = await self._database.read(self._owner)
+                raise PersistError(
+                    f"the namespace '{self._name}' of the store at {self._link.target} belongs to another "
+                    f"running server{f' ({owner})' if owner else ''}: stop it, or give --store-namespace "
+                    "another name"
+                )
             await anyio.sleep(_RETRY_SECONDS)
-        self.generation = generation
+        return found
 
-    async def _begin(self, connection: Connection) -> int | None:
-        """Begin a new generation unless another server's lease, or lock, holds."""
-        busy = await connection.fetchval(
-            "SELECT coalesce(lease_until > clock_timestamp(), false) "
-            f"FROM {self._table} WHERE number = $1 FOR UPDATE",
-            self.number,
-        )
-        if busy:
-            return None
-        lease = "NULL"
+    def _begin(self) -> Work[int]:
+        """Begin a new generation and return it; 0 while another server's lease, or lock, holds."""
+        rows = yield Query(_IS_LEASED, (self.number,))
+        if rows[0][0]:
+            return 0
         if self._link.pooled:
-            lock = f"SELECT pg_try_advisory_xact_lock({self._lock}, {self.number})"
-            if not await connection.fetchval(lock):
-                return None
-            lease = f"clock_timestamp() + interval '{_LEASE_SECONDS} s'"
-        found = await connection.fetchval(
-            f"UPDATE {self._table} SET generation = generation + 1, owner = $2, owned_at = now(), "
-            f"lease_until = {lease} WHERE number = $1 RETURNING generation",
-            self.number,
-            storable(f"process {os.getpid()} on {socket.gethostname()}"),
-        )
-        return int(found)
+            rows = yield Query(f"SELECT pg_try_advisory_xact_lock({self._lock}, {self.number})")
+            if not rows[0][0]:
+                return 0
+        owner = storable(f"process {os.getpid()} on {socket.gethostname()}")
+        # Without an interval there is no lease.
+        lease = float(_LEASE_SECONDS) if self._link.pooled else None
+        rows = yield Query(_BEGIN, (self.number, owner, lease))
+        return int(rows[0][0])
 
-    async def _forget(self, connection: Connection) -> None:
-        await connection.execute(
-            f"UPDATE {self._table} SET owner = '', lease_until = NULL WHERE number = $1 AND generation = $2",
-            self.number,
-            self.generation,
-        )
-
-    async def _refusal(self) -> PersistError:
-        async def read(connection: Connection) -> str:
-            statement = f"SELECT owner FROM {self._table} WHERE number = $1"
-            return str(await connection.fetchval(statement, self.number))
-
-        owner = original(await self._link.run(read))
-        return PersistError(
-            f"the namespace '{self._name}' of the store at {self._link.target} belongs to another running "
-            f"server{f' ({owner})' if owner else ''}: stop it, or give --store-namespace another name"
-        )
+    def _forget(self) -> Work[None]:
+        yield Query(_FORGET, (self.number, self.generation))
 
     async def _keep(self) -> None:
         """Renew the lease, or get the lock again when its connection broke."""
@@ -213,7 +204,8 @@ class Owner:
             try:
                 if self._link.pooled:
                     await anyio.sleep(_RENEW_SECONDS)
-                    await self._link.run(self._renew)
+                    await self._database.write(self._renew)
+                    self.trouble = None
                 elif self._connection is None:
                     await self._lock_again()
                 else:
@@ -224,16 +216,9 @@ class Owner:
                 await anyio.sleep(_AGAIN_SECONDS)
         logger.error("%s", self.replaced)
 
-    async def _renew(self, connection: Connection) -> None:
-        renewed = await connection.fetchval(
-            f"UPDATE {self._table} SET lease_until = clock_timestamp() + interval '{_LEASE_SECONDS} s' "
-            "WHERE number = $1 AND generation = $2 RETURNING 1",
-            self.number,
-            self.generation,
-        )
-        if not renewed:
-            raise await self._loss(connection)
-        self.trouble = None
+    def _renew(self) -> Work[None]:
+        if not (yield Query(_RENEW, (self.number, self.generation, float(_LEASE_SECONDS)))):
+            raise (yield from self.explain_loss())
 
     async def _watch(self, connection: Connection) -> None:
         """Return when the connection is no more."""
@@ -247,8 +232,12 @@ class Owner:
             with anyio.move_on_after(_CHECK_SECONDS):
                 await ended.wait()
             if not connection.is_closed():
-                with anyio.move_on_after(_CHECK_SECONDS) as scope, suppress(PersistError):
-                    await self._ask(connection.execute("SELECT 1"))
+                with (
+                    anyio.move_on_after(_CHECK_SECONDS) as scope,
+                    suppress(PersistError),
+                    self._link.explained(),
+                ):
+                    await connection.execute("SELECT 1")
                 if scope.cancelled_caught:
                     break
         self.trouble = f"the store at {self._link.target} broke off the connection: it is tried again"
@@ -257,11 +246,8 @@ class Owner:
     async def _lock_again(self) -> None:
         connection = await self._link.connect()
         try:
-            await self._ask(connection.execute(_KEEPALIVE))
             locked = await self._try_lock(connection)
-            statement = f"SELECT generation FROM {self._table} WHERE number = $1"
-            if await self._ask(connection.fetchval(statement, self.number)) != self.generation:
-                raise await self._ask(self._loss(connection))
+            await self._database.read(self._check_generation)
         except BaseException:
             connection.terminate()
             raise
@@ -273,20 +259,17 @@ class Owner:
             connection.terminate()
             await anyio.sleep(_AGAIN_SECONDS)
 
+    def _check_generation(self) -> Work[None]:
+        values = (self.number, self.generation)
+        query = "SELECT 1 FROM {store_namespaces} WHERE number = $1 AND generation = $2"
+        if not (yield Query(query, values)):
+            raise (yield from self.explain_loss())
+
     async def _try_lock(self, connection: Connection) -> bool:
-        lock = f"SELECT pg_try_advisory_lock({self._lock}, {self.number})"
-        return bool(await self._ask(connection.fetchval(lock)))
-
-    async def _loss(self, connection: Connection) -> PersistError:
-        return await self._dialect.run(connection, self.explain_loss)
-
-    async def _ask(self, call: Awaitable[T]) -> T:
-        """Await a call on the owner's connection."""
-        asyncpg = load_asyncpg()
-        try:
-            return await call
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise explain_postgres(error, self._link.target, reached=True) from error
+        with self._link.explained():
+            await connection.execute(_KEEPALIVE)
+            lock = f"SELECT pg_try_advisory_lock({self._lock}, {self.number})"
+            return bool(await connection.fetchval(lock))
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

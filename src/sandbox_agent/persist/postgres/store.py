@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final
 
 import anyio.to_thread
 
-from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect
 from sandbox_agent.persist.postgres.ledger import IndexedText, PostgresLedger, index_text
-from sandbox_agent.persist.postgres.library import Connection
-from sandbox_agent.persist.postgres.link import PostgresLink
+from sandbox_agent.persist.postgres.link import Connection, PostgresLink
 from sandbox_agent.persist.postgres.owner import Owner
-from sandbox_agent.persist.postgres.store_schema import DEFAULT_SCHEMA, check_version, migrate
+from sandbox_agent.persist.postgres.schema import DEFAULT_SCHEMA, check_version, migrate
 from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.sql.store import SqlSessionStore
-from sandbox_agent.persist.sql.work import Make
-from sandbox_agent.persist.store.rows import SearchRow, TextRow
-
-T = TypeVar("T")
+from sandbox_agent.persist.store import SearchRow, TextRow
 
 _MAX_SIZE: Final = 6
 # Longer texts are split into words in a thread.
@@ -49,16 +45,18 @@ class PostgresSessionStore(SqlSessionStore):
         read_only: bool = False,
     ) -> None:
         async def prepare(connection: Connection) -> None:
-            await (check_version if read_only else migrate)(connection, schema)
+            await self._database.dialect.run(
+                connection, partial(check_version if read_only else migrate, schema)
+            )
 
         self._schema = schema
         self._link = PostgresLink(
             connection_string, max_size=max_size, prepare=prepare, name="sandbox-agent server"
         )
         self._owner = Owner(self._link, schema, namespace)
-        self._owned = _OwnedDatabase(self._link, PostgresDialect(schema), self._owner)
+        self._database = PostgresDatabase(self._link, PostgresDialect(schema))
         self._tables = PostgresLedger(self._owner)
-        super().__init__(self._owned, self._tables)
+        super().__init__(self._database, self._tables)
         self._read_only = read_only
 
     @property
@@ -73,7 +71,7 @@ class PostgresSessionStore(SqlSessionStore):
             PersistError: another server has it, a newer version made the tables, or the database fails.
         """
         await (self._owner.find() if self._read_only else self._owner.acquire())
-        self._owned.dialect = PostgresDialect(
+        self._database.dialect = PostgresDialect(
             self._schema, namespace=self._owner.number, generation=self._owner.generation
         )
 
@@ -84,7 +82,7 @@ class PostgresSessionStore(SqlSessionStore):
 
     async def used_bytes(self) -> int:
         """Return what ``expire(max_bytes=…)`` compares: its data, with an allowance for the index."""
-        return await self._owned.read(self._tables.used_bytes)
+        return await self._database.read(self._tables.used_bytes)
 
     async def _prepare_texts(self, texts: Sequence[TextRow]) -> Sequence[tuple[TextRow, IndexedText]]:
         if sum(len(row.text) for row in texts) > _LONG_TEXTS:
@@ -96,19 +94,6 @@ class PostgresSessionStore(SqlSessionStore):
 
     async def _search(self, query: str, limit: int, offset: int, filters: Filters) -> list[SearchRow]:
         # Most servers never search.
-        from sandbox_agent.persist.postgres.store_search import search
+        from sandbox_agent.persist.postgres.search import search_store
 
-        return await search(self._owned, self._owner.number, query, limit, offset, filters)
-
-
-class _OwnedDatabase(PostgresDatabase):
-    """A database that is not written to once another server owns the namespace."""
-
-    def __init__(self, link: PostgresLink, dialect: PostgresDialect, owner: Owner) -> None:
-        super().__init__(link, dialect)
-        self._owner = owner
-
-    async def write(self, make: Make[T], /, *, session_id: str | None = None) -> T:
-        if self._owner.replaced is not None:
-            raise PersistError(self._owner.replaced)
-        return await super().write(make, session_id=session_id)
+        return await search_store(self._database, self._owner.number, query, limit, offset, filters)

@@ -1,14 +1,15 @@
-"""Batches appends: those of one tick, whatever their sessions, go to the server together."""
+"""Appends: those of one tick go to the server together, and a history that the server has lost is noticed."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sandbox_agent.errors import PersistError, SandboxAgentError
 from sandbox_agent.persist.redis.client import Argument, BoundedClient
-from sandbox_agent.persist.redis.keys import SessionKeys
+from sandbox_agent.persist.redis.rows import SessionKeys
 from sandbox_agent.persist.redis.scripts import APPEND
 
 # A script blocks the server, so one has at most so many events and bytes, or one append.
@@ -19,6 +20,8 @@ _MAX_SCRIPTS: Final = 2
 _MAX_CLUSTER_SCRIPTS: Final = 32
 # An append writes these first keys of a session. With a ttl it also touches the others.
 _WRITTEN_KEYS: Final = 3
+# Only the sessions written last are remembered.
+_MAX_SESSIONS: Final = 10_000
 
 
 class _Append(NamedTuple):
@@ -118,3 +121,54 @@ def _copy_error(error: Exception, session_id: str) -> Exception:
     own = PersistError(str(error), session_id=session_id)
     own.__cause__ = error.__cause__
     return own
+
+
+class History(NamedTuple):
+    """The life of a session's history (when it began, by the server's clock), and its last index."""
+
+    life: bytes
+    last: int
+
+
+_UNKNOWN: Final = History(b"", 0)
+
+
+class KnownHistories:
+    """The histories that this process has written.
+
+    If a history is shorter than before, or gone, the server has lost it: it was flushed, or failed over to a
+    server without it. A history with another life was deleted and begun again, which is no loss.
+
+    Args:
+        ttl: after how many seconds without a write a session expires; 0: never.
+    """
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
+        self._known: dict[str, tuple[History, float]] = {}
+
+    def get(self, session_id: str) -> History:
+        """Return what is known of a session."""
+        known, touched = self._known.get(session_id, (_UNKNOWN, 0.0))
+        if self._ttl and known.life and time.monotonic() - touched >= self._ttl:
+            del self._known[session_id]
+            return _UNKNOWN
+        return known
+
+    def note_write(self, session_id: str, life: bytes, last: int) -> None:
+        """Remember an acknowledged write."""
+        old = self._known.pop(session_id, None)
+        if old is not None and old[0].life == life:
+            last = max(last, old[0].last)
+        elif len(self._known) >= _MAX_SESSIONS:
+            del self._known[next(iter(self._known))]
+        self._known[session_id] = (History(life, last), time.monotonic())
+
+    def replace(self, session_id: str, life: bytes, last: int) -> None:
+        """Accept the server's history: the session was claimed, or an event moved."""
+        self._known.pop(session_id, None)
+        self.note_write(session_id, life, last)
+
+    def forget(self, session_id: str) -> None:
+        """Remove what is known of a session."""
+        self._known.pop(session_id, None)

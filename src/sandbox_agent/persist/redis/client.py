@@ -1,17 +1,17 @@
-"""The client of Redis and Valkey. This is the only module that imports the library."""
+"""The client of Redis and Valkey, and its errors. This is the only module that imports the library."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import importlib
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.loops import OneLoop
-from sandbox_agent.persist.redis.errors import describe_error
 from sandbox_agent.persist.redis.scripts import Script
 
 if TYPE_CHECKING:
@@ -28,6 +28,32 @@ _RETRIES: Final = 1
 _MAX_CALLS: Final = 16
 # The library's names of Valkey's schemes.
 _SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss"}
+# What the error codes of the server mean.
+_REFUSALS: Final = {
+    "OOM": "it has reached its maxmemory and takes no writes: give it memory, or delete sessions",
+    "READONLY": "it is a replica that takes no writes: wait for the failover, or name the primary",
+    "LOADING": "it has just started and reads its data: try again in a moment",
+    "MISCONF": "it can't write its disk and takes no writes: look at its log",
+    "NOREPLICAS": "too few replicas are connected (min-replicas-to-write): restore them",
+    "NOAUTH": "it requires a password: add it to the URL",
+    "WRONGPASS": "it knows no such name and password: correct the URL",
+    "NOPERM": "the user lacks a permission: the page on Redis lists the commands and keys",
+    "CLUSTERDOWN": "the cluster has lost some of its slots: wait for it, or repair it",
+    "WRONGTYPE": "another program's value has this key: choose another prefix",
+    "BUSY": "it is busy with another script: try again in a moment",
+}
+# For these the library removes the error's first word and raises a class of its own.
+_CLASSES: Final = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "BusyLoadingError": "LOADING",
+    "NoPermissionError": "NOPERM",
+    "AuthenticationError": "WRONGPASS",
+    "ClusterDownError": "CLUSTERDOWN",
+}
+# The first word of an error. In an error of a script, it follows the line number (Redis 6.2).
+_CODE: Final = re.compile(r"(?:^|@user_script: ?\d+: )-?([A-Z]{3,})\b")
+_AGAIN: Final = "try again, nothing is stored twice"
 
 
 class BoundedClient:
@@ -127,14 +153,15 @@ class BoundedClient:
         except self.failures as error:
             raise self.error(error, None) from error
 
-    async def memory_info(self) -> Mapping[str, Any]:
-        """Return what the server reports about its memory; empty if it refuses."""
+    async def eviction_policy(self) -> str:
+        """Return which keys the server evicts when its memory is full; "noeviction" if it does not say."""
         try:
             async with self._bounded():
                 found = await self._client.execute_command("INFO", "memory")
         except self.failures:
-            return {}
-        return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+            found = None
+        memory = cast("Mapping[str, Any]", found if isinstance(found, Mapping) else {})
+        return str(memory.get("maxmemory_policy", "noeviction")) if memory.get("maxmemory") else "noeviction"
 
     async def connect(self, key: bytes) -> Any:
         """Return a connection of the library, outside any pool, to the server that has the key."""
@@ -160,8 +187,34 @@ class BoundedClient:
                 await self._client.aclose()
 
     def error(self, cause: BaseException, session_id: str | None, *, write: bool = False) -> PersistError:
-        """Return the error that explains a failure in one line."""
-        return describe_error(self.address, cause, session_id, limit=self.timeout, write=write)
+        """Return the error that explains a failure of a call in one line."""
+        text = " ".join(str(cause).split())
+        kind = type(cause).__name__
+        words = _CODE.search(text)
+        meaning = _REFUSALS.get(_CLASSES.get(kind) or (words[1] if words else ""))
+        if meaning is not None:
+            message = f"Redis at {self.address} refused: {meaning}"
+        elif isinstance(cause, TimeoutError) or kind == "TimeoutError":
+            again = f"; the write may be stored: {_AGAIN}" if write else ": try again"
+            message = f"Redis at {self.address} did not answer within {self.timeout:g} s{again}"
+        elif isinstance(cause, OSError) or kind in {"ConnectionError", "MaxConnectionsError"}:
+            again = _AGAIN if write else "try again"
+            message = (
+                f"Redis at {self.address} can't be reached ({text or kind}): check that it runs and can be "
+                f"reached from here, then {again}"
+            )
+        else:
+            message = f"Redis at {self.address} failed: {text or kind}"
+        return PersistError(message, session_id=session_id)
+
+    def loss(self, session_id: str) -> PersistError:
+        """Return the error for a server that no longer has what it acknowledged."""
+        return PersistError(
+            f"session '{session_id}': Redis at {self.address} no longer has what it acknowledged (flushed, "
+            "evicted, expired, or failed over to a server without it), nothing was stored: restore the "
+            "server's data, or resume the session to continue with what is left",
+            session_id=session_id,
+        )
 
     @property
     def is_elsewhere(self) -> bool:

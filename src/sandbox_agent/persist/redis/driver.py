@@ -12,20 +12,24 @@ from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
-    Keyset,
     SessionPersistDriver,
     check_session,
     decode_cursor,
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.redis.append import Appender
+from sandbox_agent.persist.redis.append import Appender, KnownHistories
 from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
-from sandbox_agent.persist.redis.errors import describe_loss
 from sandbox_agent.persist.redis.follow import Followers
-from sandbox_agent.persist.redis.keys import Keys, index_entry, session_of_entry
-from sandbox_agent.persist.redis.known_history import KnownHistories
-from sandbox_agent.persist.redis.rows import pack_event, pack_record, read_events, read_record
+from sandbox_agent.persist.redis.rows import (
+    Keys,
+    index_entry,
+    pack_event,
+    pack_record,
+    read_events,
+    read_record,
+    session_of_entry,
+)
 from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, SAVE
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
@@ -154,7 +158,14 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
         size = normalize_limit(limit)
-        events = await self._read_page(session_id, size + 1, decode_cursor(cursor))
+        after = decode_cursor(cursor)
+        if after is None or after.offset:
+            skip = after.offset if after is not None else 0
+            events = await self._read_events(session_id, "-", size + 1, skip=skip)
+        else:
+            # One more, because the page may begin with the event at which the last page ended.
+            events = await self._read_events(session_id, after.position, size + 2)
+            events = [event for event in events if (event.event_index, event.id) > after[:2]]
         page = events[:size]
         end = page[-1] if len(events) > size else None
         return ListPage(page, encode_cursor(end.event_index, end.id) if end else None)
@@ -224,16 +235,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         return int(await self._client.call("HGET", key, "last", session_id=session_id) or 0)
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        newest_first: list[SessionEvent] = []
-        start: Argument = "+"
-        more = True
-        while more and len(newest_first) < limit:
-            wanted = min(limit - len(newest_first), _READ_EVENTS)
-            events, cut = await self._read(session_id, start, wanted, newest_first=True)
-            more = cut or len(events) == wanted
-            newest_first += events
-            start = events[-1].event_index - 1 if events else start
-        return newest_first[::-1]
+        return (await self._read_events(session_id, "+", limit, newest_first=True))[::-1]
 
     async def delete_session(self, session_id: str, /) -> None:
         """Erase the record and its events, if there are any.
@@ -277,30 +279,25 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             case b"fenced":
                 raise SessionFencedError(session_id, generation)
             case b"lost":
-                raise describe_loss(self._client.address, session_id)
+                raise self._client.loss(session_id)
             case _:
                 cause = Exception(answer[1].decode(errors="replace"))
                 raise self._client.error(cause, session_id, write=True)
 
-    async def _read_page(self, session_id: str, count: int, after: Keyset | None) -> list[SessionEvent]:
-        start: Argument = "-"
-        skip = 0
-        if after is not None:
-            start, skip = ("-", after.offset) if after.offset else (after.position, 0)
+    async def _read_events(
+        self, session_id: str, start: Argument, count: int, *, skip: int = 0, newest_first: bool = False
+    ) -> list[SessionEvent]:
+        """Return up to ``count`` events from an index on, without the first ``skip``."""
         events: list[SessionEvent] = []
-        more = True
-        while more and len(events) < count:
-            # One more if the page may begin with the event at which the last page ended.
-            wanted = min(count - len(events) + skip + (start == (after and after.position)), _READ_EVENTS)
-            found, cut = await self._read(session_id, start, wanted)
-            more = cut or len(found) == wanted
-            start = found[-1].event_index + 1 if found else start
-            kept = found[skip:]
+        while len(events) < count:
+            wanted = min(count - len(events) + skip, _READ_EVENTS)
+            found, cut = await self._read(session_id, start, wanted, newest_first=newest_first)
+            events += found[skip:]
             skip = max(0, skip - len(found))
-            if after is not None and not after.offset:
-                kept = [event for event in kept if (event.event_index, event.id) > after[:2]]
-            events += kept
-        return events[:count]
+            if not cut and len(found) < wanted:
+                break
+            start = found[-1].event_index + (-1 if newest_first else 1)
+        return events
 
     async def _read(
         self, session_id: str, start: Argument, count: int, *, newest_first: bool = False
@@ -344,10 +341,8 @@ class RedisSessionPersistDriver(SessionPersistDriver):
 
     async def _check_eviction(self) -> None:
         """Log a warning if the server may evict what it acknowledged."""
-        found = await self._client.memory_info()
-        policy = str(found.get("maxmemory_policy", "noeviction"))
-        risky = policy.startswith("allkeys") or (self._ttl_ms > 0 and policy.startswith("volatile"))
-        if found.get("maxmemory") and risky:
+        policy = await self._client.eviction_policy()
+        if policy.startswith("allkeys") or (self._ttl_ms > 0 and policy.startswith("volatile")):
             logger.warning(
                 "Redis at %s evicts keys when its memory is full (maxmemory-policy %s), sessions too: "
                 "set it to noeviction",

@@ -14,9 +14,7 @@ from typing import Any, Final, cast
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.redis.client import Argument, BoundedClient
-from sandbox_agent.persist.redis.errors import describe_loss
-from sandbox_agent.persist.redis.keys import Keys, SessionKeys
-from sandbox_agent.persist.redis.rows import read_event
+from sandbox_agent.persist.redis.rows import Keys, SessionKeys, read_event
 from sandbox_agent.wire.records import SessionEvent
 
 # How long the server holds a call when nothing comes, in ms. The sessions are checked between the calls,
@@ -313,7 +311,7 @@ class Followers:
             elif life is None and (self._expiring or ends):
                 session.end()
             elif life is None or (life == session.life and int(last or 0) < session.position):
-                session.end(describe_loss(self._client.address, session.session_id))
+                session.end(self._client.loss(session.session_id))
             elif life != session.life:
                 session.end()
 

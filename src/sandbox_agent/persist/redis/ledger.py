@@ -16,8 +16,7 @@ from sandbox_agent.persist.redis.erase import Eraser
 from sandbox_agent.persist.redis.ledger_rows import MAX_NUMBER, Answer, StoredText, clean_text
 from sandbox_agent.persist.redis.owner import Owner
 from sandbox_agent.persist.searching import Query
-from sandbox_agent.persist.store.cursor import key_before
-from sandbox_agent.persist.store.rows import (
+from sandbox_agent.persist.store import (
     Changes,
     EnvelopeRow,
     EventRow,
@@ -26,6 +25,7 @@ from sandbox_agent.persist.store.rows import (
     SessionRow,
     SnapshotRow,
     TurnRow,
+    key_before,
 )
 
 _TIMEOUT: Final = 15.0

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.store.rows import (
+from sandbox_agent.persist.store import (
     Changes,
     EnvelopeRow,
     EventRow,

@@ -13,8 +13,8 @@ import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
-from sandbox_agent.persist.redis.keys import quote_tag
 from sandbox_agent.persist.redis.ledger_scripts import ACQUIRE, RELEASE, RENEW, SCHEMA_VERSION
+from sandbox_agent.persist.redis.rows import quote_tag
 from sandbox_agent.persist.redis.scripts import Script
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
@@ -156,9 +156,8 @@ class Owner:
 
     async def _refuse_eviction(self) -> None:
         """Raise PersistError if the server may evict the store's keys."""
-        memory = await self._client.memory_info()
-        policy = str(memory.get("maxmemory_policy", "noeviction"))
-        if memory.get("maxmemory") and policy.startswith("allkeys"):
+        policy = await self._client.eviction_policy()
+        if policy.startswith("allkeys"):
             raise PersistError(
                 f"Redis at {self._client.address} evicts keys when its memory is full (maxmemory-policy "
                 f"{policy}), so sessions would vanish: set maxmemory-policy to noeviction"

@@ -20,8 +20,7 @@ from sandbox_agent.persist.sql.tables import (
     names,
 )
 from sandbox_agent.persist.sql.work import Bundle, Column, Insert, Query, Row, Select, Table, Work
-from sandbox_agent.persist.store.cursor import key_before
-from sandbox_agent.persist.store.rows import (
+from sandbox_agent.persist.store import (
     NO_SESSION,
     Changes,
     EnvelopeRow,
@@ -30,6 +29,7 @@ from sandbox_agent.persist.store.rows import (
     SessionRow,
     SnapshotRow,
     TurnRow,
+    key_before,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -11,7 +11,7 @@ from typing import Any
 from sandbox_agent.persist.sql.erase import Aged, EraseDialect, Eraser
 from sandbox_agent.persist.sql.ledger import Filters, Ledger
 from sandbox_agent.persist.sql.work import Database
-from sandbox_agent.persist.store.rows import (
+from sandbox_agent.persist.store import (
     NO_SESSION,
     Changes,
     EnvelopeRow,

@@ -24,6 +24,12 @@ class Query(NamedTuple):
     values: Sequence[Any] = ()
 
 
+class Command(NamedTuple):
+    """A statement without values and rows, such as CREATE TABLE."""
+
+    text: str
+
+
 class Select(NamedTuple):
     """``SELECT columns tail`` of many rows; its result is the list of them.
 
@@ -109,7 +115,7 @@ class Bundle(NamedTuple):
     inserts: Sequence[Insert]
 
 
-Step = Query | Select | Insert | Bundle
+Step = Query | Command | Select | Insert | Bundle
 Work = Generator[Step, Any, T]
 Make = Callable[[], Work[T]]
 

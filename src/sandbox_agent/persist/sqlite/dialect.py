@@ -1,4 +1,4 @@
-"""How works run on an SQLite connection: few statements, each of which moves many rows.
+"""How works run in an SQLite file: few statements, each of which moves many rows.
 
 The sqlite3 module gives the interpreter's lock away for every statement that it runs and for every row that
 it fetches, and a busy event loop takes milliseconds to give it back. So a batch goes in as one statement,
@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
 from sandbox_agent.persist.sql.work import Bundle, ConflictError, Insert, Make, Query, Select, Step, Table
+from sandbox_agent.persist.sqlite.thread import SQLiteThread
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
         "collate": "",
         "as_json": "",
         "for_update": "",
+        "row": "rowid",
         # The SDK's layout.
         "sessions": "sessions",
         "events": "events",
@@ -125,7 +128,10 @@ def _perform(connection: sqlite3.Connection, step: Step) -> Any:
         return _insert(connection, step)
     if isinstance(step, Bundle):
         return [_insert(connection, one) for one in step.inserts]
-    return _select(connection, step)
+    if isinstance(step, Select):
+        return _select(connection, step)
+    connection.execute(render(step.text)).close()
+    return None
 
 
 def _insert(connection: sqlite3.Connection, step: Insert) -> int:
@@ -189,3 +195,41 @@ def _select_statement(columns: tuple[str, ...], tail: str, data: str) -> str:
         f"SELECT CAST(json_group_array({values}) AS BLOB){joined} "
         f"FROM (SELECT {', '.join(selected)} {tail}{limit})"
     )
+
+
+class SQLiteDatabase:
+    """Implements ``sql.work.Database``.
+
+    Args:
+        writer: the thread that writes the file, and makes or migrates it.
+        reader: a thread that reads beside it; the same one for ":memory:".
+    """
+
+    def __init__(self, writer: SQLiteThread, reader: SQLiteThread) -> None:
+        self.writer: SQLiteThread = writer
+        self.reader: SQLiteThread = reader
+
+    async def read(self, make: Make[T], /) -> T:
+        """Run a work that only reads."""
+        return await self.reader.run(partial(run, make=make), transaction=False)
+
+    async def write(self, make: Make[T], /, *, session_id: str | None = None) -> T:
+        """Run a work in a transaction, together with others that wait."""
+        try:
+            return await self.writer.run(partial(run, make=make))
+        except PersistError as error:
+            error.session_id = error.session_id or session_id
+            raise
+
+    async def cut_log(self) -> None:
+        """Move the log's pages into the file; a reader of another process may keep it from being cut."""
+        await self.writer.run(_cut_log, transaction=False)
+
+    async def close(self) -> None:
+        """Write what was accepted and close the file. Safe to call twice."""
+        await self.reader.close()
+        await self.writer.close()
+
+
+def _cut_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()

@@ -12,7 +12,7 @@ import anyio.to_thread
 from sandbox_agent.persist.follow import FileHint, Following, Mark
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.persist.sql.work import Make
-from sandbox_agent.persist.sqlite.database import SQLiteDatabase
+from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase
 from sandbox_agent.persist.sqlite.schema import prepare_store
 from sandbox_agent.persist.sqlite.thread import MEMORY, UNNAMED, SQLiteThread
 from sandbox_agent.persist.sqlite.writers import SQLiteWriters, read_marks

@@ -14,7 +14,7 @@ from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex
-from sandbox_agent.persist.store.rows import EnvelopeRow, EventRow, TextRow
+from sandbox_agent.persist.store import EnvelopeRow, EventRow, TextRow
 
 # Below the time in a text's id: items of one millisecond. More of them run on into the next.
 _TEXT_BITS: Final = 12

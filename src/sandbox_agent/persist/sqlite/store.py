@@ -13,12 +13,11 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.sql.store import SqlSessionStore
 from sandbox_agent.persist.sql.work import Make
-from sandbox_agent.persist.sqlite.database import SQLiteDatabase
-from sandbox_agent.persist.sqlite.dialect import run
+from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase, run
 from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, SQLiteLedger, used_bytes
-from sandbox_agent.persist.sqlite.store_schema import migrate, require_features
+from sandbox_agent.persist.sqlite.schema import migrate, require_features
 from sandbox_agent.persist.sqlite.thread import BUSY_TIMEOUT, SQLiteThread
-from sandbox_agent.persist.store.rows import SearchRow
+from sandbox_agent.persist.store import SearchRow
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
@@ -74,7 +73,7 @@ class SQLiteSessionStore(SqlSessionStore):
 
         def prepare(connection: sqlite3.Connection) -> int:
             require_features(connection)
-            migrate(connection)
+            run(connection, migrate)
             return run(connection, self._tables.claim)
 
         self._tables.claimed(await self._file.writer.run(prepare))

@@ -18,7 +18,7 @@ from sandbox_agent.persist.sql.ledger import Filters, clean
 from sandbox_agent.persist.sql.work import Query, Row, Select, Work
 from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, agent_word, first_text_id, session_word
 from sandbox_agent.persist.sqlite.texts import match_all
-from sandbox_agent.persist.store.rows import SearchRow
+from sandbox_agent.persist.store import SearchRow
 
 # A word in fewer items than these is rare.
 _RARE: Final = 2_000

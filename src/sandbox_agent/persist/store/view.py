@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -24,12 +25,13 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
-from sandbox_agent.persist.postgres.store_schema import DEFAULT_SCHEMA
+from sandbox_agent.persist.postgres.schema import DEFAULT_SCHEMA
+from sandbox_agent.persist.sql.tables import check_server_version
+from sandbox_agent.persist.sqlite.dialect import run
+from sandbox_agent.persist.sqlite.schema import STORE_VERSION
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
-from sandbox_agent.persist.sqlite.store_schema import check_version
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import EnvelopeRow, SessionRow
+from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 from sandbox_agent.wire.sessions import SearchHit
@@ -222,7 +224,8 @@ def sqlite_store_driver(path: str | os.PathLike[str]) -> StoreDriver | None:
     store = SQLiteSessionStore(reader, reader)
 
     async def check() -> None:
-        await reader.run(check_version, transaction=False)
+        make = partial(check_server_version, STORE_VERSION)
+        await reader.run(partial(run, make=make), transaction=False)
 
     return StoreDriver(store, name=f"the store '{reader.path}'", open_it=check, close_it=reader.close)
 

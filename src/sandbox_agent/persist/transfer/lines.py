@@ -11,20 +11,19 @@ import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, SandboxAgentError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.transfer.writer import Place, SessionWriter
+from sandbox_agent.persist.transfer.history import Place, SessionWriter, read_pages
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
 # The agent of a session without a record.
 UNKNOWN_AGENT: Final = "unknown"
 
-_PAGE: Final = 500
 # Limits of a batch that is stored together: events, and bytes of their payloads.
 _BATCH: Final = 1_000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -107,15 +106,11 @@ async def export_lines(
         async for record in records:
             yield dumps({"record": record})
             sessions += 1
-            cursor: str | None = None
-            while True:
-                page = await driver.list_events(record.id, limit=_PAGE, cursor=cursor)
-                for event in page.items:
-                    yield event_line(event)
-                events += len(page.items)
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
+            async with aclosing(read_pages(driver, record.id)) as pages:
+                async for page in pages:
+                    for event in page:
+                        yield event_line(event)
+                    events += len(page)
     yield dumps({"end": {"sessions": sessions, "events": events}})
 
 
@@ -234,9 +229,7 @@ class _Import:
             raise _DamagedError(f"its record can't be read: {error}") from error
         opened = await self._switch(record.id)
         opened.record = record
-        if opened.writer.last is None and await self._target.get_session(record.id) is None:
-            # Stored first, so that a session whose transfer is interrupted is visible.
-            await self._target.update_session(record)
+        await opened.writer.begin(record)
 
     async def _add_event(self, event: SessionEvent) -> None:
         opened = self._open
@@ -293,11 +286,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _members(text: str) -> dict[str, tuple[Any, str]]:
-    """Return the members of an object: the value and the text of each.
-
-    Raises:
-        ValueError: the text is not an object.
-    """
+    """Return the value and the text of each member; raise ValueError if the text is not an object."""
     members: dict[str, tuple[Any, str]] = {}
     scanner = json.JSONDecoder(parse_constant=_no_constant)
     position = _skip(text, 0, "{")
@@ -327,29 +316,15 @@ def _skip(text: str, position: int, mark: str) -> int:
 
 
 def _event(line: _Line, payload: msgspec.Raw) -> SessionEvent:
-    if (
-        line.id is msgspec.UNSET
-        or line.event_index is msgspec.UNSET
-        or line.session_id is msgspec.UNSET
-        or line.created_at is msgspec.UNSET
-        or line.connection_id is msgspec.UNSET
-        or line.sender is msgspec.UNSET
-    ):
+    fields = (line.id, line.event_index, line.session_id, line.created_at, line.connection_id, line.sender)
+    if msgspec.UNSET in fields:
         raise _DamagedError(
             "the event lacks one of id, eventIndex, sessionId, createdAt, connectionId, sender"
         )
     text = bytes(payload)
     if not text.startswith(b"{"):
         raise _DamagedError("the event's payload is not an object")
-    return SessionEvent(
-        line.id,
-        line.event_index,
-        line.session_id,
-        line.created_at,
-        line.connection_id,
-        line.sender,
-        text,
-    )
+    return SessionEvent(*cast("tuple[str, int, str, int, str, Sender]", fields), text)
 
 
 def _note_record(opened: _Open, event: SessionEvent) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -13,17 +12,18 @@ import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, PersistError, SessionNotFoundError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
-from sandbox_agent.persist.transfer.writer import SessionWriter
+from sandbox_agent.persist.transfer.history import (
+    SessionWriter,
+    for_each_page,
+    raise_first_error,
+    read_events,
+)
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
-__all__ = ["Moved", "Total", "copy_sessions", "for_each_page", "list_all_sessions", "measure"]
+__all__ = ["Moved", "Total", "copy_sessions", "list_all_sessions", "measure"]
 
 # Concurrent sessions: small ones then share commits.
 _AT_ONCE: Final = 8
-# The size of a page of events in memory, in bytes and events.
-_PAGE_BYTES: Final = 4 * 1024 * 1024
-_PAGE_EVENTS: Final = 2_000
-_FIRST_PAGE: Final = 200
 _PROBE: Final = "~probe:"
 
 
@@ -81,49 +81,6 @@ async def measure(source: SessionPersistDriver, session_ids: Iterable[str] | Non
     return total
 
 
-async def for_each_page(
-    source: SessionPersistDriver,
-    session_id: str,
-    use: Callable[[list[SessionEvent]], Awaitable[None]],
-    *,
-    cursor: str | None = None,
-) -> None:
-    """Await ``use`` for each page of a session's events, while the next page is read.
-
-    A page has some megabytes, whatever the size of its events. At most three pages are in memory.
-    """
-    send, receive = anyio.create_memory_object_stream[list[SessionEvent]](0)
-    failure: Exception | None = None
-
-    async def read() -> None:
-        nonlocal failure
-        position, size = cursor, _FIRST_PAGE
-        try:
-            async with send:
-                while True:
-                    page = await source.list_events(session_id, limit=size, cursor=position)
-                    await send.send(page.items)
-                    position = page.next_cursor
-                    if position is None:
-                        return
-                    length = sum(len(event.payload_json) for event in page.items)
-                    size = max(1, min(_PAGE_EVENTS, _PAGE_BYTES * len(page.items) // max(1, length)))
-        except Exception as error:  # noqa: BLE001 - the caller raises it
-            failure = error
-
-    with send, receive:
-        async with anyio.create_task_group() as group:
-            group.start_soon(read)
-            try:
-                async for page in receive:
-                    await use(page)
-            except Exception as error:  # noqa: BLE001 - raised after the group, not in an exception group
-                failure = error
-                group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
 async def copy_sessions(
     source: SessionPersistDriver,
     target: SessionPersistDriver,
@@ -156,52 +113,28 @@ async def copy_sessions(
     if delete:
         await _refuse_same_store(source, target)
     moved = Moved()
-    failure: Exception | None = None
     send, receive = anyio.create_memory_object_stream[SessionRecord](0)
     job = _Job(source, target, moved, on_progress, delete=delete, verify=verify)
 
     async def work() -> None:
-        nonlocal failure
-        try:
-            async for record in receive:
-                await job.copy(record)
-        except Exception as error:  # noqa: BLE001 - raised after the group, not in an exception group
-            failure = failure or error
-            group.cancel_scope.cancel()
+        async for record in receive:
+            await job.copy(record)
 
-    with send, receive:
+    with raise_first_error(), receive:
         async with anyio.create_task_group() as group:
             for _ in range(_AT_ONCE):
                 group.start_soon(work)
-            try:
-                async with aclosing(_chosen(source, session_ids)) as records:
-                    async for record in records:
-                        await send.send(record)
-                send.close()
-            except Exception as error:  # noqa: BLE001 - raised after the group, not in an exception group
-                failure = failure or error
-                group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+            async with send, aclosing(_chosen(source, session_ids)) as records:
+                async for record in records:
+                    await send.send(record)
     if delete and session_ids is None and moved.deleted and (await source.list_sessions(limit=1)).items:
         # They were created meanwhile, or a listing skipped them because rows were deleted.
-        await _move_rest(source, target, moved, verify=verify, on_progress=on_progress)
+        more = await copy_sessions(source, target, delete=True, verify=verify, on_progress=on_progress)
+        moved.sessions += more.sessions
+        moved.events += more.events
+        moved.stored += more.stored
+        moved.deleted += more.deleted
     return moved
-
-
-async def _move_rest(
-    source: SessionPersistDriver,
-    target: SessionPersistDriver,
-    moved: Moved,
-    *,
-    verify: bool,
-    on_progress: OnProgress | None,
-) -> None:
-    more = await copy_sessions(source, target, delete=True, verify=verify, on_progress=on_progress)
-    moved.sessions += more.sessions
-    moved.events += more.events
-    moved.stored += more.stored
-    moved.deleted += more.deleted
 
 
 class _Job:
@@ -246,9 +179,7 @@ class _Job:
     async def _copy(self, record: SessionRecord, reached: int) -> int:
         """Copy the missing rows and return the last index."""
         writer = await SessionWriter.open(self._target, record.id)
-        if writer.last is None and await self._target.get_session(record.id) is None:
-            # Stored first, so that a session whose transfer is interrupted is visible.
-            await self._target.update_session(record)
+        await writer.begin(record)
         cursor = None if writer.last is None else self._source.cursor_after(writer.last - 1)
 
         async def use(events: list[SessionEvent]) -> None:
@@ -263,7 +194,7 @@ class _Job:
             self._report()
 
         await for_each_page(self._source, record.id, use, cursor=cursor)
-        if writer.seen == 0 and writer.last is not None and cursor is not None:
+        if writer.given is None and writer.last is not None and cursor is not None:
             # The target is ahead of the source: it must contain the source's last event.
             await writer.write(await self._source.tail_events(record.id, limit=1))
         await writer.finish(record)
@@ -283,42 +214,21 @@ class _Job:
 
     async def _compare_all(self, session_id: str) -> None:
         """Compare every event of the source with the target, which may have more events."""
-        theirs = _Reader(self._target, session_id)
+        async with aclosing(read_events(self._target, session_id)) as theirs:
 
-        async def compare(events: list[SessionEvent]) -> None:
-            for event in events:
-                other = await theirs.next()
-                if other is None or not _is_same(event, other):
-                    raise _difference_error(
-                        session_id, f"event {event.event_index} ('{event.id}') is not the same"
-                    )
+            async def compare(events: list[SessionEvent]) -> None:
+                for event in events:
+                    other = await anext(theirs, None)
+                    if other is None or not _is_same(event, other):
+                        raise _difference_error(
+                            session_id, f"event {event.event_index} ('{event.id}') is not the same"
+                        )
 
-        await for_each_page(self._source, session_id, compare)
+            await for_each_page(self._source, session_id, compare)
 
     def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._moved)
-
-
-class _Reader:
-    """Reads a session's events one at a time."""
-
-    def __init__(self, driver: SessionPersistDriver, session_id: str) -> None:
-        self._driver = driver
-        self._session_id = session_id
-        self._page: deque[SessionEvent] = deque()
-        self._cursor: str | None = None
-        self._began = False
-
-    async def next(self) -> SessionEvent | None:
-        """Return the next event, or None at the end."""
-        while not self._page:
-            if self._began and self._cursor is None:
-                return None
-            page = await self._driver.list_events(self._session_id, limit=_FIRST_PAGE, cursor=self._cursor)
-            self._page.extend(page.items)
-            self._began, self._cursor = True, page.next_cursor
-        return self._page.popleft()
 
 
 def _is_same(one: SessionEvent, other: SessionEvent) -> bool:

@@ -14,8 +14,7 @@ from anyio.abc import TaskGroup
 
 from sandbox_agent.engine.permissions import verdict_outcome
 from sandbox_agent.errors import ProblemError, SandboxAgentError
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
+from sandbox_agent.persist.store import PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.client_names import EXPIRY, POLICY
 from sandbox_agent.server.permissions.inbox import (
     MAX_PENDING,

@@ -12,8 +12,7 @@ from sandbox_agent.errors import (
     NotFoundError,
     UnsupportedPermissionReplyError,
 )
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import PermissionRow, SessionRow
+from sandbox_agent.persist.store import PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, elements, loads, members

@@ -15,7 +15,7 @@ import msgspec
 from sandbox_agent.engine import permissions as engine
 from sandbox_agent.engine.permissions import PermissionMode, Verdict
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
-from sandbox_agent.persist.store.rows import SessionRow
+from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.wire.jsonrpc import elements, members
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import GoneError, ServerSessionNotFoundError, StreamError
-from sandbox_agent.persist.store.rows import EventRow, SessionRow
+from sandbox_agent.persist.store import EventRow, SessionRow
 from sandbox_agent.server.http.operations import (
     MAX_NUMBER,
     Answer,

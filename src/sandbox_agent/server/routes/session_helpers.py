@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.persist.store.rows import SessionRow, TurnRow
+from sandbox_agent.persist.store import SessionRow, TurnRow
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.http.operations import Parameter, read_flag, text_schema

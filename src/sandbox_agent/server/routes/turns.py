@@ -13,7 +13,7 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     UnsupportedAgentError,
 )
-from sandbox_agent.persist.store.rows import TurnRow
+from sandbox_agent.persist.store import TurnRow
 from sandbox_agent.server.http.operations import (
     AGENT_ERRORS,
     MAX_IDEMPOTENCY_KEY,

@@ -6,8 +6,7 @@ from typing import Protocol
 
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event, encode_messages
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import EventRow, SessionRow
+from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, decode_event

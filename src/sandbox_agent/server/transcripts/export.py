@@ -9,8 +9,7 @@ import anyio.to_thread
 import msgspec
 
 from sandbox_agent.errors import GoneError
-from sandbox_agent.persist.store.base import SessionStore
-from sandbox_agent.persist.store.rows import EventRow, SessionRow
+from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
 from sandbox_agent.server.transcripts.html import HtmlRenderer
 from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
 from sandbox_agent.server.transcripts.templating import TemplateRenderer

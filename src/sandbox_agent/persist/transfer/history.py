@@ -1,13 +1,81 @@
-"""Write a session's history into a store with its own indexes, continuing where the store's history ends."""
+"""Read a session's history in pages, and write it into another store with its own indexes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Final, NamedTuple, Self
+
+import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
+
+# The size of a page of events in memory, in bytes and events.
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+_PAGE_EVENTS: Final = 2_000
+_FIRST_PAGE: Final = 200
+
+
+async def read_pages(
+    driver: SessionPersistDriver, session_id: str, cursor: str | None = None
+) -> AsyncGenerator[list[SessionEvent]]:
+    """Iterate over pages of a session's events, of some megabytes each, whatever the size of the events."""
+    size = _FIRST_PAGE
+    while True:
+        page = await driver.list_events(session_id, limit=size, cursor=cursor)
+        yield page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+        length = sum(len(event.payload_json) for event in page.items)
+        size = max(1, min(_PAGE_EVENTS, _PAGE_BYTES * len(page.items) // max(1, length)))
+
+
+async def read_events(driver: SessionPersistDriver, session_id: str) -> AsyncGenerator[SessionEvent]:
+    """Iterate over a session's events."""
+    async with aclosing(read_pages(driver, session_id)) as pages:
+        async for page in pages:
+            for event in page:
+                yield event
+
+
+async def for_each_page(
+    source: SessionPersistDriver,
+    session_id: str,
+    use: Callable[[list[SessionEvent]], Awaitable[None]],
+    *,
+    cursor: str | None = None,
+) -> None:
+    """Await ``use`` for each page of a session's events, while the next page is read.
+
+    At most three pages are in memory.
+    """
+    send, receive = anyio.create_memory_object_stream[list[SessionEvent]](0)
+
+    async def read() -> None:
+        async with send, aclosing(read_pages(source, session_id, cursor)) as pages:
+            async for page in pages:
+                await send.send(page)
+
+    with raise_first_error(), receive:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            async for page in receive:
+                await use(page)
+
+
+@contextmanager
+def raise_first_error() -> Generator[None]:
+    """Raise the first error of a task group, instead of an exception group."""
+    error: Exception | None = None
+    try:
+        yield
+    except ExceptionGroup as group:
+        error = group.exceptions[0]
+    if error is not None:
+        raise error
 
 
 class Place(NamedTuple):
@@ -21,14 +89,14 @@ class SessionWriter:
     """Stores the events of one session in order, each with its id and index.
 
     Events that the store has are not stored again, so an interrupted transfer continues, and two concurrent
-    transfers produce one history: events are recognized by id, and an index is never used twice.
+    transfers produce one history: events are recognized by id, and an index is never used twice. If the store
+    has another history of the session, or fails, the methods raise PersistError.
 
     Attributes:
         session_id: the session.
         last: the index up to which the store has the history; None if it has none.
         stored: how many events were stored.
-        seen: how many events were passed in, including those that were stored before.
-        given: the last of them.
+        given: the last event that was passed in, or that was stored before.
     """
 
     def __init__(self, target: SessionPersistDriver, session_id: str, newest: SessionEvent | None) -> None:
@@ -39,20 +107,13 @@ class SessionWriter:
         self._met = newest is None
         self.last: int | None = None if newest is None else newest.event_index
         self.stored: int = 0
-        self.seen: int = 0
         self.given: Place | None = None
 
     @classmethod
     async def open(cls, target: SessionPersistDriver, session_id: str, given: Place | None = None) -> Self:
         """Return a writer that continues the store's history.
 
-        Args:
-            target: the store.
-            session_id: the session.
-            given: the last event of an earlier writer, if this one continues it.
-
-        Raises:
-            PersistError: the store failed.
+        ``given`` is the last event of an earlier writer, if this one continues its work.
         """
         tail = await target.tail_events(session_id, limit=1)
         writer = cls(target, session_id, tail[-1] if tail else None)
@@ -60,17 +121,13 @@ class SessionWriter:
             writer._met = True
         return writer
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether the history that was passed in ends before the store's."""
-        return not self._met
+    async def begin(self, record: SessionRecord) -> None:
+        """Store the record of a new session, so that a session whose transfer is interrupted is visible."""
+        if self.last is None and await self._target.get_session(record.id) is None:
+            await self._target.update_session(record)
 
     async def write(self, events: Sequence[SessionEvent]) -> None:
-        """Store the next events of the history, in ascending order of their indexes.
-
-        Raises:
-            PersistError: the store has another history of that session, or failed.
-        """
+        """Store the next events of the history, in ascending order of their indexes."""
         if not events:
             return
         fresh = list(events)
@@ -83,21 +140,16 @@ class SessionWriter:
             elif fresh:
                 self._compare(_place(fresh[0]), self._newest)
         await self._store(fresh)
-        self.seen += len(events)
         self.given = _place(events[-1])
 
     async def finish(self, record: SessionRecord | None) -> None:
-        """Store the record, unless the store's history is longer than the one that was passed in.
-
-        Raises:
-            PersistError: the store has another history of that session, or failed.
-        """
+        """Store the record, unless the store's history is longer than the one that was passed in."""
         if self._newest is not None and not self._met:
             await self._compare_end(self._newest)
         if record is None:
             return
         known = await self._target.get_session(record.id)
-        if known is None or (known != record and not self.is_behind):
+        if known is None or (known != record and self._met):
             await self._target.update_session(record)
 
     async def _store(self, events: list[SessionEvent]) -> None:

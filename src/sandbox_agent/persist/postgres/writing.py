@@ -1,21 +1,26 @@
-"""Appending to a PostgreSQL store: appends that wait at the same time are stored by one statement."""
+"""Writing sessions of the SDK in PostgreSQL: which writer may, and many appends by one statement.
+
+Each session has a row with the generation of its writer and its last index, which a transaction that writes
+the session locks.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
-from sandbox_agent.errors import PersistError
+from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDatabase
 from sandbox_agent.persist.postgres.errors import sqlstate
-from sandbox_agent.persist.postgres.library import Connection, Row
-from sandbox_agent.persist.postgres.writers import PostgresWriters, marks_of
-from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log
+from sandbox_agent.persist.postgres.link import Row
+from sandbox_agent.persist.postgres.schema import mark
+from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log, Writers
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
@@ -27,6 +32,53 @@ _REMEMBERED: Final = 10_000
 # Classes of what one row can do to the statement: a value, a constraint, a conflict, a lock.
 _REFUSALS: Final = frozenset({"21", "22", "23", "40", "55"})
 
+# A notification's text is below 8,000 bytes.
+_MOST_MARKS: Final = 800
+_MAKE: Final = """
+INSERT INTO {session_writers} (session_id, last_index)
+SELECT asked.session_id, coalesce((
+  SELECT max(event_index) FROM {events} WHERE session_id = asked.session_id
+), 0)
+FROM unnest($1::text[]) AS asked (session_id)
+WHERE EXISTS (SELECT FROM {session_store} WHERE store_id = $2)
+ORDER BY asked.session_id
+ON CONFLICT DO NOTHING
+"""
+_LOCK: Final = """
+SELECT generation, last_index, deletions FROM {session_writers} WHERE session_id = $1 FOR NO KEY UPDATE
+"""
+_LOCK_WHOLLY: Final = "SELECT 1 FROM {session_writers} WHERE session_id = $1 FOR UPDATE"
+_CLAIM: Final = """
+INSERT INTO {session_writers} AS writer (session_id, generation) VALUES ($1, 1)
+ON CONFLICT (session_id) DO UPDATE SET generation = writer.generation + 1
+RETURNING generation
+"""
+_STORED: Final = """
+WITH counted AS (
+  UPDATE {session_writers} SET last_index = greatest(last_index, $2) WHERE session_id = $1
+)
+SELECT pg_notify('{channel}', $3)
+"""
+_FORGET_EXTENTS: Final = """
+DELETE FROM {extents} WHERE (session_id = $1 AND last_index >= $2)
+  OR session_id IN (SELECT session_id FROM {events} WHERE id = $3)
+"""
+_STATES: Final = """
+SELECT asked.session_id, coalesce(writer.deletions, 0),
+  (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
+FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
+"""
+_DELETE: Final = """
+WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
+  gone_texts AS (DELETE FROM {session_texts} WHERE session_id = $1),
+  gone_extents AS (DELETE FROM {extents} WHERE session_id = $1),
+  gone_session AS (DELETE FROM {sessions} WHERE id = $1),
+  fenced AS (
+    UPDATE {session_writers} SET generation = generation + 1, deletions = deletions + 1, last_index = 0
+    WHERE session_id = $1
+  )
+SELECT pg_notify('{channel}', $2)
+"""
 # One statement, so that it is one round trip and a transaction by itself. A session whose writer's row is
 # missing, of another generation or behind what is known, is left out of the result. The last index is that
 # of the writer's row; a program that keeps no such row (the TypeScript driver) uses the next one, if any,
@@ -38,13 +90,13 @@ WITH wanted AS MATERIALIZED (
     AS wanted (session_id, generation, known, first, amount)
   WHERE (SELECT set_config('lock_timeout', '500ms', TRUE)) IS NOT NULL
 ), taken AS (
-  UPDATE {writers} AS writer
+  UPDATE {session_writers} AS writer
   SET last_index = writer.last_index + wanted.amount
   FROM wanted
   WHERE writer.session_id = wanted.session_id
     AND (wanted.generation = 0 OR writer.generation = wanted.generation)
     AND writer.last_index >= wanted.known
-    AND EXISTS (SELECT FROM {store} WHERE store_id = $12)
+    AND EXISTS (SELECT FROM {session_store} WHERE store_id = $12)
   RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
     wanted.first, wanted.amount
 ), stored AS (
@@ -60,12 +112,85 @@ SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM 
 """
 
 
+class PostgresWriters(Writers):
+    """Implements ``sql.log.Writers``: the writer's row is locked until the transaction ends.
+
+    Args:
+        target: where the store is, for messages.
+
+    Attributes:
+        store_id: identifies this store; set once its tables are there.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.store_id: str = ""
+        self._target = target
+
+    def make(self, session_ids: Sequence[str]) -> Work[None]:
+        """Make the rows of sessions that were not claimed or written yet."""
+        yield Query(_MAKE, (session_ids, self.store_id))
+
+    def claim(self, session_id: str) -> Work[int]:
+        yield from self.check_store(session_id)
+        yield from self.make([session_id])
+        rows = yield Query(_CLAIM, (session_id,))
+        return int(rows[0][0])
+
+    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+        yield from self.check_store(session_id)
+        rows = yield Query(_LOCK, (session_id,))
+        if not rows:
+            if generation != UNFENCED or known != UNKNOWN:
+                raise self._gone(session_id)
+            yield from self.make([session_id])
+            rows = yield Query(_LOCK, (session_id,))
+        current, last_index, deletions = rows[0]
+        if generation not in (UNFENCED, current):
+            raise (
+                self._gone(session_id) if current < generation else SessionFencedError(session_id, generation)
+            )
+        if deletions == known.deletions and last_index < known.last_index:
+            raise self._gone(session_id)
+        return Known(last_index, deletions)
+
+    def check_store(self, session_id: str) -> Work[None]:
+        rows = yield Query("SELECT store_id FROM {session_store}")
+        if not rows or rows[0][0] != self.store_id:
+            raise self._gone(session_id)
+
+    def stored(self, session_id: str, last_index: int) -> Work[None]:
+        # This notifies the followers, too.
+        yield Query(_STORED, (session_id, last_index, mark(session_id)))
+
+    def replaced(self, event: SessionEvent) -> Work[None]:
+        # The texts of the session are derived again if they were derived from that place.
+        yield Query(_FORGET_EXTENTS, (event.session_id, event.event_index, event.id))
+
+    def delete(self, session_id: str) -> Work[None]:
+        yield from self.check_store(session_id)
+        # Before the events are erased, so that nothing is appended, and no texts are stored, meanwhile.
+        yield from self.make([session_id])
+        yield Query(_LOCK_WHOLLY, (session_id,))
+        yield Query(_DELETE, (session_id, mark(session_id)))
+
+    def _gone(self, session_id: str) -> PersistError:
+        return PersistError(
+            f"session '{session_id}' was not written: the store at {self._target} does not have what it had "
+            "acknowledged (it was replaced, emptied, or restored from an older copy): bring the right one "
+            "back, or open the store again to continue with this one",
+            session_id=session_id,
+        )
+
+
 class _Append:
     """One call that waits."""
 
-    def __init__(self, session_id: str, events: list[SessionEvent], generation: int) -> None:
+    def __init__(
+        self, session_id: str, events: list[SessionEvent], payloads: list[str], generation: int
+    ) -> None:
         self.session_id = session_id
         self.events = events
+        self.payloads = payloads
         self.generation = generation
         self.size = sum(len(event.payload_json) for event in events)
         self.outcome: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
@@ -77,10 +202,6 @@ class _Append:
     def failed(self, error: BaseException) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)
-
-
-class _ApartError(Exception):
-    """A row is refused: each append of the statement is stored by itself."""
 
 
 class Appender:
@@ -121,8 +242,7 @@ class Appender:
                 is not text, or the store failed.
         """
         self._database.link.refuse_unusable()
-        check_texts(events)
-        append = _Append(session_id, list(events), generation)
+        append = _Append(session_id, list(events), decode_payloads(events), generation)
         self._waiting.append(append)
         self._start_gathering()
         try:
@@ -189,10 +309,15 @@ class Appender:
         by_session: dict[str, list[_Append]] = {}
         for append in group:
             by_session.setdefault(append.session_id, []).append(append)
+        rows: list[Row] = []
         try:
-            rows = await self._database.link.run(partial(self._run_group, by_session=by_session))
-        except _ApartError:
-            rows = []
+            # One statement needs no transaction.
+            rows = await self._database.read(partial(self._together, by_session))
+        except PersistError as error:
+            cause = error.__cause__
+            value = isinstance(cause, ValueError) and len(group) > 1
+            if not value and (cause is None or sqlstate(cause)[:2] not in _REFUSALS):
+                raise
         for row in rows:
             session_id, first = row[0], row[1] + 1
             for append in by_session.pop(session_id):
@@ -202,15 +327,6 @@ class Appender:
         for session_id, appends in by_session.items():
             self._alone.add(session_id)
             self._start(self._store_alone(session_id, appends))
-
-    async def _run_group(self, connection: Connection, by_session: dict[str, list[_Append]]) -> list[Row]:
-        try:
-            return await self._database.dialect.run(connection, partial(self._together, by_session))
-        except Exception as error:
-            apart = isinstance(error, ValueError) and sum(map(len, by_session.values())) > 1
-            if apart or sqlstate(error)[:2] in _REFUSALS:
-                raise _ApartError from error
-            raise
 
     def _together(self, by_session: dict[str, list[_Append]]) -> Work[list[Row]]:
         """Return id, last index before and deletions of each session that was stored."""
@@ -237,8 +353,9 @@ class Appender:
             [event.created_at for event in events],
             [event.connection_id for event in events],
             [event.sender for event in events],
-            [event.payload_json.decode() for event in events],
-            marks_of(by_session),
+            [payload for appends in by_session.values() for one in appends for payload in one.payloads],
+            # An empty text is about all sessions.
+            " ".join(map(mark, by_session)) if len(by_session) <= _MOST_MARKS else "",
             self._writers.store_id,
         )
         return (yield Query(_TOGETHER, values))
@@ -280,20 +397,22 @@ class Appender:
             self._known.popitem(last=False)
 
 
-def check_texts(events: Sequence[SessionEvent]) -> None:
-    """Check that every payload is text.
+def decode_payloads(events: Iterable[SessionEvent]) -> list[str]:
+    """Return the payloads as texts.
 
     Raises:
         PersistError: one is not UTF-8.
     """
+    payloads: list[str] = []
     for event in events:
         try:
-            event.payload_json.decode()
+            payloads.append(event.payload_json.decode())
         except UnicodeDecodeError as error:
             raise PersistError(
                 f"event '{event.id}' was not stored: its payload is not UTF-8 ({error})",
                 session_id=event.session_id,
             ) from error
+    return payloads
 
 
 def _own(error: BaseException, session_id: str) -> BaseException:
@@ -303,3 +422,9 @@ def _own(error: BaseException, session_id: str) -> BaseException:
     own = PersistError(str(error), session_id=session_id)
     own.__cause__ = error
     return own
+
+
+def read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:
+    """Return the last index and the deletions of each session."""
+    rows = yield Query(_STATES, (list(session_ids),))
+    return {session_id: Mark(last, deletions) for session_id, deletions, last in rows}
