@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -34,9 +34,10 @@ from sandbox_agent.persist.base import (
     Capability,
     SessionPersistDriver,
     check_session,
-    decode_cursor,
     encode_cursor,
-    normalize_limit,
+    slice_page,
+    taken_id_error,
+    taken_index_error,
 )
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -114,8 +115,8 @@ class StateSessionPersistDriver(SessionPersistDriver):
         """Return a page of records by (created_at, id), oldest first."""
         async with self._lock:
             plains = sorted(self._data().sessions.values(), key=_created)
-            page, end = _page(plains, _created, limit, cursor)
-            return ListPage([plain_to_record(plain) for plain in page], end)
+            page = slice_page(plains, _created, limit, cursor)
+            return ListPage([plain_to_record(plain) for plain in page.items], page.next_cursor)
 
     async def update_session(self, session: SessionRecord, /) -> None:
         """Insert the record, or replace the one with its id. Drops the oldest session beyond the limit."""
@@ -149,8 +150,8 @@ class StateSessionPersistDriver(SessionPersistDriver):
     ) -> ListPage[SessionEvent]:
         """Return a page of a session's events by (event_index, id), oldest first."""
         async with self._lock:
-            page, end = _page(self._data().history(session_id), position, limit, cursor)
-            return ListPage([plain_to_event(plain) for plain in page], end)
+            page = slice_page(self._data().history(session_id), position, limit, cursor)
+            return ListPage([plain_to_event(plain) for plain in page.items], page.next_cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
         """Return the cursor of ``list_events`` after that index."""
@@ -173,11 +174,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
             history = data.history(session_id)
             at = bisect_left(history, (event.event_index, ""), key=position)
             if at < len(history) and history[at]["eventIndex"] == event.event_index:
-                raise PersistError(
-                    f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                    f"{event.event_index}",
-                    session_id=session_id,
-                )
+                raise taken_index_error(event)
             history.insert(at, plain)
             self._keep(data, session_id, history, [plain])
 
@@ -299,10 +296,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
         for plain in plains:
             owner = owners.get(plain["id"], session_id)
             if owner != session_id:
-                raise PersistError(
-                    f"event '{plain['id']}' was not stored: its id is taken by an event of session '{owner}'",
-                    session_id=session_id,
-                )
+                raise taken_id_error(plain["id"], session_id, owner)
 
     def _keep(self, data: ActorData, session_id: str, history: list[Plain], fresh: Sequence[Plain]) -> None:
         """Set a session's history, within the limits, which also apply to histories without a record."""
@@ -387,18 +381,3 @@ def _created(plain: Plain) -> tuple[int, str]:
 def _check_generation(data: ActorData, session_id: str, generation: int) -> None:
     if generation != UNFENCED and generation < data.writers.get(session_id, UNFENCED):
         raise SessionFencedError(session_id, generation)
-
-
-def _page(
-    plains: list[Plain], place: Callable[[Plain], tuple[int, str]], limit: int | None, cursor: str | None
-) -> tuple[list[Plain], str | None]:
-    size = normalize_limit(limit)
-    after = decode_cursor(cursor)
-    if after is None:
-        start = 0
-    elif after.offset:
-        start = after.offset
-    else:
-        start = bisect_right(plains, (after.position, after.id), key=place)
-    page = plains[start : start + size]
-    return page, encode_cursor(*place(page[-1])) if start + size < len(plains) else None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from sandbox_agent.errors import PersistError, SessionFencedError
+from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
     SessionPersistDriver,
     check_session,
-    decode_cursor,
     encode_cursor,
     normalize_limit,
+    slice_page,
+    taken_id_error,
+    taken_index_error,
 )
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -24,7 +26,6 @@ from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
 
-T = TypeVar("T")
 _Position = tuple[int, str]
 
 _MAX_SESSIONS: Final = 1_024
@@ -76,7 +77,8 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
         """Return a page of records by (created_at, id), oldest first."""
-        return _page(self._order, lambda at: copy.deepcopy(self._sessions[at[1]]), limit, cursor)
+        page = slice_page(self._order, _itself, limit, cursor)
+        return ListPage([copy.deepcopy(self._sessions[at[1]]) for at in page.items], page.next_cursor)
 
     async def update_session(self, session: SessionRecord, /) -> None:
         """Insert the record, or replace the one with its id. Drops the oldest session beyond the limit."""
@@ -106,7 +108,8 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
     ) -> ListPage[SessionEvent]:
         """Return a page of a session's events by (event_index, id), oldest first."""
         history = self._histories.get(session_id, _EMPTY)
-        return _page(history.order, lambda at: history.events[at[1]].copy(), limit, cursor)
+        page = slice_page(history.order, _itself, limit, cursor)
+        return ListPage([history.events[at[1]].copy() for at in page.items], page.next_cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
         """Return the cursor of ``list_events`` after that index."""
@@ -122,11 +125,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         order = self._history(session_id).order
         at = bisect_left(order, (event.event_index, ""))
         if at < len(order) and order[at][0] == event.event_index and order[at][1] != event.id:
-            raise PersistError(
-                f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                f"{event.event_index}",
-                session_id=session_id,
-            )
+            raise taken_index_error(event)
         owner = self._owners.get(event.id)
         if owner is not None:
             self._histories[owner].remove(event.id)
@@ -147,10 +146,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             check_session(session_id, event)
             owner = self._owners.get(event.id, session_id)
             if owner != session_id:
-                raise PersistError(
-                    f"event '{event.id}' was not stored: its id is taken by an event of session '{owner}'",
-                    session_id=session_id,
-                )
+                raise taken_id_error(event.id, session_id, owner)
         history = self._history(session_id)
         indexes: dict[str, int] = {}
         fresh: list[SessionEvent] = []
@@ -297,19 +293,5 @@ def _remove(order: list[_Position], position: _Position) -> None:
     del order[bisect_left(order, position)]
 
 
-def _page(
-    order: list[_Position], item: Callable[[_Position], T], limit: int | None, cursor: str | None
-) -> ListPage[T]:
-    size = normalize_limit(limit)
-    after = decode_cursor(cursor)
-    if after is None:
-        start = 0
-    elif after.offset:
-        start = after.offset
-    else:
-        start = bisect_right(order, (after.position, after.id))
-    positions = order[start : start + size]
-    more = start + size < len(order)
-    return ListPage(
-        [item(position) for position in positions], encode_cursor(*positions[-1]) if more else None
-    )
+def _itself(position: _Position) -> _Position:
+    return position

@@ -96,7 +96,7 @@ class EraseDialect(LedgerDialect, Protocol):
 
     def erased(self) -> Work[None]:
         """Note, in the same transaction, that something was erased."""
-        ...
+        yield from ()
 
 
 class Eraser:

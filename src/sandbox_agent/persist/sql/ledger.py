@@ -20,7 +20,6 @@ from sandbox_agent.persist.sql.work import Bundle, Column, Insert, Row, Select, 
 from sandbox_agent.persist.store import (
     NO_SESSION,
     Changes,
-    EnvelopeRow,
     EventRow,
     SessionRow,
 )
@@ -49,25 +48,15 @@ class LedgerDialect(Protocol):
     """The largest key of all sessions."""
     events: Table
     envelopes: Table
+    text: Callable[[str], str]
+    """Returns a text as the engine can hold it."""
+    original: Callable[[str], str]
+    """Returns the text that ``text`` was given."""
+    name: Callable[[str], Any]
+    """Returns what a ``{name:…}`` column is compared with."""
 
-    def text(self, text: str, /) -> str:
-        """Return the text as the engine can hold it."""
-        ...
-
-    def original(self, text: str, /) -> str:
-        """Return the text that ``text`` was given."""
-        ...
-
-    def name(self, text: str, /) -> Any:
-        """Return what a ``{name:…}`` column is compared with."""
-        ...
-
-    def event_values(self, row: EventRow) -> tuple[Any, ...]:
-        """Return an event as a row of its table; the last four are time, type, envelope and data."""
-        ...
-
-    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
-        """Return an envelope as a row; the last four are time, sender, connection_id and data."""
+    def place(self, key: int, number: int) -> tuple[Any, ...]:
+        """Return what identifies an event or envelope in its table: the values before its time."""
         ...
 
     def extent(self, key: int, after: int) -> tuple[Any, Any]:
@@ -92,7 +81,7 @@ class LedgerDialect(Protocol):
 
     def check_bundle(self) -> Work[None]:
         """Do the same before a bundle, which for some engines does it by itself."""
-        ...
+        return self.check_owner()
 
     def next_key(self) -> Work[int]:
         """Return a session key that was never used."""
@@ -100,11 +89,11 @@ class LedgerDialect(Protocol):
 
     def insert_texts(self, texts: Sequence[Any]) -> list[Insert]:
         """Return the inserts of texts that the store prepared, where they are part of the bundle."""
-        ...
+        return []
 
     def index_texts(self, texts: Sequence[Any]) -> Work[None]:
         """Store texts after the bundle, where they are not part of it."""
-        ...
+        yield from ()
 
     def read_events(
         self, key: int, after: int, limit: int, max_bytes: int, include_raw: bool
@@ -133,11 +122,17 @@ class Ledger:
         Raises:
             PersistError: an event or envelope contradicts a stored one, or another server owns the store.
         """
-        dialect = self._dialect
-        events = list(map(dialect.event_values, changes.events))
+        dialect, place, text = self._dialect, self._dialect.place, self._dialect.text
+        events = [
+            (*place(row.key, row.sequence), row.time, text(row.type), row.envelope, row.data)
+            for row in changes.events
+        ]
         # Older releases stored envelopes that belong to no session.
         rows = [row for row in changes.envelopes if row.key != NO_SESSION]
-        envelopes = list(map(dialect.envelope_values, rows))
+        envelopes = [
+            (*place(row.key, row.index), row.time, row.sender, text(row.connection_id), row.data)
+            for row in rows
+        ]
         snapshots = sorted(changes.snapshots, key=attrgetter("envelope"))
         inserts: list[Insert] = [
             self._insert(STORE_SESSIONS, _merged(changes.sessions)),

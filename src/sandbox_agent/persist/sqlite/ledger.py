@@ -9,12 +9,13 @@ from itertools import accumulate
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.sql.erase import EraseDialect
 from sandbox_agent.persist.sql.ledger import clean, searchable
 from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS, without_form
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex
-from sandbox_agent.persist.store import EnvelopeRow, EventRow, TextRow
+from sandbox_agent.persist.store import TextRow
 
 # Below the time in a text's id: items of one millisecond. More of them run on into the next.
 _TEXT_BITS: Final = 12
@@ -61,7 +62,7 @@ _EVENT_COLUMNS: Final = ("{sequence:e}", "e.time", "e.type", "e.envelope")
 _INDEX_PAGE: Final = 4_096
 
 
-class SQLiteLedger:
+class SQLiteLedger(EraseDialect):
     """Implements ``sql.erase.EraseDialect``.
 
     Args:
@@ -76,6 +77,8 @@ class SQLiteLedger:
     envelopes: Table = Table("{store_envelopes}", _ID + without_form(STORE_ENVELOPE_COLUMNS), ("id",))
 
     def __init__(self, path: str) -> None:
+        # A lone surrogate becomes a question mark.
+        self.text, self.name, self.original = clean, clean, str
         self.replaced: str | None = None
         self._path = path
         # 0: this store has not claimed the file.
@@ -83,18 +86,8 @@ class SQLiteLedger:
 
     # Values.
 
-    # A lone surrogate becomes a question mark.
-    text: staticmethod[[str], str] = staticmethod(clean)
-    name: staticmethod[[str], str] = staticmethod(clean)
-    original: staticmethod[[str], str] = staticmethod(str)
-
-    def event_values(self, row: EventRow) -> tuple[Any, ...]:
-        """Return an event as a row of its table."""
-        return row_id(row.key, row.sequence), row.time, clean(row.type), row.envelope, row.data
-
-    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
-        """Return an envelope as a row of its table."""
-        return row_id(row.key, row.index), row.time, row.sender, clean(row.connection_id), row.data
+    def place(self, key: int, number: int) -> tuple[int]:
+        return (row_id(key, number),)
 
     def extent(self, key: int, after: int) -> tuple[int, int]:
         """Return between which ids a session's rows are, after that number."""
@@ -112,7 +105,6 @@ class SQLiteLedger:
         ]
 
     def converter(self, column: Column) -> Callable[[Any], Any] | None:
-        """Return what makes a value of one that was selected as JSON."""
         return _CONVERTERS.get(column.kind)
 
     # The owner.
@@ -129,11 +121,6 @@ class SQLiteLedger:
         self._generation = generation
 
     def check_owner(self) -> Work[None]:
-        """Check that no other store has claimed the file since.
-
-        Raises:
-            PersistError: another one has.
-        """
         if not self._generation:
             return
         rows = yield Query(_NEWEST_GENERATION)
@@ -145,12 +132,7 @@ class SQLiteLedger:
             )
             raise PersistError(self.replaced)
 
-    def check_bundle(self) -> Work[None]:
-        """Check it before a bundle."""
-        yield from self.check_owner()
-
     def next_key(self) -> Work[int]:
-        """Return a session key that was never used."""
         yield Query(_NEXT_KEY)
         rows = yield Query("SELECT value FROM store_meta WHERE name = 'last_key'")
         return int(rows[0][0])
@@ -184,12 +166,8 @@ class SQLiteLedger:
 
     # Texts.
 
-    def insert_texts(self, texts: Sequence[TextRow]) -> list[Insert]:
-        """Return nothing: they are stored after the sessions, whose agents they name."""
-        return []
-
     def index_texts(self, texts: Sequence[TextRow]) -> Work[None]:
-        """Store texts and index them."""
+        """Store texts after the sessions, whose agents they name, and index them."""
         if not texts:
             return
         scopes: dict[int, str] = {}
@@ -218,13 +196,11 @@ class SQLiteLedger:
     # Erasing.
 
     def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
         yield Query(
             "DELETE FROM store_events WHERE id > $1 AND id <= $2", (row_id(key, 0), row_id(key, last))
         )
 
     def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
         values = (row_id(key, 0), row_id(key, last))
         yield Query("DELETE FROM store_envelopes WHERE id > $1 AND id <= $2", values)
 

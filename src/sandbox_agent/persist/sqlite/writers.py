@@ -16,7 +16,7 @@ import msgspec
 from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.follow import Mark
-from sandbox_agent.persist.sql.log import UNKNOWN, Known
+from sandbox_agent.persist.sql.log import UNKNOWN, Known, Writers
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent
 from sandbox_agent.wire.records import SessionEvent
@@ -40,19 +40,13 @@ _LAST: Final = "coalesce((SELECT max(event_index) FROM events WHERE session_id =
 _DELETIONS: Final = "coalesce((SELECT deletions FROM session_writers WHERE session_id = ids.value), 0)"
 
 
-class SQLiteWriters:
+class SQLiteWriters(Writers):
     """Implements ``sql.log.Writers``: the file's write lock is held by every transaction."""
 
     def claim(self, session_id: str) -> Work[int]:
-        """Return a generation above all that the session had."""
         return (yield from _raise_generation(session_id, 0))
 
     def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
-        """Check that this generation may write.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation.
-        """
         if generation == UNFENCED:
             return UNKNOWN
         try:
@@ -66,20 +60,10 @@ class SQLiteWriters:
             raise SessionFencedError(session_id, generation)
         return UNKNOWN
 
-    def check_store(self, session_id: str) -> Work[None]:
-        """Do nothing: the thread checks that the file is the one that it opened."""
-        yield from ()
-
-    def stored(self, session_id: str, last_index: int) -> Work[None]:
-        """Do nothing: the last index is the table's."""
-        yield from ()
-
     def replaced(self, event: SessionEvent) -> Work[None]:
-        """Have the texts of the session derived again if they were derived from that place."""
         yield from forget_extent(event)
 
     def delete(self, session_id: str) -> Work[None]:
-        """Erase the session and its texts; its writer is refused from now on."""
         yield from _raise_generation(session_id, 1)
         yield from erase_texts(session_id)
         yield Query("DELETE FROM events WHERE session_id = $1", (session_id,))

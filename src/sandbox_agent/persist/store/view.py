@@ -23,7 +23,10 @@ from sandbox_agent.persist.base import (
     SessionPersistDriver,
     decode_cursor,
     encode_cursor,
+    event_position,
+    make_page,
     normalize_limit,
+    slice_page,
 )
 from sandbox_agent.persist.postgres.schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.sql.tables import check_server_version
@@ -73,17 +76,13 @@ class StoreDriver(SessionPersistDriver):
         self._opened = False
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
         row = await self._row(session_id)
         return None if row is None else _record(row)
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first.
-
-        No store has an index by that: each page reads all its sessions, 6 ms for a thousand in SQLite.
-        """
+        # No store has an index by that: each page reads all its sessions, 6 ms for a thousand in SQLite.
         await self._ready()
         rows: list[SessionRow] = []
         following: str | None = None
@@ -92,22 +91,13 @@ class StoreDriver(SessionPersistDriver):
             rows += page
             if following is None:
                 break
-        rows.sort(key=lambda row: (row.created_at, row.session_id))
-        after = decode_cursor(cursor)
-        if after is not None and after.offset:
-            rows = rows[after.offset :]
-        elif after is not None:
-            rows = [row for row in rows if (row.created_at, row.session_id) > (after.position, after.id)]
-        size = normalize_limit(limit)
-        chosen = rows[:size]
-        more = len(rows) > size
-        last = encode_cursor(chosen[-1].created_at, chosen[-1].session_id) if more else None
-        return ListPage([_record(row) for row in chosen], last)
+        rows.sort(key=_place)
+        chosen = slice_page(rows, _place, limit, cursor)
+        return ListPage([_record(row) for row in chosen.items], chosen.next_cursor)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         row = await self._row(session_id)
         if row is None:
             return ListPage([], None)
@@ -120,30 +110,24 @@ class StoreDriver(SessionPersistDriver):
             after = at.position - (_event_id(session_id, at.position) > at.id)
         size = normalize_limit(limit)
         found = await self._store.envelopes(row.key, after=max(after, 0), limit=size + 1)
-        events = _events(session_id, found[:size])
-        more = len(found) > size
-        return ListPage(events, encode_cursor(events[-1].event_index, events[-1].id) if more else None)
+        return make_page(_events(session_id, found), size, event_position)
 
     def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first; none for a limit below 1."""
         row = await self._row(session_id)
         if row is None or limit < 1:
             return []
         return _events(session_id, await self._store.newest_envelopes(row.key, limit=limit))
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 where it has none."""
         row = await self._row(session_id)
         return 0 if row is None else row.last_envelope
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None
     ) -> list[SearchHit]:
-        """Return where all words of the query are said or done, the newest first."""
         await self._ready()
         hits: list[SearchHit] = []
         keys: dict[str, int] = {}
@@ -169,29 +153,23 @@ class StoreDriver(SessionPersistDriver):
         return sorted(hits, key=lambda hit: -hit.time)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Refuse."""
         raise self._refusal(session.id)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
     ) -> None:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def close(self) -> None:
-        """Close what was opened. Safe to call twice."""
         self._opened = True
         await self._close_it()
 
@@ -270,6 +248,10 @@ def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
 
     name = f"the namespace '{namespace}' in Redis"
     return StoreDriver(store, name=name, open_it=nothing, close_it=store.close)
+
+
+def _place(row: SessionRow) -> tuple[int, str]:
+    return row.created_at, row.session_id
 
 
 def _record(row: SessionRow) -> SessionRecord:
