@@ -104,7 +104,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following = Following(self)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
         async with self._lock:
             plain = self._data().sessions.get(session_id)
             return None if plain is None else plain_to_record(plain)
@@ -112,7 +111,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
         async with self._lock:
             plains = sorted(self._data().sessions.values(), key=_created)
             page = slice_page(plains, _created, limit, cursor)
@@ -123,18 +121,12 @@ class StateSessionPersistDriver(SessionPersistDriver):
         await self.save_session(session)
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Become the session's only writer and return the generation to write with."""
         return await self._change(
             session_id,
             lambda data: data.raise_generation(session_id, _WRITERS_PER_SESSION * self._max_sessions),
         )
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation; nothing is stored.
-        """
         plain = record_to_plain(session)
 
         def save(data: ActorData) -> None:
@@ -148,13 +140,11 @@ class StateSessionPersistDriver(SessionPersistDriver):
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         async with self._lock:
             page = slice_page(self._data().history(session_id), position, limit, cursor)
             return ListPage([plain_to_event(plain) for plain in page.items], page.next_cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
@@ -217,12 +207,10 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following.stored(session_id, events)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 if it has no events."""
         async with self._lock:
             return self._data().last_index(session_id)
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         if limit < 1:
             return []
         async with self._lock:
@@ -240,7 +228,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following.deleted(session_id)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index, then over new events, each once."""
         return self._following.follow(session_id, after)
 
     async def close(self) -> None:
@@ -248,7 +235,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the position of each session, for the followers."""
         async with self._lock:
             data = self._data()
             return {one: Mark(data.last_index(one)) for one in session_ids}

@@ -6,7 +6,7 @@ import copy
 from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import (
@@ -15,16 +15,12 @@ from sandbox_agent.persist.base import (
     SessionPersistDriver,
     check_session,
     encode_cursor,
-    normalize_limit,
     slice_page,
     taken_id_error,
     taken_index_error,
 )
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
-
-if TYPE_CHECKING:
-    from sandbox_agent.wire.sessions import SearchHit
 
 _Position = tuple[int, str]
 
@@ -70,13 +66,11 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self._following = Following(self)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return a copy of the record, or None."""
         return copy.deepcopy(self._sessions.get(session_id))
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
         page = slice_page(self._order, _itself, limit, cursor)
         return ListPage([copy.deepcopy(self._sessions[at[1]]) for at in page.items], page.next_cursor)
 
@@ -91,28 +85,20 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             self._drop(self._order[0][1])
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Become the session's only writer and return the generation to write with."""
         return self._raise_generation(session_id)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation; nothing is stored.
-        """
         self._check_generation(session.id, generation)
         await self.update_session(session)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         history = self._histories.get(session_id, _EMPTY)
         page = slice_page(history.order, _itself, limit, cursor)
         return ListPage([history.events[at[1]].copy() for at in page.items], page.next_cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
@@ -167,7 +153,6 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return self._histories.get(session_id, _EMPTY).last_index
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         history = self._histories.get(session_id, _EMPTY)
         start = max(0, len(history.order) - max(0, limit))
         return [history.events[row_id].copy() for _, row_id in islice(history.order, start, None)]
@@ -187,37 +172,12 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         """
         return self._following.follow(session_id, after)
 
-    async def search_events(
-        self, query: str, /, *, session_id: str | None = None, limit: int | None = None
-    ) -> list[SearchHit]:
-        """Return the texts that contain all words of the query, newest first."""
-        # Most programs never search, so the import is here.
-        from sandbox_agent.persist.folding import Folder
-        from sandbox_agent.persist.searching import Hits, Query
-
-        wanted = Query(query)
-        hits = Hits(wanted, normalize_limit(limit))
-        for record in self._searched(session_id) if wanted else ():
-            history = self._histories.get(record.id, _EMPTY)
-            folder = Folder()
-            for _, row_id in history.order:
-                folder.add(history.events[row_id].copy())
-            hits.add_texts(record, [*folder.finished(), *folder.unfinished()])
-        return hits.newest_first()
-
     async def close(self) -> None:
         """End the followers. Sessions and events are kept."""
         await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the position of each session, for the followers."""
         return {one: Mark(self._histories.get(one, _EMPTY).last_index) for one in session_ids}
-
-    def _searched(self, session_id: str | None) -> list[SessionRecord]:
-        if session_id is None:
-            return list(self._sessions.values())
-        record = self._sessions.get(session_id)
-        return [] if record is None else [record]
 
     def _check_generation(self, session_id: str, generation: int) -> None:
         if generation != UNFENCED and generation < self._generations.get(session_id, UNFENCED):

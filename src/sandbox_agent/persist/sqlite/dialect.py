@@ -221,15 +221,7 @@ class SQLiteDatabase:
             error.session_id = error.session_id or session_id
             raise
 
-    async def cut_log(self) -> None:
-        """Move the log's pages into the file; a reader of another process may keep it from being cut."""
-        await self.writer.run(_cut_log, transaction=False)
-
     async def close(self) -> None:
         """Write what was accepted and close the file. Safe to call twice."""
         await self.reader.close()
         await self.writer.close()
-
-
-def _cut_log(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
