@@ -8,8 +8,7 @@ from typing import Any, Final, NamedTuple
 from sandbox_agent.persist.postgres.dialect import digest, original, storable
 from sandbox_agent.persist.postgres.owner import Owner
 from sandbox_agent.persist.searching import words_of
-from sandbox_agent.persist.sql.erase import EraseDialect
-from sandbox_agent.persist.sql.ledger import MAX_NUMBER, bounded, searchable
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded, searchable
 from sandbox_agent.persist.sql.tables import (
     STORE_ENVELOPE_COLUMNS,
     STORE_EVENT_COLUMNS,
@@ -88,8 +87,8 @@ class IndexedText(NamedTuple):
     folded: str | None
 
 
-class PostgresLedger(EraseDialect):
-    """Implements ``sql.erase.EraseDialect``.
+class PostgresLedger(LedgerDialect):
+    """Implements ``sql.erase.LedgerDialect``.
 
     Args:
         owner: which server has the namespace.

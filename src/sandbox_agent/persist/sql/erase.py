@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded
 from sandbox_agent.persist.sql.work import Query, Work
@@ -79,26 +79,6 @@ class Aged(NamedTuple):
     key: int
 
 
-class EraseDialect(LedgerDialect, Protocol):
-    """What erasing needs beside it."""
-
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
-        ...
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
-        ...
-
-    def erase_texts(self, key: int, last: int) -> Work[bool]:
-        """Erase the texts up to that sequence, also from the index; False if there were none."""
-        ...
-
-    def erased(self) -> Work[None]:
-        """Note, in the same transaction, that something was erased."""
-        yield from ()
-
-
 class Eraser:
     """Erases sessions, at once from sight and slice by slice from the tables.
 
@@ -106,7 +86,7 @@ class Eraser:
         dialect: the engine's.
     """
 
-    def __init__(self, dialect: EraseDialect) -> None:
+    def __init__(self, dialect: LedgerDialect) -> None:
         self._dialect = dialect
 
     def hide(self, key: int) -> Work[bool]:

@@ -101,6 +101,22 @@ class LedgerDialect(Protocol):
         """Return sequence, time, type, envelope, data and perhaps the raw envelope of events on a page."""
         ...
 
+    def erase_events(self, key: int, last: int) -> Work[None]:
+        """Erase the events up to that sequence."""
+        ...
+
+    def erase_envelopes(self, key: int, last: int) -> Work[None]:
+        """Erase the envelopes up to that index."""
+        ...
+
+    def erase_texts(self, key: int, last: int) -> Work[bool]:
+        """Erase the texts up to that sequence, also from the index; False if there were none."""
+        ...
+
+    def erased(self) -> Work[None]:
+        """Note, in the same transaction, that something was erased."""
+        yield from ()
+
 
 class Ledger:
     """The works of one store.

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from sandbox_agent.persist.sql.erase import Aged, EraseDialect, Eraser
+from sandbox_agent.persist.sql.erase import Aged, Eraser
 from sandbox_agent.persist.sql.ledger import Filters, Ledger, LedgerDialect, add_raw, bounded
 from sandbox_agent.persist.sql.tables import PERMISSION_COLUMNS, STORE_SESSION_COLUMNS, TURN_COLUMNS, names
 from sandbox_agent.persist.sql.work import Column, Database, Query, Row, Select, Work, reading
@@ -46,7 +46,7 @@ class SqlSessionStore(ABC):
         dialect: of its tables.
     """
 
-    def __init__(self, database: Database, dialect: EraseDialect) -> None:
+    def __init__(self, database: Database, dialect: LedgerDialect) -> None:
         self._database = database
         self._dialect = dialect
         self._ledger = Ledger(dialect)

@@ -13,8 +13,7 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
-from sandbox_agent.persist.sql.erase import EraseDialect
-from sandbox_agent.persist.sql.ledger import Filters, clean, searchable
+from sandbox_agent.persist.sql.ledger import Filters, LedgerDialect, clean, searchable
 from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS, without_form
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
@@ -91,8 +90,8 @@ CROSS JOIN store_sessions AS s ON s.key = t.key AND NOT s.deleted
 """
 
 
-class SQLiteLedger(EraseDialect):
-    """Implements ``sql.erase.EraseDialect``.
+class SQLiteLedger(LedgerDialect):
+    """Implements ``sql.erase.LedgerDialect``.
 
     Args:
         path: the file, for errors.

@@ -52,8 +52,7 @@ class StoreDriver(SessionPersistDriver):
     Args:
         store: where they are; only its reading methods are called.
         name: what the store is called in errors.
-        open_it: called before the first read.
-        close_it: called at the end.
+        open_it: called before the first read, where the store has to be opened.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
@@ -65,15 +64,12 @@ class StoreDriver(SessionPersistDriver):
         store: SessionStore,
         *,
         name: str,
-        open_it: Callable[[], Awaitable[None]],
-        close_it: Callable[[], Awaitable[None]],
+        open_it: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._name = name
         self._open_it = open_it
-        self._close_it = close_it
         self._opening = anyio.Lock()
-        self._opened = False
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         row = await self._row(session_id)
@@ -170,8 +166,8 @@ class StoreDriver(SessionPersistDriver):
         raise self._refusal(session_id)
 
     async def close(self) -> None:
-        self._opened = True
-        await self._close_it()
+        self._open_it = None
+        await self._store.close()
 
     def _refusal(self, session_id: str) -> PersistError:
         return _ReadOnlyError(
@@ -182,9 +178,9 @@ class StoreDriver(SessionPersistDriver):
 
     async def _ready(self) -> None:
         async with self._opening:
-            if not self._opened:
+            if self._open_it is not None:
                 await self._open_it()
-                self._opened = True
+                self._open_it = None
 
     async def _row(self, session_id: str) -> SessionRow | None:
         await self._ready()
@@ -205,7 +201,7 @@ def sqlite_store_driver(path: str | os.PathLike[str]) -> StoreDriver | None:
         make = partial(check_server_version, STORE_VERSION)
         await reader.run(partial(run, make=make), transaction=False)
 
-    return StoreDriver(store, name=f"the store '{reader.path}'", open_it=check, close_it=reader.close)
+    return StoreDriver(store, name=f"the store '{reader.path}'", open_it=check)
 
 
 def _is_store(path: Path) -> bool:
@@ -230,7 +226,7 @@ def postgres_store_driver(
 
     store = PostgresSessionStore(connection_string, namespace=namespace, schema=schema, read_only=True)
     name = f"the namespace '{namespace}' in PostgreSQL"
-    return StoreDriver(store, name=name, open_it=store.open, close_it=store.close)
+    return StoreDriver(store, name=name, open_it=store.open)
 
 
 def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
@@ -241,13 +237,9 @@ def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
     """
     from sandbox_agent.persist.redis.ledger import RedisSessionStore
 
+    # Opening it would acquire the namespace.
     store = RedisSessionStore(url, namespace=namespace)
-
-    async def nothing() -> None:
-        """Do nothing: opening would acquire the namespace."""
-
-    name = f"the namespace '{namespace}' in Redis"
-    return StoreDriver(store, name=name, open_it=nothing, close_it=store.close)
+    return StoreDriver(store, name=f"the namespace '{namespace}' in Redis")
 
 
 def _place(row: SessionRow) -> tuple[int, str]:
