@@ -45,7 +45,8 @@ _EVENTS: Final = Table(
 )
 _LAST: Final = "SELECT coalesce(max(sequence), 0) FROM agent_events WHERE session_id = $1"
 _SAME: Final = """
-SELECT 1 FROM agent_events WHERE session_id = $1 AND sequence = $2 AND event_id = $3 AND time = $4 AND type = $5
+SELECT 1 FROM agent_events
+WHERE session_id = $1 AND sequence = $2 AND event_id = $3 AND time = $4 AND type = $5
 """
 
 _encoder = msgspec.json.Encoder()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
 # The table is made when a session is first claimed or deleted, so that a file in which neither happened is as
 # the TypeScript driver makes it. A row outlives its session: an old writer must not write into a session that
 # is made again under the same id.
