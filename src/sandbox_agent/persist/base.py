@@ -396,3 +396,11 @@ def taken_index_error(event: SessionEvent, cause: object = None) -> PersistError
         f"{event.event_index}" + ("" if cause is None else f" ({cause})"),
         session_id=event.session_id,
     )
+
+
+def not_json_error(session_id: str, cause: Exception) -> PersistError:
+    """Return the error of a record with a value that can't be written as JSON."""
+    return PersistError(
+        f"session '{session_id}' can't be stored, it holds a value that is not JSON: {cause}",
+        session_id=session_id,
+    )

@@ -60,18 +60,10 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
         **{name: name for name in STORE_TABLES},
         "mine": _OfAlias(""),
         "name": _OfAlias("@"),
-        "in_events": _OfAlias("@.id > $1 AND @.id <= $2"),
-        "in_envelopes": _OfAlias("@.id > $1 AND @.id <= $2"),
-        "of_events": _OfAlias(
-            f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
-        ),
-        "of_envelopes": _OfAlias(
-            f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
-        ),
-        "sequence": _OfAlias(f"@.id & {MAX_SEQUENCE}"),
-        "index": _OfAlias(f"@.id & {MAX_SEQUENCE}"),
-        "sequence_order": _OfAlias("@.id"),
-        "index_order": _OfAlias("@.id"),
+        **dict.fromkeys(("in_events", "in_envelopes"), _OfAlias("@.id > $1 AND @.id <= $2")),
+        **dict.fromkeys(("of_events", "of_envelopes"), _OF_SESSION),
+        **dict.fromkeys(("sequence", "index"), _OfAlias(f"@.id & {MAX_SEQUENCE}")),
+        **dict.fromkeys(("sequence_order", "index_order"), _OfAlias("@.id")),
         "true": "1",
         "no_digests": "",
     }

@@ -16,7 +16,7 @@ from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.follow import FileHint, Following, Mark
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.persist.sql.log import UNKNOWN, Known, Writers
-from sandbox_agent.persist.sql.work import Make, Query, Work
+from sandbox_agent.persist.sql.work import Make, Query, Work, reading
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase
 from sandbox_agent.persist.sqlite.schema import prepare_store
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent, search_events
@@ -95,8 +95,17 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
         """
         return self._following.follow(session_id, after)
 
-    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        return await self._file.read(partial(_read_marks, session_ids))
+    @reading
+    def marks(self, session_ids: Collection[str], /) -> Work[Mapping[str, Mark]]:
+        deletions = _DELETIONS if (yield Query(_HAS_TABLE)) else "0"
+        # SQLite's JSON ends a text at a null character.
+        apart = [session_id for session_id in session_ids if "\0" in session_id]
+        together = msgspec.json.encode([session_id for session_id in session_ids if "\0" not in session_id])
+        marks: dict[str, Mark] = {}
+        for source, value in [(_MANY, together.decode()), *((_ONE, one) for one in apart)]:
+            rows = yield Query(f"SELECT ids.value, {_LAST}, {deletions} FROM {source} AS ids", (value,))
+            marks.update((session_id, Mark(last, deleted)) for session_id, last, deleted in rows)
+        return marks
 
     async def close(self) -> None:
         """Write what was accepted, end the followers and close the file. Safe to call twice."""
@@ -138,19 +147,6 @@ class _Writers(Writers):
         yield from erase_texts(session_id)
         yield Query("DELETE FROM events WHERE session_id = $1", (session_id,))
         yield Query("DELETE FROM sessions WHERE id = $1", (session_id,))
-
-
-def _read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:
-    """Return the last index and the deletions of each session."""
-    deletions = _DELETIONS if (yield Query(_HAS_TABLE)) else "0"
-    # SQLite's JSON ends a text at a null character.
-    apart = [session_id for session_id in session_ids if "\0" in session_id]
-    together = msgspec.json.encode([session_id for session_id in session_ids if "\0" not in session_id])
-    marks: dict[str, Mark] = {}
-    for source, value in [(_MANY, together.decode()), *((_ONE, one) for one in apart)]:
-        rows = yield Query(f"SELECT ids.value, {_LAST}, {deletions} FROM {source} AS ids", (value,))
-        marks.update((session_id, Mark(last, deleted)) for session_id, last, deleted in rows)
-    return marks
 
 
 def _raise_generation(session_id: str, deletions: int) -> Work[int]:
