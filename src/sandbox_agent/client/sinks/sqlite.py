@@ -74,25 +74,13 @@ class SQLiteSink(ClosableSink):
         return self._database.writer.path
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session, or 0.
-
-        Raises:
-            PersistError: the file cannot be read.
-        """
         return await self._database.read(partial(_last, session_id))
 
     async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
-        """Store events in one transaction.
-
-        Raises:
-            PersistError: an event is missing between the stored events and these; a different event is
-                stored under one of their sequences; or the file cannot be written.
-        """
         rows = [_to_row(session_id, event) for event in events]
         await self._database.write(partial(_insert, session_id, rows, self._allow_gaps))
 
     async def close(self) -> None:
-        """Close the file. Safe to call twice."""
         await self._database.close()
 
 
