@@ -104,7 +104,7 @@ class SessionPersistDriver(ABC):
     async def claim_session(self, session_id: str, /) -> int:
         """Become the session's only writer and return the generation to write with, above all before.
 
-        Whoever claimed it before is refused from now on. A driver that does not declare
+        Writers that claimed it before are refused from now on. A driver that does not declare
         Capability.FENCE returns UNFENCED and refuses no writer. The session need not be stored yet.
         """
         return UNFENCED
@@ -215,7 +215,7 @@ class SessionPersistDriver(ABC):
         Args:
             query: as a user types it.
             session_id: search this session only.
-            limit: how many hits at most; 100 where it is None or senseless.
+            limit: how many hits at most; 100 if it is None or out of range.
         """
         # Most programs never search.
         from sandbox_agent.persist.searching import search_by_reading
@@ -223,7 +223,7 @@ class SessionPersistDriver(ABC):
         return await search_by_reading(self, query, session_id, normalize_limit(limit))
 
     async def close(self) -> None:  # noqa: B027 - optional hook
-        """Release what the driver opened itself; never what it was handed. Safe to call twice."""
+        """Release what the driver opened itself, not what was passed in. Safe to call twice."""
 
 
 class _Numbering:

@@ -20,7 +20,7 @@ from sandbox_agent.wire.records import ListPage, SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
-# A follower that lags further behind drops its backlog and reads from the store instead.
+# A follower with a longer backlog drops its backlog and reads from the store instead.
 _MAX_BACKLOG: Final = 10_000
 _MAX_BACKLOG_BYTES: Final = 16 * 1024 * 1024
 # How long closing waits for a reader that is connecting.

@@ -1,4 +1,4 @@
-"""Erasing from the server's store in slices: each is a short transaction, so commits go on between them."""
+"""Erases from the server's store in slices, short transactions between which commits continue."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Eraser:
         self._dialect = dialect
 
     def hide(self, key: int) -> Work[bool]:
-        """Take the session out of sight: only what is to be erased remains; False if there is none."""
+        """Hide the session: only what is to be erased remains. False if there is no such session."""
         yield from self._dialect.check_owner()
         key = bounded(key)
         found = yield Query("SELECT 1 FROM {store_sessions} WHERE {mine:} key = $1", (key,))

@@ -127,7 +127,7 @@ Make = Callable[[], Work[T]]
 class ConflictError(Exception):
     """A row contradicts a unique index. The engine's error is the cause, and raised if this is not caught.
 
-    A work may raise another error for it, but must not go on.
+    A work may raise another error for it, but must not continue.
     """
 
 

@@ -1,8 +1,8 @@
 """How works run in an SQLite file: few statements, each of which moves many rows.
 
-The sqlite3 module gives the interpreter's lock away for every statement that it runs and for every row that
-it fetches, and a busy event loop takes milliseconds to give it back. So a batch goes in as one statement,
-and a page comes out as one row.
+The sqlite3 module releases the interpreter's lock for every statement that it runs and every row that it
+fetches, and with a busy event loop it waits milliseconds to acquire it again. So a batch is inserted by one
+statement, and a page is selected as one row.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class _Writers(Writers):
         try:
             rows = yield Query("SELECT generation FROM session_writers WHERE session_id = $1", (session_id,))
         except sqlite3.OperationalError:
-            # Asked only now: every statement gives the interpreter's lock away.
+            # Checked only after the error, because every statement releases the interpreter's lock.
             if (yield Query(_HAS_TABLE)):
                 raise
             return UNKNOWN
