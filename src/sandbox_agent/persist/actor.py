@@ -9,12 +9,10 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Generator,
     Mapping,
     MutableMapping,
     Sequence,
 )
-from contextlib import contextmanager
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import anyio
@@ -244,38 +242,35 @@ class StateSessionPersistDriver(SessionPersistDriver):
         return ActorData(state.get(self._state_key))
 
     async def _change(self, session_id: str, change: Callable[[ActorData], T]) -> T:
+        """Change the state and save it; if that fails, also by a cancellation, restore the state."""
         async with self._lock:
             state = self._state() if callable(self._state) else self._state
-            with self._undo_on_error(state, session_id) as data:
+            was_there = self._state_key in state
+            data = ActorData(state.get(self._state_key))
+            data.complete()
+            try:
                 result = change(data)
                 state[self._state_key] = data.value
                 if self._save is not None:
                     saved = self._save()
                     if inspect.isawaitable(saved):
                         await saved
-                return result
-
-    @contextmanager
-    def _undo_on_error(self, state: MutableMapping[str, Any], session_id: str) -> Generator[ActorData]:
-        was_there = self._state_key in state
-        data = ActorData(state.get(self._state_key))
-        data.complete()
-        try:
-            yield data
-        except BaseException as error:
-            # Also if the caller is cancelled: a change must not be visible before it is acknowledged.
-            data.undo()
-            if was_there:
-                state[self._state_key] = data.value
-            else:
-                state.pop(self._state_key, None)
-            self._owners.forget()
-            if isinstance(error, PersistError) or not isinstance(error, Exception):
-                raise
-            raise PersistError(
-                f"the actor's state was not saved, nothing was stored: try again once it can be ({error!r})",
-                session_id=session_id,
-            ) from error
+            except BaseException as error:
+                # A change must not be visible before it is acknowledged.
+                data.undo()
+                if was_there:
+                    state[self._state_key] = data.value
+                else:
+                    state.pop(self._state_key, None)
+                self._owners.forget()
+                if isinstance(error, PersistError) or not isinstance(error, Exception):
+                    raise
+                raise PersistError(
+                    "the actor's state was not saved, nothing was stored: "
+                    f"try again once it can be ({error!r})",
+                    session_id=session_id,
+                ) from error
+            return result
 
     def _check_owners(self, data: ActorData, session_id: str, plains: Sequence[Plain]) -> None:
         owners = self._owners.of(data)
