@@ -111,7 +111,9 @@ class PostgresLedger(LedgerDialect):
     )
 
     def __init__(self, owner: Owner) -> None:
-        self.text, self.name, self.original = storable, digest, original
+        self.text: Callable[[str], str] = storable
+        self.name: Callable[[str], bytes] = digest
+        self.original: Callable[[str], str] = original
         self._owner = owner
 
     def place(self, key: int, number: int) -> tuple[int, int]:

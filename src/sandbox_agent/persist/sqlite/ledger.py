@@ -106,7 +106,9 @@ class SQLiteLedger(LedgerDialect):
 
     def __init__(self, path: str) -> None:
         # A lone surrogate becomes a question mark.
-        self.text, self.name, self.original = clean, clean, str
+        self.text: Callable[[str], str] = clean
+        self.name: Callable[[str], str] = clean
+        self.original: Callable[[str], str] = str
         self.replaced: str | None = None
         self._path = path
         # 0: this store has not claimed the file.
