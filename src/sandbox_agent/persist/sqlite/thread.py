@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -110,11 +110,15 @@ class SQLiteThread:
             PersistError: SQLite failed (nothing of this job is stored), or the thread is closed.
             Exception: whatever ``work`` raised.
         """
+        return await self.submit(work, transaction=transaction)
+
+    def submit(self, work: Work[T], *, transaction: bool = True) -> Awaitable[T]:
+        """Accept a job now, in the order of the calls, and return what ``run`` would wait for."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._worker.enqueue(_Job(work, transaction, loop, future))
         give_way_until_done(future)
-        return await future
+        return future
 
     async def close(self) -> None:
         """Finish what was accepted, close the file and end the thread. Safe to call twice."""
