@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
     Collection,
-    Generator,
     Mapping,
     MutableMapping,
     Sequence,
 )
-from contextlib import contextmanager
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import anyio
@@ -34,9 +32,10 @@ from sandbox_agent.persist.base import (
     Capability,
     SessionPersistDriver,
     check_session,
-    decode_cursor,
     encode_cursor,
-    normalize_limit,
+    slice_page,
+    taken_id_error,
+    taken_index_error,
 )
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -103,7 +102,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following = Following(self)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
         async with self._lock:
             plain = self._data().sessions.get(session_id)
             return None if plain is None else plain_to_record(plain)
@@ -111,29 +109,22 @@ class StateSessionPersistDriver(SessionPersistDriver):
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
         async with self._lock:
             plains = sorted(self._data().sessions.values(), key=_created)
-            page, end = _page(plains, _created, limit, cursor)
-            return ListPage([plain_to_record(plain) for plain in page], end)
+            page = slice_page(plains, _created, limit, cursor)
+            return ListPage([plain_to_record(plain) for plain in page.items], page.next_cursor)
 
     async def update_session(self, session: SessionRecord, /) -> None:
         """Insert the record, or replace the one with its id. Drops the oldest session beyond the limit."""
         await self.save_session(session)
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Become the session's only writer and return the generation to write with."""
         return await self._change(
             session_id,
             lambda data: data.raise_generation(session_id, _WRITERS_PER_SESSION * self._max_sessions),
         )
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation; nothing is stored.
-        """
         plain = record_to_plain(session)
 
         def save(data: ActorData) -> None:
@@ -147,13 +138,11 @@ class StateSessionPersistDriver(SessionPersistDriver):
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         async with self._lock:
-            page, end = _page(self._data().history(session_id), position, limit, cursor)
-            return ListPage([plain_to_event(plain) for plain in page], end)
+            page = slice_page(self._data().history(session_id), position, limit, cursor)
+            return ListPage([plain_to_event(plain) for plain in page.items], page.next_cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
@@ -173,11 +162,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
             history = data.history(session_id)
             at = bisect_left(history, (event.event_index, ""), key=position)
             if at < len(history) and history[at]["eventIndex"] == event.event_index:
-                raise PersistError(
-                    f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                    f"{event.event_index}",
-                    session_id=session_id,
-                )
+                raise taken_index_error(event)
             history.insert(at, plain)
             self._keep(data, session_id, history, [plain])
 
@@ -220,12 +205,10 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following.stored(session_id, events)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 if it has no events."""
         async with self._lock:
             return self._data().last_index(session_id)
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         if limit < 1:
             return []
         async with self._lock:
@@ -243,7 +226,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         self._following.deleted(session_id)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index, then over new events, each once."""
         return self._following.follow(session_id, after)
 
     async def close(self) -> None:
@@ -251,7 +233,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the position of each session, for the followers."""
         async with self._lock:
             data = self._data()
             return {one: Mark(data.last_index(one)) for one in session_ids}
@@ -261,48 +242,42 @@ class StateSessionPersistDriver(SessionPersistDriver):
         return ActorData(state.get(self._state_key))
 
     async def _change(self, session_id: str, change: Callable[[ActorData], T]) -> T:
+        """Change the state and save it; if that fails, also by a cancellation, restore the state."""
         async with self._lock:
             state = self._state() if callable(self._state) else self._state
-            with self._undo_on_error(state, session_id) as data:
+            was_there = self._state_key in state
+            data = ActorData(state.get(self._state_key))
+            data.complete()
+            try:
                 result = change(data)
                 state[self._state_key] = data.value
                 if self._save is not None:
                     saved = self._save()
                     if inspect.isawaitable(saved):
                         await saved
-                return result
-
-    @contextmanager
-    def _undo_on_error(self, state: MutableMapping[str, Any], session_id: str) -> Generator[ActorData]:
-        was_there = self._state_key in state
-        data = ActorData(state.get(self._state_key))
-        data.complete()
-        try:
-            yield data
-        except BaseException as error:
-            # Also if the caller is cancelled: a change must not be visible before it is acknowledged.
-            data.undo()
-            if was_there:
-                state[self._state_key] = data.value
-            else:
-                state.pop(self._state_key, None)
-            self._owners.forget()
-            if isinstance(error, PersistError) or not isinstance(error, Exception):
-                raise
-            raise PersistError(
-                f"the actor's state was not saved, nothing was stored: try again once it can be ({error!r})",
-                session_id=session_id,
-            ) from error
+            except BaseException as error:
+                # A change must not be visible before it is acknowledged.
+                data.undo()
+                if was_there:
+                    state[self._state_key] = data.value
+                else:
+                    state.pop(self._state_key, None)
+                self._owners.forget()
+                if isinstance(error, PersistError) or not isinstance(error, Exception):
+                    raise
+                raise PersistError(
+                    "the actor's state was not saved, nothing was stored: "
+                    f"try again once it can be ({error!r})",
+                    session_id=session_id,
+                ) from error
+            return result
 
     def _check_owners(self, data: ActorData, session_id: str, plains: Sequence[Plain]) -> None:
         owners = self._owners.of(data)
         for plain in plains:
             owner = owners.get(plain["id"], session_id)
             if owner != session_id:
-                raise PersistError(
-                    f"event '{plain['id']}' was not stored: its id is taken by an event of session '{owner}'",
-                    session_id=session_id,
-                )
+                raise taken_id_error(plain["id"], session_id, owner)
 
     def _keep(self, data: ActorData, session_id: str, history: list[Plain], fresh: Sequence[Plain]) -> None:
         """Set a session's history, within the limits, which also apply to histories without a record."""
@@ -387,18 +362,3 @@ def _created(plain: Plain) -> tuple[int, str]:
 def _check_generation(data: ActorData, session_id: str, generation: int) -> None:
     if generation != UNFENCED and generation < data.writers.get(session_id, UNFENCED):
         raise SessionFencedError(session_id, generation)
-
-
-def _page(
-    plains: list[Plain], place: Callable[[Plain], tuple[int, str]], limit: int | None, cursor: str | None
-) -> tuple[list[Plain], str | None]:
-    size = normalize_limit(limit)
-    after = decode_cursor(cursor)
-    if after is None:
-        start = 0
-    elif after.offset:
-        start = after.offset
-    else:
-        start = bisect_right(plains, (after.position, after.id), key=place)
-    page = plains[start : start + size]
-    return page, encode_cursor(*place(page[-1])) if start + size < len(plains) else None

@@ -20,7 +20,7 @@ from typing import Any, cast
 import msgspec
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.base import UNFENCED, not_json_error
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
@@ -37,10 +37,7 @@ def record_to_plain(record: SessionRecord) -> Plain:
         # The round trip through JSON gives plain values that the caller does not share.
         return cast("Plain", loads(dumps(record)))
     except (TypeError, ValueError, InvalidEnvelopeError) as error:
-        raise PersistError(
-            f"session '{record.id}' can't be stored, it holds a value that is not JSON: {error}",
-            session_id=record.id,
-        ) from error
+        raise not_json_error(record.id, error) from error
 
 
 def plain_to_record(plain: Plain) -> SessionRecord:

@@ -6,8 +6,9 @@ import base64
 import binascii
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 import anyio
 
@@ -29,6 +30,8 @@ __all__ = [
     "encode_cursor",
     "normalize_limit",
 ]
+
+T = TypeVar("T")
 
 DEFAULT_LIST_LIMIT = 100
 # A page is held in memory; anything above this is a mistake and falls back to the default.
@@ -101,7 +104,7 @@ class SessionPersistDriver(ABC):
     async def claim_session(self, session_id: str, /) -> int:
         """Become the session's only writer and return the generation to write with, above all before.
 
-        Whoever claimed it before is refused from now on. A driver that does not declare
+        Writers that claimed it before are refused from now on. A driver that does not declare
         Capability.FENCE returns UNFENCED and refuses no writer. The session need not be stored yet.
         """
         return UNFENCED
@@ -212,7 +215,7 @@ class SessionPersistDriver(ABC):
         Args:
             query: as a user types it.
             session_id: search this session only.
-            limit: how many hits at most; 100 where it is None or senseless.
+            limit: how many hits at most; 100 if it is None or out of range.
         """
         # Most programs never search.
         from sandbox_agent.persist.searching import search_by_reading
@@ -220,7 +223,7 @@ class SessionPersistDriver(ABC):
         return await search_by_reading(self, query, session_id, normalize_limit(limit))
 
     async def close(self) -> None:  # noqa: B027 - optional hook
-        """Release what the driver opened itself; never what it was handed. Safe to call twice."""
+        """Release what the driver opened itself, not what was passed in. Safe to call twice."""
 
 
 class _Numbering:
@@ -345,3 +348,59 @@ def normalize_limit(limit: int | None) -> int:
     if limit is None or not 1 <= limit <= MAX_LIST_LIMIT:
         return DEFAULT_LIST_LIMIT
     return limit
+
+
+def record_position(record: SessionRecord) -> tuple[int, str]:
+    """Return the place of a record in the order of ``list_sessions``."""
+    return record.created_at, record.id
+
+
+def event_position(event: SessionEvent) -> tuple[int, str]:
+    """Return the place of an event in the order of ``list_events``."""
+    return event.event_index, event.id
+
+
+def make_page(found: list[T], size: int, position: Callable[[T], tuple[int, str]]) -> ListPage[T]:
+    """Return a page of what was found, which is one item more than the page if there are more."""
+    page = found[:size]
+    return ListPage(page, encode_cursor(*position(page[-1])) if len(found) > size else None)
+
+
+def slice_page(
+    items: Sequence[T], position: Callable[[T], tuple[int, str]], limit: int | None, cursor: str | None
+) -> ListPage[T]:
+    """Return a page of all items, which are in the order of their positions."""
+    size = normalize_limit(limit)
+    after = decode_cursor(cursor)
+    if after is None:
+        start = 0
+    elif after.offset:
+        start = after.offset
+    else:
+        start = bisect_right(items, (after.position, after.id), key=position)
+    return make_page(list(items[start : start + size + 1]), size, position)
+
+
+def taken_id_error(event_id: str, session_id: str, owner: str) -> PersistError:
+    """Return the error of an event whose id another session's event has."""
+    return PersistError(
+        f"event '{event_id}' was not stored: its id is taken by an event of session '{owner}'",
+        session_id=session_id,
+    )
+
+
+def taken_index_error(event: SessionEvent, cause: object = None) -> PersistError:
+    """Return the error of an event whose index another event of the session has."""
+    return PersistError(
+        f"event '{event.id}' was not stored: session '{event.session_id}' has another event with index "
+        f"{event.event_index}" + ("" if cause is None else f" ({cause})"),
+        session_id=event.session_id,
+    )
+
+
+def not_json_error(session_id: str, cause: Exception) -> PersistError:
+    """Return the error of a record with a value that can't be written as JSON."""
+    return PersistError(
+        f"session '{session_id}' can't be stored, it holds a value that is not JSON: {cause}",
+        session_id=session_id,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.base import not_json_error
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionRecord
 
@@ -30,10 +31,7 @@ def to_row(session: SessionRecord) -> tuple[Any, ...]:
             _json_or_none(session.modes),
         )
     except (TypeError, ValueError) as error:
-        raise PersistError(
-            f"session '{session.id}' can't be stored, it holds a value that is not JSON: {error}",
-            session_id=session.id,
-        ) from error
+        raise not_json_error(session.id, error) from error
 
 
 def to_record(row: Sequence[Any]) -> SessionRecord:

@@ -20,7 +20,7 @@ from sandbox_agent.wire.records import ListPage, SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
-# A follower that lags further behind drops its backlog and reads from the store instead.
+# A follower with a longer backlog drops its backlog and reads from the store instead.
 _MAX_BACKLOG: Final = 10_000
 _MAX_BACKLOG_BYTES: Final = 16 * 1024 * 1024
 # How long closing waits for a reader that is connecting.
@@ -81,7 +81,7 @@ class ChangeHint(Protocol):
         survives_outages: followers wait while the store can't be reached; otherwise they end with the error.
     """
 
-    survives_outages: bool
+    survives_outages: bool = False
 
     async def wait(self) -> None:
         """Wait until the store has to be checked, or the hub's event is set; clear the event.
@@ -93,21 +93,17 @@ class ChangeHint(Protocol):
 
     def changed(self, session_ids: Collection[str], /) -> Collection[str]:
         """Return which of the followed sessions have to be checked."""
-        ...
+        return ()
 
     def checked(self, found: bool, /) -> None:
         """Note whether the last check found something."""
-        ...
 
     async def close(self) -> None:
         """Release what the hint holds."""
-        ...
 
 
-class _NoHint:
+class _NoHint(ChangeHint):
     """For a store that no other program writes."""
-
-    survives_outages: bool = False
 
     def __init__(self, wakeup: asyncio.Event) -> None:
         self._wakeup = wakeup
@@ -116,25 +112,14 @@ class _NoHint:
         await self._wakeup.wait()
         self._wakeup.clear()
 
-    def changed(self, session_ids: Collection[str], /) -> Collection[str]:
-        return ()
 
-    def checked(self, found: bool, /) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-
-class FileHint:
+class FileHint(ChangeHint):
     """A hint that polls something which differs after every change.
 
     Args:
         glance: returns, within microseconds, a value that differs from the one before if anything was stored.
         wakeup: the hub's event.
     """
-
-    survives_outages: bool = False
 
     def __init__(self, glance: Callable[[], object], wakeup: asyncio.Event) -> None:
         self._glance = glance
@@ -175,9 +160,6 @@ class FileHint:
             self._busy_until = asyncio.get_running_loop().time() + _BUSY_TIME
         elif self._prompted:
             self._in_vain = self._checked
-
-    async def close(self) -> None:
-        """Do nothing: the hint holds nothing."""
 
     def _is_due(self, now: float) -> bool:
         state = self._glance()

@@ -60,8 +60,8 @@ _waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiting] = WeakKeyDictio
 def give_way_until_done(future: asyncio.Future[Any]) -> None:
     """Let other threads run for a moment every 2 ms until ``future`` is done.
 
-    A loop that always has something to do lets go of the interpreter's lock only inside select(), and has
-    it back before a waiting thread wakes up. The thread would get its turn when the loop falls idle:
+    A loop that always has something to do releases the interpreter's lock only inside select(), and acquires
+    it again before a waiting thread wakes up. The thread would get its turn when the loop falls idle:
     measured, an append of 2 ms took 3 s. Call it from the future's own loop.
 
     The benchmark row "append one event at a time, 64 sessions" needs it.

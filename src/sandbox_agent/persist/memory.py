@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import ClassVar, Final
 
-from sandbox_agent.errors import PersistError, SessionFencedError
+from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
     SessionPersistDriver,
     check_session,
-    decode_cursor,
     encode_cursor,
-    normalize_limit,
+    slice_page,
+    taken_id_error,
+    taken_index_error,
 )
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
-if TYPE_CHECKING:
-    from sandbox_agent.wire.sessions import SearchHit
-
-T = TypeVar("T")
 _Position = tuple[int, str]
 
 _MAX_SESSIONS: Final = 1_024
@@ -69,14 +66,13 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         self._following = Following(self)
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return a copy of the record, or None."""
         return copy.deepcopy(self._sessions.get(session_id))
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
-        return _page(self._order, lambda at: copy.deepcopy(self._sessions[at[1]]), limit, cursor)
+        page = slice_page(self._order, _itself, limit, cursor)
+        return ListPage([copy.deepcopy(self._sessions[at[1]]) for at in page.items], page.next_cursor)
 
     async def update_session(self, session: SessionRecord, /) -> None:
         """Insert the record, or replace the one with its id. Drops the oldest session beyond the limit."""
@@ -89,27 +85,20 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             self._drop(self._order[0][1])
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Become the session's only writer and return the generation to write with."""
         return self._raise_generation(session_id)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation; nothing is stored.
-        """
         self._check_generation(session.id, generation)
         await self.update_session(session)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         history = self._histories.get(session_id, _EMPTY)
-        return _page(history.order, lambda at: history.events[at[1]].copy(), limit, cursor)
+        page = slice_page(history.order, _itself, limit, cursor)
+        return ListPage([history.events[at[1]].copy() for at in page.items], page.next_cursor)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
@@ -122,11 +111,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         order = self._history(session_id).order
         at = bisect_left(order, (event.event_index, ""))
         if at < len(order) and order[at][0] == event.event_index and order[at][1] != event.id:
-            raise PersistError(
-                f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                f"{event.event_index}",
-                session_id=session_id,
-            )
+            raise taken_index_error(event)
         owner = self._owners.get(event.id)
         if owner is not None:
             self._histories[owner].remove(event.id)
@@ -147,10 +132,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
             check_session(session_id, event)
             owner = self._owners.get(event.id, session_id)
             if owner != session_id:
-                raise PersistError(
-                    f"event '{event.id}' was not stored: its id is taken by an event of session '{owner}'",
-                    session_id=session_id,
-                )
+                raise taken_id_error(event.id, session_id, owner)
         history = self._history(session_id)
         indexes: dict[str, int] = {}
         fresh: list[SessionEvent] = []
@@ -171,7 +153,6 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         return self._histories.get(session_id, _EMPTY).last_index
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         history = self._histories.get(session_id, _EMPTY)
         start = max(0, len(history.order) - max(0, limit))
         return [history.events[row_id].copy() for _, row_id in islice(history.order, start, None)]
@@ -191,37 +172,12 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         """
         return self._following.follow(session_id, after)
 
-    async def search_events(
-        self, query: str, /, *, session_id: str | None = None, limit: int | None = None
-    ) -> list[SearchHit]:
-        """Return the texts that contain all words of the query, newest first."""
-        # Most programs never search, so the import is here.
-        from sandbox_agent.persist.folding import Folder
-        from sandbox_agent.persist.searching import Hits, Query
-
-        wanted = Query(query)
-        hits = Hits(wanted, normalize_limit(limit))
-        for record in self._searched(session_id) if wanted else ():
-            history = self._histories.get(record.id, _EMPTY)
-            folder = Folder()
-            for _, row_id in history.order:
-                folder.add(history.events[row_id].copy())
-            hits.add_texts(record, [*folder.finished(), *folder.unfinished()])
-        return hits.newest_first()
-
     async def close(self) -> None:
         """End the followers. Sessions and events are kept."""
         await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the position of each session, for the followers."""
         return {one: Mark(self._histories.get(one, _EMPTY).last_index) for one in session_ids}
-
-    def _searched(self, session_id: str | None) -> list[SessionRecord]:
-        if session_id is None:
-            return list(self._sessions.values())
-        record = self._sessions.get(session_id)
-        return [] if record is None else [record]
 
     def _check_generation(self, session_id: str, generation: int) -> None:
         if generation != UNFENCED and generation < self._generations.get(session_id, UNFENCED):
@@ -297,19 +253,5 @@ def _remove(order: list[_Position], position: _Position) -> None:
     del order[bisect_left(order, position)]
 
 
-def _page(
-    order: list[_Position], item: Callable[[_Position], T], limit: int | None, cursor: str | None
-) -> ListPage[T]:
-    size = normalize_limit(limit)
-    after = decode_cursor(cursor)
-    if after is None:
-        start = 0
-    elif after.offset:
-        start = after.offset
-    else:
-        start = bisect_right(order, (after.position, after.id))
-    positions = order[start : start + size]
-    more = start + size < len(order)
-    return ListPage(
-        [item(position) for position in positions], encode_cursor(*positions[-1]) if more else None
-    )
+def _itself(position: _Position) -> _Position:
+    return position

@@ -84,7 +84,7 @@ class Query:
         return _cut_out(text, words, _joined(places))
 
     def _may_have(self, text: str) -> bool:
-        """Tell quickly that a text hasn't it, where the text is plain."""
+        """Whether the text may have all words: a fast check for ASCII texts."""
         if not text.isascii():
             return True
         lowered = text.lower()

@@ -59,11 +59,6 @@ class SQLiteSegments:
         await self._writer.run(prepare)
 
     async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        """Keep the chunks, neighbours of one audience together; the same ones again change nothing.
-
-        Raises:
-            PersistError: the store failed; nothing of them is kept.
-        """
         rows = [(epoch, part.last, part.first, part.audience, part.data) for part in _joined(chunks)]
 
         def insert(connection: sqlite3.Connection) -> None:
@@ -76,12 +71,6 @@ class SQLiteSegments:
         await self._writer.run(insert)
 
     async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        """Return the chunks after the cursor, about ``max_bytes`` of them, at least one if any.
-
-        Raises:
-            PersistError: the store failed.
-        """
-
         def select(connection: sqlite3.Connection) -> list[Chunk]:
             rows = connection.execute(
                 "SELECT first, last, audience, data FROM feed_segments "
@@ -101,12 +90,6 @@ class SQLiteSegments:
         return await self._reader.run(select)
 
     async def drop(self, epoch: str) -> None:
-        """Forget a feed.
-
-        Raises:
-            PersistError: the store failed.
-        """
-
         def delete(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM feed_segments WHERE epoch = ?", (epoch,))
 
@@ -132,11 +115,6 @@ class FileSegments:
         self._lock = threading.Lock()
 
     async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        """Keep the chunks, neighbours of one audience together.
-
-        Raises:
-            PersistError: the temporary folder is full or can't be written.
-        """
         await anyio.to_thread.run_sync(self._write, epoch, list(_joined(chunks)))
 
     def _write(self, epoch: str, chunks: list[Chunk]) -> None:
@@ -165,11 +143,6 @@ class FileSegments:
             extents.extend(added)
 
     async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        """Return the chunks after the cursor, about ``max_bytes`` of them, at least one if any.
-
-        Raises:
-            PersistError: the file can't be read.
-        """
         return await anyio.to_thread.run_sync(self._read, epoch, cursor, max_bytes)
 
     def _read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
@@ -190,7 +163,6 @@ class FileSegments:
             return found
 
     async def drop(self, epoch: str) -> None:
-        """Forget a feed."""
         await anyio.to_thread.run_sync(self._drop, epoch)
 
     def _drop(self, epoch: str) -> None:
@@ -212,7 +184,7 @@ def _read_exactly(file: IO[bytes], size: int) -> bytes:
 
 
 def _joined(chunks: Iterable[Chunk]) -> Iterable[Chunk]:
-    """Put neighbours of one audience together: an agent that trickles makes a chunk an event."""
+    """Join neighbors of one audience: an agent that writes slowly makes a chunk of every event."""
     run: list[Chunk] = []
     size = 0
     for chunk in chunks:

@@ -35,8 +35,25 @@ class ClosableSink(ABC):
     """The base of sinks that hold a connection or a file."""
 
     @abstractmethod
+    async def last_sequence(self, session_id: str, /) -> int:
+        """Return the highest stored sequence of a session, or 0.
+
+        Raises:
+            PersistError: the store can't be read.
+        """
+
+    @abstractmethod
+    async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
+        """Store events in one step, all or none.
+
+        Raises:
+            PersistError: an event is missing between the stored events and these; a different event is
+                stored under one of their sequences; or the store can't be written.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
-        """Close the connection or file. Safe to call twice."""
+        """Close the connection or file, unless it was passed in. Safe to call twice."""
 
     async def __aenter__(self) -> Self:
         """Return the sink."""

@@ -100,24 +100,12 @@ class PostgresSink(ClosableSink):
         return f"{type(self).__name__}({self._link.target}, table={self._table})"
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session, or 0.
-
-        Raises:
-            PersistError: the database cannot be read.
-        """
-
         async def last(connection: Connection) -> int:
             return int(await connection.fetchval(self._sql(_LAST), session_id))
 
         return await self._link.run(last, session_id=session_id)
 
     async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
-        """Store events in one transaction.
-
-        Raises:
-            PersistError: an event is missing between the stored events and these; a different event is
-                stored under one of their sequences; or the database cannot be written.
-        """
         columns = _columns(events)
 
         async def insert(connection: Connection) -> None:
@@ -134,7 +122,6 @@ class PostgresSink(ClosableSink):
         await self._link.run(insert, transaction=True, session_id=session_id)
 
     async def close(self) -> None:
-        """Close the connections, but not a pool that was passed in. Safe to call twice."""
         await self._link.close()
 
     async def _prepare(self, connection: Connection) -> None:

@@ -74,21 +74,10 @@ class RedisSink(ClosableSink):
         self._client = BoundedClient(url, client, timeout=timeout)
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session, or 0.
-
-        Raises:
-            PersistError: the server cannot be reached, or refused.
-        """
         length: int = await self._client.call("LLEN", self._key_of(session_id), session_id=session_id)
         return length
 
     async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
-        """Store events in one step, all or none.
-
-        Raises:
-            PersistError: an event is missing between the stored events and these; a different event is
-                stored under one of their sequences; or the server cannot be reached, or refused.
-        """
         if not events:
             return
         first = events[0].sequence
@@ -105,7 +94,6 @@ class RedisSink(ClosableSink):
             raise other_event_error(session_id, answer[1], "list")
 
     async def close(self) -> None:
-        """Close the client, unless it was passed in. Safe to call twice."""
         await self._client.close()
 
     def _key_of(self, session_id: str) -> str:

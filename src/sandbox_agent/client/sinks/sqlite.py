@@ -6,11 +6,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from sandbox_agent.client.sinks import ClosableSink, gap_error, other_event_error
+from sandbox_agent.persist.sql.work import Insert, Query, Table, Work, columns
+from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.wire.universal import UniversalEvent
 
@@ -33,14 +36,17 @@ CREATE TABLE IF NOT EXISTS agent_events (
 )""",
     "CREATE INDEX IF NOT EXISTS idx_events_session ON agent_events(session_id, sequence)",
 )
-_INSERT: Final = """
-INSERT INTO agent_events
-  (event_id, session_id, native_session_id, sequence, time, type, source, synthetic, data)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_LAST: Final = "SELECT coalesce(max(sequence), 0) FROM agent_events WHERE session_id = ?"
+_EVENTS: Final = Table(
+    "agent_events",
+    columns(
+        "event_id text, session_id text, native_session_id text?, sequence integer, time text, type text, "
+        "source text, synthetic boolean, data text"
+    ),
+)
+_LAST: Final = "SELECT coalesce(max(sequence), 0) FROM agent_events WHERE session_id = $1"
 _SAME: Final = """
-SELECT 1 FROM agent_events WHERE session_id = ? AND sequence = ? AND event_id = ? AND time = ? AND type = ?
+SELECT 1 FROM agent_events
+WHERE session_id = $1 AND sequence = $2 AND event_id = $3 AND time = $4 AND type = $5
 """
 
 _encoder = msgspec.json.Encoder()
@@ -58,36 +64,24 @@ class SQLiteSink(ClosableSink):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_gaps: bool = False) -> None:
-        self._thread = SQLiteThread(path, prepare=_prepare)
+        thread = SQLiteThread(path, prepare=_prepare)
+        self._database = SQLiteDatabase(thread, thread)
         self._allow_gaps = allow_gaps
 
     @property
     def path(self) -> str:
         """The file."""
-        return self._thread.path
+        return self._database.writer.path
 
     async def last_sequence(self, session_id: str, /) -> int:
-        """Return the highest stored sequence of a session, or 0.
-
-        Raises:
-            PersistError: the file cannot be read.
-        """
-        return await self._thread.run(lambda connection: _last(connection, session_id))
+        return await self._database.read(partial(_last, session_id))
 
     async def insert_events(self, session_id: str, events: Sequence[UniversalEvent], /) -> None:
-        """Store events in one transaction.
-
-        Raises:
-            PersistError: an event is missing between the stored events and these; a different event is
-                stored under one of their sequences; or the file cannot be written.
-        """
         rows = [_to_row(session_id, event) for event in events]
-        allow_gaps = self._allow_gaps
-        await self._thread.run(lambda connection: _insert(connection, session_id, rows, allow_gaps))
+        await self._database.write(partial(_insert, session_id, rows, self._allow_gaps))
 
     async def close(self) -> None:
-        """Close the file. Safe to call twice."""
-        await self._thread.close()
+        await self._database.close()
 
 
 _Row = tuple[str, str, str | None, int, str, str, str, int, str]
@@ -98,26 +92,24 @@ def _prepare(connection: sqlite3.Connection) -> None:
         connection.execute(statement).close()
 
 
-def _last(connection: sqlite3.Connection, session_id: str) -> int:
-    row: tuple[int] = connection.execute(_LAST, (session_id,)).fetchone()
-    return row[0]
+def _last(session_id: str) -> Work[int]:
+    return (yield Query(_LAST, (session_id,)))[0][0]
 
 
-def _insert(connection: sqlite3.Connection, session_id: str, rows: Sequence[_Row], allow_gaps: bool) -> None:
-    last = _last(connection, session_id)
+def _insert(session_id: str, rows: Sequence[_Row], allow_gaps: bool) -> Work[None]:
+    last = yield from _last(session_id)
     new: list[_Row] = []
     for row in rows:
         event_id, _, _, sequence, time, kind, *_ = row
         if sequence <= last:
-            found = connection.execute(_SAME, (session_id, sequence, event_id, time, kind)).fetchone()
-            if found is None:
+            if not (yield Query(_SAME, (session_id, sequence, event_id, time, kind))):
                 raise other_event_error(session_id, sequence, "file")
         elif sequence > last + 1 and not allow_gaps:
             raise gap_error(session_id, sequence, last + 1)
         else:
             new.append(row)
             last = sequence
-    connection.executemany(_INSERT, new).close()
+    yield Insert(_EVENTS, new)
 
 
 def _to_row(session_id: str, event: UniversalEvent) -> _Row:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.base import not_json_error
 from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -45,10 +46,7 @@ def seal_record(cipher: SessionCipher, record: SessionRecord) -> SessionRecord:
     try:
         data = dumps(content)
     except (TypeError, ValueError) as error:
-        raise PersistError(
-            f"session '{record.id}' can't be stored, it holds a value that is not JSON: {error}",
-            session_id=record.id,
-        ) from error
+        raise not_json_error(record.id, error) from error
     sealed: dict[str, Any] = loads(cipher.seal(data, _record_place(record)))
     return msgspec.structs.replace(record, session_init=sealed, config_options=None, modes=None)
 

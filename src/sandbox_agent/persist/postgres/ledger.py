@@ -8,14 +8,14 @@ from typing import Any, Final, NamedTuple
 from sandbox_agent.persist.postgres.dialect import digest, original, storable
 from sandbox_agent.persist.postgres.owner import Owner
 from sandbox_agent.persist.searching import words_of
-from sandbox_agent.persist.sql.ledger import MAX_NUMBER, bounded, searchable
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded, searchable
 from sandbox_agent.persist.sql.tables import (
     STORE_ENVELOPE_COLUMNS,
     STORE_EVENT_COLUMNS,
     without_form,
 )
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
-from sandbox_agent.persist.store import EnvelopeRow, EventRow, TextRow
+from sandbox_agent.persist.store import TextRow
 
 # What is counted for a row beside its data, and how often a text is for its place in the index.
 _ROW_BYTES: Final = 100
@@ -87,8 +87,8 @@ class IndexedText(NamedTuple):
     folded: str | None
 
 
-class PostgresLedger:
-    """Implements ``sql.erase.EraseDialect``.
+class PostgresLedger(LedgerDialect):
+    """Implements ``sql.erase.LedgerDialect``.
 
     Args:
         owner: which server has the namespace.
@@ -109,20 +109,15 @@ class PostgresLedger:
         scoped=True,
         size=_DATA_SIZE,
     )
-    text: staticmethod[[str], str] = staticmethod(storable)
-    name: staticmethod[[str], bytes] = staticmethod(digest)
-    original: staticmethod[[str], str] = staticmethod(original)
 
     def __init__(self, owner: Owner) -> None:
+        self.text: Callable[[str], str] = storable
+        self.name: Callable[[str], bytes] = digest
+        self.original: Callable[[str], str] = original
         self._owner = owner
 
-    def event_values(self, row: EventRow) -> tuple[Any, ...]:
-        """Return an event as a row of its table."""
-        return row.key, row.sequence, row.time, storable(row.type), row.envelope, row.data
-
-    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
-        """Return an envelope as a row of its table."""
-        return row.key, row.index, row.time, row.sender, storable(row.connection_id), row.data
+    def place(self, key: int, number: int) -> tuple[int, int]:
+        return key, number
 
     def extent(self, key: int, after: int) -> tuple[int, int]:
         """Return the key, and the number after which its rows are."""
@@ -171,10 +166,6 @@ class PostgresLedger:
         ]
         return [Insert(_TEXTS, rows)]
 
-    def index_texts(self, texts: Sequence[Any]) -> Work[None]:
-        """Do nothing: texts are part of the bundle."""
-        yield from ()
-
     def erase_events(self, key: int, last: int) -> Work[None]:
         """Erase the events up to that sequence."""
         yield Query(_ERASE_EVENTS, (key, last))
@@ -187,10 +178,6 @@ class PostgresLedger:
         """Erase the texts up to that sequence."""
         rows = yield Query(_ERASE_TEXTS, (key, last))
         return rows[0][0] > 0
-
-    def erased(self) -> Work[None]:
-        """Do nothing: the database's vacuum takes what was erased out of its files."""
-        yield from ()
 
     def used_bytes(self) -> Work[int]:
         """Return what is counted of the namespace: data, and an allowance for rows and indexes."""

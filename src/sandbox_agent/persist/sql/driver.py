@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from sandbox_agent.persist.base import (
     UNFENCED,
@@ -15,14 +15,33 @@ from sandbox_agent.persist.base import (
     check_session,
     decode_cursor,
     encode_cursor,
+    event_position,
+    make_page,
     normalize_limit,
+    record_position,
 )
-from sandbox_agent.persist.sql.log import Log, Writers
-from sandbox_agent.persist.sql.work import Database
+from sandbox_agent.persist.columns import to_record
+from sandbox_agent.persist.sql.log import LAST_INDEX, Log, Writers, to_event
+from sandbox_agent.persist.sql.work import Database, Query, Work, reading
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
+
+_SESSION: Final = "SELECT {session_columns} FROM {sessions} "
+_ONE_SESSION: Final = _SESSION + "WHERE id = $1"
+_SESSION_ORDER: Final = " ORDER BY created_at, id{collate} LIMIT $1 OFFSET $2"
+_FIRST_SESSIONS: Final = _SESSION + _SESSION_ORDER
+_NEXT_SESSIONS: Final = _SESSION + "WHERE (created_at, id{collate}) > ($3, $4)" + _SESSION_ORDER
+_EVENT: Final = "SELECT {event_columns} FROM {events} WHERE session_id = $1 "
+# No two events of a session have one index: after (index, id) is after the index, or at it.
+_AFTER: Final = "AND event_index >= $4 AND (event_index, id{collate}) > ($4, $5) "
+_EVENT_ORDER: Final = "ORDER BY event_index LIMIT $2 OFFSET $3"
+_FIRST_EVENTS: Final = _EVENT + _EVENT_ORDER
+_NEXT_EVENTS: Final = _EVENT + _AFTER + _EVENT_ORDER
+_TAIL: Final = _EVENT + "ORDER BY event_index DESC LIMIT $2"
+# More than any memory holds.
+_MAX_ROWS: Final = 2**31
 
 
 class SqlSessionPersistDriver(SessionPersistDriver):
@@ -39,48 +58,46 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         self._database = database
         self._log = Log(writers)
 
-    async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
-        return await self._database.read(partial(self._log.session, session_id))
+    @reading
+    def get_session(self, session_id: str, /) -> Work[SessionRecord | None]:
+        rows = yield Query(_ONE_SESSION, (session_id,))
+        return to_record(rows[0]) if rows else None
 
-    async def list_sessions(
+    @reading
+    def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
-    ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
+    ) -> Work[ListPage[SessionRecord]]:
         size = normalize_limit(limit)
-        found = await self._database.read(partial(self._log.sessions, size, self._after(cursor)))
-        last = found[size - 1] if len(found) > size else None
-        return ListPage(found[:size], encode_cursor(last.created_at, last.id) if last else None)
+        after = self._after(cursor)
+        if after is None or after.offset:
+            rows = yield Query(_FIRST_SESSIONS, (size + 1, after.offset if after else 0))
+        else:
+            rows = yield Query(_NEXT_SESSIONS, (size + 1, 0, after.position, after.id))
+        return make_page([to_record(row) for row in rows], size, record_position)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one of that id."""
         await self.save_session(session)
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Become the session's only writer and return the generation to write with."""
         claim = partial(self._log.writers.claim, session_id)
         return await self._database.write(claim, session_id=session_id)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer.
-
-        Raises:
-            SessionFencedError: the session was claimed after that generation; nothing is stored.
-            PersistError: the store failed.
-        """
         await self._database.write(partial(self._log.save, session, generation), session_id=session.id)
 
-    async def list_events(
+    @reading
+    def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
-    ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
+    ) -> Work[ListPage[SessionEvent]]:
         size = normalize_limit(limit)
-        found = await self._database.read(partial(self._log.events, session_id, size, self._after(cursor)))
-        last = found[size - 1] if len(found) > size else None
-        return ListPage(found[:size], encode_cursor(last.event_index, last.id) if last else None)
+        after = self._after(cursor)
+        if after is None or after.offset:
+            rows = yield Query(_FIRST_EVENTS, (session_id, size + 1, after.offset if after else 0))
+        else:
+            rows = yield Query(_NEXT_EVENTS, (session_id, size + 1, 0, after.position, after.id))
+        return make_page([to_event(row) for row in rows], size, event_position)
 
     def cursor_after(self, event_index: int, /) -> str:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
@@ -110,26 +127,23 @@ class SqlSessionPersistDriver(SessionPersistDriver):
             event.event_index = index
         self._stored(session_id, batch)
 
-    async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 where it has none."""
-        return await self._database.read(partial(self._log.last_index, session_id))
+    @reading
+    def last_event_index(self, session_id: str, /) -> Work[int]:
+        rows = yield Query(LAST_INDEX, (session_id,))
+        return int(rows[0][0]) if rows else 0
 
-    async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
+    @reading
+    def tail_events(self, session_id: str, /, *, limit: int) -> Work[list[SessionEvent]]:
         if limit < 1:
             return []
-        return await self._database.read(partial(self._log.tail, session_id, limit))
+        rows = yield Query(_TAIL, (session_id, min(limit, _MAX_ROWS)))
+        return [to_event(row) for row in reversed(rows)]
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Erase the record and its events; nothing happens if there is none.
-
-        A writer that claimed the session before is refused from now on.
-        """
         await self._database.write(partial(self._log.writers.delete, session_id), session_id=session_id)
 
     @abstractmethod
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index and those that are stored later, once each, in order."""
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]: ...
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None

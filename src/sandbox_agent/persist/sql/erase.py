@@ -1,8 +1,8 @@
-"""Erasing from the server's store in slices: each is a short transaction, so commits go on between them."""
+"""Erases from the server's store in slices, short transactions between which commits continue."""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded
 from sandbox_agent.persist.sql.work import Query, Work
@@ -79,26 +79,6 @@ class Aged(NamedTuple):
     key: int
 
 
-class EraseDialect(LedgerDialect, Protocol):
-    """What erasing needs beside it."""
-
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
-        ...
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
-        ...
-
-    def erase_texts(self, key: int, last: int) -> Work[bool]:
-        """Erase the texts up to that sequence, also from the index; False if there were none."""
-        ...
-
-    def erased(self) -> Work[None]:
-        """Note, in the same transaction, that something was erased."""
-        ...
-
-
 class Eraser:
     """Erases sessions, at once from sight and slice by slice from the tables.
 
@@ -106,11 +86,11 @@ class Eraser:
         dialect: the engine's.
     """
 
-    def __init__(self, dialect: EraseDialect) -> None:
+    def __init__(self, dialect: LedgerDialect) -> None:
         self._dialect = dialect
 
     def hide(self, key: int) -> Work[bool]:
-        """Take the session out of sight: only what is to be erased remains; False if there is none."""
+        """Hide the session: only what is to be erased remains. False if there is no such session."""
         yield from self._dialect.check_owner()
         key = bounded(key)
         found = yield Query("SELECT 1 FROM {store_sessions} WHERE {mine:} key = $1", (key,))

@@ -1,13 +1,12 @@
-"""The works of the SDK's drivers: records and events, in the tables of the TypeScript SDK."""
+"""What the SDK's drivers write: records and events, in the tables of the TypeScript SDK."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.base import UNFENCED, Keyset
-from sandbox_agent.persist.columns import to_record, to_row
+from sandbox_agent.persist.base import UNFENCED, taken_id_error, taken_index_error
+from sandbox_agent.persist.columns import to_row
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
 from sandbox_agent.persist.sql.work import ConflictError, Insert, Query, Row, Table, Work
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -18,27 +17,12 @@ _SAVE: Final = (
     "ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in names(SESSION_COLUMNS)[1:])
 )
-_SESSION: Final = "SELECT {session_columns} FROM {sessions} "
-_ONE_SESSION: Final = _SESSION + "WHERE id = $1"
-_SESSION_ORDER: Final = " ORDER BY created_at, id{collate} LIMIT $1 OFFSET $2"
-_FIRST_SESSIONS: Final = _SESSION + _SESSION_ORDER
-_NEXT_SESSIONS: Final = _SESSION + "WHERE (created_at, id{collate}) > ($3, $4)" + _SESSION_ORDER
-_EVENT: Final = "SELECT {event_columns} FROM {events} WHERE session_id = $1 "
-# No two events of a session have one index: after (index, id) is after the index, or at it.
-_AFTER: Final = "AND event_index >= $4 AND (event_index, id{collate}) > ($4, $5) "
-_EVENT_ORDER: Final = "ORDER BY event_index LIMIT $2 OFFSET $3"
-_FIRST_EVENTS: Final = _EVENT + _EVENT_ORDER
-_NEXT_EVENTS: Final = _EVENT + _AFTER + _EVENT_ORDER
-_TAIL: Final = _EVENT + "ORDER BY event_index DESC LIMIT $2"
-_LAST_INDEX: Final = "SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = $1"
+LAST_INDEX: Final = "SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = $1"
 _APPEND: Final = Table("{events}", EVENT_COLUMNS, ("id",))
 _APPEND_STRICTLY: Final = Table("{events}", EVENT_COLUMNS)
 _REPLACE: Final = Table("{events}", EVENT_COLUMNS, ("id",), replace=True)
 _SAVEPOINT: Final = Query("SAVEPOINT append")
 _RELEASE: Final = Query("RELEASE SAVEPOINT append")
-_BEGINNING: Final = Keyset(0, "")
-# More than any memory holds.
-_MAX_ROWS: Final = 2**31
 
 
 class Known(NamedTuple):
@@ -77,16 +61,16 @@ class Writers(Protocol):
         ...
 
     def check_store(self, session_id: str) -> Work[None]:
-        """Check that this is the store that was opened.
+        """Check that this is the store that was opened, where that is not certain.
 
         Raises:
             PersistError: it is another one.
         """
-        ...
+        yield from ()
 
     def stored(self, session_id: str, last_index: int) -> Work[None]:
-        """Note that an event of that index was stored."""
-        ...
+        """Note that an event of that index was stored, where the last index is not the table's."""
+        yield from ()
 
     def replaced(self, event: SessionEvent) -> Work[None]:
         """Note that an event is about to be stored at an index of the caller's choice."""
@@ -107,20 +91,6 @@ class Log:
     def __init__(self, writers: Writers) -> None:
         self.writers: Writers = writers
 
-    def session(self, session_id: str) -> Work[SessionRecord | None]:
-        """Return the record, or None."""
-        rows = yield Query(_ONE_SESSION, (session_id,))
-        return to_record(rows[0]) if rows else None
-
-    def sessions(self, size: int, after: Keyset | None) -> Work[list[SessionRecord]]:
-        """Return the records of a page, and the first one after it."""
-        after = after or _BEGINNING
-        if after is _BEGINNING or after.offset:
-            rows = yield Query(_FIRST_SESSIONS, (size + 1, after.offset))
-        else:
-            rows = yield Query(_NEXT_SESSIONS, (size + 1, 0, after.position, after.id))
-        return [to_record(row) for row in rows]
-
     def save(self, session: SessionRecord, generation: int) -> Work[None]:
         """Insert the record, or replace the one of that id.
 
@@ -134,26 +104,6 @@ class Log:
         else:
             yield from self.writers.check(session.id, generation)
         yield Query(_SAVE, row)
-
-    def events(self, session_id: str, size: int, after: Keyset | None) -> Work[list[SessionEvent]]:
-        """Return the events of a page, and the first one after it."""
-        after = after or _BEGINNING
-        if after is _BEGINNING or after.offset:
-            rows = yield Query(_FIRST_EVENTS, (session_id, size + 1, after.offset))
-        else:
-            values = (session_id, size + 1, 0, after.position, after.id)
-            rows = yield Query(_NEXT_EVENTS, values)
-        return [to_event(row) for row in rows]
-
-    def tail(self, session_id: str, limit: int) -> Work[list[SessionEvent]]:
-        """Return the newest events, oldest of them first."""
-        rows = yield Query(_TAIL, (session_id, min(limit, _MAX_ROWS)))
-        return [to_event(row) for row in reversed(rows)]
-
-    def last_index(self, session_id: str) -> Work[int]:
-        """Return the highest event index of the session, 0 where it has none."""
-        rows = yield Query(_LAST_INDEX, (session_id,))
-        return int(rows[0][0]) if rows else 0
 
     def append(
         self, session_id: str, events: Sequence[SessionEvent], generation: int, known: Known = UNKNOWN
@@ -171,7 +121,7 @@ class Log:
         several = len(events) > 1
         if several:
             yield _SAVEPOINT
-        found = yield Query(_LAST_INDEX, (session_id,))
+        found = yield Query(LAST_INDEX, (session_id,))
         last: int = max(known.last_index, found[0][0])
         stored = yield Insert(
             _APPEND, list(map(event_values, events, range(last + 1, last + 1 + len(events))))
@@ -197,11 +147,7 @@ class Log:
             if not rows:
                 missing.setdefault(event.id, event)
             elif rows[0][0] != session_id:
-                raise PersistError(
-                    f"event '{event.id}' was not stored: its id is taken by an event of session "
-                    f"'{rows[0][0]}'",
-                    session_id=session_id,
-                )
+                raise taken_id_error(event.id, session_id, rows[0][0])
             else:
                 indexes[event.id] = rows[0][1]
         indexes.update((event_id, index) for index, event_id in enumerate(missing, last + 1))
@@ -222,11 +168,7 @@ class Log:
         try:
             yield Insert(_REPLACE, [event_values(event, event.event_index)])
         except ConflictError as error:
-            raise PersistError(
-                f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                f"{event.event_index} ({error})",
-                session_id=session_id,
-            ) from error.__cause__
+            raise taken_index_error(event, error) from error.__cause__
         yield from self.writers.stored(session_id, event.event_index)
 
 

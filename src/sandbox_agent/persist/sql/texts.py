@@ -64,8 +64,8 @@ class TextIndex(Protocol):
     """An engine's full-text index over the texts."""
 
     def prepare(self, texts: Sequence[Said]) -> Sequence[Any]:
-        """Return the texts as ``add`` gets them; called in a thread."""
-        ...
+        """Return the texts as ``add`` receives them; called in a thread."""
+        return texts
 
     def lock(self, session_id: str) -> Work[None]:
         """Make the tables where they are missing, and keep the session from being deleted meanwhile."""

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from functools import partial, wraps
+from types import CoroutineType
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
+S = TypeVar("S", bound="HasDatabase")
 # A row of a result: its values by position.
 Row = Sequence[Any]
 
@@ -123,7 +127,7 @@ Make = Callable[[], Work[T]]
 class ConflictError(Exception):
     """A row contradicts a unique index. The engine's error is the cause, and raised if this is not caught.
 
-    A work may raise another error for it, but must not go on.
+    A work may raise another error for it, but must not continue.
     """
 
 
@@ -145,6 +149,24 @@ class Database(Protocol):
             PersistError: the store failed, nothing of the work is stored.
         """
         ...
+
+
+class HasDatabase(Protocol):
+    """A store whose methods run works."""
+
+    _database: Database
+
+
+def reading(
+    work: Callable[Concatenate[S, P], Work[T]],
+) -> Callable[Concatenate[S, P], CoroutineType[Any, Any, T]]:
+    """Turn a method that is a work, which only reads, into one that runs it in the store's database."""
+
+    @wraps(work)
+    async def run(store: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await store._database.read(partial(work, store, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - the store's own
+
+    return run
 
 
 def columns(spec: str) -> tuple[Column, ...]:

@@ -1,8 +1,8 @@
 """How works run in an SQLite file: few statements, each of which moves many rows.
 
-The sqlite3 module gives the interpreter's lock away for every statement that it runs and for every row that
-it fetches, and a busy event loop takes milliseconds to give it back. So a batch goes in as one statement,
-and a page comes out as one row.
+The sqlite3 module releases the interpreter's lock for every statement that it runs and every row that it
+fetches, and with a busy event loop it waits milliseconds to acquire it again. So a batch is inserted by one
+statement, and a page is selected as one row.
 """
 
 from __future__ import annotations
@@ -60,18 +60,10 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
         **{name: name for name in STORE_TABLES},
         "mine": _OfAlias(""),
         "name": _OfAlias("@"),
-        "in_events": _OfAlias("@.id > $1 AND @.id <= $2"),
-        "in_envelopes": _OfAlias("@.id > $1 AND @.id <= $2"),
-        "of_events": _OfAlias(
-            f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
-        ),
-        "of_envelopes": _OfAlias(
-            f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
-        ),
-        "sequence": _OfAlias(f"@.id & {MAX_SEQUENCE}"),
-        "index": _OfAlias(f"@.id & {MAX_SEQUENCE}"),
-        "sequence_order": _OfAlias("@.id"),
-        "index_order": _OfAlias("@.id"),
+        **dict.fromkeys(("in_events", "in_envelopes"), _OfAlias("@.id > $1 AND @.id <= $2")),
+        **dict.fromkeys(("of_events", "of_envelopes"), _OF_SESSION),
+        **dict.fromkeys(("sequence", "index"), _OfAlias(f"@.id & {MAX_SEQUENCE}")),
+        **dict.fromkeys(("sequence_order", "index_order"), _OfAlias("@.id")),
         "true": "1",
         "no_digests": "",
     }
@@ -221,15 +213,7 @@ class SQLiteDatabase:
             error.session_id = error.session_id or session_id
             raise
 
-    async def cut_log(self) -> None:
-        """Move the log's pages into the file; a reader of another process may keep it from being cut."""
-        await self.writer.run(_cut_log, transaction=False)
-
     async def close(self) -> None:
         """Write what was accepted and close the file. Safe to call twice."""
         await self.reader.close()
         await self.writer.close()
-
-
-def _cut_log(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio.to_thread
+import msgspec
 
+from sandbox_agent.errors import SessionFencedError
+from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.follow import FileHint, Following, Mark
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
-from sandbox_agent.persist.sql.work import Make
+from sandbox_agent.persist.sql.log import UNKNOWN, Known, Writers
+from sandbox_agent.persist.sql.work import Make, Query, Work, reading
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase
 from sandbox_agent.persist.sqlite.schema import prepare_store
+from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent, search_events
 from sandbox_agent.persist.sqlite.thread import MEMORY, UNNAMED, SQLiteThread
-from sandbox_agent.persist.sqlite.writers import SQLiteWriters, read_marks
 from sandbox_agent.wire.records import SessionEvent
 
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
 
 T = TypeVar("T")
+
+# The table is made when a session is first claimed or deleted, so that a file in which neither happened is as
+# the TypeScript driver makes it. A row outlives its session: an old writer must not write into a session that
+# is made again under the same id.
+_CREATE: Final = """
+CREATE TABLE IF NOT EXISTS session_writers (
+  session_id TEXT PRIMARY KEY,
+  generation INTEGER NOT NULL,
+  deletions INTEGER NOT NULL
+)"""
+_RAISE: Final = """
+INSERT INTO session_writers (session_id, generation, deletions) VALUES ($1, 1, $2)
+ON CONFLICT (session_id) DO UPDATE SET
+  generation = generation + 1, deletions = deletions + excluded.deletions
+RETURNING generation
+"""
+_HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'session_writers'"
+_MANY: Final = "json_each($1)"
+_ONE: Final = "(SELECT $1 AS value)"
+_LAST: Final = "coalesce((SELECT max(event_index) FROM events WHERE session_id = ids.value), 0)"
+_DELETIONS: Final = "coalesce((SELECT deletions FROM session_writers WHERE session_id = ids.value), 0)"
 
 
 class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
@@ -47,7 +73,7 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
             self.writer if in_memory else SQLiteThread(self.writer.path, read_only=True)
         )
         self._file = _PreparedFile(self.writer, self.reader)
-        super().__init__(self._file, SQLiteWriters())
+        super().__init__(self._file, _Writers())
         hint = None if in_memory else partial(FileHint, self._file.glance)
         self._following = Following(self, make_hint=hint)
 
@@ -58,8 +84,8 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
         """
         await super().delete_session(session_id)
         self._following.deleted(session_id)
-        # The log still has the erased pages.
-        await self._file.cut_log()
+        # The log still has the erased pages; a reader of another process may keep it from being cut.
+        await self.writer.run(_cut_log, transaction=False)
 
     def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events after an index and those that are stored later, once each, in order.
@@ -69,9 +95,17 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
         """
         return self._following.follow(session_id, after)
 
-    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the last index and the deletions of each session, for followers."""
-        return await self._file.read(partial(read_marks, session_ids))
+    @reading
+    def marks(self, session_ids: Collection[str], /) -> Work[Mapping[str, Mark]]:
+        deletions = _DELETIONS if (yield Query(_HAS_TABLE)) else "0"
+        # SQLite's JSON ends a text at a null character.
+        apart = [session_id for session_id in session_ids if "\0" in session_id]
+        together = msgspec.json.encode([session_id for session_id in session_ids if "\0" not in session_id])
+        marks: dict[str, Mark] = {}
+        for source, value in [(_MANY, together.decode()), *((_ONE, one) for one in apart)]:
+            rows = yield Query(f"SELECT ids.value, {_LAST}, {deletions} FROM {source} AS ids", (value,))
+            marks.update((session_id, Mark(last, deleted)) for session_id, last, deleted in rows)
+        return marks
 
     async def close(self) -> None:
         """Write what was accepted, end the followers and close the file. Safe to call twice."""
@@ -82,10 +116,43 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
         self._following.stored(session_id, events)
 
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]:
-        # Most programs never search.
-        from sandbox_agent.persist.sqlite.texts import search_events
-
         return await search_events(self._file, query, session_id, limit)
+
+
+class _Writers(Writers):
+    """Implements ``sql.log.Writers``: the file's write lock is held by every transaction."""
+
+    def claim(self, session_id: str) -> Work[int]:
+        return (yield from _raise_generation(session_id, 0))
+
+    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+        if generation == UNFENCED:
+            return UNKNOWN
+        try:
+            rows = yield Query("SELECT generation FROM session_writers WHERE session_id = $1", (session_id,))
+        except sqlite3.OperationalError:
+            # Checked only after the error, because every statement releases the interpreter's lock.
+            if (yield Query(_HAS_TABLE)):
+                raise
+            return UNKNOWN
+        if rows and rows[0][0] > generation:
+            raise SessionFencedError(session_id, generation)
+        return UNKNOWN
+
+    def replaced(self, event: SessionEvent) -> Work[None]:
+        yield from forget_extent(event)
+
+    def delete(self, session_id: str) -> Work[None]:
+        yield from _raise_generation(session_id, 1)
+        yield from erase_texts(session_id)
+        yield Query("DELETE FROM events WHERE session_id = $1", (session_id,))
+        yield Query("DELETE FROM sessions WHERE id = $1", (session_id,))
+
+
+def _raise_generation(session_id: str, deletions: int) -> Work[int]:
+    yield Query(_CREATE)
+    rows = yield Query(_RAISE, (session_id, deletions))
+    return int(rows[0][0])
 
 
 class _PreparedFile(SQLiteDatabase):
@@ -106,6 +173,10 @@ class _PreparedFile(SQLiteDatabase):
         """Return what every commit changes: the state of the file and of its log."""
         path = self._real_path or self.writer.path
         return _state(path), _state(f"{path}-wal")
+
+
+def _cut_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
 
 def _state(path: str) -> tuple[int, int, int] | None:

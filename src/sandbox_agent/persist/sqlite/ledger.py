@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
+import msgspec
+
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sql.ledger import clean, searchable
+from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
+from sandbox_agent.persist.sql.ledger import Filters, LedgerDialect, clean, searchable
 from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS, without_form
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
-from sandbox_agent.persist.sqlite.texts import FullTextIndex
-from sandbox_agent.persist.store import EnvelopeRow, EventRow, TextRow
+from sandbox_agent.persist.sqlite.texts import FullTextIndex, match_all
+from sandbox_agent.persist.store import SearchRow, TextRow
 
 # Below the time in a text's id: items of one millisecond. More of them run on into the next.
 _TEXT_BITS: Final = 12
@@ -59,10 +63,35 @@ _RAW_TAIL: Final = _EVENTS_TAIL.format(join=_JOIN_RAW)
 _EVENT_COLUMNS: Final = ("{sequence:e}", "e.time", "e.type", "e.envelope")
 # About what a row of the index's segments takes.
 _INDEX_PAGE: Final = 4_096
+# Ranking by bm25 reads every occurrence of each word, which takes long for words that are everywhere. So the
+# rank comes from the rare words of a query alone, of which there are few candidates; a query of nothing but
+# common words finds the newest first, without a rank.
+# A word in fewer items than these is rare.
+_RARE: Final = 2_000
+_MAX_LIMIT: Final = 1_000
+_WORD: Final = re.compile(r"[^\W_]+")
+_FOREVER: Final = 2**62
+_COUNT: Final = f"""
+SELECT count(*) FROM (SELECT 1 FROM store_text_index WHERE store_text_index MATCH $1 LIMIT {_RARE})
+"""
+_NEWEST: Final = """
+FROM store_text_index WHERE store_text_index MATCH $1 AND rowid BETWEEN $2 AND $3
+ORDER BY rowid DESC LIMIT $4 OFFSET $5
+"""
+_HIT_COLUMNS: Final = (
+    *("page.value", "s.session_id", "s.agent", "s.title", "t.sequence", "t.time"),
+    f"snippet(store_text_index, 0, '[', ']', '…', {SNIPPET_WORDS})",
+)
+_HITS: Final = """
+FROM json_each($1) AS page
+CROSS JOIN store_text_index ON store_text_index.rowid = page.value AND store_text_index MATCH $2
+CROSS JOIN store_texts AS t ON t.id = page.value
+CROSS JOIN store_sessions AS s ON s.key = t.key AND NOT s.deleted
+"""
 
 
-class SQLiteLedger:
-    """Implements ``sql.erase.EraseDialect``.
+class SQLiteLedger(LedgerDialect):
+    """Implements ``sql.erase.LedgerDialect``.
 
     Args:
         path: the file, for errors.
@@ -76,6 +105,10 @@ class SQLiteLedger:
     envelopes: Table = Table("{store_envelopes}", _ID + without_form(STORE_ENVELOPE_COLUMNS), ("id",))
 
     def __init__(self, path: str) -> None:
+        # A lone surrogate becomes a question mark.
+        self.text: Callable[[str], str] = clean
+        self.name: Callable[[str], str] = clean
+        self.original: Callable[[str], str] = str
         self.replaced: str | None = None
         self._path = path
         # 0: this store has not claimed the file.
@@ -83,18 +116,8 @@ class SQLiteLedger:
 
     # Values.
 
-    # A lone surrogate becomes a question mark.
-    text: staticmethod[[str], str] = staticmethod(clean)
-    name: staticmethod[[str], str] = staticmethod(clean)
-    original: staticmethod[[str], str] = staticmethod(str)
-
-    def event_values(self, row: EventRow) -> tuple[Any, ...]:
-        """Return an event as a row of its table."""
-        return row_id(row.key, row.sequence), row.time, clean(row.type), row.envelope, row.data
-
-    def envelope_values(self, row: EnvelopeRow) -> tuple[Any, ...]:
-        """Return an envelope as a row of its table."""
-        return row_id(row.key, row.index), row.time, row.sender, clean(row.connection_id), row.data
+    def place(self, key: int, number: int) -> tuple[int]:
+        return (row_id(key, number),)
 
     def extent(self, key: int, after: int) -> tuple[int, int]:
         """Return between which ids a session's rows are, after that number."""
@@ -112,7 +135,6 @@ class SQLiteLedger:
         ]
 
     def converter(self, column: Column) -> Callable[[Any], Any] | None:
-        """Return what makes a value of one that was selected as JSON."""
         return _CONVERTERS.get(column.kind)
 
     # The owner.
@@ -129,11 +151,6 @@ class SQLiteLedger:
         self._generation = generation
 
     def check_owner(self) -> Work[None]:
-        """Check that no other store has claimed the file since.
-
-        Raises:
-            PersistError: another one has.
-        """
         if not self._generation:
             return
         rows = yield Query(_NEWEST_GENERATION)
@@ -145,12 +162,7 @@ class SQLiteLedger:
             )
             raise PersistError(self.replaced)
 
-    def check_bundle(self) -> Work[None]:
-        """Check it before a bundle."""
-        yield from self.check_owner()
-
     def next_key(self) -> Work[int]:
-        """Return a session key that was never used."""
         yield Query(_NEXT_KEY)
         rows = yield Query("SELECT value FROM store_meta WHERE name = 'last_key'")
         return int(rows[0][0])
@@ -184,18 +196,14 @@ class SQLiteLedger:
 
     # Texts.
 
-    def insert_texts(self, texts: Sequence[TextRow]) -> list[Insert]:
-        """Return nothing: they are stored after the sessions, whose agents they name."""
-        return []
-
     def index_texts(self, texts: Sequence[TextRow]) -> Work[None]:
-        """Store texts and index them."""
+        """Store texts after the sessions, whose agents they name, and index them."""
         if not texts:
             return
         scopes: dict[int, str] = {}
         for key in {row.key for row in texts}:
             rows = yield Query("SELECT agent FROM store_sessions WHERE key = $1", (key,))
-            scopes[key] = f"{session_word(key)} {agent_word(rows[0][0] if rows else '')}"
+            scopes[key] = f"{_session_word(key)} {_agent_word(rows[0][0] if rows else '')}"
         ordered = sorted(texts, key=lambda row: row.time)
         ids = yield from _free_text_ids([row.time for row in ordered])
         yield Insert(
@@ -218,13 +226,11 @@ class SQLiteLedger:
     # Erasing.
 
     def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
         yield Query(
             "DELETE FROM store_events WHERE id > $1 AND id <= $2", (row_id(key, 0), row_id(key, last))
         )
 
     def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
         values = (row_id(key, 0), row_id(key, last))
         yield Query("DELETE FROM store_envelopes WHERE id > $1 AND id <= $2", values)
 
@@ -259,6 +265,66 @@ class SQLiteLedger:
         yield Query("UPDATE store_meta SET value = 0 WHERE name = 'traces' AND value = $1", (traces,))
 
 
+def search(query: str, limit: int, offset: int, filters: Filters) -> Work[list[SearchRow] | None]:
+    """Return where all parts of the query are found, best first; None where the index is not complete."""
+    parts = parse_query(query)
+    limit, offset = min(max(limit, 0), _MAX_LIMIT), min(max(offset, 0), 2**31)
+    if not parts or not limit:
+        return []
+    if not (yield from TEXT_INDEX.is_full()):
+        return None
+    match = f"text : ({match_all(parts)})"
+    if filters.session_id is not None:
+        named = "SELECT key FROM store_sessions WHERE session_id = $1 AND NOT deleted"
+        rows = yield Query(named, (clean(filters.session_id),))
+        if not rows:
+            return []
+        match += f" AND scope : {_session_word(rows[0][0])}"
+    if filters.agent is not None:
+        match += f" AND scope : {_agent_word(filters.agent)}"
+    extent = (
+        0 if filters.since is None else _first_text_id(filters.since),
+        _FOREVER if filters.until is None else _first_text_id(filters.until) - 1,
+    )
+    rare = yield from _rare(parts)
+    if rare:
+        newest = yield Select(["rowid"], _NEWEST, (match, *extent, _RARE, 0))
+        ranked = yield from _ranked({row[0] for row in newest}, rare)
+        return (yield from _hits(match, ranked[offset : offset + limit]))
+    rows = yield Select(["rowid"], _NEWEST, (match, *extent, limit, offset))
+    return (yield from _hits(match, [row[0] for row in rows]))
+
+
+def _rare(parts: Sequence[str]) -> Work[list[str]]:
+    """Return the single words that few items have."""
+    found: list[str] = []
+    for word in filter(_WORD.fullmatch, parts):
+        counted = yield Query(_COUNT, (f"text : ({match_all([word])})",))
+        if counted[0][0] < _RARE:
+            found.append(word)
+    return found
+
+
+def _ranked(found: set[int], rare: Sequence[str]) -> Work[list[int]]:
+    if not found:
+        return []
+    # Its length says nothing about the scope.
+    ranks = yield Select(
+        ["rowid", "bm25(store_text_index, 1.0, 0.0)"],
+        "FROM store_text_index WHERE store_text_index MATCH $1 ORDER BY rowid DESC",
+        (f"text : ({match_all(rare)})",),
+    )
+    best = sorted((rank, -text_id) for text_id, rank in ranks if text_id in found)
+    return [-negative for _, negative in best]
+
+
+def _hits(match: str, ids: Sequence[int]) -> Work[list[SearchRow]]:
+    """Return the hits of these ids, in their order; those of a session that is being deleted are left out."""
+    rows: Sequence[Row] = yield Select(_HIT_COLUMNS, _HITS, (msgspec.json.encode(ids).decode(), match))
+    found = {row[0]: row[1:] for row in rows}
+    return [SearchRow(*found[text_id]) for text_id in ids if text_id in found]
+
+
 def used_bytes() -> Work[int]:
     """Return the size of the file without its free pages."""
     pages = yield Query("PRAGMA page_count")
@@ -267,17 +333,17 @@ def used_bytes() -> Work[int]:
     return (pages[0][0] - free[0][0]) * size[0][0]
 
 
-def first_text_id(time: int) -> int:
+def _first_text_id(time: int) -> int:
     """Return the lowest id of the texts of that time."""
     return min(max(time, 0), _LATEST) << _TEXT_BITS
 
 
-def session_word(key: int) -> str:
+def _session_word(key: int) -> str:
     """Return the word that finds a session's texts."""
     return f"s{key}"
 
 
-def agent_word(agent: str) -> str:
+def _agent_word(agent: str) -> str:
     """Return the word that finds an agent's texts."""
     return "a" + clean(agent).encode().hex()
 
@@ -289,7 +355,7 @@ def _free_text_ids(times: Sequence[int]) -> Work[list[int]]:
     ids: list[int] = []
     last = -1
     for time in times:
-        text_id = max(first_text_id(time), last + 1)
+        text_id = max(_first_text_id(time), last + 1)
         if text_id <= newest:
             # The clock went back, or the millisecond has texts.
             end = (text_id >> _TEXT_BITS) + 1 << _TEXT_BITS

@@ -14,7 +14,7 @@ from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.sql.store import SqlSessionStore
 from sandbox_agent.persist.sql.work import Make
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase, run
-from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, SQLiteLedger, used_bytes
+from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, SQLiteLedger, search, used_bytes
 from sandbox_agent.persist.sqlite.schema import migrate, require_features
 from sandbox_agent.persist.sqlite.thread import BUSY_TIMEOUT, SQLiteThread
 from sandbox_agent.persist.store import SearchRow
@@ -88,9 +88,6 @@ class SQLiteSessionStore(SqlSessionStore):
         return await self._file.read(used_bytes) + await self._file.read(self._tables.missing_bytes)
 
     async def _search(self, query: str, limit: int, offset: int, filters: Filters) -> list[SearchRow]:
-        # Most servers never search.
-        from sandbox_agent.persist.sqlite.store_search import search
-
         find = partial(run, make=partial(search, query, limit, offset, filters))
         while (found := await self._searcher.run(find, transaction=False)) is None:
             await self._complete_index()

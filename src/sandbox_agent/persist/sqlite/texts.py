@@ -15,7 +15,7 @@ import msgspec
 
 from sandbox_agent.persist.folding import Said
 from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
-from sandbox_agent.persist.sql.texts import update_texts
+from sandbox_agent.persist.sql.texts import TextIndex, update_texts
 from sandbox_agent.persist.sql.work import Database, Query, Work
 from sandbox_agent.wire.records import SessionEvent
 from sandbox_agent.wire.sessions import SearchHit
@@ -146,11 +146,8 @@ _INDEX: Final = FullTextIndex(
 )
 
 
-class _Texts:
-    """Implements ``sql.texts.TextIndex``."""
-
-    def prepare(self, texts: Sequence[Said]) -> Sequence[Said]:
-        return texts
+class _Texts(TextIndex):
+    """The texts in the tables of this file."""
 
     def lock(self, session_id: str) -> Work[None]:
         yield from _make_tables()

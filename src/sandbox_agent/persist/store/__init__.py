@@ -326,7 +326,7 @@ class SessionStore(Protocol):
         ...
 
     async def hide(self, key: int) -> None:
-        """Take a session out of sight, to be deleted; one that stays so is, when the store is opened next."""
+        """Hide a session that is to be deleted; if it is not, ``finish_deletes`` deletes it."""
         ...
 
     async def expire(

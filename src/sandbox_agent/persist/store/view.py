@@ -23,7 +23,10 @@ from sandbox_agent.persist.base import (
     SessionPersistDriver,
     decode_cursor,
     encode_cursor,
+    event_position,
+    make_page,
     normalize_limit,
+    slice_page,
 )
 from sandbox_agent.persist.postgres.schema import DEFAULT_SCHEMA
 from sandbox_agent.persist.sql.tables import check_server_version
@@ -49,8 +52,7 @@ class StoreDriver(SessionPersistDriver):
     Args:
         store: where they are; only its reading methods are called.
         name: what the store is called in errors.
-        open_it: called before the first read.
-        close_it: called at the end.
+        open_it: called before the first read, where the store has to be opened.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
@@ -62,28 +64,21 @@ class StoreDriver(SessionPersistDriver):
         store: SessionStore,
         *,
         name: str,
-        open_it: Callable[[], Awaitable[None]],
-        close_it: Callable[[], Awaitable[None]],
+        open_it: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._name = name
         self._open_it = open_it
-        self._close_it = close_it
         self._opening = anyio.Lock()
-        self._opened = False
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
         row = await self._row(session_id)
         return None if row is None else _record(row)
 
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first.
-
-        No store has an index by that: each page reads all its sessions, 6 ms for a thousand in SQLite.
-        """
+        # No store has an index by that: each page reads all its sessions, 6 ms for a thousand in SQLite.
         await self._ready()
         rows: list[SessionRow] = []
         following: str | None = None
@@ -92,22 +87,13 @@ class StoreDriver(SessionPersistDriver):
             rows += page
             if following is None:
                 break
-        rows.sort(key=lambda row: (row.created_at, row.session_id))
-        after = decode_cursor(cursor)
-        if after is not None and after.offset:
-            rows = rows[after.offset :]
-        elif after is not None:
-            rows = [row for row in rows if (row.created_at, row.session_id) > (after.position, after.id)]
-        size = normalize_limit(limit)
-        chosen = rows[:size]
-        more = len(rows) > size
-        last = encode_cursor(chosen[-1].created_at, chosen[-1].session_id) if more else None
-        return ListPage([_record(row) for row in chosen], last)
+        rows.sort(key=_place)
+        chosen = slice_page(rows, _place, limit, cursor)
+        return ListPage([_record(row) for row in chosen.items], chosen.next_cursor)
 
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         row = await self._row(session_id)
         if row is None:
             return ListPage([], None)
@@ -120,30 +106,24 @@ class StoreDriver(SessionPersistDriver):
             after = at.position - (_event_id(session_id, at.position) > at.id)
         size = normalize_limit(limit)
         found = await self._store.envelopes(row.key, after=max(after, 0), limit=size + 1)
-        events = _events(session_id, found[:size])
-        more = len(found) > size
-        return ListPage(events, encode_cursor(events[-1].event_index, events[-1].id) if more else None)
+        return make_page(_events(session_id, found), size, event_position)
 
     def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the cursor of ``list_events`` after that index."""
         return encode_cursor(event_index + 1, "")
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first; none for a limit below 1."""
         row = await self._row(session_id)
         if row is None or limit < 1:
             return []
         return _events(session_id, await self._store.newest_envelopes(row.key, limit=limit))
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 where it has none."""
         row = await self._row(session_id)
         return 0 if row is None else row.last_envelope
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None
     ) -> list[SearchHit]:
-        """Return where all words of the query are said or done, the newest first."""
         await self._ready()
         hits: list[SearchHit] = []
         keys: dict[str, int] = {}
@@ -169,31 +149,25 @@ class StoreDriver(SessionPersistDriver):
         return sorted(hits, key=lambda hit: -hit.time)
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Refuse."""
         raise self._refusal(session.id)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
     ) -> None:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def claim_session(self, session_id: str, /) -> int:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Refuse."""
         raise self._refusal(session_id)
 
     async def close(self) -> None:
-        """Close what was opened. Safe to call twice."""
-        self._opened = True
-        await self._close_it()
+        self._open_it = None
+        await self._store.close()
 
     def _refusal(self, session_id: str) -> PersistError:
         return _ReadOnlyError(
@@ -204,9 +178,9 @@ class StoreDriver(SessionPersistDriver):
 
     async def _ready(self) -> None:
         async with self._opening:
-            if not self._opened:
+            if self._open_it is not None:
                 await self._open_it()
-                self._opened = True
+                self._open_it = None
 
     async def _row(self, session_id: str) -> SessionRow | None:
         await self._ready()
@@ -227,7 +201,7 @@ def sqlite_store_driver(path: str | os.PathLike[str]) -> StoreDriver | None:
         make = partial(check_server_version, STORE_VERSION)
         await reader.run(partial(run, make=make), transaction=False)
 
-    return StoreDriver(store, name=f"the store '{reader.path}'", open_it=check, close_it=reader.close)
+    return StoreDriver(store, name=f"the store '{reader.path}'", open_it=check)
 
 
 def _is_store(path: Path) -> bool:
@@ -252,7 +226,7 @@ def postgres_store_driver(
 
     store = PostgresSessionStore(connection_string, namespace=namespace, schema=schema, read_only=True)
     name = f"the namespace '{namespace}' in PostgreSQL"
-    return StoreDriver(store, name=name, open_it=store.open, close_it=store.close)
+    return StoreDriver(store, name=name, open_it=store.open)
 
 
 def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
@@ -263,13 +237,13 @@ def redis_store_driver(url: str, *, namespace: str) -> StoreDriver:
     """
     from sandbox_agent.persist.redis.ledger import RedisSessionStore
 
+    # Opening it would acquire the namespace.
     store = RedisSessionStore(url, namespace=namespace)
+    return StoreDriver(store, name=f"the namespace '{namespace}' in Redis")
 
-    async def nothing() -> None:
-        """Do nothing: opening would acquire the namespace."""
 
-    name = f"the namespace '{namespace}' in Redis"
-    return StoreDriver(store, name=name, open_it=nothing, close_it=store.close)
+def _place(row: SessionRow) -> tuple[int, str]:
+    return row.created_at, row.session_id
 
 
 def _record(row: SessionRow) -> SessionRecord:
