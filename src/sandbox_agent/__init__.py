@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
     from sandbox_agent.client.server_api import build_inspector_url
     from sandbox_agent.client.server_sessions.api import ServerSessions
-    from sandbox_agent.client.server_sessions.models import EventPage
-    from sandbox_agent.client.session import Session
+    from sandbox_agent.client.server_sessions.cursor import EventPage
+    from sandbox_agent.client.session import Session, Turn
     from sandbox_agent.client.sinks import EventSink
     from sandbox_agent.client.sinks.postgres import PostgresSink
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
-    from sandbox_agent.client.turn import Turn
     from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
     from sandbox_agent.errors import (
         AcpRpcError,
@@ -122,9 +121,9 @@ _MODULES = {
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.server_api": ("build_inspector_url",),
-    "client.session": ("Session",),
+    "client.session": ("Session", "Turn"),
     "client.server_sessions.api": ("ServerSessions",),
-    "client.server_sessions.models": ("EventPage",),
+    "client.server_sessions.cursor": ("EventPage",),
     "client.sinks": ("EventSink",),
     "client.sinks.postgres": ("PostgresSink",),
     "client.sinks.redis": ("RedisSink",),
@@ -137,7 +136,6 @@ _MODULES = {
     "persist.postgres.driver": ("PostgresSessionPersistDriver",),
     "persist.redis.driver": ("RedisSessionPersistDriver",),
     "client.sinks.sqlite": ("SQLiteSink",),
-    "client.turn": ("Turn",),
     "engine.permissions": ("PermissionMode", "PermissionReply"),
     "errors": (
         "AcpRpcError",

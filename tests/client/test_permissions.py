@@ -7,7 +7,6 @@ import json
 from typing import Any, cast
 
 import anyio
-import msgspec
 import pytest
 
 from sandbox_agent import (
@@ -300,8 +299,8 @@ async def test_a_policy_that_does_not_exist_is_refused(sdk: SandboxAgent) -> Non
 async def test_a_request_that_breaks_the_protocol_is_answered_all_the_same(params: dict[str, Any]) -> None:
     answers: list[object] = []
 
-    async def respond(_raw_id: msgspec.Raw, result: object) -> None:
+    async def respond(result: object) -> None:
         answers.append(result)
 
-    await PermissionBroker("s", TaskOwner()).open(msgspec.Raw(b"1"), params, respond)
+    await PermissionBroker("s", TaskOwner()).open(params, respond)
     assert answers == [{"outcome": {"outcome": "cancelled"}}]

@@ -26,7 +26,7 @@ from sandbox_agent import (
     SQLiteSessionPersistDriver,
     UnsupportedAgentError,
 )
-from sandbox_agent.engine.restore import OPENING
+from sandbox_agent.engine.restore.history import OPENING
 from tests.client.checks import all_events, methods, said, sent_prompts
 from tests.support.servers import ServerProcess, our_server, put_launcher
 

@@ -26,7 +26,7 @@ from sandbox_agent import (
     UniversalEvent,
     UnsupportedAgentError,
 )
-from sandbox_agent.client.server_sessions.models import Message
+from sandbox_agent.client.server_sessions.streams import Message
 from tests.client.proxy import LossyProxy
 from tests.support.servers import ServerProcess, our_server
 

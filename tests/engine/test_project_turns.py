@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from sandbox_agent.engine.project import Projector
-from sandbox_agent.engine.restore import build_replay
+from sandbox_agent.engine.restore.replay import build_replay
 from sandbox_agent.wire.records import SessionEvent
 from sandbox_agent.wire.universal import (
     ErrorData,

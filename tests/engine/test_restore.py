@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_agent.engine.restore import CLOSING, OPENING, Replay, build_replay
+from sandbox_agent.engine.restore.history import CLOSING, OPENING
+from sandbox_agent.engine.restore.replay import Replay, build_replay
 from sandbox_agent.wire.records import Sender, SessionEvent
 
 BIG = 100_000

@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 
-from sandbox_agent.engine.restore import (
-    Ladder,
-    OpenSession,
-    Outcome,
-    Plan,
-    ReadNewest,
-    Told,
-    is_replay_title,
-    native_methods,
-)
+from sandbox_agent.engine.restore.history import is_replay_title
+from sandbox_agent.engine.restore.ladder import Ladder, OpenSession, Outcome, Plan, ReadNewest, native_methods
+from sandbox_agent.engine.restore.replay_check import ReportedHistory
 from sandbox_agent.engine.settings import AskOptions, Call, ReadReported, Refusal
 from sandbox_agent.wire.records import SessionEvent
 
@@ -75,9 +68,12 @@ class Agent:
     """Answers steps: a method's answer is a result or a Refusal; what has none is not found."""
 
     def __init__(
-        self, answers: Mapping[str, JsonObject | Refusal], options: Any = None, told: Told | None = None
+        self,
+        answers: Mapping[str, JsonObject | Refusal],
+        options: Any = None,
+        reported: ReportedHistory | None = None,
     ) -> None:
-        self.told = told
+        self.reported = reported
         self.calls: list[tuple[str, JsonObject]] = []
         self._answers = {"session/new": {"sessionId": "n2"}, **answers}
         self._options = options
@@ -100,7 +96,7 @@ class Agent:
             else:
                 step.result = answer
                 if isinstance(step, OpenSession):
-                    step.told = self.told
+                    step.reported = self.reported
         return ladder.outcome
 
     @property

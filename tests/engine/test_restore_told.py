@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sandbox_agent.engine.restore import CLOSING, Ladder, Outcome, Retelling, Told
+from sandbox_agent.engine.restore.history import CLOSING
+from sandbox_agent.engine.restore.ladder import Ladder, Outcome
+from sandbox_agent.engine.restore.load_phase import Retelling
+from sandbox_agent.engine.restore.replay_check import ReportedHistory
 from sandbox_agent.wire.records import SessionEvent
 
 from .test_project_traffic import read
@@ -17,11 +20,11 @@ from .test_restore_ladder import BOTH, HISTORY, LOAD, LOADED, LOADS, Agent, Json
 REFUSED: JsonObject = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "no"}}
 
 
-def told(*updates: JsonObject) -> Told:
+def told(*updates: JsonObject) -> ReportedHistory:
     """Return what was told again."""
-    found = Told()
+    found = ReportedHistory()
     for each in updates:
-        found.take(each["params"]["update"])
+        found.add(each["params"]["update"])
     return found
 
 
@@ -66,12 +69,12 @@ MORE = [*HISTORY, user("more"), chunk("Of it."), user("go on"), chunk("I do")]
 def test_what_is_told_again_is_compared_by_the_last_words_of_each_turn(
     updates: list[JsonObject], history: list[JsonObject], expected: int | None
 ) -> None:
-    assert told(*updates).until(events_of(*history)) == expected
+    assert told(*updates).covered_until(events_of(*history)) == expected
 
 
 def test_of_an_answer_that_was_cut_off_nothing_is_waited_for() -> None:
     known = told(again("hi"), chunk("Hello."), again("more"), chunk("Of it."), again("go on"))
-    assert known.until(events_of(*MORE), cut_off=True) == 6
+    assert known.covered_until(events_of(*MORE), cut_off=True) == 6
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_an_agent_that_was_cut_off_is_asked_to_tell_what_it_has_kept(
 @pytest.mark.parametrize("total", [8, 1_008])
 def test_what_an_agent_has_lost_of_its_session_is_put_in_front_of_the_next_prompt(total: int) -> None:
     history = events_of(*MORE)
-    agent = Agent({"session/load": {}}, told=told(again("hi"), chunk("Hello.")))
+    agent = Agent({"session/load": {}}, reported=told(again("hi"), chunk("Hello.")))
     outcome = agent.run(Ladder(plan(events=history, total=total, methods=LOADS)))
     assert agent.methods == ["session/load"]
     assert (outcome.method, outcome.verified, outcome.replayed, outcome.left_out) == (
@@ -126,20 +129,20 @@ def test_what_an_agent_has_lost_of_its_session_is_put_in_front_of_the_next_promp
 
 
 def test_an_agent_that_tells_something_else_is_told_the_history() -> None:
-    agent = Agent({"session/load": {}}, told=told(again("ho"), chunk("Goodbye.")))
+    agent = Agent({"session/load": {}}, reported=told(again("ho"), chunk("Goodbye.")))
     outcome = agent.run(Ladder(plan(total=100, methods=LOADS)))
     assert (outcome.verified, outcome.replayed, outcome.left_out) == (False, 4, 96)
     assert "[96 earlier events are left out]\n\nUser: hi\n\nAssistant: Hello." in str(outcome.text)
 
 
 def test_an_agent_that_tells_it_all_is_told_nothing() -> None:
-    agent = Agent({"session/load": {}}, told=told(again("hi"), chunk("Hello.")))
+    agent = Agent({"session/load": {}}, reported=told(again("hi"), chunk("Hello.")))
     assert agent.run(Ladder(plan(methods=LOADS))) == Outcome("session/load", verified=True)
 
 
 def test_long_histories_are_compared_in_bounded_memory() -> None:
     found = told(again("hi"), *[chunk("x" * 1000)] * 2_000, chunk("the end"))
-    assert found.until(events_of(user("hi"), chunk("x" * 5_000), chunk("the end"))) == 3
+    assert found.covered_until(events_of(user("hi"), chunk("x" * 5_000), chunk("the end"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_long_histories_are_compared_in_bounded_memory() -> None:
 )
 def test_real_agents_are_found_to_tell_the_history_that_was_recorded(agent: str, known: bool) -> None:
     events: list[SessionEvent] = []
-    found, retelling = Told(), Retelling()
+    found, retelling = ReportedHistory(), Retelling()
     loading: object = None
     for number, line in enumerate(read(agent), 1):
         payload = json.loads(line.envelope)
@@ -167,8 +170,8 @@ def test_real_agents_are_found_to_tell_the_history_that_was_recorded(agent: str,
             past = retelling.classify(kind) == "past"
             if past:
                 assert retelling.state == "open"
-                found.take(payload["params"]["update"])
-    assert found.until(events) == (len(events) if known else None)
+                found.add(payload["params"]["update"])
+    assert found.covered_until(events) == (len(events) if known else None)
 
 
 def kinds(*steps: str | Callable[[Retelling], None]) -> list[bool]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_agent.engine.restore import build_replay
+from sandbox_agent.engine.restore.replay import build_replay
 from sandbox_agent.persist.folding import MAX_TEXT, Folder, Said
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.searching import Query

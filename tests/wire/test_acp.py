@@ -309,8 +309,3 @@ def test_a_real_prompt_response_is_typed(row: dict[str, Any]) -> None:
     assert response.stop_reason == "end_turn"
     assert response.usage == row["result"].get("usage")
     assert response.meta == row["result"].get("_meta")
-
-
-def test_every_exported_name_exists_and_is_sorted() -> None:
-    assert acp.__all__ == sorted(acp.__all__)
-    assert all(hasattr(acp, name) for name in acp.__all__)

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from sandbox_agent.wire import universal
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.universal import (
     ContentPart,
@@ -137,8 +136,3 @@ def test_what_is_no_event_is_refused():
         decode_event(b"nonsense")
     with pytest.raises(msgspec.ValidationError):
         decode_event(b"{}")
-
-
-def test_all_is_sorted_and_there():
-    assert sorted(universal.__all__) == sorted(set(universal.__all__))
-    assert all(hasattr(universal, name) for name in universal.__all__)

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Generic, Self, TypeVar, Unpack
 
-from sandbox_agent.client.awaitable_context import AwaitableContext
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
 from sandbox_agent.client.options import (
@@ -34,6 +34,36 @@ from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
 from sandbox_agent.wire.records import ListPage, SessionEvent
+
+T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
+
+
+class AwaitableContext(Generic[T]):
+    """``await`` returns the object; ``async with`` also closes it at the end."""
+
+    def __init__(self, open_object: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._open = open_object
+        self._object: T | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Open the object."""
+        return self._open().__await__()
+
+    async def __aenter__(self) -> T:
+        """Open and enter the object."""
+        self._object = await self._open()
+        return await self._object.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Exit the object."""
+        if self._object is not None:
+            await self._object.__aexit__(kind, error, traceback)
+
 
 DEFAULT_REPLAY_MAX_EVENTS = 50
 DEFAULT_REPLAY_MAX_CHARS = 12_000

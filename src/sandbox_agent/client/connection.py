@@ -10,20 +10,20 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx2
-import msgspec
 
 from sandbox_agent.client.envelopes import Answer, Envelope, notification, request, response
 from sandbox_agent.client.feed import Feed, parse_event_data
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
-from sandbox_agent.client.ports import ClientSession
-from sandbox_agent.client.router import Router
+from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.handshake import auth_method, initialize_params
+from sandbox_agent.engine.permissions import cancelled_outcome
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import (
     AcpRpcError,
@@ -215,17 +215,6 @@ class Connection:
         """Send a notification; it is stored."""
         await self._post_accepted(notification(method, params), session, method)
 
-    async def respond(
-        self,
-        raw_id: msgspec.Raw,
-        session: ClientSession | None,
-        *,
-        result: object = None,
-        error: object = None,
-    ) -> None:
-        """Send the response to a request of the agent; it is stored."""
-        await self._post_accepted(response(raw_id, result=result, error=error), session, "the response")
-
     async def _post(self, body: bytes, params: dict[str, str] | None = None) -> tuple[int, bytes]:
         headers = {**self._headers, "Content-Type": "application/json", "Accept": "application/json"}
         return await self._http.send("POST", self._path, content=body, params=params, headers=headers)
@@ -379,7 +368,7 @@ class Connection:
         agent_session: object = result.get("sessionId")
         if isinstance(agent_session, str):
             if not pending.future.done():  # the caller is still waiting
-                session.on_bound(self, result)
+                session.on_bound(self.agent, self.connection_id, result)
             self.router.bind(agent_session, session)
 
     def _bind_opened(
@@ -390,7 +379,7 @@ class Connection:
             self.router.ignore(agent_session)
             return
         result = members(answer.result)
-        session.on_bound(self, {**result, "sessionId": agent_session})
+        session.on_bound(self.agent, self.connection_id, {**result, "sessionId": agent_session})
         self.router.finish_filter(agent_session, session, result)
 
     def _receive_request(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
@@ -400,28 +389,33 @@ class Connection:
             event = session.journal.append("agent", [line], self.connection_id)
             touched.add(session.journal)
             if is_permission:
-                session.on_agent_request(self, head, event)
+                session.on_permission_request(event, partial(self._respond, head, session))
                 return
-        work = self._cancel_unknown(head) if is_permission else self._call_handler(line, head, session)
+        if is_permission:
+            work = self._respond(head, None, cancelled_outcome())
+        else:
+            work = self._call_handler(line, head, session)
         self._tasks.spawn(work, name=f"answer {head.method}")
-
-    async def _cancel_unknown(self, head: Envelope) -> None:
-        await self.respond(head.id, None, result={"outcome": {"outcome": "cancelled"}})
 
     async def _call_handler(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
         handler = self._handlers.get(head.method or "")
         if handler is None:
             message = f'"Method not found": {head.method}'
-            await self.respond(head.id, session, error={"code": -32601, "message": message})
+            await self._respond(head, session, error={"code": -32601, "message": message})
             return
         try:
             answer = handler(loads(line).get("params"))
             result: object = await answer if inspect.isawaitable(answer) else answer
         except Exception as error:
             logger.exception("the handler of %s failed", head.method)
-            await self.respond(head.id, session, error={"code": -32603, "message": describe(error)})
+            await self._respond(head, session, error={"code": -32603, "message": describe(error)})
             return
-        await self.respond(head.id, session, result=result)
+        await self._respond(head, session, result)
+
+    async def _respond(
+        self, head: Envelope, session: ClientSession | None, result: object = None, *, error: object = None
+    ) -> None:
+        await self._post_accepted(response(head.id, result=result, error=error), session, "the response")
 
     def _receive_exit(self, line: bytes) -> None:
         params: dict[str, Any] = loads(line).get("params") or {}
@@ -460,7 +454,7 @@ class Connection:
             return
         self.lost = error
         for session in self.router.sessions:
-            session.on_unbound(self)
+            session.on_unbound(self.connection_id)
         self.router.close()
         self._on_lost(self)
 

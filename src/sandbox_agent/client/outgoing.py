@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from sandbox_agent.client.ports import ClientSession
+from sandbox_agent.client.router import ClientSession
 from sandbox_agent.errors import ConnectionLostError
 from sandbox_agent.wire.records import SessionEvent
 

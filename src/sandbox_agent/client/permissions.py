@@ -9,9 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
-
-import msgspec
+from typing import Any, Literal, cast
 
 from sandbox_agent.client.tasks import TaskOwner, await_result
 from sandbox_agent.engine.permissions import (
@@ -65,17 +63,14 @@ PermissionPolicy = PermissionMode | PermissionReply | Literal["allow_once", "all
 _ALIASES: dict[str, PermissionReply] = {"allow_once": "once", "allow_always": "always"}
 
 
-class _Responder(Protocol):
-    """Sends the response to a request of the agent."""
-
-    def __call__(self, raw_id: msgspec.Raw, result: object, /) -> Coroutine[Any, Any, None]: ...
+# Sends the result of a request to the agent.
+Respond = Callable[[object], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True)
 class _Pending:
     request: PermissionRequest
-    raw_id: msgspec.Raw
-    respond: _Responder
+    respond: Respond
 
 
 class PermissionBroker:
@@ -112,7 +107,7 @@ class PermissionBroker:
 
     @property
     def mode(self) -> PermissionMode | None:
-        """The session's permission mode, None where none was chosen."""
+        """The session's permission mode, None if none was chosen."""
         return self._mode
 
     @mode.setter
@@ -131,7 +126,7 @@ class PermissionBroker:
 
         return unregister
 
-    async def open(self, raw_id: msgspec.Raw, params: Mapping[str, Any], respond: _Responder) -> None:
+    async def open(self, params: Mapping[str, Any], respond: Respond) -> None:
         """Add a request; it is delivered to the listeners or answered by the policy."""
         given: list[object] = elements(params.get("options"))
         options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
@@ -145,7 +140,7 @@ class PermissionBroker:
             available_replies=available_replies(options),
             raw_request=dict(params),
         )
-        pending = self._pending[request.id] = _Pending(request, raw_id, respond)
+        pending = self._pending[request.id] = _Pending(request, respond)
         result = self._decide(request, self._mode) if self._mode is not None else None
         if result is not None:
             await self._answer(pending, result)
@@ -240,18 +235,18 @@ class PermissionBroker:
         self._tasks.check()
         # A task, not a coroutine: a listener need not await or return it.
         self._pending.pop(pending.request.id, None)
-        return self._tasks.run(pending.respond(pending.raw_id, result), name=f"answer {pending.request.id}")
+        return self._tasks.run(pending.respond(result), name=f"answer {pending.request.id}")
 
     async def _answer(self, pending: _Pending, result: object) -> None:
         self._pending.pop(pending.request.id, None)
-        await pending.respond(pending.raw_id, result)
+        await pending.respond(result)
 
 
 def permission_mode(value: object) -> PermissionMode | None:
     """Return the value as a permission mode.
 
     Raises:
-        ValueError: there is no such mode.
+        ValueError: the mode is unknown.
     """
     if value is None or is_permission_mode(value):
         return value

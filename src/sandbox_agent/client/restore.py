@@ -6,20 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sandbox_agent.client.chosen import chosen_settings
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.session_core import SessionCore
-from sandbox_agent.client.settings import SET_METHODS, refusal_of
+from sandbox_agent.client.settings import SET_METHODS, chosen_settings, refusal_of
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.engine.restore import (
-    EVENTS_PER_ENTRY,
-    Ladder,
-    OpenSession,
-    Plan,
-    ReadNewest,
-    native_methods,
-)
+from sandbox_agent.engine.restore.ladder import Ladder, OpenSession, Plan, ReadNewest, native_methods
+from sandbox_agent.engine.restore.replay import EVENTS_PER_ENTRY
 from sandbox_agent.engine.settings import Call, ChosenSettings
 from sandbox_agent.errors import (
     AgentProcessExitedError,
@@ -190,7 +183,7 @@ async def _call(step: Call, session: SessionCore, connection: Connection) -> Non
         return
     step.result = members(result)
     if isinstance(step, OpenSession):
-        step.told = replay_filter.told if replay_filter is not None else None
+        step.reported = replay_filter.reported if replay_filter is not None else None
     if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):
         raise SandboxAgentError(
             f"agent '{connection.agent}' sent a session/new result without a sessionId, "

@@ -3,13 +3,72 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 from sandbox_agent.client.envelopes import Envelope, decode
 from sandbox_agent.client.journal import Journal
-from sandbox_agent.client.ports import ClientSession
-from sandbox_agent.client.replay_filter import ReplayFilter
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.client.permissions import Respond
+from sandbox_agent.engine.restore.load_phase import Retelling
+from sandbox_agent.engine.restore.replay_check import ReportedHistory
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.members import members
+from sandbox_agent.wire.records import SessionEvent
+
+
+class ReplayFilter:
+    """Filters an agent session's updates from the request that opens it to the next prompt.
+
+    Attributes:
+        reported: the history that the agent reported.
+    """
+
+    def __init__(self) -> None:
+        self.reported: ReportedHistory = ReportedHistory()
+        self._retelling = Retelling()
+        self._retelling.begin()
+        self._undecided: list[bytes] = []
+        self._present: dict[str, bytes] = {}
+
+    def filter(self, lines: list[bytes]) -> list[bytes]:
+        """Return the updates that belong to the history.
+
+        Until the response, updates that describe the present (commands, usage) are held: the last of each
+        kind. So are updates that may repeat the history, until that is known.
+        """
+        return [line for line in lines if self._is_present(line)]
+
+    def _is_present(self, line: bytes) -> bool:
+        params = decode(line).params
+        kind = params.update.sessionUpdate if params is not None and params.update is not None else None
+        verdict = self._retelling.classify(kind)
+        is_open = self._retelling.state == "open"
+        if verdict == "undecided":
+            self._undecided.append(line)
+        elif verdict == "past" and is_open:
+            for each in (*self._undecided, line):
+                self._add_reported(each)
+            self._undecided.clear()
+        elif verdict == "news" and is_open:
+            self._present[kind or ""] = line
+        return verdict == "news" and not is_open
+
+    def _add_reported(self, line: bytes) -> None:
+        update: object = members(loads(line)["params"]).get("update")
+        if isinstance(update, dict):
+            self.reported.add(cast("dict[str, Any]", update))
+
+    def finish(self, result: dict[str, Any]) -> list[bytes]:
+        """Handle the response; return the held updates, except for state that the response contains."""
+        self._retelling.answer()
+        undecided, self._undecided = self._undecided, []
+        held, self._present = self._present, {}
+        if isinstance(result.get("modes"), dict):
+            held.pop("current_mode_update", None)
+        if isinstance(result.get("configOptions"), list):
+            held.pop("config_option_update", None)
+        return [*undecided, *held.values()]
+
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -17,6 +76,21 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 MAX_HELD = 10_000
 MAX_HELD_BYTES = 16 * 1024 * 1024
 STATE_UPDATES = frozenset({"config_option_update", "current_mode_update"})
+
+
+class ClientSession(Protocol):
+    """What a connection needs of a session that is bound to it.
+
+    ``on_bound`` is called before the first update of the opened agent session is routed.
+    ``on_agent_request`` returns at once; ``respond`` sends the result later.
+    """
+
+    @property
+    def journal(self) -> Journal: ...
+    def on_bound(self, agent: str, connection_id: str, result: Mapping[str, Any]) -> None: ...
+    def on_unbound(self, connection_id: str) -> None: ...
+    def on_state_update(self, line: bytes) -> None: ...
+    def on_permission_request(self, event: SessionEvent, respond: Respond) -> None: ...
 
 
 class Router:

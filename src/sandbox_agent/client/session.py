@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -10,14 +11,70 @@ from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy
 from sandbox_agent.client.session_core import SessionCore
-from sandbox_agent.client.turn import Turn
 from sandbox_agent.client.viewer import Viewer
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.members import members
-from sandbox_agent.wire.records import SessionRecord
+from sandbox_agent.wire.records import SessionEvent, SessionRecord
+
+
+class Turn:
+    """Iterates over a turn's events from the prompt to its response.
+
+    Attributes:
+        response: the prompt's response, once the iteration has ended.
+    """
+
+    def __init__(
+        self, core: SessionCore, send: Callable[[Outgoing], Coroutine[Any, Any, PromptResponse]]
+    ) -> None:
+        self.response: PromptResponse | None = None
+        self._core = core
+        self._send = send
+        self._outgoing: Outgoing | None = None
+        self._viewer: Viewer | None = None
+        self._sent: asyncio.Future[PromptResponse] | None = None
+        self._answered = False
+        self._ended = False
+
+    def __aiter__(self) -> Turn:
+        return self
+
+    async def __anext__(self) -> SessionEvent:
+        """Return the next event of the turn, once it is stored."""
+        if self._answered and not self._ended:
+            await self._end()
+        if self._ended:
+            raise StopAsyncIteration
+        viewer = self._viewer or self._begin()
+        try:
+            event = await anext(viewer)
+        except StopAsyncIteration:
+            await self._end()
+            raise
+        answer = self._outgoing.answer_event if self._outgoing is not None else None
+        if answer is not None and event.id == answer.id:
+            self._answered = True
+        return event
+
+    def _begin(self) -> Viewer:
+        viewer = self._viewer = self._core.journal.view(live=True)
+        outgoing = self._outgoing = Outgoing(self._core.host.next_request_id())
+        self._sent = self._core.host.run(self._send(outgoing), name="prompt")
+        self._sent.add_done_callback(lambda _: viewer.close())
+        return viewer
+
+    async def _end(self) -> None:
+        self._ended = True
+        if self._sent is not None:
+            self.response = await asyncio.shield(self._sent)
+
+    async def aclose(self) -> None:
+        """Stop the iteration; the turn continues."""
+        self._ended = True
+
 
 Prompt = str | Sequence[Mapping[str, Any] | object]
 
@@ -139,7 +196,7 @@ class Session:
         The prompt is sent when the iteration begins. Leaving the loop early does not cancel the turn;
         ``turn.response`` is the response at the end. An error of the turn is raised after its events.
         """
-        return Turn(self._core.journal, lambda outgoing: self._prompt(prompt, outgoing), self._core.host)
+        return Turn(self._core, lambda outgoing: self._prompt(prompt, outgoing))
 
     def events(self, *, after: int = 0) -> Viewer:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.

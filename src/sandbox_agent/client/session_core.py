@@ -10,11 +10,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from sandbox_agent.client.connection import Connection
-from sandbox_agent.client.envelopes import Envelope
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
-from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, permission_mode
-from sandbox_agent.client.ports import AgentConnection
+from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
 from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode
@@ -209,42 +207,39 @@ class SessionCore:
 
     # events of the connection
 
-    def on_bound(self, connection: AgentConnection, result: Mapping[str, Any]) -> None:
+    def on_bound(self, agent: str, connection_id: str, result: Mapping[str, Any]) -> None:
         """Record the opened agent session: a new one, or the same one on another connection."""
         options = config.valid_options(result.get("configOptions"))
         modes = members(result.get("modes")) or config.modes_from_options(options)
-        if result["sessionId"] == self.agent_session_id and connection.agent == self.agent:
+        if result["sessionId"] == self.agent_session_id and agent == self.agent:
             # What the agent does not mention has not changed.
             options = self.record.config_options if options is None else options
             modes = modes or self.record.modes
         self.journal.change(
-            agent=connection.agent,
+            agent=agent,
             agent_session_id=result["sessionId"],
-            last_connection_id=connection.connection_id,
+            last_connection_id=connection_id,
             destroyed_at=None,
             config_options=options,
             modes=modes,
         )
 
-    def on_unbound(self, connection: AgentConnection) -> None:
+    def on_unbound(self, connection_id: str) -> None:
         """Drop the permission requests of an agent that is gone."""
         if self.journal.dirty:
             self.host.keep(self)
-        if self.record.last_connection_id == connection.connection_id:
+        if self.record.last_connection_id == connection_id:
             self.permissions.forget_all()
 
     def on_state_update(self, line: bytes) -> None:
         """Record a config_option_update or current_mode_update."""
         self.settings.apply_update(line)
 
-    def on_agent_request(self, connection: AgentConnection, head: Envelope, event: SessionEvent) -> None:
+    def on_permission_request(self, event: SessionEvent, respond: Respond) -> None:
         """Open a permission request once all events before it are delivered."""
-
-        async def respond(raw_id: Any, result: object) -> None:
-            await connection.respond(raw_id, self, result=result)
 
         async def open_request() -> None:
             await self._flush_quietly()
-            await self.permissions.open(head.id, members(event.payload.get("params")), respond)
+            await self.permissions.open(members(event.payload.get("params")), respond)
 
         self.host.spawn(open_request(), name=f"permission for {self.id}")

@@ -13,16 +13,16 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sandbox_agent.client.chosen import init_for_agent, init_with_chosen
 from sandbox_agent.client.connection import Connection, RequestHandlers
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
-from sandbox_agent.client.mcp_servers import to_acp
+from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
 from sandbox_agent.client.restore import Limits, Restorer
 from sandbox_agent.client.session_core import SessionCore
+from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.settings import ChosenSettings

@@ -1,6 +1,6 @@
 """A session's model, mode, thought level and other options: chosen, set, confirmed, kept in its record.
 
-The record holds two sides: what the user chose (``client.chosen``), which only the user's calls change, and
+The record holds two sides: what the user chose (in ``session_init``), which only the user's calls change, and
 what the agent reports (``config_options``, ``modes``), which its results and updates change.
 """
 
@@ -12,11 +12,10 @@ from typing import Any, NoReturn, TypeVar, cast
 import anyio
 import msgspec
 
-from sandbox_agent.client.chosen import chosen_settings, has_chosen, init_with_chosen
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, check_agreement, is_permission_mode
-from sandbox_agent.engine.restore import Outcome
+from sandbox_agent.engine.restore.ladder import Outcome
 from sandbox_agent.engine.settings import (
     CATEGORIES,
     SETTLE_SECONDS,
@@ -42,6 +41,58 @@ from sandbox_agent.errors import (
 from sandbox_agent.wire.jsonrpc import loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionRecord
+
+# The chosen settings are in session_init._meta["sandbox-agent"]. The rest of session_init is the params of
+# session/new. The TypeScript SDK sends all of it to the agent; this SDK leaves its own member out.
+_META = "_meta"
+_MEMBER = "sandbox-agent"
+_VERSION = 1
+
+
+def has_chosen(record: SessionRecord) -> bool:
+    """Return whether the record has chosen settings; records of older versions and other SDKs do not."""
+    return _read(record) is not None
+
+
+def chosen_settings(record: SessionRecord) -> ChosenSettings:
+    """Return the chosen settings; if the record has none, those that the agent reported last."""
+    chosen = _read(record)
+    if chosen is not None:
+        return chosen
+    return ChosenSettings(
+        mode=config.setting(record, "mode"),
+        model=config.setting(record, "model"),
+        thought_level=config.setting(record, "thought_level"),
+    )
+
+
+def _read(record: SessionRecord) -> ChosenSettings | None:
+    stored = members(members((record.session_init or {}).get(_META)).get(_MEMBER))
+    if "chosen" not in stored:
+        return None
+    try:
+        return msgspec.convert(stored["chosen"], ChosenSettings)
+    except msgspec.ValidationError:
+        return None
+
+
+def init_with_chosen(init: Mapping[str, Any], chosen: ChosenSettings) -> dict[str, Any]:
+    """Return ``session_init`` with the chosen settings in it."""
+    meta = members(init.get(_META))
+    stored = {**members(meta.get(_MEMBER)), "version": _VERSION, "chosen": msgspec.to_builtins(chosen)}
+    return {**init, _META: {**meta, _MEMBER: stored}}
+
+
+def init_for_agent(init: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the params of session/new: ``session_init`` without this SDK's own member."""
+    params = dict(init)
+    meta = {name: value for name, value in members(init.get(_META)).items() if name != _MEMBER}
+    if meta:
+        params[_META] = meta
+    else:
+        params.pop(_META, None)
+    return params
+
 
 T = TypeVar("T")
 

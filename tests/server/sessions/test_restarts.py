@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sandbox_agent.engine.restore import OPENING
+from sandbox_agent.engine.restore.history import OPENING
 from tests.server.sessions.stack import Stack, running
 from tests.support.servers import ServerProcess, free_port, our_server, put_launcher
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, encode_header
-from sandbox_agent.client.server_sessions.calls import SessionCalls, session_path
-from sandbox_agent.client.server_sessions.follow import fetch_info, follow
-from sandbox_agent.client.server_sessions.mirror import mirror
-from sandbox_agent.client.server_sessions.models import (
-    EventPage,
+from sandbox_agent.client.server_sessions.calls import SessionCalls, decode, query, session_path
+from sandbox_agent.client.server_sessions.cursor import EventPage, read_page
+from sandbox_agent.client.server_sessions.streams import (
+    TURN_HEADER,
     Message,
-    Timestamp,
-    decode,
+    fetch_info,
+    follow,
     message_body,
-    milliseconds,
     new_key,
-    query,
-    read_page,
+    stream_turn,
 )
-from sandbox_agent.client.server_sessions.turn import TURN_HEADER, stream_turn
 from sandbox_agent.client.sinks import EventSink
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.wire.records import ListPage
@@ -40,6 +38,7 @@ from sandbox_agent.wire.sessions import (
 )
 from sandbox_agent.wire.universal import UniversalEvent
 
+Timestamp: TypeAlias = datetime | int
 ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
 CLIENT_HEADER = "Sandbox-Agent-Client"
 # The page size of ``iterate``.
@@ -330,8 +329,8 @@ class ServerSessions:
             q=q,
             agent=agent,
             session=session_id,
-            since=milliseconds(since),
-            until=milliseconds(until),
+            since=_milliseconds(since),
+            until=_milliseconds(until),
             limit=limit,
             offset=offset,
         )
@@ -369,4 +368,18 @@ class ServerSessions:
             PersistError: a built-in sink failed; custom sinks may raise other errors.
             GoneError: as ``stream_events``, like ConnectionLostError.
         """
-        return await mirror(self._calls, id, into, include_raw=include_raw, allow_gaps=allow_gaps)
+        stored = into.last_sequence(id)
+        last = await stored if inspect.isawaitable(stored) else stored
+        batches = follow(self._calls, id, offset=last, include_raw=include_raw, allow_gaps=allow_gaps)
+        async with aclosing(batches):
+            async for events in batches:
+                inserted = into.insert_events(id, events)
+                if inspect.isawaitable(inserted):
+                    await inserted
+                last = events[-1].sequence
+        return last
+
+
+def _milliseconds(timestamp: Timestamp | None) -> int | None:
+    """Return a time in milliseconds since the epoch; a naive datetime is local time."""
+    return round(timestamp.timestamp() * 1000) if isinstance(timestamp, datetime) else timestamp

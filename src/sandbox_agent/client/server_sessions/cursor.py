@@ -1,16 +1,20 @@
-"""A position in a session's events: returns new events once and in order, and detects missing ones."""
+"""Reads a session's events, each once and in order, and detects missing ones."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import httpx2
 import msgspec
 
 from sandbox_agent.client.feed import parse_event_data
+from sandbox_agent.client.server_sessions.calls import decode
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import GoneError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.sessions import EventsResponse
 from sandbox_agent.wire.universal import UniversalEvent, decode_event
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -112,3 +116,17 @@ def read_event(data: bytes) -> UniversalEvent:
         raise SandboxAgentError(
             f"the server sent an invalid event ({error}): is that a sandbox-agent server?"
         ) from error
+
+
+@dataclass(frozen=True)
+class EventPage:
+    """A page of a session's events; ``has_more`` says whether more follow."""
+
+    events: list[UniversalEvent]
+    has_more: bool
+
+
+def read_page(answer: httpx2.Response, what: str) -> EventPage:
+    """Decode a page of events; raises as ``decode``."""
+    page = decode(answer, EventsResponse, what)
+    return EventPage([read_event(bytes(raw)) for raw in page.events], page.has_more)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from sandbox_agent.engine.restore import CLOSING, OPENING
+from sandbox_agent.engine.restore.history import CLOSING, OPENING
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import (

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from sandbox_agent.engine.restore import Retelling
+from sandbox_agent.engine.restore.load_phase import Retelling
 from sandbox_agent.wire.universal import ContentPart, FileRefPart
 
 Stream: TypeAlias = Literal[

@@ -10,7 +10,7 @@ import msgspec
 from sandbox_agent.engine.project.content import block_part, to_json
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.state import State
-from sandbox_agent.engine.restore import is_replay_title
+from sandbox_agent.engine.restore.history import is_replay_title
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.universal import ContentPart, EventSource, ItemStatus, JsonPart, StatusPart
 

@@ -1,4 +1,4 @@
-"""The order of a restore: the agent's own session where it still has it, else a new one and a replay."""
+"""The order of a restore: the agent's own session if it still has it, else a new one and a replay."""
 
 from __future__ import annotations
 
@@ -8,37 +8,63 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
-from sandbox_agent.engine.restore.steps import OpenSession, ReadNewest, Step
-from sandbox_agent.engine.restore.text import Replay, build_replay, needs_older
-from sandbox_agent.engine.settings import AgentSettings, Call
+from sandbox_agent.engine.restore.replay import Replay, build_replay, needs_older
+from sandbox_agent.engine.restore.replay_check import ReportedHistory
+from sandbox_agent.engine.settings import AgentSettings, AskOptions, Call, ReadReported
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-# ACP's "resource not found": an agent that does not know the session is not asked again.
+
+class OpenSession(Call):
+    """Ask the agent to open a session that it had before; until its response it may report the history.
+
+    Attributes:
+        opens: the agent's session.
+        reported: the history that the agent reported.
+    """
+
+    def __init__(self, method: str, params: Mapping[str, Any], *, opens: str) -> None:
+        super().__init__(method, {**params, "sessionId": opens})
+        self.opens = opens
+        self.reported: ReportedHistory | None = None
+
+
+class ReadNewest:
+    """Set ``events`` to the newest ``limit`` events of the plan's history, oldest first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.events: Sequence[SessionEvent] = ()
+
+
+Step = Call | AskOptions | ReadReported | ReadNewest
+
+
+# ACP's "resource not found": no other method is tried with an agent that does not know the session.
 _NOT_FOUND = -32002
-# Each read goes back this many times as far as the last one, so that little is read twice.
+# Each read goes back this many times as far as the last one, so that few events are read twice.
 _GROWTH = 4
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a restore has to know.
+    """The input of a restore.
 
     Attributes:
         agent: the agent in which the session continues.
-        from_agent: the agent that had it before, where that is another one.
-        native_id: the agent's own id of the session; empty where it has none, or must not be asked for it.
-        methods: by which the agent opens a session that it has had (``native_methods``), best first.
-        init: the params of session/new: cwd, mcpServers, and what else the session was created with.
+        from_agent: the previous agent, if it is another one.
+        native_id: the agent's own id of the session; empty if it has none, or must not open it.
+        methods: the methods that open a session that the agent had before (``native_methods``), best first.
+        init: the params of session/new with which the session was created.
         wanted: the chosen settings, by category ("model", "mode", "thought_level") or option id.
-        config_ids: by which options the categories were set before.
-        permission_mode: the chosen permission mode; it stands for a mode of the agent where no mode was
-            chosen, or that was another agent's.
-        known_options, known_modes: what the same agent reported of the session before.
-        events: the newest of the history, oldest of them first.
-        total: how many events the history has.
-        max_events, max_chars: how much of it may be replayed.
-        max_read: how many events may be read for a replay, where ``events`` leaves room for more.
+        config_ids: the options by which the categories were set before.
+        permission_mode: the chosen permission mode; it selects the agent's mode if no mode was chosen, or if
+            the session had another agent.
+        known_options, known_modes: what the same agent reported earlier.
+        events: the newest events of the history, oldest first.
+        total: the number of events in the history.
+        max_events, max_chars: the limits of a replay.
+        max_read: how many events may be read for a replay if ``events`` leaves room for more.
     """
 
     agent: str
@@ -64,9 +90,9 @@ class Outcome(NamedTuple):
     Attributes:
         method: "session/resume", "session/load", or "replay".
         text: the text block that goes before the next prompt, if any.
-        replayed, left_out: how many events of the history it covers, and does not, of those that the agent
-            may not know.
-        verified: whether what the agent retold is the history; None where that cannot be known.
+        replayed, left_out: the numbers of events that the text covers and leaves out, of those that the
+            agent may not know.
+        verified: whether the agent reported the same history; None if unknown.
         applied: the settings that were set again and confirmed, by category or option id.
         failed: those that could not be confirmed, and why.
         missing: those of ``failed`` that the agent does not offer.
@@ -103,7 +129,7 @@ class Ladder:
         if opened is not None:
             call: Call = opened
             session_id = opened.opens
-            outcome = yield from self._untold(opened)
+            outcome = yield from self._replay_missing(opened)
         else:
             call, outcome = yield from self._replay()
             session_id = str(call.result.get("sessionId"))
@@ -128,7 +154,7 @@ class Ladder:
 
     def _native(self) -> Generator[Step, None, OpenSession | None]:
         plan = self._plan
-        if not plan.native_id or plan.from_agent is not None or _is_untold(plan.events, plan.total):
+        if not plan.native_id or plan.from_agent is not None or _is_replay_unsent(plan.events, plan.total):
             return None
         for method in self._methods():
             call = OpenSession(method, plan.init, opens=plan.native_id)
@@ -140,27 +166,27 @@ class Ladder:
         return None
 
     def _methods(self) -> Sequence[str]:
-        """Return the plan's methods, session/load first where the agent may not have kept the last turn."""
+        """Return the plan's methods, session/load first if the agent may not have kept the last turn."""
         plan = self._plan
         if not _is_cut_off(plan.events, plan.total):
             return plan.methods
         return sorted(plan.methods, key="session/load".__ne__)
 
-    def _untold(self, call: OpenSession) -> Generator[Step, None, Outcome]:
-        """Replay what the agent did not retell of the history: it has lost that."""
-        plan, told = self._plan, call.told
+    def _replay_missing(self, call: OpenSession) -> Generator[Step, None, Outcome]:
+        """Replay the part of the history that the agent did not report, because it has lost it."""
+        plan, reported = self._plan, call.reported
         cut_off = _is_cut_off(plan.events, plan.total)
-        position = told.until(plan.events, cut_off=cut_off) if told is not None else None
-        if told is None or position is None:
+        position = None if reported is None else reported.covered_until(plan.events, cut_off=cut_off)
+        if reported is None or position is None:
             return Outcome(call.method)
         if position == len(plan.events):
             return Outcome(call.method, verified=True)
         events = plan.events
         if position == 0:
             events = yield from self._recent()
-            position = told.until(events, cut_off=cut_off) or 0
+            position = reported.covered_until(events, cut_off=cut_off) or 0
         total = len(events) - position if position else plan.total
-        replay = self._told_by_text(events[position:], total, continues=position > 0)
+        replay = self._build_replay(events[position:], total, continues=position > 0)
         return Outcome(call.method, replay.text, replay.replayed, replay.left_out, verified=False)
 
     def _replay(self) -> Generator[Step, None, tuple[Call, Outcome]]:
@@ -168,10 +194,10 @@ class Ladder:
         events = yield from self._recent()
         call = Call("session/new", plan.init, may_fail=False)
         yield call
-        replay = self._told_by_text(events, plan.total)
+        replay = self._build_replay(events, plan.total)
         return call, Outcome("replay", replay.text, replay.replayed, replay.left_out)
 
-    def _told_by_text(self, events: Sequence[SessionEvent], total: int, *, continues: bool = False) -> Replay:
+    def _build_replay(self, events: Sequence[SessionEvent], total: int, *, continues: bool = False) -> Replay:
         plan = self._plan
         return build_replay(
             events, total, max_events=plan.max_events, max_chars=plan.max_chars, continues=continues
@@ -193,14 +219,14 @@ class Ladder:
 
 
 def native_methods(initialized: Mapping[str, Any]) -> list[str]:
-    """Return the methods by which an agent opens a session that it has had before, best first.
+    """Return the methods that open a session that the agent had before, best first.
 
     Args:
         initialized: the agent's result of initialize.
     """
     capabilities = members(initialized.get("agentCapabilities"))
     methods: list[str] = []
-    # resume does not retell the history, which is stored here already
+    # resume does not report the history, which is already stored here
     resume: object = members(capabilities.get("sessionCapabilities")).get("resume")
     if resume is not None and resume is not False:
         methods.append("session/resume")
@@ -209,8 +235,8 @@ def native_methods(initialized: Mapping[str, Any]) -> list[str]:
     return methods
 
 
-def _is_untold(events: Sequence[SessionEvent], total: int) -> bool:
-    """Whether the agent's session was created by a restore whose replay it never got: it is empty."""
+def _is_replay_unsent(events: Sequence[SessionEvent], total: int) -> bool:
+    """Whether the agent's session is empty: a restore created it, and its replay was never sent."""
     answered = False
     for position in range(len(events) - 1, -1, -1):
         raw = events[position].payload_json

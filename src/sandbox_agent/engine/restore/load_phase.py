@@ -1,4 +1,4 @@
-"""Which updates of a session retell its history while an agent opens the session again."""
+"""Detects the updates by which an agent repeats the history while it opens a session again."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-# They open a session that the agent has had before.
+# Methods that open a session that the agent had before.
 OPENING_METHODS = frozenset({"session/load", "session/resume"})
-# They describe the present whenever they are sent; every other update says what was said or done.
+# Updates that describe the current state; all other updates belong to the history.
 PRESENT_UPDATES = frozenset(
     {
         "available_commands_update",
@@ -26,16 +26,16 @@ Verdict = Literal["past", "news", "undecided"]
 class Retelling(msgspec.Struct):
     """The phase from the request that opens a session to the next prompt.
 
-    Updates before the response retell the history if a user message is among them; without one they are
-    news, such as a warning. So updates before the first user message are undecided until that message or the
-    response. Some agents respond first and retell afterwards: updates after the response are past when the
-    user's words came last before it, or come then, because outside a turn the user says nothing. The next
-    prompt ends the phase, and ``PRESENT_UPDATES`` are never past.
+    Updates before the response repeat the history if a user message is among them; otherwise they are news,
+    such as a warning. So updates before the first user message are undecided until that message or the
+    response. Some agents respond first and repeat the history afterwards: updates after the response are past
+    if a user message was the last update before it, or comes after it, because users send no messages outside
+    a turn. The next prompt ends the phase, and ``PRESENT_UPDATES`` are never past.
 
     Attributes:
-        state: "open" until the response, "answered" or "late" (the retelling continues) after it.
-        users_last: whether the last update had the user's words.
-        users_seen: whether an update before the response had them.
+        state: "open" until the response, "answered" or "late" (the history continues) after it.
+        users_last: whether the last update was a user message.
+        users_seen: whether an update before the response was one.
     """
 
     state: Literal["off", "open", "answered", "late"] = "off"
@@ -43,23 +43,23 @@ class Retelling(msgspec.Struct):
     users_seen: bool = False
 
     def begin(self) -> None:
-        """Note that the request is sent."""
+        """Record that the request is sent."""
         self.state = "open"
         self.users_last = self.users_seen = False
 
     def answer(self) -> None:
-        """Note that the response arrived: undecided updates are news."""
+        """Record that the response was received: undecided updates are news."""
         if self.state == "open":
             self.state = "late" if self.users_last else "answered"
 
     def end(self) -> None:
-        """Note that the request was refused, or a prompt is sent: updates are news from here on."""
+        """Record that the request was refused, or that a prompt is sent: later updates are news."""
         self.state = "off"
 
     def classify(self, kind: str | None) -> Verdict:
-        """Return whether the next update, of this kind, retells the history.
+        """Return whether the next update, of this kind, repeats the history.
 
-        "undecided" updates are for the caller to hold: they are past if a later one is, and news otherwise.
+        The caller holds "undecided" updates: they are past if a later one is, otherwise news.
         """
         if self.state == "off" or kind in PRESENT_UPDATES:
             return "news"

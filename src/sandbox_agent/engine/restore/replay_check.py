@@ -1,29 +1,29 @@
-"""What an agent told again of a session, compared with the history that is kept."""
+"""Compares the history that an agent reports with the stored history."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sandbox_agent.engine.restore.entries import Entry, read_entries
+from sandbox_agent.engine.restore.history import Entry, read_entries
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.records import SessionEvent
 
-# Of what was told so much is kept, and of the last text so much is looked for in it, in characters.
+# In characters: how much reported text is kept, and how much of the end of a stored text is searched in it.
 _KEPT = 200_000
 _COMPARED = 2_000
 
 
-class Told:
-    """The texts of the updates that repeat a session; as much of them as is compared."""
+class ReportedHistory:
+    """The texts of the updates that repeat a session, as far as they are compared."""
 
     def __init__(self) -> None:
         self._texts: dict[str, _Tail] = {"user_message_chunk": _Tail(), "agent_message_chunk": _Tail()}
         self._count = 0
         self._users_last = False
 
-    def take(self, update: Mapping[str, Any]) -> None:
-        """Take an update that is past."""
+    def add(self, update: Mapping[str, Any]) -> None:
+        """Add an update that repeats the history."""
         kind: object = update.get("sessionUpdate")
         self._count += 1
         self._users_last = kind == "user_message_chunk"
@@ -31,19 +31,19 @@ class Told:
         if tail is not None:
             tail.add(_text(update.get("content")))
 
-    def until(self, events: Sequence[SessionEvent], *, cut_off: bool = False) -> int | None:
-        """Return the position up to which the history was told again: that of the first turn that was not.
+    def covered_until(self, events: Sequence[SessionEvent], *, cut_off: bool = False) -> int | None:
+        """Return the position of the first turn that was not reported.
 
-        A turn was told when the last words of both sides in it were. White space does not count, nor does
-        what else was told.
+        A turn counts as reported if the last texts of both the user and the agent were. Whitespace and other
+        updates are ignored.
 
         Args:
-            events: the newest of the history, oldest of them first.
-            cut_off: whether its last turn did not come to its end; the agent may never have kept the answer.
+            events: the newest events of the history, oldest first.
+            cut_off: whether its last turn has not ended; the agent may not have kept its response.
 
         Returns:
-            ``len(events)`` where all was told. None where it can't be known: nothing was told, or nothing
-            said, or the answer to the user's last words may still be told.
+            ``len(events)`` if everything was reported. None if unknown: nothing was reported, the history has
+            no text, or the response to the user's last message may still be reported.
         """
         entries = read_entries(events, is_cut=True)
         turn = _last_turn(entries)
@@ -76,7 +76,7 @@ class _Tail:
 
 
 class _Turn(NamedTuple):
-    """Where a turn begins, and the last words of it, without white space."""
+    """Where a turn begins, and its last texts without whitespace."""
 
     start: int
     user: str

@@ -7,15 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sandbox_agent.engine.restore import (
-    Ladder,
-    OpenSession,
-    Plan,
-    ReadNewest,
-    Retelling,
-    Told,
-    native_methods,
-)
+from sandbox_agent.engine.restore.ladder import Ladder, OpenSession, Plan, ReadNewest, native_methods
+from sandbox_agent.engine.restore.load_phase import Retelling
+from sandbox_agent.engine.restore.replay_check import ReportedHistory
 from sandbox_agent.engine.settings import Call
 from sandbox_agent.errors import AcpRpcError, ProblemError, SettingNotConfirmedError
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
@@ -126,15 +120,15 @@ async def _call(step: Call, client: AgentClient, session: RecordedSession, conte
         client.native_id = step.opens
         await context.recorder.flush()
         rows = await context.store.newest_envelopes(session.row.key, limit=REPLAY_ENVELOPES)
-        step.told = _read_reported(
+        step.reported = _read_reported(
             [row for row in rows if row.index > before and row.sender == "agent"], session.row
         )
     elif step.method == "session/new":
         client.native_id = native_id_of(client.agent, step.result)
 
 
-def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
-    told, retelling = Told(), Retelling()
+def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> ReportedHistory:
+    reported, retelling = ReportedHistory(), Retelling()
     retelling.begin()
     undecided: list[dict[str, Any]] = []
     for event in history(row, rows):
@@ -147,9 +141,9 @@ def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
             undecided.append(update)
         elif verdict == "past":
             for each in (*undecided, update):
-                told.take(each)
+                reported.add(each)
             undecided = []
-    return told
+    return reported
 
 
 def history(row: SessionRow, rows: Sequence[EnvelopeRow]) -> list[SessionEvent]:

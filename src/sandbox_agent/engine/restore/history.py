@@ -1,37 +1,78 @@
-"""From a session's events to what was said and done in it, entry by entry."""
+"""Reads the history of a session: what was said and done, without the replays in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from sandbox_agent.engine.restore.frame import PEER_OPENING, without_replay
 from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, Retelling
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.records import SessionEvent
 
-# The longest outcome of a tool call that is told in full.
+OPENING: Final = "<conversation_history>"
+CLOSING: Final = "</conversation_history>"
+INTRODUCTION: Final = (
+    "This conversation began earlier, in a session that was lost. What was said and done so far, oldest "
+    "first, is between the tags. Use it as context for the message that follows; don't repeat or answer it."
+)
+# How the TypeScript SDK's replays begin: it stores them as part of the user's message.
+PEER_OPENING: Final = "Previous session history is replayed below as JSON-RPC envelopes."
+
+
+def is_replay_title(title: str) -> bool:
+    """Whether an agent named its session after a replay in front of its first prompt."""
+    return title.startswith(INTRODUCTION[:30])
+
+
+def without_replay(text: str, *, is_cut: bool = False) -> str:
+    """Return a message without the replay in front of it.
+
+    Args:
+        text: the message.
+        is_cut: whether it may begin in the middle of a replay.
+    """
+    end = text.find(CLOSING)
+    if is_cut and end >= 0 and OPENING not in text[:end]:
+        # The events that were read begin in the middle of the replay.
+        text = text[end + len(CLOSING) :]
+    while (start := text.find(OPENING)) >= 0:
+        before = text[:start].removesuffix("\n")
+        end = text.find(CLOSING, start)
+        if end >= 0:
+            text = before.removesuffix(INTRODUCTION) + text[end + len(CLOSING) :]
+        elif before.endswith(INTRODUCTION):
+            text = before.removesuffix(INTRODUCTION)
+        else:
+            break  # the message mentions the tag
+    if text.startswith(PEER_OPENING):
+        # Its lines are JSON; the user's message follows the last of them.
+        lines = text.splitlines()
+        text = "\n".join(line for line in lines[1:] if not line.startswith(("{", "[history truncated]")))
+    return text
+
+
+# In characters: longer outcomes of tool calls are shortened.
 _MAX_OUTCOME = 2_000
-# Where agents put a tool's text that they don't give as content, best first.
-_OUTPUT_MEMBERS = ("output", "content", "text", "formatted_output", "stdout", "error", "message")
+# The members of rawOutput in which agents put the text of a tool, best first.
+OUTPUT_MEMBERS = ("output", "content", "text", "formatted_output", "stdout", "error", "message")
 
 
 class Entry:
-    """One thing that was said or done, and the events that it is made of.
+    """One entry of a transcript.
 
     Attributes:
-        first: the position of its first event: when it is cut off, so is all before it.
+        first: the position of its first event.
         role: "User", "Assistant", "Tool" or "Plan".
-        words: of the user's, the last text that is no attachment; else the text.
-        status, outcome: a tool call's.
+        words: the last text of a user's message that is not an attachment; otherwise the text.
+        status, outcome: of a tool call.
     """
 
     def __init__(self, first: int, role: str, text: str, words: str | None = None) -> None:
         self.first = first
         self._words = words
         self.role = role
-        # Chunks of one speaker: joined at the end, they may be many.
+        # The chunks of a message. They may be many, so they are joined at the end.
         self.parts: list[str] = [text]
         self.status = ""
         self.outcome = ""
@@ -51,7 +92,7 @@ class Entry:
         return self._words if self._words is not None else self.text
 
     def render(self) -> str:
-        """Return it as a transcript has it."""
+        """Return the entry as text."""
         if self.role != "Tool":
             return f"{self.role}: {self.text.strip()}"
         line = f"Tool: {self.text}" + (f" [{self.status}]" if self.status else "")
@@ -59,11 +100,11 @@ class Entry:
 
 
 def read_entries(events: Sequence[SessionEvent], *, is_cut: bool) -> list[Entry]:
-    """Return what was said and done, oldest first; what an agent told again, and replays, are not in it.
+    """Return what was said and done, oldest first, without replays and without history reported again.
 
     Args:
-        events: of a history, oldest first.
-        is_cut: whether there are older ones.
+        events: the events of a history, oldest first.
+        is_cut: whether there are older events.
     """
     reader = _Reader()
     for position, event in enumerate(events):
@@ -72,7 +113,7 @@ def read_entries(events: Sequence[SessionEvent], *, is_cut: bool) -> list[Entry]
         except InvalidEnvelopeError:
             continue
         if isinstance(payload, dict):
-            reader.take(position, event.sender, cast("dict[str, Any]", payload))
+            reader.feed(position, event.sender, cast("dict[str, Any]", payload))
     entries = reader.entries
     for entry in entries:
         if entry.role == "Assistant":
@@ -91,7 +132,7 @@ class _Reader:
         self._opening: object = None
         self._undecided: list[tuple[int, dict[str, Any]]] = []
 
-    def take(self, position: int, sender: str, payload: dict[str, Any]) -> None:
+    def feed(self, position: int, sender: str, payload: dict[str, Any]) -> None:
         method: object = payload.get("method")
         params = members(payload.get("params"))
         if method == "session/prompt":
@@ -105,7 +146,7 @@ class _Reader:
             kind: object = update.get("sessionUpdate")
             verdict = self._retelling.classify(kind if isinstance(kind, str) else None)
             if verdict == "news":
-                self._take_update(position, update)
+                self._add_update(position, update)
             elif verdict == "undecided":
                 self._undecided.append((position, update))
             else:
@@ -124,25 +165,25 @@ class _Reader:
     def _add_undecided(self) -> None:
         undecided, self._undecided = self._undecided, []
         for position, update in undecided:
-            self._take_update(position, update)
+            self._add_update(position, update)
 
-    def _take_update(self, position: int, update: dict[str, Any]) -> None:
+    def _add_update(self, position: int, update: dict[str, Any]) -> None:
         kind: object = update.get("sessionUpdate")
         if kind == "agent_message_chunk":
-            self._say(position, _block_text(update.get("content")))
+            self._add_text(position, _block_text(update.get("content")))
         elif kind in {"tool_call", "tool_call_update"}:
-            self._tool(position, update)
+            self._add_tool(position, update)
         elif kind == "plan":
-            self._take_plan(position, update)
+            self._add_plan(position, update)
 
-    def _say(self, position: int, text: str) -> None:
+    def _add_text(self, position: int, text: str) -> None:
         last = self.entries[-1] if self.entries else None
         if last is not None and last.role == "Assistant":
             last.parts.append(text)
         else:
             self.entries.append(Entry(position, "Assistant", text))
 
-    def _tool(self, position: int, update: dict[str, Any]) -> None:
+    def _add_tool(self, position: int, update: dict[str, Any]) -> None:
         call_id = str(update.get("toolCallId"))
         entry = self._tools.get(call_id)
         if entry is None:
@@ -158,7 +199,7 @@ class _Reader:
         if outcome:
             entry.outcome = outcome
 
-    def _take_plan(self, position: int, update: dict[str, Any]) -> None:
+    def _add_plan(self, position: int, update: dict[str, Any]) -> None:
         entries = [members(item) for item in elements(update.get("entries"))]
         text = "".join(
             f"\n- [{item.get('status') or 'pending'}] {item.get('content') or ''}" for item in entries
@@ -184,7 +225,7 @@ def _output(raw: object) -> str:
     if isinstance(raw, str):
         return _shortened(raw)
     output = members(raw)
-    texts = (output.get(name) for name in _OUTPUT_MEMBERS)
+    texts = (output.get(name) for name in OUTPUT_MEMBERS)
     return _shortened(next((text for text in texts if isinstance(text, str) and text.strip()), ""))
 
 
@@ -194,7 +235,7 @@ def _shortened(outcome: str) -> str:
 
 
 def _last_words(blocks: Sequence[object]) -> str:
-    # The user's text is behind what a restore put in front of it.
+    # The user's text follows a replay.
     texts = (members(block).get("text") for block in reversed(blocks))
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 

@@ -1,0 +1,355 @@
+"""Universal events: one event format for the sessions of all agents (openapi-0.1-sessions.json)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeAlias, cast
+
+import msgspec
+
+from sandbox_agent.wire.jsonrpc import loads
+
+ItemKind: TypeAlias = Literal["message", "tool_call", "tool_result", "system", "status", "unknown"]
+ItemRole: TypeAlias = Literal["user", "assistant", "system", "tool"]
+ItemStatus: TypeAlias = Literal["in_progress", "completed", "failed"]
+FileAction: TypeAlias = Literal["read", "write", "patch"]
+ReasoningVisibility: TypeAlias = Literal["public", "private"]
+
+
+class _Part(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+class TextPart(_Part, frozen=True, tag="text"):
+    """Text, usually Markdown."""
+
+    type: ClassVar[Literal["text"]] = "text"
+    text: str
+
+
+class JsonPart(_Part, frozen=True, tag="json"):
+    """Any JSON value that no other part represents."""
+
+    type: ClassVar[Literal["json"]] = "json"
+    json: Any
+
+
+class ToolCallPart(_Part, frozen=True, tag="tool_call"):
+    """A tool call; ``arguments`` is JSON in a string."""
+
+    type: ClassVar[Literal["tool_call"]] = "tool_call"
+    name: str
+    arguments: str
+    call_id: str
+
+
+class ToolResultPart(_Part, frozen=True, tag="tool_result"):
+    """The output of a tool call, as text."""
+
+    type: ClassVar[Literal["tool_result"]] = "tool_result"
+    call_id: str
+    output: str
+
+
+class FileRefPart(_Part, frozen=True, tag="file_ref"):
+    """A file that was read, written or patched; ``diff`` is a unified diff."""
+
+    type: ClassVar[Literal["file_ref"]] = "file_ref"
+    path: str
+    action: FileAction
+    diff: str | None = None
+
+
+class ReasoningPart(_Part, frozen=True, tag="reasoning"):
+    """The reasoning of the agent."""
+
+    type: ClassVar[Literal["reasoning"]] = "reasoning"
+    text: str
+    visibility: ReasoningVisibility = msgspec.field(default_factory=lambda: "public")
+
+
+class ImagePart(_Part, frozen=True, tag="image"):
+    """An image; ``path`` is a path, a URI, or a ``data:`` URI with its content."""
+
+    type: ClassVar[Literal["image"]] = "image"
+    path: str
+    mime: str | None = None
+
+
+class StatusPart(_Part, frozen=True, tag="status"):
+    """A status: the name and the new value of what changed."""
+
+    type: ClassVar[Literal["status"]] = "status"
+    label: str
+    detail: str | None = None
+
+
+ContentPart: TypeAlias = (
+    TextPart | JsonPart | ToolCallPart | ToolResultPart | FileRefPart | ReasoningPart | ImagePart | StatusPart
+)
+
+
+class UniversalItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An item of a session: a message, a tool call, its result, or a status.
+
+    Attributes:
+        item_id: unique in its session.
+        kind: the kind of the item.
+        content: its parts; complete when the item is completed.
+        status: in_progress, completed or failed.
+        role: the author.
+        native_item_id: the agent's own id (ACP's messageId or toolCallId).
+        parent_id: the item to which it belongs: the call of a result, or the caller of a sub-agent.
+    """
+
+    item_id: str
+    kind: ItemKind
+    content: list[ContentPart]
+    status: ItemStatus
+    role: ItemRole | None = None
+    native_item_id: str | None = None
+    parent_id: str | None = None
+
+
+EventSource: TypeAlias = Literal["agent", "daemon"]
+EventType: TypeAlias = Literal[
+    "session.started",
+    "session.ended",
+    "turn.started",
+    "turn.ended",
+    "item.started",
+    "item.delta",
+    "item.completed",
+    "error",
+    "permission.requested",
+    "permission.resolved",
+    "question.requested",
+    "question.resolved",
+    "agent.unparsed",
+]
+PermissionStatus: TypeAlias = Literal["requested", "accept", "accept_for_session", "reject"]
+QuestionStatus: TypeAlias = Literal["requested", "answered", "rejected"]
+SessionEndReason: TypeAlias = Literal["completed", "error", "terminated"]
+TerminatedBy: TypeAlias = Literal["agent", "daemon"]
+TurnPhase: TypeAlias = Literal["started", "ended"]
+
+
+class _Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    pass
+
+
+class SessionStartedData(_Data, frozen=True):
+    """The session was created; ``metadata`` has its settings."""
+
+    metadata: Any = None
+
+
+class StderrOutput(_Data, frozen=True):
+    """The output of the agent's process to stderr."""
+
+    truncated: bool
+    head: str | None = None
+    tail: str | None = None
+    total_lines: int | None = None
+
+
+class SessionEndedData(_Data, frozen=True):
+    """The session has ended."""
+
+    reason: SessionEndReason
+    terminated_by: TerminatedBy
+    message: str | None = None
+    exit_code: int | None = None
+    stderr: StderrOutput | None = None
+
+
+class TurnEventData(_Data, frozen=True):
+    """A turn starts or ends; at the end, ``metadata`` has its stop_reason, usage and error."""
+
+    phase: TurnPhase
+    turn_id: str | None = None
+    metadata: Any = None
+
+
+class ItemEventData(_Data, frozen=True):
+    """An item starts or is completed."""
+
+    item: UniversalItem
+
+
+class ItemDeltaData(_Data, frozen=True):
+    """More of an item's text."""
+
+    item_id: str
+    delta: str
+    native_item_id: str | None = None
+
+
+class ErrorData(_Data, frozen=True):
+    """Something failed; ``code`` is a JSON-RPC code or a name of the HTTP contract."""
+
+    message: str
+    code: str | None = None
+    details: Any = None
+
+
+class PermissionEventData(_Data, frozen=True):
+    """A permission is requested, granted or rejected.
+
+    Attributes:
+        permission_id: unique in its session.
+        action: a description of what the agent wants to do.
+        status: requested, or the answer.
+        metadata: of a request: request_id (ACP's), tool_call_id, item_id, kind, options, raw_input, paths; of
+            an answer: outcome, option_id, answered_by.
+    """
+
+    permission_id: str
+    action: str
+    status: PermissionStatus
+    metadata: Any = None
+
+
+class QuestionEventData(_Data, frozen=True):
+    """A question of the agent to the user, or its answer."""
+
+    question_id: str
+    prompt: str
+    options: list[str]
+    status: QuestionStatus
+    response: str | None = None
+
+
+class AgentUnparsedData(_Data, frozen=True):
+    """A message of the agent that cannot be understood; ``raw_hash`` is the SHA-256 of the event's raw."""
+
+    error: str
+    location: str
+    raw_hash: str | None = None
+
+
+EventData: TypeAlias = (
+    SessionStartedData
+    | SessionEndedData
+    | TurnEventData
+    | ItemEventData
+    | ItemDeltaData
+    | ErrorData
+    | PermissionEventData
+    | QuestionEventData
+    | AgentUnparsedData
+)
+
+EVENT_DATA_TYPES: Mapping[str, type[EventData]] = MappingProxyType(
+    {
+        "session.started": SessionStartedData,
+        "session.ended": SessionEndedData,
+        "turn.started": TurnEventData,
+        "turn.ended": TurnEventData,
+        "item.started": ItemEventData,
+        "item.delta": ItemDeltaData,
+        "item.completed": ItemEventData,
+        "error": ErrorData,
+        "permission.requested": PermissionEventData,
+        "permission.resolved": PermissionEventData,
+        "question.requested": QuestionEventData,
+        "question.resolved": QuestionEventData,
+        "agent.unparsed": AgentUnparsedData,
+    }
+)
+"""The struct of an event's data, by the event's type."""
+
+
+class UniversalEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One event of a session.
+
+    Attributes:
+        event_id: unique over all sessions; made from session id and sequence.
+        sequence: contiguous from 1 in its session.
+        time: RFC 3339 in UTC, with milliseconds.
+        session_id: the server's id of the session.
+        source: the origin of the event: the agent, or the server ("daemon").
+        synthetic: whether the server created the event for something that the agent did not report.
+        type: what happened.
+        data: the struct of the type; a dict if the type is unknown.
+        native_session_id: the agent's own id of the session.
+        raw: the envelope from which it was made, if requested or not understood.
+    """
+
+    event_id: str
+    sequence: int
+    time: str
+    session_id: str
+    source: EventSource
+    synthetic: bool
+    type: EventType
+    data: EventData
+    native_session_id: str | None = None
+    raw: Any = msgspec.UNSET
+
+
+# Year 9999, the last that RFC 3339 can write.
+_LAST_MS = 253_402_300_799_999
+
+_encoder = msgspec.json.Encoder()
+
+
+class _Wire(msgspec.Struct):
+    """An event whose data is not decoded yet: its type selects the struct of the data."""
+
+    event_id: str
+    sequence: int
+    time: str
+    session_id: str
+    source: Any
+    synthetic: bool
+    type: str
+    data: Any
+    native_session_id: str | None = None
+    raw: Any = msgspec.UNSET
+
+
+def encode_event(event: UniversalEvent) -> bytes:
+    """Encode an event as one line of JSON; lone surrogates and huge numbers are allowed."""
+    try:
+        return _encoder.encode(event)
+    except (UnicodeEncodeError, OverflowError):
+        return json.dumps(msgspec.to_builtins(event), separators=(",", ":")).encode()
+
+
+def decode_event(data: bytes) -> UniversalEvent:
+    """Decode an event. Data of an unknown type, or with unknown parts, stays a dict.
+
+    Raises:
+        InvalidEnvelopeError: the data is not valid JSON.
+        msgspec.ValidationError: the JSON is not an event.
+    """
+    wire = msgspec.convert(loads(data), _Wire)
+    kind = EVENT_DATA_TYPES.get(wire.type)
+    value = wire.data
+    if kind is not None:
+        try:
+            value = msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            value = wire.data
+    return UniversalEvent(
+        wire.event_id,
+        wire.sequence,
+        wire.time,
+        wire.session_id,
+        wire.source,
+        wire.synthetic,
+        cast("EventType", wire.type),  # a newer server may know more
+        value,
+        wire.native_session_id,
+        wire.raw,
+    )
+
+
+def event_time(time_ms: int) -> str:
+    """Format milliseconds since the epoch as RFC 3339 in UTC; values out of range are clamped."""
+    seconds, milliseconds = divmod(min(max(time_ms, 0), _LAST_MS), 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
