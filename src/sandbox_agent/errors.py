@@ -117,6 +117,27 @@ def _rebuild(
     return error
 
 
+class ErrorRow(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        error: The error class.
+        name: The name in its URN, or None for errors that are never sent over HTTP.
+        status: The HTTP status, or None.
+        exit_code: The exit code of the command, from sysexits.h where one fits.
+        retryable: Whether the same call may succeed later.
+    """
+
+    error: type[SandboxAgentError]
+    name: str | None
+    status: int | None
+    exit_code: int
+    retryable: bool
+
+
+_problem_rows: list[ErrorRow] = []
+
+
 class ProblemError(SandboxAgentError):
     """An error of the HTTP API. The server's routes raise it, and the SDK raises it from the response.
 
@@ -129,10 +150,13 @@ class ProblemError(SandboxAgentError):
     title: ClassVar[str]
     status: int | None
 
-    def __init_subclass__(cls, *, name: str, title: str, status: int) -> None:
-        """Set the name, title and HTTP status of the problem."""
+    def __init_subclass__(
+        cls, *, name: str, status: int, title: str | None = None, exit_code: int = 1, retryable: bool = False
+    ) -> None:
+        """Set the name, title and HTTP status of the problem, and add its row to the table."""
         super().__init_subclass__()
-        cls.name, cls.title, cls.status = name, title, status
+        cls.name, cls.title, cls.status = name, title or name.replace("_", " ").title(), status
+        _problem_rows.append(ErrorRow(cls, name, status, exit_code, retryable))
 
     def __init__(
         self,
@@ -159,85 +183,77 @@ class ProblemError(SandboxAgentError):
         }
 
 
-class InvalidRequestError(ProblemError, name="invalid_request", title="Invalid Request", status=400):
+class InvalidRequestError(ProblemError, name="invalid_request", status=400, exit_code=64):
     """The request is malformed or invalid."""
 
 
-class UnsupportedAgentError(ProblemError, name="unsupported_agent", title="Unsupported Agent", status=400):
+class UnsupportedAgentError(ProblemError, name="unsupported_agent", status=400, exit_code=64):
     """No agent has this id."""
 
 
-class ModeNotSupportedError(ProblemError, name="mode_not_supported", title="Mode Not Supported", status=400):
+class ModeNotSupportedError(ProblemError, name="mode_not_supported", status=400, exit_code=64):
     """The agent does not have this mode."""
 
 
-class TokenInvalidError(ProblemError, name="token_invalid", title="Token Invalid", status=401):
+class TokenInvalidError(ProblemError, name="token_invalid", status=401, exit_code=77):
     """The bearer token is missing or wrong."""
 
 
-class PermissionDeniedError(ProblemError, name="permission_denied", title="Permission Denied", status=403):
+class PermissionDeniedError(ProblemError, name="permission_denied", status=403, exit_code=77):
     """The caller is not allowed to do this."""
 
 
-class NotFoundError(ProblemError, name="not_found", title="Not Found", status=404):
+class NotFoundError(ProblemError, name="not_found", status=404, exit_code=66):
     """The requested resource does not exist."""
 
 
-class ServerSessionNotFoundError(
-    ProblemError, name="session_not_found", title="Session Not Found", status=404
-):
+class ServerSessionNotFoundError(ProblemError, name="session_not_found", status=404, exit_code=66):
     """The server has no connection or session with this id."""
 
 
-class AgentNotInstalledError(
-    ProblemError, name="agent_not_installed", title="Agent Not Installed", status=404
-):
+class AgentNotInstalledError(ProblemError, name="agent_not_installed", status=404, exit_code=69):
     """The agent is known but not installed."""
 
 
-class NotAcceptableError(ProblemError, name="not_acceptable", title="Not Acceptable", status=406):
+class NotAcceptableError(ProblemError, name="not_acceptable", status=406, exit_code=64):
     """The Accept header allows no content type that the route can send."""
 
 
-class ConflictError(ProblemError, name="conflict", title="Conflict", status=409):
+class ConflictError(ProblemError, name="conflict", status=409, exit_code=73):
     """The request conflicts with the current state."""
 
 
-class SessionAlreadyExistsError(
-    ProblemError, name="session_already_exists", title="Session Already Exists", status=409
-):
+class SessionAlreadyExistsError(ProblemError, name="session_already_exists", status=409, exit_code=73):
     """A session with this id already exists."""
 
 
-class GoneError(ProblemError, name="gone", title="Gone", status=410):
+class GoneError(ProblemError, name="gone", status=410, exit_code=66):
     """The resource existed and was removed."""
 
 
-class PayloadTooLargeError(ProblemError, name="payload_too_large", title="Payload Too Large", status=413):
+class PayloadTooLargeError(ProblemError, name="payload_too_large", status=413, exit_code=64):
     """The body is over the server's limit."""
 
 
-class UnsupportedMediaTypeError(
-    ProblemError, name="unsupported_media_type", title="Unsupported Media Type", status=415
-):
+class UnsupportedMediaTypeError(ProblemError, name="unsupported_media_type", status=415, exit_code=64):
     """The route does not accept this content type."""
 
 
-class InstallFailedError(ProblemError, name="install_failed", title="Install Failed", status=500):
+class InstallFailedError(ProblemError, name="install_failed", status=500, exit_code=69, retryable=True):
     """The agent could not be installed."""
 
 
 class AgentProcessExitedError(
-    ProblemError, name="agent_process_exited", title="Agent Process Exited", status=500
+    ProblemError, name="agent_process_exited", status=500, exit_code=70, retryable=True
 ):
     """The agent's process exited. Extensions: agent, exitCode, stderr (its tail)."""
 
 
-class StreamError(ProblemError, name="stream_error", title="Stream Error", status=502):
+class StreamError(ProblemError, name="stream_error", status=502, exit_code=75, retryable=True):
     """The agent or a stream could not be reached."""
 
 
-class RequestTimeoutError(ProblemError, name="timeout", title="Timeout", status=504):
+class RequestTimeoutError(ProblemError, name="timeout", status=504, exit_code=75, retryable=True):
     """The agent did not respond in time."""
 
 
@@ -409,47 +425,8 @@ class UnsupportedPermissionReplyError(SandboxAgentError):
         self.available_replies: list[str] = list(available_replies)
 
 
-class ErrorRow(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-        error: The error class.
-        name: The name in its URN, or None for errors that are never sent over HTTP.
-        status: The HTTP status, or None.
-        exit_code: The exit code of the command, from sysexits.h where one fits.
-        retryable: Whether the same call may succeed later.
-    """
-
-    error: type[SandboxAgentError]
-    name: str | None
-    status: int | None
-    exit_code: int
-    retryable: bool
-
-
-def _problem_row(error: type[ProblemError], exit_code: int, *, retryable: bool = False) -> ErrorRow:
-    return ErrorRow(error, error.name, error.status, exit_code, retryable)
-
-
 TABLE: tuple[ErrorRow, ...] = (
-    _problem_row(InvalidRequestError, 64),
-    _problem_row(UnsupportedAgentError, 64),
-    _problem_row(ModeNotSupportedError, 64),
-    _problem_row(TokenInvalidError, 77),
-    _problem_row(PermissionDeniedError, 77),
-    _problem_row(NotFoundError, 66),
-    _problem_row(ServerSessionNotFoundError, 66),
-    _problem_row(AgentNotInstalledError, 69),
-    _problem_row(NotAcceptableError, 64),
-    _problem_row(ConflictError, 73),
-    _problem_row(SessionAlreadyExistsError, 73),
-    _problem_row(GoneError, 66),
-    _problem_row(PayloadTooLargeError, 64),
-    _problem_row(UnsupportedMediaTypeError, 64),
-    _problem_row(InstallFailedError, 69, retryable=True),
-    _problem_row(AgentProcessExitedError, 70, retryable=True),
-    _problem_row(StreamError, 75, retryable=True),
-    _problem_row(RequestTimeoutError, 75, retryable=True),
+    *_problem_rows,
     ErrorRow(AcpRpcError, None, None, 70, False),
     ErrorRow(ConnectionLostError, None, None, 75, True),
     ErrorRow(HealthTimeoutError, None, None, 75, True),

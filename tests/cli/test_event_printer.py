@@ -7,7 +7,7 @@ import io
 import pytest
 
 from sandbox_agent.cli.event_printer import EventPrinter
-from sandbox_agent.cli.terminal import Screen
+from sandbox_agent.cli.output import Screen
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRestored
 

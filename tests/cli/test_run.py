@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_agent.cli.exit_codes import EXIT_CODES, OTHER_STOP
+from sandbox_agent.cli.run import EXIT_CODES, OTHER_STOP
 from tests.cli.conftest import COMMAND, SECONDS, Shell
 from tests.support.servers import free_port
 

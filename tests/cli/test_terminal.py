@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sandbox_agent.cli.terminal import print_table
+from sandbox_agent.cli.output import print_table
 
 ID = "a-long-session-id-" * 8
 ROWS = [["a", "mock", "7", ""], ["b\x1b[2J[red]", "claude", "1,234", "destroyed"], [ID, "mock", "1", ""]]

@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sandbox_agent.cli.parse_time import parse_time
-from sandbox_agent.cli.search import format_hit
-from sandbox_agent.cli.terminal import Screen
-from sandbox_agent.cli.universal_printer import UniversalPrinter
+from sandbox_agent.cli.output import Screen
+from sandbox_agent.cli.search import format_hit, parse_time
+from sandbox_agent.cli.tail import UniversalPrinter
 from sandbox_agent.wire.sessions import SearchHit
 from sandbox_agent.wire.universal import decode_event
 from tests.client.scripted_sessions import event

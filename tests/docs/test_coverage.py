@@ -13,8 +13,8 @@ import sandbox_agent
 from sandbox_agent import SessionPersistDriver
 from sandbox_agent.agents.catalogue import CATALOGUE, Agent
 from sandbox_agent.agents.mock.commands import COMMANDS as MOCK_COMMANDS
-from sandbox_agent.cli.exit_codes import EXIT_CODES
 from sandbox_agent.cli.main import cli
+from sandbox_agent.cli.run import EXIT_CODES
 from sandbox_agent.errors import TABLE
 from sandbox_agent.server.app import OPERATIONS
 from sandbox_agent.server.http.operations import Operation

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sandbox_agent.cli.output_file import open_output
+from sandbox_agent.cli.output import open_output
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
 

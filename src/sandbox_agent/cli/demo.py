@@ -18,9 +18,9 @@ import msgspec
 
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.logs import configure_logging
-from sandbox_agent.cli.read_progress import ReadProgress
+from sandbox_agent.cli.output import Screen
+from sandbox_agent.cli.permission_prompt import ReadProgress
 from sandbox_agent.cli.sessions import read_events
-from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.session import Session

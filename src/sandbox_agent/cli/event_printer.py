@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from sandbox_agent.cli.terminal import Screen, Style
+from sandbox_agent.cli.output import Screen, Style
 from sandbox_agent.wire.acp import (
     AgentMessageChunk,
     AgentThoughtChunk,
@@ -17,6 +17,7 @@ from sandbox_agent.wire.acp import (
     ToolCallUpdate,
     UsageUpdate,
 )
+from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.records import SessionEvent, SessionRestored
 
 _PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}
@@ -110,7 +111,7 @@ class EventPrinter:
 
     def _print_envelope(self, event: SessionEvent) -> None:
         payload = event.payload
-        params = _object(payload.get("params"))
+        params = members(payload.get("params"))
         method = payload.get("method")
         if method == "session/prompt" and self._client:
             self._screen.note(f"> {_text(params.get('prompt'))}", "bold")
@@ -121,7 +122,7 @@ class EventPrinter:
         elif method == "_sandbox_agent/events_lost":
             self._screen.note(f"events lost: {params.get('reason') or params}", "red")
         elif self._client and event.sender == "client" and "result" in payload:
-            self._print_answer(_object(_object(payload["result"]).get("outcome")))
+            self._print_answer(members(members(payload["result"]).get("outcome")))
 
     def _print_answer(self, outcome: Mapping[str, Any]) -> None:
         if outcome:
@@ -129,11 +130,6 @@ class EventPrinter:
             self._screen.note(f"permission  {answer}", "yellow")
 
 
-def _object(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
 def _text(prompt: object) -> str:
-    blocks = cast("list[object]", prompt) if isinstance(prompt, list) else []
-    texts = [str(_object(block).get("text") or f"[{_object(block).get('type')}]") for block in blocks]
-    return "\n".join(texts)
+    blocks = map(members, elements(prompt))
+    return "\n".join(str(block.get("text") or f"[{block.get('type')}]") for block in blocks)

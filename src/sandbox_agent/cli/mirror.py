@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
-from sandbox_agent.cli.progress_bar import ProgressBar
+from sandbox_agent.cli.output import ProgressBar, printable
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
-from sandbox_agent.cli.terminal import printable
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.wire.universal import UniversalEvent

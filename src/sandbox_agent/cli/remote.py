@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from sandbox_agent.cli.exit_codes import INTERRUPTED
 
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
@@ -65,4 +64,4 @@ def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, A
     try:
         asyncio.run(connect_and_work())
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(128 + signal.SIGINT) from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +15,10 @@ from typing import Any, Final
 import click
 
 from sandbox_agent.cli.event_printer import EventPrinter
-from sandbox_agent.cli.exit_codes import EXIT_CODES, OTHER_STOP, exit_code
 from sandbox_agent.cli.logs import configure_logging
-from sandbox_agent.cli.permission_prompt import PermissionPrompt
-from sandbox_agent.cli.read_progress import ReadProgress
-from sandbox_agent.cli.signals import Interrupts, handle_interrupts
+from sandbox_agent.cli.output import Screen
+from sandbox_agent.cli.permission_prompt import PermissionPrompt, ReadProgress
 from sandbox_agent.cli.stores import open_store, store_option
-from sandbox_agent.cli.terminal import Screen
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PERMISSION_MODES, PermissionMode
@@ -28,6 +26,65 @@ from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.providers.local import local
+
+# 2 is a wrong command line, as in other programs.
+EXIT_CODES: Final = {
+    "end_turn": 0,
+    "max_tokens": 3,
+    "max_turn_requests": 4,
+    "refusal": 5,
+    "cancelled": 128 + signal.SIGINT,  # as in shells
+}
+OTHER_STOP: Final = 6
+
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """The reactions to signals.
+
+    Attributes:
+        cancel: Called at the first Ctrl-C. If None, the first Ctrl-C ends the command too.
+        end: Called at the second Ctrl-C, at SIGTERM and at SIGHUP.
+        exit_code: None, or 128 and the number of the signal that ended the command, as in shells.
+    """
+
+    def __init__(self) -> None:
+        self.cancel: Callable[[], Awaitable[None]] | None = None
+        self.end: Callable[[], object] | None = None
+        self.exit_code: int | None = None
+        self._cancelling: asyncio.Future[None] | None = None
+
+    def handle(self, number: signal.Signals) -> None:
+        """React to a signal."""
+        if number is signal.SIGINT and self.cancel is not None and self._cancelling is None:
+            self._cancelling = asyncio.ensure_future(self.cancel())
+            return
+        self.exit_code = 128 + number
+        if self.end is not None:
+            self.end()
+
+    async def stop_cancelling(self) -> None:
+        """Stop the call of ``cancel``: the turn has ended."""
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+            await asyncio.wait({self._cancelling})
+
+
+@contextlib.contextmanager
+def handle_interrupts() -> Generator[Interrupts]:
+    """Handle SIGINT, SIGTERM and SIGHUP in the running loop until the context exits."""
+    loop = asyncio.get_running_loop()
+    interrupts = Interrupts()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, interrupts.handle, number)
+    try:
+        yield interrupts
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
 
 # Without a store, events are kept for this turn only. This many suffice for a slow reader.
 _KEPT_EVENTS: Final = 65_536
@@ -142,7 +199,7 @@ class _Run:
                 screen.note(f"session {session.id} is stored in {parse_store_url(self.store).shown}", "dim")
         if stop_reason != "end_turn":
             screen.note(f"stopped: {stop_reason or 'without a reason'}", "yellow")
-        return exit_code(stop_reason)
+        return EXIT_CODES.get(stop_reason, OTHER_STOP)
 
     async def _stream(self, session: Session, screen: Screen, progress: ReadProgress) -> str:
         printer = EventPrinter(screen)

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import re
 import sys
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
-from sandbox_agent.cli.parse_time import parse_time
+from sandbox_agent.cli.output import printable
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
-from sandbox_agent.cli.terminal import printable
 from sandbox_agent.wire.sessions import SearchHit
 
 if TYPE_CHECKING:
     from sandbox_agent.client.server_sessions.api import ServerSessions
+
+_AGE: Final = re.compile(r"(\d{1,9})([smhdw])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """Parse an ISO 8601 date or time (local unless it has a UTC offset) or an age such as "2h".
+
+    Raises:
+        ValueError: The text is none of these.
+    """
+    age = _AGE.fullmatch(text.strip())
+    try:
+        if age is not None:
+            return now - timedelta(**{_UNITS[age[2]]: int(age[1])})
+        return datetime.fromisoformat(text.strip()).astimezone(now.tzinfo)
+    except (ValueError, OverflowError):
+        raise ValueError(f"invalid time '{text}': use an ISO 8601 time or an age such as 2h") from None
+
 
 _MATCH = re.compile(r"\[([^\[\]]*)\]")
 

@@ -15,10 +15,8 @@ import click
 import msgspec
 
 from sandbox_agent.cli.event_printer import EventPrinter
-from sandbox_agent.cli.output_file import open_output
-from sandbox_agent.cli.progress_bar import ProgressBar
+from sandbox_agent.cli.output import ProgressBar, Screen, open_output, print_table
 from sandbox_agent.cli.stores import open_store, run_on_store, store_option
-from sandbox_agent.cli.terminal import Screen, print_table
 from sandbox_agent.errors import SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url

@@ -26,72 +26,31 @@ _VERDICTS: dict[PermissionMode, tuple[dict[str, Verdict], Verdict]] = {
     "plan": ({}, "ask"),
     "read_only": (dict.fromkeys(("edit", "delete", "move", "execute"), "reject"), "ask"),
 }
-# By which agent modes an agent does what a permission mode says, best first; "#name" is the end of an id. For
-# the rest the requests are decided by kind, so the agent has to be in a mode in which it asks.
+
+
+def _modes(*names: str) -> dict[PermissionMode, tuple[str, ...]]:
+    """Return the names in each column, best first, by permission mode; an empty column is left out."""
+    columns = zip(PERMISSION_MODES, names, strict=True)
+    return {mode: tuple(column.split()) for mode, column in columns if column}
+
+
+# The agent modes that do what a permission mode says; "#name" is the end of an id. For the other permission
+# modes the requests are decided by kind, so the agent has to be in a mode in which it asks.
+# Columns: ask, accept_edits, allow, plan, read_only.
 _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
-    "claude": {
-        "ask": ("default",),
-        "accept_edits": ("acceptEdits",),
-        "allow": ("bypassPermissions",),
-        "plan": ("plan",),
-        "read_only": ("default",),
-    },
-    "codex": {
-        "ask": ("read-only",),
-        "accept_edits": ("read-only",),
-        "allow": ("agent-full-access", "full-access"),
-        "plan": ("read-only",),
-        "read_only": ("read-only",),
-    },
-    "copilot": {
-        "ask": ("#agent",),
-        "accept_edits": ("#agent",),
-        "plan": ("#plan",),
-        "read_only": ("#agent",),
-    },
-    "gemini": {
-        "ask": ("default",),
-        "accept_edits": ("autoEdit",),
-        "allow": ("yolo",),
-        "plan": ("plan",),
-        "read_only": ("default",),
-    },
-    "goose": {
-        "ask": ("approve",),
-        "accept_edits": ("approve",),
-        "allow": ("auto",),
-        "plan": ("approve",),
-        "read_only": ("approve",),
-    },
-    "hermes": {
-        "ask": ("default",),
-        "accept_edits": ("accept_edits",),
-        "allow": ("dont_ask",),
-        "plan": ("default",),
-        "read_only": ("default",),
-    },
-    "mock": {
-        "ask": ("default",),
-        "accept_edits": ("acceptEdits",),
-        "plan": ("plan",),
-        "read_only": ("default",),
-    },
-    "qwen": {
-        "ask": ("default",),
-        "accept_edits": ("auto-edit",),
-        "allow": ("yolo",),
-        "plan": ("plan",),
-        "read_only": ("default",),
-    },
+    "claude": _modes("default", "acceptEdits", "bypassPermissions", "plan", "default"),
+    "codex": _modes("read-only", "read-only", "agent-full-access full-access", "read-only", "read-only"),
+    "copilot": _modes("#agent", "#agent", "", "#plan", "#agent"),
+    "gemini": _modes("default", "autoEdit", "yolo", "plan", "default"),
+    "goose": _modes("approve", "approve", "auto", "approve", "approve"),
+    "hermes": _modes("default", "accept_edits", "dont_ask", "default", "default"),
+    "mock": _modes("default", "acceptEdits", "", "plan", "default"),
+    "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }
 # Names that mean the same at most agents.
-_COMMON: dict[PermissionMode, tuple[str, ...]] = {
-    "ask": ("default",),
-    "accept_edits": ("acceptEdits", "accept_edits", "auto-edit", "autoEdit"),
-    "allow": ("bypassPermissions", "yolo"),
-    "plan": ("plan",),
-    "read_only": ("read-only",),
-}
+_COMMON = _modes(
+    "default", "acceptEdits accept_edits auto-edit autoEdit", "bypassPermissions yolo", "plan", "read-only"
+)
 _KINDS: dict[PermissionReply, tuple[str, ...]] = {
     "once": ("allow_once",),
     "always": ("allow_always", "allow_once"),

@@ -1,13 +1,19 @@
-"""Text output for users: the agent's text on one stream, notes about its work on another."""
+"""Output for users: streamed text, tables, progress, and files that appear only when they are complete."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Literal, TextIO
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Literal, Self, TextIO
 
 import click
+
+from sandbox_agent.errors import PersistError
 
 Style = Literal["dim", "bold", "green", "red", "yellow", "cyan"]
 
@@ -118,3 +124,81 @@ def _styled(text: str, style: Style) -> str:
     if style in ("dim", "bold"):
         return click.style(text, dim=style == "dim" or None, bold=style == "bold" or None)
     return click.style(text, fg=style)
+
+
+# Seconds between two updates on a terminal, and between two lines elsewhere.
+_TERMINAL_INTERVAL: Final = 0.1
+_LINE_INTERVAL: Final = 5.0
+
+
+class ProgressBar:
+    """Shows progress.
+
+    Args:
+        label: The name of the work.
+        length: The final position, or None if it is not known.
+    """
+
+    def __init__(self, label: str, length: int | None = None) -> None:
+        self._label = label
+        self._length = length
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._start = self._shown_at = time.monotonic()
+        self._position = 0
+
+    def __enter__(self) -> Self:
+        """Draw the empty bar."""
+        if self._terminal and self._length:
+            self._bar = click.progressbar(length=self._length, label=self._label, file=sys.stderr)
+            self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete the bar, or clear the changing line."""
+        if self._bar is not None:
+            if error is None:
+                self._bar.update(max(0, (self._length or 0) - self._position))
+            self._bar.__exit__(kind, error, trace)
+        elif self._terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+    def update(self, position: int, counts: str) -> None:
+        """Show a position. Without a bar, the counts are shown too."""
+        now = time.monotonic()
+        if now - self._shown_at < (_TERMINAL_INTERVAL if self._terminal else _LINE_INTERVAL):
+            return
+        self._shown_at = now
+        if self._bar is not None:
+            self._bar.update(position - self._position)
+            self._position = position
+            return
+        share = f"{100 * position // self._length:>3} %  " if self._length else ""
+        line = f"{self._label}: {share}{counts}, {now - self._start:.0f} s"
+        click.echo(f"\r\x1b[K{line}" if self._terminal else line, err=True, nl=not self._terminal)
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None) -> Generator[BinaryIO]:
+    """Open a file for writing, or standard output if the path is None.
+
+    The data goes to a temporary file in the same folder, which replaces the file at the end.
+
+    Raises:
+        PersistError: The file cannot be written.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(partial.unlink, missing_ok=True)
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(path)
+    except OSError as error:
+        raise PersistError(f"'{path}' can't be written: {error.strerror}") from error
