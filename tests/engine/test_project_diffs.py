@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_agent.engine.project.diffs import unified_diff
+from sandbox_agent.engine.project.content import unified_diff
 
 LINES = st.lists(st.sampled_from(["a\n", "b\n", "c\u2028\n", "\n"]), max_size=12)
 

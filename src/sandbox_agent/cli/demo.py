@@ -31,7 +31,7 @@ from sandbox_agent.errors import AgentProcessExitedError, ConnectionLostError
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.providers.local import local
 from sandbox_agent.wire.acp import AgentMessageChunk
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent
 
 # Stored events reach a reader within milliseconds, and a server starts within seconds.

@@ -17,7 +17,7 @@ from sandbox_agent.wire.acp import (
     ToolCallUpdate,
     UsageUpdate,
 )
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import elements, members
 from sandbox_agent.wire.records import SessionEvent, SessionRestored
 
 _PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}

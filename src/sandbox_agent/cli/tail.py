@@ -11,7 +11,7 @@ import click
 
 from sandbox_agent.cli.output import Screen
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.universal import (
     AgentUnparsedData,
     ContentPart,

@@ -31,8 +31,7 @@ from sandbox_agent.errors import (
     ConnectionLostError,
     SandboxAgentError,
 )
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

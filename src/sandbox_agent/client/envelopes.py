@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from sandbox_agent.errors import AcpRpcError
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import dumps, load_object, members
 
 
 class Update(msgspec.Struct, gc=False):
@@ -67,23 +66,16 @@ def decode(line: bytes) -> Envelope:
         return _decode_slowly(line)
 
 
-def _load_object(line: bytes) -> dict[str, Any]:
-    value: object = loads(line)
-    if not isinstance(value, dict):
-        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
-    return cast("dict[str, Any]", value)
-
-
 def _decode_slowly(line: bytes) -> Envelope:
     # Lone surrogates, params that are an array, a sessionId that is a number: decode what is valid.
-    fields = _load_object(line)
+    fields = load_object(line)
     params: object = fields.get("params")
     head = Envelope(
         id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else msgspec.Raw(),
         method=_str_or_none(fields.get("method")),
     )
-    inner = members(params)
     if isinstance(params, dict):
+        inner = members(fields.get("params"))
         kind = members(inner.get("update")).get("sessionUpdate")
         head.params = Params(_str_or_none(inner.get("sessionId")), Update(_str_or_none(kind)))
     return head
@@ -102,7 +94,7 @@ class Answer(msgspec.Struct):
     @classmethod
     def read(cls, line: bytes) -> Answer:
         """Decode a response envelope."""
-        fields = _load_object(line)
+        fields = load_object(line)
         error = fields.get("error")
         return cls(fields.get("result"), fields["error"] if isinstance(error, dict) else None)
 

@@ -12,8 +12,7 @@ import httpx2
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

@@ -11,7 +11,7 @@ from typing import Any
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

@@ -26,7 +26,7 @@ from sandbox_agent.engine.permissions import (
     verdict_outcome,
 )
 from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyError
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import elements, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 

@@ -20,8 +20,7 @@ from sandbox_agent.errors import (
     SandboxAgentError,
 )
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.wire.jsonrpc import dumps
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import dumps, members
 from sandbox_agent.wire.records import RESTORED_METHOD, SessionEvent, SessionRecord, SessionRestored
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")

@@ -11,8 +11,7 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.permissions import Respond
 from sandbox_agent.engine.restore.load_phase import Retelling
 from sandbox_agent.engine.restore.replay_check import ReportedHistory
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.records import SessionEvent
 
 

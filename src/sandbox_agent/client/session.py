@@ -16,7 +16,7 @@ from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 

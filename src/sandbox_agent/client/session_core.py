@@ -17,7 +17,7 @@ from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, PersistError
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 # A request that did not reach the agent is sent again until this many seconds have passed.

@@ -35,7 +35,7 @@ from sandbox_agent.errors import (
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionRecord
 
 T = TypeVar("T")

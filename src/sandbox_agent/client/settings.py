@@ -38,8 +38,7 @@ from sandbox_agent.errors import (
     UnsupportedSessionConfigOptionError,
     UnsupportedSessionValueError,
 )
-from sandbox_agent.wire.jsonrpc import loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import loads, members
 from sandbox_agent.wire.records import SessionRecord
 
 # The chosen settings are in session_init._meta["sandbox-agent"]. The rest of session_init is the params of

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite
 from typing import Final
 
-from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, replace_id
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, canonical_id, replace_id
 
 # The audience of an agent's envelope is the name of a client, all clients without a name, or everyone.
 UNNAMED: Final = ""
@@ -105,7 +104,7 @@ class Correlator:
             return self._submit_request(client, envelope, head)
         if head.is_response:
             try:
-                key = _key(head.id)
+                key = canonical_id(head.id)
             except InvalidEnvelopeError:
                 return Submitted(None)  # no request of the agent has such an id
             if key not in self._agent_requests:
@@ -116,7 +115,7 @@ class Correlator:
 
     def _submit_request(self, client: str, envelope: bytes, head: Head) -> Submitted:
         original = bytes(head.id)
-        wire_id = key = _key(original)
+        wire_id = key = canonical_id(original)
         if key in self._pending:
             wire_id = key = self._alias(key)
             envelope = replace_id(envelope, wire_id)
@@ -125,7 +124,7 @@ class Correlator:
         pending = Pending(client, head.method or "", original, wire_id)
         if pending.rewritten:
             for other in self._pending.values():
-                if other.client == client and _key(other.original_id) == _key(original):
+                if other.client == client and canonical_id(other.original_id) == canonical_id(original):
                     other.contested = pending.contested = True
         self._pending[key] = pending
         return Submitted(envelope, head.method, pending)
@@ -133,7 +132,7 @@ class Correlator:
     def retract(self, submitted: Submitted) -> None:
         """Undo submit() for an envelope that was never written."""
         if submitted.pending is not None:
-            self._pending.pop(_key(submitted.pending.wire_id), None)
+            self._pending.pop(canonical_id(submitted.pending.wire_id), None)
         if submitted.answered is not None:
             self._agent_requests.add(submitted.answered)
 
@@ -143,19 +142,19 @@ class Correlator:
         A request whose id is null or invalid cannot be answered and is not registered.
         """
         with suppress(InvalidEnvelopeError):
-            self._agent_requests.add(_key(head.id))
+            self._agent_requests.add(canonical_id(head.id))
 
     def awaits(self, request_id: bytes) -> bool:
         """Return whether the agent's request with this id (JSON) has no response yet."""
         try:
-            return _key(request_id) in self._agent_requests
+            return canonical_id(request_id) in self._agent_requests
         except InvalidEnvelopeError:
             return False
 
     def match_response(self, head: Head, line: bytes) -> MatchedResponse | None:
         """Match a response of the agent with its request. Return None if there is no such request."""
         try:
-            pending = self._pending.pop(_key(head.id), None)
+            pending = self._pending.pop(canonical_id(head.id), None)
         except InvalidEnvelopeError:
             return None
         if pending is None:
@@ -163,7 +162,7 @@ class Correlator:
         if not pending.rewritten:
             feed_line = line
             if pending.contested:
-                feed_line = replace_id(line, self._alias(_key(pending.original_id)))
+                feed_line = replace_id(line, self._alias(canonical_id(pending.original_id)))
             return MatchedResponse(pending, line, feed_line)
         restored = replace_id(line, pending.original_id)
         return MatchedResponse(pending, restored, line if pending.contested else restored)
@@ -182,18 +181,3 @@ class Correlator:
             alias = b'"sandbox-agent-%d"' % number if key.startswith(b'"') else b"%d" % number
             if alias not in self._pending:
                 return alias
-
-
-def _key(raw: bytes) -> bytes:
-    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0`` and unescape strings."""
-    raw = bytes(raw)
-    if raw.isdigit():
-        return raw
-    value = loads(raw)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, float) and not isfinite(value):
-        raise InvalidEnvelopeError("id must be a finite number")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InvalidEnvelopeError("id must be a string or a number")
-    return dumps(value)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, canonical_id, dumps, load_object, members
 from sandbox_agent.wire.records import Sender
 
 # Requests that create or open a session. They belong to the session of their response.
@@ -349,17 +349,13 @@ def _read_head(line: bytes) -> _Head | None:
     except _FAILURES:
         pass
     try:
-        found = loads(line)
+        fields = load_object(line)
     except InvalidEnvelopeError:
         return None
-    if not isinstance(found, dict):
-        return None
-    members: dict[str, object] = found  # pyright: ignore[reportUnknownVariableType]
-    method = members.get("method")
-    params = members.get("params")
-    native = params.get("sessionId") if isinstance(params, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    method = fields.get("method")
+    native = members(fields.get("params")).get("sessionId")
     return _Head(
-        msgspec.Raw(dumps(members["id"])) if "id" in members else NO_ID,
+        msgspec.Raw(dumps(fields["id"])) if "id" in fields else NO_ID,
         method if isinstance(method, str) else None,
         _Params(native) if isinstance(native, str) else None,
     )
@@ -407,14 +403,7 @@ def _text(value: object) -> str | None:
 
 
 def _key(raw: msgspec.Raw) -> bytes:
-    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0``."""
-    name = bytes(raw)
-    if name.isdigit() or (b"\\" not in name and name[:1] == b'"'):
-        return name
     try:
-        value = loads(name)
+        return canonical_id(raw)
     except InvalidEnvelopeError:
-        return name
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return dumps(value)
+        return bytes(raw)

@@ -12,7 +12,7 @@ import msgspec
 
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import agent_mode_of, is_permission_mode
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 
 METHOD_NOT_FOUND = -32601
 # The model first: what else can be chosen may depend on it.

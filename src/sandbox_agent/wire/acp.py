@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, load_object, members
 
 
 class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -455,7 +454,7 @@ def _object(value: bytes | dict[str, Any]) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     try:
-        return members(loads(value))
+        return load_object(value)
     except InvalidEnvelopeError:
         return {}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from math import isfinite
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -97,10 +98,8 @@ def _check_utf8(line: bytes) -> None:
 
 def _read_head_slowly(line: bytes) -> Head:
     # msgspec rejects lone surrogates ("\ud800"), which JavaScript writes; the standard library accepts them.
-    value = loads(line)
-    if not isinstance(value, dict):
-        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
-    method: object = value.get("method")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    value = load_object(line)
+    method: object = value.get("method")
     if method is not None and not isinstance(method, str):
         raise InvalidEnvelopeError("method must be a string")
     raw_id = msgspec.Raw(dumps(value["id"])) if "id" in value else NO_ID
@@ -133,6 +132,28 @@ def loads(data: bytes) -> Any:
         raise InvalidEnvelopeError(str(error)) from None
 
 
+def load_object(data: bytes) -> dict[str, Any]:
+    """Decode a JSON object as ``loads`` does.
+
+    Raises:
+        InvalidEnvelopeError: the bytes are not UTF-8 JSON, are nested too deeply, or are not an object.
+    """
+    value: object = loads(data)
+    if not isinstance(value, dict):
+        raise InvalidEnvelopeError(f"expected a JSON object, got {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+def members(value: object) -> dict[str, Any]:
+    """Return an object's members, or an empty dict if the value is not an object."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def elements(value: object) -> list[Any]:
+    """Return an array's elements, or an empty list if the value is not an array."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
 def dumps(value: Any) -> bytes:
     """Encode as compact JSON; lone surrogates are accepted, NaN and infinities become null."""
     try:
@@ -149,12 +170,31 @@ def replace_id(envelope: bytes, new_id: bytes) -> bytes:
         InvalidEnvelopeError: it is not a JSON object.
     """
     try:
-        members: dict[str, Any] = dict(_members_decoder.decode(envelope))
+        fields: dict[str, Any] = dict(_members_decoder.decode(envelope))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        members = loads(envelope)
-    members["id"] = msgspec.Raw(new_id)
+        fields = load_object(envelope)
+    fields["id"] = msgspec.Raw(new_id)
     try:
-        return _encoder.encode(members)
+        return _encoder.encode(fields)
     except UnicodeEncodeError:
-        members["id"] = loads(new_id)
-        return dumps(members)
+        fields["id"] = loads(new_id)
+        return dumps(fields)
+
+
+def canonical_id(raw: bytes) -> bytes:
+    """Return the canonical bytes of an id, because agents write ``1`` for ``1.0`` and unescape strings.
+
+    Raises:
+        InvalidEnvelopeError: the id is neither a string nor a finite number.
+    """
+    raw = bytes(raw)
+    if raw.isdigit() or (raw[:1] == b'"' and b"\\" not in raw):
+        return raw
+    value = loads(raw)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) and not isfinite(value):
+        raise InvalidEnvelopeError("id must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InvalidEnvelopeError("id must be a string or a number")
+    return dumps(value)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_agent.engine.project.questions import read_answer
+from sandbox_agent.engine.project.open_requests import read_answer
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
 

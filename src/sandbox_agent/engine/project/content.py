@@ -1,16 +1,17 @@
-"""Converts ACP content to content parts."""
+"""Converts ACP content to content parts, and file changes to diffs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+import difflib
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from sandbox_agent.engine.restore.history import CLOSING, OPENING
+from sandbox_agent.engine.restore.history import CLOSING, OPENING, OUTPUT_MEMBERS
 from sandbox_agent.wire import acp
-from sandbox_agent.wire.jsonrpc import dumps
+from sandbox_agent.wire.jsonrpc import dumps, elements, members
 from sandbox_agent.wire.universal import (
     ContentPart,
     FileAction,
@@ -20,9 +21,58 @@ from sandbox_agent.wire.universal import (
     TextPart,
 )
 
+# Above this many pairs of lines, the changed region is one hunk: difflib's time grows with the product.
+_MAX_PAIRS = 250_000
+_CONTEXT = 3
+
+
+def unified_diff(old: str | None, new: str) -> str:
+    """Return the hunks from ``old`` (None if the file does not exist) to ``new``, without a file header."""
+    before = _lines(old or "")
+    after = _lines(new)
+    if len(before) * len(after) <= _MAX_PAIRS:
+        lines = list(difflib.unified_diff(before, after, n=_CONTEXT))[2:]
+        return _text(lines)
+    start = 0
+    limit = min(len(before), len(after))
+    while start < limit and before[start] == after[start]:
+        start += 1
+    end = 0
+    while end < limit - start and before[-1 - end] == after[-1 - end]:
+        end += 1
+    if start == len(before) == len(after):
+        return ""
+    lead = before[max(start - _CONTEXT, 0) : start]
+    trail = before[len(before) - end :][:_CONTEXT]
+    removed = before[start : len(before) - end]
+    added = after[start : len(after) - end]
+    first = start - len(lead)
+    sizes = [len(lead) + len(part) + len(trail) for part in (removed, added)]
+    header = f"@@ -{first + 1},{sizes[0]} +{first + 1},{sizes[1]} @@\n"
+    return _text(
+        [
+            header,
+            *(f" {line}" for line in lead),
+            *(f"-{line}" for line in removed),
+            *(f"+{line}" for line in added),
+            *(f" {line}" for line in trail),
+        ]
+    )
+
+
+def _lines(text: str) -> list[str]:
+    # str.splitlines also splits at characters that are not line ends in a diff (U+2028, form feed).
+    *whole, last = text.split("\n")
+    return [f"{line}\n" for line in whole] + ([last] if last else [])
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
+
+
 _ACTIONS: dict[str, FileAction] = {"edit": "patch", "delete": "write", "move": "write"}
-# The members of rawOutput in which agents put the text of a tool, best first.
-_OUTPUT_MEMBERS = ("output", "content", "text", "formatted_output", "stdout", "error", "message")
 
 
 def to_json(value: Any) -> str:
@@ -50,10 +100,8 @@ def block_part(block: acp.ContentBlock) -> ContentPart:
 
 def prompt_parts(blocks: object) -> list[ContentPart]:
     """Return the parts of the user's prompt, in order."""
-    if not isinstance(blocks, list):
-        return []
     parts: list[ContentPart] = []
-    for block in cast("list[Any]", blocks):
+    for block in elements(blocks):
         # Parse the block as a chunk, because that parser tolerates deviations from the schema.
         chunk = acp.parse_update({"sessionUpdate": "user_message_chunk", "content": block})
         if not isinstance(chunk, acp.UserMessageChunk):
@@ -88,23 +136,19 @@ def output_text(raw_output: Any) -> str:
         return ""
     if isinstance(raw_output, str):
         return raw_output
-    if isinstance(raw_output, Mapping):
-        members = cast("Mapping[str, Any]", raw_output)
-        for name in _OUTPUT_MEMBERS:
-            text = _texts(members.get(name))
-            if text:
-                return text
+    for name in OUTPUT_MEMBERS:
+        text = _texts(members(raw_output).get(name))
+        if text:
+            return text
     return _texts(raw_output) or to_json(raw_output)
 
 
 def _texts(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if not isinstance(value, list):
-        return ""
     texts: list[str] = []
-    for block in cast("list[Any]", value):
-        text: Any = cast("dict[str, Any]", block).get("text") if isinstance(block, dict) else None
+    for block in elements(value):
+        text: Any = members(block).get("text")
         if not isinstance(text, str):
             return ""
         texts.append(text)

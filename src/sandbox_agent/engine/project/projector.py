@@ -11,8 +11,7 @@ import msgspec
 from sandbox_agent.engine.project.content import block_part
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.inputs import Inputs
-from sandbox_agent.engine.project.open_requests import OpenRequests
-from sandbox_agent.engine.project.questions import read_question
+from sandbox_agent.engine.project.open_requests import OpenRequests, read_question
 from sandbox_agent.engine.project.read import Envelope, members, read_chunk, read_envelope, value
 from sandbox_agent.engine.project.restores import Calls
 from sandbox_agent.engine.project.state import State

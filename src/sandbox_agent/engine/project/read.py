@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire import jsonrpc
+from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, load_object, loads
 
 
 class TextChunk(NamedTuple):
@@ -89,8 +90,7 @@ def read_envelope(envelope: bytes) -> Envelope:
 
 def members(raw: msgspec.Raw) -> dict[str, Any]:
     """Return the object in a part, or an empty dict if it is not an object."""
-    found = value(raw)
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return jsonrpc.members(value(raw))
 
 
 def value(raw: msgspec.Raw) -> Any:
@@ -102,20 +102,11 @@ def value(raw: msgspec.Raw) -> Any:
 
 
 def _read_slowly(envelope: bytes) -> Envelope:
-    found = loads(envelope)
-    if not isinstance(found, dict):
-        raise InvalidEnvelopeError(f"expected a JSON object, got {type(found).__name__}")
-    parts = cast("dict[str, Any]", found)
+    parts = load_object(envelope)
     method: Any = parts.get("method")
     if method is not None and not isinstance(method, str):
         raise InvalidEnvelopeError("method must be a string")
     raws = {
         name: msgspec.Raw(dumps(parts[name])) for name in ("id", "params", "result", "error") if name in parts
     }
-    return Envelope(
-        raws.get("id", NO_ID),
-        method,
-        raws.get("params", NO_ID),
-        raws.get("result", NO_ID),
-        raws.get("error", NO_ID),
-    )
+    return Envelope(method=method, **raws)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, cast
+from typing import Any
 
-from sandbox_agent.engine.project.content import block_part, location_refs, output_text, to_json
-from sandbox_agent.engine.project.diffs import unified_diff
+from sandbox_agent.engine.project.content import block_part, location_refs, output_text, to_json, unified_diff
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.state import DoneTool, OpenTool, State
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.wire import acp
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.universal import (
     ContentPart,
     EventSource,
@@ -242,16 +242,14 @@ def _output(tool: OpenTool) -> str:
 
 
 def _meta(update: acp.ToolCall | acp.ToolCallUpdate, name: str) -> dict[str, Any]:
-    value = (update.meta or {}).get(name)
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return members((update.meta or {}).get(name))
 
 
 def _meta_name(update: acp.ToolCall | acp.ToolCallUpdate) -> str:
     plain = (update.meta or {}).get("toolName")
     claude = _meta(update, "claudeCode").get("toolName")
-    goose = _meta(update, "goose").get("toolCall")
-    named = cast("dict[str, Any]", goose).get("toolName") if isinstance(goose, dict) else None
-    return next((name for name in (plain, claude, named) if isinstance(name, str)), "")
+    goose = members(_meta(update, "goose").get("toolCall")).get("toolName")
+    return next((name for name in (plain, claude, goose) if isinstance(name, str)), "")
 
 
 def _crc(output: str) -> int:

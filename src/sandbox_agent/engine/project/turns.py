@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from sandbox_agent.engine.project.content import parts_text, prompt_parts
 from sandbox_agent.engine.project.emit import Emitter
@@ -10,6 +10,7 @@ from sandbox_agent.engine.project.open_requests import OpenRequests
 from sandbox_agent.engine.project.state import State, Turn
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.universal import ErrorData, EventSource, ItemStatus, TurnEventData
 
 
@@ -46,11 +47,11 @@ class Turns:
 
     def respond(self, request_id: str, result: object) -> None:
         """Process the result of a prompt."""
-        members = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-        reason = members.get("stopReason")
+        fields = members(result)
+        reason = fields.get("stopReason")
         stop_reason = reason if isinstance(reason, str) else ""
         metadata: dict[str, Any] = {"stop_reason": stop_reason}
-        usage: Any = members.get("usage") or _quota(members)
+        usage: Any = fields.get("usage") or _quota(fields)
         if isinstance(usage, dict):
             metadata["usage"] = usage
         cancelled = self._state.turns[request_id].cancelled or stop_reason == "cancelled"
@@ -93,12 +94,12 @@ class Turns:
 
 def error_data(error: object, method: str) -> ErrorData:
     """Return the event data of a JSON-RPC error in the response to a method."""
-    members = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
-    code: Any = members.get("code")
-    message: Any = members.get("message")
+    fields = members(error)
+    code: Any = fields.get("code")
+    message: Any = fields.get("message")
     details: dict[str, Any] = {"method": method}
-    if members.get("data") is not None:
-        details["data"] = members["data"]
+    if fields.get("data") is not None:
+        details["data"] = fields["data"]
     if not isinstance(message, str) or not message:
         message = f"the agent answered {method} with an error that has no message"
     return ErrorData(message, None if code is None else str(code), details)
@@ -106,9 +107,8 @@ def error_data(error: object, method: str) -> ErrorData:
 
 def _quota(result: dict[str, Any]) -> dict[str, Any] | None:
     # Gemini reports the tokens of the turn in _meta.
-    value: Any = result
+    count = result
     for name in ("_meta", "quota", "token_count"):
-        value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
-    count = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        count = members(count.get(name))
     usage = {"inputTokens": count.get("input_tokens"), "outputTokens": count.get("output_tokens")}
     return usage if all(isinstance(tokens, int) for tokens in usage.values()) else None

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, Retelling
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, elements, members
 from sandbox_agent.wire.records import SessionEvent
 
 OPENING: Final = "<conversation_history>"

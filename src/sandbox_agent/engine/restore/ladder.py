@@ -11,8 +11,7 @@ from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
 from sandbox_agent.engine.restore.replay import Replay, build_replay, needs_older
 from sandbox_agent.engine.restore.replay_check import ReportedHistory
 from sandbox_agent.engine.settings import AgentSettings, AskOptions, Call, ReadReported
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 from sandbox_agent.wire.records import SessionEvent
 
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from sandbox_agent.engine.restore.history import CLOSING, INTRODUCTION, OPENING, read_entries
 from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 from sandbox_agent.wire.records import SessionEvent
 
 _SEPARATOR = "\n\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sandbox_agent.engine.restore.history import Entry, read_entries
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent
 
 # In characters: how much reported text is kept, and how much of the end of a stored text is searched in it.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_agent.engine.config_options import find_category
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import elements, members
 from sandbox_agent.wire.sessions import (
     AgentModeInfo,
     AgentModelInfo,

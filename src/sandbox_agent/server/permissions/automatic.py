@@ -26,7 +26,7 @@ from sandbox_agent.server.permissions.inbox import (
 )
 from sandbox_agent.server.permissions.policies import asked_paths, decide, policy_of
 from sandbox_agent.server.permissions.question_answers import rejection_result
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 

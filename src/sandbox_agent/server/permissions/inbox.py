@@ -15,8 +15,7 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, elements, loads, members
 from sandbox_agent.wire.sessions import PendingPermission
 
 # The limit of the list.

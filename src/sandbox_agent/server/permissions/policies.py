@@ -13,7 +13,7 @@ from sandbox_agent.engine.permissions import PermissionMode, Verdict
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
 from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.server.permissions.globs import absolute, glob_matches
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import elements, members
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 
 # What a create request may name: the modes, names of the 0.1 API, and "reject", which rejects everything.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.jsonrpc import elements, members
 
 _ELICITATIONS = {"elicitation/create", "session/elicitation"}
 _TRUE = {"true", "yes"}

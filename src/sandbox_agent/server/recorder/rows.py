@@ -15,8 +15,7 @@ from sandbox_agent.persist.store import (
     TextRow,
     TurnRow,
 )
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, read_head
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, members, read_head
 from sandbox_agent.wire.universal import (
     FileRefPart,
     PermissionEventData,

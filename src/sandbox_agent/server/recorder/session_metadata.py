@@ -9,8 +9,7 @@ import msgspec
 
 from sandbox_agent.engine.route import Reply
 from sandbox_agent.persist.store import SessionRow, TurnRow
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.sessions import UsageInfo
 from sandbox_agent.wire.universal import JsonPart, StatusPart, TurnEventData, UniversalItem
 

@@ -19,8 +19,7 @@ from sandbox_agent.server.recorder.pace import Pace
 from sandbox_agent.server.recorder.queue import Binding, Closing, Entry, Envelopes, RecorderQueue
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
 from sandbox_agent.server.recorder.rows import Row, turn_id_of
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")

@@ -13,14 +13,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from sandbox_agent.engine.handshake import auth_method, initialize_params
-from sandbox_agent.engine.project.questions import read_question
+from sandbox_agent.engine.project.open_requests import read_question
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import SESSION
 from sandbox_agent.server.recorder.registry import RecordedSession
-from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, members, read_head
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 

@@ -18,8 +18,7 @@ from sandbox_agent.server.sessions.agent_client import AgentClient, native_id_of
 from sandbox_agent.server.sessions.context import SessionContext
 from sandbox_agent.server.sessions.requests import session_params, settings_of
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, chosen_settings, perform
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 from sandbox_agent.wire.records import SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")

@@ -34,8 +34,7 @@ from sandbox_agent.server.permissions.policies import permission_mode_of
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, refused
 from sandbox_agent.server.sessions.context import SessionContext
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")

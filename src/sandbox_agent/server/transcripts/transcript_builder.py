@@ -17,7 +17,7 @@ from sandbox_agent.server.transcripts.entries import (
     TurnEnd,
     TurnStart,
 )
-from sandbox_agent.wire.members import members
+from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.universal import (
     AgentUnparsedData,
     ContentPart,
