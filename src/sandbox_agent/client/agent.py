@@ -329,14 +329,6 @@ class SandboxAgent(ServerApi):
             raise
         return session_handle(core)
 
-    async def _configure(self, session: Session, options: SessionOptions) -> None:
-        if mode := options.get("mode"):
-            await session.set_mode(mode)
-        if model := options.get("model"):
-            await session.set_model(model)
-        if thought_level := options.get("thought_level"):
-            await session.set_thought_level(thought_level)
-
     async def resume_session(
         self,
         id: str,  # noqa: A002 - the contract's name
@@ -388,7 +380,12 @@ class SandboxAgent(ServerApi):
         session = await self.resume_session(id, permission_policy=options.get("permission_policy"))
         if permissions := options.get("permission_mode"):
             await session.set_permission_mode(permissions)
-        await self._configure(session, options)
+        if mode := options.get("mode"):
+            await session.set_mode(mode)
+        if model := options.get("model"):
+            await session.set_model(model)
+        if thought_level := options.get("thought_level"):
+            await session.set_thought_level(thought_level)
         return session
 
     async def get_session(self, id: str) -> Session | None:  # noqa: A002 - the contract's name

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sandbox_agent.errors import AcpRpcError
-from sandbox_agent.wire.jsonrpc import dumps, load_object, members
+from sandbox_agent.wire.jsonrpc import NO_ID, Head, dumps, load_object, members
 
 
 class Update(msgspec.Struct, gc=False):
@@ -23,22 +23,10 @@ class Params(msgspec.Struct, gc=False):
     update: Update | None = None
 
 
-class Envelope(msgspec.Struct, gc=False):
-    """The head of an envelope; ``id`` is JSON bytes, empty if the envelope has no id."""
+class Envelope(Head, gc=False):
+    """The head of an envelope, with its session and update."""
 
-    id: msgspec.Raw = msgspec.Raw()
-    method: str | None = None
     params: Params | None = None
-
-    @property
-    def is_response(self) -> bool:
-        """Whether this is a response."""
-        return self.method is None and bool(self.id)
-
-    @property
-    def is_request(self) -> bool:
-        """Whether this is a request; its id may be 0, a string, or anything but null."""
-        return self.method is not None and bool(self.id) and bytes(self.id) != b"null"
 
     @property
     def session_id(self) -> str | None:
@@ -71,7 +59,7 @@ def _decode_slowly(line: bytes) -> Envelope:
     fields = load_object(line)
     params: object = fields.get("params")
     head = Envelope(
-        id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else msgspec.Raw(),
+        id=msgspec.Raw(dumps(fields["id"])) if "id" in fields else NO_ID,
         method=_str_or_none(fields.get("method")),
     )
     if isinstance(params, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox_agent.client.router import ClientSession
@@ -15,6 +16,7 @@ class NotSentError(ConnectionLostError):
     """The request did not reach the agent, so it can be sent again."""
 
 
+@dataclass(slots=True, eq=False)
 class Outgoing:
     """A request that is stored once, however often it is sent.
 
@@ -24,12 +26,16 @@ class Outgoing:
         answer_event: the response's event, once received.
     """
 
-    def __init__(self, request_id: int) -> None:
-        self.id = request_id
-        self.event: SessionEvent | None = None
-        self.answer_event: SessionEvent | None = None
+    id: int
+    event: SessionEvent | None = None
+    answer_event: SessionEvent | None = None
 
 
+def _new_future() -> asyncio.Future[bytes]:
+    return asyncio.get_running_loop().create_future()
+
+
+@dataclass(slots=True, eq=False)
 class PendingRequest:
     """A request that waits for its response.
 
@@ -43,22 +49,13 @@ class PendingRequest:
         future: the response envelope.
     """
 
-    def __init__(
-        self,
-        outgoing: Outgoing,
-        method: str,
-        session: ClientSession | None,
-        *,
-        opens: str | None = None,
-        on_result: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.outgoing = outgoing
-        self.method = method
-        self.session = session
-        self.opens = opens
-        self.on_result = on_result
-        self.post_open = True
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    outgoing: Outgoing
+    method: str
+    session: ClientSession | None
+    opens: str | None = None
+    on_result: Callable[[Any], None] | None = None
+    post_open: bool = True
+    future: asyncio.Future[bytes] = field(default_factory=_new_future)
 
     def fail(self, error: BaseException) -> None:
         """Raise the error in the waiting caller, unless the response was received."""

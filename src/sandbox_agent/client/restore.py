@@ -153,7 +153,9 @@ def _wanted_of_another(record: SessionRecord, chosen: ChosenSettings) -> dict[st
 
     A mode that was not chosen stays behind: it may be one that does not ask.
     """
-    in_use = {name: config.setting(record, name) for name in ("model", "thought_level")}
+    in_use = {
+        name: config.setting(record.config_options, record.modes, name) for name in ("model", "thought_level")
+    }
     return {**{name: value for name, value in in_use.items() if value}, **chosen.wanted()}
 
 
@@ -183,8 +185,17 @@ async def _call(step: Call, session: SessionCore, connection: Connection) -> Non
     step.result = members(result)
     if isinstance(step, OpenSession):
         step.reported = replay_filter.reported if replay_filter is not None else None
-    if step.method == "session/new" and not isinstance(step.result.get("sessionId"), str):
+    if step.method == "session/new":
+        check_new_session(connection.agent, result)
+
+
+def check_new_session(agent: str, result: object) -> None:
+    """Check the result of session/new.
+
+    Raises:
+        SandboxAgentError: it has no sessionId.
+    """
+    if not isinstance(members(result).get("sessionId"), str):
         raise SandboxAgentError(
-            f"agent '{connection.agent}' sent a session/new result without a sessionId, "
-            "which the protocol requires"
+            f"agent '{agent}' sent a session/new result without a sessionId, which the protocol requires"
         )

@@ -62,7 +62,7 @@ class Turn:
     def _begin(self) -> Viewer:
         viewer = self._viewer = self._core.journal.view(live=True)
         outgoing = self._outgoing = Outgoing(self._core.host.next_request_id())
-        self._sent = self._core.host.run(self._send(outgoing), name="prompt")
+        self._sent = self._core.host.tasks.run(self._send(outgoing), name="prompt")
         self._sent.add_done_callback(lambda _: viewer.close())
         return viewer
 
@@ -147,8 +147,9 @@ class Session:
 
         None if nothing was chosen and the meaning of the agent's mode is unknown.
         """
-        chosen = self._core.permissions.mode
-        return chosen or permission_mode_of(self.agent, config.setting(self._core.record, "mode"))
+        chosen, record = self._core.permissions.mode, self._core.record
+        mode = config.setting(record.config_options, record.modes, "mode")
+        return chosen or permission_mode_of(record.agent, mode)
 
     async def set_permission_mode(self, permission_mode: PermissionMode) -> None:
         """Choose what the session may do, and set the agent's mode that this stands for.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
 from sandbox_agent.client.settings import SET_METHODS, Settings
+from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, PersistError
@@ -24,19 +25,15 @@ from sandbox_agent.wire.records import SessionEvent, SessionRecord
 RESEND_FOR = 10.0
 RESEND_DELAY = 0.1
 
-T = TypeVar("T")
-
 
 class SessionHost(Protocol):
     """What a session needs of its client; ``SessionRegistry`` documents the members."""
 
-    @property
-    def is_reachable(self) -> bool: ...
+    tasks: TaskOwner
+
     @property
     def is_fenced(self) -> bool: ...
     def next_request_id(self) -> int: ...
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None: ...
-    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]: ...
     def keep(self, session: SessionCore) -> None: ...
     def live_connection(self, session: SessionCore) -> Connection | None: ...
     async def bound_connection(self, session: SessionCore) -> Connection: ...
@@ -142,7 +139,7 @@ class SessionCore:
                     break
                 except NotSentError:
                     # Safe to repeat: over the same connection when its server is back, or over a new one.
-                    if not self.host.is_reachable or time.monotonic() > deadline:
+                    if not self.host.tasks.running or time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(RESEND_DELAY)
         except (AcpRpcError, NotSentError):
@@ -242,4 +239,4 @@ class SessionCore:
             await self._flush_quietly()
             await self.permissions.open(members(event.payload.get("params")), respond)
 
-        self.host.spawn(open_request(), name=f"permission for {self.id}")
+        self.host.tasks.spawn(open_request(), name=f"permission for {self.id}")

@@ -9,9 +9,9 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sandbox_agent.client.connection import Connection, RequestHandlers
 from sandbox_agent.client.health import HealthCheck
@@ -20,7 +20,7 @@ from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
-from sandbox_agent.client.restore import Limits, Restorer
+from sandbox_agent.client.restore import Limits, Restorer, check_new_session
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
@@ -35,10 +35,8 @@ from sandbox_agent.errors import (
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
-from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionRecord
 
-T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # How long the store may take to store the last events when the client is disposed.
@@ -48,7 +46,14 @@ HAND_OVER_TIMEOUT = 5.0
 
 
 class SessionRegistry:
-    """Owns the connections, one per agent, and the sessions, one per id for as long as it is in use."""
+    """Owns the connections, one per agent, and the sessions, one per id for as long as it is in use.
+
+    Attributes:
+        tasks: runs the client's background tasks.
+        sandbox_id: the id of the client's sandbox, or None.
+        default_cwd: the sandbox's default working directory, or None.
+        handlers: the user's handlers of agent requests, by method.
+    """
 
     def __init__(
         self,
@@ -62,7 +67,7 @@ class SessionRegistry:
         self.default_cwd: str | None = None
         self.handlers: RequestHandlers = {}
         self._http = http
-        self._tasks = tasks
+        self.tasks: TaskOwner = tasks
         self._health = health
         self._driver = driver
         self._restorer = Restorer(driver, limits)
@@ -78,11 +83,6 @@ class SessionRegistry:
     # what a session needs of its client
 
     @property
-    def is_reachable(self) -> bool:
-        """Whether new requests are possible: the client is not disposed."""
-        return self._tasks.running
-
-    @property
     def is_fenced(self) -> bool:
         """Whether the store refuses a writer that another process has replaced."""
         return Capability.FENCE in self._driver.capabilities
@@ -90,14 +90,6 @@ class SessionRegistry:
     def next_request_id(self) -> int:
         """Return a JSON-RPC id that no request of this client has used."""
         return next(self._request_ids)
-
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
-        """Run a coroutine in the background; it ends with the client."""
-        self._tasks.spawn(work, name=name)
-
-    def run(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
-        """Run a coroutine in the background and return its outcome as a future."""
-        return self._tasks.run(work, name=name)
 
     async def agent_options(self, agent: str) -> list[dict[str, Any]]:
         """Fetch the agent's config options from the server."""
@@ -121,7 +113,7 @@ class SessionRegistry:
                 return existing
             try:
                 opened = Connection(
-                    self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
+                    self._http, self.tasks, agent, self._request_ids, self._on_lost, self.handlers
                 )
                 await opened.open()
             except NotSentError:
@@ -136,7 +128,7 @@ class SessionRegistry:
     def _on_lost(self, connection: Connection) -> None:
         if self._connections.get(connection.agent) is connection:
             del self._connections[connection.agent]
-        if connection.closing or not self._tasks.running:
+        if connection.closing or not self.tasks.running:
             return
         if not isinstance(connection.lost, AgentProcessExitedError):
             self._health.mark_suspect()
@@ -203,8 +195,8 @@ class SessionRegistry:
         """
         session = self._sessions.get(record.id)
         if session is None:
-            journal = Journal(record, self._driver, self._tasks, self._event_ids)
-            session = SessionCore(self, journal, PermissionBroker(record.id, self._tasks))
+            journal = Journal(record, self._driver, self.tasks, self._event_ids)
+            session = SessionCore(self, journal, PermissionBroker(record.id, self.tasks))
             self._sessions[record.id] = session
         elif not session.journal.dirty and session.journal.changed_at < read_at:
             session.journal.record = record
@@ -213,7 +205,7 @@ class SessionRegistry:
 
     async def load(self, session_id: str) -> SessionCore | None:
         """Return a stored session, or None."""
-        self._tasks.check_process()
+        self.tasks.check_process()
         read_at = time.monotonic()
         record = await self._driver.get_session(session_id)
         return None if record is None else self.session(record, read_at)
@@ -274,7 +266,7 @@ class SessionRegistry:
         if lock is None:
             lock = self._create_locks[local_id] = asyncio.Lock()
         async with lock:
-            self._tasks.check_process()
+            self.tasks.check_process()
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
                     f"session '{local_id}' exists: resume it, or use resume_or_create_session",
@@ -317,11 +309,7 @@ class SessionRegistry:
 
     async def _open_new(self, session: SessionCore, connection: Connection) -> None:
         result = await connection.request("session/new", self._init_of(session), session=session)
-        if not isinstance(members(result).get("sessionId"), str):
-            raise SandboxAgentError(
-                f"agent '{connection.agent}' sent a session/new result without a sessionId, "
-                "which the protocol requires"
-            )
+        check_new_session(connection.agent, result)
 
     async def destroy(self, session: SessionCore) -> None:
         """Cancel the session's turn, if its agent is alive, and mark the session as destroyed."""
@@ -331,7 +319,7 @@ class SessionRegistry:
 
     async def delete(self, session_id: str) -> None:
         """Erase a session; envelopes that its agent sends later are not stored."""
-        self._tasks.check_process()
+        self.tasks.check_process()
         session = self._sessions.get(session_id)
         if session is not None:
             await self._cancel_on(self.live_connection(session), session)

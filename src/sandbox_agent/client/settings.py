@@ -58,11 +58,8 @@ def chosen_settings(record: SessionRecord) -> ChosenSettings:
     chosen = _read(record)
     if chosen is not None:
         return chosen
-    return ChosenSettings(
-        mode=config.setting(record, "mode"),
-        model=config.setting(record, "model"),
-        thought_level=config.setting(record, "thought_level"),
-    )
+    options, modes = record.config_options, record.modes
+    return ChosenSettings(**{name: config.setting(options, modes, name) for name in CATEGORIES})
 
 
 def _read(record: SessionRecord) -> ChosenSettings | None:
@@ -219,7 +216,7 @@ class Settings:
 
     def _reported(self, name: str) -> Any:
         if name in CATEGORIES:
-            return config.setting(self._record, name)
+            return config.setting(self._record.config_options, self._record.modes, name)
         option = config.find_option(self._record.config_options, name)
         return None if option is None else option.get("currentValue")
 
@@ -245,26 +242,20 @@ class Settings:
         else:
             mode = self.chosen.permission_mode
             check_agreement(self._record.agent, wanted, mode if is_permission_mode(mode) else None)
-        failure = await self._drive(self._agent_settings().choose(category, wanted), send)
-        if failure is not None:
-            self._raise(failure)
+        await self._set(self._agent_settings().choose(category, wanted), send)
 
     async def set_option(self, config_id: str, value: str, send: Send) -> None:
         """Set the option of that id; raises as ``set_category``."""
         name, wanted = required(config_id, "config_id"), required(value, "value")
         await self.options()
-        failure = await self._drive(self._agent_settings().choose_option(name, wanted), send)
-        if failure is not None:
-            self._raise(failure)
+        await self._set(self._agent_settings().choose_option(name, wanted), send)
 
     async def set_permission_mode(self, mode: PermissionMode | None, send: Send) -> None:
         """Set the agent's mode that a permission mode stands for, where it has one; raises as above."""
         settings = self._agent_settings()
         agent_mode = settings.mode_for(self._record.agent, mode)
         if agent_mode is not None:
-            failure = await self._drive(settings.choose("mode", agent_mode), send)
-            if failure is not None:
-                self._raise(failure)
+            await self._set(settings.choose("mode", agent_mode), send)
         self.choose(permission_mode=mode)
 
     async def create(self, send: Send) -> None:
@@ -363,6 +354,11 @@ class Settings:
 
     def _agent_settings(self) -> AgentSettings:
         return AgentSettings(None, options=self._record.config_options, modes=self._record.modes)
+
+    async def _set(self, steps: Generator[Step, None, Failure | None], send: Send) -> None:
+        failure = await self._drive(steps, send)
+        if failure is not None:
+            self._raise(failure)
 
     async def _drive(self, steps: Generator[Step, None, T], send: Send) -> T:
         while True:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from sandbox_agent.wire.records import SessionRecord
-
 Option = dict[str, Any]
 Options = list[Option]
 
 
 def valid_options(value: object) -> Options | None:
-    """Return the options that are well formed, or None where the value is no list."""
+    """Return the options that are well formed, or None if the value is not a list."""
     if not isinstance(value, list):
         return None
     return [
@@ -49,7 +47,7 @@ def _choices(entries: object) -> list[Option]:
 
 
 def allowed_values(option: Mapping[str, Any]) -> list[str]:
-    """Return the values of a select option, groups included; empty where any value may do."""
+    """Return the values of a select option, groups included; empty if any value is allowed."""
     if option.get("type") != "select":
         return []
     return list(dict.fromkeys(str(choice["value"]) for choice in _choices(option.get("options"))))
@@ -63,7 +61,7 @@ def current_value(options: Sequence[Option] | None, category: str) -> str | None
 
 
 def with_value(options: Options | None, config_id: str, value: object) -> Options | None:
-    """Return the options with one current value changed; None where there are none."""
+    """Return the options with one current value changed, or None if there are none."""
     if options is None:
         return None
     return [
@@ -86,7 +84,7 @@ def with_current_mode(modes: Mapping[str, Any] | None, mode_id: str) -> dict[str
 
 
 def modes_from_options(options: Sequence[Option] | None) -> dict[str, Any] | None:
-    """Return modes as session/new gives them, made from the mode option, or None where there is none."""
+    """Return modes in the shape of session/new, made from the mode option, or None if there is none."""
     option = find_category(options or [], "mode")
     if option is None or option.get("type") != "select" or not isinstance(option.get("options"), list):
         return None
@@ -106,10 +104,10 @@ def modes_from_options(options: Sequence[Option] | None) -> dict[str, Any] | Non
     }
 
 
-def setting(record: SessionRecord, category: str) -> str | None:
-    """Return what a session is set to, or None where that is unknown."""
-    value = current_value(record.config_options, category)
+def setting(options: Sequence[Option] | None, modes: Mapping[str, Any] | None, category: str) -> str | None:
+    """Return the current value of a category, or None if it is unknown."""
+    value = current_value(options, category)
     if value is None and category == "mode":
-        current: object = (record.modes or {}).get("currentModeId")
+        current: object = (modes or {}).get("currentModeId")
         return current if isinstance(current, str) and current else None
     return value

@@ -7,7 +7,15 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, canonical_id, dumps, load_object, members
+from sandbox_agent.wire.jsonrpc import (
+    NO_ID,
+    Head,
+    InvalidEnvelopeError,
+    canonical_id,
+    dumps,
+    load_object,
+    members,
+)
 from sandbox_agent.wire.records import Sender
 
 # Requests that create or open a session. They belong to the session of their response.
@@ -83,9 +91,7 @@ class _Params(msgspec.Struct, rename="camel", gc=False):
     session_id: str | None = None
 
 
-class _Head(msgspec.Struct, gc=False):
-    id: msgspec.Raw = NO_ID
-    method: str | None = None
+class _Head(Head, gc=False):
     params: _Params | None = None
 
 

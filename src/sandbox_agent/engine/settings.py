@@ -12,13 +12,13 @@ import msgspec
 
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import agent_mode_of, is_permission_mode
-from sandbox_agent.wire.jsonrpc import members
+from sandbox_agent.wire.jsonrpc import elements, members
 
 METHOD_NOT_FOUND = -32601
 # The model first: what else can be chosen may depend on it.
 CATEGORIES = ("model", "mode", "thought_level")
-# An agent that goes back to its own value reports that right after its response: before the settings count
-# as confirmed, the caller waits this long for such an update.
+# An agent that returns to its own value reports that right after its response: before the settings count as
+# confirmed, the caller waits this long for such an update.
 SETTLE_SECONDS = 0.05
 
 Options = list[dict[str, Any]]
@@ -30,7 +30,7 @@ class ChosenSettings(msgspec.Struct, kw_only=True, frozen=True, rename="camel", 
     Attributes:
         mode, model, thought_level: values of the three categories that have methods of their own.
         options: values of all other config options, by id.
-        config_ids: by which option a category was set, for agents that no longer list their options.
+        config_ids: the option by which a category was set, for agents that no longer list their options.
         permission_mode: how permission requests are decided (``engine.permissions``).
         permission_policy: the name of the permission policy; a function is never stored.
         missing: by agent, the settings that it does not offer since the session was handed over to it.
@@ -57,8 +57,8 @@ class Refusal(NamedTuple):
 
     Attributes:
         message: for people.
-        code: the JSON-RPC error's; None where no answer came in time.
-        error: the error that the caller got.
+        code: the code of the JSON-RPC error; None if no response was received in time.
+        error: the error that the caller received.
     """
 
     message: str
@@ -70,11 +70,11 @@ class Call:
     """Send this request to the agent, and set ``result`` or ``refusal``.
 
     Attributes:
-        method: ACP's.
+        method: the ACP method.
         params: its params.
-        may_fail: whether the caller continues when it is refused; otherwise the error is raised.
+        may_fail: whether the caller continues if the request is refused; otherwise it raises the error.
         result: the agent's result.
-        refusal: why there is none.
+        refusal: the reason if there is no result.
     """
 
     def __init__(self, method: str, params: Mapping[str, Any], *, may_fail: bool = True) -> None:
@@ -86,16 +86,16 @@ class Call:
 
 
 class AskOptions:
-    """Set ``options`` to what sessions of the agent can be set to, where that is known from elsewhere."""
+    """Set ``options`` to the agent's config options, if they are known from another source."""
 
     def __init__(self) -> None:
         self.options: Options | None = None
 
 
 class ReadReported:
-    """Wait ``SETTLE_SECONDS``, then set ``values`` to what the agent reported last, by category or option id.
+    """Wait ``SETTLE_SECONDS``, then set ``values`` to the last reported values, by category or option id.
 
-    A setting that the agent has not reported since it was set is absent.
+    Settings that the agent has not reported since they were set are absent.
     """
 
     def __init__(self) -> None:
@@ -106,17 +106,17 @@ Step = Call | AskOptions | ReadReported
 
 
 class Failure(NamedTuple):
-    """Why a setting has not the value that was chosen.
+    """Why a setting does not have the chosen value.
 
     Attributes:
-        kind: "category", "option" or "value": the agent does not offer it; "refused": the agent answered an
-            error, or nothing; "reverted": the agent reported another value afterwards.
+        kind: "category", "option" or "value": the agent does not offer it; "refused": the agent responded
+            with an error, or not at all; "reverted": the agent reported another value afterwards.
         name: the category or option id.
-        value: what was chosen.
-        config_id: the option's id, where one is known.
-        allowed: what the agent offers instead.
-        refusal: the agent's error, where ``kind`` is "refused".
-        reported: what the agent reported, where ``kind`` is "reverted".
+        value: the chosen value.
+        config_id: the option's id, if known.
+        allowed: the values that the agent offers.
+        refusal: the agent's error, if ``kind`` is "refused".
+        reported: the reported value, if ``kind`` is "reverted".
     """
 
     kind: Literal["category", "option", "value", "refused", "reverted"]
@@ -133,7 +133,7 @@ class Failure(NamedTuple):
         return self.kind in ("category", "option", "value")
 
     def message(self, agent: str) -> str:
-        """Return one line that says why."""
+        """Return the reason in one line."""
         name = self.name.replace("_", " ")
         if self.kind == "refused":
             return self.refusal.message if self.refusal is not None else "the agent refused"
@@ -150,7 +150,7 @@ class AgentSettings:
         session_id: the agent's session; None leaves ``sessionId`` to the caller.
         options: the config options that the agent reported, or None.
         modes: the modes that it reported, or None.
-        listed_only: set only what the agent lists: the choice was made for another agent.
+        listed_only: set only listed values, because they were chosen for another agent.
     """
 
     def __init__(
@@ -183,9 +183,8 @@ class AgentSettings:
         Args:
             session_id: the agent's session.
             result: the agent's result.
-            known_options: the options that it reported before: what can be chosen is the same, the values
-                are unknown.
-            known_modes: likewise.
+            known_options: the options that it reported earlier; their values are unknown now.
+            known_modes: the modes that it reported earlier; the current one is unknown now.
             listed_only: as in the class.
         """
         reported = config.valid_options(result.get("configOptions"))
@@ -197,32 +196,27 @@ class AgentSettings:
         return cls(session_id, options=options, modes=modes, listed_only=listed_only)
 
     def current(self, name: str) -> Any:
-        """Return the value of a category or an option, None where it is unknown."""
+        """Return the value of a category or an option, None if it is unknown."""
         if name not in CATEGORIES:
             option = config.find_option(self.options, name)
             return None if option is None else option.get("currentValue")
-        value = config.current_value(self.options, name)
-        if value is None and name == "mode":
-            mode: object = (self.modes or {}).get("currentModeId")
-            return mode if isinstance(mode, str) and mode else None
-        return value
+        return config.setting(self.options, self.modes, name)
 
     @property
     def mode_ids(self) -> list[str]:
         """The ids of the modes that the agent lists."""
-        available: object = (self.modes or {}).get("availableModes")
-        entries = cast("list[object]", available) if isinstance(available, list) else []
-        return [str(mode["id"]) for mode in map(members, entries) if mode.get("id")]
+        available = elements((self.modes or {}).get("availableModes"))
+        return [str(mode["id"]) for mode in map(members, available) if mode.get("id")]
 
     def mode_for(self, agent: str, permission_mode: str | None) -> str | None:
-        """Return the agent's mode that a permission mode stands for, None where it lists none."""
+        """Return the agent's mode that a permission mode stands for, None if it lists none."""
         if not is_permission_mode(permission_mode):
             return None
         return agent_mode_of(agent, permission_mode, self.mode_ids)
 
     @property
     def config_ids(self) -> dict[str, str]:
-        """By which options the categories can be set, as far as the agent lists them."""
+        """The ids of the options that set the categories, as far as the agent lists them."""
         options = {name: config.find_category(self.options or [], name) for name in CATEGORIES}
         return {name: str(option["id"]) for name, option in options.items() if option is not None}
 
@@ -234,10 +228,10 @@ class AgentSettings:
         Args:
             name: the category or the option's id.
             value: the value.
-            config_id: the option by which the category was set before; used where the agent lists none.
+            config_id: the option by which the category was set before; used if the agent lists none.
 
         Returns:
-            Why it was not set; None where the agent answered success.
+            Why it was not set; None if the agent reported success.
         """
         if name == "mode":
             return (yield from self._choose_mode(str(value), config_id))
@@ -252,15 +246,15 @@ class AgentSettings:
     ) -> Generator[Step, None, list[Failure]]:
         """Set everything that has another value, and check that the agent keeps it.
 
-        What the agent reports differently afterwards is set once more. After a request without an answer
-        nothing else is tried.
+        Settings for which the agent reports another value afterwards are set once more. After a request
+        without a response nothing else is tried.
 
         Args:
             wanted: the chosen values, by category or option id.
-            config_ids: by which options the categories were set before.
+            config_ids: the options by which the categories were set before.
 
         Returns:
-            What could not be confirmed, and why.
+            The settings that could not be confirmed.
         """
         if not wanted:
             return []
@@ -419,7 +413,7 @@ def _is_unanswered(failure: Failure) -> bool:
 
 
 def _without_values(options: Options | None) -> Options | None:
-    # What can be chosen is the same; what is chosen is unknown.
+    # The allowed values are the same; the current value is unknown.
     return None if options is None else [{**option, "currentValue": None} for option in options]
 
 

@@ -19,24 +19,24 @@ __all__ = [
 ]
 
 
-class _Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """A body: camelCase members, absent ones are left out, unknown ones are ignored."""
+class Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+    """A body with camelCase members. Members with default values are omitted; unknown ones are ignored."""
 
 
-class RootResponse(_Body):
-    """``GET /``: who answers, and where its documentation is."""
+class RootResponse(Body):
+    """``GET /``: the name of the server, and the URL of its documentation."""
 
     name: str
     docs: str
 
 
-class HealthResponse(_Body):
+class HealthResponse(Body):
     """``GET /v1/health``.
 
     Attributes:
-        status: "ok" while the server answers; clients wait for it.
-        store: "degraded" while the store refuses, else absent.
-        reason: why it refuses, in one line.
+        status: "ok" while the server responds; clients wait for it.
+        store: "degraded" while the store fails, otherwise absent.
+        reason: why the store fails, in one line.
     """
 
     status: str
@@ -44,22 +44,22 @@ class HealthResponse(_Body):
     reason: str | None = None
 
 
-class AcpServerInfo(_Body):
-    """A live connection: its server id, its agent, when it was made (ms since the epoch)."""
+class AcpServerInfo(Body):
+    """A live connection: its server id, its agent, and its creation time (ms since the epoch)."""
 
     server_id: str
     agent: str
     created_at_ms: int
 
 
-class AcpServerListResponse(_Body):
+class AcpServerListResponse(Body):
     """``GET /v1/acp``."""
 
     servers: list[AcpServerInfo]
 
 
 class AgentCapabilities(msgspec.Struct, kw_only=True, frozen=True, rename="camel"):
-    """What an agent can do, as the catalogue says."""
+    """The capabilities of an agent, from the catalogue."""
 
     plan_mode: bool = False
     permissions: bool = False
@@ -81,18 +81,17 @@ class AgentCapabilities(msgspec.Struct, kw_only=True, frozen=True, rename="camel
     shared_process: bool = False
 
 
-class ServerStatusInfo(_Body):
+class ServerStatusInfo(Body):
     """Whether a process of the agent runs ("running" or "stopped") and for how long (ms)."""
 
     status: str
     uptime_ms: int | None = None
 
 
-class AgentInfo(_Body):
+class AgentInfo(Body):
     """One agent: whether it can be started here, and with which options.
 
-    ``config_options`` are as ACP's session/new gives them; ``config_error`` says why they could not be
-    asked for.
+    ``config_options`` have the shape of ACP's session/new; ``config_error`` says why they could not be read.
     """
 
     id: str
@@ -106,13 +105,13 @@ class AgentInfo(_Body):
     config_error: str | None = None
 
 
-class AgentListResponse(_Body):
+class AgentListResponse(Body):
     """``GET /v1/agents``."""
 
     agents: list[AgentInfo]
 
 
-class ProblemDetails(_Body):
+class ProblemDetails(Body):
     """RFC 9457; other members are extensions."""
 
     type: str

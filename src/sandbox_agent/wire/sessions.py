@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from sandbox_agent.wire.api import Body
+
 TurnState: TypeAlias = Literal["accepted", "running", "done", "failed", "cancelled", "interrupted"]
 PermissionReply: TypeAlias = Literal["once", "always", "reject"]
 
@@ -28,11 +30,7 @@ _Event: TypeAlias = Annotated[
 ]
 
 
-class _Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """A body with camelCase members. Members with default values are omitted; unknown ones are ignored."""
-
-
-class PermissionRule(_Body, kw_only=True):
+class PermissionRule(Body, kw_only=True):
     """A rule that answers permission requests by tool kind and path.
 
     Attributes:
@@ -46,7 +44,7 @@ class PermissionRule(_Body, kw_only=True):
     path: _Glob | None = None
 
 
-class CreateSessionRequest(_Body, kw_only=True):
+class CreateSessionRequest(Body, kw_only=True):
     """``POST /v1/sessions/{session_id}``.
 
     Attributes:
@@ -81,7 +79,7 @@ class CreateSessionRequest(_Body, kw_only=True):
     permission_timeout_seconds: _Seconds | None = None
 
 
-class AgentError(_Body, kw_only=True, rename=None):
+class AgentError(Body, kw_only=True, rename=None):
     """Why a session is not healthy; ``type`` is an error's name."""
 
     type: str
@@ -91,7 +89,7 @@ class AgentError(_Body, kw_only=True, rename=None):
     details: Any = None
 
 
-class CreateSessionResponse(_Body, kw_only=True):
+class CreateSessionResponse(Body, kw_only=True):
     """The created session; ``native_session_id`` is the agent's own id.
 
     A failure is a problem document instead: unlike 0.1, this server never sends ``healthy: false``.
@@ -102,7 +100,7 @@ class CreateSessionResponse(_Body, kw_only=True):
     native_session_id: str | None = None
 
 
-class UsageInfo(_Body, kw_only=True):
+class UsageInfo(Body, kw_only=True):
     """The sums of the tokens and costs that the agent reported; what it never reported is absent."""
 
     input_tokens: int | None = None
@@ -116,7 +114,7 @@ class UsageInfo(_Body, kw_only=True):
     cost: dict[str, float] | None = None  # by currency
 
 
-class TurnInfo(_Body, kw_only=True):
+class TurnInfo(Body, kw_only=True):
     """A message and the state of its turn; times are milliseconds since the epoch."""
 
     turn_id: str
@@ -130,7 +128,7 @@ class TurnInfo(_Body, kw_only=True):
     usage: UsageInfo | None = None
 
 
-class SessionInfo(_Body, kw_only=True):
+class SessionInfo(Body, kw_only=True):
     """A session.
 
     Attributes:
@@ -161,21 +159,21 @@ class SessionInfo(_Body, kw_only=True):
     turns: list[TurnInfo] | None = None
 
 
-class SessionListResponse(_Body, kw_only=True):
+class SessionListResponse(Body, kw_only=True):
     """``GET /v1/sessions``; ``next_cursor`` is absent on the last page."""
 
     sessions: list[SessionInfo]
     next_cursor: str | None = None
 
 
-class EventsResponse(_Body, kw_only=True):
+class EventsResponse(Body, kw_only=True):
     """``GET …/events``; the events are UniversalEvents, as stored."""
 
     events: list[_Event]
     has_more: bool
 
 
-class MessageRequest(_Body, kw_only=True):
+class MessageRequest(Body, kw_only=True):
     """``POST …/messages``: a text, or ACP content blocks."""
 
     message: (
@@ -184,19 +182,19 @@ class MessageRequest(_Body, kw_only=True):
     )
 
 
-class PermissionReplyRequest(_Body, kw_only=True):
+class PermissionReplyRequest(Body, kw_only=True):
     """``POST …/permissions/{id}/reply``."""
 
     reply: PermissionReply
 
 
-class QuestionReplyRequest(_Body, kw_only=True):
+class QuestionReplyRequest(Body, kw_only=True):
     """``POST …/questions/{id}/reply``: the chosen options of each question."""
 
     answers: list[list[str]]
 
 
-class PendingPermission(_Body, kw_only=True):
+class PendingPermission(Body, kw_only=True):
     """A permission or question that waits for an answer.
 
     Attributes:
@@ -216,13 +214,13 @@ class PendingPermission(_Body, kw_only=True):
     metadata: Any = None
 
 
-class PermissionListResponse(_Body, kw_only=True):
+class PermissionListResponse(Body, kw_only=True):
     """``GET /v1/permissions``: oldest first."""
 
     permissions: list[PendingPermission]
 
 
-class SearchHit(_Body, kw_only=True):
+class SearchHit(Body, kw_only=True):
     """An event that matches a search; in ``snippet``, the words are between ``[`` and ``]``."""
 
     session_id: str
@@ -233,14 +231,14 @@ class SearchHit(_Body, kw_only=True):
     title: str | None = None
 
 
-class SearchResponse(_Body, kw_only=True):
+class SearchResponse(Body, kw_only=True):
     """``GET /v1/search``: the best hits first."""
 
     hits: list[SearchHit]
     has_more: bool
 
 
-class AgentModeInfo(_Body, kw_only=True, omit_defaults=False):
+class AgentModeInfo(Body, kw_only=True, omit_defaults=False):
     """A mode of an agent."""
 
     id: str
@@ -248,13 +246,13 @@ class AgentModeInfo(_Body, kw_only=True, omit_defaults=False):
     description: str
 
 
-class AgentModesResponse(_Body, kw_only=True):
+class AgentModesResponse(Body, kw_only=True):
     """``GET /v1/agents/{agent}/modes``."""
 
     modes: list[AgentModeInfo]
 
 
-class AgentModelInfo(_Body, kw_only=True):
+class AgentModelInfo(Body, kw_only=True):
     """A model of an agent, with its variants (thought levels)."""
 
     id: str
@@ -263,7 +261,7 @@ class AgentModelInfo(_Body, kw_only=True):
     default_variant: str | None = None
 
 
-class AgentModelsResponse(_Body, kw_only=True):
+class AgentModelsResponse(Body, kw_only=True):
     """``GET /v1/agents/{agent}/models``."""
 
     models: list[AgentModelInfo]
