@@ -101,7 +101,11 @@ async def _probe_once(probe: Callable[[], Awaitable[Any]], seconds: float | None
 
 
 class HealthCheck:
-    """Delays requests until the server is healthy; checks again after a loss."""
+    """Delays requests until the server is healthy; checks again after a loss.
+
+    Attributes:
+        enabled: whether ``wait_ready`` waits for the server at all.
+    """
 
     def __init__(
         self,
@@ -114,16 +118,11 @@ class HealthCheck:
     ) -> None:
         self._http = http
         self._tasks = tasks
-        self._enabled = enabled
+        self.enabled = enabled
         self._timeout = timeout
         self._ensure_server = ensure_server
         self._waiting: asyncio.Future[None] | None = None
         self._suspect = False
-
-    @property
-    def enabled(self) -> bool:
-        """Whether ``wait_ready`` waits for the server at all."""
-        return self._enabled
 
     async def probe(self) -> Any:
         """Fetch the health document once."""
@@ -131,7 +130,7 @@ class HealthCheck:
 
     def start(self) -> None:
         """Start to wait, unless a wait is in progress."""
-        if self._enabled and (self._waiting is None or self._waiting.done()):
+        if self.enabled and (self._waiting is None or self._waiting.done()):
             wait = wait_until_healthy(
                 self.probe,
                 where=f"sandbox-agent at {self._http.base_url}",

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from sandbox_agent.client.envelopes import notification
-from sandbox_agent.client.tasks import DISPOSED, TaskOwner, await_result
+from sandbox_agent.client.tasks import DISPOSED, TaskOwner, await_result, call_listener
 from sandbox_agent.client.viewer import NOTICE_INDEX, Viewer
 from sandbox_agent.errors import PersistError, SandboxAgentError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED, SessionPersistDriver
@@ -69,6 +69,7 @@ class Journal:
         record: the session's record as the store should have it.
         changed_at: when the record was last changed or saved, on the monotonic clock.
         discarded: whether the session was deleted.
+        fence_reported: whether a caller has received the error that another process owns the session.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Journal:
         self._held = False
         self._closed = False
         self._error: Exception | None = None
-        self._fence_reported = False
+        self.fence_reported: bool = False
         self._generation: int | None = None
         self._writer: asyncio.Task[None] | None = None
         self._flushes: list[_Flush] = []
@@ -170,13 +171,8 @@ class Journal:
         try:
             await future
         except SessionFencedError:
-            self._fence_reported = self._fence_reported or not quiet
+            self.fence_reported = self.fence_reported or not quiet
             raise
-
-    @property
-    def is_fence_reported(self) -> bool:
-        """Whether a caller has received the error that another process owns the session."""
-        return self._fence_reported
 
     async def wait_idle(self) -> None:
         """Return when no write is in progress."""
@@ -237,7 +233,7 @@ class Journal:
         """
         await self.wait_idle()
         self._generation = None
-        self._fence_reported = False
+        self.fence_reported = False
         error = self._error
         if not isinstance(error, SessionFencedError):
             return
@@ -370,13 +366,8 @@ class Journal:
                 self._notify(listener, event)
 
     def _notify(self, listener: EventListener, event: SessionEvent) -> None:
-        try:
-            result = listener(event)
-        except Exception:
-            # The boundary to the user's code: an exception of a listener must not stop the stream.
-            logger.exception("an event listener of session %s failed", self.record.id)
-            return
-        if inspect.isawaitable(result) and self._tasks.running:
+        result = call_listener(listener, event, f"an event listener of session {self.record.id}")
+        if result is not None and self._tasks.running:
             self._spawn_listener(await_result(result))
 
     def listen(self, listener: EventListener) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from sandbox_agent.client.tasks import TaskOwner, await_result
+from sandbox_agent.client.tasks import TaskOwner, await_result, call_listener
 from sandbox_agent.engine.permissions import (
     PERMISSION_MODES,
     PermissionMode,
@@ -79,11 +79,14 @@ class PermissionBroker:
     The session's permission mode decides first. What it leaves open goes to the listeners; without any, the
     policy answers. Without a policy too, a request is cancelled, unless the session has a permission mode:
     then it waits for a listener that comes later, as it does with the policy "ask".
+
+    Attributes:
+        mode: the session's permission mode, None if none was chosen.
     """
 
     def __init__(self, session_id: str, tasks: TaskOwner) -> None:
         self._policy: PermissionPolicy | None = None
-        self._mode: PermissionMode | None = None
+        self.mode: PermissionMode | None = None
         self._session_id = session_id
         self._tasks = tasks
         self._prefix = secrets.token_hex(8)
@@ -104,15 +107,6 @@ class PermissionBroker:
                 f"permission_policy must be one of {', '.join(known)}, or a function, not {policy!r}"
             )
         self._policy = policy
-
-    @property
-    def mode(self) -> PermissionMode | None:
-        """The session's permission mode, None if none was chosen."""
-        return self._mode
-
-    @mode.setter
-    def mode(self, mode: PermissionMode | None) -> None:
-        self._mode = permission_mode(mode)
 
     def listen(self, listener: PermissionListener) -> Callable[[], None]:
         """Call the listener with requests, also those already open; return a function to unregister it."""
@@ -141,7 +135,7 @@ class PermissionBroker:
             raw_request=dict(params),
         )
         pending = self._pending[request.id] = _Pending(request, respond)
-        result = self._decide(request, self._mode) if self._mode is not None else None
+        result = self._decide(request, self.mode) if self.mode is not None else None
         if result is not None:
             await self._answer(pending, result)
         elif self._listeners:
@@ -149,7 +143,7 @@ class PermissionBroker:
                 self._notify(listener, request)
         elif self.policy is not None:
             await self._answer_by_policy(pending, self.policy)
-        elif self._mode is None:
+        elif self.mode is None:
             await self._answer(pending, cancelled_outcome())
 
     def _decide(self, request: PermissionRequest, mode: PermissionMode) -> dict[str, Any] | None:
@@ -183,13 +177,9 @@ class PermissionBroker:
             return cancelled_outcome()
 
     def _notify(self, listener: PermissionListener, request: PermissionRequest) -> None:
-        try:
-            result = listener(request)
-        except Exception:
-            # The boundary to the user's code: the request stays open for other listeners.
-            logger.exception("a permission listener of session %s failed", self._session_id)
-            return
-        if inspect.isawaitable(result) and self._tasks.running:
+        # If the listener fails, the request stays open for other listeners.
+        result = call_listener(listener, request, f"a permission listener of session {self._session_id}")
+        if result is not None and self._tasks.running:
             self._tasks.spawn(await_result(result), name=f"permission listener of {self._session_id}")
 
     def respond(self, permission_id: str, reply: PermissionReply) -> Awaitable[None]:

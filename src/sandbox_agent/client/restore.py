@@ -89,7 +89,7 @@ class Restorer:
             )
             raise
         outcome = ladder.outcome
-        session.set_replay(outcome.text)
+        session.replay = outcome.text
         if before.agent_session_id != session.agent_session_id and connection.agent == before.agent:
             connection.router.unbind(before.agent_session_id)
         for category, why in (outcome.failed or {}).items():

@@ -49,6 +49,7 @@ class SessionCore:
         permissions: the session's open permission requests.
         settings: the session's model, mode and other options.
         binding: held while the session is bound to a connection.
+        replay: the text in front of the next prompt, or None.
         unopenable: id of an agent session whose opening crashed its agent; it is not opened again.
     """
 
@@ -59,7 +60,7 @@ class SessionCore:
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
         self.host = host
-        self._replay: str | None = None
+        self.replay: str | None = None
         self._has_new_policy = False
         self.read_permissions()
 
@@ -159,9 +160,9 @@ class SessionCore:
             await self.journal.confirm()
         await self.settings.confirm(partial(self.send_setting, connection))
         self.settings.prompted()
-        if self._replay is None:
+        if self.replay is None:
             return await connection.request(method, stored, session=self, outgoing=sent)
-        replay, self._replay = self._replay, None
+        replay, self.replay = self.replay, None
         with_replay = {**stored, "prompt": [{"type": "text", "text": replay}, *stored.get("prompt", [])]}
         try:
             return await connection.request(
@@ -169,7 +170,7 @@ class SessionCore:
             )
         except (NotSentError, AcpRpcError):
             # Not received or refused: the agent still does not know the history.
-            self._replay = self._replay or replay
+            self.replay = self.replay or replay
             raise
 
     async def send_setting(self, connection: Connection, method: str, params: dict[str, Any]) -> Any:
@@ -192,10 +193,6 @@ class SessionCore:
             await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
         finally:
             await self.permissions.cancel_all()
-
-    def set_replay(self, text: str | None) -> None:
-        """Set the text that the next prompt is prefixed with."""
-        self._replay = text
 
     async def _flush_quietly(self) -> None:
         # The caller has an earlier error to raise; the journal reports its own to the listeners.

@@ -378,7 +378,7 @@ class SessionRegistry:
 
 async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:
     failed: PersistError | None = None
-    reported = journal.is_fence_reported
+    reported = journal.fence_reported
     try:
         async with asyncio.timeout(FLUSH_TIMEOUT):
             await journal.flush()

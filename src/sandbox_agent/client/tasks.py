@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from sandbox_agent.errors import SandboxAgentError
@@ -25,11 +26,14 @@ class TaskOwner:
 
     The task that enters a task group must also leave it, but a client may be created in one task and
     disposed in another. So one task enters the group, waits for ``stop``, cancels the others and leaves.
+
+    Attributes:
+        loop: the event loop in which the owner was started, or None.
     """
 
     def __init__(self) -> None:
         self._group: asyncio.TaskGroup | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._children: set[asyncio.Task[Any]] = set()
@@ -39,7 +43,7 @@ class TaskOwner:
     async def start(self) -> None:
         """Start the owner; ``spawn`` works once this has returned."""
         ready = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(ready), name="sandbox-agent")
         await ready.wait()
 
@@ -47,11 +51,6 @@ class TaskOwner:
     def running(self) -> bool:
         """Whether ``spawn`` works."""
         return self._group is not None and not self._stopping.is_set() and not self.is_forked
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop in which the owner was started."""
-        return self._loop
 
     @property
     def is_forked(self) -> bool:
@@ -72,7 +71,7 @@ class TaskOwner:
         self.check_process()
         if not self.running:
             raise SandboxAgentError(DISPOSED)
-        if self._loop is not _running_loop():
+        if self.loop is not _running_loop():
             raise SandboxAgentError(OTHER_LOOP)
 
     def check_process(self) -> None:
@@ -143,6 +142,17 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def call_listener(listener: Callable[[T], object], argument: T, what: str) -> Awaitable[object] | None:
+    """Call a listener of the user; return its result if it is to be awaited. Exceptions are logged."""
+    try:
+        result = listener(argument)
+    except Exception:
+        # The boundary to the user's code: an exception of a listener must not stop the caller.
+        logger.exception("%s failed", what)
+        return None
+    return result if inspect.isawaitable(result) else None
 
 
 async def await_result(awaitable: Awaitable[object]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from sandbox_agent.wire.jsonrpc import (
+    DECODE_FAILURES,
     NO_ID,
     Head,
     InvalidEnvelopeError,
@@ -128,7 +129,6 @@ class _Pending(msgspec.Struct):
     value: str = ""
 
 
-_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _heads = msgspec.json.Decoder(_Head)
 _whole = msgspec.json.Decoder(_Whole)
 _results = msgspec.json.Decoder(_Result)
@@ -342,7 +342,7 @@ def _read_heads(lines: Sequence[bytes]) -> Sequence[_Head | None]:
     if len(lines) > 1:
         try:
             heads = _heads.decode_lines(b"\n".join(lines))
-        except _FAILURES:
+        except DECODE_FAILURES:
             heads = []
         if len(heads) == len(lines):
             return heads
@@ -352,7 +352,7 @@ def _read_heads(lines: Sequence[bytes]) -> Sequence[_Head | None]:
 def _read_head(line: bytes) -> _Head | None:
     try:
         return _heads.decode(line)
-    except _FAILURES:
+    except DECODE_FAILURES:
         pass
     try:
         fields = load_object(line)
@@ -375,7 +375,7 @@ def _session_id(head: _Head) -> str | None:
 def _read_request_id(line: bytes) -> bytes:
     try:
         params = _whole.decode(line).params
-    except _FAILURES:
+    except DECODE_FAILURES:
         return b""
     return b"" if params is None or not params.request_id else _key(params.request_id)
 
@@ -383,7 +383,7 @@ def _read_request_id(line: bytes) -> bytes:
 def _read_value(line: bytes) -> str:
     try:
         params = _whole.decode(line).params
-    except _FAILURES:
+    except DECODE_FAILURES:
         return ""
     if params is None:
         return ""
@@ -394,13 +394,13 @@ def _read_result(line: bytes) -> tuple[bool, object]:
     """Return whether a response has a result, and the ``sessionId`` in it."""
     try:
         response = _responses.decode(line)
-    except _FAILURES:
+    except DECODE_FAILURES:
         return False, None
     if response.error and bytes(response.error) != b"null":
         return False, None
     try:
         return True, _results.decode(response.result).session_id if response.result else None
-    except _FAILURES:
+    except DECODE_FAILURES:
         return True, None
 
 

@@ -10,6 +10,8 @@ from typing import Any, NoReturn, cast
 import msgspec
 
 NULL = b"null"
+# The errors of msgspec on bytes that are not the expected JSON.
+DECODE_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class InvalidEnvelopeError(ValueError):
@@ -58,7 +60,7 @@ def read_head(line: bytes) -> Head:
     """
     try:
         head = _head_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_FAILURES:
         return _read_head_slowly(line)
     if not line.isascii():
         _check_utf8(line)  # msgspec does not check the strings that it skips
@@ -84,7 +86,7 @@ def read_heads(lines: Sequence[bytes]) -> list[Head] | None:
         if not data.isascii():
             data.decode("utf-8")
         heads = _head_decoder.decode_lines(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_FAILURES:
         return None
     return heads if len(heads) == len(lines) else None
 
@@ -122,7 +124,7 @@ def loads(data: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except DECODE_FAILURES:
         pass
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
@@ -171,7 +173,7 @@ def replace_id(envelope: bytes, new_id: bytes) -> bytes:
     """
     try:
         fields: dict[str, Any] = dict(_members_decoder.decode(envelope))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_FAILURES:
         fields = load_object(envelope)
     fields["id"] = msgspec.Raw(new_id)
     try:

@@ -20,7 +20,7 @@ from sandbox_agent.engine.project.texts import STREAMS, Texts
 from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.engine.project.turns import Turns
 from sandbox_agent.wire import acp
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.jsonrpc import DECODE_FAILURES, InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import RESTORED_METHOD, Sender
 from sandbox_agent.wire.universal import AgentUnparsedData, UniversalEvent
 
@@ -261,5 +261,5 @@ class Projector(Inputs):
 def _read_permission(params: bytes) -> acp.PermissionRequest:
     try:
         return _permission_decoder.decode(params)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_FAILURES:
         return acp.parse_permission_request(params)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sandbox_agent.wire import jsonrpc
-from sandbox_agent.wire.jsonrpc import NO_ID, InvalidEnvelopeError, dumps, load_object, loads
+from sandbox_agent.wire.jsonrpc import DECODE_FAILURES, NO_ID, InvalidEnvelopeError, dumps, load_object, loads
 
 
 class TextChunk(NamedTuple):
@@ -57,14 +57,13 @@ class Envelope(msgspec.Struct, gc=False):
 
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
 _envelope_decoder = msgspec.json.Decoder(Envelope)
-_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_chunk(envelope: bytes) -> TextChunk | None:
     """Return the text chunk of a ``session/update``, or None for any other envelope."""
     try:
         chunk = _chunk_decoder.decode(envelope)
-    except _FAILURES:
+    except DECODE_FAILURES:
         return None
     update = chunk.params.update
     content = update.content
@@ -81,7 +80,7 @@ def read_envelope(envelope: bytes) -> Envelope:
     """
     try:
         found = _envelope_decoder.decode(envelope)
-    except _FAILURES:
+    except DECODE_FAILURES:
         found = _read_slowly(envelope)
     if found.method is None and not (found.id and (found.result or found.error)):
         raise InvalidEnvelopeError("neither a request, a notification nor a response")

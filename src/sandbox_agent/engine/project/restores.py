@@ -10,6 +10,8 @@ from sandbox_agent.engine.project.statuses import Statuses
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.engine.project.turns import error_data
+from sandbox_agent.engine.restore.load_phase import OPENING_METHODS
+from sandbox_agent.engine.settings import METHOD_NOT_FOUND
 from sandbox_agent.wire import acp
 
 # Each method, and the param with the value to set.
@@ -21,8 +23,6 @@ _METHODS = {
     "session/set_config_option": "configId",
     "session/set_model": "modelId",
 }
-_RESTORES = {"session/load", "session/resume"}
-_METHOD_NOT_FOUND = -32601
 
 
 class Calls:
@@ -42,7 +42,7 @@ class Calls:
             return
         value = params.get(named)
         self._state.calls[request_id] = Call(method, value if isinstance(value, str) else "")
-        if method in _RESTORES:
+        if method in OPENING_METHODS:
             # Updates before the response are the history, which is already here if the session has content.
             self._state.skipped = 0
             if self._state.seen:
@@ -58,7 +58,7 @@ class Calls:
             self._statuses.show_mode(call.value, "daemon")
         elif call.method == "session/new":
             self._set_native_id(result.get("sessionId"))
-        elif call.method in _RESTORES:
+        elif call.method in OPENING_METHODS:
             self._set_native_id(call.value)
             self._finish_restore(call.method)
         options = result.get("configOptions")
@@ -73,13 +73,13 @@ class Calls:
         call = self._state.calls.pop(request_id, None)
         if call is None:
             return
-        if call.method in _RESTORES:
+        if call.method in OPENING_METHODS:
             self._state.retelling.end()
             self._close_items()
             if self._state.told_elsewhere:
                 return
         data = error_data(error, call.method)
-        if data.code != str(_METHOD_NOT_FOUND):
+        if data.code != str(METHOD_NOT_FOUND):
             self._emit.event("error", data, "agent")
 
     def _finish_restore(self, method: str) -> None:
