@@ -9,6 +9,7 @@ import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
+from sandbox_agent.client.server_sessions.calls import query
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.api import (
     AcpServerInfo,
@@ -53,7 +54,7 @@ class ServerApi:
             config: include their config options.
             no_cache: query the agents again instead of using the server's cache.
         """
-        answer = await self._get("/v1/agents", AgentListResponse, **_query(config=config, no_cache=no_cache))
+        answer = await self._get("/v1/agents", AgentListResponse, **query(config=config, no_cache=no_cache))
         return answer.agents
 
     async def get_agent(self, agent: str, *, config: bool = False, no_cache: bool = False) -> AgentInfo:
@@ -63,7 +64,7 @@ class ServerApi:
             UnsupportedAgentError: the server does not know the agent.
         """
         path = f"/v1/agents/{quote_segment(agent)}"
-        return await self._get(path, AgentInfo, **_query(config=config, no_cache=no_cache))
+        return await self._get(path, AgentInfo, **query(config=config, no_cache=no_cache))
 
     async def install_agent(self, agent: str, *, reinstall: bool = False, **options: Any) -> dict[str, Any]:
         """Install an agent on the server and return what was installed.
@@ -83,10 +84,6 @@ class ServerApi:
     async def list_acp_servers(self) -> list[AcpServerInfo]:
         """Return the server's live connections."""
         return (await self._get("/v1/acp", AcpServerListResponse)).servers
-
-
-def _query(**flags: bool) -> dict[str, str | None]:
-    return {name: "true" if value else None for name, value in flags.items()}
 
 
 def _convert(value: object, kind: type[T], path: str) -> T:

@@ -58,8 +58,10 @@ def chosen_settings(record: SessionRecord) -> ChosenSettings:
     chosen = _read(record)
     if chosen is not None:
         return chosen
-    options, modes = record.config_options, record.modes
-    return ChosenSettings(**{name: config.setting(options, modes, name) for name in CATEGORIES})
+    model, mode, level = (
+        config.setting(record.config_options, record.modes, category) for category in CATEGORIES
+    )
+    return ChosenSettings(model=model, mode=mode, thought_level=level)
 
 
 def _read(record: SessionRecord) -> ChosenSettings | None:

@@ -393,6 +393,12 @@ class _Envelope(msgspec.Struct, frozen=True):
     params: _Params = _Params()
 
 
+class _Known(msgspec.Struct):
+    """Holds an update: msgspec compiles the types of a struct once, those of a bare union in every call."""
+
+    update: KnownUpdate
+
+
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
 _update_decoder: msgspec.json.Decoder[KnownUpdate] = msgspec.json.Decoder(KnownUpdate)
 _KINDS: dict[object, type[KnownUpdate]] = {kind.session_update: kind for kind in typing.get_args(KnownUpdate)}
@@ -409,7 +415,7 @@ def parse_update(update: bytes | dict[str, Any]) -> SessionUpdate:
     """
     try:
         if isinstance(update, dict):
-            return msgspec.convert(update, cast("type[KnownUpdate]", KnownUpdate))
+            return msgspec.convert({"update": update}, _Known).update
         return _update_decoder.decode(update)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         pass
