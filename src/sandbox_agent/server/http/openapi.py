@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 import msgspec
 
-from sandbox_agent.errors import ProblemError, TokenInvalidError
+from sandbox_agent.errors import InvalidRequestError, ProblemError, TokenInvalidError
 from sandbox_agent.server.config import DEFAULT_PORT
-from sandbox_agent.server.http.operations import Answer, Operation
+from sandbox_agent.server.http.operations import BODY_ERRORS, Answer, Operation
 from sandbox_agent.server.http.problems import PROBLEM_JSON
 from sandbox_agent.wire import api
 from sandbox_agent.wire.api import ProblemDetails
@@ -127,10 +127,11 @@ def _event_schema(kind: str) -> dict[str, Any]:
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
+    summary, _, description = (inspect.getdoc(operation.endpoint) or "").partition("\n\n")
     document: dict[str, Any] = {
-        "operationId": operation.operation_id,
-        "summary": operation.summary,
-        "description": operation.description,
+        "operationId": operation.endpoint.__name__,
+        "summary": summary.removesuffix("."),
+        "description": _WHITE_SPACE.sub(" ", description),
         "tags": [operation.tag],
         "responses": _responses(operation),
     }
@@ -156,7 +157,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
 def _responses(operation: Operation) -> dict[str, Any]:
     responses = {str(status): _response(answer) for status, answer in operation.answers.items()}
     by_status: dict[int, list[str]] = {}
-    for error in (*operation.errors, TokenInvalidError):
+    of_parameters = (InvalidRequestError,) if operation.parameters else ()
+    of_body = () if operation.request_body is None else BODY_ERRORS
+    for error in (*of_parameters, *operation.errors, *of_body, TokenInvalidError):
         if issubclass(error, ProblemError) and error.status is not None:
             by_status.setdefault(error.status, []).append(error.name)
     for status, names in sorted(by_status.items()):

@@ -6,7 +6,7 @@ The dispatcher and the OpenAPI document are both made from operations.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -14,11 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.errors import (
+    AgentProcessExitedError,
     InvalidRequestError,
-    NotAcceptableError,
     PayloadTooLargeError,
+    RequestTimeoutError,
+    StreamError,
     UnsupportedMediaTypeError,
 )
+from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES, check_client_name
 
 # The largest value of a signed 64-bit column; clients in other languages can hold it too.
 MAX_NUMBER = 2**63 - 1
@@ -70,28 +73,38 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-@dataclass(frozen=True, slots=True)
+# What an operation with a body answers with if it can't be read.
+BODY_ERRORS = (PayloadTooLargeError, UnsupportedMediaTypeError)
+# How a request to an agent fails.
+AGENT_ERRORS = (AgentProcessExitedError, StreamError, RequestTimeoutError)
+
+
+@dataclass(slots=True)
 class Operation:
-    """One method on one path.
+    """One method on one path, as the decorator of its endpoint.
+
+    The endpoint's name is the operation's id; its docstring is the operation's summary and description.
 
     Attributes:
-        errors: the ProblemError subclasses that it answers with.
+        errors: the ProblemError subclasses that it answers with; those of parameters and a body are implied.
         request_body: a msgspec type or a JSON schema.
         schemas: types to which its JSON schemas refer by name.
     """
 
     method: str
     path: str
-    endpoint: Endpoint
-    operation_id: str
-    summary: str
-    description: str
-    tag: str
+    _: KW_ONLY
     answers: Mapping[int, Answer]
+    tag: str = "sessions"
     errors: Sequence[type[Exception]] = ()
     parameters: Sequence[Parameter] = ()
     request_body: Any = None
     schemas: Sequence[Any] = ()
+    endpoint: Endpoint = field(init=False)
+
+    def __call__(self, endpoint: Endpoint) -> Operation:
+        self.endpoint = endpoint
+        return self
 
 
 def get_header(request: Request, name: bytes) -> str | None:
@@ -103,6 +116,15 @@ def get_header(request: Request, name: bytes) -> str | None:
     return None if found is None else found.decode("latin-1").strip(" \t")
 
 
+def read_client(request: Request) -> str:
+    """Return the client's name, or UNNAMED.
+
+    Raises:
+        InvalidRequestError: it is too long or reserved for the server.
+    """
+    return check_client_name(get_header(request, CLIENT_HEADER_BYTES))
+
+
 def accepts(request: Request, media_type: str) -> bool:
     """Return whether the Accept header allows a media type; a missing header allows all."""
     accepted = get_header(request, b"accept")
@@ -110,16 +132,6 @@ def accepts(request: Request, media_type: str) -> bool:
         return True
     allowed = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
     return any(part.partition(";")[0].strip().lower() in allowed for part in accepted.split(","))
-
-
-def require_json_accepted(request: Request) -> None:
-    """Check that the client accepts JSON.
-
-    Raises:
-        NotAcceptableError: its Accept header does not allow JSON.
-    """
-    if not accepts(request, "application/json"):
-        raise NotAcceptableError("not acceptable: accept must allow application/json")
 
 
 def require_json_body(request: Request) -> None:

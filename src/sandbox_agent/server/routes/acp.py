@@ -8,24 +8,15 @@ from starlette.responses import Response
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import (
     AgentNotInstalledError,
-    AgentProcessExitedError,
     ConflictError,
     InvalidRequestError,
     NotAcceptableError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
     ServerSessionNotFoundError,
-    StreamError,
     UnsupportedAgentError,
-    UnsupportedMediaTypeError,
 )
-from sandbox_agent.server.client_names import (
-    CLIENT_HEADER,
-    CLIENT_HEADER_BYTES,
-    MAX_CLIENT_NAME,
-    check_client_name,
-)
+from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.http.operations import (
+    AGENT_ERRORS,
     MAX_NUMBER,
     Answer,
     Operation,
@@ -34,8 +25,8 @@ from sandbox_agent.server.http.operations import (
     get_header,
     integer_schema,
     read_body,
+    read_client,
     read_text,
-    require_json_accepted,
     require_json_body,
     text_schema,
 )
@@ -48,6 +39,20 @@ from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_h
 EPOCH_HEADER = "sandbox-agent-epoch"
 MAX_SERVER_ID = 256
 
+_SERVER_ID = Parameter(
+    "server_id",
+    "path",
+    "The connection's id, chosen by the client.",
+    text_schema(least=1, most=MAX_SERVER_ID),
+)
+_CLIENT = Parameter(
+    CLIENT_HEADER,
+    "header",
+    "The client's name. Responses to the requests of a named client go to its own streams only.",
+    text_schema(most=MAX_CLIENT_NAME),
+)
+_ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
+
 
 def _server_id(request: Request) -> str:
     server_id: str = request.path_params["server_id"]
@@ -58,12 +63,17 @@ def _server_id(request: Request) -> str:
     return server_id
 
 
-def _client(request: Request) -> str:
-    return check_client_name(get_header(request, CLIENT_HEADER_BYTES))
+@Operation(
+    "GET",
+    "/v1/acp",
+    tag="acp",
+    answers={200: Answer("The connections.", AcpServerListResponse)},
+)
+async def get_v1_acp_servers(request: Request) -> Response:
+    """List live connections.
 
-
-async def list_servers(request: Request) -> Response:
-    """List the live connections."""
+    Lists the connections whose agent runs, oldest first.
+    """
     servers = [
         AcpServerInfo(
             server_id=connection.server_id, agent=connection.agent, created_at_ms=connection.created_at_ms
@@ -73,12 +83,40 @@ async def list_servers(request: Request) -> Response:
     return json_response(AcpServerListResponse(servers=servers))
 
 
-async def post_envelope(request: Request) -> Response:
-    """Send an envelope to an agent; the first one names the agent and starts it."""
+@Operation(
+    "POST",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(
+        _SERVER_ID,
+        Parameter("agent", "query", "The agent's id. The first POST of a connection must have it."),
+        _CLIENT,
+    ),
+    request_body=_ENVELOPE,
+    answers={
+        200: Answer("The agent's response.", _ENVELOPE),
+        202: Answer("The envelope was accepted."),
+    },
+    errors=(
+        UnsupportedAgentError,
+        AgentNotInstalledError,
+        NotAcceptableError,
+        ConflictError,
+        *AGENT_ERRORS,
+    ),
+)
+async def post_v1_acp(request: Request) -> Response:
+    """Send a JSON-RPC envelope.
+
+    The first POST names the agent and starts its process. A request is answered with 200 and the agent's
+    response, even if that is an error. A notification or a response is answered with 202 and no body. If the
+    client disconnects, its request continues, and the response is sent in the event stream.
+    """
     server_id = _server_id(request)
     require_json_body(request)
-    require_json_accepted(request)
-    client = _client(request)
+    if not accepts(request, "application/json"):
+        raise NotAcceptableError("not acceptable: accept must allow application/json")
+    client = read_client(request)
     state = state_of(request)
     body = await read_body(request, state.config.max_body_bytes)
     head = _read_head(body)
@@ -97,8 +135,38 @@ def _read_head(body: bytes) -> Head:
         raise InvalidRequestError(f"invalid request: the body is not a JSON-RPC object: {error}") from None
 
 
-async def stream_events(request: Request) -> Response:
-    """Stream the agent's envelopes."""
+@Operation(
+    "GET",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(
+        _SERVER_ID,
+        Parameter(
+            "Last-Event-ID",
+            "header",
+            "The last sequence that the client received; the stream continues after it.",
+            integer_schema(most=MAX_NUMBER),
+        ),
+        Parameter("epoch", "query", "The Sandbox-Agent-Epoch to which Last-Event-ID belongs."),
+        _CLIENT,
+    ),
+    answers={
+        200: Answer(
+            "The stream.",
+            text_schema(),
+            EVENT_STREAM,
+            {EPOCH_HEADER: "The connection's epoch: sequences are comparable within one epoch only."},
+        )
+    },
+    errors=(ServerSessionNotFoundError, NotAcceptableError),
+)
+async def get_v1_acp(request: Request) -> Response:
+    """Stream the agent's envelopes.
+
+    Server-sent events. A `message` event has an envelope as its data and the envelope's sequence as its id;
+    the stream has every envelope since the connection was opened. A `reset` event means that the requested id
+    or epoch does not belong to this connection; the stream then starts from the first envelope.
+    """
     if not accepts(request, EVENT_STREAM):
         raise NotAcceptableError(f"not acceptable: accept must allow {EVENT_STREAM}")
     last_event_id = get_header(request, b"last-event-id") or "0"
@@ -108,14 +176,25 @@ async def stream_events(request: Request) -> Response:
     epoch = connection.feed.epoch
     position = connection.feed.begin(int(last_event_id), request.query_params.get("epoch"))
     return EventStream(
-        Viewer(connection, position.cursor, _client(request)),
+        Viewer(connection, position.cursor, read_client(request)),
         opening=_reset_event(epoch, int(last_event_id)) if position.reset else b"",
         headers=[(EPOCH_HEADER.encode(), epoch.encode())],
     )
 
 
-async def delete_server(request: Request) -> Response:
-    """Close a connection and stop its agent."""
+@Operation(
+    "DELETE",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(_SERVER_ID,),
+    answers={204: Answer("The connection is closed.")},
+)
+async def delete_v1_acp(request: Request) -> Response:
+    """Close a connection.
+
+    Stops the agent's process and its child processes before the response is sent. Deleting a connection that
+    does not exist has no effect.
+    """
     await state_of(request).bridge.delete(_server_id(request))
     return Response(status_code=204)
 
@@ -125,114 +204,9 @@ def _reset_event(epoch: str, last_event_id: int) -> bytes:
     return encode_event("reset", data, event_id=0)
 
 
-_SERVER_ID = Parameter(
-    "server_id",
-    "path",
-    "The connection's id, chosen by the client.",
-    text_schema(least=1, most=MAX_SERVER_ID),
-)
-_CLIENT = Parameter(
-    CLIENT_HEADER,
-    "header",
-    "The client's name. Responses to the requests of a named client go to its own streams only.",
-    text_schema(most=MAX_CLIENT_NAME),
-)
-_ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
-
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/acp",
-        endpoint=list_servers,
-        operation_id="get_v1_acp_servers",
-        summary="List live connections",
-        description="Lists the connections whose agent runs, oldest first.",
-        tag="acp",
-        answers={200: Answer("The connections.", AcpServerListResponse)},
-    ),
-    Operation(
-        method="POST",
-        path="/v1/acp/{server_id}",
-        endpoint=post_envelope,
-        operation_id="post_v1_acp",
-        summary="Send a JSON-RPC envelope",
-        description=(
-            "The first POST names the agent and starts its process. A request is answered with 200 and the "
-            "agent's response, even if that is an error. A notification or a response is answered with 202 "
-            "and no body. If the client disconnects, its request continues, and the response is sent in the "
-            "event stream."
-        ),
-        tag="acp",
-        parameters=(
-            _SERVER_ID,
-            Parameter("agent", "query", "The agent's id. The first POST of a connection must have it."),
-            _CLIENT,
-        ),
-        request_body=_ENVELOPE,
-        answers={
-            200: Answer("The agent's response.", _ENVELOPE),
-            202: Answer("The envelope was accepted."),
-        },
-        errors=(
-            InvalidRequestError,
-            UnsupportedAgentError,
-            AgentNotInstalledError,
-            NotAcceptableError,
-            ConflictError,
-            PayloadTooLargeError,
-            UnsupportedMediaTypeError,
-            AgentProcessExitedError,
-            StreamError,
-            RequestTimeoutError,
-        ),
-    ),
-    Operation(
-        method="GET",
-        path="/v1/acp/{server_id}",
-        endpoint=stream_events,
-        operation_id="get_v1_acp",
-        summary="Stream the agent's envelopes",
-        description=(
-            "Server-sent events. A `message` event has an envelope as its data and the envelope's sequence "
-            "as its id; the stream has every envelope since the connection was opened. A `reset` event "
-            "means that the requested id or epoch does not belong to this connection; the stream then "
-            "starts from the first envelope."
-        ),
-        tag="acp",
-        parameters=(
-            _SERVER_ID,
-            Parameter(
-                "Last-Event-ID",
-                "header",
-                "The last sequence that the client received; the stream continues after it.",
-                integer_schema(most=MAX_NUMBER),
-            ),
-            Parameter("epoch", "query", "The Sandbox-Agent-Epoch to which Last-Event-ID belongs."),
-            _CLIENT,
-        ),
-        answers={
-            200: Answer(
-                "The stream.",
-                text_schema(),
-                EVENT_STREAM,
-                {EPOCH_HEADER: "The connection's epoch: sequences are comparable within one epoch only."},
-            )
-        },
-        errors=(InvalidRequestError, ServerSessionNotFoundError, NotAcceptableError),
-    ),
-    Operation(
-        method="DELETE",
-        path="/v1/acp/{server_id}",
-        endpoint=delete_server,
-        operation_id="delete_v1_acp",
-        summary="Close a connection",
-        description=(
-            "Stops the agent's process and its child processes before the response is sent. Deleting a "
-            "connection that does not exist has no effect."
-        ),
-        tag="acp",
-        parameters=(_SERVER_ID,),
-        answers={204: Answer("The connection is closed.")},
-        errors=(InvalidRequestError,),
-    ),
+    get_v1_acp_servers,
+    post_v1_acp,
+    get_v1_acp,
+    delete_v1_acp,
 )

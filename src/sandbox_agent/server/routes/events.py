@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
-from sandbox_agent.errors import GoneError, InvalidRequestError, ServerSessionNotFoundError, StreamError
+from sandbox_agent.errors import GoneError, ServerSessionNotFoundError, StreamError
 from sandbox_agent.persist.store import EventRow, SessionRow
 from sandbox_agent.server.http.operations import (
     MAX_NUMBER,
@@ -43,9 +43,39 @@ MAX_LIMIT = 10_000
 # A page has at least one event, and ends when it is larger than this.
 PAGE_BYTES = 4 * 1024 * 1024
 
+_SEQUENCE = {**integer_schema(most=MAX_NUMBER), "nullable": True}
+_OFFSET = Parameter(
+    "offset", "query", "The last sequence that the client received; later events are returned.", _SEQUENCE
+)
 
+
+@Operation(
+    "GET",
+    "/v1/sessions/{session_id}/events",
+    parameters=(
+        SESSION_ID,
+        _OFFSET,
+        Parameter(
+            "limit",
+            "query",
+            f"The largest number of events; {DEFAULT_LIMIT} by default, never more than {MAX_LIMIT}.",
+            _SEQUENCE,
+        ),
+        *INCLUDE_RAW,
+    ),
+    answers={200: Answer("The page.", EventsResponse)},
+    errors=(ServerSessionNotFoundError, GoneError, StreamError),
+    schemas=tuple(EVENT_DATA_TYPES.values()),
+)
 async def get_events(request: Request) -> Response:
-    """Return a page of events."""
+    """Get a page of events.
+
+    Returns events with a sequence above `offset`, in order. The number of events in a page and the size of a
+    page are limited; if `hasMore` is true, use the sequence of the page's last event as the next offset.
+    Without an offset, the page starts at the oldest stored event. The answer is 410 if the events after the
+    offset are not stored any more (the problem has the missing range and the oldest stored sequence), or if
+    the offset is past the last event.
+    """
     offset = read_number(request, "offset")
     limit = min(read_number(request, "limit", DEFAULT_LIMIT) or 0, MAX_LIMIT)
     raw = include_raw(request)
@@ -98,8 +128,31 @@ def _page(events: Sequence[EventRow], cursor: int, last: int) -> bytes:
     return b'{"events":[' + b",".join([event.data for event in events]) + b'],"hasMore":' + more + b"}"
 
 
-async def stream_events(request: Request) -> Response:
-    """Stream a session's stored events, then new ones."""
+@Operation(
+    "GET",
+    "/v1/sessions/{session_id}/events/sse",
+    parameters=(
+        SESSION_ID,
+        _OFFSET,
+        Parameter(
+            "Last-Event-ID",
+            "header",
+            "The last sequence that the client received; takes precedence over the offset.",
+            integer_schema(most=MAX_NUMBER),
+        ),
+        *INCLUDE_RAW,
+    ),
+    answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM)},
+    errors=(ServerSessionNotFoundError, StreamError),
+)
+async def get_events_sse(request: Request) -> Response:
+    """Stream events.
+
+    Server-sent events. A `message` event has a session event as its data and the event's sequence as its id.
+    Stored events come first, then new ones, without gaps or duplicates. A `gap` event names a range that is
+    not stored any more (`from`, `to`). A `reset` event means that the requested id is past the last event;
+    the stream then starts from the first event. The stream ends when the session is deleted.
+    """
     last_event_id = get_header(request, b"last-event-id")
     offset = read_number(request, "offset", 0) or 0
     if last_event_id:
@@ -121,66 +174,7 @@ async def stream_events(request: Request) -> Response:
     return EventStream(Viewer(viewed, offset, UNNAMED), opening=opening)
 
 
-_SEQUENCE = {**integer_schema(most=MAX_NUMBER), "nullable": True}
-_OFFSET = Parameter(
-    "offset", "query", "The last sequence that the client received; later events are returned.", _SEQUENCE
-)
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/sessions/{session_id}/events",
-        endpoint=get_events,
-        operation_id="get_events",
-        summary="Get a page of events",
-        description=(
-            "Returns events with a sequence above `offset`, in order. The number of events in a page and "
-            "the size of a page are limited; if `hasMore` is true, use the sequence of the page's last event "
-            "as the next offset. Without an offset, the page starts at the oldest stored event. The answer "
-            "is 410 if the events after the offset are not stored any more (the problem has the missing "
-            "range and the oldest stored sequence), or if the offset is past the last event."
-        ),
-        tag="sessions",
-        parameters=(
-            SESSION_ID,
-            _OFFSET,
-            Parameter(
-                "limit",
-                "query",
-                f"The largest number of events; {DEFAULT_LIMIT} by default, never more than {MAX_LIMIT}.",
-                _SEQUENCE,
-            ),
-            *INCLUDE_RAW,
-        ),
-        answers={200: Answer("The page.", EventsResponse)},
-        errors=(InvalidRequestError, ServerSessionNotFoundError, GoneError, StreamError),
-        schemas=tuple(EVENT_DATA_TYPES.values()),
-    ),
-    Operation(
-        method="GET",
-        path="/v1/sessions/{session_id}/events/sse",
-        endpoint=stream_events,
-        operation_id="get_events_sse",
-        summary="Stream events",
-        description=(
-            "Server-sent events. A `message` event has a session event as its data and the event's sequence "
-            "as its id. Stored events come first, then new ones, without gaps or duplicates. A `gap` event "
-            "names a range that is not stored any more (`from`, `to`). A `reset` event means that the "
-            "requested id is past the last event; the stream then starts from the first event. The stream "
-            "ends when the session is deleted."
-        ),
-        tag="sessions",
-        parameters=(
-            SESSION_ID,
-            _OFFSET,
-            Parameter(
-                "Last-Event-ID",
-                "header",
-                "The last sequence that the client received; takes precedence over the offset.",
-                integer_schema(most=MAX_NUMBER),
-            ),
-            *INCLUDE_RAW,
-        ),
-        answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM)},
-        errors=(InvalidRequestError, ServerSessionNotFoundError, StreamError),
-    ),
+    get_events,
+    get_events_sse,
 )

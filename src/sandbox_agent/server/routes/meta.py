@@ -12,57 +12,55 @@ from sandbox_agent.wire.api import HealthResponse, RootResponse
 _OPENAPI_PATH = "/v1/openapi.json"
 
 
+@Operation(
+    "GET",
+    "/",
+    tag="meta",
+    answers={200: Answer("The name and the address.", RootResponse)},
+)
 async def get_root(request: Request) -> Response:
-    """Return the server's name and the address of its documentation."""
+    """Name and documentation.
+
+    Returns the server's name and the address of its API documentation.
+    """
     docs = str(request.base_url).rstrip("/") + _OPENAPI_PATH
     return json_response(RootResponse(name="Sandbox Agent", docs=docs))
 
 
-async def get_health(request: Request) -> Response:
-    """Return whether the server and its store work."""
+@Operation(
+    "GET",
+    "/v1/health",
+    tag="meta",
+    answers={200: Answer("The server answers.", HealthResponse)},
+)
+async def get_v1_health(request: Request) -> Response:
+    """Health.
+
+    `status` is `ok` while the server answers. While the store refuses events, `store` is `degraded` and
+    `reason` is the cause.
+    """
     state = state_of(request)
     reason = state.recorder.degraded or state.bridge.spiller.degraded or state.store.trouble
     store = None if reason is None else "degraded"
     return json_response(HealthResponse(status="ok", store=store, reason=reason))
 
 
-async def get_openapi(request: Request) -> Response:
-    """Return the OpenAPI document."""
+@Operation(
+    "GET",
+    _OPENAPI_PATH,
+    tag="meta",
+    answers={200: Answer("The document.", {"type": "object"})},
+)
+async def get_v1_openapi(request: Request) -> Response:
+    """This document.
+
+    Returns the OpenAPI document, which is generated from the code.
+    """
     return json_response(state_of(request).openapi)
 
 
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/",
-        endpoint=get_root,
-        operation_id="get_root",
-        summary="Name and documentation",
-        description="Returns the server's name and the address of its API documentation.",
-        tag="meta",
-        answers={200: Answer("The name and the address.", RootResponse)},
-    ),
-    Operation(
-        method="GET",
-        path="/v1/health",
-        endpoint=get_health,
-        operation_id="get_v1_health",
-        summary="Health",
-        description=(
-            "`status` is `ok` while the server answers. While the store refuses events, `store` is "
-            "`degraded` and `reason` is the cause."
-        ),
-        tag="meta",
-        answers={200: Answer("The server answers.", HealthResponse)},
-    ),
-    Operation(
-        method="GET",
-        path=_OPENAPI_PATH,
-        endpoint=get_openapi,
-        operation_id="get_v1_openapi",
-        summary="This document",
-        description="Returns the OpenAPI document, which is generated from the code.",
-        tag="meta",
-        answers={200: Answer("The document.", {"type": "object"})},
-    ),
+    get_root,
+    get_v1_health,
+    get_v1_openapi,
 )

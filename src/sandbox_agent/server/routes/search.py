@@ -27,8 +27,34 @@ MAX_HITS = 100
 MAX_OFFSET = 10_000
 
 
+@Operation(
+    "GET",
+    "/v1/search",
+    parameters=(
+        Parameter(
+            "q", "query", "The words to search for.", text_schema(least=1, most=MAX_QUERY), required=True
+        ),
+        Parameter("agent", "query", "Search only the sessions of this agent."),
+        Parameter("session", "query", "Search only this session."),
+        Parameter("since", "query", "Search only events of this time and later: RFC 3339, or milliseconds."),
+        Parameter("until", "query", "Search only events before this time."),
+        Parameter(
+            "limit",
+            "query",
+            f"The largest number of hits; {DEFAULT_HITS} by default.",
+            integer_schema(least=1, most=MAX_HITS),
+        ),
+        Parameter("offset", "query", "The number of hits to skip.", integer_schema(most=MAX_OFFSET)),
+    ),
+    answers={200: Answer("The hits.", SearchResponse)},
+    errors=(StreamError,),
+)
 async def search(request: Request) -> Response:
-    """Return the events whose text matches the query."""
+    """Search all sessions.
+
+    Searches messages, tool titles and tool output for all words of the query; the best hits come first. Words
+    in "double quotes" must be adjacent. In the snippet of a hit, the words are between [ and ].
+    """
     query = read_text(request, "q")
     if query is None or not query.strip() or len(query) > MAX_QUERY:
         raise InvalidRequestError(f"invalid request: q must be a query of 1 to {MAX_QUERY} characters")
@@ -79,38 +105,4 @@ def _read_time(request: Request, name: str) -> int | None:
         ) from None
 
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/search",
-        endpoint=search,
-        operation_id="search",
-        summary="Search all sessions",
-        description=(
-            "Searches messages, tool titles and tool output for all words of the query; the best hits come "
-            'first. Words in "double quotes" must be adjacent. In the snippet of a hit, the words are '
-            "between [ and ]."
-        ),
-        tag="sessions",
-        parameters=(
-            Parameter(
-                "q", "query", "The words to search for.", text_schema(least=1, most=MAX_QUERY), required=True
-            ),
-            Parameter("agent", "query", "Search only the sessions of this agent."),
-            Parameter("session", "query", "Search only this session."),
-            Parameter(
-                "since", "query", "Search only events of this time and later: RFC 3339, or milliseconds."
-            ),
-            Parameter("until", "query", "Search only events before this time."),
-            Parameter(
-                "limit",
-                "query",
-                f"The largest number of hits; {DEFAULT_HITS} by default.",
-                integer_schema(least=1, most=MAX_HITS),
-            ),
-            Parameter("offset", "query", "The number of hits to skip.", integer_schema(most=MAX_OFFSET)),
-        ),
-        answers={200: Answer("The hits.", SearchResponse)},
-        errors=(InvalidRequestError, StreamError),
-    ),
-)
+OPERATIONS = (search,)

@@ -10,14 +10,9 @@ from starlette.requests import Request
 
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.store import SessionRow, TurnRow
-from sandbox_agent.server.client_names import (
-    CLIENT_HEADER,
-    CLIENT_HEADER_BYTES,
-    MAX_CLIENT_NAME,
-    check_client_name,
-)
+from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.errors import session_not_found
-from sandbox_agent.server.http.operations import Parameter, get_header, read_flag, text_schema
+from sandbox_agent.server.http.operations import Parameter, read_flag, text_schema
 from sandbox_agent.server.state import state_of
 from sandbox_agent.wire.sessions import SessionInfo, TurnInfo, UsageInfo
 
@@ -59,15 +54,6 @@ def path_name(request: Request, parameter: str) -> str:
 def session_id_of(request: Request) -> str:
     """Return the session id in the path."""
     return path_name(request, "session_id")
-
-
-def client_of(request: Request) -> str:
-    """Return the client's name, or UNNAMED.
-
-    Raises:
-        InvalidRequestError: it is too long or reserved for the server.
-    """
-    return check_client_name(get_header(request, CLIENT_HEADER_BYTES))
 
 
 def include_raw(request: Request) -> bool:

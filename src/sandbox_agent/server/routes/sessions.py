@@ -9,19 +9,16 @@ from starlette.responses import Response, StreamingResponse
 
 from sandbox_agent.errors import (
     AgentNotInstalledError,
-    AgentProcessExitedError,
     ConflictError,
     InvalidRequestError,
     ModeNotSupportedError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
     ServerSessionNotFoundError,
     SessionAlreadyExistsError,
     StreamError,
     UnsupportedAgentError,
-    UnsupportedMediaTypeError,
 )
 from sandbox_agent.server.http.operations import (
+    AGENT_ERRORS,
     MAX_NUMBER,
     Answer,
     Operation,
@@ -49,14 +46,32 @@ from sandbox_agent.wire.sessions import (
 )
 
 MAX_SESSIONS = 1000
-# The number of turns that are returned with a session.
+# The number of turns that are returned with a session; the docstring of get_session names it, too.
 TURNS = 20
 # An exported page shows text of agents and users, so it gets no rights on this server's origin.
 _CONTENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+@Operation(
+    "GET",
+    "/v1/sessions",
+    parameters=(
+        Parameter(
+            "limit",
+            "query",
+            f"The largest number of sessions to return; {MAX_SESSIONS} by default, and never more.",
+            integer_schema(least=1, most=MAX_NUMBER),
+        ),
+        Parameter("cursor", "query", "The `nextCursor` of the previous page."),
+    ),
+    answers={200: Answer("A page of sessions.", SessionListResponse)},
+    errors=(StreamError,),
+)
 async def list_sessions(request: Request) -> Response:
-    """List sessions, newest first."""
+    """List sessions.
+
+    Lists all sessions, newest first. A session that an SDK drives has `managed: false`.
+    """
     limit = read_number(request, "limit", MAX_SESSIONS, least=1)
     rows, cursor = await state_of(request).store.sessions(
         limit=min(limit or MAX_SESSIONS, MAX_SESSIONS), cursor=read_text(request, "cursor")
@@ -66,8 +81,27 @@ async def list_sessions(request: Request) -> Response:
     )
 
 
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}",
+    parameters=(SESSION_ID,),
+    request_body=CreateSessionRequest,
+    answers={200: Answer("The session was created.", CreateSessionResponse)},
+    errors=(
+        UnsupportedAgentError,
+        ModeNotSupportedError,
+        AgentNotInstalledError,
+        SessionAlreadyExistsError,
+        ConflictError,
+        *AGENT_ERRORS,
+    ),
+)
 async def create_session(request: Request) -> Response:
-    """Create a session and start its agent."""
+    """Create a session.
+
+    Starts the agent and opens a session with it. If that fails, no session is created. In the response,
+    `healthy` is always true; `error` exists for clients of 0.1 only.
+    """
     session_id = session_id_of(request)
     state = state_of(request)
     body = await read_json(request, CreateSessionRequest, state.config.max_body_bytes)
@@ -88,33 +122,96 @@ def _check(body: CreateSessionRequest) -> None:
         raise InvalidRequestError(f"invalid request: title must be at most {MAX_TEXT} characters")
 
 
+@Operation(
+    "GET",
+    "/v1/sessions/{session_id}",
+    parameters=(SESSION_ID,),
+    answers={200: Answer("The session.", SessionInfo)},
+    errors=(ServerSessionNotFoundError, StreamError),
+)
 async def get_session(request: Request) -> Response:
-    """Return a session with its newest turns."""
+    """Get a session.
+
+    Returns a session with its counts, tokens and cost, and its last 20 turns.
+    """
     row = await find_session(request)
     turns = await state_of(request).store.turns(row.key, limit=TURNS)
     return json_response(session_info(row, turns))
 
 
+@Operation(
+    "DELETE",
+    "/v1/sessions/{session_id}",
+    parameters=(SESSION_ID,),
+    answers={204: Answer("The session is deleted.")},
+    errors=(ServerSessionNotFoundError, ConflictError, StreamError),
+)
 async def delete_session(request: Request) -> Response:
-    """Delete a session with all its data."""
+    """Delete a session.
+
+    Terminates the session and erases its events and its search index from the store.
+    """
     await state_of(request).sessions.delete(session_id_of(request))
     return Response(status_code=204)
 
 
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}/terminate",
+    parameters=(SESSION_ID,),
+    answers={204: Answer("The session has ended.")},
+    errors=(ServerSessionNotFoundError, ConflictError, StreamError),
+)
 async def terminate_session(request: Request) -> Response:
-    """Terminate a session; its events remain stored."""
+    """Terminate a session.
+
+    Ends the session and its turns; its events remain. Terminating it again has no effect.
+    """
     await state_of(request).sessions.terminate(session_id_of(request))
     return Response(status_code=204)
 
 
-async def cancel_turn(request: Request) -> Response:
-    """Cancel the running turn."""
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}/cancel",
+    parameters=(SESSION_ID,),
+    answers={204: Answer("The cancellation was sent to the agent.")},
+    errors=(
+        ServerSessionNotFoundError,
+        ConflictError,
+        *AGENT_ERRORS,
+    ),
+)
+async def cancel_session(request: Request) -> Response:
+    """Cancel the running turn.
+
+    Asks the agent to stop the running turn. Without a running turn, nothing happens.
+    """
     await state_of(request).sessions.cancel(session_id_of(request))
     return Response(status_code=204)
 
 
+@Operation(
+    "GET",
+    "/v1/sessions/{session_id}/export",
+    parameters=(
+        SESSION_ID,
+        Parameter(
+            "format",
+            "query",
+            "The file's format; jsonl by default.",
+            {"type": "string", "enum": list(FORMATS)},
+        ),
+    ),
+    answers={200: Answer("The file.", text_schema(), [media_type for media_type, _ in FORMATS.values()])},
+    errors=(ServerSessionNotFoundError, StreamError),
+)
 async def export_session(request: Request) -> Response:
-    """Return a session as a file."""
+    """Export a session.
+
+    `jsonl` has one stored event per line. `markdown` is a transcript. `html` is a transcript as one page,
+    which needs no other file and no network.
+    """
     form = read_text(request, "format") or "jsonl"
     if form not in FORMATS:
         raise InvalidRequestError(f"invalid request: format must be one of {', '.join(FORMATS)}")
@@ -137,130 +234,11 @@ async def export_session(request: Request) -> Response:
 
 
 OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/sessions",
-        endpoint=list_sessions,
-        operation_id="list_sessions",
-        summary="List sessions",
-        description="Lists all sessions, newest first. A session that an SDK drives has `managed: false`.",
-        tag="sessions",
-        parameters=(
-            Parameter(
-                "limit",
-                "query",
-                f"The largest number of sessions to return; {MAX_SESSIONS} by default, and never more.",
-                integer_schema(least=1, most=MAX_NUMBER),
-            ),
-            Parameter("cursor", "query", "The `nextCursor` of the previous page."),
-        ),
-        answers={200: Answer("A page of sessions.", SessionListResponse)},
-        errors=(InvalidRequestError, StreamError),
-    ),
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}",
-        endpoint=create_session,
-        operation_id="create_session",
-        summary="Create a session",
-        description=(
-            "Starts the agent and opens a session with it. If that fails, no session is created. In the "
-            "response, `healthy` is always true; `error` exists for clients of 0.1 only."
-        ),
-        tag="sessions",
-        parameters=(SESSION_ID,),
-        request_body=CreateSessionRequest,
-        answers={200: Answer("The session was created.", CreateSessionResponse)},
-        errors=(
-            InvalidRequestError,
-            UnsupportedAgentError,
-            ModeNotSupportedError,
-            AgentNotInstalledError,
-            SessionAlreadyExistsError,
-            ConflictError,
-            PayloadTooLargeError,
-            UnsupportedMediaTypeError,
-            AgentProcessExitedError,
-            StreamError,
-            RequestTimeoutError,
-        ),
-    ),
-    Operation(
-        method="GET",
-        path="/v1/sessions/{session_id}",
-        endpoint=get_session,
-        operation_id="get_session",
-        summary="Get a session",
-        description=f"Returns a session with its counts, tokens and cost, and its last {TURNS} turns.",
-        tag="sessions",
-        parameters=(SESSION_ID,),
-        answers={200: Answer("The session.", SessionInfo)},
-        errors=(InvalidRequestError, ServerSessionNotFoundError, StreamError),
-    ),
-    Operation(
-        method="DELETE",
-        path="/v1/sessions/{session_id}",
-        endpoint=delete_session,
-        operation_id="delete_session",
-        summary="Delete a session",
-        description="Terminates the session and erases its events and its search index from the store.",
-        tag="sessions",
-        parameters=(SESSION_ID,),
-        answers={204: Answer("The session is deleted.")},
-        errors=(InvalidRequestError, ServerSessionNotFoundError, ConflictError, StreamError),
-    ),
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}/terminate",
-        endpoint=terminate_session,
-        operation_id="terminate_session",
-        summary="Terminate a session",
-        description="Ends the session and its turns; its events remain. Terminating it again has no effect.",
-        tag="sessions",
-        parameters=(SESSION_ID,),
-        answers={204: Answer("The session has ended.")},
-        errors=(InvalidRequestError, ServerSessionNotFoundError, ConflictError, StreamError),
-    ),
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}/cancel",
-        endpoint=cancel_turn,
-        operation_id="cancel_session",
-        summary="Cancel the running turn",
-        description="Asks the agent to stop the running turn. Without a running turn, nothing happens.",
-        tag="sessions",
-        parameters=(SESSION_ID,),
-        answers={204: Answer("The cancellation was sent to the agent.")},
-        errors=(
-            InvalidRequestError,
-            ServerSessionNotFoundError,
-            ConflictError,
-            AgentProcessExitedError,
-            StreamError,
-            RequestTimeoutError,
-        ),
-    ),
-    Operation(
-        method="GET",
-        path="/v1/sessions/{session_id}/export",
-        endpoint=export_session,
-        operation_id="export_session",
-        summary="Export a session",
-        description=(
-            "`jsonl` has one stored event per line. `markdown` is a transcript. `html` is a transcript as "
-            "one page, which needs no other file and no network."
-        ),
-        tag="sessions",
-        parameters=(
-            SESSION_ID,
-            Parameter(
-                "format",
-                "query",
-                "The file's format; jsonl by default.",
-                {"type": "string", "enum": list(FORMATS)},
-            ),
-        ),
-        answers={200: Answer("The file.", text_schema(), [media_type for media_type, _ in FORMATS.values()])},
-        errors=(InvalidRequestError, ServerSessionNotFoundError, StreamError),
-    ),
+    list_sessions,
+    create_session,
+    get_session,
+    delete_session,
+    terminate_session,
+    cancel_session,
+    export_session,
 )

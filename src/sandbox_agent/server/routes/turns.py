@@ -11,19 +11,15 @@ from starlette.responses import Response
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import (
     AgentNotInstalledError,
-    AgentProcessExitedError,
     ConflictError,
     GoneError,
     InvalidRequestError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
     ServerSessionNotFoundError,
-    StreamError,
     UnsupportedAgentError,
-    UnsupportedMediaTypeError,
 )
 from sandbox_agent.persist.store import TurnRow
 from sandbox_agent.server.http.operations import (
+    AGENT_ERRORS,
     Answer,
     Operation,
     Parameter,
@@ -55,15 +51,58 @@ _REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
     "resource": {"resource": dict},
 }
 
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Identifies the message. If it is sent again with the same key, the agent does not receive it twice: the "
+    "answer has the same turn, even after a restart of the server. A different message with the same key is "
+    "refused.",
+    text_schema(least=1, most=MAX_KEY),
+)
+_TURN = {TURN_HEADER: "The id of the message's turn."}
+_ERRORS = (
+    UnsupportedAgentError,
+    ServerSessionNotFoundError,
+    AgentNotInstalledError,
+    ConflictError,
+    *AGENT_ERRORS,
+)
 
+
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}/messages",
+    parameters=(SESSION_ID, _KEY),
+    request_body=MessageRequest,
+    answers={204: Answer("The message is stored.", headers=_TURN)},
+    errors=_ERRORS,
+)
 async def post_message(request: Request) -> Response:
-    """Store a message for the agent."""
+    """Send a message.
+
+    The message is a text or a list of ACP content blocks. The answer 204 means that it is stored and is sent
+    to the agent after the earlier turns. An agent that does not run is started and its session is restored
+    first.
+    """
     turn = await _send(request)
     return Response(status_code=204, headers={TURN_HEADER: turn.turn_id})
 
 
+@Operation(
+    "POST",
+    "/v1/sessions/{session_id}/messages/stream",
+    parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
+    request_body=MessageRequest,
+    answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM, _TURN)},
+    errors=(*_ERRORS, GoneError),
+)
 async def post_message_stream(request: Request) -> Response:
-    """Store a message and stream the events of its turn."""
+    """Send a message and stream its turn.
+
+    Sends a message and answers with server-sent events: the events of the turn, from turn.started to
+    turn.ended, each with its sequence as its id. A client that disconnects does not cancel the turn. Sending
+    the same message with the same Idempotency-Key streams the turn again, from its first event.
+    """
     raw = include_raw(request)
     state = state_of(request)
     session_id = session_id_of(request)
@@ -137,62 +176,7 @@ def _prompt(body: MessageRequest) -> list[dict[str, Any]]:
     return message
 
 
-_KEY = Parameter(
-    "Idempotency-Key",
-    "header",
-    "Identifies the message. If it is sent again with the same key, the agent does not receive it twice: the "
-    "answer has the same turn, even after a restart of the server. A different message with the same key is "
-    "refused.",
-    text_schema(least=1, most=MAX_KEY),
-)
-_TURN = {TURN_HEADER: "The id of the message's turn."}
-_ERRORS = (
-    InvalidRequestError,
-    UnsupportedAgentError,
-    ServerSessionNotFoundError,
-    AgentNotInstalledError,
-    ConflictError,
-    PayloadTooLargeError,
-    UnsupportedMediaTypeError,
-    AgentProcessExitedError,
-    StreamError,
-    RequestTimeoutError,
-)
-
 OPERATIONS = (
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}/messages",
-        endpoint=post_message,
-        operation_id="post_message",
-        summary="Send a message",
-        description=(
-            "The message is a text or a list of ACP content blocks. The answer 204 means that it is stored "
-            "and is sent to the agent after the earlier turns. An agent that does not run is started and "
-            "its session is restored first."
-        ),
-        tag="sessions",
-        parameters=(SESSION_ID, _KEY),
-        request_body=MessageRequest,
-        answers={204: Answer("The message is stored.", headers=_TURN)},
-        errors=_ERRORS,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/sessions/{session_id}/messages/stream",
-        endpoint=post_message_stream,
-        operation_id="post_message_stream",
-        summary="Send a message and stream its turn",
-        description=(
-            "Sends a message and answers with server-sent events: the events of the turn, from turn.started "
-            "to turn.ended, each with its sequence as its id. A client that disconnects does not cancel the "
-            "turn. Sending the same message with the same Idempotency-Key streams the turn again, from its "
-            "first event."
-        ),
-        tag="sessions",
-        parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
-        request_body=MessageRequest,
-        answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM, _TURN)},
-        errors=(*_ERRORS, GoneError),
-    ),
+    post_message,
+    post_message_stream,
 )
