@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_agent.server.transcripts.prose import render_prose as prose
+from sandbox_agent.server.transcripts.html import render_prose as prose
 
 VOID = {"hr", "br", "img", "meta"}
 ALLOWED = {

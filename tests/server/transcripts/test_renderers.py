@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sandbox_agent.server.transcripts.export import render
+from sandbox_agent.server.transcripts.export import render_end, render_events
 from sandbox_agent.server.transcripts.html import HtmlRenderer
 from sandbox_agent.server.transcripts.markdown import MarkdownRenderer, contained, fenced, inline
 from sandbox_agent.server.transcripts.templating import TemplateRenderer as Renderer
+from sandbox_agent.server.transcripts.transcript_builder import TranscriptBuilder
 from sandbox_agent.wire.sessions import SessionInfo, UsageInfo
 from sandbox_agent.wire.universal import encode_event
 from tests.engine.test_project_traffic import project
@@ -41,6 +43,14 @@ def info(**values: Any) -> SessionInfo:
         usage=UsageInfo(input_tokens=1200, output_tokens=34, cost={"USD": 0.25}),
     )
     return msgspec.structs.replace(made, **values)
+
+
+def render(renderer: Renderer, info: SessionInfo, pages: Iterable[Sequence[bytes]]) -> Iterator[str]:
+    builder = TranscriptBuilder()
+    yield from renderer.begin(info)
+    for page in pages:
+        yield from render_events(renderer, builder, page)
+    yield from render_end(renderer, builder)
 
 
 class Script:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -55,11 +54,7 @@ class Watcher:
         self._store = store
         self._sessions = sessions
         self._tasks: TaskGroup | None = None
-        self._changed = anyio.Event()
-        self._numbers = itertools.count()
-        self._due: list[tuple[float, int]] = []
-        self._pending: dict[int, tuple[str, PermissionRow]] = {}
-        self._number_of: dict[tuple[int, str], int] = {}
+        self._timers: dict[tuple[int, str], asyncio.TimerHandle] = {}
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Watcher]:
@@ -67,72 +62,47 @@ class Watcher:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             for session, row in await self._store.pending_permissions(limit=MAX_PENDING):
-                self._wait(session.session_id, row)
-            tasks.start_soon(self._expire)
+                self._start_timer(session.session_id, row)
             try:
                 yield self
             finally:
                 self._tasks = None
+                for timer in self._timers.values():
+                    timer.cancel()
                 tasks.cancel_scope.cancel()
 
     @property
     def pending(self) -> int:
         """The number of requests with a timer."""
-        return len(self._pending)
-
-    @property
-    def timers(self) -> int:
-        """The number of timers, including those of answered requests."""
-        return len(self._due)
+        return len(self._timers)
 
     def on_stored(self, live: _Listened, row: PermissionRow) -> None:
         """Process a request or an answer that was just stored; never raises, never waits."""
         if self._tasks is None:
             return
         if row.answered is not None:
-            number = self._number_of.pop((row.key, row.permission_id), None)
-            if number is not None:
-                del self._pending[number]
-                self._prune()
+            timer = self._timers.pop((row.key, row.permission_id), None)
+            if timer is not None:
+                timer.cancel()
             return
-        self._wait(live.row.session_id, row)
+        self._start_timer(live.row.session_id, row)
         if live.row.settings is not None and row.kind == "permission":
             self._tasks.start_soon(self._apply, live.row, row)
 
-    def _wait(self, session_id: str, row: PermissionRow) -> None:
+    def _start_timer(self, session_id: str, row: PermissionRow) -> None:
         known = (row.key, row.permission_id)
-        if row.expires_at is None or known in self._number_of:
+        if row.expires_at is None or known in self._timers:
             return
         # For a request from before a restart, the elapsed time is that of the wall clock, which may have
         # jumped: the remaining time is at most the whole timeout.
         whole = row.expires_at - row.requested_at
         left = min(max(row.expires_at - time.time_ns() // 1_000_000, 0), whole) / 1000
-        number = next(self._numbers)
-        self._number_of[known] = number
-        self._pending[number] = (session_id, row)
-        heapq.heappush(self._due, (anyio.current_time() + left, number))
-        self._changed.set()
+        self._timers[known] = asyncio.get_running_loop().call_later(left, self._expire, session_id, row)
 
-    def _prune(self) -> None:
-        # Remove the timers of answered requests when they are the majority, so that memory stays bounded.
-        if len(self._due) > 2 * len(self._pending) + 16:
-            self._due = [due for due in self._due if due[1] in self._pending]
-            heapq.heapify(self._due)
-
-    async def _expire(self) -> None:
-        while True:
-            self._changed = anyio.Event()
-            now = anyio.current_time()
-            while self._due and self._due[0][0] <= now:
-                _, number = heapq.heappop(self._due)
-                found = self._pending.pop(number, None)
-                if found is not None and self._tasks is not None:
-                    session_id, row = found
-                    self._number_of.pop((row.key, row.permission_id), None)
-                    self._tasks.start_soon(self._expire_request, session_id, row)
-            left = self._due[0][0] - anyio.current_time() if self._due else None
-            with anyio.move_on_after(left):
-                await self._changed.wait()
+    def _expire(self, session_id: str, row: PermissionRow) -> None:
+        del self._timers[row.key, row.permission_id]
+        if self._tasks is not None:
+            self._tasks.start_soon(self._expire_request, session_id, row)
 
     async def _apply(self, session: SessionRow, row: PermissionRow) -> None:
         policy = policy_of(session)

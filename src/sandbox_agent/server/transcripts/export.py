@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Literal
 
 import anyio.to_thread
@@ -31,18 +31,10 @@ PAGE_BYTES = 64 * 1024
 CHUNK_CHARACTERS = 128 * 1024
 
 
-def render(renderer: TemplateRenderer, info: SessionInfo, pages: Iterable[Sequence[bytes]]) -> Iterator[str]:
-    """Render encoded events."""
-    builder = TranscriptBuilder()
-    yield from renderer.begin(info)
-    for page in pages:
-        yield from _render_events(renderer, builder, page)
-    yield from _render_end(renderer, builder)
-
-
-def _render_events(
+def render_events(
     renderer: TemplateRenderer, builder: TranscriptBuilder, events: Iterable[bytes]
 ) -> Iterator[str]:
+    """Render the entries that encoded events complete."""
     for data in events:
         try:
             entries = builder.add(decode_event(data))
@@ -52,7 +44,8 @@ def _render_events(
             yield from renderer.entry(entry)
 
 
-def _render_end(renderer: TemplateRenderer, builder: TranscriptBuilder) -> Iterator[str]:
+def render_end(renderer: TemplateRenderer, builder: TranscriptBuilder) -> Iterator[str]:
+    """Render the entries that are still open, and the end of the transcript."""
     for entry in builder.finish():
         yield from renderer.entry(entry)
     yield from renderer.end()
@@ -82,10 +75,10 @@ async def export(
         yield chunk
     async for page in _read_pages(store, row):
         async for chunk in _encode_in_thread(
-            _render_events(renderer, builder, [event.data for event in page])
+            render_events(renderer, builder, [event.data for event in page])
         ):
             yield chunk
-    async for chunk in _encode_in_thread(_render_end(renderer, builder)):
+    async for chunk in _encode_in_thread(render_end(renderer, builder)):
         yield chunk
 
 
