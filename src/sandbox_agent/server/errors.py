@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox_agent.errors import ServerSessionNotFoundError
+from sandbox_agent.errors import ServerSessionNotFoundError, SessionAlreadyExistsError
 
 
 def session_not_found(session_id: str) -> ServerSessionNotFoundError:
@@ -10,3 +10,8 @@ def session_not_found(session_id: str) -> ServerSessionNotFoundError:
     return ServerSessionNotFoundError(
         f"session not found: {session_id}: it was deleted or never created", sessionId=session_id
     )
+
+
+def session_exists(session_id: str) -> SessionAlreadyExistsError:
+    """Return the error for the creation of a session whose name is used."""
+    return SessionAlreadyExistsError(f"session '{session_id}' exists: use it, or choose another name")

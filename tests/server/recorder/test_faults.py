@@ -327,7 +327,7 @@ async def test_sessions_that_nobody_uses_do_not_stay_in_memory(store: FaultyStor
 async def test_an_agent_that_makes_sessions_for_ever_gets_a_bounded_number(
     store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("sandbox_agent.server.recorder.connections.Router", partial(Router, max_sessions=50))
+    monkeypatch.setattr("sandbox_agent.server.recorder.worker.Router", partial(Router, max_sessions=50))
     with anyio.fail_after(60):
         async with Recorder(store).run() as recorder:
             tap = recorder.tap("e", "s", "mock")

@@ -66,13 +66,18 @@ class Policy(msgspec.Struct, frozen=True):
     timeout_seconds: float | None = None
 
 
-def policy_of(row: SessionRow) -> Policy:
-    """Return a session's policy; one that the server does not drive asks."""
-    if row.settings is None:
-        return Policy()
+def stored_request(row: SessionRow) -> CreateSessionRequest | None:
+    """Return the request that a session was created with; None if there was none, or it can't be read."""
     try:
-        settings = _settings.decode(row.settings)
-    except msgspec.DecodeError:  # a newer version wrote what this one can't read: people decide
+        return _settings.decode(row.settings) if row.settings is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # by a newer version
+        return None
+
+
+def policy_of(row: SessionRow) -> Policy:
+    """Return a session's policy. One that the server does not drive asks; so does one that can't be read."""
+    settings = stored_request(row)
+    if settings is None:
         return Policy()
     mode = row.permission_mode or settings.permission_mode or ""
     return Policy(

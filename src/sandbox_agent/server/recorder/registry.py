@@ -1,9 +1,10 @@
-"""The sessions in memory: how they get there, under which names, and how long they stay."""
+"""The sessions in memory: how they are loaded from the store, under which names, and how long they stay."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
@@ -11,18 +12,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from sandbox_agent.engine.project import Projector
-from sandbox_agent.errors import SessionAlreadyExistsError
+from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import SessionRow, SessionStore
-from sandbox_agent.server.errors import session_not_found
+from sandbox_agent.server.errors import session_exists, session_not_found
 from sandbox_agent.server.recorder.projection import Projection
 from sandbox_agent.server.recorder.published_session import PublishedSession, TailMemory
-from sandbox_agent.server.recorder.reload import load
+from sandbox_agent.server.recorder.rows import turn_id_of
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.universal import UniversalEvent
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How many sessions that nothing uses stay in memory.
 RECENT = 64
 MAX_NAME = 200
+PAGE_ENVELOPES = 500
+# How many of the newest turns are searched for one that still runs.
+TURNS = 64
 _NOT_IN_PATHS = re.compile(r"[^A-Za-z0-9._~:@-]")
 
 
@@ -32,7 +41,7 @@ class RecordedSession(PublishedSession):
     Attributes:
         projection: the recorder's; ahead of what is published.
         interrupted: something was open when the server ended, and must be closed first.
-        lost_turns: turns of then that only their rows know.
+        lost_turns: turns that run according to their rows, and of which the projection knows nothing.
     """
 
     def __init__(
@@ -92,10 +101,33 @@ class SessionRegistry:
         row = await self._store.session(name)
         if row is None or self.is_forgotten(row.key):
             raise session_not_found(name)
-        loaded = await load(self._store, row)
-        session = RecordedSession(row, loaded.projection, self._store, self.tails)
-        session.interrupted = loaded.interrupted
-        session.lost_turns = loaded.lost_turns
+        # The projection as it was when the newest row was stored, ready for more envelopes.
+        store = self._store
+        projector, time_ms = await _project_again(store, row)
+        turns = await store.turns(row.key, limit=TURNS)
+        projection = Projection(
+            copy.copy(row),
+            projector,
+            time_ms=max(time_ms, row.updated_at),
+            turn_number=turns[-1].number if turns else 0,
+        )
+        session = RecordedSession(row, projection, store, self.tails)
+        known = projector.open_turns
+        for turn_id in known:
+            turn = await store.turn(row.key, turn_id=turn_id)
+            if turn is not None:
+                projection.turns[turn_id] = turn
+        for name in (*projector.pending_permissions, *projector.pending_questions):
+            request = await store.permission(row.key, name)
+            if request is not None:
+                projection.requests[name] = request
+        for turn in turns:
+            if turn.state == "running" and turn.turn_id not in known:
+                projection.turns[turn.turn_id] = turn
+                session.lost_turns.append(turn.turn_id)
+        state = projector.snapshot()
+        opened = any(state[name] for name in ("turns", "permissions", "questions", "texts", "tools"))
+        session.interrupted = opened or bool(session.lost_turns)
         return session
 
     async def make(self, row: SessionRow) -> tuple[RecordedSession, list[UniversalEvent]]:
@@ -171,12 +203,12 @@ class SessionRegistry:
             PersistError: the store failed.
         """
         if self._is_used(name):
-            raise _already_exists(name)
+            raise session_exists(name)
         self._reserved.add(name)
         try:
             async with self.lock(name):
                 if await self._store.session(name) is not None:
-                    raise _already_exists(name)
+                    raise session_exists(name)
                 yield
         finally:
             self._reserved.discard(name)
@@ -190,10 +222,6 @@ class SessionRegistry:
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
         return lock
-
-
-def _already_exists(name: str) -> SessionAlreadyExistsError:
-    return SessionAlreadyExistsError(f"session '{name}' exists: use it, or choose another name")
 
 
 def _started_metadata(row: SessionRow) -> dict[str, Any]:
@@ -210,3 +238,47 @@ def _started_metadata(row: SessionRow) -> dict[str, Any]:
         "variant": row.variant,
     }
     return {name: value for name, value in metadata.items() if value is not None}
+
+
+async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projector, int]:
+    """Return the projector of the newest snapshot, with the envelopes after it projected again."""
+    projector: Projector | None = None
+    after = 0
+    time_ms = 0
+    snapshot = await store.snapshot(row.key)
+    if snapshot is not None:
+        try:
+            projector = Projector.restore(loads(snapshot.data))
+            after = snapshot.envelope
+        except (msgspec.ValidationError, InvalidEnvelopeError) as error:
+            logger.warning("the snapshot of session %s can't be read (%s)", row.session_id, error)
+    if projector is None:
+        projector = Projector(row.session_id, native_session_id=row.native_session_id)
+    try:
+        while after < row.last_envelope:
+            envelopes = await store.envelopes(row.key, after=after, limit=PAGE_ENVELOPES)
+            if not envelopes:
+                break
+            for envelope in envelopes:
+                prompted = row.managed and envelope.sender == "client"
+                subject_id = turn_id_of(envelope.data) if prompted else None
+                projector.feed(envelope.sender, envelope.data, envelope.time, subject_id=subject_id)
+                time_ms = envelope.time
+            after = envelopes[-1].index
+    except PersistError:
+        raise
+    except Exception:  # the boundary: the session continues without what was open
+        logger.exception("session %s can't be projected again", row.session_id)
+    if projector.sequence != row.last_sequence:
+        logger.warning(
+            "session %s continues without what was open: projected again it has %d events, stored are %d",
+            row.session_id,
+            projector.sequence,
+            row.last_sequence,
+        )
+        projector = Projector(
+            row.session_id,
+            native_session_id=row.native_session_id,
+            first_sequence=row.last_sequence + 1,
+        )
+    return projector, time_ms

@@ -9,6 +9,7 @@ import msgspec
 
 from sandbox_agent.engine.route import Reply
 from sandbox_agent.persist.store import SessionRow, TurnRow
+from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import UsageInfo
@@ -30,12 +31,6 @@ _REPORTING = frozenset(
 )
 
 
-class _Settings(msgspec.Struct):
-    """The part of the request that created a session which matters here."""
-
-    title: str | None = None
-
-
 class SessionMetadata:
     """Keeps a session's row up to date with what its agent reports.
 
@@ -45,7 +40,9 @@ class SessionMetadata:
 
     def __init__(self, row: SessionRow) -> None:
         self._row = row
-        self._named = _was_named(row)
+        # The title that a user gave the session, which the agent's own does not replace.
+        request = stored_request(row)
+        self._named = request is not None and request.title is not None
         self._usage = _read_usage(row.usage)
         self._before: dict[str, dict[str, float]] = {}
 
@@ -150,11 +147,3 @@ def _read_usage(usage: bytes | None) -> UsageInfo:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             return msgspec.json.decode(usage, type=UsageInfo)
     return UsageInfo()
-
-
-def _was_named(row: SessionRow) -> bool:
-    """Return whether a user gave the session its title, which the agent's own does not replace."""
-    try:
-        return msgspec.json.decode(row.settings or b"{}", type=_Settings).title is not None
-    except msgspec.DecodeError:  # written by a version that this one does not know
-        return False

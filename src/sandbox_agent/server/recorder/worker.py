@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
 from sandbox_agent.engine.project import Projector
-from sandbox_agent.engine.route import Held, Route
+from sandbox_agent.engine.route import Held, Route, Router
 from sandbox_agent.errors import PersistError, SandboxAgentError
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
-from sandbox_agent.server.recorder.connections import Connection, Connections
-from sandbox_agent.server.recorder.pace import Pace
-from sandbox_agent.server.recorder.queue import Binding, Closing, Entry, Envelopes, RecorderQueue
+from sandbox_agent.server.recorder.queue import Binding, Closing, Entry, Envelopes, Pace, RecorderQueue, Tap
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
 from sandbox_agent.server.recorder.rows import Row, turn_id_of
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
@@ -38,6 +37,21 @@ BATCH_BYTES = 1 * 1024 * 1024
 GARBAGE_SESSIONS = 16
 
 
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """What the recorder knows of one connection.
+
+    Attributes:
+        router: finds the session of an envelope.
+        sessions: the open ones by the agent's id of them; the one that was opened last is at the end.
+        bound: the session that new ones belong to.
+    """
+
+    router: Router = field(default_factory=lambda: Router())
+    sessions: dict[str, RecordedSession] = field(default_factory=dict[str, RecordedSession])
+    bound: RecordedSession | None = None
+
+
 class Worker:
     """Projects envelopes and runs jobs, in the order of the queue.
 
@@ -45,7 +59,6 @@ class Worker:
 
     Attributes:
         busy: whether it works on something that the queue does not hold any more.
-        connections: those that are recorded.
 
     Args:
         queue: where entries come from.
@@ -53,7 +66,6 @@ class Worker:
         committer: where rows go.
         store: for what is not in memory.
         clock: the time in milliseconds since the epoch.
-        pace: limits how much of the event loop it takes.
     """
 
     def __init__(
@@ -63,16 +75,15 @@ class Worker:
         committer: Committer,
         store: SessionStore,
         clock: Callable[[], int],
-        pace: Pace,
     ) -> None:
         self.busy: bool = False
-        self.connections: Connections = Connections()
+        self._connections: dict[Tap, _Connection] = {}
         self._queue = queue
         self._registry = registry
         self._committer = committer
         self._store = store
         self._clock = clock
-        self._pace = pace
+        self._pace = Pace()
         self._rows: dict[RecordedSession, list[Row]] = {}
 
     @property
@@ -82,9 +93,10 @@ class Worker:
 
     def uses(self, session: RecordedSession) -> bool:
         """Return whether a connection has the session open, or rows of it are not stored."""
-        return (
-            self.connections.has_open(session) or session in self._rows or self._committer.has_rows(session)
-        )
+        return self._is_open(session) or session in self._rows or self._committer.has_rows(session)
+
+    def _is_open(self, session: RecordedSession) -> bool:
+        return any(session in connection.sessions.values() for connection in self._connections.values())
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -113,13 +125,22 @@ class Worker:
         if isinstance(entry, Envelopes):
             await self._record(entry)
         elif isinstance(entry, Binding):
-            self.connections.bind(entry.tap, entry.session)
+            connection = self._connection(entry.tap)
+            connection.bound = entry.session
+            connection.router.bind()
         elif isinstance(entry, Closing):
-            for session in self.connections.close(entry.tap):
-                if session.projection.projector.open_turns:
+            connection = self._connections.pop(entry.tap, None)
+            for session in dict.fromkeys(connection.sessions.values() if connection else ()):
+                if session.projection.projector.open_turns and not self._is_open(session):
                     await self.add_events(session, _lost_agent)
         else:
             await entry.run()
+
+    def _connection(self, tap: Tap) -> _Connection:
+        connection = self._connections.get(tap)
+        if connection is None:
+            connection = self._connections[tap] = _Connection()
+        return connection
 
     async def _yield(self) -> None:
         """Let other tasks run, and wait while the committer has enough."""
@@ -146,7 +167,7 @@ class Worker:
 
     async def _record(self, entry: Envelopes) -> None:
         lines = entry.data.split(b"\n")
-        connection = self.connections.get(entry.tap)
+        connection = self._connection(entry.tap)
         try:
             for start in range(0, len(lines), SLICE):
                 some = lines[start : start + SLICE] if len(lines) > SLICE else lines
@@ -179,7 +200,7 @@ class Worker:
         )
 
     async def _record_special(
-        self, connection: Connection, entry: Envelopes, line: bytes, to: str | Route
+        self, connection: _Connection, entry: Envelopes, line: bytes, to: str | Route
     ) -> None:
         """Record an envelope that is not simply its open session's; one of no session is not kept."""
         route = Route(to) if isinstance(to, str) else to
@@ -201,10 +222,10 @@ class Worker:
         if route.reply is not None:
             session.projection.add_reply(route.reply, line)
         if route.closed and route.native is not None:
-            self.connections.remove(connection, route.native)
+            connection.sessions.pop(route.native, None)
 
     async def _session_of(
-        self, connection: Connection, entry: Envelopes, route: Route
+        self, connection: _Connection, entry: Envelopes, route: Route
     ) -> RecordedSession | None:
         if route.native is None:
             return connection.bound if route.bound else None
@@ -212,7 +233,7 @@ class Worker:
         if session is None:
             bound = connection.bound if route.bound else None
             session = bound or await self._find(entry, route.native, route.before)
-            self.connections.add(connection, route.native, session)
+            connection.sessions[route.native] = session
             row = session.projection.row
             row.server_id = entry.tap.server_id
             if bound is not None or row.native_session_id is None:
@@ -233,7 +254,7 @@ class Worker:
                 projection.turn_number = max(projection.turn_number, newest[-1].number)
         self._project(session, entry, line, subject_id=turn_id)
 
-    def _project_in_all(self, connection: Connection, entry: Envelopes, line: bytes) -> None:
+    def _project_in_all(self, connection: _Connection, entry: Envelopes, line: bytes) -> None:
         sessions = list(dict.fromkeys(connection.sessions.values()))
         if b'"_adapter/invalid_stdout"' in line[:200]:
             sessions = sessions[-GARBAGE_SESSIONS:]
@@ -320,7 +341,12 @@ class Worker:
     async def forget(self, session: RecordedSession) -> None:
         """Record nothing for a session any more; a connection that continues it makes a new one."""
         self._registry.drop(session)
-        self.connections.forget(session)
+        for connection in self._connections.values():
+            for native in [native for native, opened in connection.sessions.items() if opened is session]:
+                del connection.sessions[native]
+                connection.router.forget(native)
+            if connection.bound is session:
+                connection.bound = None
 
     # the store
 

@@ -38,7 +38,6 @@ from sandbox_agent.server.routes.session_helpers import (
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.transcripts import FORMATS, export
 from sandbox_agent.wire.sessions import (
-    MAX_TEXT,
     CreateSessionRequest,
     CreateSessionResponse,
     SessionInfo,
@@ -105,21 +104,7 @@ async def create_session(request: Request) -> Response:
     session_id = session_id_of(request)
     state = state_of(request)
     body = await read_json(request, CreateSessionRequest, state.config.max_body_bytes)
-    _check(body)
     return json_response(await state.sessions.create(session_id, body))
-
-
-def _check(body: CreateSessionRequest) -> None:
-    for name in ("agent", "agent_mode", "permission_mode", "model", "variant", "agent_version", "directory"):
-        value: str | None = getattr(body, name)
-        if value is not None and (len(value) > MAX_TEXT or not value.isprintable()):
-            raise InvalidRequestError(
-                f"invalid request: {name} must be at most {MAX_TEXT} printable characters"
-            )
-    if not body.agent:
-        raise InvalidRequestError("invalid request: agent must be the id of an agent")
-    if body.title is not None and len(body.title) > MAX_TEXT:
-        raise InvalidRequestError(f"invalid request: title must be at most {MAX_TEXT} characters")
 
 
 @Operation(

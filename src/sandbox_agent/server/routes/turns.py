@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -38,18 +35,10 @@ from sandbox_agent.server.state import state_of
 from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
 from sandbox_agent.server.streams.session_views import TurnView
 from sandbox_agent.server.streams.viewers import Viewer
-from sandbox_agent.wire.sessions import MAX_BLOCKS, MessageRequest
+from sandbox_agent.wire.sessions import MessageRequest
 
 TURN_HEADER = "sandbox-agent-turn"
 MAX_KEY = 255
-# The required members of ACP's content blocks. Blocks of unknown types are accepted.
-_REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
-    "text": {"text": str},
-    "image": {"data": str, "mimeType": str},
-    "audio": {"data": str, "mimeType": str},
-    "resource_link": {"uri": str, "name": str},
-    "resource": {"resource": dict},
-}
 
 _KEY = Parameter(
     "Idempotency-Key",
@@ -141,39 +130,10 @@ async def _send(request: Request) -> TurnRow:
             f"invalid request: Idempotency-Key must be 1 to {MAX_KEY} printable characters"
         )
     body = await read_json(request, MessageRequest, state.config.max_body_bytes)
-    return await state.sessions.message(session_id, _prompt(body), idempotency_key=key)
-
-
-def _prompt(body: MessageRequest) -> list[dict[str, Any]]:
-    """Return the message as ACP content blocks.
-
-    Raises:
-        InvalidRequestError: it is empty, or a block is invalid.
-    """
     message = body.message
     if isinstance(message, str):
         message = [{"type": "text", "text": message}] if message else []
-    if not message:
-        raise InvalidRequestError("invalid request: the message is empty")
-    if len(message) > MAX_BLOCKS:
-        raise InvalidRequestError(f"invalid request: a message has at most {MAX_BLOCKS} content blocks")
-    for number, block in enumerate(message):
-        kind: object = block.get("type")
-        if not isinstance(kind, str):
-            raise InvalidRequestError(
-                f"invalid request: message[{number}] is not an ACP content block: it has no type"
-            )
-        for member, expected in _REQUIRED_MEMBERS.get(kind, {}).items():
-            if not isinstance(block.get(member), expected):
-                what = "an object" if expected is dict else "a string"
-                raise InvalidRequestError(
-                    f"invalid request: message[{number}].{member} of a block of type {kind} must be {what}"
-                )
-    try:
-        msgspec.json.encode(message)
-    except (RecursionError, ValueError, OverflowError):
-        raise InvalidRequestError("invalid request: the message is nested too deeply") from None
-    return message
+    return await state.sessions.message(session_id, message, idempotency_key=key)
 
 
 OPERATIONS = (

@@ -12,37 +12,39 @@ import msgspec
 
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.persist.store import SessionRow
 from sandbox_agent.server.permissions.policies import check_policy
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
-from sandbox_agent.wire.sessions import CreateSessionRequest
+from sandbox_agent.wire.sessions import MAX_BLOCKS, MAX_TEXT, CreateSessionRequest
 
-MAX_ID = 256
-
-
-def check_id(session_id: str) -> None:
-    """Check the name of a session.
-
-    Raises:
-        InvalidRequestError: the name is empty, too long, or not printable.
-    """
-    if not session_id or len(session_id) > MAX_ID or not session_id.isprintable():
-        raise InvalidRequestError(
-            f"invalid request: a session id has 1 to {MAX_ID} characters, all of them printable"
-        )
+# The required members of ACP's content blocks. Blocks of unknown types are accepted.
+_REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
+    "text": {"text": str},
+    "image": {"data": str, "mimeType": str},
+    "audio": {"data": str, "mimeType": str},
+    "resource_link": {"uri": str, "name": str},
+    "resource": {"resource": dict},
+}
 
 
-def check_create(session_id: str, request: CreateSessionRequest) -> str:
+def check_create(request: CreateSessionRequest) -> str:
     """Check a create request as far as that needs no agent, and return the agent's working directory.
 
     Raises:
-        InvalidRequestError: the id, a directory, or the permission rules are invalid, or the agent's mode
-            contradicts the permission mode.
+        InvalidRequestError: a member or the permission rules are invalid, or the agent's mode contradicts
+            the permission mode.
         ModeNotSupportedError: there is no such permission mode.
         UnsupportedAgentError: there is no such agent.
         AgentNotInstalledError: the agent is not installed.
     """
-    check_id(session_id)
+    for name in ("agent", "agent_mode", "permission_mode", "model", "variant", "agent_version", "directory"):
+        value: str | None = getattr(request, name)
+        if value is not None and (len(value) > MAX_TEXT or not value.isprintable()):
+            raise InvalidRequestError(
+                f"invalid request: {name} must be at most {MAX_TEXT} printable characters"
+            )
+    if not request.agent:
+        raise InvalidRequestError("invalid request: agent must be the id of an agent")
+    if request.title is not None and len(request.title) > MAX_TEXT:
+        raise InvalidRequestError(f"invalid request: title must be at most {MAX_TEXT} characters")
     check_policy(request)
     for name, value in (
         ("agentMode", request.agent_mode),
@@ -72,17 +74,32 @@ def _check_directory(name: str, directory: str) -> str:
     return str(folder)
 
 
-def check_prompt(prompt: list[dict[str, Any]]) -> None:
-    """Check the content blocks of a prompt.
+def check_prompt(message: list[dict[str, Any]]) -> None:
+    """Check the content blocks of a message.
 
     Raises:
-        InvalidRequestError: the prompt is empty, or a block has no type.
+        InvalidRequestError: it is empty, or a block is invalid.
     """
-    if not prompt or not all(isinstance(block.get("type"), str) for block in prompt):
-        raise InvalidRequestError(
-            "invalid request: a message is a text, or a list of ACP content blocks with a type each, "
-            "and not empty"
-        )
+    if not message:
+        raise InvalidRequestError("invalid request: the message is empty")
+    if len(message) > MAX_BLOCKS:
+        raise InvalidRequestError(f"invalid request: a message has at most {MAX_BLOCKS} content blocks")
+    for number, block in enumerate(message):
+        kind: object = block.get("type")
+        if not isinstance(kind, str):
+            raise InvalidRequestError(
+                f"invalid request: message[{number}] is not an ACP content block: it has no type"
+            )
+        for member, expected in _REQUIRED_MEMBERS.get(kind, {}).items():
+            if not isinstance(block.get(member), expected):
+                what = "an object" if expected is dict else "a string"
+                raise InvalidRequestError(
+                    f"invalid request: message[{number}].{member} of a block of type {kind} must be {what}"
+                )
+    try:
+        msgspec.json.encode(message)
+    except (RecursionError, ValueError, OverflowError):
+        raise InvalidRequestError("invalid request: the message is nested too deeply") from None
 
 
 def digest_of(prompt: list[dict[str, Any]]) -> bytes:
@@ -90,22 +107,11 @@ def digest_of(prompt: list[dict[str, Any]]) -> bytes:
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
 
 
-def session_params(request: CreateSessionRequest, directory: str) -> dict[str, Any]:
-    """Return the params of session/new that a request asks for.
-
-    Args:
-        request: the request that creates the session.
-        directory: the agent's working directory.
-    """
-    params: dict[str, Any] = {"cwd": directory, "mcpServers": request.mcp_servers or []}
-    if request.additional_directories:
-        params["additionalDirectories"] = request.additional_directories
+def session_params(request: CreateSessionRequest | None, directory: str) -> dict[str, Any]:
+    """Return the params of session/new, with what the request that creates the session asks for."""
+    params: dict[str, Any] = {"cwd": directory, "mcpServers": []}
+    if request is not None:
+        params["mcpServers"] = request.mcp_servers or []
+        if request.additional_directories:
+            params["additionalDirectories"] = request.additional_directories
     return params
-
-
-def settings_of(row: SessionRow) -> CreateSessionRequest:
-    """Return the request that a session was created with."""
-    try:
-        return msgspec.convert(loads(row.settings or b"{}"), CreateSessionRequest)
-    except (InvalidEnvelopeError, msgspec.ValidationError):
-        return CreateSessionRequest(agent=row.agent)

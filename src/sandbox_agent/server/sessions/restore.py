@@ -19,10 +19,11 @@ from sandbox_agent.engine.restore import (
 from sandbox_agent.engine.settings import Call
 from sandbox_agent.errors import AcpRpcError, ProblemError, SettingNotConfirmedError
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
+from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, native_id_of, refused
 from sandbox_agent.server.sessions.context import SessionContext
-from sandbox_agent.server.sessions.requests import session_params, settings_of
+from sandbox_agent.server.sessions.requests import session_params
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, chosen_settings, perform
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.members import members
@@ -69,7 +70,7 @@ async def restore(
             agent=client.agent,
             native_id=(row.native_session_id or "") if native else "",
             methods=native_methods(client.initialized),
-            init=session_params(settings_of(row), row.directory or os.getcwd()),  # noqa: PTH109 - a string is sent
+            init=session_params(stored_request(row), row.directory or os.getcwd()),  # noqa: PTH109 - a string is sent
             wanted=chosen.wanted(),
             config_ids=chosen.config_ids,
             permission_mode=chosen.permission_mode,

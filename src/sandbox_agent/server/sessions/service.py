@@ -134,7 +134,7 @@ class Sessions:
             PersistError: the store failed.
         """
         context = self._running()
-        directory = check_create(session_id, request)
+        directory = check_create(request)
         if session_id in self._creating:
             raise _exists(session_id)
         self._creating.add(session_id)
