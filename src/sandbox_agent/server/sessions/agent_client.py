@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -15,10 +16,11 @@ from anyio.abc import TaskGroup
 from sandbox_agent.engine.handshake import auth_method, initialize_params
 from sandbox_agent.engine.project.questions import read_question
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
+from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import SESSION
-from sandbox_agent.server.recorder.registry import RecordedSession
+from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, read_head
 from sandbox_agent.wire.members import members
 
@@ -27,67 +29,45 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 METHOD_NOT_FOUND = -32601
 
 
-class SentRequest:
-    """A request that is recorded and written to the agent."""
+@dataclass(slots=True)
+class SessionContext:
+    """What all sessions that the server drives work with.
 
-    def __init__(self, agent: str, method: str, response: asyncio.Future[bytes]) -> None:
-        self._agent = agent
-        self._method = method
-        self._response = response
+    Attributes:
+        tasks: where turns run.
+        starts: limits how many agents are started again at once.
+        halted: the server is about to end: no turn is started.
+    """
 
-    @property
-    def answer(self) -> Awaitable[dict[str, Any]]:
-        """The result, to be awaited once.
-
-        Raises:
-            AcpRpcError: the agent responded with an error.
-            StreamError: its response can't be read.
-            ProblemError: the agent has ended, or did not respond in time.
-        """
-        return self._read()
-
-    async def _read(self) -> dict[str, Any]:
-        try:
-            response = members(loads(await self._response))
-        except InvalidEnvelopeError as error:
-            raise StreamError(
-                f"stream error: the answer of {self._agent} to {self._method} can't be read: {error}"
-            ) from error
-        failure: Any = response.get("error")
-        if failure is not None:
-            fields = members(failure)
-            code, message = fields.get("code"), fields.get("message")
-            raise AcpRpcError(
-                code if isinstance(code, int) else 0, str(message or failure), fields.get("data")
-            )
-        return members(response.get("result"))
+    recorder: Recorder
+    store: SessionStore
+    bridge: Bridge
+    tasks: TaskGroup
+    starts: anyio.CapacityLimiter
+    halted: bool = False
 
 
 class AgentClient:
     """An agent under a server id of its own; created by ``start``.
 
     Attributes:
+        connection: its connection.
         initialized: the agent's result of initialize.
         native_id: the agent's id of its session, once there is one.
     """
 
-    def __init__(self, bridge: Bridge, connection: AgentConnection, tasks: TaskGroup) -> None:
+    def __init__(self, context: SessionContext, connection: AgentConnection) -> None:
         self.initialized: dict[str, Any] = {}
         self.native_id: str = ""
-        self._bridge = bridge
-        self._connection = connection
-        self._tasks = tasks
+        self.connection = connection
+        self._bridge = context.bridge
+        self._tasks = context.tasks
         self._numbers = itertools.count(1)
         connection.on_request = self._on_request
 
     @classmethod
-    async def start(cls, bridge: Bridge, agent: str, tasks: TaskGroup) -> AgentClient:
+    async def start(cls, context: SessionContext, agent: str) -> AgentClient:
         """Start an agent, initialize it, and authenticate if that needs no user.
-
-        Args:
-            bridge: starts the agent.
-            agent: its id.
-            tasks: where requests that nothing here serves are refused.
 
         Raises:
             ProblemError: it can't be started, or did not respond well in time; then it has been ended.
@@ -95,11 +75,11 @@ class AgentClient:
         # A random name: no client can have chosen it for a connection of its own.
         server_id = f"session-{uuid.uuid4()}"
         try:
-            client = cls(bridge, await bridge.open(server_id, agent), tasks)
+            client = cls(context, await context.bridge.open(server_id, agent))
             await client._initialize()
         except BaseException as error:
             with anyio.CancelScope(shield=True):  # bounded: a timed ladder
-                await bridge.delete(server_id)
+                await context.bridge.delete(server_id)
             if isinstance(error, AcpRpcError):
                 raise refused(agent, "initialize", error) from error
             raise
@@ -118,22 +98,22 @@ class AgentClient:
     @property
     def agent(self) -> str:
         """The agent's id."""
-        return self._connection.agent
+        return self.connection.agent
 
     @property
     def connection_id(self) -> str:
         """The connection, as stored envelopes name it."""
-        return self._connection.feed.epoch
+        return self.connection.feed.epoch
 
     @property
     def alive(self) -> bool:
         """Whether its process runs."""
-        return self._connection.alive
+        return self.connection.alive
 
     def bind(self, session: RecordedSession) -> None:
         """Record the sessions that the agent creates from now on as that one."""
-        if self._connection.tap is not None:
-            self._connection.tap.bind(session)
+        if self.connection.tap is not None:
+            self.connection.tap.bind(session)
 
     async def new_session(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Create a session and return the agent's result.
@@ -154,8 +134,7 @@ class AgentClient:
             StreamError: its response can't be read.
             ProblemError: the agent has ended, or did not respond in time.
         """
-        sent = await self.submit(method, params)
-        return await sent.answer
+        return self.read_result(method, await (await self.submit(method, params)))
 
     async def submit(
         self,
@@ -164,8 +143,8 @@ class AgentClient:
         *,
         request_id: str | None = None,
         stored_first: bool = False,
-    ) -> SentRequest:
-        """Send a request; return when it is recorded and written.
+    ) -> asyncio.Future[bytes]:
+        """Send a request; return its future response when it is recorded and written (see read_result).
 
         Args:
             method: an ACP method.
@@ -174,13 +153,35 @@ class AgentClient:
             stored_first: write it only once the store has it, however long that takes.
 
         Raises:
-            ProblemError: the agent has ended, or does not read its input.
+            ProblemError: the agent has ended, or does not read its input. So does the response.
         """
         name = request_id or f"srv_{next(self._numbers)}"
         line = dumps({"jsonrpc": "2.0", "id": name, "method": method, "params": params})
-        response = await self._connection.submit(SESSION, read_head(line), line, stored_first=stored_first)
+        response = await self.connection.submit(SESSION, read_head(line), line, stored_first=stored_first)
         assert response is not None  # it is a request
-        return SentRequest(self.agent, method, response)
+        return response
+
+    def read_result(self, method: str, response: bytes) -> dict[str, Any]:
+        """Return the result in the response to a request.
+
+        Raises:
+            AcpRpcError: the agent responded with an error.
+            StreamError: the response can't be read.
+        """
+        try:
+            document = members(loads(response))
+        except InvalidEnvelopeError as error:
+            raise StreamError(
+                f"stream error: the answer of {self.agent} to {method} can't be read: {error}"
+            ) from error
+        failure: Any = document.get("error")
+        if failure is not None:
+            fields = members(failure)
+            code, message = fields.get("code"), fields.get("message")
+            raise AcpRpcError(
+                code if isinstance(code, int) else 0, str(message or failure), fields.get("data")
+            )
+        return members(document.get("result"))
 
     async def notify(self, method: str, params: Mapping[str, Any]) -> None:
         """Send a notification.
@@ -189,49 +190,46 @@ class AgentClient:
             ProblemError: the agent has ended, or does not read its input.
         """
         line = dumps({"jsonrpc": "2.0", "method": method, "params": params})
-        await self._connection.send(SESSION, read_head(line), line)
-
-    async def answer(self, client: str, request_id: bytes, result: Mapping[str, Any]) -> bool:
-        """Answer a request of the agent; return False if another answer was first.
-
-        Args:
-            client: the name of the client that answers.
-            request_id: JSON of the request's id.
-            result: the answer.
-
-        Raises:
-            ProblemError: the agent has ended, or does not read its input.
-        """
-        return await answer(self._connection, client, request_id, result)
+        await self.connection.send(SESSION, read_head(line), line)
 
     def _on_request(self, head: Head, line: bytes) -> None:
-        answer = refusal(head, line)
+        answer = _refusal(head, line)
         if answer is not None:
             self._tasks.start_soon(self._refuse, answer)
 
     async def _refuse(self, answer: bytes) -> None:
         try:
-            await self._connection.send(SESSION, read_head(answer), answer)
+            await self.connection.send(SESSION, read_head(answer), answer)
         except ProblemError as error:
             logger.info("agent %s did not read a refusal: %s", self.agent, error)
 
     async def stop(self) -> None:
         """End the agent with all its processes, and remove its connection."""
-        server_id = self._connection.server_id
+        server_id = self.connection.server_id
         try:
-            known = self._bridge.get(server_id) is self._connection
+            known = self._bridge.get(server_id) is self.connection
         except ProblemError:
             known = False
         if known:
             await self._bridge.delete(server_id)
         else:  # a client deleted or reused the id over /v1/acp
-            await self._connection.close()
+            await self.connection.close()
 
 
 async def answer(
     connection: AgentConnection, client: str, request_id: bytes, result: Mapping[str, Any]
 ) -> bool:
-    """Answer an agent's request; return False if another answer was first (see AgentClient.answer)."""
+    """Answer an agent's request; return False if another answer was first.
+
+    Args:
+        connection: the agent's.
+        client: the name of the client that answers.
+        request_id: JSON of the request's id.
+        result: the answer.
+
+    Raises:
+        ProblemError: the agent has ended, or does not read its input.
+    """
     # Nothing is awaited between this check and the moment that the connection counts the answer.
     if not connection.awaits(request_id):
         return False
@@ -241,11 +239,7 @@ async def answer(
 
 
 def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
-    """Return the id of the session that the agent has created.
-
-    Args:
-        agent: the agent's id.
-        result: its result of session/new.
+    """Return the id of the session that the agent has created, from its result of session/new.
 
     Raises:
         StreamError: the agent breaks the protocol.
@@ -265,13 +259,8 @@ def refused(agent: str, method: str, error: AcpRpcError) -> StreamError:
     )
 
 
-def refusal(head: Head, line: bytes) -> bytes | None:
-    """Return the refusal of an agent's request that nothing here serves; None if it is for the user.
-
-    Args:
-        head: the request's head.
-        line: the whole request.
-    """
+def _refusal(head: Head, line: bytes) -> bytes | None:
+    """Return the refusal of an agent's request that nothing here serves; None if it is for the user."""
     method = head.method or ""
     if method == "session/request_permission":
         return None

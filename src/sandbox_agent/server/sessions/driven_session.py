@@ -20,16 +20,18 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.store import Changes, TurnRow
+from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.recorder import RecordedSession
-from sandbox_agent.server.sessions.agent_client import AgentClient
-from sandbox_agent.server.sessions.context import SessionContext
-from sandbox_agent.server.sessions.open_requests import cancel_late_requests, cancel_requests
+from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
+# Answers an open request of a cancelled turn: as a permission's outcome, and as an elicitation's action;
+# each kind of request reads its own.
+_CANCELLED = {"outcome": {"outcome": "cancelled"}, "action": "cancel"}
 # How many messages may wait for the turns before them.
 MAX_WAITING = 32
 # A store that hangs must not keep an agent alive that is to be ended.
@@ -208,7 +210,7 @@ class DrivenSession:
             self._sent = True
             if self._cancelled:  # meanwhile
                 self._context.tasks.start_soon(self._cancel_late, turn, client)
-            await sent.answer
+            client.read_result("session/prompt", await sent)
         except AcpRpcError:
             return None  # recorded like any answer; the agent may not have read the replay
         except ProblemError as error:
@@ -236,7 +238,7 @@ class DrivenSession:
             return self._client
 
     async def _restored(self, session: RecordedSession, *, native: bool) -> tuple[AgentClient, str | None]:
-        client = await AgentClient.start(self._context.bridge, session.row.agent, self._context.tasks)
+        client = await AgentClient.start(self._context, session.row.agent)
         try:
             client.bind(session)
             replay = await restore(client, session, self._context, native=native)
@@ -275,11 +277,27 @@ class DrivenSession:
             logger.info("session %s could not be cancelled: %s", self.session_id, error)
             return  # the turn ends with its agent
         session = await self._session()
-        await cancel_requests(self._context.recorder, session, client)
+        await self._cancel_requests(session, client)
         if not again:
-            self._context.tasks.start_soon(
-                cancel_late_requests, self._context.recorder, session, client, lambda: self._turn is turn
-            )
+            self._context.tasks.start_soon(self._cancel_late_requests, session, client, turn)
+
+    async def _cancel_requests(self, session: RecordedSession, client: AgentClient) -> None:
+        """Answer all open requests of the agent with "cancelled", which ACP demands."""
+        for request_id in await self._context.recorder.open_requests(session):
+            await answer(client.connection, CANCELLATION, request_id.encode(), _CANCELLED)
+
+    async def _cancel_late_requests(
+        self, session: RecordedSession, client: AgentClient, turn: TurnRow
+    ) -> None:
+        """Answer what the agent requests before it has read the cancellation, until the turn has ended."""
+        try:
+            while self._turn is turn and client.alive and not session.finished:
+                sequence = session.row.last_sequence
+                await self._cancel_requests(session, client)
+                if self._turn is turn:
+                    await session.wait_beyond(sequence)
+        except SandboxAgentError as error:
+            logger.info("session %s: %s", self.session_id, error)
 
     # termination
 

@@ -21,8 +21,7 @@ from sandbox_agent.errors import AcpRpcError, ProblemError, SettingNotConfirmedE
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
 from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession
-from sandbox_agent.server.sessions.agent_client import AgentClient, native_id_of, refused
-from sandbox_agent.server.sessions.context import SessionContext
+from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, native_id_of, refused
 from sandbox_agent.server.sessions.requests import session_params
 from sandbox_agent.server.sessions.settings import MODE, MODEL, VARIANT, chosen_settings, perform
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError

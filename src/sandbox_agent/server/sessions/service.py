@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from sandbox_agent.errors import (
-    ConflictError,
-    NotFoundError,
-    SandboxAgentError,
-    SessionAlreadyExistsError,
-    StreamError,
-)
+from sandbox_agent.errors import AcpRpcError, ConflictError, NotFoundError, SandboxAgentError, StreamError
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.sessions.agent_client import answer
-from sandbox_agent.server.sessions.context import SessionContext
-from sandbox_agent.server.sessions.create import create_session
+from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.errors import session_exists
+from sandbox_agent.server.recorder import RecordedSession, Recorder
+from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
 from sandbox_agent.server.sessions.driven_session import DrivenSession
-from sandbox_agent.server.sessions.requests import check_create, check_prompt
+from sandbox_agent.server.sessions.requests import check_create, check_prompt, session_params
+from sandbox_agent.server.sessions.settings import (
+    MODE,
+    MODEL,
+    VARIANT,
+    chosen_settings,
+    set_chosen,
+    stored_settings,
+)
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
-
-if TYPE_CHECKING:
-    from sandbox_agent.server.agents.connection import AgentConnection
-    from sandbox_agent.server.recorder.recorder import Recorder
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -36,6 +36,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 STARTS = 8
 # How long a delete waits until the agent's end is stored.
 DELETE_SECONDS = 10.0
+# How long a failed creation waits for the store to erase the session.
+ERASE_SECONDS = 10.0
 
 
 class Sessions:
@@ -136,12 +138,12 @@ class Sessions:
         context = self._running()
         directory = check_create(request)
         if session_id in self._creating:
-            raise _exists(session_id)
+            raise session_exists(session_id)
         self._creating.add(session_id)
         try:
             if await self._store.session(session_id) is not None:
-                raise _exists(session_id)
-            driven, session = await create_session(context, session_id, request, directory)
+                raise session_exists(session_id)
+            driven, session = await _create_session(context, session_id, request, directory)
             self._driven_sessions[session.row.key] = driven
             return CreateSessionResponse(healthy=True, native_session_id=session.row.native_session_id)
         finally:
@@ -256,5 +258,79 @@ class Sessions:
         return next((each for each in running if each.feed.epoch == connection_id), None)
 
 
-def _exists(session_id: str) -> SessionAlreadyExistsError:
-    return SessionAlreadyExistsError(f"session '{session_id}' exists: use it, or choose another name")
+async def _create_session(
+    context: SessionContext, session_id: str, request: CreateSessionRequest, directory: str
+) -> tuple[DrivenSession, RecordedSession]:
+    """Start the agent, create its session, store it and make the requested settings.
+
+    Raises:
+        ProblemError: the agent can't be started, refuses, or lacks a setting; then the agent is ended and
+            there is no session.
+        PersistError: the store failed; the same.
+    """
+    client = await AgentClient.start(context, request.agent)
+    try:
+        session = await context.recorder.create(_row(session_id, request, directory))
+        try:
+            await _set_up(context, client, session, request, directory)
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(ERASE_SECONDS):
+                await _erase(context, session)
+            raise
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):  # bounded: a timed ladder
+            await client.stop()
+        if isinstance(error, AcpRpcError):
+            raise refused(request.agent, "session/new", error) from error
+        raise
+    return DrivenSession(context, session_id, client), session
+
+
+def _row(session_id: str, request: CreateSessionRequest, directory: str) -> SessionRow:
+    now = time.time_ns() // 1_000_000
+    return SessionRow(
+        key=0,  # set by the recorder
+        session_id=session_id,
+        agent=request.agent,
+        created_at=now,
+        updated_at=now,
+        managed=True,
+        directory=directory,
+        title=request.title,
+        permission_mode=request.permission_mode or "ask",
+        settings=stored_settings(request),
+    )
+
+
+async def _set_up(
+    context: SessionContext,
+    client: AgentClient,
+    session: RecordedSession,
+    request: CreateSessionRequest,
+    directory: str,
+) -> None:
+    client.bind(session)
+    result = await client.new_session(session_params(request, directory))
+    chosen = chosen_settings(session.row)
+    settings = await set_chosen(client, session, context, result, chosen)
+    await context.recorder.update(
+        session,
+        native_session_id=client.native_id,
+        agent_mode=settings.current(MODE) or "",
+        model=settings.current(MODEL),
+        variant=settings.current(VARIANT),
+        settings=stored_settings(
+            request,
+            mode=settings.mode_for(client.agent, chosen.permission_mode),
+            config_ids=settings.config_ids,
+        ),
+    )
+
+
+async def _erase(context: SessionContext, session: RecordedSession) -> None:
+    try:
+        await context.recorder.delete(session)
+    except SandboxAgentError as error:
+        logger.error(
+            "session %s could not be erased after its creation failed: %s", session.row.session_id, error
+        )

@@ -32,8 +32,7 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow
 from sandbox_agent.server.permissions.policies import permission_mode_of
 from sandbox_agent.server.recorder import RecordedSession
-from sandbox_agent.server.sessions.agent_client import AgentClient, refused
-from sandbox_agent.server.sessions.context import SessionContext
+from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, refused
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
 from sandbox_agent.wire.members import members
 from sandbox_agent.wire.sessions import CreateSessionRequest

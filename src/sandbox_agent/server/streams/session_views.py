@@ -37,11 +37,6 @@ class RawView:
         return self._session.finished
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return events after the cursor, each with its sequence as its id.
-
-        Raises:
-            PersistError: the store failed.
-        """
         return await read_stored(self._session, self._store, cursor, max_bytes, include_raw=True)
 
 
