@@ -6,8 +6,7 @@ import msgspec
 import pytest
 
 from sandbox_agent.agents.catalogue import CATALOGUE
-from sandbox_agent.agents.credentials import credentials_available
-from sandbox_agent.agents.info import ServerStatusInfo, agent_info
+from sandbox_agent.agents.info import ServerStatusInfo, agent_info, credentials_available
 from sandbox_agent.errors import UnsupportedAgentError
 from tests.agents.conftest import Machine
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_agent.agents.catalogue import CATALOGUE
-from sandbox_agent.agents.launch import agent_ids, resolve
-from sandbox_agent.agents.layout import data_dir, launcher_path, native_path
+from sandbox_agent.agents.launch import agent_ids, data_dir, launcher_path, native_path, resolve
 from sandbox_agent.errors import AgentNotInstalledError, UnsupportedAgentError
 from tests.agents.conftest import Machine
 

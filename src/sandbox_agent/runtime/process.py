@@ -18,12 +18,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sandbox_agent.runtime.exit_watcher import watch_exit
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged, signal_tree
 
@@ -140,7 +140,7 @@ class Process:
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
-        watch_exit(child, process._on_exit)
+        _watch_exit(child, process._on_exit)
         return process
 
     @property
@@ -247,3 +247,34 @@ def _open_pipes(program: str) -> list[tuple[int, int]]:
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _watch_exit(child: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> None:
+    """Reap a child when it exits and call ``on_exit`` in the running event loop.
+
+    Nothing else may wait for the child. The return code is that of ``Popen.returncode``.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        handle = os.pidfd_open(child.pid)
+    except (AttributeError, OSError):  # not on Linux, or no descriptor left
+        _watch_in_thread(loop, child, on_exit)
+        return
+
+    def reap() -> None:
+        loop.remove_reader(handle)
+        os.close(handle)
+        on_exit(child.wait())
+
+    loop.add_reader(handle, reap)
+
+
+def _watch_in_thread(
+    loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], on_exit: Callable[[int], None]
+) -> None:
+    def wait() -> None:
+        code = child.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(on_exit, code)
+
+    threading.Thread(target=wait, name="sandbox-agent-exit", daemon=True).start()

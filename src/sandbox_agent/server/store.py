@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import anyio
 
-from sandbox_agent.agents.layout import data_dir
+from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store_url
 from sandbox_agent.persist.segments import FileSegments, SQLiteSegments

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from sandbox_agent.engine.permissions import verdict_outcome
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
-from sandbox_agent.server.permissions.globs import absolute, glob_matches
 from sandbox_agent.server.permissions.policies import (
     PERMISSION_MODES,
     Policy,
+    absolute,
     asked_paths,
     check_policy,
     decide,
     expiry_of,
+    glob_matches,
     policy_of,
 )
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 
 from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.launch import agent_ids
+from sandbox_agent.engine.config_options import find_category
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
 from sandbox_agent.wire.jsonrpc import dumps, loads, read_head
+from sandbox_agent.wire.members import elements, members
+from sandbox_agent.wire.sessions import (
+    AgentModeInfo,
+    AgentModelInfo,
+    AgentModelsResponse,
+    AgentModesResponse,
+)
 
 # An agent that takes longer to report its options is listed with an error instead.
 PROBE_SECONDS = 20.0
@@ -100,15 +109,12 @@ class AgentRegistry:
 
 def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the options in a response to session/new, which may hold anything."""
-    error: Any = document.get("error")
+    error: object = document.get("error")
     if error is not None:
-        reason: Any = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
+        reason = members(error).get("message") if members(error) else error
         raise SandboxAgentError(f"{agent} refused to open a session: {reason}")
-    result: Any = document.get("result")
-    options: Any = cast("dict[str, Any]", result).get("configOptions") if isinstance(result, dict) else None
-    if not isinstance(options, list):
-        return []
-    return [each for each in cast("list[Any]", options) if isinstance(each, dict)]
+    options = elements(members(document.get("result")).get("configOptions"))
+    return [each for each in options if isinstance(each, dict)]
 
 
 async def _request(
@@ -116,3 +122,50 @@ async def _request(
 ) -> bytes | None:
     request = dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
     return await connection.send(UNNAMED, read_head(request), request)
+
+
+def modes_of(options: Sequence[dict[str, Any]]) -> AgentModesResponse:
+    """Return the modes that an agent's options offer, in the form that clients of 0.1 read."""
+    return AgentModesResponse(
+        modes=[
+            AgentModeInfo(
+                id=str(choice["value"]),
+                name=str(choice.get("name") or choice["value"]),
+                description=str(choice.get("description") or ""),
+            )
+            for choice in _choices(find_category(options, "mode"))
+        ]
+    )
+
+
+def models_of(options: Sequence[dict[str, Any]]) -> AgentModelsResponse:
+    """Return the models that an agent's options offer. Its thought levels are the variants of each model."""
+    model = find_category(options, "model")
+    level = find_category(options, "thought_level")
+    variants = [str(choice["value"]) for choice in _choices(level)] or None
+    return AgentModelsResponse(
+        models=[
+            AgentModelInfo(
+                id=str(choice["value"]),
+                name=str(choice["name"]) if choice.get("name") else None,
+                variants=variants,
+                default_variant=_current(level) if variants else None,
+            )
+            for choice in _choices(model)
+        ],
+        default_model=_current(model),
+    )
+
+
+def _choices(option: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the choices of a select option, those in groups included."""
+    found: list[dict[str, Any]] = []
+    for entry in elements(members(option).get("options")):
+        choice = members(entry)
+        found += [members(each) for each in elements(choice.get("options"))] or [choice]
+    return [choice for choice in found if isinstance(choice.get("value"), str)]
+
+
+def _current(option: dict[str, Any] | None) -> str | None:
+    value: object = members(option).get("currentValue")
+    return value if isinstance(value, str) else None

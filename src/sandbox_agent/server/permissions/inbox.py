@@ -107,7 +107,7 @@ class Inbox:
         await self._answer(session, row, result, by)
 
     async def reject_question(self, session_id: str, question_id: str, *, by: str) -> None:
-        """Reject a question: tell the agent that the user declines to answer.
+        """Reject a question: the agent receives that the user declines to answer.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.

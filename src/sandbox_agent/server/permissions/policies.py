@@ -1,9 +1,13 @@
-"""What a session's policy says to a permission request, and until when one may wait: pure decisions."""
+"""A session's policy: how it decides a permission request, and when one expires. No I/O."""
 
 from __future__ import annotations
 
 import math
+import posixpath
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import translate
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +16,6 @@ from sandbox_agent.engine import permissions as engine
 from sandbox_agent.engine.permissions import PermissionMode, Verdict
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
 from sandbox_agent.persist.store import SessionRow
-from sandbox_agent.server.permissions.globs import absolute, glob_matches
 from sandbox_agent.wire.members import elements, members
 from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 
@@ -26,6 +29,7 @@ PERMISSION_MODES: Mapping[str, PermissionMode | Literal["reject"]] = {
 }
 MAX_RULES = 1000
 _MAX_GLOB = 4096
+_ANY_DEPTH = "**"
 # Above a century a timeout means "never", and would only overflow clocks.
 _MAX_SECONDS = 3_153_600_000.0
 _KINDS = frozenset(
@@ -51,13 +55,13 @@ _settings = msgspec.json.Decoder(CreateSessionRequest)
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What a session was told to answer.
+    """How a session's permission requests are answered.
 
     Attributes:
         mode: a permission mode, or "reject".
-        rules: looked at before the mode; the first that matches counts.
-        directory: what relative paths and globs begin in.
-        timeout_seconds: how long a request may wait; None: for ever.
+        rules: checked before the mode; the first that matches counts.
+        directory: the start of relative paths and globs.
+        timeout_seconds: how long a request may wait; None for no limit.
     """
 
     mode: PermissionMode | Literal["reject"] = "ask"
@@ -187,3 +191,50 @@ def _is_glob(path: str) -> bool:
 def _strings(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else elements(value)
     return [each for each in values if isinstance(each, str)]
+
+
+# The standard library's fnmatch matches the segments of a glob; it has no ``**``. wcmatch and pathspec do,
+# but compile a whole pattern to one backtracking expression: with wcmatch 12, a pattern of 40 times ``**/a*``
+# does not end, and would block the event loop. Here the time is bounded by the length of the pattern times
+# that of the path.
+
+
+def absolute(path: str, directory: str | None) -> str:
+    """Return a path as an absolute one without ``.``, ``..`` and repeated slashes."""
+    # normpath keeps two leading slashes, which have a meaning of their own in POSIX
+    return posixpath.normpath("/" + posixpath.join(directory or "/", path).lstrip("/"))
+
+
+def glob_matches(pattern: str, path: str, directory: str | None) -> bool:
+    """Return whether an absolute, normalized path matches a glob.
+
+    ``**`` matches any number of folders, also zero (``/work/**`` matches ``/work``); ``*`` and ``?`` match
+    characters of one name. A pattern that starts with neither ``/`` nor ``**`` is relative to the directory.
+    """
+    if not pattern.startswith(("/", _ANY_DEPTH)):
+        pattern = posixpath.join(directory or "/", pattern)
+    return _match(_segments(pattern), _segments(path))
+
+
+def _segments(path: str) -> list[str]:
+    return [segment for segment in path.split("/") if segment not in {"", "."}]
+
+
+def _match(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    # The prefixes of the path that match the pattern so far; without backtracking, the time is bounded.
+    reached = [True] + [False] * len(names)
+    for part in pattern:
+        if part == _ANY_DEPTH:
+            for position in range(1, len(reached)):
+                reached[position] = reached[position] or reached[position - 1]
+        else:
+            matches = _compiled(part).match
+            reached = [False] + [
+                reached[position] and matches(name) is not None for position, name in enumerate(names)
+            ]
+    return reached[-1]
+
+
+@lru_cache(maxsize=512)
+def _compiled(part: str) -> re.Pattern[str]:
+    return re.compile(translate(part))

@@ -31,8 +31,7 @@ from sandbox_agent.server.http.operations import (
     text_schema,
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
-from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
-from sandbox_agent.server.streams.viewers import Viewer
+from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
 from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 

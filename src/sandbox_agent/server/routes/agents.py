@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.errors import UnsupportedAgentError
-from sandbox_agent.server.agents.agent_options import models_of, modes_of
+from sandbox_agent.server.agents.registry import models_of, modes_of
 from sandbox_agent.server.http.operations import Answer, Operation, Parameter, read_flag, text_schema
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import AgentInfo, AgentListResponse

@@ -31,9 +31,8 @@ from sandbox_agent.server.routes.session_helpers import (
     session_id_of,
 )
 from sandbox_agent.server.state import JsonResponse, state_of
-from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
 from sandbox_agent.server.streams.session_views import RawView
-from sandbox_agent.server.streams.viewers import Viewer
+from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.sessions import EventsResponse
 from sandbox_agent.wire.universal import EVENT_DATA_TYPES

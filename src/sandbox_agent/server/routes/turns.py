@@ -32,9 +32,8 @@ from sandbox_agent.server.routes.session_helpers import (
     session_id_of,
 )
 from sandbox_agent.server.state import state_of
-from sandbox_agent.server.streams.response import EVENT_STREAM, EventStream
 from sandbox_agent.server.streams.session_views import TurnView
-from sandbox_agent.server.streams.viewers import Viewer
+from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
 from sandbox_agent.wire.sessions import MessageRequest
 
 TURN_HEADER = "sandbox-agent-turn"

@@ -15,6 +15,7 @@ from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.permissions.policies import check_policy
 from sandbox_agent.wire.sessions import MAX_BLOCKS, MAX_TEXT, CreateSessionRequest
 
+MAX_ID = 256
 # The required members of ACP's content blocks. Blocks of unknown types are accepted.
 _REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
     "text": {"text": str},
@@ -25,16 +26,20 @@ _REQUIRED_MEMBERS: dict[str, dict[str, type]] = {
 }
 
 
-def check_create(request: CreateSessionRequest) -> str:
+def check_create(session_id: str, request: CreateSessionRequest) -> str:
     """Check a create request as far as that needs no agent, and return the agent's working directory.
 
     Raises:
-        InvalidRequestError: a member or the permission rules are invalid, or the agent's mode contradicts
-            the permission mode.
+        InvalidRequestError: the id, a member or the permission rules are invalid, or the agent's mode
+            contradicts the permission mode.
         ModeNotSupportedError: there is no such permission mode.
         UnsupportedAgentError: there is no such agent.
         AgentNotInstalledError: the agent is not installed.
     """
+    if not session_id or len(session_id) > MAX_ID or not session_id.isprintable():
+        raise InvalidRequestError(
+            f"invalid request: a session id has 1 to {MAX_ID} characters, all of them printable"
+        )
     for name in ("agent", "agent_mode", "permission_mode", "model", "variant", "agent_version", "directory"):
         value: str | None = getattr(request, name)
         if value is not None and (len(value) > MAX_TEXT or not value.isprintable()):

@@ -136,7 +136,7 @@ class Sessions:
             PersistError: the store failed.
         """
         context = self._running()
-        directory = check_create(request)
+        directory = check_create(session_id, request)
         if session_id in self._creating:
             raise session_exists(session_id)
         self._creating.add(session_id)
