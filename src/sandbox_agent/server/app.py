@@ -49,9 +49,6 @@ class Application:
     """The server as an ASGI application. Its lifespan opens the store and runs the agents.
 
     At the end of the lifespan no agent runs.
-
-    Args:
-        config: its settings.
     """
 
     def __init__(self, config: ServerConfig) -> None:

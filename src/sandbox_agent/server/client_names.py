@@ -25,10 +25,7 @@ def is_allowed(name: str) -> bool:
 
 
 def check_client_name(name: str | None) -> str:
-    """Return the client's name, or UNNAMED if the request has none.
-
-    Args:
-        name: the value of the header.
+    """Return the client's name from the value of the header, or UNNAMED if there is none.
 
     Raises:
         InvalidRequestError: the name is too long or reserved for the server.

@@ -123,11 +123,9 @@ def secrets_of(store: str) -> Sequence[str]:
 
 @asynccontextmanager
 async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenerator[Store]:
-    """Open the store and close it at the end.
+    """Open the store of ``--store`` and close it at the end.
 
-    Args:
-        store: a value of ``--store``.
-        namespace: this server's sessions in a shared database; None for the namespace of this machine.
+    Without a namespace, this machine's is that of the server's sessions in a shared database.
 
     Raises:
         InvalidRequestError: the value does not name a kind of store, or the store has no namespaces.

@@ -41,10 +41,7 @@ SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGEN
 class Bridge:
     """All agent connections of a server; run() owns their tasks.
 
-    Args:
-        spiller: keeps all feeds within their memory.
-        request_timeout: seconds for requests other than session/prompt.
-        recorder: records the connections with a server id.
+    Connections with a server id are recorded. ``request_timeout`` is in seconds; session/prompt has none.
     """
 
     def __init__(self, spiller: Spiller, *, request_timeout: float, recorder: Recorder | None = None) -> None:

@@ -63,11 +63,11 @@ class AgentConnection:
     Args:
         server_id: the id in the path.
         agent: the agent's id.
-        process: its process; owned by run() from here on.
+        process: its process; from here on owned by run().
         spiller: keeps the feed within its memory.
         request_timeout: seconds for requests other than session/prompt.
-        adapt: changes an envelope on its way in, for agents that are strict.
-        recorder: records everything that passes; None for a connection of no lasting interest.
+        adapt: changes an envelope that is sent, for agents that are strict.
+        recorder: records all envelopes; None for a connection that is not a session's.
 
     Attributes:
         tap: records the connection.
@@ -151,7 +151,7 @@ class AgentConnection:
         await self._process.stop()
 
     def _receive(self, data: bytes) -> bool:
-        """Process bytes of stdout; return whether to read on at once."""
+        """Process bytes of stdout; return whether to continue at once."""
         self._deliver(self._framer.feed(data))
         return not (
             self._spiller.memory.over_limit or (self._recorder is not None and self._recorder.over_limit)
@@ -236,11 +236,7 @@ class AgentConnection:
         self.signal.fire()
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return what is in the feed after the cursor, from memory or from the spill.
-
-        Raises:
-            PersistError: the spill can't be read.
-        """
+        """Return what is in the feed after the cursor, from memory or from the spill."""
         if self._closed:
             return Slice(b"", cursor)
         part = self.feed.read(cursor, viewer, max_bytes=max_bytes)
@@ -315,8 +311,8 @@ class AgentConnection:
         """Send a request if the agent reads it at once.
 
         Returns:
-            The future response, as of submit(); None if nothing was sent: the envelope is not a request,
-            or the agent has ended or does not read now. submit() says which.
+            The future response, as of submit(); None if nothing was sent: the envelope is not a request, or
+            the agent has ended or does not read now.
         """
         if self._status is not None or not head.is_request:
             return None

@@ -31,11 +31,7 @@ PROBE_SECONDS = 20.0
 
 
 class AgentRegistry:
-    """Lists the agents; reads an installed one's options from it, once.
-
-    Args:
-        bridge: starts agents, and has the running ones.
-    """
+    """Lists the agents; reads the options of an installed one from it, once."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
@@ -58,10 +54,8 @@ class AgentRegistry:
     async def get(self, agent: str, *, config: bool, no_cache: bool) -> AgentInfo:
         """Return one agent.
 
-        Args:
-            agent: its id.
-            config: add its config options: its own if it is installed, else the catalogue's.
-            no_cache: read them again.
+        With ``config``, config options are added: the agent's own if it is installed, else the catalogue's.
+        With ``no_cache``, the agent reports them again.
 
         Raises:
             UnsupportedAgentError: there is no agent of that id.

@@ -13,12 +13,7 @@ from sandbox_agent.server.http.problems import problem_response
 
 
 class BearerAuth:
-    """Middleware that refuses requests without the token; WebSockets may have it in the query.
-
-    Args:
-        app: the protected application.
-        token: the token.
-    """
+    """Middleware that refuses requests without the token; WebSockets may have it in the query."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app

@@ -37,10 +37,6 @@ class Dispatcher:
     """An ASGI application for HTTP that calls the operation of a request's path and method.
 
     A parameter matches one segment, in which an encoded slash is part of the value.
-
-    Args:
-        operations: the operations to serve.
-        state: the state for all requests.
     """
 
     def __init__(self, operations: Iterable[Operation], state: ServerState) -> None:

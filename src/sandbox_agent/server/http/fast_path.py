@@ -29,13 +29,7 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
 
 
 class FastPath:
-    """Selects the requests that take the fast path.
-
-    Args:
-        bridge: the connections.
-        token: the server's bearer token, if it has one.
-        max_body_bytes: the server's limit of a body's size.
-    """
+    """Selects the requests that take the fast path, by the server's token and its limit of a body's size."""
 
     def __init__(self, bridge: Bridge, token: str | None, max_body_bytes: int) -> None:
         self._bridge = bridge

@@ -36,9 +36,7 @@ def _response(document: dict[str, Any], headers: dict[str, str] | None = None) -
 def error_response(request: str, error: Exception) -> Response:
     """Return the response for any exception of an operation; unexpected ones are logged, not shown.
 
-    Args:
-        request: the method and path, for the log.
-        error: the exception.
+    ``request`` is the method and path, for the log.
     """
     if isinstance(error, ProblemError):
         return problem_response(error)

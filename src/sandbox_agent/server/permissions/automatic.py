@@ -44,10 +44,6 @@ class Watcher:
     """Watches the stored requests of all agents, and answers them by policy or on expiry.
 
     Expiry uses the monotonic clock, so a jump of the wall clock does not affect it.
-
-    Args:
-        store: the store of the requests.
-        sessions: sends the answers.
     """
 
     def __init__(self, store: SessionStore, sessions: Answering) -> None:

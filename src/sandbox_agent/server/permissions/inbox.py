@@ -33,12 +33,7 @@ class Answering(Protocol):
 
 
 class Inbox:
-    """Lists and answers the pending requests.
-
-    Args:
-        store: the store of the requests.
-        sessions: sends the answers.
-    """
+    """Lists and answers the pending requests."""
 
     def __init__(self, store: SessionStore, sessions: Answering) -> None:
         self._store = store
@@ -65,13 +60,7 @@ class Inbox:
     async def reply_permission(
         self, session_id: str, permission_id: str, reply: PermissionReply, *, by: str
     ) -> None:
-        """Answer a permission request.
-
-        Args:
-            session_id: the session's id.
-            permission_id: the id in permission.requested.
-            reply: "always" falls back to "once" if the agent offers nothing longer.
-            by: the client's name, or UNNAMED.
+        """Answer a permission request; "always" falls back to "once" if the agent offers nothing longer.
 
         Raises:
             ServerSessionNotFoundError: there is no such session.
@@ -94,10 +83,9 @@ class Inbox:
         """Answer a question with the chosen options of each field.
 
         Raises:
-            ServerSessionNotFoundError: there is no such session.
             NotFoundError: it has no such question, or the request is not stored any more.
-            ConflictError: it has been answered.
-            InvalidRequestError: the answers don't fit the question.
+            InvalidRequestError: the answers don't match the question.
+            ProblemError: as of reply_permission.
         """
         session, row = await self._find(session_id, question_id, "question")
         asked = await request_envelope(self._store, row)
@@ -107,13 +95,7 @@ class Inbox:
         await self._answer(session, row, result, by)
 
     async def reject_question(self, session_id: str, question_id: str, *, by: str) -> None:
-        """Reject a question: the agent receives that the user declines to answer.
-
-        Raises:
-            ServerSessionNotFoundError: there is no such session.
-            NotFoundError: it has no such question.
-            ConflictError: it has been answered.
-        """
+        """Answer a question on behalf of a user who declines to (see reply_permission)."""
         session, row = await self._find(session_id, question_id, "question")
         asked = await request_envelope(self._store, row)
         await self._answer(session, row, rejection_result(str(asked.get("method") or "")), by)

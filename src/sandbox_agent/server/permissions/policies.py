@@ -93,7 +93,7 @@ def policy_of(row: SessionRow) -> Policy:
 
 
 def check_policy(request: CreateSessionRequest) -> None:
-    """Check the policy that a session is to be made with.
+    """Check the policy in a request to create a session.
 
     Raises:
         ModeNotSupportedError: there is no such permission mode.
@@ -144,10 +144,7 @@ def decide(policy: Policy, kind: str | None, paths: Iterable[str]) -> Verdict:
     A rule with a path allows (or leaves to people) a request only if all of its paths match, and rejects
     it if any does; a request that names no path matches no such rule.
 
-    Args:
-        policy: the session's.
-        kind: the tool call's kind; None counts as "other".
-        paths: what it would touch.
+    ``kind`` is that of the tool call; None counts as "other".
     """
     kind = kind or "other"
     touched = [absolute(path, policy.directory) for path in paths]
@@ -165,11 +162,9 @@ def _touches(rule: PermissionRule, glob: str, paths: Sequence[str], directory: s
 
 
 def asked_paths(metadata: Mapping[str, Any], tool_call: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the paths that a permission request is about, each once.
+    """Return the paths of a permission request, each once: of its event's metadata, and of ACP's tool call.
 
-    Args:
-        metadata: of the permission.requested event.
-        tool_call: ACP's, whose diffs the event does not name.
+    The event has no paths of the call's diffs.
     """
     call = tool_call or {}
     found = _strings(metadata.get("paths"))

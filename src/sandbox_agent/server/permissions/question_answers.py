@@ -28,10 +28,7 @@ def rejection_result(method: str) -> dict[str, Any]:
 def answer_result(method: str, params: dict[str, Any], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return the result with the chosen options of each question, in order.
 
-    Args:
-        method: the request's method.
-        params: the request's parameters.
-        answers: the user's choices per question: labels, values or ids of options, or free text.
+    The answers are the user's choices per question: labels, values or ids of options, or free text.
 
     Raises:
         InvalidRequestError: there are more answers than questions, or an answer does not match its question.

@@ -35,9 +35,9 @@ class _Batch:
 
     Attributes:
         changes: the rows, without those of the sessions themselves.
-        sessions: for each session its newest row.
-        events: for each session the JSON of its events.
-        size: about how many bytes the rows are.
+        sessions: the newest row of each session.
+        events: the JSON of each session's events.
+        size: the approximate number of bytes in the rows.
         queued: bytes of the queue that are released once the batch is stored.
         waiters: resolved once the batch is stored.
     """
@@ -102,7 +102,7 @@ class Committer:
 
     Args:
         store: an open store.
-        on_stored: called with the bytes of the queue that are stored now.
+        on_stored: called with the number of bytes of the queue that were just stored.
         on_recovery: called when the store works again, with the sessions that waited and for how long.
     """
 
@@ -135,7 +135,7 @@ class Committer:
 
     @property
     def size(self) -> int:
-        """About how many bytes the next commit stores."""
+        """The approximate number of bytes that the next commit stores."""
         return self._batch.size
 
     @property
@@ -173,7 +173,7 @@ class Committer:
             self._offered.set()
 
     async def wait_taken(self) -> None:
-        """Return when the batch of now is being stored."""
+        """Return when storing the present batch has begun."""
         self._taken.clear()
         self.offer()
         await self._taken.wait()
@@ -214,11 +214,7 @@ class Committer:
                 return
 
     async def store_new(self, session: PublishedSession, rows: Iterable[Row]) -> None:
-        """Store and publish the first rows of a session at once.
-
-        Raises:
-            PersistError: the store failed; nothing is stored.
-        """
+        """Store and publish the first rows of a session at once (see commit)."""
         batch = _Batch()
         batch.add(session, rows)
         await self.commit(batch.complete())

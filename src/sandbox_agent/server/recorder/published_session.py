@@ -73,12 +73,7 @@ class PublishedSession:
         return self.row.session_id
 
     def publish(self, row: SessionRow, events: Sequence[bytes]) -> None:
-        """Show what was committed.
-
-        Args:
-            row: the session's row.
-            events: JSON of its newest events, up to the row's last sequence.
-        """
+        """Show what was committed: the row, and the JSON of the newest events up to its last sequence."""
         self.row = row
         if events:
             chunks = _chunks(row.last_sequence, events)
@@ -109,11 +104,7 @@ class PublishedSession:
         self.signal.fire()
 
     async def read(self, cursor: int, viewer: str = "", *, max_bytes: int) -> Slice:
-        """Return events after the cursor from memory, or else from the store (see read_stored).
-
-        Raises:
-            PersistError: the store can't be read.
-        """
+        """Return events after the cursor from memory, or else from the store (see read_stored)."""
         row, tail = self.row, self._tail
         if tail and max(row.first_sequence, tail[0].first) <= cursor + 1 <= row.last_sequence:
             position = bisect_right(tail, cursor, key=_last)

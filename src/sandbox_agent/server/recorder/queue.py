@@ -98,7 +98,7 @@ class Envelopes(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """The connection's next sessions are that one."""
+    """The sessions that the connection opens next are recorded as that one."""
 
     tap: Tap
     session: RecordedSession
@@ -237,7 +237,7 @@ class Pace:
         return time.perf_counter() >= self._until
 
     async def wait_turn(self) -> None:
-        """Let other tasks work as long as they are owed, and start a slice."""
+        """Let other tasks work for their share of the time, and start a slice."""
         ended = time.thread_time()
         self._credit -= ended - self._begun
         while True:

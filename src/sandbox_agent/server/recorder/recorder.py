@@ -107,13 +107,7 @@ class Recorder:
         await self._queue.wait_below_limit()
 
     def tap(self, connection_id: str, server_id: str, agent: str) -> Tap:
-        """Return the tap that records a connection.
-
-        Args:
-            connection_id: the epoch of its feed.
-            server_id: its name.
-            agent: the agent's id.
-        """
+        """Return the tap that records a connection (see Tap)."""
         return Tap(
             self._queue,
             connection_id=connection_id,
@@ -175,19 +169,11 @@ class Recorder:
             return session
 
     async def commit(self, changes: Changes) -> None:
-        """Store rows at once, beside what is queued.
-
-        Raises:
-            PersistError: the store failed; nothing is stored.
-        """
+        """Store rows at once, beside what is queued (see Committer.commit)."""
         await self._committer.commit(changes)
 
     async def add_events(self, session: RecordedSession, make: MakeEvents) -> None:
         """Add events that no envelope makes, after everything that is queued; they are stored on return.
-
-        Args:
-            session: the session.
-            make: called with the projector and the time in milliseconds.
 
         Raises:
             ServerSessionNotFoundError: the session was deleted.
@@ -199,9 +185,7 @@ class Recorder:
     async def open_requests(self, session: RecordedSession) -> list[str]:
         """Return the JSON-RPC ids of the agent's requests that have no answer, after everything queued.
 
-        Raises:
-            ServerSessionNotFoundError: the session was deleted.
-            PersistError: the store failed.
+        Raises as ``add_events`` does.
         """
         found: list[str] = []
 
@@ -215,9 +199,7 @@ class Recorder:
     async def update(self, session: RecordedSession, **columns: Any) -> None:
         """Change columns of the session's row, after everything that is queued; stored on return.
 
-        Raises:
-            ServerSessionNotFoundError: the session was deleted.
-            PersistError: as of ``add_events``.
+        Raises as ``add_events`` does.
         """
         await self._run_job(lambda: self._worker.update_row(session, columns), session)
 
@@ -369,4 +351,4 @@ async def _within(scope: anyio.CancelScope, run: Callable[[], Awaitable[None]]) 
 
 
 async def _do_nothing() -> None:
-    """Only wait in the queue."""
+    """Wait in the queue only."""

@@ -58,9 +58,6 @@ class SessionRegistry:
 
     Attributes:
         tails: the newest events of the sessions in memory.
-
-    Args:
-        store: an open store.
     """
 
     def __init__(self, store: SessionStore) -> None:
@@ -131,11 +128,7 @@ class SessionRegistry:
         return session
 
     async def make(self, row: SessionRow) -> tuple[RecordedSession, list[UniversalEvent]]:
-        """Return a new session under a new key, and its first event. Nothing is stored.
-
-        Raises:
-            PersistError: the store failed.
-        """
+        """Return a new session under a new key, and its first event. Nothing is stored."""
         row = copy.copy(row)
         key = await self._store.next_key()
         row.key = self._last_key = max(key, self._last_key + 1)
@@ -179,11 +172,7 @@ class SessionRegistry:
         return self._natives.get((agent, native))
 
     async def free_name(self, native: str) -> str:
-        """Reserve and return a name for a session that the agent calls so; ``keep`` ends the reservation.
-
-        Raises:
-            PersistError: the store failed.
-        """
+        """Reserve and return a name for a session with that native id; ``keep`` ends the reservation."""
         wanted = _NOT_IN_PATHS.sub("_", native)[:MAX_NAME]
         if not wanted.strip("."):
             wanted = f"session-{wanted.replace('.', '_')}"

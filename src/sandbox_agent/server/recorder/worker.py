@@ -1,4 +1,4 @@
-"""The task that takes entries from the queue, one after the other, and gives their rows to the committer."""
+"""The task that processes the entries of the queue in order, and adds their rows to the committer's batch."""
 
 from __future__ import annotations
 
@@ -59,13 +59,6 @@ class Worker:
 
     Attributes:
         busy: whether it works on something that the queue does not hold any more.
-
-    Args:
-        queue: where entries come from.
-        registry: the sessions.
-        committer: where rows go.
-        store: for what is not in memory.
-        clock: the time in milliseconds since the epoch.
     """
 
     def __init__(
@@ -150,7 +143,7 @@ class Worker:
         await self._pace.wait_turn()
 
     def _flush_rows(self) -> None:
-        """Give the committer the rows of this entry, completed by those of the sessions themselves."""
+        """Add the rows of this entry to the committer's batch, with those of the sessions themselves."""
         for session, rows in self._rows.items():
             rows += session.projection.state_rows()
             self._committer.add(session, rows)
@@ -339,7 +332,7 @@ class Worker:
         await self.add_events(session, make)
 
     async def forget(self, session: RecordedSession) -> None:
-        """Record nothing for a session any more; a connection that continues it makes a new one."""
+        """Record no more envelopes of a session; a connection that continues it makes a new one."""
         self._registry.drop(session)
         for connection in self._connections.values():
             for native in [native for native, opened in connection.sessions.items() if opened is session]:
@@ -358,7 +351,7 @@ class Worker:
                 turns[turn_id] = turn
 
     async def _read(self, read: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Read what is needed to go on, however long the store fails."""
+        """Read what the next step needs, however long the store fails."""
         while True:
             try:
                 return await read(*args, **kwargs)

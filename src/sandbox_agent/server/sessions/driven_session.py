@@ -43,10 +43,7 @@ RETRY_SECONDS = 0.5
 class DrivenSession:
     """Runs one turn after the other. What it must not lose is in the store.
 
-    Args:
-        context: what it works with.
-        session_id: its name.
-        client: its agent, if the session was just created.
+    Its methods raise as those of ``Sessions`` do.
     """
 
     def __init__(self, context: SessionContext, session_id: str, client: AgentClient | None = None) -> None:
@@ -71,13 +68,7 @@ class DrivenSession:
     # messages
 
     async def message(self, prompt: list[dict[str, Any]], idempotency_key: str | None) -> TurnRow:
-        """Accept a message: its turn is stored on return, and runs when those before it have ended.
-
-        Raises:
-            ConflictError: the queue is full, the key was used for another message, or the session was
-                terminated.
-            PersistError: the store failed; the message was not accepted.
-        """
+        """Accept a message: its turn is stored on return, and runs when those before it have ended."""
         session = await self._session()
         digest = digest_of(prompt)
         async with self._lock:
@@ -194,7 +185,7 @@ class DrivenSession:
     async def _prompt(
         self, session: RecordedSession, client: AgentClient, turn: TurnRow
     ) -> ProblemError | None:
-        """Send the prompt and wait for its answer; return why there is none.
+        """Send the prompt and wait for its answer; return the error if it was not answered.
 
         The prompt is stored before it is sent: a server that dies then has interrupted the turn, and never
         sends it again.
@@ -252,10 +243,7 @@ class DrivenSession:
         """Stop the running turn, if there is one; waiting turns stay.
 
         An agent that ignores it continues: ``terminate`` ends it. Requests that the agent still makes in
-        that turn are answered "cancelled".
-
-        Raises:
-            PersistError: the store failed; the agent was notified all the same.
+        that turn are answered "cancelled". If the store fails, the agent was notified all the same.
         """
         turn, client = self._turn, self._client
         if turn is None:
@@ -302,11 +290,7 @@ class DrivenSession:
     # termination
 
     async def announce_shutdown(self, reason: str) -> None:
-        """Record that the agent is about to be ended on purpose, so that its exit is not an error.
-
-        Args:
-            reason: why, in a word; the reason why a running turn is interrupted.
-        """
+        """Record that the agent is about to be ended on purpose, so that its exit is not an error."""
         if self._client is None or not self._client.alive:
             return
         try:
@@ -320,11 +304,7 @@ class DrivenSession:
             logger.info("session %s does not show why its agent ends: %s", self.session_id, error)
 
     async def terminate(self) -> None:
-        """End the session and its agent; from here on it can only be read. Safe to call twice.
-
-        Raises:
-            PersistError: the store failed: the agent has ended, call it again.
-        """
+        """End the session and its agent; afterwards it can only be read. Safe to call twice."""
         ending = self._ending
         if ending is None or (ending.done() and ending.exception() is not None):
             ending = self._ending = asyncio.get_running_loop().create_future()
@@ -381,14 +361,7 @@ async def _drop_turn(
 ) -> None:
     """End a turn that was not sent, unless it has ended; return when that is stored.
 
-    Args:
-        context: the recorder and the store.
-        session: its session.
-        turn: the turn.
-        error: why it failed; None if it was cancelled.
-
-    Raises:
-        ServerSessionNotFoundError: the session was deleted.
+    The error is the reason; None if the turn was cancelled.
     """
     message = code = None
     if error is not None:

@@ -45,11 +45,7 @@ async def restore(
 ) -> str | None:
     """Open the session in a new agent process, and set what was chosen for it.
 
-    Args:
-        client: the agent.
-        session: the session.
-        context: the recorder and the store.
-        native: whether the agent may be asked for its own session.
+    Unless ``native``, the agent is not asked for its own session.
 
     Returns:
         The text that goes before the next prompt, if any.

@@ -43,10 +43,7 @@ ERASE_SECONDS = 10.0
 class Sessions:
     """All sessions of a server. run() owns the turns of those that the server drives.
 
-    Args:
-        recorder: running.
-        store: the recorder's.
-        bridge: running; that recorder records its connections.
+    The recorder and the bridge must be running, and the recorder must record the bridge's connections.
     """
 
     def __init__(self, recorder: Recorder, store: SessionStore, bridge: Bridge) -> None:

@@ -65,10 +65,8 @@ def stored_settings(
 ) -> bytes:
     """Return the ``settings`` column of a new session.
 
-    Args:
-        request: the request that creates it.
-        mode: the agent's mode that its permission mode stands for, once that is known.
-        config_ids: by which options its settings were set, once that is known.
+    ``mode`` is the agent's mode for the permission mode, and ``config_ids`` are the options by which the
+    settings were set, once these are known.
     """
     chosen = ChosenSettings(
         mode=request.agent_mode or mode,
@@ -157,14 +155,7 @@ async def set_chosen(
     result: dict[str, Any],
     chosen: ChosenSettings,
 ) -> AgentSettings:
-    """Set and confirm the chosen settings in a session that was just created.
-
-    Args:
-        client: the agent.
-        session: the session.
-        context: the recorder and the store have what the agent reports.
-        result: the agent's result of session/new.
-        chosen: what was chosen.
+    """Set and confirm the chosen settings in a session that was just created by a result of session/new.
 
     Raises:
         ModeNotSupportedError: the agent has no such mode.

@@ -43,13 +43,7 @@ class RawView:
 class TurnView:
     """The events of one turn, from its turn.started to its turn.ended.
 
-    Args:
-        session: the session.
-        store: where its events are.
-        turn_id: the turn.
-        first: the sequence of its turn.started; None if it has not started.
-        last: that of its turn.ended; None if it has not ended.
-        include_raw: add the envelopes.
+    ``first`` and ``last`` are the sequences of these; None if the turn has not started, or not ended.
     """
 
     def __init__(
@@ -77,11 +71,7 @@ class TurnView:
         return self._ended or self._session.finished
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return events of the turn after the cursor; events of other turns are skipped.
-
-        Raises:
-            PersistError: the store failed.
-        """
+        """Return events of the turn after the cursor; events of other turns are skipped."""
         if self._ended:
             return Slice(b"", cursor)
         events, gap = await _page(self._session, self._store, cursor, max_bytes, include_raw=self._raw)

@@ -87,13 +87,8 @@ class Viewed(Protocol):
 class Viewer:
     """A cursor into a feed. Iterating it yields server-sent events until the feed ends or the viewer leaves.
 
-    A viewer holds only its cursor. It reads from memory while it can, and from the spill when it has fallen
-    behind, so a slow viewer costs no more than a fast one.
-
-    Args:
-        viewed: the feed's owner.
-        cursor: the last sequence that the client has.
-        name: the client's name, or UNNAMED.
+    A viewer holds only its cursor, the last sequence that the client has. It reads from memory while it can,
+    else from the spill, so a slow viewer costs no more than a fast one.
     """
 
     __slots__ = ("_cursor", "_left", "_name", "_ticks", "_viewed", "_waiter")
@@ -138,12 +133,7 @@ class EventStream(Response):
     """The events of a viewer, as a response that lasts until the viewer ends or the client disconnects.
 
     The first bytes are sent at once. If the store fails, the stream ends: the client's next request
-    continues where this one stopped, or fails with the reason.
-
-    Args:
-        viewer: yields the events.
-        opening: events that are sent first.
-        headers: additional headers.
+    continues where this one stopped, or fails with the reason. ``opening`` has events that are sent first.
     """
 
     def __init__(

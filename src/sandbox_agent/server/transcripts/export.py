@@ -56,11 +56,7 @@ async def export(
 ) -> AsyncIterator[bytes]:
     """Yield the file of a session with its present events.
 
-    Args:
-        store: the store of the events.
-        row: the session's present row.
-        info: the session's data for the head of a transcript.
-        form: "jsonl": one stored event per line; "markdown"; "html": one page that needs no other file.
+    "jsonl" has one stored event per line; the others are transcripts, with ``info`` as their head.
 
     Raises:
         GoneError: the session was deleted during the export.
