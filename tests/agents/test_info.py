@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from sandbox_agent.agents.catalogue import CATALOGUE
-from sandbox_agent.agents.info import ServerStatusInfo, agent_info, credentials_available
+from sandbox_agent.agents.info import agent_info, credentials_available
 from sandbox_agent.errors import UnsupportedAgentError
+from sandbox_agent.wire.api import ServerStatusInfo
 from tests.agents.conftest import Machine
 
 # How this file was made is in its "$comment".
@@ -18,7 +19,7 @@ SECRET = "sk-very-secret"
 
 
 def encoded(agent_id: str, **more: Any) -> dict[str, Any]:
-    return json.loads(msgspec.json.encode(agent_info(agent_id, **more)))
+    return json.loads(msgspec.json.encode(msgspec.structs.replace(agent_info(agent_id), **more)))
 
 
 def test_the_catalogue_begins_with_the_peers_agents() -> None:

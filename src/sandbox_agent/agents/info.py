@@ -11,7 +11,7 @@ from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
-from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, ServerStatusInfo
+from sandbox_agent.wire.api import AgentCapabilities, AgentInfo
 
 # An agent that only has a launcher speaks ACP; nothing else is known about it.
 _LAUNCHER_ONLY = AgentCapabilities(
@@ -21,20 +21,8 @@ _LAUNCHER_ONLY = AgentCapabilities(
 _MAX_BYTES = 32 * 1024 * 1024
 
 
-def agent_info(
-    agent_id: str,
-    *,
-    config_options: list[dict[str, Any]] | None = None,
-    config_error: str | None = None,
-    server_status: ServerStatusInfo | None = None,
-) -> AgentInfo:
+def agent_info(agent_id: str) -> AgentInfo:
     """Return what is known about an agent without starting it.
-
-    Args:
-        agent_id: The id of a catalogue entry or of a launcher.
-        config_options: Copied into the result.
-        config_error: Copied into the result.
-        server_status: Copied into the result.
 
     Raises:
         UnsupportedAgentError: No agent has this id.
@@ -51,9 +39,6 @@ def agent_info(
         capabilities=_LAUNCHER_ONLY if agent is None else agent.capabilities,
         version=None if launch is None else installed_version(launch),
         path=None if launch is None or launch.path is None else str(launch.path),
-        config_options=config_options,
-        config_error=config_error,
-        server_status=server_status,
     )
 
 

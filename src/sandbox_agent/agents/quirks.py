@@ -15,13 +15,7 @@ _DEFAULT_VERSION = 1
 
 
 def adapt(agent_id: str, method: str | None, envelope: bytes) -> bytes:
-    """Return the envelope as the agent expects it. For most agents and methods this is the same object.
-
-    Args:
-        agent_id: The agent that receives the envelope.
-        method: The envelope's method, or None for a response.
-        envelope: One line of JSON, an object.
-    """
+    """Return the envelope as the agent expects it. For most agents and methods this is the same object."""
     quirks = _QUIRKS.get(agent_id)
     if quirks is None or method is None:
         return envelope

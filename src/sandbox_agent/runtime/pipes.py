@@ -25,12 +25,9 @@ def widen_pipe(fd: int) -> None:
 
 
 class PipeReader:
-    """The read end of a pipe, without a buffer of its own.
+    """The read end of a pipe, without a buffer of its own; the descriptor is set non-blocking.
 
     Unread data stays in the pipe, so a slow reader blocks the writer: this is the backpressure.
-
-    Args:
-        fd: The descriptor. It is set non-blocking, and closed by close().
     """
 
     def __init__(self, fd: int) -> None:
@@ -42,15 +39,11 @@ class PipeReader:
     async def listen(self, on_data: Callable[[bytes], bool]) -> bool:
         """Call ``on_data`` with data as it arrives, once per iteration of the event loop.
 
-        Args:
-            on_data: Called directly by the event loop, which saves waking a task. Returns whether to
-                continue.
+        The event loop calls it directly, which saves waking a task; it returns whether to continue. If it
+        raises, so does this method, and the data that it received counts as read.
 
         Returns:
             True if ``on_data`` stopped the reading, False at the end of the stream.
-
-        Raises:
-            Exception: Any exception of ``on_data``. The data that it received counts as read.
         """
         if self._fd < 0:
             return False
@@ -127,11 +120,7 @@ class PipeReader:
 
 
 class PipeWriter:
-    """The write end of a pipe. Messages are written one at a time and never cut.
-
-    Args:
-        fd: The descriptor. It is set non-blocking, and closed by close().
-    """
+    """The write end of a pipe, set non-blocking. Messages are written one at a time and never cut."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -141,14 +130,10 @@ class PipeWriter:
         self._flushed: asyncio.Future[None] | None = None
 
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
-        """Write a message and return when all of it is in the pipe.
+        """Write a message and return when all of it is in the pipe. ``on_begin`` is called just before.
 
         If the caller is cancelled before the message's turn, nothing is written. If it is cancelled later,
         the rest is written in the background, so that no message is cut.
-
-        Args:
-            data: The message.
-            on_begin: Called just before the message is written.
 
         Raises:
             BrokenPipeError: The pipe has no reader or is closed.

@@ -154,11 +154,7 @@ class Process:
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
-        """Write to stdin, whole and in order; see PipeWriter.write.
-
-        Raises:
-            BrokenPipeError: the process has ended or closed its stdin.
-        """
+        """Write to stdin, whole and in order; see PipeWriter.write."""
         await self._stdin.write(data, on_begin=on_begin)
 
     def write_nowait(self, data: bytes) -> bool:
@@ -192,12 +188,7 @@ class Process:
         self._exited.set()
 
     async def stop(self, *, eof_grace: float = EOF_GRACE, term_grace: float = TERM_GRACE) -> ExitStatus:
-        """Stop the process by the steps of the module's docstring. Safe to call twice.
-
-        Args:
-            eof_grace: Seconds to wait after stdin is closed.
-            term_grace: Seconds to wait after SIGTERM.
-        """
+        """Stop the process by the steps of the module's docstring. Safe to call twice."""
         async with self._stopping:
             self._stdin.close()
             if not await self._exits_within(eof_grace):

@@ -38,10 +38,7 @@ def _has_tag(pid: str, needle: bytes) -> bool:
 def signal_tree(group: int, tag: str, signum: signal.Signals) -> None:
     """Send a signal to a process group and to the processes outside it that have the tag.
 
-    Args:
-        group: The leader's pid, which identifies the group even after the leader has exited.
-        tag: The tag in the environment.
-        signum: The signal.
+    The group is the leader's pid, even after the leader has exited.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signum)

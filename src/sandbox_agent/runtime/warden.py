@@ -16,11 +16,7 @@ from sandbox_agent.runtime.pipes import PipeWriter
 
 
 class Warden:
-    """The server's side of the warden.
-
-    Args:
-        tag: The prefix of the tags of all the server's processes.
-    """
+    """The server's side of the warden. ``tag`` is the prefix of the tags of all the server's processes."""
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
@@ -40,11 +36,7 @@ class Warden:
                 await self._start()
 
     async def watch(self, group: int) -> None:
-        """Register a process group to be killed if the server dies. Starts the warden if it does not run.
-
-        Raises:
-            OSError: The warden cannot be started.
-        """
+        """Register a process group to be killed if the server dies. Like ready(), starts the warden."""
         self._groups.add(group)
         async with self._starting:
             if self._stdin is not None and await self._send(f"+{group}\n"):

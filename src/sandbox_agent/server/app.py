@@ -33,15 +33,10 @@ from sandbox_agent.server.store import open_store
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-OPERATIONS: tuple[Operation, ...] = (
-    *meta.OPERATIONS,
-    *acp.OPERATIONS,
-    *agents.OPERATIONS,
-    *sessions.OPERATIONS,
-    *turns.OPERATIONS,
-    *events.OPERATIONS,
-    *permissions.OPERATIONS,
-    *search.OPERATIONS,
+OPERATIONS: tuple[Operation, ...] = tuple(
+    operation
+    for module in (meta, acp, agents, sessions, turns, events, permissions, search)
+    for operation in module.OPERATIONS
 )
 
 
@@ -53,9 +48,7 @@ class Application:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._bridge: Bridge | None = None
-        self._recorder: Recorder | None = None
-        self._sessions: Sessions | None = None
+        self._state: ServerState | None = None
         self._entry: ASGIApp | None = None
         self.fast_path: FastPath | None = None
         self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
@@ -68,13 +61,11 @@ class Application:
 
     async def end_agents(self) -> None:
         """End all agents, then all streams once they have sent everything; no agent is started afterwards."""
-        if self._bridge is not None:
+        if self._state is not None:
             logger.info("shutting down: ending agents")
-            if self._sessions is not None:
-                self._sessions.halt()
-            await self._bridge.close()
-            if self._recorder is not None:
-                await self._recorder.end_viewers()
+            self._state.sessions.halt()
+            await self._state.bridge.close()
+            await self._state.recorder.end_viewers()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -90,28 +81,27 @@ class Application:
             )
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
-            self._recorder = recorder
             bridge = Bridge(spiller, request_timeout=config.request_timeout, recorder=recorder)
-            self._bridge = await stack.enter_async_context(bridge.run())
-            self._sessions = Sessions(recorder, store.sessions, bridge)
-            await stack.enter_async_context(self._sessions.run())
-            watcher = Watcher(store.sessions, self._sessions)
+            await stack.enter_async_context(bridge.run())
+            driven = Sessions(recorder, store.sessions, bridge)
+            await stack.enter_async_context(driven.run())
+            watcher = Watcher(store.sessions, driven)
             await stack.enter_async_context(watcher.run())
             recorder.listeners.append(watcher.on_stored)
             await stack.enter_async_context(
                 recorder.retain(days=config.retain_days, max_bytes=config.retain_bytes)
             )
-            state = ServerState(
+            self._state = ServerState(
                 config=config,
                 bridge=bridge,
                 agents=AgentRegistry(bridge),
                 openapi=openapi_json(),
                 recorder=recorder,
                 store=store.sessions,
-                sessions=self._sessions,
-                inbox=Inbox(store.sessions, self._sessions),
+                sessions=driven,
+                inbox=Inbox(store.sessions, driven),
             )
-            entry: ASGIApp = Dispatcher(OPERATIONS, state)
+            entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:
                 entry = BearerAuth(entry, token=config.token)
             if config.cors.allow_origins:

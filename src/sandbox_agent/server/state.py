@@ -21,18 +21,7 @@ from sandbox_agent.server.sessions.service import Sessions
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The parts of a running server.
-
-    Attributes:
-        config: its settings.
-        bridge: its agent connections.
-        agents: the agents of this machine.
-        openapi: its OpenAPI document as JSON.
-        recorder: records the connections.
-        store: what the recorder stores.
-        sessions: the sessions.
-        inbox: permission requests and questions without an answer.
-    """
+    """The parts of a running server; ``openapi`` is its OpenAPI document as JSON."""
 
     config: ServerConfig
     bridge: Bridge

@@ -77,11 +77,7 @@ class Spiller:
             self._report_success()  # also if the feeds that were too large are gone
 
     async def read(self, epoch: str, cursor: int, viewer: str, max_bytes: int) -> Slice:
-        """Return what was spilled after the cursor.
-
-        Raises:
-            PersistError: the store failed.
-        """
+        """Return what was spilled after the cursor."""
         chunks = await self._spill.read(epoch, cursor, max_bytes)
         return collect(chunks, 0, cursor, viewer, max_bytes)
 

@@ -93,7 +93,8 @@ class FastPathProtocol(HttpToolsProtocol):
             response: Response = JsonResponse(connection.with_stderr(answer.result()))
         except Exception as error:  # noqa: BLE001 - the boundary, as in dispatch
             response = error_response(exchange.request, error)
-        head = [b"HTTP/1.1 %d %s\r\n" % (response.status_code, _phrase(response.status_code))]
+        status = HTTPStatus(response.status_code)
+        head = [b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())]
         headers: list[tuple[bytes, bytes]] = [*self.server_state.default_headers, *response.raw_headers]
         head += [b"%s: %s\r\n" % header for header in headers]
         if not exchange.keep_alive:
@@ -103,7 +104,3 @@ class FastPathProtocol(HttpToolsProtocol):
         if not exchange.keep_alive:
             self.transport.close()
         self.on_response_complete()
-
-
-def _phrase(status: int) -> bytes:
-    return HTTPStatus(status).phrase.encode()

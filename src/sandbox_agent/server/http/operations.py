@@ -135,11 +135,7 @@ def accepts(request: Request, media_type: str) -> bool:
 
 
 def require_json_body(request: Request) -> None:
-    """Check that the request's content type is JSON.
-
-    Raises:
-        UnsupportedMediaTypeError: it is another one, or missing.
-    """
+    """Raise UnsupportedMediaTypeError unless the request's content type is JSON."""
     media_type = (get_header(request, b"content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaTypeError("unsupported media type: content-type must be application/json")

@@ -8,19 +8,15 @@ from typing import Any
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.wire.members import elements, members
 
+# ACP's elicitations, which have a schema for the answer.
 _ELICITATIONS = {"elicitation/create", "session/elicitation"}
 _TRUE = {"true", "yes"}
 _FALSE = {"false", "no"}
 
 
-def is_elicitation(method: str) -> bool:
-    """Return whether the method is an ACP elicitation, which has a schema for the answer."""
-    return method in _ELICITATIONS
-
-
 def rejection_result(method: str) -> dict[str, Any]:
     """Return the result that declines a question."""
-    if is_elicitation(method):
+    if method in _ELICITATIONS:
         return {"action": "decline"}
     return {"outcome": {"outcome": "skipped", "reason": "the user rejected the question"}}
 
@@ -33,7 +29,7 @@ def answer_result(method: str, params: dict[str, Any], answers: Sequence[Sequenc
     Raises:
         InvalidRequestError: there are more answers than questions, or an answer does not match its question.
     """
-    if is_elicitation(method):
+    if method in _ELICITATIONS:
         schema = members(params.get("requestedSchema"))
         return {"action": "accept", "content": _content(schema, answers)}
     questions = [members(item) for item in elements(params.get("questions"))] or [params]

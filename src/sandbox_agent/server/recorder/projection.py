@@ -27,7 +27,6 @@ from sandbox_agent.server.recorder.rows import (
     permission_row,
     read_prompt,
     request_id_of,
-    resolved_permission,
     searchable,
 )
 from sandbox_agent.server.recorder.session_metadata import SessionMetadata
@@ -220,7 +219,9 @@ class Projection:
         name = request_id_of(data)
         if data.status != "requested":
             request = self.requests.pop(name, None)
-            return request and resolved_permission(request, data, time_ms, client)
+            return request and msgspec.structs.replace(
+                request, answered=data.status, answered_at=time_ms, answered_by=client
+            )
         is_permission = isinstance(data, PermissionEventData)
         projector = self.projector
         pending = projector.pending_permissions if is_permission else projector.pending_questions

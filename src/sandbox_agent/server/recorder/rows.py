@@ -80,13 +80,6 @@ def permission_row(
     )
 
 
-def resolved_permission(
-    request: PermissionRow, data: PermissionEventData | QuestionEventData, time_ms: int, by: str | None
-) -> PermissionRow:
-    """Return the row of a request that was answered, or that can't be answered any more."""
-    return msgspec.structs.replace(request, answered=data.status, answered_at=time_ms, answered_by=by)
-
-
 def ended_turn(turn: TurnRow, data: TurnEventData, sequence: int, time_ms: int) -> TurnRow:
     """Return the row of a turn that has ended."""
     metadata = members(data.metadata)

@@ -25,6 +25,7 @@ _TOKENS = {
 }
 
 
+_usage = msgspec.json.Decoder(UsageInfo)
 # Results that report modes, models or config options.
 _REPORTING = frozenset(
     {"session/new", "session/load", "session/resume", "session/fork", "session/set_config_option"}
@@ -43,7 +44,7 @@ class SessionMetadata:
         # The title that a user gave the session, which the agent's own does not replace.
         request = stored_request(row)
         self._named = request is not None and request.title is not None
-        self._usage = _read_usage(row.usage)
+        self._usage = read_usage(row.usage) or UsageInfo()
         self._before: dict[str, dict[str, float]] = {}
 
     def add_status(self, item: UniversalItem, turns: dict[str, TurnRow]) -> None:
@@ -142,8 +143,9 @@ class SessionMetadata:
         self._row.usage = msgspec.json.encode(self._usage)
 
 
-def _read_usage(usage: bytes | None) -> UsageInfo:
-    if usage is not None:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            return msgspec.json.decode(usage, type=UsageInfo)
-    return UsageInfo()
+def read_usage(usage: bytes | None) -> UsageInfo | None:
+    """Return the usage in a stored row; None if it has none, or that of a newer version."""
+    try:
+        return None if usage is None else _usage.decode(usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

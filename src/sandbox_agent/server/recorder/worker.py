@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -77,7 +78,7 @@ class Worker:
         self._store = store
         self._clock = clock
         self._pace = Pace()
-        self._rows: dict[RecordedSession, list[Row]] = {}
+        self._rows: defaultdict[RecordedSession, list[Row]] = defaultdict(list)
 
     @property
     def unstored(self) -> int:
@@ -149,13 +150,6 @@ class Worker:
             self._committer.add(session, rows)
         self._rows.clear()
 
-    def _add_rows(self, session: RecordedSession, rows: list[Row]) -> None:
-        known = self._rows.get(session)
-        if known is None:
-            self._rows[session] = rows
-        else:
-            known += rows
-
     # envelopes
 
     async def _record(self, entry: Envelopes) -> None:
@@ -180,16 +174,13 @@ class Worker:
     def _project(
         self, session: RecordedSession, entry: Envelopes, line: bytes, *, subject_id: str | None = None
     ) -> None:
-        self._add_rows(
-            session,
-            session.projection.add_envelope(
-                entry.sender,
-                line,
-                entry.time_ms,
-                entry.tap.connection_id,
-                subject_id=subject_id,
-                client=entry.client or None,
-            ),
+        self._rows[session] += session.projection.add_envelope(
+            entry.sender,
+            line,
+            entry.time_ms,
+            entry.tap.connection_id,
+            subject_id=subject_id,
+            client=entry.client or None,
         )
 
     async def _record_special(
@@ -280,7 +271,7 @@ class Worker:
         )
         session, events = await self._read(self._registry.make, new)
         self._registry.keep(session)
-        self._add_rows(session, session.projection.add_events(events, session.projection.next_time(now)))
+        self._rows[session] += session.projection.add_events(events, session.projection.next_time(now))
         return session
 
     # jobs
@@ -308,13 +299,13 @@ class Worker:
             data = event.data
             if event.type == "turn.ended" and isinstance(data, TurnEventData) and data.turn_id is not None:
                 await self._load_turn(session, data.turn_id)
-        self._add_rows(session, projection.add_events(events, now))
+        self._rows[session] += projection.add_events(events, now)
 
     async def update_row(self, session: RecordedSession, columns: dict[str, Any]) -> None:
         """Change columns of a session's row."""
         for name, value in columns.items():
             setattr(session.projection.row, name, value)
-        self._add_rows(session, [])
+        self._rows[session] += []
 
     async def close_interrupted(self, session: RecordedSession) -> None:
         """Close what was open in a session when the server ended."""

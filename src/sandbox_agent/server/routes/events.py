@@ -21,9 +21,9 @@ from sandbox_agent.server.http.operations import (
     integer_schema,
     parse_number,
     read_number,
+    text_schema,
 )
 from sandbox_agent.server.routes.session_helpers import (
-    EVENT_STREAM_SCHEMA,
     INCLUDE_RAW,
     SESSION_ID,
     find_session,
@@ -141,7 +141,7 @@ def _page(events: Sequence[EventRow], cursor: int, last: int) -> bytes:
         ),
         *INCLUDE_RAW,
     ),
-    answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM)},
+    answers={200: Answer("The stream.", text_schema(), EVENT_STREAM)},
     errors=(ServerSessionNotFoundError, StreamError),
 )
 async def get_events_sse(request: Request) -> Response:

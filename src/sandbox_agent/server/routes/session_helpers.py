@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 
 from sandbox_agent.errors import InvalidRequestError
@@ -13,11 +12,11 @@ from sandbox_agent.persist.store import SessionRow, TurnRow
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.http.operations import Parameter, read_flag, text_schema
+from sandbox_agent.server.recorder.session_metadata import read_usage
 from sandbox_agent.server.state import state_of
-from sandbox_agent.wire.sessions import SessionInfo, TurnInfo, UsageInfo
+from sandbox_agent.wire.sessions import SessionInfo, TurnInfo
 
 MAX_NAME = 256
-_usage = msgspec.json.Decoder(UsageInfo)
 
 NAME = text_schema(least=1, most=MAX_NAME)
 SESSION_ID = Parameter("session_id", "path", "The session's id, chosen by the client.", NAME)
@@ -34,7 +33,6 @@ INCLUDE_RAW = (
     ),
     Parameter("includeRaw", "query", "The same as `include_raw`.", _BOOLEAN),
 )
-EVENT_STREAM_SCHEMA: Mapping[str, Any] = {"type": "string"}
 
 
 def path_name(request: Request, parameter: str) -> str:
@@ -93,7 +91,7 @@ def session_info(row: SessionRow, turns: list[TurnRow] | None = None) -> Session
         managed=row.managed,
         server_id=row.server_id,
         first_sequence=row.first_sequence if row.first_sequence > 1 else None,
-        usage=_usage_info(row.usage),
+        usage=read_usage(row.usage),
         turns=None if turns is None else [turn_info(turn) for turn in turns],
     )
 
@@ -109,14 +107,5 @@ def turn_info(row: TurnRow) -> TurnInfo:
         stop_reason=row.stop_reason,
         error=row.error,
         idempotency_key=row.idempotency_key,
-        usage=_usage_info(row.usage),
+        usage=read_usage(row.usage),
     )
-
-
-def _usage_info(data: bytes | None) -> UsageInfo | None:
-    if data is None:
-        return None
-    try:
-        return _usage.decode(data)
-    except msgspec.DecodeError:  # stored by a newer version
-        return None

@@ -25,7 +25,6 @@ from sandbox_agent.server.http.operations import (
     text_schema,
 )
 from sandbox_agent.server.routes.session_helpers import (
-    EVENT_STREAM_SCHEMA,
     INCLUDE_RAW,
     SESSION_ID,
     include_raw,
@@ -81,7 +80,7 @@ async def post_message(request: Request) -> Response:
     "/v1/sessions/{session_id}/messages/stream",
     parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
     request_body=MessageRequest,
-    answers={200: Answer("The stream.", EVENT_STREAM_SCHEMA, EVENT_STREAM, _TURN)},
+    answers={200: Answer("The stream.", text_schema(), EVENT_STREAM, _TURN)},
     errors=(*_ERRORS, GoneError),
 )
 async def post_message_stream(request: Request) -> Response:

@@ -116,22 +116,15 @@ class AgentClient:
             self.connection.tap.bind(session)
 
     async def new_session(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a session and return the agent's result.
-
-        Raises:
-            AcpRpcError: the agent refuses.
-            StreamError: the agent breaks the protocol.
-        """
+        """Create a session and return the agent's result (see call)."""
         result = await self.call("session/new", params)
         self.native_id = native_id_of(self.agent, result)
         return result
 
     async def call(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request and return its result.
+        """Send a request and return its result (see submit and read_result).
 
         Raises:
-            AcpRpcError: the agent responded with an error.
-            StreamError: its response can't be read.
             ProblemError: the agent has ended, or did not respond in time.
         """
         return self.read_result(method, await (await self.submit(method, params)))
@@ -184,11 +177,7 @@ class AgentClient:
         return members(document.get("result"))
 
     async def notify(self, method: str, params: Mapping[str, Any]) -> None:
-        """Send a notification.
-
-        Raises:
-            ProblemError: the agent has ended, or does not read its input.
-        """
+        """Send a notification (see submit)."""
         line = dumps({"jsonrpc": "2.0", "method": method, "params": params})
         await self.connection.send(SESSION, read_head(line), line)
 

@@ -130,7 +130,7 @@ async def _call(step: Call, client: AgentClient, session: RecordedSession, conte
 
 
 def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
-    told, retelling = Told(), Retelling()
+    reported, retelling = Told(), Retelling()
     retelling.begin()
     undecided: list[dict[str, Any]] = []
     for event in history(row, rows):
@@ -143,9 +143,9 @@ def _read_reported(rows: Sequence[EnvelopeRow], row: SessionRow) -> Told:
             undecided.append(update)
         elif verdict == "past":
             for each in (*undecided, update):
-                told.take(each)
+                reported.take(each)
             undecided = []
-    return told
+    return reported
 
 
 def history(row: SessionRow, rows: Sequence[EnvelopeRow]) -> list[SessionEvent]:

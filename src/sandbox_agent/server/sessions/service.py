@@ -14,7 +14,6 @@ import anyio.lowlevel
 from sandbox_agent.errors import AcpRpcError, ConflictError, NotFoundError, SandboxAgentError, StreamError
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.errors import session_exists
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
@@ -237,7 +236,8 @@ class Sessions:
             raise NotFoundError(f"not found: session '{session_id}' has no request '{permission_id}'")
         if row.answered is not None:
             return False
-        connection = self._connection(row.connection_id)
+        live = self._bridge.live()
+        connection = next((each for each in live if each.feed.epoch == row.connection_id), None)
         if connection is not None:
             first = await answer(connection, by, row.request_id, result)
             await self._recorder.flush()
@@ -249,10 +249,6 @@ class Sessions:
         raise ConflictError(
             f"conflict: the agent that asked for '{permission_id}' has ended: no answer is awaited"
         )
-
-    def _connection(self, connection_id: str) -> AgentConnection | None:
-        running = self._bridge.live()
-        return next((each for each in running if each.feed.epoch == connection_id), None)
 
 
 async def _create_session(

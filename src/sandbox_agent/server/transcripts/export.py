@@ -10,11 +10,10 @@ import msgspec
 
 from sandbox_agent.errors import GoneError
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
-from sandbox_agent.server.transcripts.entries import Failure
 from sandbox_agent.server.transcripts.html import HtmlRenderer
 from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
 from sandbox_agent.server.transcripts.templating import TemplateRenderer
-from sandbox_agent.server.transcripts.transcript_builder import TranscriptBuilder
+from sandbox_agent.server.transcripts.transcript_builder import Failure, TranscriptBuilder
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import decode_event

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader
 
-from sandbox_agent.server.transcripts.entries import Entry, Request, TurnEnd
+from sandbox_agent.server.transcripts.transcript_builder import Entry, Request, TurnEnd
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import (
     FileRefPart,
