@@ -114,10 +114,10 @@ class SessionRegistry:
             turn = await store.turn(row.key, turn_id=turn_id)
             if turn is not None:
                 projection.turns[turn_id] = turn
-        for name in (*projector.pending_permissions, *projector.pending_questions):
-            request = await store.permission(row.key, name)
+        for request_id in (*projector.pending_permissions, *projector.pending_questions):
+            request = await store.permission(row.key, request_id)
             if request is not None:
-                projection.requests[name] = request
+                projection.requests[request_id] = request
         for turn in turns:
             if turn.state == "running" and turn.turn_id not in known:
                 projection.turns[turn.turn_id] = turn
