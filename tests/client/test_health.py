@@ -51,14 +51,14 @@ def failing(times: int) -> tuple[Callable[[], Awaitable[Any]], list[int]]:
 async def test_a_healthy_server_is_asked_once() -> None:
     clock = Clock()
     probe, calls = failing(0)
-    await wait_until_healthy(probe, where="x", clock=clock, sleep=clock.sleep)
+    await wait_until_healthy(probe, where=lambda: "x", clock=clock, sleep=clock.sleep)
     assert (len(calls), clock.slept) == (1, [])
 
 
 async def test_delays_double_from_half_a_second_to_fifteen() -> None:
     clock = Clock()
     probe, _ = failing(8)
-    await wait_until_healthy(probe, where="x", clock=clock, sleep=clock.sleep)
+    await wait_until_healthy(probe, where=lambda: "x", clock=clock, sleep=clock.sleep)
     assert clock.slept == [0.5, 1, 2, 4, 8, 15, 15, 15]
 
 
@@ -70,7 +70,7 @@ async def test_the_server_is_ensured_after_three_failures_in_a_row() -> None:
     async def ensure() -> None:
         ensured.append(len(calls))
 
-    await wait_until_healthy(probe, where="x", ensure_server=ensure, clock=clock, sleep=clock.sleep)
+    await wait_until_healthy(probe, where=lambda: "x", ensure_server=ensure, clock=clock, sleep=clock.sleep)
     assert ensured == [3, 6]
 
 
@@ -81,7 +81,7 @@ async def test_an_ensure_that_fails_does_not_end_the_wait(caplog: pytest.LogCapt
     async def ensure() -> None:
         raise RuntimeError("no way")
 
-    await wait_until_healthy(probe, where="x", ensure_server=ensure, clock=clock, sleep=clock.sleep)
+    await wait_until_healthy(probe, where=lambda: "x", ensure_server=ensure, clock=clock, sleep=clock.sleep)
     assert "no way" in caplog.text
 
 
@@ -89,7 +89,7 @@ async def test_warnings_come_after_five_seconds_and_then_every_ten(caplog: pytes
     clock = Clock()
     probe, _ = failing(8)
     with caplog.at_level(logging.WARNING):
-        await wait_until_healthy(probe, where="the server", clock=clock, sleep=clock.sleep)
+        await wait_until_healthy(probe, where=lambda: "the server", clock=clock, sleep=clock.sleep)
     told = [record.getMessage() for record in caplog.records]
     # Probes are at 0, 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5 s.
     assert [text.split("after ")[1].split(" s")[0] for text in told] == ["8", "30", "46"]
@@ -101,7 +101,7 @@ async def test_the_wait_ends_at_its_timeout(timeout: float) -> None:
     clock = Clock()
     probe, _ = failing(1000)
     with pytest.raises(HealthTimeoutError, match="is the server running"):
-        await wait_until_healthy(probe, where="x", timeout=timeout, clock=clock, sleep=clock.sleep)
+        await wait_until_healthy(probe, where=lambda: "x", timeout=timeout, clock=clock, sleep=clock.sleep)
     assert clock.now == pytest.approx(timeout)
 
 
@@ -112,7 +112,7 @@ async def test_an_answer_other_than_ok_is_a_failure() -> None:
     async def probe() -> Any:
         return answers.pop(0)
 
-    await wait_until_healthy(probe, where="x", clock=clock, sleep=clock.sleep)
+    await wait_until_healthy(probe, where=lambda: "x", clock=clock, sleep=clock.sleep)
     assert len(clock.slept) == 2
 
 
@@ -164,7 +164,7 @@ async def test_a_probe_that_hangs_does_not_outlast_the_timeout() -> None:
         await asyncio.Event().wait()
 
     with anyio.fail_after(5), pytest.raises(HealthTimeoutError, match="no response"):
-        await wait_until_healthy(probe, where="x", timeout=0.05)
+        await wait_until_healthy(probe, where=lambda: "x", timeout=0.05)
 
 
 @pytest.mark.parametrize("token", ["wrong", None])

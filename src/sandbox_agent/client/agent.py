@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+import httpx2
+
 from sandbox_agent.client.awaitable_context import AwaitableContext
-from sandbox_agent.client.health import HealthCheck
+from sandbox_agent.client.health import DEFAULT_TIMEOUT, HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
 from sandbox_agent.client.options import (
     ClientOptions,
@@ -43,7 +45,6 @@ class SandboxAgent(ServerApi):
     """The SDK's entry point; made by ``connect`` or ``start``, closed by ``dispose`` or ``async with``.
 
     Attributes:
-        base_url: the server's URL.
         persist: the driver that stores sessions and events.
     """
 
@@ -56,14 +57,13 @@ class SandboxAgent(ServerApi):
         persist = options.get("persist")
         self.persist: SessionPersistDriver = open_persist(persist)
         self._owns_persist = self.persist is not persist
-        self.base_url: str = (url or DEFAULT_BASE_URL).rstrip("/")
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None
         self._disposing = False
         self._disposed = asyncio.Event()
         self._server_sessions: ServerSessions | None = None
         self._http = Http(
-            base_url=self.base_url,
+            base_url=url or DEFAULT_BASE_URL,
             token=options.get("token"),
             headers=options.get("headers"),
             transport=transport,
@@ -73,8 +73,7 @@ class SandboxAgent(ServerApi):
             self._http,
             self._tasks,
             enabled=not options.get("skip_health_check", False),
-            timeout=options.get("health_timeout"),
-            ensure_server=self._ensure_server,
+            timeout=options.get("health_timeout", DEFAULT_TIMEOUT),
         )
         max_events = options.get("replay_max_events", DEFAULT_REPLAY_MAX_EVENTS)
         max_chars = options.get("replay_max_chars", DEFAULT_REPLAY_MAX_CHARS)
@@ -127,11 +126,9 @@ class SandboxAgent(ServerApi):
         async def open_client() -> Self:
             raw_id = await _provision(sandbox, sandbox_id)
             try:
-                given = options.copy()
-                given["token"] = given.get("token") or await sandbox.get_token(raw_id)
-                given["transport"] = given.get("transport") or await sandbox.get_transport(raw_id)
-                self = cls(base_url=await sandbox.get_url(raw_id), **given)
-                self._attach(sandbox, raw_id)
+                url, token, transport = await _ask_address(sandbox, raw_id, options)
+                self = cls(base_url=url, **{**options, "token": token, "transport": transport})
+                self._attach(sandbox, raw_id, options)
                 await self._begin()
                 try:
                     await self._health.wait_ready()
@@ -150,15 +147,18 @@ class SandboxAgent(ServerApi):
         await self._tasks.start()
         self._health.start()
 
-    def _attach(self, provider: SandboxProvider, raw_id: str) -> None:
+    def _attach(self, provider: SandboxProvider, raw_id: str, options: ClientOptions) -> None:
+        async def ensure_server() -> None:
+            await provider.ensure_server(raw_id)
+            # A sandbox that was restarted may have another port or token, and a signed URL expires.
+            url, token, transport = await _ask_address(provider, raw_id, options)
+            await self._http.set_address(url or DEFAULT_BASE_URL, token=token, transport=transport)
+
+        self._health.ensure_server = ensure_server
         self._provider = provider
         self._raw_sandbox_id = raw_id
         self._registry.sandbox_id = join_sandbox_id(provider, raw_id)
         self._registry.default_cwd = provider.default_cwd
-
-    async def _ensure_server(self) -> None:
-        if self._provider is not None and self._raw_sandbox_id is not None:
-            await self._provider.ensure_server(self._raw_sandbox_id)
 
     async def __aenter__(self) -> Self:
         """Return the client."""
@@ -184,6 +184,11 @@ class SandboxAgent(ServerApi):
     def sandbox(self) -> SandboxProvider | None:
         """The provider."""
         return self._provider
+
+    @property
+    def base_url(self) -> str:
+        """The server's URL. It changes if the provider restarts the sandbox elsewhere."""
+        return self._http.base_url
 
     @property
     def inspector_url(self) -> str:
@@ -416,6 +421,15 @@ async def _provision(provider: SandboxProvider, sandbox_id: str | None) -> str:
     await provider.reconnect(raw_id)
     await provider.ensure_server(raw_id)
     return raw_id
+
+
+async def _ask_address(
+    provider: SandboxProvider, raw_id: str, options: ClientOptions
+) -> tuple[str | None, str | None, httpx2.AsyncBaseTransport | None]:
+    """Return the URL, token and transport of a sandbox; the caller's token and transport take precedence."""
+    token = options.get("token") or await provider.get_token(raw_id)
+    transport = options.get("transport") or await provider.get_transport(raw_id)
+    return await provider.get_url(raw_id), token, transport
 
 
 def _chosen(agent: str, options: SessionOptions) -> ChosenSettings:

@@ -72,6 +72,7 @@ class Connection:
         request_ids: itertools.count[int],
         on_lost: Callable[[Connection], None],
         handlers: RequestHandlers,
+        on_unreachable: Callable[[], None],
     ) -> None:
         self.agent = agent
         self.connection_id: str = str(uuid.uuid4())
@@ -85,11 +86,12 @@ class Connection:
         self._request_ids = request_ids
         self._on_lost = on_lost
         self._handlers = handlers
+        self._on_unreachable = on_unreachable
         self._path = f"/v1/acp/{quote_segment(self.server_id)}"
         self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
         self._pending: dict[int, PendingRequest] = {}
         self._exit_seen = asyncio.Event()
-        self._feed = Feed(http, self._path, self._headers, self._on_events)
+        self._feed = Feed(http, self._path, self._headers, self._on_events, self._on_feed_failed)
         self._feed_task: asyncio.Task[None] | None = None
 
     # opening
@@ -250,6 +252,7 @@ class Connection:
                 await self._prefer_feed(pending, answer)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             url = self._http.base_url
+            self._on_unreachable()
             self._fail(
                 pending,
                 NotSentError(f"{pending.method} was not sent: cannot connect to {url} ({describe(error)})"),
@@ -328,6 +331,11 @@ class Connection:
             logger.exception("the feed of %s failed", self.server_id)
             reason = ConnectionLostError(f"the event stream could not be processed: {describe(error)}")
         await self._retire(reason)
+
+    def _on_feed_failed(self) -> None:
+        # A sandbox that is idle may sleep: only a request in progress wakes it.
+        if self._pending:
+            self._on_unreachable()
 
     async def _on_events(self, events: list[SseEvent]) -> None:
         journals = self.router.route([event.data for event in events if event.event == "message"])

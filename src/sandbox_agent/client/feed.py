@@ -38,6 +38,7 @@ class Feed:
         path: the connection's path.
         headers: headers of every request.
         on_events: receives the events of one chunk; the next chunk is read after it has returned.
+        on_failed: called when the stream could not be opened again; the next try follows.
 
     Attributes:
         live: whether the stream is open now.
@@ -50,6 +51,7 @@ class Feed:
         path: str,
         headers: dict[str, str],
         on_events: Callable[[list[SseEvent]], Awaitable[None]],
+        on_failed: Callable[[], None],
     ) -> None:
         self.live: bool = False
         self.last_activity: float = time.monotonic()
@@ -57,6 +59,7 @@ class Feed:
         self._path = path
         self._headers = headers
         self._on_events = on_events
+        self._on_failed = on_failed
         self._last_id = "0"
         self._epoch: str | None = None
         self._busy = False
@@ -96,6 +99,8 @@ class Feed:
                 logger.info("the event stream of %s ended (%s): reconnecting", self._path, cause)
             elif now - (lost_since or began) > patience:
                 return ConnectionLostError(f"the server at {self._http.base_url} is gone ({cause})")
+            else:
+                self._on_failed()
             lost_since = lost_since or began
             await asyncio.sleep(delay)
             delay = min(delay * 2, RECONNECT_MAX_DELAY)

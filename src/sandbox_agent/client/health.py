@@ -10,11 +10,18 @@ from typing import Any
 
 from sandbox_agent.client.http import Http, describe
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.errors import HealthTimeoutError, SandboxAgentError, TokenInvalidError
+from sandbox_agent.errors import (
+    HealthTimeoutError,
+    SandboxAgentError,
+    SandboxDestroyedError,
+    TokenInvalidError,
+)
 from sandbox_agent.wire.members import members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
+# How long a client waits for a healthy server unless the caller sets ``health_timeout``.
+DEFAULT_TIMEOUT = 120.0
 MIN_DELAY = 0.5
 MAX_DELAY = 15.0
 WARN_AFTER = 5.0
@@ -31,59 +38,86 @@ EnsureServer = Callable[[], Awaitable[object]]
 async def wait_until_healthy(
     probe: Callable[[], Awaitable[Any]],
     *,
-    where: str,
+    where: Callable[[], str],
     timeout: float | None = None,
     ensure_server: EnsureServer | None = None,
+    was_healthy: bool = False,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
     """Probe, with delays from 0.5 s doubling to 15 s, until the status is "ok".
 
+    A warning says after 5 s, and then every 10 s, what is waited for.
+
     Args:
         probe: fetches the health document.
-        where: the server's URL, for messages.
+        where: returns the server and its URL, for messages.
         timeout: how long to wait, in seconds; None waits forever.
-        ensure_server: called after every three failures in a row.
+        ensure_server: called after every three failures in a row, and once if the token is refused. The next
+            probe follows at once.
+        was_healthy: the server was healthy before, so it is gone, not slow to start: the first failure calls
+            ``ensure_server``.
         clock: returns the time in seconds.
         sleep: waits.
 
     Raises:
         HealthTimeoutError: the server was not healthy within ``timeout``.
         TokenInvalidError: the server is running and refuses the token.
+        SandboxDestroyedError: ``ensure_server`` found that the sandbox no longer exists.
     """
     began = clock()
     delay = MIN_DELAY
-    warn_at = began + WARN_AFTER
-    failures = 0
-    while True:
-        left = None if timeout is None else max(timeout - (clock() - began), MIN_PROBE)
-        problem = await _probe_once(probe, left)
-        if problem is None:
-            return
-        failures += 1
-        if failures >= ENSURE_SERVER_AFTER and ensure_server is not None:
-            failures = 0
+    failures = ENSURE_SERVER_AFTER - 1 if was_healthy else 0
+    problem = "no response yet"
+    is_renewed = False
+    limit = "" if timeout is None else f", for at most {timeout:g} s"
+
+    def warn() -> None:
+        nonlocal timer
+        waited = clock() - began
+        logger.warning("waiting for %s%s: not healthy after %.0f s (%s)", where(), limit, waited, problem)
+        timer = loop.call_later(WARN_EVERY, warn)
+
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(WARN_AFTER, warn)
+    try:
+        while True:
+            left = None if timeout is None else max(timeout - (clock() - began), MIN_PROBE)
             try:
-                await ensure_server()
-                delay = MIN_DELAY
-            except Exception as error:
-                # The provider's code: the wait continues until its timeout.
-                logger.exception("ensure_server failed")
-                problem = f"{problem}; ensure_server: {describe(error)}"
-        now = clock()
-        if now >= warn_at:
-            logger.warning("%s is not healthy after %.0f s; still waiting (%s)", where, now - began, problem)
-            warn_at = now + WARN_EVERY
-        if timeout is not None and now - began + delay >= timeout:
-            remaining = timeout - (now - began)
+                found = await _probe_once(probe, left)
+            except TokenInvalidError as error:
+                if ensure_server is None or is_renewed:
+                    raise
+                # A sandbox that was restarted may have another token.
+                is_renewed, failures, found = True, ENSURE_SERVER_AFTER - 1, describe(error)
+            if found is None:
+                return
+            problem = found
+            failures += 1
+            if failures >= ENSURE_SERVER_AFTER and ensure_server is not None:
+                failures = 0
+                try:
+                    async with asyncio.timeout(left):
+                        await ensure_server()
+                except SandboxDestroyedError:
+                    raise
+                except Exception as error:
+                    # The provider's code: the wait continues until its timeout.
+                    logger.exception("ensure_server failed")
+                    problem = f"{problem}; ensure_server: {describe(error)}"
+                else:
+                    delay = MIN_DELAY
+                    if timeout is None or clock() - began < timeout:
+                        continue
+            remaining = delay if timeout is None else min(delay, timeout - (clock() - began))
             if remaining <= 0:
                 raise HealthTimeoutError(
-                    f"{where} was not healthy within {timeout:g} s ({problem}): is the server running?"
+                    f"{where()} was not healthy within {timeout:g} s ({problem}): is the server running?"
                 )
             await sleep(remaining)
-        else:
-            await sleep(delay)
-        delay = min(delay * 2, MAX_DELAY)
+            delay = min(delay * 2, MAX_DELAY)
+    finally:
+        timer.cancel()
 
 
 async def _probe_once(probe: Callable[[], Awaitable[Any]], seconds: float | None) -> str | None:
@@ -101,7 +135,11 @@ async def _probe_once(probe: Callable[[], Awaitable[Any]], seconds: float | None
 
 
 class HealthCheck:
-    """Delays requests until the server is healthy; checks again after a loss."""
+    """Delays requests until the server is healthy; checks again after a loss.
+
+    Attributes:
+        ensure_server: lets the provider start the server and renews its address; None without a provider.
+    """
 
     def __init__(
         self,
@@ -110,15 +148,15 @@ class HealthCheck:
         *,
         enabled: bool,
         timeout: float | None,
-        ensure_server: EnsureServer | None = None,
     ) -> None:
+        self.ensure_server: EnsureServer | None = None
         self._http = http
         self._tasks = tasks
         self._enabled = enabled
         self._timeout = timeout
-        self._ensure_server = ensure_server
         self._waiting: asyncio.Future[None] | None = None
         self._suspect = False
+        self._was_healthy = False
 
     @property
     def enabled(self) -> bool:
@@ -132,18 +170,28 @@ class HealthCheck:
     def start(self) -> None:
         """Start to wait, unless a wait is in progress."""
         if self._enabled and (self._waiting is None or self._waiting.done()):
-            wait = wait_until_healthy(
-                self.probe,
-                where=f"sandbox-agent at {self._http.base_url}",
-                timeout=self._timeout,
-                ensure_server=self._ensure_server,
-            )
-            self._waiting = self._tasks.run(wait, name="health")
+            self._waiting = self._tasks.run(self._wait(), name="health")
         self._suspect = False
+
+    async def _wait(self) -> None:
+        await wait_until_healthy(
+            self.probe,
+            where=lambda: f"sandbox-agent at {self._http.base_url}",
+            timeout=self._timeout,
+            ensure_server=self.ensure_server,
+            was_healthy=self._was_healthy,
+        )
+        self._was_healthy = True
 
     def mark_suspect(self) -> None:
         """Make the next request wait until the server is healthy again."""
         self._suspect = True
+
+    def recover(self) -> None:
+        """Check now and not with the next request, which the server may have to be started for."""
+        self._suspect = True
+        if self.ensure_server is not None and self._tasks.running:
+            self.start()
 
     async def wait_ready(self) -> None:
         """Return once the server is healthy.

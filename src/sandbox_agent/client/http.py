@@ -41,25 +41,45 @@ class Http:
         headers: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        self.base_url: str = base_url.rstrip("/")
+        self._headers = httpx2.Headers(dict(headers or {}))
+        self._headers["Accept-Encoding"] = "identity"
+        self._transport = transport
+        self._client = self._make_client(no_proxy=_needs_no_proxy(base_url, transport))
+        self._set_token(token)
+
+    def _make_client(self, *, no_proxy: bool) -> httpx2.AsyncClient:
         limits = httpx2.Limits(
             max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEPALIVE_EXPIRY
         )
-        if transport is None and is_loopback(_parse_url(base_url).host):
-            # A client with a transport ignores HTTP_PROXY and ALL_PROXY.
-            transport = httpx2.AsyncHTTPTransport(limits=limits)
+        self._no_proxy = no_proxy
+        # A client with a transport ignores HTTP_PROXY and ALL_PROXY.
+        transport = httpx2.AsyncHTTPTransport(limits=limits) if no_proxy else self._transport
+        return httpx2.AsyncClient(
+            headers=self._headers, transport=transport, timeout=_timeout(READ_TIMEOUT), limits=limits
+        )
+
+    def _set_token(self, token: str | None) -> None:
         if token and not (token.isascii() and token.isprintable()):
             raise ValueError("the token contains a line break or another character that no header can carry")
-        self.base_url: str = base_url.rstrip("/")
-        merged = httpx2.Headers(dict(headers or {}))
-        merged["Accept-Encoding"] = "identity"
         if token:
-            merged["Authorization"] = f"Bearer {token}"
-        self._client = httpx2.AsyncClient(
-            headers=merged,
-            transport=transport,
-            timeout=_timeout(READ_TIMEOUT),
-            limits=limits,
-        )
+            self._headers["Authorization"] = self._client.headers["Authorization"] = f"Bearer {token}"
+
+    async def set_address(
+        self, base_url: str, *, token: str | None, transport: httpx2.AsyncBaseTransport | None
+    ) -> None:
+        """Send all later requests elsewhere. A transport that is replaced is closed.
+
+        Raises:
+            ValueError: the base URL or the token is invalid.
+        """
+        no_proxy = _needs_no_proxy(base_url, transport)
+        if transport is not self._transport or no_proxy != self._no_proxy:
+            self._transport = transport
+            former, self._client = self._client, self._make_client(no_proxy=no_proxy)
+            await former.aclose()
+        self._set_token(token)
+        self.base_url = base_url.rstrip("/")
 
     def _open_client(self) -> httpx2.AsyncClient:
         if self._client.is_closed:
@@ -165,6 +185,10 @@ class Http:
 
 def _timeout(read: float | None) -> httpx2.Timeout:
     return httpx2.Timeout(None, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read)
+
+
+def _needs_no_proxy(base_url: str, transport: httpx2.AsyncBaseTransport | None) -> bool:
+    return transport is None and is_loopback(_parse_url(base_url).host)
 
 
 def is_loopback(host: str) -> bool:

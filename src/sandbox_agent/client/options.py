@@ -25,7 +25,7 @@ class ClientOptions(TypedDict, total=False):
         replay_max_events: how many events of history a restored session is given, 50 by default.
         replay_max_chars: the same limit in characters, 12,000 by default.
         skip_health_check: send requests without waiting until the server is healthy.
-        health_timeout: how long to wait for a healthy server, in seconds; None waits forever.
+        health_timeout: how long to wait for a healthy server, in seconds, 120 by default; None waits forever.
     """
 
     token: str | None

@@ -121,7 +121,13 @@ class SessionRegistry:
                 return existing
             try:
                 opened = Connection(
-                    self._http, self._tasks, agent, self._request_ids, self._on_lost, self.handlers
+                    self._http,
+                    self._tasks,
+                    agent,
+                    self._request_ids,
+                    self._on_lost,
+                    self.handlers,
+                    self._health.recover,
                 )
                 await opened.open()
             except NotSentError:
