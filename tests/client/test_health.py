@@ -11,7 +11,15 @@ from typing import Any
 import anyio
 import pytest
 
-from sandbox_agent import ConnectionLostError, HealthTimeoutError, SandboxAgent, TokenInvalidError
+from sandbox_agent import (
+    ClientOptions,
+    ConnectionLostError,
+    HealthTimeoutError,
+    SandboxAgent,
+    SandboxDestroyedError,
+    TokenInvalidError,
+)
+from sandbox_agent.client import health
 from sandbox_agent.client.health import wait_until_healthy
 from tests.client.checks import until
 from tests.client.scripted import ScriptedServer
@@ -85,15 +93,91 @@ async def test_an_ensure_that_fails_does_not_end_the_wait(caplog: pytest.LogCapt
     assert "no way" in caplog.text
 
 
-async def test_warnings_come_after_five_seconds_and_then_every_ten(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wait_warns_after_five_seconds_and_then_every_ten() -> None:
+    assert (health.WARN_AFTER, health.WARN_EVERY) == (5, 10)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_warning_says_what_is_waited_for_even_while_a_probe_hangs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    monkeypatch.setattr(health, "WARN_AFTER", 0.01)
+    monkeypatch.setattr(health, "WARN_EVERY", 0.01)
+
+    async def probe() -> Any:
+        if hangs:
+            await asyncio.Event().wait()
+        raise ConnectionLostError("refused")
+
+    with anyio.fail_after(10), caplog.at_level(logging.WARNING, logger="sandbox_agent.client"):
+        wait = wait_until_healthy(probe, where=lambda: "sandbox-agent at http://x", timeout=120)
+        waiting = asyncio.create_task(wait)
+        await until(lambda: len(caplog.records) > 1)
+        waiting.cancel()
+    problem = "no response yet" if hangs else "refused"
+    expected = f"waiting for sandbox-agent at http://x, for at most 120 s: not healthy after 0 s ({problem})"
+    assert caplog.records[0].getMessage() == expected
+    assert {record.name for record in caplog.records} == {"sandbox_agent.client"}
+
+
+@pytest.mark.parametrize(("options", "timeout"), [({}, 120), ({"health_timeout": None}, None)])
+async def test_the_wait_is_bounded_unless_the_caller_wants_it_endless(
+    monkeypatch: pytest.MonkeyPatch, options: ClientOptions, timeout: float | None
+) -> None:
+    timeouts: list[float | None] = []
+
+    async def wait(*_args: object, **given: Any) -> None:
+        timeouts.append(given["timeout"])
+
+    monkeypatch.setattr(health, "wait_until_healthy", wait)
+    given: ClientOptions = {"transport": ScriptedServer(), **options}
+    async with SandboxAgent.connect(**given) as sdk:
+        await sdk.create_session(agent="mock")
+    assert timeouts == [timeout]
+
+
+async def test_a_server_that_was_healthy_before_is_ensured_at_its_first_failure() -> None:
     clock = Clock()
-    probe, _ = failing(8)
-    with caplog.at_level(logging.WARNING):
-        await wait_until_healthy(probe, where=lambda: "the server", clock=clock, sleep=clock.sleep)
-    told = [record.getMessage() for record in caplog.records]
-    # Probes are at 0, 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5 s.
-    assert [text.split("after ")[1].split(" s")[0] for text in told] == ["8", "30", "46"]
-    assert told[0].startswith("the server is not healthy")
+    probe, calls = failing(1)
+    ensured: list[int] = []
+
+    async def ensure() -> None:
+        ensured.append(len(calls))
+
+    await wait_until_healthy(
+        probe,
+        where=lambda: "x",
+        ensure_server=ensure,
+        was_healthy=True,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    assert (ensured, len(calls), clock.slept) == ([1], 2, [])
+
+
+async def test_a_sandbox_that_is_destroyed_ends_the_wait() -> None:
+    clock = Clock()
+    probe, _ = failing(1000)
+
+    async def ensure() -> None:
+        raise SandboxDestroyedError("box-1", "elsewhere")
+
+    with pytest.raises(SandboxDestroyedError):
+        await wait_until_healthy(
+            probe, where=lambda: "x", ensure_server=ensure, clock=clock, sleep=clock.sleep
+        )
+
+
+async def test_an_ensure_that_hangs_does_not_outlast_the_timeout() -> None:
+    probe, _ = failing(1000)
+
+    async def ensure() -> None:
+        await asyncio.Event().wait()
+
+    with anyio.fail_after(5), pytest.raises(HealthTimeoutError, match="refused"):
+        await wait_until_healthy(
+            probe, where=lambda: "x", ensure_server=ensure, was_healthy=True, timeout=0.05
+        )
 
 
 @pytest.mark.parametrize("timeout", [0.1, 1.0, 4.0, 100.0])

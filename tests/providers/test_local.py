@@ -126,6 +126,79 @@ async def test_a_server_that_can_not_start_says_why(tmp_path: Path) -> None:
         await local(binary=tmp_path / "nothing").create()
 
 
+# Listens, and ends when the first client has connected.
+DYING = """#!{python}
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+print("the disk is full", flush=True)
+listener.accept()
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("log", ["inherit", "silent", "server.log"])
+async def test_a_server_that_dies_when_it_listens_says_why(
+    tmp_path: Path, log: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.log").write_text("of an earlier server")
+    program = tmp_path / "sandbox-agent"
+    program.write_text(DYING.format(python=sys.executable))
+    program.chmod(0o755)
+    with (
+        anyio.fail_after(10),
+        pytest.raises(SandboxAgentError, match=r"code 3 at its start: the disk is full$"),
+    ):
+        await SandboxAgent.start(sandbox=local(binary=program, log=log))
+    assert ("the disk is full" in capfd.readouterr().err) == (log == "inherit")
+
+
+async def test_a_server_whose_store_another_one_uses_says_so(tmp_path: Path) -> None:
+    store = f"sqlite:{tmp_path / 'server.db'}"
+    first = local(log="silent", store=store)
+    raw_id = await first.create()
+    try:
+        with pytest.raises(SandboxAgentError, match="belongs to another running server"):
+            await SandboxAgent.start(sandbox=local(log="silent", store=store))
+    finally:
+        await first.destroy(raw_id)
+
+
+async def test_a_restart_that_fails_can_be_tried_again() -> None:
+    provider = local(log="silent")
+    raw_id = await provider.create()
+    try:
+        token, pid = await provider.get_token(raw_id), provider.pid(raw_id)
+        assert pid is not None
+        os.kill(pid, 9)
+        await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with (
+            socket.create_server(("127.0.0.1", int(raw_id.rpartition(":")[2]))),
+            pytest.raises(SandboxAgentError, match="another program listens"),
+        ):
+            await provider.ensure_server(raw_id)
+        await asyncio.gather(provider.ensure_server(raw_id), provider.ensure_server(raw_id))
+        assert await provider.get_token(raw_id) == token
+        async with SandboxAgent.start(sandbox=provider, sandbox_id=f"local/{raw_id}") as sdk:
+            assert (await sdk.get_health()).status == "ok"
+    finally:
+        await provider.destroy(raw_id)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])
+async def test_a_server_listens_on_the_host_that_is_chosen(host: str) -> None:
+    async with SandboxAgent.start(sandbox=local(host=host, log="silent")) as sdk:
+        assert sdk.base_url.startswith("http://localhost:" if host == "localhost" else "http://[::1]:")
+        session = await sdk.create_session(agent="mock")
+        assert (await session.prompt("hello")).stop_reason == "end_turn"
+        provider = local(host=host)
+        await provider.reconnect(raw(sdk.sandbox_id))
+        await sdk.destroy_sandbox()
+        with pytest.raises(SandboxDestroyedError):
+            await provider.reconnect(sdk.base_url.removeprefix("http://"))
+
+
 async def test_another_program_can_be_the_server(tmp_path: Path) -> None:
     program = tmp_path / "sandbox-agent"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m sandbox_agent.cli.main "$@"\n')

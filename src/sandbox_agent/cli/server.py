@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
+import stat
+import threading
 from types import FrameType
 from typing import Any
 
@@ -14,6 +18,13 @@ from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.config import DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_namespace, check_store, default_store, secrets_of
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
+
+# Set by ``local()``: the descriptor of a pipe that closes when the program that started this server ends.
+_LIFELINE_VARIABLE = "SANDBOX_AGENT_LIFELINE"
+# Seconds that the shutdown may take when that program has ended: nothing else would kill a server that hangs.
+_LIFELINE_GRACE = 4
 
 
 @click.command()
@@ -151,6 +162,7 @@ def server(
     # After its shutdown uvicorn raises the signal again: exit with 0, as the signal was a normal request.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
+    _watch_lifeline()
     configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
     if log_level == "info":
         # We log the start and the end ourselves.
@@ -167,3 +179,22 @@ def server(
 
 def _exit(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
+
+
+def _watch_lifeline() -> None:
+    """End the server with the program that started it. Agents inherit neither the variable nor the pipe."""
+    value = os.environ.pop(_LIFELINE_VARIABLE, "")
+    with contextlib.suppress(OSError, ValueError, OverflowError):  # the pipe did not come with the variable
+        lifeline = int(value)
+        os.set_inheritable(lifeline, False)
+        if stat.S_ISFIFO(os.fstat(lifeline).st_mode):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
+
+
+def _end_with(lifeline: int) -> None:
+    while os.read(lifeline, 1):
+        pass
+    signal.alarm(_LIFELINE_GRACE)
+    logger.info("the program that started this server has ended")
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -115,29 +115,36 @@ class SessionRegistry:
     async def connection(self, agent: str) -> Connection:
         """Return the agent's live connection; open one if there is none."""
         async with self._connection_locks.setdefault(agent, asyncio.Lock()):
-            await self._health.wait_ready()
-            existing = self._connections.get(agent)
-            if existing is not None:
-                return existing
             try:
-                opened = Connection(
-                    self._http,
-                    self._tasks,
-                    agent,
-                    self._request_ids,
-                    self._on_lost,
-                    self.handlers,
-                    self._health.recover,
-                )
-                await opened.open()
+                return await self._existing_or_opened(agent)
             except NotSentError:
-                self._health.mark_suspect()
-                raise
-            self._connections[agent] = opened
-            if opened.lost is not None:
-                del self._connections[agent]
-                raise opened.lost
-            return opened
+                # The server was lost: this waits until it is healthy, or was started again.
+                return await self._existing_or_opened(agent)
+
+    async def _existing_or_opened(self, agent: str) -> Connection:
+        await self._health.wait_ready()
+        existing = self._connections.get(agent)
+        if existing is not None:
+            return existing
+        opened = Connection(
+            self._http,
+            self._tasks,
+            agent,
+            self._request_ids,
+            self._on_lost,
+            self.handlers,
+            self._health.recover,
+        )
+        try:
+            await opened.open()
+        except NotSentError:
+            self._health.mark_suspect()
+            raise
+        self._connections[agent] = opened
+        if opened.lost is not None:
+            del self._connections[agent]
+            raise opened.lost
+        return opened
 
     def _on_lost(self, connection: Connection) -> None:
         if self._connections.get(connection.agent) is connection:

@@ -1,4 +1,9 @@
-"""The local provider: the server runs as a child process."""
+"""The local provider: the server runs as a child process, and ends with this program.
+
+The server inherits the read end of a pipe, its lifeline, whose write end only this process holds. However
+this process ends, the kernel closes the write end and the server shuts down. A server that is another program
+(``binary``) does not know the pipe, so a small process watches it and ends the server.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import uuid
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
+
+import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
@@ -22,11 +31,18 @@ from sandbox_agent.providers.base import SandboxProvider
 
 # Seconds. On SIGTERM the server drains and ends its agents. After this time its group is killed.
 STOP_TIMEOUT = 5.0
-# Seconds until a server that does not listen is given up.
+# Seconds until a server that does not respond is given up.
 START_TIMEOUT = 30.0
 POLL_INTERVAL = 0.02
 CONNECT_TIMEOUT = 2.0
 LOG_TAIL_BYTES = 2_000
+# How long a server that has exited may leave its output open.
+OUTPUT_TIMEOUT = 1.0
+# Names the lifeline's descriptor. The server removes it from its environment.
+LIFELINE_VARIABLE = "SANDBOX_AGENT_LIFELINE"
+# The variable by which the watcher finds the processes of another server (runtime/process_tree.py).
+_TAG_VARIABLE = "SANDBOX_AGENT_PROCESS_TAG"
+_PACKAGE_ROOT = Path(__file__).parents[2]
 
 Log = Literal["inherit", "silent"] | str | os.PathLike[str]
 
@@ -34,11 +50,11 @@ Log = Literal["inherit", "silent"] | str | os.PathLike[str]
 @dataclass(slots=True, eq=False)
 class _Child:
     process: subprocess.Popen[bytes]
-    host: str
     port: int
-    token: str | None
-    output: Path | None
-    owner: int
+    token: str
+    lifeline: IO[bytes]
+    output: _Output
+    watcher: subprocess.Popen[bytes] | None = None
 
 
 class LocalProvider(SandboxProvider):
@@ -61,7 +77,7 @@ class LocalProvider(SandboxProvider):
         """Store the options. See ``local`` for the arguments."""
         if binary is None:
             require_server("local()")
-        self._host = host
+        self._host = host.strip("[]")
         self._port = port
         self._token = token
         self._env = dict(env or {})
@@ -70,20 +86,25 @@ class LocalProvider(SandboxProvider):
         self._store = store
         self._args = list(args)
         self._children: dict[str, _Child] = {}
+        self._restarting: set[str] = set()
 
     async def create(self) -> str:
-        """Start a server and return ``host:port`` when it listens.
+        """Start a server and return ``host:port`` when it responds.
 
         Raises:
-            SandboxAgentError: The port is in use, or the server did not start. With a log file, the message
-                ends with the server's last output.
+            SandboxAgentError: The port is in use, or the server did not start. The message ends with the
+                server's last output.
         """
         port = self._port or _free_port(self._host)
-        raw_id = f"{self._host}:{port}"
+        raw_id = f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
         running = self._children.get(raw_id)
         if running is not None and running.process.poll() is None:
             raise SandboxAgentError(f"a local server of this provider already listens on {raw_id}")
-        await self._start(raw_id, port, self._token or secrets.token_urlsafe(24))
+        try:
+            await self._start(raw_id, port, self._token or secrets.token_urlsafe(24))
+        except BaseException:
+            self._children.pop(raw_id, None)
+            raise
         return raw_id
 
     async def _start(self, raw_id: str, port: int, token: str) -> None:
@@ -95,9 +116,9 @@ class LocalProvider(SandboxProvider):
             )
         child = self._children[raw_id] = self._spawn(port, token)
         try:
-            await _wait_listening(child)
+            await _wait_responding(child, f"http://{raw_id}")
         except BaseException:
-            await self.destroy(raw_id)
+            await asyncio.to_thread(_stop, child, STOP_TIMEOUT)
             raise
 
     def _command(self, port: int, token: str) -> list[str]:
@@ -117,28 +138,39 @@ class LocalProvider(SandboxProvider):
         return [*command, *self._args]
 
     def _spawn(self, port: int, token: str) -> _Child:
-        output: Path | None = None
-        with contextlib.ExitStack() as stack:
-            target: int | IO[bytes] | None = None
-            if self._log == "silent":
-                target = subprocess.DEVNULL
-            elif self._log != "inherit":
-                output = Path(self._log)
-                output.parent.mkdir(parents=True, exist_ok=True)
-                target = stack.enter_context(output.open("ab"))
-            try:
+        tag = f"local-{uuid.uuid4().hex}"
+        read, write = os.pipe()
+        lifeline = open(write, "wb", buffering=0)  # noqa: PTH123, SIM115 - a descriptor, closed by _stop
+        _lifelines.add(lifeline)
+        output = _Output(self._log)
+        env = {**os.environ, **self._env, "SANDBOX_AGENT_TOKEN": token, LIFELINE_VARIABLE: str(read)}
+        try:
+            with output.target() as target:
                 process = subprocess.Popen(  # noqa: S603 - the command is ours or the caller's
                     self._command(port, token),
+                    bufsize=0,
                     stdin=subprocess.DEVNULL,
                     stdout=target,
-                    stderr=subprocess.STDOUT if target is not None else None,
-                    env={**os.environ, **self._env, "SANDBOX_AGENT_TOKEN": token},
+                    stderr=subprocess.STDOUT,
+                    env=env if self._binary is None else {**env, _TAG_VARIABLE: tag},
                     start_new_session=True,
+                    pass_fds=[read],
                 )
-            except OSError as error:
-                raise SandboxAgentError(f"the local server could not be started: {error}") from error
-        child = _Child(process, self._host, port, token, output, os.getpid())
+        except OSError as error:
+            _close_lifeline(lifeline)
+            os.close(read)
+            raise SandboxAgentError(f"the local server could not be started: {error}") from error
+        child = _Child(process, port, token, lifeline, output)
         _running.add(child)
+        try:
+            output.read(process.stdout)
+            if self._binary is not None:
+                child.watcher = _start_watcher(read, tag, process.pid)
+        except BaseException:
+            _stop(child, 0.0)
+            raise
+        finally:
+            os.close(read)
         return child
 
     async def destroy(self, sandbox_id: str, /) -> None:
@@ -177,11 +209,14 @@ class LocalProvider(SandboxProvider):
     async def ensure_server(self, sandbox_id: str, /) -> None:
         """Restart a server that this provider started and that has ended, on the same port."""
         child = self._children.get(sandbox_id)
-        if child is None or child.process.poll() is None:
+        if child is None or child.process.poll() is None or sandbox_id in self._restarting:
             return
-        assert child.token is not None
-        _running.discard(child)
-        await self._start(sandbox_id, child.port, child.token)
+        self._restarting.add(sandbox_id)
+        try:
+            await asyncio.to_thread(_stop, child, 0.0)
+            await self._start(sandbox_id, child.port, child.token)
+        finally:
+            self._restarting.discard(sandbox_id)
 
     def pid(self, sandbox_id: str, /) -> int | None:
         """Return the process id of a server that this provider started, or None."""
@@ -202,14 +237,21 @@ def local(
 ) -> LocalProvider:
     """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
 
-    The server ends with ``destroy_sandbox`` and when the interpreter exits.
+    The server ends with ``destroy_sandbox``, and with this program: when it exits, and within 5 s when it is
+    killed (SIGTERM, SIGHUP, SIGKILL, out of memory). It then stops its agents and flushes its store: the next
+    program finds all events there, and the running turn as ``interrupted``. Forks by Python do not keep the
+    server running; a fork by C code that does not call exec does.
+
+    If ``binary`` is another server, a small process of ours watches for it. When this program ends, it sends
+    SIGTERM to the server, and after its exit, at the latest after 3 s, SIGKILL to its process group and, on
+    Linux, to all other processes that the server has started.
 
     Args:
         host: The address to listen on.
         port: The port, or None for a free one.
         token: The bearer token, or None for a random one.
         env: Variables to add to the server's environment.
-        log: Where its output goes: "inherit", "silent", or the path of a file.
+        log: Where its output goes: "inherit" (this program's stderr), "silent", or the path of a file.
         binary: Another ``sandbox-agent`` program to run instead of this package's.
         store: Its ``--store`` (``memory``, ``sqlite:PATH``).
         args: More command line arguments.
@@ -222,20 +264,55 @@ def local(
     )
 
 
-# The servers that are still running. They are stopped when the interpreter exits.
+# The servers that are still running, and the write ends of their pipes.
 _running: set[_Child] = set()
+_lifelines: set[IO[bytes]] = set()
 
 
 @atexit.register
 def _stop_at_exit() -> None:
     for child in list(_running):
-        # A fork of this interpreter inherits the set, but the servers are not its own.
-        if child.owner == os.getpid():
-            _stop(child, STOP_TIMEOUT)
+        _stop(child, STOP_TIMEOUT)
+
+
+def _disown_in_fork() -> None:
+    """Leave the servers to the parent process: a fork that held their lifelines would keep them running."""
+    for lifeline in list(_lifelines):
+        _close_lifeline(lifeline)
+    for child in _running:
+        if child.process.stdout is not None:
+            child.process.stdout.close()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_disown_in_fork)
+
+
+def _close_lifeline(lifeline: IO[bytes]) -> None:
+    _lifelines.discard(lifeline)
+    lifeline.close()
+
+
+def _start_watcher(lifeline: int, tag: str, server: int) -> subprocess.Popen[bytes]:
+    """Start a process that ends another server's tree when the lifeline closes."""
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-S", "-m", "sandbox_agent.runtime.warden_main", tag, str(server)],
+        stdin=lifeline,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PYTHONPATH": str(_PACKAGE_ROOT)},
+        start_new_session=True,
+    )
 
 
 def _stop(child: _Child, grace: float) -> None:
+    """Stop a server, or clean up after one that has exited."""
     process = child.process
+    if child.watcher is not None:
+        # It must not signal the server's pid once another process may have it.
+        child.watcher.kill()
+        child.watcher.wait()
     if grace > 0:
         _signal(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -244,6 +321,8 @@ def _stop(child: _Child, grace: float) -> None:
     _signal(process.pid, signal.SIGKILL)
     process.wait()
     _running.discard(child)
+    _close_lifeline(child.lifeline)
+    child.output.close()
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -274,27 +353,79 @@ async def _is_listening(host: str, port: int) -> bool:
     return True
 
 
-async def _wait_listening(child: _Child) -> None:
+async def _wait_responding(child: _Child, url: str) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + START_TIMEOUT
-    while True:
-        code = child.process.poll()
-        if code is not None:
-            raise SandboxAgentError(
-                f"the local server exited with code {code} at its start{_log_tail(child)}"
-            )
-        if await _is_listening(child.host, child.port):
+    headers = {"Authorization": f"Bearer {child.token}"}
+    transport = httpx2.AsyncHTTPTransport(verify=False)  # no TLS, and no proxy
+    async with httpx2.AsyncClient(transport=transport, headers=headers, timeout=CONNECT_TIMEOUT) as client:
+        while True:
+            # A port that is open is not enough: a server that can't open its store exits after it listens.
+            with contextlib.suppress(httpx2.TransportError):
+                await client.get(f"{url}/v1/health")
+                return
+            code = child.process.poll()
+            if code is not None:
+                child.output.close()  # waits for the rest
+                raise SandboxAgentError(
+                    f"the local server exited with code {code} at its start{child.output.tail()}"
+                )
+            if loop.time() > deadline:
+                raise SandboxAgentError(
+                    f"the local server did not respond on {url} within {START_TIMEOUT:g} s"
+                    f"{child.output.tail()}"
+                )
+            await asyncio.sleep(POLL_INTERVAL)
+
+
+class _Output:
+    """The output of a server: copied to stderr, dropped or appended to a file; its end is kept for errors."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._path: Path | None = None if log in ("inherit", "silent") else Path(log)
+        self._start = 0
+        self._tail = b""
+        self._reader: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def target(self) -> Generator[int | IO[bytes]]:
+        """Yield what the server writes to."""
+        if self._path is None:
+            yield subprocess.PIPE
             return
-        if loop.time() > deadline:
-            raise SandboxAgentError(
-                f"the local server did not listen on {child.host}:{child.port} within "
-                f"{START_TIMEOUT:g} s{_log_tail(child)}"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            self._start = file.tell()
+            yield file
+
+    def read(self, pipe: IO[bytes] | None) -> None:
+        """Read the server's output in the background until it ends."""
+        if pipe is not None:
+            self._reader = threading.Thread(
+                target=self._read, args=(pipe,), name="sandbox-agent-output", daemon=True
             )
-        await asyncio.sleep(POLL_INTERVAL)
+            self._reader.start()
 
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while data := pipe.read(65_536):
+                self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
+                with contextlib.suppress(OSError):  # stderr is closed: the server must not notice
+                    while self._log == "inherit" and data:
+                        data = data[os.write(2, data) :]
 
-def _log_tail(child: _Child) -> str:
-    if child.output is None:
-        return ": see its output for the reason (log='inherit' shows it)"
-    tail = child.output.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-    return f": {tail}" if tail else ""
+    def close(self) -> None:
+        """Wait until all output of an exited server is read, unless a process that it left holds the pipe."""
+        if self._reader is not None:
+            self._reader.join(OUTPUT_TIMEOUT)
+
+    def tail(self) -> str:
+        """Return the last output for an error message."""
+        data = self._tail
+        if self._path is not None:
+            with self._path.open("rb") as file:
+                file.seek(self._start)
+                data = file.read()[-LOG_TAIL_BYTES:]
+        text = data.decode("utf-8", "replace").strip()
+        return f": {text}" if text else ", without any output"

@@ -106,6 +106,7 @@ class AgentConnection:
         self._responses: dict[Pending, _Response] = {}
         self._status: ExitStatus | None = None
         self._closed = False
+        self._stopping = False
 
     @property
     def alive(self) -> bool:
@@ -169,6 +170,8 @@ class AgentConnection:
         params = {"success": status.success, "code": status.code}
         exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
         if self.tap is not None:
+            if self._stopping:
+                self.tap.stop()
             self.tap.received([exited])
             self.tap.close()
         self._unnumbered.append(([exited], EVERYONE))
@@ -437,6 +440,7 @@ class AgentConnection:
 
     async def stop(self) -> None:
         """End the agent and wait until its feed says so."""
+        self._stopping = True
         await self._process.stop()
         await self.ended.wait()
 

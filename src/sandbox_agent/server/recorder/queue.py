@@ -63,6 +63,11 @@ class Tap:
         """Record the sessions that this connection creates or loads from now on as that one."""
         self._queue.enqueue(Binding(self, session))
 
+    def stop(self) -> None:
+        """Record that the agent is ended on purpose, so that its exit is not an error."""
+        if not self._closed:
+            self._queue.enqueue(Stopping(self))
+
     def close(self) -> None:
         """Record that the connection has ended."""
         if not self._closed:
@@ -93,6 +98,12 @@ class Binding(NamedTuple):
     session: RecordedSession
 
 
+class Stopping(NamedTuple):
+    """The connection's agent was ended on purpose."""
+
+    tap: Tap
+
+
 class Closing(NamedTuple):
     """The connection has ended."""
 
@@ -105,7 +116,7 @@ class Job(NamedTuple):
     run: Callable[[], Awaitable[None]]
 
 
-Entry: TypeAlias = Envelopes | Binding | Closing | Job
+Entry: TypeAlias = Envelopes | Binding | Stopping | Closing | Job
 
 
 class RecorderQueue:

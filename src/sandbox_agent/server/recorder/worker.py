@@ -16,7 +16,14 @@ from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
 from sandbox_agent.server.recorder.connections import Connection, Connections
 from sandbox_agent.server.recorder.pace import Pace
-from sandbox_agent.server.recorder.queue import Binding, Closing, Entry, Envelopes, RecorderQueue
+from sandbox_agent.server.recorder.queue import (
+    Binding,
+    Closing,
+    Entry,
+    Envelopes,
+    RecorderQueue,
+    Stopping,
+)
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
 from sandbox_agent.server.recorder.rows import Row, turn_id_of
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
@@ -114,6 +121,10 @@ class Worker:
             await self._record(entry)
         elif isinstance(entry, Binding):
             self.connections.bind(entry.tap, entry.session)
+        elif isinstance(entry, Stopping):
+            for session in dict.fromkeys(self.connections.get(entry.tap).sessions.values()):
+                if session.projection.projector.open_turns:
+                    await self.add_events(session, _stopped_agent)
         elif isinstance(entry, Closing):
             for session in self.connections.close(entry.tap):
                 if session.projection.projector.open_turns:
@@ -348,6 +359,10 @@ def _directory(line: bytes) -> str | None:
     except InvalidEnvelopeError:
         return None
     return directory if isinstance(directory, str) else None
+
+
+def _stopped_agent(projector: Projector, now: int) -> Sequence[UniversalEvent]:
+    return [*_lost_agent(projector, now), *projector.agent_exited(now, exit_code=0)]
 
 
 def _lost_agent(projector: Projector, now: int) -> Sequence[UniversalEvent]:
