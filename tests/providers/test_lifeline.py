@@ -81,8 +81,16 @@ def server_and_agent(program: Program) -> list[int]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("prompts", [[STREAM], ["deaf", STREAM]], ids=["an agent", "a deaf agent"])
+@pytest.mark.parametrize(
+    ("how", "prompts"),
+    [
+        (signal.SIGKILL, [STREAM]),
+        (signal.SIGTERM, [STREAM]),
+        (signal.SIGHUP, [STREAM]),
+        (signal.SIGINT, [STREAM]),
+        (signal.SIGKILL, ["deaf", STREAM]),
+    ],
+)
 async def test_the_next_program_finds_the_turn_interrupted(
     tmp_path: Path, how: signal.Signals, prompts: Sequence[str]
 ) -> None:
