@@ -52,7 +52,13 @@ class SandboxProvider(ABC):
         return
 
     async def ensure_server(self, sandbox_id: str, /) -> None:
-        """Start the server in the sandbox if it does not run. Called when the server does not respond."""
+        """Start the server in the sandbox if it does not run. Called when the server does not respond.
+
+        Afterwards the client asks for the URL, the token and the transport again.
+
+        Raises:
+            SandboxDestroyedError: The sandbox no longer exists. The client stops waiting.
+        """
         return
 
     async def pause(self, sandbox_id: str, /) -> None:

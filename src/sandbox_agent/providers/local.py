@@ -100,6 +100,7 @@ class LocalProvider(SandboxProvider):
         running = self._children.get(raw_id)
         if running is not None and running.process.poll() is None:
             raise SandboxAgentError(f"a local server of this provider already listens on {raw_id}")
+        await self.kill(raw_id)  # what is left of one that has ended
         try:
             await self._start(raw_id, port, self._token or secrets.token_urlsafe(24))
         except BaseException:
