@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import anyio
 import httpx2
@@ -149,3 +150,23 @@ async def test_the_callers_token_and_transport_take_precedence() -> None:
             mine.is_gone = False
             await prompting
     assert provider.boxes[-1].requests == []
+
+
+@pytest.mark.parametrize("default", [None, "/home/agent"])
+async def test_the_clients_folder_is_never_the_default_of_a_remote_server(default: str | None) -> None:
+    provider = Moving(restarts=False)
+    provider.default_cwd = default
+    async with SandboxAgent.start(sandbox=provider) as sdk:
+        await sdk.create_session(agent="mock")
+        await sdk.create_session(agent="mock", cwd=Path("/work"))
+    opened = [
+        posted["params"]["cwd"] for posted in provider.boxes[0].posted if posted["method"] == "session/new"
+    ]
+    assert opened == [default or "/", "/work"]
+
+
+async def test_the_clients_folder_is_the_default_on_this_machine() -> None:
+    server = ScriptedServer()
+    async with SandboxAgent.connect(base_url="http://localhost:1", transport=server) as sdk:
+        await sdk.create_session(agent="mock")
+    assert server.posted[-1]["params"]["cwd"] == str(Path.cwd())

@@ -65,6 +65,11 @@ class Http:
         if token:
             self._headers["Authorization"] = self._client.headers["Authorization"] = f"Bearer {token}"
 
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Whether the base URL is one of this machine. Where only a transport is given, that is not known."""
+        return is_loopback(httpx2.URL(self.base_url).host)
+
     async def set_address(
         self, base_url: str, *, token: str | None, transport: httpx2.AsyncBaseTransport | None
     ) -> None:

@@ -42,7 +42,8 @@ class SessionOptions(TypedDict, total=False):
     """Keyword arguments of ``create_session`` and ``resume_or_create_session``.
 
     Attributes:
-        cwd: the agent's working directory; default: the provider's, else the current directory.
+        cwd: the agent's working directory on the server's machine; default: the provider's, else the current
+            directory if the server's URL is one of this machine, else "/".
         model: see ``Session.set_model``.
         mode: see ``Session.set_mode``.
         thought_level: see ``Session.set_thought_level``.

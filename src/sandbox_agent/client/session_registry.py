@@ -368,9 +368,11 @@ class SessionRegistry:
             ValueError: an MCP server is invalid.
         """
         given = dict(session_init or {})
+        # This client's folder means nothing on another machine; ACP requires an absolute path.
+        default = self.default_cwd or (Path.cwd() if self._http.is_on_this_machine else "/")
         return {
             **given,
-            "cwd": os.fspath(given.get("cwd") or cwd or self.default_cwd or Path.cwd()),
+            "cwd": os.fspath(given.get("cwd") or cwd or default),
             "mcpServers": given.get("mcpServers") or to_acp(mcp_servers or []),
         }
 

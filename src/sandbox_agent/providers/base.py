@@ -17,7 +17,8 @@ class SandboxProvider(ABC):
 
     Attributes:
         name: The prefix of its sandbox ids, without a slash.
-        default_cwd: The default working directory of sessions, or None for that of the caller.
+        default_cwd: The default working directory of sessions, or None for that of the caller, or "/" if the
+            URL is not one of this machine.
     """
 
     name: str
