@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 
+from sandbox_agent.client.agent_requests import AgentRequests, RequestHandlers
 from sandbox_agent.client.delivery import Delivery, UnknownOutcomeError
-from sandbox_agent.client.envelopes import Answer, Envelope, notification, request, response
+from sandbox_agent.client.envelopes import Answer, Envelope, notification, request
 from sandbox_agent.client.feed import Feed, parse_event_data
 from sandbox_agent.client.http import Http, describe, quote_segment
 from sandbox_agent.client.journal import Journal
@@ -24,7 +23,6 @@ from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.handshake import auth_method, initialize_params, is_lost_session
-from sandbox_agent.engine.permissions import cancelled_outcome
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import (
     AcpRpcError,
@@ -47,11 +45,6 @@ RETRY_DELAY = 0.1
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
-
-# How agents name the session of a sub-agent's parent in ``_meta``, or in an object of their own in it.
-PARENT_MEMBERS = ("parentSessionId", "parent_session_id", "parentId", "parentID")
-
-RequestHandlers = dict[str, Callable[[Any], Awaitable[object] | object]]
 
 
 class Connection:
@@ -88,12 +81,14 @@ class Connection:
         self._tasks = tasks
         self._request_ids = request_ids
         self._on_lost = on_lost
-        self._handlers = handlers
         self._on_unreachable = on_unreachable
         self._path = f"/v1/acp/{quote_segment(self.server_id)}"
         self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
         self._delivery = Delivery(http, self._path, self._headers)
         self._pending: dict[int, PendingRequest] = {}
+        self._agent_requests = AgentRequests(
+            self.router, tasks, handlers, self.connection_id, self._running_sessions, self._notify
+        )
         self._exit_seen = asyncio.Event()
         self._feed = Feed(http, self._path, self._headers, self._on_events, self._on_feed_failed)
         self._feed_task: asyncio.Task[None] | None = None
@@ -182,6 +177,9 @@ class Connection:
             for pending in self._pending.values()
             if pending.method == "session/prompt" and session in {None, pending.session}
         ]
+
+    def _running_sessions(self) -> set[ClientSession]:
+        return {pending.session for pending in self._turns() if pending.session is not None}
 
     async def wait_turns_ended(self, session: ClientSession | None = None) -> None:
         """Wait until no prompt of the session, or of any, is pending."""
@@ -425,7 +423,7 @@ class Connection:
         if head.is_response:
             self._receive_response(line, head, touched)
         elif head.is_request:
-            self._receive_request(line, head, touched)
+            self._agent_requests.receive(line, head, touched)
         elif head.method == "_adapter/agent_exited":
             self._receive_exit(line)
         elif head.method is not None:
@@ -472,63 +470,6 @@ class Connection:
         result = members(answer.result)
         session.on_bound(self.agent, self.connection_id, {**result, "sessionId": agent_session})
         self.router.finish_filter(agent_session, session, result)
-
-    def _receive_request(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
-        session, must_ask = self.router.get(head.session_id), False
-        is_permission = head.method == "session/request_permission"
-        if session is None and is_permission:
-            session, must_ask = self._parent_of(line)
-        if session is not None:
-            event = session.journal.append("agent", [line], self.connection_id)
-            touched.add(session.journal)
-            if is_permission:
-                respond = partial(self._respond, head, session)
-                session.on_permission_request(event, respond, must_ask=must_ask)
-                return
-        if is_permission:
-            work = self._respond(head, None, cancelled_outcome())
-        else:
-            work = self._call_handler(line, head, session)
-        self._tasks.spawn(work, name=f"answer {head.method}")
-
-    def _parent_of(self, line: bytes) -> tuple[ClientSession | None, bool]:
-        """Return the session that a sub-agent's request belongs to, and whether only a user may allow it.
-
-        A sub-agent has a session that no client opened. Its parent is the session that the request's
-        ``_meta`` names, else the only session whose turn runs; if several run, the parent is not certain.
-        """
-        meta = members(members(loads(line).get("params")).get("_meta"))
-        for fields in (meta, *map(members, meta.values())):
-            for name in PARENT_MEMBERS:
-                named = self.router.get(str(fields.get(name)))
-                if named is not None:
-                    return named, False
-        running = {
-            pending.session
-            for pending in self._pending.values()
-            if pending.method == "session/prompt" and pending.session is not None
-        }
-        return next(iter(running), None), len(running) > 1
-
-    async def _call_handler(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
-        handler = self._handlers.get(head.method or "")
-        if handler is None:
-            message = f'"Method not found": {head.method}'
-            await self._respond(head, session, error={"code": -32601, "message": message})
-            return
-        try:
-            answer = handler(loads(line).get("params"))
-            result: object = await answer if inspect.isawaitable(answer) else answer
-        except Exception as error:
-            logger.exception("the handler of %s failed", head.method)
-            await self._respond(head, session, error={"code": -32603, "message": describe(error)})
-            return
-        await self._respond(head, session, result)
-
-    async def _respond(
-        self, head: Envelope, session: ClientSession | None, result: object = None, *, error: object = None
-    ) -> None:
-        await self._notify(response(head.id, result=result, error=error), session, "the response")
 
     def _receive_exit(self, line: bytes) -> None:
         params: dict[str, Any] = loads(line).get("params") or {}
@@ -580,6 +521,7 @@ class Connection:
         if self.lost is not None:
             return
         self.lost = error
+        self._delivery.closed = True
         for session in self.router.sessions:
             session.on_unbound(self.connection_id)
         self.router.close()

@@ -67,12 +67,14 @@ class Delivery:
         headers: headers of every request; they name the client.
 
     Attributes:
+        closed: whether the connection is lost: nothing is sent again.
         response_timeout: how long the agent has to respond to a request other than a prompt, in seconds.
         repeatable: whether the server recognizes an envelope that is sent again, as its first answer says. If
             it does not (the published server), an envelope with an unknown outcome is not sent again.
     """
 
     def __init__(self, http: Http, path: str, headers: Mapping[str, str]) -> None:
+        self.closed: bool = False
         self.repeatable: bool = False
         self.response_timeout: float = RESPONSE_TIMEOUT
         self._http = http
@@ -124,7 +126,8 @@ class Delivery:
                 problems += error.problem is not None
                 if error.problem is not None and self.repeatable and problems >= TRIES_OF_A_PROBLEM:
                     raise error.problem from None
-                if not (self.repeatable or error.unprocessed) or time.monotonic() - began > GIVE_UP_AFTER:
+                may_repeat = (self.repeatable or error.unprocessed) and not self.closed
+                if not may_repeat or time.monotonic() - began > GIVE_UP_AFTER:
                     raise
                 logger.info("a POST to %s has no usable answer (%s): sending it again", self._path, error)
                 pause = max(delay, error.retry_after)

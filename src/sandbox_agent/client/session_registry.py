@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sandbox_agent.client.connection import Connection, RequestHandlers
+from sandbox_agent.client.agent_requests import RequestHandlers
+from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal

@@ -1,0 +1,109 @@
+"""Answers an agent's requests: permissions by their session, everything else by the client's handlers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Set
+from functools import partial
+from typing import Any
+
+from sandbox_agent.client.envelopes import Envelope, response
+from sandbox_agent.client.http import describe
+from sandbox_agent.client.journal import Journal
+from sandbox_agent.client.router import ClientSession, Router
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.permissions import cancelled_outcome
+from sandbox_agent.wire.jsonrpc import loads, members
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
+
+RequestHandlers = dict[str, Callable[[Any], Awaitable[object] | object]]
+# Sends an envelope for a session, which stores it; the text names the envelope in errors.
+Send = Callable[[bytes, ClientSession | None, str], Coroutine[Any, Any, None]]
+
+# How agents name the session of a sub-agent's parent in ``_meta``, or in an object of their own in it.
+PARENT_MEMBERS = ("parentSessionId", "parent_session_id", "parentId", "parentID")
+
+
+class AgentRequests:
+    """The requests of one connection's agent.
+
+    Args:
+        router: knows the bound sessions.
+        tasks: runs the answers.
+        handlers: the client's handlers by method.
+        connection_id: the connection's id in events.
+        running: returns the sessions whose turn runs.
+        send: sends an answer.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        tasks: TaskOwner,
+        handlers: RequestHandlers,
+        connection_id: str,
+        running: Callable[[], Set[ClientSession]],
+        send: Send,
+    ) -> None:
+        self._router = router
+        self._tasks = tasks
+        self._handlers = handlers
+        self._connection_id = connection_id
+        self._running = running
+        self._send = send
+
+    def receive(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
+        """Store a request, and answer it in the background or leave that to its session."""
+        session, must_ask = self._router.get(head.session_id), False
+        is_permission = head.method == "session/request_permission"
+        if session is None and is_permission:
+            session, must_ask = self._parent_of(line)
+        if session is not None:
+            event = session.journal.append("agent", [line], self._connection_id)
+            touched.add(session.journal)
+            if is_permission:
+                respond = partial(self._respond, head, session)
+                session.on_permission_request(event, respond, must_ask=must_ask)
+                return
+        if is_permission:
+            work = self._respond(head, None, cancelled_outcome())
+        else:
+            work = self._call_handler(line, head, session)
+        self._tasks.spawn(work, name=f"answer {head.method}")
+
+    def _parent_of(self, line: bytes) -> tuple[ClientSession | None, bool]:
+        """Return the session that a sub-agent's request belongs to, and whether only a user may allow it.
+
+        A sub-agent has a session that no client opened. Its parent is the session that the request's
+        ``_meta`` names, else the only session whose turn runs; if several run, the parent is not certain.
+        """
+        meta = members(members(loads(line).get("params")).get("_meta"))
+        for fields in (meta, *map(members, meta.values())):
+            for name in PARENT_MEMBERS:
+                named = self._router.get(str(fields.get(name)))
+                if named is not None:
+                    return named, False
+        running = self._running()
+        return next(iter(running), None), len(running) > 1
+
+    async def _call_handler(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
+        handler = self._handlers.get(head.method or "")
+        if handler is None:
+            message = f'"Method not found": {head.method}'
+            await self._respond(head, session, error={"code": -32601, "message": message})
+            return
+        try:
+            answer = handler(loads(line).get("params"))
+            result: object = await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:
+            logger.exception("the handler of %s failed", head.method)
+            await self._respond(head, session, error={"code": -32603, "message": describe(error)})
+            return
+        await self._respond(head, session, result)
+
+    async def _respond(
+        self, head: Envelope, session: ClientSession | None, result: object = None, *, error: object = None
+    ) -> None:
+        await self._send(response(head.id, result=result, error=error), session, "the response")
