@@ -1,4 +1,4 @@
-"""A child's pipes: large reads, writes of whole messages, and backpressure through the pipe itself."""
+"""A child's pipes: large reads, and writes of whole messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def widen_pipe(fd: int) -> None:
 class PipeReader:
     """The read end of a pipe, without a buffer of its own; the descriptor is set non-blocking.
 
-    Unread data stays in the pipe, so a slow reader blocks the writer: this is the backpressure.
+    Unread data stays in the pipe, so a slow reader blocks the writer.
     """
 
     def __init__(self, fd: int) -> None:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from sandbox_agent.errors import ConflictError, InvalidRequestError, ServerSessionNotFoundError
-from sandbox_agent.server.sessions.driven_session import MAX_WAITING
+from sandbox_agent.server.sessions.driven_session import MAX_QUEUED_MESSAGES
 from tests.server.sessions.stack import running, said
 from tests.support.servers import put_launcher
 
@@ -52,14 +52,14 @@ async def test_a_message_is_refused_when_too_many_wait(tmp_path: Path) -> None:
         await stack.create()
         first = await stack.say("stall")
         await stack.until("turn.started")
-        for _ in range(MAX_WAITING):
+        for _ in range(MAX_QUEUED_MESSAGES):
             await stack.say("echo later", key=None)
         with pytest.raises(ConflictError, match="wait already"):
             await stack.say("echo too many")
         await stack.sessions.cancel("s")
         assert (await stack.over(first)).state == "cancelled"
-        await stack.until("turn.ended", count=MAX_WAITING + 1)
-        assert len(await stack.texts("assistant")) == MAX_WAITING
+        await stack.until("turn.ended", count=MAX_QUEUED_MESSAGES + 1)
+        assert len(await stack.texts("assistant")) == MAX_QUEUED_MESSAGES
 
 
 async def test_the_same_key_returns_the_same_turn_and_another_body_conflicts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Converts errors to responses with RFC 9457 problem documents."""
+"""Converts errors to responses with RFC 9457 problem documents, whose members are those of ``errors``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The unanswered permission requests and questions of all sessions; the first answer wins."""
+"""The unanswered permission requests and questions of all sessions.
+
+That the first answer wins is decided where answers meet: in ``engine.correlate``.
+"""
 
 from __future__ import annotations
 

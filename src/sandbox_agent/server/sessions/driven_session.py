@@ -34,7 +34,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 # each kind of request reads its own.
 _CANCELLED = {"outcome": {"outcome": "cancelled"}, "action": "cancel"}
 # How many messages may wait for the turns before them.
-MAX_WAITING = 32
+MAX_QUEUED_MESSAGES = 32
 # A store that hangs must not keep an agent alive that is to be ended.
 ANNOUNCE_SECONDS = 1.0
 # How soon a store that fails is tried again.
@@ -93,9 +93,9 @@ class DrivenSession:
             if failure is not None:  # a commit would wait as long as the store's own retries do
                 raise PersistError(failure)
             waiting = await self._queue(session)
-            if len(waiting) >= MAX_WAITING:
+            if len(waiting) >= MAX_QUEUED_MESSAGES:
                 raise ConflictError(
-                    f"conflict: {MAX_WAITING} messages wait already: wait until one of them is done"
+                    f"conflict: {MAX_QUEUED_MESSAGES} messages wait already: wait until one of them is done"
                 )
             turn = TurnRow(
                 key=session.row.key,
@@ -129,7 +129,7 @@ class DrivenSession:
     async def _queue(self, session: RecordedSession) -> deque[TurnRow]:
         """Return the waiting turns, read from the store the first time."""
         if self._waiting is None:
-            newest = await self._context.store.turns(session.row.key, limit=MAX_WAITING + 2)
+            newest = await self._context.store.turns(session.row.key, limit=MAX_QUEUED_MESSAGES + 2)
             self._number = newest[-1].number if newest else 0
             self._waiting = deque(turn for turn in newest if turn.state == "accepted")
         return self._waiting
