@@ -103,15 +103,17 @@ class Correlator:
         if head.is_request:
             return self._submit_request(client, envelope, head)
         if head.is_response:
-            try:
-                key = canonical_id(head.id)
-            except InvalidEnvelopeError:
-                return Submitted(None)  # no request of the agent has such an id
-            if key not in self._agent_requests:
-                return Submitted(None)
-            self._agent_requests.discard(key)
-            return Submitted(envelope, answered=key)
+            return self._submit_first_answer(envelope, head)
         return Submitted(envelope, head.method)
+
+    def _submit_first_answer(self, envelope: bytes, head: Head) -> Submitted:
+        """Pass on the first answer to a request of the agent; the others are not sent."""
+        with suppress(InvalidEnvelopeError):  # no request of the agent has such an id
+            key = canonical_id(head.id)
+            if key in self._agent_requests:
+                self._agent_requests.discard(key)
+                return Submitted(envelope, answered=key)
+        return Submitted(None)
 
     def _submit_request(self, client: str, envelope: bytes, head: Head) -> Submitted:
         original = bytes(head.id)
