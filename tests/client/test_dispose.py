@@ -111,10 +111,11 @@ async def test_a_second_dispose_waits_for_the_first(shared_server: ServerProcess
 async def test_turns_end_when_the_client_is_disposed_under_them(shared_server: ServerProcess) -> None:
     sdk = await SandboxAgent.connect(base_url=shared_server.url)
     session = await sdk.create_session(agent="mock")
+    other = await sdk.create_session(agent="mock")
     streaming = session.stream("sleep 5")
     await anext(streaming)
-    prompting = asyncio.create_task(session.prompt("sleep 5"))
-    await anext(session.events(after=3))
+    prompting = asyncio.create_task(other.prompt("sleep 5"))
+    await anext(other.events(after=2))
     with anyio.fail_after(4):
         await sdk.dispose()
         with pytest.raises(SandboxAgentError):
@@ -189,15 +190,17 @@ async def test_turns_that_wait_for_a_lost_server_end_when_the_client_is_disposed
 ) -> None:
     sdk = await SandboxAgent.connect(base_url=own_server.url)
     session = await sdk.create_session(agent="mock")
+    other = await sdk.create_session(agent="mock")
     own_server.kill()
     streaming = session.stream("echo one")
 
     async def stream() -> list[SessionEvent]:
         return [event async for event in streaming]
 
-    turns = [asyncio.create_task(stream()), asyncio.create_task(session.prompt("echo two"))]
+    turns = [asyncio.create_task(stream()), asyncio.create_task(other.prompt("echo two"))]
     with anyio.fail_after(5):
-        await anext(session.events(after=3))
+        await anext(session.events(after=2))
+        await anext(other.events(after=2))
         await sdk.dispose()
         for turn in turns:
             with pytest.raises(SandboxAgentError):

@@ -130,10 +130,15 @@ class Connection:
                         break
                 elif error.problem is not None:
                     raise error.problem from None
+                elif error.status == 200:
+                    raise SandboxAgentError(
+                        f"the answer to initialize is not a JSON-RPC envelope: is {self._http.base_url} a "
+                        "sandbox-agent server?"
+                    ) from error
                 if time.monotonic() > deadline:
                     raise self._not_started(str(error)) from error
                 await asyncio.sleep(max(error.retry_after, RETRY_DELAY))
-        sent.post_open = False
+        sent.posted.set()
         if answer:
             self._pending.pop(sent.outgoing.id, None)
             return answer
@@ -311,16 +316,18 @@ class Connection:
                 NotSentError(f"{pending.method} was not sent: cannot connect to {url} ({describe(error)})"),
             )
         except UnknownOutcomeError as error:
-            pending.post_open = False
+            pending.posted.set()
             self._wait_for_feed(pending, error)
         except SandboxAgentError as error:
             await self._handle_refusal(pending, error)
         finally:
-            pending.post_open = False
+            pending.posted.set()
 
     def _wait_for_feed(self, pending: PendingRequest, error: UnknownOutcomeError) -> None:
         if self.lost is not None:
             self._fail(pending, self._lost_error())
+        elif error.problem is not None and pending.method != "session/prompt":
+            self._fail(pending, error.problem)  # the server has waited long enough
         elif error.unprocessed:
             self._fail(pending, NotSentError(f"{pending.method} was not sent: {error}"))
         elif self._delivery.repeatable:
@@ -372,7 +379,7 @@ class Connection:
 
     async def _fetch_response(self, pending: PendingRequest) -> None:
         """Ask for a response that the feed may have lost."""
-        if pending.post_open or not self._delivery.repeatable:
+        if not pending.posted.is_set() or not self._delivery.repeatable:
             return
         with contextlib.suppress(UnknownOutcomeError, SandboxAgentError, httpx2.TransportError):
             line = await self._delivery.fetch_response(pending.body)
@@ -488,15 +495,15 @@ class Connection:
 
     async def _retire(self, error: SandboxAgentError) -> None:
         self._mark_lost(error)
-        answered = [pending for pending in self._pending.values() if not pending.post_open]
-        if answered and isinstance(error, AgentProcessExitedError) and self._delivery.repeatable:
-            self.lost = await self._exit_reason(answered[0]) or error
-        for pending in answered:
-            self._fail(pending, self._lost_error())
         # An open POST returns more: the agent's stderr, or that the request was refused and can be repeated.
-        futures = {pending.future for pending in self._pending.values()}
-        if futures:
-            await asyncio.wait(futures, timeout=EXIT_GRACE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_GRACE):
+                await asyncio.gather(*(pending.posted.wait() for pending in self._pending.values()))
+        pendings = list(self._pending.values())
+        if pendings and isinstance(error, AgentProcessExitedError) and self._delivery.repeatable:
+            self.lost = await self._exit_reason(pendings[0]) or error
+        for pending in pendings:
+            self._fail(pending, self._lost_error())
         await self.close()
 
     async def _exit_reason(self, pending: PendingRequest) -> AgentProcessExitedError | None:

@@ -39,6 +39,7 @@ class UnknownOutcomeError(Exception):
     """The server may have received the envelope, or may not have.
 
     Attributes:
+        status: the status of the answer, 0 without one.
         problem: the server's own error, if it has answered.
         unprocessed: whether the envelope certainly was not processed.
         retry_after: how long to wait before the next try, in seconds.
@@ -48,11 +49,13 @@ class UnknownOutcomeError(Exception):
         self,
         reason: str,
         *,
+        status: int = 0,
         problem: SandboxAgentError | None = None,
         unprocessed: bool = False,
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(reason)
+        self.status = status
         self.problem = problem
         self.unprocessed = unprocessed
         self.retry_after = retry_after
@@ -169,6 +172,7 @@ class Delivery:
         if problem is None or isinstance(problem, (RequestTimeoutError, StreamError)):
             raise UnknownOutcomeError(
                 f"status {status}" if problem is None else str(problem),
+                status=status,
                 problem=problem,
                 unprocessed=problem is None and status in UNPROCESSED,
                 retry_after=retry_after(answer),
@@ -189,7 +193,8 @@ def _envelope(answer: httpx2.Response) -> bytes:
             read_head(answer.content)
         except InvalidEnvelopeError as error:
             raise UnknownOutcomeError(
-                f"status {answer.status_code} with a body that is not a JSON-RPC envelope ({error})"
+                f"status {answer.status_code} with a body that is not a JSON-RPC envelope ({error})",
+                status=answer.status_code,
             ) from error
     return answer.content
 

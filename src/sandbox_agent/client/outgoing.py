@@ -52,7 +52,7 @@ class PendingRequest:
         session: the session whose journal stores the response.
         opens: the agent session that the request opens again.
         on_result: called with the result before anything that the agent sends later is handled.
-        post_open: whether the request's POST has not ended yet.
+        posted: set when the request's POST has ended.
         future: the response envelope; cancelled if the caller no longer waits for it.
         ended: set when the request is no longer pending.
     """
@@ -63,7 +63,7 @@ class PendingRequest:
     opens: str | None = None
     on_result: Callable[[Any], None] | None = None
     body: bytes = b""
-    post_open: bool = True
+    posted: asyncio.Event = field(default_factory=asyncio.Event)
     future: asyncio.Future[bytes] = field(default_factory=_new_future)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
