@@ -1,4 +1,4 @@
-"""A store's URL, and the driver for it."""
+"""A store's URL, and the driver for it. What a server's ``--store`` opens is in ``server.store``."""
 
 from __future__ import annotations
 

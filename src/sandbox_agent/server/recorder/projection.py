@@ -1,4 +1,4 @@
-"""One session's envelopes into rows."""
+"""One session's envelopes into rows. An event gets its sequence in ``engine.project.emit``."""
 
 from __future__ import annotations
 
