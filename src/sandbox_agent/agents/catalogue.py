@@ -1,4 +1,4 @@
-"""The agent catalogue: ``catalogue.toml`` as typed values. ``launch.agent_ids`` adds launchers to the list."""
+"""The agent catalogue: ``catalogue.toml`` as typed values. ``launch.agent_ids`` adds launchers."""
 
 from __future__ import annotations
 

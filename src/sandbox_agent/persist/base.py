@@ -122,7 +122,7 @@ class SessionPersistDriver(ABC):
     ) -> None:
         """Append the events and set their ``event_index``: contiguous, after the last one stored.
 
-        The drivers allocate it with the append: ``sql.log``, ``postgres.writing``, ``redis.scripts``, ``memory``.
+        The drivers allocate it in ``sql.log``, ``postgres.writing``, ``redis.scripts`` and ``memory``.
 
         All of them are kept when it returns; an event whose id is already stored in the session (a
         retry) keeps the index that it has and is not stored again. A native append keeps all of them or

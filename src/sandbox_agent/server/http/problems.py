@@ -1,4 +1,4 @@
-"""Converts errors to responses with RFC 9457 problem documents, made by ``errors.ProblemError.to_problem``."""
+"""Converts errors to responses with RFC 9457 problem documents (``ProblemError.to_problem``)."""
 
 from __future__ import annotations
 
