@@ -22,6 +22,7 @@ class Faults:
         prefix: a path in front of the server's own.
         answer: returns the status and headers of the gateway's own answer; None forwards the request.
         swallow: whether to answer 502 although the server has received the request.
+        on_request: called with the first line of each request.
         black_hole: while it is set, nothing passes in any direction.
     """
 
@@ -31,6 +32,7 @@ class Faults:
     answer: Callable[[str], tuple[int, dict[str, str]] | None] = lambda _line: None
     swallow: Callable[[str, bytes], bool] = lambda _line, _body: False
     black_hole: asyncio.Event | None = None
+    on_request: Callable[[str], object] = lambda _line: None
     seen: list[str] = field(default_factory=list[str])
 
 
@@ -88,6 +90,7 @@ class Gateway:
         lengths = [header for header in headers if header.lower().startswith("content-length:")]
         body = await reader.readexactly(int(lengths[0].partition(":")[2])) if lengths else b""
         faults.seen.append(line)
+        faults.on_request(line)
         await self._pass()
         method, path, version = line.split(" ")
         if not path.startswith(faults.prefix + "/"):

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from sandbox_agent import SandboxAgent, SandboxAgentError, SessionEvent, SQLiteSessionPersistDriver
+from sandbox_agent.client import delivery
 from tests.client.checks import all_events, said, sent_prompts
 from tests.client.gateway import Faults, Gateway
 from tests.support.servers import ServerProcess, published_server
@@ -165,6 +166,34 @@ async def test_a_sandbox_that_wakes_up_slowly_answers_later(
             events = await all_events(sdk, session)
     assert [blocks[0]["text"] for blocks in sent_prompts(events)] == ["echo one", "echo two"]
     assert waits[-1] - waits[0] >= 1.0
+
+
+async def test_a_gateway_that_swallows_everything_for_a_while_delays_a_turn(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "ANSWER_TIMEOUT", 0.3)
+    faults = Faults()
+    with anyio.fail_after(TIMEOUT):
+        async with (
+            Gateway(shared_server.port, faults) as gateway,
+            SandboxAgent.connect(base_url=gateway.url, persist=driver) as sdk,
+        ):
+            session = await sdk.create_session(agent="mock")
+            hole = faults.black_hole = asyncio.Event()
+            posts: list[str] = []
+
+            def on_request(line: str) -> None:
+                posts.extend([line] if line.startswith("POST") else [])
+                if len(posts) == 3:
+                    hole.set()  # all three arrive now
+
+            faults.on_request = on_request
+            turn = asyncio.create_task(session.prompt("stream 20 10"))
+            assert (await turn).stop_reason == "end_turn"
+            events = await all_events(sdk, session)
+    check_numbers(events, 20)
+    assert len(sent_prompts(events)) == 1
+    assert len(posts) >= 3
 
 
 async def test_a_redirect_of_a_post_names_the_address(shared_server: ServerProcess) -> None:

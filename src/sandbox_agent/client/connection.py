@@ -42,6 +42,7 @@ FEED_SILENCE = 1.0
 # The feed of a server that sends an epoch loses nothing: it is only late.
 COMPLETE_FEED_SILENCE = 15.0
 RETRY_DELAY = 0.1
+LIST_TIMEOUT = 10.0
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
@@ -359,7 +360,7 @@ class Connection:
     async def _is_on_server(self, *, unless: bool) -> bool:
         """Return whether the server knows this connection; ``unless`` if it does not say."""
         try:
-            answer: dict[str, Any] | None = await self._http.json("GET", "/v1/acp")
+            answer: dict[str, Any] | None = await self._http.json("GET", "/v1/acp", read_timeout=LIST_TIMEOUT)
         except SandboxAgentError:
             return unless
         servers: list[dict[str, Any]] = (answer or {}).get("servers") or []
@@ -451,7 +452,7 @@ class Connection:
             elif pending.opens is not None:
                 self._bind_opened(line, session, pending, pending.opens)
             event = session.journal.append("agent", [line], self.connection_id)
-            error = Answer.read(line).error or {}
+            error = (Answer.read(line).error if b'"error"' in line else None) or {}
             lost = is_lost_session(str(error.get("message")), error.get("data"))
             if pending.outgoing.retried or not lost:
                 pending.outgoing.answer_event = event  # else the request is sent again

@@ -122,9 +122,12 @@ class Delivery:
         delay = MIN_DELAY
         problems = 0
         began = time.monotonic()
+        # A server that answers with the response takes as long as the agent does, also for a turn.
+        slow = RESPONSE_TIMEOUT if params is not None else None
         while True:
+            read_timeout = ANSWER_TIMEOUT if self.repeatable else slow
             try:
-                return await self._post(body, headers, params, ANSWER_TIMEOUT if self.repeatable else None)
+                return await self._post(body, headers, params, read_timeout)
             except UnknownOutcomeError as error:
                 problems += error.problem is not None
                 if error.problem is not None and self.repeatable and problems >= TRIES_OF_A_PROBLEM:
