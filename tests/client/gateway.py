@@ -23,7 +23,7 @@ class Faults:
         answer: returns the status and headers of the gateway's own answer; None forwards the request.
         swallow: whether to answer 502 although the server has received the request.
         on_request: called with the first line of each request.
-        black_hole: while it is set, nothing passes in any direction.
+        black_hole: until it is set, nothing passes in any direction.
     """
 
     idle: float | None = None
