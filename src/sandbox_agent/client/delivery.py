@@ -121,6 +121,7 @@ class Delivery:
     ) -> bytes:
         delay = MIN_DELAY
         problems = 0
+        is_uncertain = False
         began = time.monotonic()
         # A server that answers with the response takes as long as the agent does, also for a turn.
         slow = RESPONSE_TIMEOUT if params is not None else None
@@ -128,15 +129,22 @@ class Delivery:
             read_timeout = ANSWER_TIMEOUT if self.repeatable else slow
             try:
                 return await self._post(body, headers, params, read_timeout)
-            except UnknownOutcomeError as error:
-                problems += error.problem is not None
-                if error.problem is not None and self.repeatable and problems >= TRIES_OF_A_PROBLEM:
-                    raise error.problem from None
-                may_repeat = (self.repeatable or error.unprocessed) and not self.closed
-                if not may_repeat or time.monotonic() - began > GIVE_UP_AFTER:
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as refused:
+                if not is_uncertain:
                     raise
-                logger.info("a POST to %s has no usable answer (%s): sending it again", self._path, error)
-                pause = max(delay, error.retry_after)
+                error = UnknownOutcomeError(describe(refused))  # an earlier try may have arrived
+            except UnknownOutcomeError as unknown:
+                error = unknown
+                is_uncertain = is_uncertain or not error.unprocessed
+                error.unprocessed = not is_uncertain
+                problems += error.problem is not None
+            if error.problem is not None and self.repeatable and problems >= TRIES_OF_A_PROBLEM:
+                raise error.problem
+            may_repeat = (self.repeatable or error.unprocessed) and not self.closed
+            if not may_repeat or time.monotonic() - began > GIVE_UP_AFTER:
+                raise error
+            logger.info("a POST to %s has no usable answer (%s): sending it again", self._path, error)
+            pause = max(delay, error.retry_after)
             if response is None:
                 await asyncio.sleep(pause)
             elif (await asyncio.wait({response}, timeout=pause))[0]:
