@@ -47,17 +47,22 @@ class Program:
 
     def __init__(self, folder: Path, *args: str, code: str = PROGRAM) -> None:
         self._leftovers = Leftovers()
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", code, *args],
-            cwd=folder,
-            env={**os.environ, **self._leftovers.env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        errors = folder / "program.stderr"
+        with errors.open("wb") as stderr:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", code, *args],
+                cwd=folder,
+                env={**os.environ, **self._leftovers.env},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
         assert self._child.stdout is not None
         with self._child.stdout as output:
             self.said: str = output.readline().strip()
+        if not self.said:
+            self.end(signal.SIGKILL)
+            raise AssertionError(f"the program ended before it was ready: {errors.read_text()}")
 
     def find(self, *words: str) -> list[int]:
         """Return the pids of the processes that it started and whose command line has one of the words."""

@@ -22,6 +22,7 @@ from sandbox_agent import (
     TokenInvalidError,
     local,
 )
+from tests.support.npm import PUBLISHED_SERVER, npm_or_skip, rust_server
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.anyio
@@ -208,6 +209,14 @@ async def test_another_program_can_be_the_server(tmp_path: Path) -> None:
         assert (await sdk.get_health()).status == "ok"
         await sdk.destroy_sandbox()
     assert "listens on" in log.read_text()
+
+
+async def test_a_token_that_looks_like_an_option_reaches_another_server() -> None:
+    npm_or_skip(PUBLISHED_SERVER, "the published server's command line")
+    provider = local(binary=rust_server(), token="-secret", log="silent", args=["--no-telemetry"])
+    async with SandboxAgent.start(sandbox=provider) as sdk:
+        assert await sdk.list_agents()
+        await sdk.destroy_sandbox()
 
 
 def test_the_server_ends_with_the_interpreter(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class LocalProvider(SandboxProvider):
         command = [*base, "--host", self._host, "--port", str(port)]
         if self._binary is not None:
             # Another server may not read the token from the environment.
-            command += ["--token", token]
+            command.append(f"--token={token}")  # it may begin with "-"
         if self._store is not None:
             command += ["--store", self._store]
         elif self._binary is None:
