@@ -26,6 +26,7 @@
     +-- ConnectionLostError                the server or its connection was lost during a request
     +-- HealthTimeoutError                 the server did not become healthy in time
     +-- SandboxDestroyedError              the sandbox no longer exists
+    +-- SessionBusyError                   another process drives the session
     +-- SessionNotFoundError               the persist driver has no session with this id
     +-- SettingNotConfirmedError           the agent did not confirm a setting that was chosen
     +-- PersistError                       the store refused or failed
@@ -68,6 +69,7 @@ __all__ = [
     "SandboxDestroyedError",
     "ServerSessionNotFoundError",
     "SessionAlreadyExistsError",
+    "SessionBusyError",
     "SessionFencedError",
     "SessionNotFoundError",
     "SettingNotConfirmedError",
@@ -309,6 +311,23 @@ class SessionNotFoundError(SandboxAgentError):
         self.session_id = session_id
 
 
+class SessionBusyError(SandboxAgentError):
+    """Another process drives the session. Nothing was changed.
+
+    Attributes:
+        session_id: The session.
+        holder: The other process, for people.
+    """
+
+    def __init__(self, session_id: str, holder: str) -> None:
+        super().__init__(
+            f"session '{session_id}' is in use by {holder}: continue there, read it with read_only=True, or "
+            "take it over with take_over=True"
+        )
+        self.session_id = session_id
+        self.holder = holder
+
+
 class SettingNotConfirmedError(SandboxAgentError):
     """The agent did not confirm a chosen setting, so no prompt was sent.
 
@@ -431,6 +450,7 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(ConnectionLostError, None, None, 75, True),
     ErrorRow(HealthTimeoutError, None, None, 75, True),
     ErrorRow(SandboxDestroyedError, None, None, 69, False),
+    ErrorRow(SessionBusyError, None, None, 75, True),
     ErrorRow(SessionNotFoundError, None, None, 66, False),
     ErrorRow(SettingNotConfirmedError, None, None, 69, True),
     ErrorRow(PersistError, None, None, 74, True),

@@ -341,19 +341,26 @@ class SandboxAgent(ServerApi):
         *,
         agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
+        take_over: bool = False,
     ) -> Session:
-        """Resume a stored session; it is restored unless this client still has its agent session.
+        """Resume a stored session, whatever has happened to the process that drove it.
 
-        If another process took the session over, this client claims it again.
+        If the agent still runs, this client takes the lost one's place: what the agent did meanwhile is
+        stored, its open permission requests are delivered, and ``session.turn`` is the turn that runs. If the
+        agent is gone, the session is restored. A process that only lost its connection keeps its place for
+        10 s; this call waits for that, unless the process ran on this machine and has ended.
 
         Args:
             id: the session's id.
             agent: the agent that continues the session; another agent than before is given the history, and
                 the previous agent's turn is cancelled. None keeps the agent.
             permission_policy: as in ``create_session``; None keeps the handle's policy.
+            take_over: take the session from another process that still drives it. Its calls fail with
+                SessionFencedError.
 
         Raises:
             SessionNotFoundError: the store has no session of that id.
+            SessionBusyError: another process drives the session.
             SessionFencedError: another client claimed the session meanwhile.
             UnsupportedAgentError: the server does not know the agent (any more); other errors as in
                 ``create_session``. The session keeps its previous agent.
@@ -362,7 +369,7 @@ class SandboxAgent(ServerApi):
         core = await self._registry.claim(id)
         if permission_policy is not None:
             core.set_permission_policy(permission_policy)
-        await self._registry.bound_connection(core, name)
+        await self._registry.bound_connection(core, name, take_over=take_over)
         if core.record.destroyed_at is not None:
             core.journal.change(destroyed_at=None)
             await core.journal.flush()
@@ -373,6 +380,7 @@ class SandboxAgent(ServerApi):
         *,
         id: str,  # noqa: A002 - the contract's name
         agent: str,
+        take_over: bool = False,
         **options: Unpack[SessionOptions],
     ) -> Session:
         """Resume the session of that id, or create it; arguments as in ``create_session``.
@@ -383,7 +391,8 @@ class SandboxAgent(ServerApi):
         if await self._registry.load(id) is None:
             with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
                 return await self.create_session(agent=agent, id=id, **options)
-        session = await self.resume_session(id, permission_policy=options.get("permission_policy"))
+        policy = options.get("permission_policy")
+        session = await self.resume_session(id, permission_policy=policy, take_over=take_over)
         if permissions := options.get("permission_mode"):
             await session.set_permission_mode(permissions)
         if mode := options.get("mode"):

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Set
 from functools import partial
 from typing import Any
 
-from sandbox_agent.client.envelopes import Envelope, response
+from sandbox_agent.client.envelopes import Envelope, Line, response
 from sandbox_agent.client.http import describe
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import cancelled_outcome
 from sandbox_agent.wire.jsonrpc import loads, members
+from sandbox_agent.wire.records import SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -22,6 +23,7 @@ RequestHandlers = dict[str, Callable[[Any], Awaitable[object] | object]]
 # Sends an envelope for a session, which stores it; the text names the envelope in errors.
 Send = Callable[[bytes, ClientSession | None, str], Coroutine[Any, Any, None]]
 
+PERMISSION = "session/request_permission"
 # How agents name the session of a sub-agent's parent in ``_meta``, or in an object of their own in it.
 PARENT_MEMBERS = ("parentSessionId", "parent_session_id", "parentId", "parentID")
 
@@ -53,25 +55,77 @@ class AgentRequests:
         self._connection_id = connection_id
         self._running = running
         self._send = send
+        # While it is unknown which requests are answered: what to do about the others, by JSON-RPC id.
+        self._held: dict[bytes, Callable[[], None]] | None = None
+        self._seen: set[bytes] = set()
+        self._is_attached = False
 
-    def receive(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
+    def receive(self, line: Line, head: Envelope, touched: set[Journal]) -> None:
         """Store a request, and answer it in the background or leave that to its session."""
-        session, must_ask = self._router.get(head.session_id), False
-        is_permission = head.method == "session/request_permission"
-        if session is None and is_permission:
-            session, must_ask = self._parent_of(line)
+        session, must_ask, event = self._router.get(head.session_id), False, None
+        if session is None and head.method == PERMISSION:
+            session, must_ask = self._parent_of(line.data)
         if session is not None:
-            event = session.journal.append("agent", [line], self._connection_id)
+            event = session.journal.append("agent", [line.data], self._connection_id, [line.event_id])
             touched.add(session.journal)
-            if is_permission:
-                respond = partial(self._respond, head, session)
-                session.on_permission_request(event, respond, must_ask=must_ask)
-                return
-        if is_permission:
-            work = self._respond(head, None, cancelled_outcome())
+        elif self._is_attached:
+            return  # another client has that session
+        self.act(line.data, head, session, event, must_ask=must_ask)
+
+    def act(
+        self,
+        line: bytes,
+        head: Envelope,
+        session: ClientSession | None,
+        event: SessionEvent | None,
+        *,
+        must_ask: bool = False,
+    ) -> None:
+        """Answer a request in the background, or leave that to its session; later, if requests are held."""
+        if self._is_attached:
+            self._seen.add(bytes(head.id))
+        if self._held is not None:
+            self._held[bytes(head.id)] = partial(self._act, line, head, session, event, must_ask)
         else:
+            self._act(line, head, session, event, must_ask)
+
+    def _act(
+        self,
+        line: bytes,
+        head: Envelope,
+        session: ClientSession | None,
+        event: SessionEvent | None,
+        must_ask: bool,
+    ) -> None:
+        if head.method != PERMISSION:
             work = self._call_handler(line, head, session)
+        elif session is not None and event is not None:
+            respond = partial(self._respond, head, session)
+            session.on_permission_request(event, respond, must_ask=must_ask)
+            return
+        else:
+            work = self._respond(head, None, cancelled_outcome())
         self._tasks.spawn(work, name=f"answer {head.method}")
+
+    def hold(self) -> None:
+        """Hold the requests: this client attaches, and reads later which of them are answered."""
+        self._held = {}
+        self._is_attached = True
+
+    def is_answer(self, head: Envelope) -> bool:
+        """Whether another client's response belongs to a request of this session."""
+        return head.is_response and bytes(head.id) in self._seen
+
+    def answered(self, head: Envelope) -> None:
+        """Drop the request that the response belongs to."""
+        if self._held is not None:
+            self._held.pop(bytes(head.id), None)
+
+    def release(self) -> None:
+        """Act on the requests that are held, and from now on at once."""
+        held, self._held = self._held or {}, None
+        for act in held.values():
+            act()
 
     def _parent_of(self, line: bytes) -> tuple[ClientSession | None, bool]:
         """Return the session that a sub-agent's request belongs to, and whether only a user may allow it.

@@ -15,7 +15,7 @@ import httpx2
 
 from sandbox_agent.client.agent_requests import AgentRequests, RequestHandlers
 from sandbox_agent.client.delivery import Delivery, UnknownOutcomeError
-from sandbox_agent.client.envelopes import Answer, Envelope, notification, request
+from sandbox_agent.client.envelopes import Answer, Envelope, Line, notification, request
 from sandbox_agent.client.feed import Feed, parse_event_data
 from sandbox_agent.client.http import Http, describe, quote_segment
 from sandbox_agent.client.journal import Journal
@@ -48,6 +48,20 @@ EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
 
 
+# Between a connection's id and what distinguishes a client that attached to it.
+ATTACHED = "~"
+
+
+def connection_of(connection_id: str) -> str:
+    """Return the id of the connection that was opened, from that of a client that attached to it."""
+    return connection_id.partition(ATTACHED)[0]
+
+
+def client_name(connection_id: str) -> str:
+    """Return the name of the client that has this connection id."""
+    return f"sdk-{connection_id}"
+
+
 class Connection:
     """An ACP connection; ``open`` starts it.
 
@@ -70,10 +84,13 @@ class Connection:
         on_lost: Callable[[Connection], None],
         handlers: RequestHandlers,
         on_unreachable: Callable[[], None],
+        holder: str,
+        *,
+        connection_id: str | None = None,
     ) -> None:
         self.agent = agent
-        self.connection_id: str = str(uuid.uuid4())
-        self.server_id: str = f"sdk-{agent}-{uuid.uuid4()}"
+        self.connection_id: str = connection_id or str(uuid.uuid4())
+        self.server_id: str = f"sdk-{agent}-{connection_of(self.connection_id)}"
         self.lost: SandboxAgentError | None = None
         self.closing: bool = False
         self.initialize_result: dict[str, Any] = {}
@@ -84,14 +101,15 @@ class Connection:
         self._on_lost = on_lost
         self._on_unreachable = on_unreachable
         self._path = f"/v1/acp/{quote_segment(self.server_id)}"
-        self._headers = {CLIENT_HEADER: f"sdk-{self.connection_id}"}
+        self._headers = {CLIENT_HEADER: client_name(self.connection_id)}
         self._delivery = Delivery(http, self._path, self._headers)
         self._pending: dict[int, PendingRequest] = {}
         self._agent_requests = AgentRequests(
             self.router, tasks, handlers, self.connection_id, self._running_sessions, self._notify
         )
         self._exit_seen = asyncio.Event()
-        self._feed = Feed(http, self._path, self._headers, self._on_events, self._on_feed_failed)
+        self._lost_event = asyncio.Event()
+        self._feed = Feed(http, self._path, self._headers, self._on_events, self._on_feed_failed, holder)
         self._feed_task: asyncio.Task[None] | None = None
 
     # opening
@@ -176,7 +194,7 @@ class Connection:
 
     # sessions
 
-    def _turns(self, session: ClientSession | None = None) -> list[PendingRequest]:
+    def turns(self, session: ClientSession | None = None) -> list[PendingRequest]:
         """Return the pending prompts of a session, or of all."""
         return [
             pending
@@ -185,20 +203,20 @@ class Connection:
         ]
 
     def _running_sessions(self) -> set[ClientSession]:
-        return {pending.session for pending in self._turns() if pending.session is not None}
+        return {pending.session for pending in self.turns() if pending.session is not None}
 
     async def wait_turns_ended(self, session: ClientSession | None = None) -> None:
         """Wait until no prompt of the session, or of any, is pending."""
-        while turns := self._turns(session):
+        while turns := self.turns(session):
             await asyncio.gather(*(pending.ended.wait() for pending in turns))
 
     def turns_of(self, session: ClientSession) -> set[asyncio.Event]:
         """Return the ends of the session's turns."""
-        return {pending.ended for pending in self._turns(session)}
+        return {pending.ended for pending in self.turns(session)}
 
     def end_turns(self, session: ClientSession) -> None:
         """Answer the session's prompts as cancelled, and drop what the agent still sends for it."""
-        for pending in self._turns(session):
+        for pending in self.turns(session):
             del self._pending[pending.outgoing.id]
             meta = {"sandbox-agent": {"cancelledBy": "client", "reason": "the agent ignored session/cancel"}}
             result = {"stopReason": "cancelled", "_meta": meta}
@@ -297,16 +315,18 @@ class Connection:
     async def _notify(self, body: bytes, session: ClientSession | None, what: str) -> None:
         if self.lost is not None:
             raise NotSentError(f"{what} was not sent: {self.lost}") from self.lost
+        key = None
         if session is not None:
-            session.journal.append("client", [body], self.connection_id)
+            key = session.journal.append("client", [body], self.connection_id).id
         try:
-            await self._delivery.notify(body)
+            await self._delivery.notify(body, key)
         except (UnknownOutcomeError, httpx2.TransportError) as error:
             raise ConnectionLostError(f"{what} may not have arrived ({describe(error)})") from error
 
     async def _send(self, pending: PendingRequest) -> None:
         try:
-            answer = await self._delivery.request(pending.body, pending.future)
+            event = pending.outgoing.event
+            answer = await self._delivery.request(pending.body, pending.future, key=event and event.id)
             if answer:
                 await self._prefer_feed(pending, answer)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
@@ -376,16 +396,16 @@ class Connection:
             await asyncio.wait({pending.future}, timeout=max(patience - quiet, 0.05))
         if not pending.future.done():
             logger.warning("the feed lost the response to %s: using the POST's copy", pending.method)
-            self.router.route([answer.strip()])
+            self.router.route([Line(answer.strip())])
 
     async def _fetch_response(self, pending: PendingRequest) -> None:
         """Ask for a response that the feed may have lost."""
-        if not pending.posted.is_set() or not self._delivery.repeatable:
+        if not pending.posted.is_set() or not pending.body or not self._delivery.repeatable:
             return
         with contextlib.suppress(UnknownOutcomeError, SandboxAgentError, httpx2.TransportError):
             line = await self._delivery.fetch_response(pending.body)
             if not pending.future.done():
-                self.router.route([line.strip()])
+                self.router.route([Line(line.strip())])
 
     def _fail(self, pending: PendingRequest, error: SandboxAgentError) -> None:
         if self._pending.get(pending.outgoing.id) is pending:
@@ -409,7 +429,10 @@ class Connection:
             self._on_unreachable()
 
     async def _on_events(self, events: list[SseEvent]) -> None:
-        journals = self.router.route([event.data for event in events if event.event == "message"])
+        feed = self._feed.id
+        journals = self.router.route(
+            [Line(event.data, f"{feed}-{event.id}") for event in events if event.event == "message"]
+        )
         for event in events:
             if event.event == "gap":
                 self._append_gap(parse_event_data(event.data))
@@ -427,7 +450,7 @@ class Connection:
         for session in self.router.sessions:
             session.journal.append("client", [line], self.connection_id)
 
-    def _receive(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
+    def _receive(self, line: Line, head: Envelope, touched: set[Journal]) -> None:
         if head.is_response:
             self._receive_response(line, head, touched)
         elif head.is_request:
@@ -437,7 +460,8 @@ class Connection:
         elif head.method is not None:
             logger.debug("notification %s of %s belongs to no session", head.method, self.server_id)
 
-    def _receive_response(self, line: bytes, head: Envelope, touched: set[Journal]) -> None:
+    def _receive_response(self, received: Line, head: Envelope, touched: set[Journal]) -> None:
+        line = received.data
         request_id = head.own_id()
         pending = self._pending.pop(request_id, None) if request_id is not None else None
         if pending is None:
@@ -451,7 +475,7 @@ class Connection:
                 self._bind_new(line, session, pending)
             elif pending.opens is not None:
                 self._bind_opened(line, session, pending, pending.opens)
-            event = session.journal.append("agent", [line], self.connection_id)
+            event = session.journal.append("agent", [line], self.connection_id, [received.event_id])
             error = (Answer.read(line).error if b'"error"' in line else None) or {}
             lost = is_lost_session(str(error.get("message")), error.get("data"))
             if pending.outgoing.retried or not lost:
@@ -479,16 +503,18 @@ class Connection:
         session.on_bound(self.agent, self.connection_id, {**result, "sessionId": agent_session})
         self.router.finish_filter(agent_session, session, result)
 
-    def _receive_exit(self, line: bytes) -> None:
-        params: dict[str, Any] = loads(line).get("params") or {}
+    def _receive_exit(self, line: Line) -> None:
+        params: dict[str, Any] = loads(line.data).get("params") or {}
         code = params.get("code")
         error = AgentProcessExitedError(
             f"agent '{self.agent}' exited (code {code}): the next call starts it and restores the session",
             agent=self.agent,
             exitCode=code,
         )
-        for session in self.router.sessions:
-            session.journal.append("agent", [line], self.connection_id)
+        for number, session in enumerate(self.router.sessions):
+            # One event for each session; an id is unique in a store.
+            ids = [f"{line.event_id}.{number}"]
+            session.journal.append("agent", [line.data], self.connection_id, ids)
         self._exit_seen.set()
         self._tasks.spawn(self._retire(error), name=f"exit of {self.agent}")
 
@@ -501,8 +527,9 @@ class Connection:
             async with asyncio.timeout(EXIT_GRACE):
                 await asyncio.gather(*(pending.posted.wait() for pending in self._pending.values()))
         pendings = list(self._pending.values())
-        if pendings and isinstance(error, AgentProcessExitedError) and self._delivery.repeatable:
-            self.lost = await self._exit_reason(pendings[0]) or error
+        sent = next((pending for pending in pendings if pending.body), None)
+        if sent is not None and isinstance(error, AgentProcessExitedError) and self._delivery.repeatable:
+            self.lost = await self._exit_reason(sent) or error
         for pending in pendings:
             self._fail(pending, self._lost_error())
         await self.close()
@@ -529,6 +556,7 @@ class Connection:
         if self.lost is not None:
             return
         self.lost = error
+        self._lost_event.set()
         self._delivery.closed = True
         for session in self.router.sessions:
             session.on_unbound(self.connection_id)
@@ -552,6 +580,10 @@ class Connection:
             self._feed_task.cancel()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._http.send("DELETE", self._path, headers=self._headers)
+                await self._delete()
         except (httpx2.TransportError, TimeoutError) as error:
             logger.info("connection %s was not deleted: %s", self.server_id, describe(error))
+
+    async def _delete(self) -> None:
+        # Another client may have attached to the agent, for one of its sessions.
+        await self._http.send("DELETE", self._path, params={"if_unused": "true"}, headers=self._headers)

@@ -33,6 +33,7 @@ TRIES_OF_A_PROBLEM = 3
 # Sent by gateways and servers that did not process the request.
 UNPROCESSED = frozenset({429, 503})
 RESPOND_ASYNC = "respond-async"
+KEY_HEADER = "Idempotency-Key"
 
 
 class UnknownOutcomeError(Exception):
@@ -85,13 +86,19 @@ class Delivery:
         self._headers = {**headers, "Content-Type": "application/json", "Accept": "application/json"}
 
     async def request(
-        self, body: bytes, response: asyncio.Future[bytes], *, params: Mapping[str, str] | None = None
+        self,
+        body: bytes,
+        response: asyncio.Future[bytes],
+        *,
+        key: str | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> bytes:
         """Send a request until the server has received it, or its response has arrived by the stream.
 
         Args:
             body: the envelope.
             response: the response, which the stream brings.
+            key: the id of the request's event, by which a client that attaches recognizes the request.
             params: the query.
 
         Returns:
@@ -102,15 +109,16 @@ class Delivery:
             SandboxAgentError: the server refused the request.
             httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout: nothing was sent.
         """
-        return await self._repeat(body, {"Prefer": RESPOND_ASYNC}, params, response)
+        headers = {"Prefer": RESPOND_ASYNC} | ({KEY_HEADER: key} if key else {})
+        return await self._repeat(body, headers, params, response)
 
     async def fetch_response(self, body: bytes) -> bytes:
         """Send a request again for its response; raises as ``request``."""
         return await self._post(body, {}, None, None)
 
-    async def notify(self, body: bytes) -> None:
-        """Send a notification or a response; raises as ``request``."""
-        await self._repeat(body, {"Idempotency-Key": uuid.uuid4().hex}, None, None)
+    async def notify(self, body: bytes, key: str | None = None) -> None:
+        """Send a notification or a response, with the id of its event as its key; raises as ``request``."""
+        await self._repeat(body, {KEY_HEADER: key or uuid.uuid4().hex}, None, None)
 
     async def _repeat(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -71,6 +71,13 @@ def _decode_slowly(line: bytes) -> Envelope:
 
 def _str_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+class Line(NamedTuple):
+    """An envelope that was received, and the id of its event; None if the stream did not bring it."""
+
+    data: bytes
+    event_id: str | None = None
 
 
 class Answer(msgspec.Struct):

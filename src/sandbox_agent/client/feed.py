@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import blake2b
 
 import httpx2
 
 from sandbox_agent.client.delivery import retry_after
 from sandbox_agent.client.http import Http, describe, problem_error
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
-from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
+from sandbox_agent.errors import ConflictError, ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -39,6 +40,7 @@ class Feed:
         headers: headers of every request.
         on_events: receives the events of one chunk; the next chunk is read after it has returned.
         on_failed: called when the stream could not be opened again; the next try follows.
+        holder: describes this process to others that want to read the stream in its place.
 
     Attributes:
         live: whether the stream is open now.
@@ -53,6 +55,7 @@ class Feed:
         headers: dict[str, str],
         on_events: Callable[[list[SseEvent]], Awaitable[None]],
         on_failed: Callable[[], None],
+        holder: str,
     ) -> None:
         self.live: bool = False
         self.opened: asyncio.Event = asyncio.Event()
@@ -62,10 +65,24 @@ class Feed:
         self._headers = headers
         self._on_events = on_events
         self._on_failed = on_failed
+        self._params = {"holder": holder}
         self._last_id = "0"
         self._epoch: str | None = None
+        # Names a feed without an epoch: only one agent is ever started under a connection's path.
+        self._name = blake2b(path.encode(), digest_size=16).hexdigest()
         self._busy = False
         self._retry_after = 0.0
+
+    def start_after(self, feed_id: str | None, sequence: int, params: Mapping[str, str]) -> None:
+        """Read what follows an envelope of the stream with that id; call it before ``run``."""
+        self._params.update(params)
+        self._last_id = str(sequence)
+        self._epoch = feed_id if feed_id != self._name else None
+
+    @property
+    def id(self) -> str:
+        """Identifies the stream: 32 hexadecimal digits."""
+        return self._epoch or self._name
 
     @property
     def complete(self) -> bool:
@@ -75,6 +92,12 @@ class Feed:
     def quiet_since(self, start: float) -> float:
         """Return how long nothing was received, counted from ``start``; 0 while events are processed."""
         return 0.0 if self._busy else time.monotonic() - max(self.last_activity, start)
+
+    async def wait_quiet(self, seconds: float) -> None:
+        """Wait until the open stream has been silent for so long."""
+        began = time.monotonic()
+        while (quiet := self.quiet_since(began)) < seconds:  # noqa: ASYNC110 - a time without an event
+            await asyncio.sleep(seconds - quiet)
 
     async def run(self) -> SandboxAgentError:
         """Read until the stream is lost for good; return the reason."""
@@ -111,13 +134,16 @@ class Feed:
 
     async def _read_once(self) -> SandboxAgentError | str:
         headers = {**self._headers, "Accept": "text/event-stream", "Last-Event-ID": self._last_id}
-        params = {"epoch": self._epoch} if self._epoch is not None else {}
+        params = self._params | ({"epoch": self._epoch} if self._epoch is not None else {})
         async with self._http.stream(
             self._path, params=params, headers=headers, read_timeout=READ_TIMEOUT
         ) as response:
             if response.status_code >= 400:
                 await response.aread()
-                if response.status_code in GONE and problem_error(response) is not None:
+                problem = problem_error(response)
+                if isinstance(problem, ConflictError):
+                    return problem
+                if response.status_code in GONE and problem is not None:
                     return ConnectionLostError("the server no longer knows this connection (it restarted?)")
                 self._retry_after = retry_after(response)
                 return f"status {response.status_code}: {response.text[:200]}"

@@ -11,6 +11,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -101,14 +102,27 @@ class Journal:
 
     # receiving
 
-    def append(self, sender: Sender, payloads: Sequence[bytes], connection_id: str) -> SessionEvent:
-        """Append envelopes in the order in which they occurred; return the last one as an event."""
+    def append(
+        self,
+        sender: Sender,
+        payloads: Sequence[bytes],
+        connection_id: str,
+        ids: Sequence[str | None] | None = None,
+    ) -> SessionEvent:
+        """Append envelopes in the order in which they occurred; return the last one as an event.
+
+        Args:
+            sender: who sent them.
+            payloads: the envelopes.
+            connection_id: the connection that they passed.
+            ids: the ids of their events; None generates one.
+        """
         now = time.time_ns() // 1_000_000
-        ids = self._ids
+        new_id = self._ids
         session_id = self.record.id
         events = [
-            SessionEvent(ids(), NOTICE_INDEX, session_id, now, connection_id, sender, payload)
-            for payload in payloads
+            SessionEvent(event_id or new_id(), NOTICE_INDEX, session_id, now, connection_id, sender, payload)
+            for payload, event_id in zip(payloads, ids or repeat(None), strict=False)
         ]
         if self.discarded:
             return events[-1]
@@ -415,6 +429,12 @@ class Journal:
         if self._closed:
             viewer.close()
         return viewer
+
+    def view_from(self, event: SessionEvent | None) -> Viewer:
+        """Return an iterator that begins with an event of this session, or live without one."""
+        if event is None or event.event_index == NOTICE_INDEX:
+            return self.view(live=True)
+        return self.view(event.event_index - 1)
 
     def close(self) -> None:
         """End the viewers once they have returned what is stored."""

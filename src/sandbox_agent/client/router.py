@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from sandbox_agent.client.envelopes import Envelope, decode
+from sandbox_agent.client.envelopes import Envelope, Line, decode
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.permissions import Respond
 from sandbox_agent.engine.restore.load_phase import Retelling
@@ -26,10 +26,10 @@ class ReplayFilter:
         self.reported: ReportedHistory = ReportedHistory()
         self._retelling = Retelling()
         self._retelling.begin()
-        self._undecided: list[bytes] = []
-        self._present: dict[str, bytes] = {}
+        self._undecided: list[Line] = []
+        self._present: dict[str, Line] = {}
 
-    def filter(self, lines: list[bytes]) -> list[bytes]:
+    def filter(self, lines: list[Line]) -> list[Line]:
         """Return the updates that belong to the history.
 
         Until the response, updates that describe the present (commands, usage) are held: the last of each
@@ -37,8 +37,8 @@ class ReplayFilter:
         """
         return [line for line in lines if self._is_present(line)]
 
-    def _is_present(self, line: bytes) -> bool:
-        params = decode(line).params
+    def _is_present(self, line: Line) -> bool:
+        params = decode(line.data).params
         kind = params.update.sessionUpdate if params is not None and params.update is not None else None
         verdict = self._retelling.classify(kind)
         is_open = self._retelling.state == "open"
@@ -52,12 +52,12 @@ class ReplayFilter:
             self._present[kind or ""] = line
         return verdict == "news" and not is_open
 
-    def _add_reported(self, line: bytes) -> None:
-        update: object = members(loads(line)["params"]).get("update")
+    def _add_reported(self, line: Line) -> None:
+        update: object = members(loads(line.data)["params"]).get("update")
         if isinstance(update, dict):
             self.reported.add(cast("dict[str, Any]", update))
 
-    def finish(self, result: dict[str, Any]) -> list[bytes]:
+    def finish(self, result: dict[str, Any]) -> list[Line]:
         """Handle the response; return the held updates, except for state that the response contains."""
         self._retelling.answer()
         undecided, self._undecided = self._undecided, []
@@ -101,11 +101,11 @@ class Router:
             journals that received events.
     """
 
-    def __init__(self, connection_id: str, on_other: Callable[[bytes, Envelope, set[Journal]], None]) -> None:
+    def __init__(self, connection_id: str, on_other: Callable[[Line, Envelope, set[Journal]], None]) -> None:
         self._connection_id = connection_id
         self._on_other = on_other
         self._bound: dict[str, ClientSession] = {}
-        self._held: dict[str, list[bytes]] = {}
+        self._held: dict[str, list[Line]] = {}
         self._held_count = 0
         self._held_bytes = 0
         self._ignored: set[str] = set()
@@ -135,7 +135,7 @@ class Router:
         held = self._held.pop(agent_session_id, None)
         if held:
             self._held_count -= len(held)
-            self._held_bytes -= sum(map(len, held))
+            self._held_bytes -= _size(held)
             self.route(held)
 
     def unbind(self, agent_session_id: str) -> None:
@@ -182,14 +182,14 @@ class Router:
             if self._bound.get(agent_session_id) is session:
                 del self._filters[agent_session_id]
 
-    def route(self, lines: list[bytes]) -> set[Journal]:
+    def route(self, lines: Sequence[Line]) -> set[Journal]:
         """Route every line, in order; return the journals that received events."""
         touched: set[Journal] = set()
-        runs: dict[str, list[bytes]] = {}
+        runs: dict[str, list[Line]] = {}
         bound = self._bound
         for line in lines:
             try:
-                head = decode(line)
+                head = decode(line.data)
             except InvalidEnvelopeError as error:
                 logger.warning("invalid envelope in the feed of %s: %s", self._connection_id, error)
                 continue
@@ -203,7 +203,7 @@ class Router:
                     if params.update is not None and params.update.sessionUpdate in STATE_UPDATES:
                         session = bound.get(agent_session)
                         if session is not None:
-                            session.on_state_update(line)
+                            session.on_state_update(line.data)
                     continue
             self._deliver_runs(runs, touched)
             runs = {}
@@ -211,7 +211,7 @@ class Router:
         self._deliver_runs(runs, touched)
         return touched
 
-    def _deliver_runs(self, runs: dict[str, list[bytes]], touched: set[Journal]) -> None:
+    def _deliver_runs(self, runs: dict[str, list[Line]], touched: set[Journal]) -> None:
         for agent_session, run in runs.items():
             session = self._bound.get(agent_session)
             replay_filter = self._filters.get(agent_session)
@@ -221,13 +221,14 @@ class Router:
             if session is None:
                 self._hold(agent_session, lines)
             else:
-                session.journal.append("agent", lines, self._connection_id)
+                payloads, ids = [line.data for line in lines], [line.event_id for line in lines]
+                session.journal.append("agent", payloads, self._connection_id, ids)
                 touched.add(session.journal)
 
-    def _hold(self, agent_session: str, lines: list[bytes]) -> None:
+    def _hold(self, agent_session: str, lines: list[Line]) -> None:
         if agent_session in self._ignored:
             return
-        size = sum(map(len, lines))
+        size = _size(lines)
         if self._held_count + len(lines) > MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
             # Logged once per session: the agent opened it without a request of this client.
             self._ignored.add(agent_session)
@@ -236,3 +237,7 @@ class Router:
         self._held.setdefault(agent_session, []).extend(lines)
         self._held_count += len(lines)
         self._held_bytes += size
+
+
+def _size(lines: Sequence[Line]) -> int:
+    return sum(len(line.data) for line in lines)

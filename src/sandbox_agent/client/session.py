@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -28,12 +28,15 @@ class Turn:
     """
 
     def __init__(
-        self, core: SessionCore, send: Callable[[Outgoing], Coroutine[Any, Any, PromptResponse]]
+        self,
+        core: SessionCore,
+        send: Callable[[Outgoing], Coroutine[Any, Any, PromptResponse]],
+        running: Outgoing | None = None,
     ) -> None:
         self.response: PromptResponse | None = None
         self._core = core
         self._send = send
-        self._outgoing: Outgoing | None = None
+        self._outgoing: Outgoing | None = running
         self._viewer: Viewer | None = None
         self._sent: asyncio.Future[PromptResponse] | None = None
         self._answered = False
@@ -41,6 +44,17 @@ class Turn:
 
     def __aiter__(self) -> Turn:
         return self
+
+    def __await__(self) -> Generator[Any, Any, PromptResponse]:
+        """Wait for the end of the turn, without its events; raises as ``prompt``."""
+        return self._wait().__await__()
+
+    async def _wait(self) -> PromptResponse:
+        if self._sent is None:
+            self._begin()
+        await self._end()
+        assert self.response is not None
+        return self.response
 
     async def __anext__(self) -> SessionEvent:
         """Return the next event of the turn, once it is stored."""
@@ -60,8 +74,13 @@ class Turn:
         return event
 
     def _begin(self) -> Viewer:
-        viewer = self._viewer = self._core.journal.view(live=True)
-        outgoing = self._outgoing = Outgoing(self._core.host.next_request_id())
+        outgoing = self._outgoing
+        if outgoing is None:
+            viewer = self._core.journal.view(live=True)
+            outgoing = self._outgoing = Outgoing(self._core.host.next_request_id())
+        else:
+            viewer = self._core.journal.view_from(outgoing.event)
+        self._viewer = viewer
         self._sent = self._core.host.tasks.run(self._send(outgoing), name="prompt")
         self._sent.add_done_callback(lambda _: viewer.close())
         return viewer
@@ -190,6 +209,22 @@ class Session:
     async def _prompt(self, prompt: Prompt, outgoing: Outgoing | None) -> PromptResponse:
         result = await self._core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
         return parse_prompt_response(members(result))
+
+    @property
+    def turn(self) -> Turn | None:
+        """The turn that runs, whichever process began it; None if none does.
+
+        ``await turn`` returns its response as ``prompt`` does; iterating it yields its events from the prompt
+        on.
+        """
+        running = self._core.running_turn()
+        if running is None:
+            return None
+
+        async def join(_: Outgoing) -> PromptResponse:
+            return parse_prompt_response(members(await self._core.join_turn(running)))
+
+        return Turn(self._core, join, running.outgoing)
 
     def stream(self, prompt: Prompt) -> Turn:
         """Send a prompt and iterate over the turn's events, each once it is stored, until the turn ends.

@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from sandbox_agent.client.connection import Connection
+from sandbox_agent.client.envelopes import Answer
 from sandbox_agent.client.journal import Journal
-from sandbox_agent.client.outgoing import NotSentError, Outgoing
+from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
 from sandbox_agent.client.settings import SET_METHODS, Settings
 from sandbox_agent.client.tasks import TaskOwner
@@ -210,6 +211,18 @@ class SessionCore:
             self.replay = self.replay or replay
             raise
 
+    def running_turn(self) -> PendingRequest | None:
+        """Return the prompt whose turn runs, whichever client sent it, or None."""
+        connection = self.host.live_connection(self)
+        turns = connection.turns(self) if connection is not None else []
+        return turns[0] if turns else None
+
+    async def join_turn(self, turn: PendingRequest) -> Any:
+        """Return the result of a turn once its events are stored; raises as ``call``."""
+        line = await asyncio.shield(turn.future)
+        await self.journal.flush()
+        return Answer.read(line).unwrap()
+
     async def send_setting(self, connection: Connection, method: str, params: dict[str, Any]) -> Any:
         """Send a set request for a setting that was chosen earlier."""
         return await connection.request(
@@ -274,6 +287,11 @@ class SessionCore:
             config_options=options,
             modes=modes,
         )
+
+    def on_attached(self, connection_id: str) -> None:
+        """Record that this client took another one's place on its connection."""
+        self.journal.change(last_connection_id=connection_id)
+        self.settings.expect_confirmation()
 
     def on_unbound(self, connection_id: str) -> None:
         """Drop the permission requests of an agent that is gone."""

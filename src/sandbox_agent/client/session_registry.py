@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import secrets
 import time
 import uuid
 import weakref
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_agent.client.agent_requests import RequestHandlers
-from sandbox_agent.client.connection import Connection
+from sandbox_agent.client.attached import AttachedConnection
+from sandbox_agent.client.connection import Connection, connection_of
 from sandbox_agent.client.health import HealthCheck
+from sandbox_agent.client.holder import describe_process, has_ended, process_name
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.options import to_acp
@@ -30,9 +33,12 @@ from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AgentProcessExitedError,
+    ConflictError,
+    ConnectionLostError,
     PersistError,
     SandboxAgentError,
     SessionAlreadyExistsError,
+    SessionBusyError,
     SessionFencedError,
     SessionNotFoundError,
 )
@@ -45,6 +51,9 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 FLUSH_TIMEOUT = 30.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
 HAND_OVER_TIMEOUT = 5.0
+# How long the place of a client is kept that has left (see the server's).
+HOLD_TIMEOUT = 10.0
+RETRY_DELAY = 0.1
 # How long an agent may take to end a turn that was cancelled, by default.
 CANCEL_GRACE = 10.0
 
@@ -77,10 +86,14 @@ class SessionRegistry:
         self._driver = driver
         self._restorer = Restorer(driver, limits)
         self._event_ids = EventIds()
-        self._request_ids = itertools.count(1)
+        # Unique over the clients that attach to one connection.
+        self._request_ids = itertools.count(secrets.randbits(31) << 20 | 1)
         self._connections: dict[str, Connection] = {}
         # Connections that take no new sessions: they end with the turns that still run.
         self._retiring: set[Connection] = set()
+        # Of lost clients, each for one session.
+        self._attached: set[Connection] = set()
+        self._holder = describe_process()
         self._connection_locks: dict[str, asyncio.Lock] = {}
         # A lock lives only while a task creates a session of that id.
         self._create_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -133,6 +146,7 @@ class SessionRegistry:
             self._on_lost,
             self.handlers,
             self._health.recover,
+            self._holder,
         )
         try:
             await opened.open()
@@ -147,6 +161,7 @@ class SessionRegistry:
 
     def _on_lost(self, connection: Connection) -> None:
         self._retiring.discard(connection)
+        self._attached.discard(connection)
         if self._connections.get(connection.agent) is connection:
             del self._connections[connection.agent]
         if connection.closing or not self.tasks.running:
@@ -155,7 +170,7 @@ class SessionRegistry:
             self._health.mark_suspect()
 
     def _all_connections(self) -> list[Connection]:
-        return [*self._connections.values(), *self._retiring]
+        return [*self._connections.values(), *self._retiring, *self._attached]
 
     def live_connection(self, session: SessionCore) -> Connection | None:
         """Return the connection whose agent holds the session, or None."""
@@ -178,15 +193,19 @@ class SessionRegistry:
         await connection.wait_turns_ended()
         await connection.close()
 
-    async def bound_connection(self, session: SessionCore, agent: str | None = None) -> Connection:
-        """Return the session's connection; restore the session first if it has none.
+    async def bound_connection(
+        self, session: SessionCore, agent: str | None = None, *, take_over: bool = False
+    ) -> Connection:
+        """Return the session's connection; attach to its last one, or restore the session, if it has none.
 
         Args:
             session: the session.
             agent: the agent to hand the session over to; None keeps its agent.
+            take_over: take the session even if another process drives it.
 
         Raises:
             SessionNotFoundError: the session was deleted.
+            SessionBusyError: another process drives the session.
         """
         if session.journal.discarded:
             raise SessionNotFoundError(session.id)
@@ -194,6 +213,8 @@ class SessionRegistry:
             name = agent or session.agent
             await self._health.wait_ready()
             former, former_id = self.live_connection(session), session.agent_session_id
+            if former is None:
+                former = await self._attach(session, take_over=take_over)
             if name == session.agent and former is not None:
                 return former
             connection = await self.connection(name)
@@ -209,6 +230,55 @@ class SessionRegistry:
             if former is not None:
                 former.router.unbind(former_id)
             return connection
+
+    async def _attach(self, session: SessionCore, *, take_over: bool) -> Connection | None:
+        """Attach to the connection that the session used last, if the server still has it.
+
+        The rest of its stream is stored. A client that has just left may only have lost its network: unless
+        its process has certainly ended, its place is free when the server says so.
+
+        Returns:
+            The connection; None if its agent does not run any more.
+
+        Raises:
+            SessionBusyError: another process drives the session.
+        """
+        former_id = session.record.last_connection_id
+        base = connection_of(former_id)
+        if not base or any(
+            connection_of(connection.connection_id) == base and connection not in self._attached
+            for connection in self._all_connections()
+        ):
+            return None  # it is one of this client's own, whose agent has lost the session
+        while True:
+            connection = AttachedConnection(
+                self._http,
+                self.tasks,
+                session.agent,
+                self._request_ids,
+                self._on_lost,
+                self.handlers,
+                self._health.recover,
+                self._holder,
+                session=session,
+                driver=self._driver,
+            )
+            self._attached.add(connection)
+            try:
+                await connection.attach(take_over=take_over)
+                return connection if connection.lost is None else None
+            except ConflictError as busy:
+                holder, gone_for = busy.extensions.get("holder"), busy.extensions.get("goneForMs", 0)
+                if busy.extensions.get("connected"):
+                    raise SessionBusyError(session.id, process_name(holder)) from None
+                take_over = has_ended(holder)
+                await asyncio.sleep(0 if take_over else max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY))
+            except ConnectionLostError as error:
+                logger.info("session %s: its last connection is gone: %s", session.id, error)
+                return None
+            except BaseException:
+                await connection.close()
+                raise
 
     async def _restore(self, session: SessionCore, connection: Connection) -> None:
         await self._restorer.restore(session, connection, self._init_of(session))

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from sandbox_agent.engine.sse import cut_after, encode_messages
+from sandbox_agent.engine.sse import cut_after, encode_event, encode_messages
+
+# Of the audiences below, one is no client's: what clients sent. Names come from headers, without control
+# characters. A viewer of everything has it, and the responses to all clients.
+SENT: Final = "\x01sent"
+EVERYTHING: Final = "\x01everything"
+# The type of its events; those of all other audiences are messages.
+SENT_EVENT: Final = "sent"
 
 
 class Chunk(NamedTuple):
@@ -15,7 +22,7 @@ class Chunk(NamedTuple):
     Attributes:
         first: The sequence of the first event.
         last: The sequence of the last event.
-        audience: The name of a client, UNNAMED, or EVERYONE (None).
+        audience: The name of a client, UNNAMED, SENT, or EVERYONE (None).
         data: The events, encoded as server-sent events.
     """
 
@@ -26,7 +33,7 @@ class Chunk(NamedTuple):
 
     def visible_to(self, viewer: str) -> bool:
         """Return whether the viewer with this name receives the chunk."""
-        return self.audience is None or self.audience == viewer
+        return self.audience is None or self.audience == viewer or viewer == EVERYTHING
 
     def after(self, sequence: int) -> bytes:
         """Return the encoded events after this sequence."""
@@ -97,7 +104,13 @@ class Feed:
     def append(self, lines: Sequence[bytes], audience: str | None) -> None:
         """Assign the next sequences to the envelopes and keep them in memory."""
         first = self.last + 1
-        chunk = Chunk(first, self.last + len(lines), audience, encode_messages(first, lines))
+        if audience == SENT:
+            data = b"".join(
+                encode_event(SENT_EVENT, line, event_id=at) for at, line in enumerate(lines, first)
+            )
+        else:
+            data = encode_messages(first, lines)
+        chunk = Chunk(first, self.last + len(lines), audience, data)
         self.last = chunk.last
         self._chunks.append(chunk)
         self.held_bytes += len(chunk.data)

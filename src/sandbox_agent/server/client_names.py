@@ -23,14 +23,14 @@ def check_client_name(name: str | None) -> str:
     """Return the client's name from the value of the header, or UNNAMED if there is none.
 
     Raises:
-        InvalidRequestError: the name is too long or reserved for the server.
+        InvalidRequestError: the name is too long, not printable, or reserved for the server.
     """
     if not name:
         return UNNAMED
-    if name in RESERVED or len(name) > MAX_CLIENT_NAME:
-        shown = f"'{name}'" if name in RESERVED else f"{len(name)} characters"
+    if name in RESERVED or len(name) > MAX_CLIENT_NAME or not name.isprintable():
+        shown = repr(name) if len(name) <= MAX_CLIENT_NAME else f"{len(name)} characters"
         raise InvalidRequestError(
-            f"invalid request: {CLIENT_HEADER} must be at most {MAX_CLIENT_NAME} characters and none of the "
-            f"server's own names ({', '.join(sorted(RESERVED))}), not {shown}"
+            f"invalid request: {CLIENT_HEADER} must be at most {MAX_CLIENT_NAME} printable characters and "
+            f"none of the server's own names ({', '.join(sorted(RESERVED))}), not {shown}"
         )
     return name

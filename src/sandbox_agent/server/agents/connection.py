@@ -10,9 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import msgspec
 
-from sandbox_agent.engine.correlate import EVERYONE, Correlator, MatchedResponse, Pending, Submitted
-from sandbox_agent.engine.feed import Feed, Slice
+from sandbox_agent.engine.correlate import (
+    EVERYONE,
+    UNNAMED,
+    Correlator,
+    MatchedResponse,
+    Pending,
+    Submitted,
+)
+from sandbox_agent.engine.feed import SENT, Feed, Slice
 from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
 from sandbox_agent.errors import (
     AgentProcessExitedError,
@@ -22,6 +30,7 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.runtime.process import ExitStatus, Process
+from sandbox_agent.server.agents.clients import Clients
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.viewers import Signal
@@ -73,6 +82,7 @@ class AgentConnection:
 
     Attributes:
         tap: records the connection.
+        clients: the clients that read the feed.
         on_request: called with every request of the agent and its head.
     """
 
@@ -96,6 +106,7 @@ class AgentConnection:
         self.ended: asyncio.Event = asyncio.Event()
         self.tap: Tap | None = recorder and recorder.tap(self.feed.epoch, server_id, agent)
         self.on_request: Callable[[Head, bytes], None] | None = None
+        self.clients: Clients = Clients()
         self._recorder = recorder
         self._loop = asyncio.get_running_loop()  # kept: Python 3.11 makes a system call for it each time
         self._process = process
@@ -264,7 +275,7 @@ class AgentConnection:
             client: the client's name, or UNNAMED.
             head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
-            key: the Idempotency-Key of a notification or a response.
+            key: the Idempotency-Key: identifies a notification or a response, and is in the ``sent`` event.
             respond_async: return once the agent has received the envelope.
 
         Returns:
@@ -278,11 +289,11 @@ class AgentConnection:
         """
         identity = identify(client, head, envelope, key)
         if identity is None:
-            response = await self.submit(client, head, envelope)
+            response = await self.submit(client, head, envelope, key=key)
         elif self._repeats.is_closed(identity):
             return self._repeated_response(identity, head, respond_async=respond_async)
         else:
-            response = await self._deliver_once(identity, client, head, envelope)
+            response = await self._deliver_once(identity, client, head, envelope, key)
         if response is None:
             return None
         if respond_async:
@@ -297,7 +308,7 @@ class AgentConnection:
         return response.result()
 
     async def _deliver_once(
-        self, identity: bytes, client: str, head: Head, envelope: bytes
+        self, identity: bytes, client: str, head: Head, envelope: bytes, key: str | None
     ) -> asyncio.Future[bytes] | None:
         """Submit an envelope, or join the call that does so already."""
         delivery = self._repeats.find(identity)
@@ -305,7 +316,7 @@ class AgentConnection:
             return await asyncio.shield(delivery)
         self._repeats.open(identity)
         try:
-            response = await self.submit(client, head, envelope, timed=False)
+            response = await self.submit(client, head, envelope, key=key, timed=False)
         except BaseException as error:
             self._repeats.failed(identity, error)
             raise
@@ -329,6 +340,7 @@ class AgentConnection:
         head: Head,
         envelope: bytes,
         *,
+        key: str | None = None,
         stored_first: bool = False,
         timed: bool = True,
     ) -> asyncio.Future[bytes] | None:
@@ -338,6 +350,7 @@ class AgentConnection:
             client: the client's name, or UNNAMED.
             head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
+            key: the Idempotency-Key; a named client's envelope that has one is in the feed as ``sent``.
             stored_first: write a request only once the store has it, however long that takes.
             timed: whether the response fails when it is late.
 
@@ -355,16 +368,17 @@ class AgentConnection:
             return None
         timeout = None if submitted.method in UNTIMED_METHODS else self._timeout
         pending = submitted.pending
+        sent = None if client == UNNAMED or key is None else _sent_event(client, key, envelope)
         if pending is None:
-            await self._write(client, submitted, submitted.line, timeout)
+            await self._write(client, submitted, submitted.line, timeout, sent)
             return None
         response = self._responses[pending] = _Response(self._loop.create_future())
         try:
             if stored_first and self.tap is not None:
                 await self._store_first(self.tap, client, submitted, submitted.line)
-                await self._write(client, submitted, submitted.line, timeout, record=False)
+                await self._write(client, submitted, submitted.line, timeout, sent, record=False)
             else:
-                await self._write(client, submitted, submitted.line, timeout)
+                await self._write(client, submitted, submitted.line, timeout, sent)
         except BaseException:
             self._remove_response(pending)
             if response.future.done():
@@ -440,19 +454,28 @@ class AgentConnection:
             raise
 
     async def _write(
-        self, client: str, submitted: Submitted, line: bytes, timeout: float | None, *, record: bool = True
+        self,
+        client: str,
+        submitted: Submitted,
+        line: bytes,
+        timeout: float | None,
+        sent: bytes | None,
+        *,
+        record: bool = True,
     ) -> None:
-        tap = self.tap if record else None
-        if self._process.write_nowait(line + b"\n"):
-            if tap is not None:
-                tap.sent(line, client)
-            return
         begun = asyncio.Event()
 
         def begin() -> None:
             begun.set()
-            if tap is not None:
-                tap.sent(line, client)
+            if record and self.tap is not None:
+                self.tap.sent(line, client)
+            if sent is not None:
+                self._unnumbered.append(([sent], SENT))
+                self._append_to_feed()
+
+        if self._process.write_nowait(line + b"\n"):
+            begin()
+            return
 
         try:
             async with asyncio.timeout(timeout):
@@ -514,6 +537,12 @@ class AgentConnection:
             self.signal.fire()
             with anyio.move_on_after(DROP_SECONDS):
                 await self._spiller.drop(self.feed.epoch)
+
+
+def _sent_event(client: str, key: str, envelope: bytes) -> bytes:
+    """Return the data of a ``sent`` event: one line, without changes to the envelope's tokens."""
+    data = dumps({"client": client, "idempotencyKey": key, "envelope": msgspec.Raw(envelope)})
+    return data.replace(b"\r", b" ").replace(b"\n", b" ")
 
 
 def _retrieve(response: asyncio.Future[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sandbox_agent.engine.feed import EVERYTHING
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import (
     AgentNotInstalledError,
@@ -28,6 +29,7 @@ from sandbox_agent.server.http.operations import (
     integer_schema,
     read_body,
     read_client,
+    read_flag,
     read_idempotency_key,
     read_text,
     require_json_body,
@@ -67,6 +69,12 @@ _KEY = Parameter(
     "Identifies a notification or a response. If it is sent again with the same key, the agent does not "
     "receive it twice.",
     text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
+)
+_HOLDER = Parameter(
+    "holder",
+    "query",
+    "Describes the client's process, for others that ask for its place.",
+    text_schema(least=1, most=MAX_CLIENT_NAME),
 )
 _ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
 
@@ -196,6 +204,20 @@ def _read_head(body: bytes) -> Head:
         ),
         Parameter("epoch", "query", "The Sandbox-Agent-Epoch to which Last-Event-ID belongs."),
         _CLIENT,
+        _HOLDER,
+        Parameter(
+            "attach",
+            "query",
+            "The name of a client whose place the caller takes: the stream has the responses to all clients, "
+            "and `sent` events with what clients sent.",
+            text_schema(least=1, most=MAX_CLIENT_NAME),
+        ),
+        Parameter(
+            "take_over",
+            "query",
+            "Whether to take the place of a client that is still there.",
+            {"type": "boolean"},
+        ),
     ),
     answers={
         200: Answer(
@@ -205,7 +227,7 @@ def _read_head(body: bytes) -> Head:
             {EPOCH_HEADER: "The connection's epoch: sequences are comparable within one epoch only."},
         )
     },
-    errors=(ServerSessionNotFoundError, NotAcceptableError),
+    errors=(ServerSessionNotFoundError, NotAcceptableError, ConflictError),
 )
 async def get_v1_acp(request: Request) -> Response:
     """Stream the agent's envelopes.
@@ -213,6 +235,14 @@ async def get_v1_acp(request: Request) -> Response:
     Server-sent events. A `message` event has an envelope as its data and the envelope's sequence as its id;
     the stream has every envelope since the connection was opened. A `reset` event means that the requested id
     or epoch does not belong to this connection; the stream then starts from the first envelope.
+
+    A named client has one stream: opening another one under the same name closes the older one.
+
+    With `attach`, a client continues where another one was lost. The stream then also has the responses to
+    all other clients. What named clients sent with an Idempotency-Key is there as `sent` events, whose data
+    has the `client`, the `idempotencyKey` and the `envelope`. An `attached` event with the `lastSequence` at
+    this moment comes first. While the other client has a stream, or had one in the last 10 s, the answer is
+    409 with its `holder`, `connected` and `goneForMs`, unless `take_over` is true or `holder` is the same.
     """
     if not accepts(request, EVENT_STREAM):
         raise NotAcceptableError(f"not acceptable: accept must allow {EVENT_STREAM}")
@@ -220,12 +250,21 @@ async def get_v1_acp(request: Request) -> Response:
     if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20):
         raise InvalidRequestError("invalid request: Last-Event-ID must be a positive integer")
     connection = state_of(request).bridge.get(_server_id(request))
-    epoch = connection.feed.epoch
-    position = connection.feed.begin(int(last_event_id), request.query_params.get("epoch"))
+    client, holder = read_client(request), read_text(request, "holder")
+    other = read_text(request, "attach")
+    if other is not None and not read_flag(request, "take_over"):
+        connection.clients.require_gone(other, holder)
+    feed = connection.feed
+    position = feed.begin(int(last_event_id), request.query_params.get("epoch"))
+    opening = _reset_event(feed.epoch, int(last_event_id)) if position.reset else b""
+    if other is not None:
+        opening += encode_event("attached", dumps({"lastSequence": feed.last}))
+    viewer = Viewer(connection, position.cursor, client if other is None else EVERYTHING)
     return EventStream(
-        Viewer(connection, position.cursor, read_client(request)),
-        opening=_reset_event(epoch, int(last_event_id)) if position.reset else b"",
-        headers=[(EPOCH_HEADER.encode(), epoch.encode())],
+        viewer,
+        opening=opening,
+        headers=[(EPOCH_HEADER.encode(), feed.epoch.encode())],
+        presence=connection.clients.reading(client, holder, viewer),
     )
 
 
@@ -233,8 +272,17 @@ async def get_v1_acp(request: Request) -> Response:
     "DELETE",
     "/v1/acp/{server_id}",
     tag="acp",
-    parameters=(_SERVER_ID,),
-    answers={204: Answer("The connection is closed.")},
+    parameters=(
+        _SERVER_ID,
+        _CLIENT,
+        Parameter(
+            "if_unused",
+            "query",
+            "Whether to keep the connection while another client has a stream.",
+            {"type": "boolean"},
+        ),
+    ),
+    answers={204: Answer("The connection is closed, or kept for another client.")},
 )
 async def delete_v1_acp(request: Request) -> Response:
     """Close a connection.
@@ -242,7 +290,10 @@ async def delete_v1_acp(request: Request) -> Response:
     Stops the agent's process and its child processes before the response is sent. Deleting a connection that
     does not exist has no effect.
     """
-    await state_of(request).bridge.delete(_server_id(request))
+    bridge, server_id = state_of(request).bridge, _server_id(request)
+    connection = bridge.peek(server_id) if read_flag(request, "if_unused") else None
+    if connection is None or not connection.clients.has_others(read_client(request)):
+        await bridge.delete(server_id)
     return Response(status_code=204)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from starlette.responses import Response
@@ -134,12 +135,19 @@ class EventStream(Response):
 
     The first bytes are sent at once. If the store fails, the stream ends: the client's next request
     continues where this one stopped, or fails with the reason. ``opening`` has events that are sent first.
+    ``presence`` is entered while the response lasts.
     """
 
     def __init__(
-        self, viewer: Viewer, *, opening: bytes = b"", headers: Sequence[tuple[bytes, bytes]] = ()
+        self,
+        viewer: Viewer,
+        *,
+        opening: bytes = b"",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        presence: AbstractContextManager[None] | None = None,
     ) -> None:
         self._viewer = viewer
+        self._presence = presence or nullcontext()
         self._opening = encode_comment("connected") + encode_retry(RETRY_MS) + opening
         self._headers = [*_HEADERS, *headers]
 
@@ -148,6 +156,10 @@ class EventStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
+        with self._presence:
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.body", "body": self._opening, "more_body": True})
         watching = asyncio.ensure_future(_leave_on_disconnect(receive, self._viewer))
         try:

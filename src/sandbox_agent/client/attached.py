@@ -1,0 +1,224 @@
+"""Takes the place of a client that was lost: reads the rest of its stream, and joins its running turn."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from sandbox_agent.client.connection import ATTACHED, Connection, client_name, connection_of
+from sandbox_agent.client.envelopes import Envelope, decode
+from sandbox_agent.client.outgoing import Outgoing, PendingRequest
+from sandbox_agent.client.session_core import SessionCore
+from sandbox_agent.client.settings import SET_METHODS
+from sandbox_agent.engine.sse import SseEvent
+from sandbox_agent.errors import AgentProcessExitedError
+from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
+from sandbox_agent.wire.records import SessionEvent
+
+# An event of the agent that the stream brought has the stream's id and its sequence as its id.
+_PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
+_FIRST_TAIL = 256
+# A server that does not say where its stream ends has sent what it has when it is silent for this long.
+SILENCE = 0.3
+# Requests that open an agent session again.
+OPENING = frozenset({"session/load", "session/resume"})
+
+
+class _Sent(msgspec.Struct, rename="camel"):
+    """The data of a ``sent`` event."""
+
+    client: str
+    idempotency_key: str
+    envelope: msgspec.Raw
+
+
+class StoredTail:
+    """What the store has of a connection, from the newest prompt on.
+
+    Attributes:
+        feed: the id of the stream whose envelopes were stored; None if none was.
+        sequence: the sequence of the newest one.
+        client_ids: the ids of the client's events.
+        open: requests of the client without a response, by JSON-RPC id.
+        asked: requests of the agent without a response, by JSON-RPC id.
+    """
+
+    def __init__(self) -> None:
+        self.feed: str | None = None
+        self.sequence: int = 0
+        self.client_ids: set[str] = set()
+        self.open: dict[int, tuple[SessionEvent, Envelope]] = {}
+        self.asked: dict[bytes, tuple[SessionEvent, Envelope]] = {}
+
+    @classmethod
+    async def read(cls, driver: SessionPersistDriver, session_id: str, connection_id: str) -> StoredTail:
+        """Read the newest events, back to the newest prompt and a place in the stream."""
+        connection, limit = connection_of(connection_id), _FIRST_TAIL
+        while True:
+            events = await driver.tail_events(session_id, limit=limit)
+            own = [event for event in events if connection_of(event.connection_id) == connection]
+            tail = cls()
+            has_prompt = False
+            for event in own:
+                has_prompt = tail._add(event) or has_prompt
+            if (has_prompt and tail.feed) or len(events) < limit or not own or own[0] is not events[0]:
+                return tail
+            limit *= 8
+
+    def _add(self, event: SessionEvent) -> bool:
+        """Add an event; return whether it is a prompt."""
+        try:
+            head = decode(event.payload_json)
+        except InvalidEnvelopeError:
+            return False
+        request_id = head.own_id()
+        if event.sender == "agent":
+            place = _PLACE.fullmatch(event.id)
+            if place is not None:
+                self.feed, self.sequence = place[1], int(place[2])
+            if head.is_request:
+                self.asked[bytes(head.id)] = event, head
+            elif head.is_response and request_id is not None:
+                self.open.pop(request_id, None)
+            return False
+        self.client_ids.add(event.id)
+        if head.is_response:
+            self.asked.pop(bytes(head.id), None)
+        elif head.is_request and request_id is not None:
+            self.open[request_id] = event, head
+        return head.method == "session/prompt"
+
+
+class AttachedConnection(Connection):
+    """A connection that another client opened, used for one of its sessions.
+
+    Several clients may attach to one connection, each for a session of its own. The agent ends with the last
+    of them.
+
+    Args:
+        *args: as of Connection.
+        session: the session, whose record names the client whose place is taken.
+        driver: stores the session's events.
+    """
+
+    def __init__(self, *args: Any, session: SessionCore, driver: SessionPersistDriver) -> None:
+        self._former_id = session.record.last_connection_id
+        self._base_id = connection_of(self._former_id)
+        super().__init__(*args, connection_id=f"{self._base_id}{ATTACHED}{secrets.token_hex(4)}")
+        self._session = session
+        self._driver = driver
+        self._tail = StoredTail()
+        self._is_ready = asyncio.Event()
+        self._end: int | None = None
+        self._caught_up = asyncio.Event()
+        self._agent_requests.hold()
+
+    async def attach(self, *, take_over: bool) -> None:
+        """Open the stream, store what the store lacks, and join what is running.
+
+        Raises:
+            ConflictError: the client is there, or has just been there.
+            ConnectionLostError: the server does not know the connection, or it was lost meanwhile.
+            SessionFencedError: another client claimed the session meanwhile.
+            PersistError: the store failed.
+        """
+        session = self._session
+        self.router.bind(session.agent_session_id, session)
+        stored = await self._read_tail()
+        params = {"attach": client_name(self._former_id), "take_over": "true" if take_over else "false"}
+        self._feed.start_after(stored.feed, stored.sequence, params)
+        self._start_feed()
+        await self._wait(self._feed.opened)
+        # From here on no other client adds events, so that what is read is all that is stored.
+        await session.journal.confirm()
+        self._tail = await self._read_tail()
+        for request_id, (event, head) in self._tail.open.items():
+            self._join(request_id, head, event)
+        for event, head in self._tail.asked.values():
+            self._agent_requests.act(event.payload_json, head, session, event)
+        self._is_ready.set()
+        if self._feed.complete:
+            await self._wait(self._caught_up)
+        else:
+            await self._feed.wait_quiet(SILENCE)
+        if self.lost is None:
+            session.on_attached(self.connection_id)
+        await session.journal.flush()
+        self._agent_requests.release()
+
+    async def _read_tail(self) -> StoredTail:
+        return await StoredTail.read(self._driver, self._session.id, self._base_id)
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        """Wait for an event of the stream, which may end instead."""
+        waiter = asyncio.ensure_future(event.wait())
+        ended = asyncio.ensure_future(self._lost_event.wait())
+        try:
+            await asyncio.wait({waiter, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+            ended.cancel()
+        if self.lost is not None and not event.is_set():
+            raise self.lost
+
+    async def _on_events(self, events: list[SseEvent]) -> None:
+        await self._is_ready.wait()
+        run: list[SseEvent] = []
+        for event in events:
+            if event.event == "attached":
+                end: object = members(loads(event.data)).get("lastSequence")
+                self._end = end if isinstance(end, int) else 0
+            elif event.event != "sent":
+                run.append(event)
+            elif not self._is_stored(event):
+                await super()._on_events(run)
+                run = []
+                self._receive_sent(event)
+        await super()._on_events([event for event in run if not self._is_stored(event)])
+        last = int(events[-1].id or 0) if events else 0
+        if self._end is not None and max(last, self._tail.sequence) >= self._end:
+            self._caught_up.set()
+
+    def _is_stored(self, event: SseEvent) -> bool:
+        tail = self._tail
+        return tail.feed == self._feed.id and event.id is not None and int(event.id) <= tail.sequence
+
+    def _receive_sent(self, event: SseEvent) -> None:
+        """Store what another client sent for the session, unless it is stored."""
+        sent = msgspec.json.decode(event.data, type=_Sent)
+        line, session = bytes(sent.envelope), self._session
+        head = decode(line)
+        is_answer = self._agent_requests.is_answer(head)
+        if sent.client == client_name(self.connection_id) or not (
+            is_answer or self.router.get(head.session_id) is session
+        ):
+            return
+        if is_answer:
+            self._agent_requests.answered(head)
+        if sent.idempotency_key not in self._tail.client_ids:
+            stored = session.journal.append("client", [line], self.connection_id, [sent.idempotency_key])
+            request_id = head.own_id()
+            if head.is_request and request_id is not None:
+                self._join(request_id, head, stored)
+
+    def _join(self, request_id: int, head: Envelope, event: SessionEvent) -> None:
+        """Wait for the response to a request of another client."""
+        method, session = head.method or "", self._session
+        params = members(event.payload.get("params"))
+        opens = str(params.get("sessionId")) if method in OPENING else None
+        on_result = partial(session.settings.user_set, method, params) if method in SET_METHODS else None
+        if opens is not None:
+            self.router.start_filter(opens)
+        pending = PendingRequest(Outgoing(request_id, event), method, session, opens, on_result)
+        pending.posted.set()
+        self._pending[request_id] = pending
+
+    async def _delete(self) -> None:
+        if self._caught_up.is_set() and not isinstance(self.lost, AgentProcessExitedError):
+            await super()._delete()
