@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from sandbox_agent.engine.sse import encode_event, encode_messages
+from sandbox_agent.errors import ServerSessionNotFoundError
 
 __all__ = ["ScriptedServer"]
 
@@ -42,6 +43,7 @@ class ScriptedServer(httpx2.AsyncBaseTransport):
         self.failing_gets = 0
         self.paths: list[str] = []
         self._sequence = 0
+        self._deleted: set[str] = set()
         self._feed: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -49,7 +51,11 @@ class ScriptedServer(httpx2.AsyncBaseTransport):
         if request.url.path == "/v1/health":
             return httpx2.Response(200 if self.healthy else 503, json={"status": "ok"})
         if request.method == "DELETE":
+            self._deleted.add(request.url.path)
             return httpx2.Response(204)
+        if request.url.path in self._deleted:
+            problem = ServerSessionNotFoundError("session not found").to_problem()
+            return httpx2.Response(404, json=problem, headers={"content-type": "application/problem+json"})
         if request.method == "GET":
             self.gets.append(request)
             if self.failing_gets:

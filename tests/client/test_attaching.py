@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -11,19 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from sandbox_agent import (
-    PermissionRequest,
     SandboxAgent,
-    Session,
-    SessionBusyError,
-    SessionEvent,
-    SessionFencedError,
     SQLiteSessionPersistDriver,
 )
-
 from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
@@ -97,6 +89,7 @@ async def test_x(server: ServerProcess, tmp_path: Path) -> None:
     program = Program(server, tmp_path / "client.db", "echo one", "stream 400 5")
     program.kill_after(20)
     import time
+
     async with client(server, tmp_path / "client.db") as sdk:
         t = time.monotonic()
         session = await sdk.resume_session("s")
@@ -104,4 +97,5 @@ async def test_x(server: ServerProcess, tmp_path: Path) -> None:
         turn = session.turn
         assert turn is not None
         print(await turn)
-        for e in await envelopes(sdk): print(e[0], str(e[1])[:150])
+        for e in await envelopes(sdk):
+            print(e[0], str(e[1])[:150])

@@ -18,7 +18,6 @@ from sandbox_agent import (
     SandboxAgent,
     Session,
     SessionEvent,
-    SessionFencedError,
     SessionRestored,
     SQLiteSessionPersistDriver,
 )
@@ -302,23 +301,6 @@ async def test_a_restore_reads_the_tail_of_the_history_only(shared_server: Serve
     assert isinstance(event.update, SessionRestored)
     # One text in 900 pieces: 40 for each of the 20 are read.
     assert (event.update.replayed, event.update.left_out) == (800, 104)
-
-
-async def test_a_session_of_a_client_that_was_killed_is_resumed_by_another(
-    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
-) -> None:
-    sdk = await SandboxAgent.connect(base_url=shared_server.url, persist=driver)
-    session = await sdk.create_session(agent="mock", id="orphan")
-    started = await begun(session)
-    turn = asyncio.create_task(session.prompt("stream 1000 10"))
-    await started.wait()
-    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as other:
-        resumed = await other.resume_session("orphan")
-        assert (await resumed.prompt("echo mine now")).stop_reason == "end_turn"
-    with pytest.raises(SessionFencedError):  # what its agent said since then is not stored
-        await sdk.dispose()
-    with pytest.raises(ConnectionLostError):
-        await turn
 
 
 class Refusing(httpx2.AsyncHTTPTransport):

@@ -59,7 +59,7 @@ async def test_a_fencing_error_that_was_handled_is_not_raised_at_the_end(
         async with SandboxAgent.connect(base_url=shared_server.url, persist=store) as first:
             session = await first.create_session(agent="mock", id="mine")
             async with SandboxAgent.connect(base_url=shared_server.url, persist=store) as second:
-                await second.resume_session("mine")
+                await second.resume_session("mine", take_over=True)
                 with pytest.raises(SessionFencedError):
                     await session.prompt("hello")
 
@@ -72,7 +72,7 @@ async def test_a_fencing_error_that_no_call_raised_is_raised_at_the_end(
         first = await SandboxAgent.connect(base_url=shared_server.url, persist=store)
         session = await first.create_session(agent="mock", id="mine")
         async with SandboxAgent.connect(base_url=shared_server.url, persist=store) as second:
-            await second.resume_session("mine")
+            await second.resume_session("mine", take_over=True)
         journal_of(session).change(destroyed_at=1)
         with pytest.raises(SessionFencedError):
             await first.dispose()

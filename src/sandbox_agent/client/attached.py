@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from sandbox_agent.client.connection import ATTACHED, Connection, client_name, connection_of
+from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope, decode
+from sandbox_agent.client.identity import ATTACHED, client_name, connection_of
 from sandbox_agent.client.outgoing import Outgoing, PendingRequest
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.settings import SET_METHODS
@@ -219,6 +220,7 @@ class AttachedConnection(Connection):
         pending.posted.set()
         self._pending[request_id] = pending
 
-    async def _delete(self) -> None:
-        if self._caught_up.is_set() and not isinstance(self.lost, AgentProcessExitedError):
-            await super()._delete()
+    async def _is_kept(self) -> bool:
+        # The stream of an agent that has ended is kept for those that have other sessions of it.
+        has_place = self._feed.opened.is_set() and not isinstance(self.lost, AgentProcessExitedError)
+        return has_place and await super()._is_kept()

@@ -18,6 +18,7 @@ from sandbox_agent.client.delivery import Delivery, UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, Envelope, Line, notification, request
 from sandbox_agent.client.feed import Feed, parse_event_data
 from sandbox_agent.client.http import Http, describe, quote_segment
+from sandbox_agent.client.identity import client_name, connection_of
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
@@ -46,20 +47,7 @@ LIST_TIMEOUT = 10.0
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 CLOSE_TIMEOUT = 2.0
-
-
-# Between a connection's id and what distinguishes a client that attached to it.
-ATTACHED = "~"
-
-
-def connection_of(connection_id: str) -> str:
-    """Return the id of the connection that was opened, from that of a client that attached to it."""
-    return connection_id.partition(ATTACHED)[0]
-
-
-def client_name(connection_id: str) -> str:
-    """Return the name of the client that has this connection id."""
-    return f"sdk-{connection_id}"
+CONFLICT = 409
 
 
 class Connection:
@@ -235,7 +223,7 @@ class Connection:
         """Cancel the agent's turn for a session that another process owns; drop the session's events.
 
         Args:
-            session: the session.
+            session: the session, with the record of the other process.
             fenced: the error that its pending requests fail with.
 
         Raises:
@@ -243,7 +231,10 @@ class Connection:
         """
         for pending in [pending for pending in self._pending.values() if pending.session is session]:
             self._fail(pending, fenced)
-        for agent_session in self.router.unbind_all(session):
+        agent_sessions = self.router.unbind_all(session)
+        if connection_of(session.journal.record.last_connection_id) == connection_of(self.connection_id):
+            return  # the process has attached to this connection: the turn is its own
+        for agent_session in agent_sessions:
             cancel = notification("session/cancel", {"sessionId": agent_session})
             await self._notify(cancel, None, "session/cancel")
 
@@ -575,15 +566,26 @@ class Connection:
         if self.closing:
             return
         self.closing = True
+        running = [turn.session.journal for turn in self.turns() if turn.session is not None]
         self.abandon()
         if self._feed_task is not None and self._feed_task is not asyncio.current_task():
             self._feed_task.cancel()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._delete()
-        except (httpx2.TransportError, TimeoutError) as error:
-            logger.info("connection %s was not deleted: %s", self.server_id, describe(error))
+                if await self._is_kept():
+                    await self._cancel(running)
+        except (SandboxAgentError, UnknownOutcomeError, httpx2.TransportError, TimeoutError) as error:
+            logger.info("connection %s was not closed: %s", self.server_id, describe(error))
 
-    async def _delete(self) -> None:
-        # Another client may have attached to the agent, for one of its sessions.
-        await self._http.send("DELETE", self._path, params={"if_unused": "true"}, headers=self._headers)
+    async def _is_kept(self) -> bool:
+        """Delete the connection, unless another client has attached to it; return whether one has."""
+        params = {"if_unused": "true"}
+        answer = await self._http.send("DELETE", self._path, params=params, headers=self._headers)
+        return answer.status_code == CONFLICT
+
+    async def _cancel(self, running: list[Journal]) -> None:
+        """Cancel this client's turns: the agent goes on for another client."""
+        for journal in running:
+            await journal.confirm()  # a session that the other client has taken is not cancelled
+            params = {"sessionId": journal.record.agent_session_id}
+            await self._delivery.notify(notification("session/cancel", params))

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from sandbox_agent.client.envelopes import notification
+from sandbox_agent.client.identity import is_same_connection
 from sandbox_agent.client.tasks import DISPOSED, TaskOwner, await_result, call_listener
 from sandbox_agent.client.viewer import NOTICE_INDEX, Viewer
 from sandbox_agent.errors import PersistError, SandboxAgentError, SessionFencedError
@@ -92,6 +93,8 @@ class Journal:
         self._held = False
         self._closed = False
         self._error: Exception | None = None
+        # Whether the process that took the session over reads the same stream: it stores the events.
+        self._is_shared = False
         self.fence_reported: bool = False
         self._generation: int | None = None
         self._writer: asyncio.Task[None] | None = None
@@ -124,7 +127,7 @@ class Journal:
             SessionEvent(event_id or new_id(), NOTICE_INDEX, session_id, now, connection_id, sender, payload)
             for payload, event_id in zip(payloads, ids or repeat(None), strict=False)
         ]
-        if self.discarded:
+        if self.discarded or self._is_shared:
             return events[-1]
         size = sum(map(len, payloads))
         if self._error is not None and (
@@ -175,6 +178,9 @@ class Journal:
         Raises:
             PersistError: the driver failed; the events are sent to it again with the next append.
         """
+        if self._is_shared and isinstance(self._error, SessionFencedError):
+            self.fence_reported = self.fence_reported or not quiet
+            raise self._persist_error(self._error)
         if not self.dirty:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -232,6 +238,11 @@ class Journal:
         except PersistError:
             return
 
+    @property
+    def is_fenced(self) -> bool:
+        """Whether the store has refused this writer, as another process has claimed the session."""
+        return isinstance(self._error, SessionFencedError)
+
     async def fencing_error(self) -> SessionFencedError | None:
         """Ask the store whether another process has claimed the session; return its error if so."""
         if self._generation:
@@ -247,7 +258,7 @@ class Journal:
         """
         await self.wait_idle()
         self._generation = None
-        self.fence_reported = False
+        self.fence_reported = self._is_shared = False
         error = self._error
         if not isinstance(error, SessionFencedError):
             return
@@ -282,7 +293,10 @@ class Journal:
                     await self._append_batch(fence)
                     await self._save_record(fence)
                 except Exception as error:  # noqa: BLE001 - a driver may raise anything; it reaches the callers
+                    self._is_shared = isinstance(error, SessionFencedError) and await self._is_attached_to()
                     self._fail(error)
+                    if self._is_shared:
+                        self._pending, self._pending_bytes, self._lost = [], 0, 0
                     return
                 self._error = None
                 if self._lost:
@@ -291,6 +305,13 @@ class Journal:
                 self._complete_flushes()
         finally:
             self._writer = None
+
+    async def _is_attached_to(self) -> bool:
+        """Whether the process that claimed the session has attached to this one's connection."""
+        with contextlib.suppress(PersistError):
+            record = await self._driver.get_session(self.record.id)
+            return record is not None and is_same_connection(record, self.record)
+        return False
 
     async def _append_batch(self, fence: dict[str, int]) -> None:
         batch = self._pending[:MAX_BATCH]

@@ -354,7 +354,8 @@ class Session:
         Raises:
             SessionNotFoundError: the session was deleted.
         """
-        await self._core.journal.flush()
+        if not self._core.journal.is_fenced:
+            await self._core.journal.flush()
         await self._core.host.require(self.id)
         return self
 

@@ -309,6 +309,8 @@ class SessionCore:
 
         async def open_request() -> None:
             await self._flush_quietly()
+            if self.journal.is_fenced:
+                return  # the process that took the session over answers
             params = members(event.payload.get("params"))
             await self.permissions.open(params, respond, must_ask=must_ask)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from sandbox_agent.client.agent_requests import RequestHandlers
 from sandbox_agent.client.attached import AttachedConnection
-from sandbox_agent.client.connection import Connection, connection_of
+from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthCheck
-from sandbox_agent.client.holder import describe_process, has_ended, process_name
 from sandbox_agent.client.http import Http, quote_segment
+from sandbox_agent.client.identity import describe_process, has_ended, process_name
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
@@ -244,12 +244,11 @@ class SessionRegistry:
             SessionBusyError: another process drives the session.
         """
         former_id = session.record.last_connection_id
-        base = connection_of(former_id)
-        if not base or any(
-            connection_of(connection.connection_id) == base and connection not in self._attached
-            for connection in self._all_connections()
-        ):
-            return None  # it is one of this client's own, whose agent has lost the session
+        own = self._all_connections()
+        if not former_id or any(connection.connection_id == former_id for connection in own):
+            return None  # it is this client's own, whose agent has lost the session
+        for connection in own:
+            connection.router.unbind_all(session)
         while True:
             connection = AttachedConnection(
                 self._http,
@@ -339,12 +338,12 @@ class SessionRegistry:
         session = await self.require(session_id)
         fenced = await session.journal.fencing_error()
         if fenced is not None:
-            await self._release(session, fenced)
             # Another process continued the session: its record counts, not the changes made here.
             record = await self._driver.get_session(session_id)
             if record is not None:
                 session.journal.record = record
                 session.read_permissions()
+            await self._release(session, fenced)
         await session.journal.reclaim()
         return session
 
@@ -492,7 +491,8 @@ async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> Persist
     reported = journal.fence_reported
     try:
         async with asyncio.timeout(FLUSH_TIMEOUT):
-            await journal.flush()
+            if journal.dirty:
+                await journal.flush()
     except PersistError as error:
         handled = isinstance(error, SessionFencedError) and reported
         failed = None if handled else error

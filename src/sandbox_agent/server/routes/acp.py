@@ -282,7 +282,8 @@ async def get_v1_acp(request: Request) -> Response:
             {"type": "boolean"},
         ),
     ),
-    answers={204: Answer("The connection is closed, or kept for another client.")},
+    answers={204: Answer("The connection is closed.")},
+    errors=(ConflictError,),
 )
 async def delete_v1_acp(request: Request) -> Response:
     """Close a connection.
@@ -292,8 +293,9 @@ async def delete_v1_acp(request: Request) -> Response:
     """
     bridge, server_id = state_of(request).bridge, _server_id(request)
     connection = bridge.peek(server_id) if read_flag(request, "if_unused") else None
-    if connection is None or not connection.clients.has_others(read_client(request)):
-        await bridge.delete(server_id)
+    if connection is not None and connection.clients.has_others(read_client(request)):
+        raise ConflictError(f"conflict: another client uses '{server_id}'", serverId=server_id)
+    await bridge.delete(server_id)
     return Response(status_code=204)
 
 

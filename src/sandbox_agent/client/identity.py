@@ -1,4 +1,4 @@
-"""Describes this process to other clients, and finds out whether another client's process has ended."""
+"""The names of clients, and of the processes that they belong to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ import os
 import secrets
 import socket
 from pathlib import Path
+
+from sandbox_agent.wire.records import SessionRecord
+
+# Between a connection's id and what distinguishes a client that attached to it.
+ATTACHED = "~"
+
+
+def connection_of(connection_id: str) -> str:
+    """Return the id of the connection that was opened, from that of a client that attached to it."""
+    return connection_id.partition(ATTACHED)[0]
+
+
+def is_same_connection(one: SessionRecord, other: SessionRecord) -> bool:
+    """Return whether two states of a session's record name the same connection."""
+    return connection_of(one.last_connection_id) == connection_of(other.last_connection_id)
+
+
+def client_name(connection_id: str) -> str:
+    """Return the name of the client that has this connection id."""
+    return f"sdk-{connection_id}"
 
 
 def describe_process() -> str:
