@@ -58,7 +58,6 @@ class AgentRequests:
         # While it is unknown which requests are answered: what to do about the others, by JSON-RPC id.
         self._held: dict[bytes, Callable[[], None]] | None = None
         self._seen: set[bytes] = set()
-        self._is_attached = False
 
     def receive(self, line: Line, head: Envelope, touched: set[Journal]) -> None:
         """Store a request, and answer it in the background or leave that to its session."""
@@ -68,7 +67,7 @@ class AgentRequests:
         if session is not None:
             event = session.journal.append("agent", [line.data], self._connection_id, [line.event_id])
             touched.add(session.journal)
-        elif self._is_attached:
+        elif self._router.is_shared:
             return  # another client has that session
         self.act(line.data, head, session, event, must_ask=must_ask)
 
@@ -82,7 +81,7 @@ class AgentRequests:
         must_ask: bool = False,
     ) -> None:
         """Answer a request in the background, or leave that to its session; later, if requests are held."""
-        if self._is_attached:
+        if self._router.is_shared:
             self._seen.add(bytes(head.id))
         if self._held is not None:
             self._held[bytes(head.id)] = partial(self._act, line, head, session, event, must_ask)
@@ -110,7 +109,6 @@ class AgentRequests:
     def hold(self) -> None:
         """Hold the requests: this client attaches, and reads later which of them are answered."""
         self._held = {}
-        self._is_attached = True
 
     def is_answer(self, head: Envelope) -> bool:
         """Whether another client's response belongs to a request of this session."""

@@ -130,6 +130,7 @@ class AttachedConnection(Connection):
             PersistError: the store failed.
         """
         session = self._session
+        self.router.is_shared = True
         self.router.bind(session.agent_session_id, session)
         stored = await self._read_tail()
         params = {"attach": client_name(self._former_id), "take_over": "true" if take_over else "false"}

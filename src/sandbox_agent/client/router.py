@@ -99,6 +99,9 @@ class Router:
         connection_id: the connection's id in events.
         on_other: handles a line that is not a session's notification: the line, its head, and the set of
             journals that received events.
+
+    Attributes:
+        is_shared: whether other sessions of the connection belong to other clients.
     """
 
     def __init__(self, connection_id: str, on_other: Callable[[Line, Envelope, set[Journal]], None]) -> None:
@@ -110,6 +113,7 @@ class Router:
         self._held_bytes = 0
         self._ignored: set[str] = set()
         self._filters: dict[str, ReplayFilter] = {}
+        self.is_shared: bool = False
 
     @property
     def sessions(self) -> list[ClientSession]:
@@ -226,7 +230,7 @@ class Router:
                 touched.add(session.journal)
 
     def _hold(self, agent_session: str, lines: list[Line]) -> None:
-        if agent_session in self._ignored:
+        if self.is_shared or agent_session in self._ignored:
             return
         size = _size(lines)
         if self._held_count + len(lines) > MAX_HELD or self._held_bytes + size > MAX_HELD_BYTES:
