@@ -87,7 +87,7 @@ class SessionRegistry:
         self._restorer = Restorer(driver, limits)
         self._event_ids = EventIds()
         # Unique over the clients that attach to one connection.
-        self._request_ids = itertools.count(secrets.randbits(31) << 20 | 1)
+        self._request_ids = itertools.count(secrets.randbits(26))
         self._connections: dict[str, Connection] = {}
         # Connections that take no new sessions: they end with the turns that still run.
         self._retiring: set[Connection] = set()
