@@ -194,7 +194,7 @@ async def test_an_agent_that_logs_its_messages_delivers_each_once(garbled: Talk)
     assert methods == [invalid, "session/update", invalid, invalid, "response", "response"]
 
 
-FORGED = ASK.replace("SESSION", "garbled")
+FORGED = ASK.replace("SESSION", "garbled-1")
 OTHER_ANSWER = '{"jsonrpc":"2.0","id":77,"result":{"outcome":{"outcome":"selected","optionId":"a"}}}'
 
 

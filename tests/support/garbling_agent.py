@@ -6,9 +6,12 @@ for the id of the session. Text in front of the prompt, such as a replay, is ign
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from typing import Any
+
+numbers = itertools.count(1)
 
 
 def send(data: bytes) -> None:
@@ -22,10 +25,9 @@ def answer(request: dict[str, Any]) -> bytes:
         text: str = params["prompt"][-1]["text"]
         text = text.replace("ID", json.dumps(request["id"])).replace("SESSION", params["sessionId"])
         return text.encode("latin-1")
-    result = {"initialize": {"protocolVersion": 1}, "session/new": {"sessionId": "garbled"}}
-    return json.dumps(
-        {"jsonrpc": "2.0", "id": request["id"], "result": result.get(request["method"])}
-    ).encode()
+    opened = {"sessionId": f"garbled-{next(numbers)}"} if request["method"] == "session/new" else {}
+    result = {"protocolVersion": 1, **opened}
+    return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}).encode()
 
 
 for received in sys.stdin:
