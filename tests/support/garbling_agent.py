@@ -1,7 +1,8 @@
 """An ACP agent that answers each prompt with the bytes that the prompt's text says.
 
 The text is Latin-1, so that it can name any byte. ``ID`` in it stands for the id of the prompt, ``SESSION``
-for the id of the session. Text in front of the prompt, such as a replay, is ignored.
+for the id of the session. Text in front of the prompt, such as a replay, is ignored. The request ``silence``
+is not answered.
 """
 
 from __future__ import annotations
@@ -32,5 +33,5 @@ def answer(request: dict[str, Any]) -> bytes:
 
 for received in sys.stdin:
     message = json.loads(received)
-    if "id" in message and "method" in message:
+    if "id" in message and message.get("method") not in {None, "silence"}:
         send(answer(message))
