@@ -12,13 +12,15 @@ from sandbox_agent import SandboxAgent, SQLiteSessionPersistDriver
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 ODD_AGENT = Path(__file__).parent / "odd_agent.py"
+GARBLING_AGENT = Path(__file__).parents[1] / "support/garbling_agent.py"
 
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that nobody stops; its ``claude`` is the odd agent."""
+    """A server that nobody stops; its ``claude`` is the odd agent, its ``garbling`` the garbling one."""
     folder = tmp_path_factory.mktemp("server")
     put_launcher(folder / "data", "claude", [sys.executable, str(ODD_AGENT)])
+    put_launcher(folder / "data", "garbling", [sys.executable, str(GARBLING_AGENT)])
     with our_server(folder) as server:
         yield server
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 
 import anyio
 import pytest
 
 from sandbox_agent import (
     AcpRpcError,
+    ConflictError,
     PromptResponse,
     SandboxAgent,
     SandboxAgentError,
@@ -395,6 +397,34 @@ async def begin(session: Session, prompt: str) -> asyncio.Task[PromptResponse]:
     await started.wait()
     stop()
     return turn
+
+
+async def test_a_prompt_that_does_not_queue_is_refused_while_a_turn_runs_or_waits(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    with anyio.fail_after(30):
+        running = await begin(session, "stream 1000 20")
+        waiting = asyncio.create_task(session.prompt("echo waited"))
+        await asyncio.sleep(0)
+        with pytest.raises(ConflictError, match="a turn of session") as raised:
+            await session.prompt("refused", on_busy="error")
+        assert pickle.loads(pickle.dumps(raised.value)).detail == raised.value.detail
+        with pytest.raises(ConflictError):
+            async for _ in session.stream("refused", on_busy="error"):
+                pass
+        running.cancel()  # its turn continues
+        with pytest.raises(ConflictError):
+            await session.prompt("refused", on_busy="error")
+        await session.cancel()
+        await waiting
+        assert (await session.prompt("echo idle", on_busy="error")).stop_reason == "end_turn"
+    prompts = [blocks[0]["text"] for blocks in sent_prompts(await all_events(sdk, session))]
+    assert prompts == ["stream 1000 20", "echo waited", "echo idle"]
+
+
+async def test_what_to_do_while_busy_is_one_of_two(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    with pytest.raises(ValueError, match='"queue" or "error"'):
+        await session.prompt("x", on_busy="wait")  # pyright: ignore[reportArgumentType]
 
 
 async def test_an_agent_that_ignores_a_cancellation_is_stopped(shared_server: ServerProcess) -> None:

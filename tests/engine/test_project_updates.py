@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sandbox_agent.engine.project import Projector
+from sandbox_agent.engine.project.tools import MAX_UNENDED
 from sandbox_agent.wire.universal import (
     AgentUnparsedData,
     ContentPart,
@@ -371,6 +372,50 @@ def test_a_result_after_the_end_of_its_turn_is_told_and_one_that_is_told_twice_i
     events = project(prompts(), tool("tool_call", title="Run", rawInput={"a": 1}), ends(), late, late)
     results = completed(events, "tool_result")
     assert [item.content[0] for item in results] == [ToolResultPart("c1", ""), ToolResultPart("c1", "late")]
+
+
+def late_results(*late: tuple[str, bytes], reason: str = "end_turn") -> list[tuple[str, str]]:
+    """Return status and output of the results of a call that is open when its turn ends."""
+    events = project(prompts(), tool("tool_call", title="Run", rawInput={"a": 1}), ends(reason=reason), *late)
+    assert len(completed(events, "tool_call")) == 1
+    parts = [(item.status, item.content[0]) for item in completed(events, "tool_result")]
+    return [(status, part.output) for status, part in parts if isinstance(part, ToolResultPart)]
+
+
+def test_a_call_that_ends_after_its_turn_has_the_status_that_the_agent_tells():
+    done, failed = (tool("tool_call_update", status=status) for status in ("completed", "failed"))
+    assert late_results(done, done, reason="cancelled") == [("failed", ""), ("completed", "")]
+    assert late_results(failed, done) == [("completed", ""), ("failed", "")]
+    assert late_results(done) == [("completed", "")]
+
+
+def test_an_output_after_the_turn_is_part_of_the_result():
+    part = tool("tool_call_update", status="in_progress", content=[text_content("all of it")])
+    done = tool("tool_call_update", status="completed")
+    assert late_results(part) == [("completed", "")]
+    assert late_results(part, done) == [("completed", ""), ("completed", "all of it")]
+
+
+def test_a_call_that_ends_in_the_next_turn_is_no_other_call():
+    done = tool("tool_call_update", status="completed", rawOutput="late")
+    assert late_results(prompts(2), done, ends(2), reason="cancelled") == [
+        ("failed", ""),
+        ("completed", "late"),
+    ]
+    assert late_results(prompts(2), ends(2), prompts(3), done, ends(3))[1:] == [("completed", "late")]
+
+
+def test_a_call_that_never_ended_can_be_used_again_by_the_next_turn():
+    again = tool("tool_call", title="Run", rawInput={"b": 1}, status="pending")
+    events = project(prompts(), tool("tool_call", title="Run"), ends(), prompts(2), again, ends(2))
+    assert len(completed(events, "tool_call")) == 2
+
+
+def test_only_the_newest_calls_that_never_ended_are_kept():
+    calls = [tool("tool_call", f"c{number}", title="Run") for number in range(MAX_UNENDED + 5)]
+    projector = Projector("s")
+    feed(projector, prompts(), *calls, ends(), prompts(2))
+    assert list(projector.snapshot()["done"]) == [f"c{number}" for number in range(5, MAX_UNENDED + 5)]
 
 
 def test_a_call_id_that_is_used_again_is_another_call():

@@ -163,6 +163,20 @@ async def test_an_agent_that_closes_its_stdout_is_ended(
         assert response.json()["type"] == "urn:sandbox-agent:error:agent_process_exited"
 
 
+async def test_an_agent_that_closes_its_stdin_and_still_runs_is_a_problem(
+    server: ServerProcess, fresh: Callable[[], str]
+) -> None:
+    script = "import os, signal, sys\nsys.stdin.readline()\nos.close(0)\n"
+    script += 'print("{\\"id\\":1,\\"result\\":{}}", flush=True)\nsignal.pause()\n'
+    put_launcher(server.log.parent / "data", "deafened", [sys.executable, "-c", script])
+    async with talk(server, fresh(), open_=False) as talking:
+        with anyio.fail_after(15):
+            assert (await talking.post(envelope("initialize", {}, 1), agent="deafened")).status_code == 200
+            response = await talking.post(envelope("session/prompt", {}, 2))
+        assert response.status_code == 502
+        assert "closed its stdin" in response.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("text", "status", "urn"),
     [

@@ -438,8 +438,7 @@ class Connection:
         line = notification(
             "_sandbox_agent/events_lost", {**params, "reason": "the server no longer has them"}
         )
-        for session in self.router.sessions:
-            session.journal.append("client", [line], self.connection_id)
+        self.router.append_to_all("client", Line(line))
 
     def _receive(self, line: Line, head: Envelope, touched: set[Journal]) -> None:
         if head.is_response:
@@ -448,6 +447,8 @@ class Connection:
             self._agent_requests.receive(line, head, touched)
         elif head.method == "_adapter/agent_exited":
             self._receive_exit(line)
+        elif head.method == "_adapter/invalid_stdout":
+            touched.update(self.router.append_invalid_line(line))
         elif head.method is not None:
             logger.debug("notification %s of %s belongs to no session", head.method, self.server_id)
 
@@ -502,10 +503,7 @@ class Connection:
             agent=self.agent,
             exitCode=code,
         )
-        for number, session in enumerate(self.router.sessions):
-            # One event for each session; an id is unique in a store.
-            ids = [f"{line.event_id}.{number}"]
-            session.journal.append("agent", [line.data], self.connection_id, ids)
+        self.router.append_to_all("agent", line)
         self._exit_seen.set()
         self._tasks.spawn(self._retire(error), name=f"exit of {self.agent}")
 

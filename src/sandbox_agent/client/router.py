@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
+from zlib import crc32
 
 from sandbox_agent.client.envelopes import Envelope, Line, decode
 from sandbox_agent.client.journal import Journal
@@ -12,7 +13,7 @@ from sandbox_agent.client.permissions import Respond
 from sandbox_agent.engine.restore.load_phase import Retelling
 from sandbox_agent.engine.restore.replay_check import ReportedHistory
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
-from sandbox_agent.wire.records import SessionEvent
+from sandbox_agent.wire.records import Sender, SessionEvent
 
 
 class ReplayFilter:
@@ -123,6 +124,28 @@ class Router:
     def get(self, agent_session_id: str | None) -> ClientSession | None:
         """Return the session of an agent session, or None."""
         return self._bound.get(agent_session_id or "")
+
+    def append_to_all(self, sender: Sender, line: Line) -> set[Journal]:
+        """Append an envelope to all bound sessions; return their journals."""
+        journals = {session.journal for session in self.sessions}
+        for journal in journals:
+            # One event for each session: an id is unique in a store.
+            number = crc32(journal.record.id.encode())
+            event_id = f"{line.event_id}.{number}" if line.event_id is not None else None
+            journal.append(sender, [line.data], self._connection_id, [event_id])
+        return journals
+
+    def append_invalid_line(self, notice: Line) -> set[Journal]:
+        """Append the notice of a line that is not a message to all bound sessions; return their journals."""
+        params = members(members(loads(notice.data)).get("params"))
+        logger.warning(
+            "the agent of %s wrote a line that is not a message (%s; %s): %.200r",
+            self._connection_id,
+            params.get("error"),
+            "repaired" if params.get("repaired") else "not repaired",
+            params.get("raw"),
+        )
+        return self.append_to_all("agent", notice)
 
     def close(self) -> None:
         """Unbind all sessions."""

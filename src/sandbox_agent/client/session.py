@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary, ref
 
 from sandbox_agent.client.journal import EventListener
@@ -14,7 +14,7 @@ from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.viewer import Viewer
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
-from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.errors import ConflictError, SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -96,6 +96,7 @@ class Turn:
 
 
 Prompt = str | Sequence[Mapping[str, Any] | object]
+OnBusy = Literal["queue", "error"]
 
 
 class Session:
@@ -184,15 +185,17 @@ class Session:
 
     # prompts
 
-    async def prompt(self, prompt: Prompt) -> PromptResponse:
+    async def prompt(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> PromptResponse:
         """Send a prompt; return when the turn has ended and all its events are in the store.
 
         Cancelling this call does not cancel the turn: ``cancel`` does.
 
         Args:
             prompt: text, or ACP content blocks.
+            on_busy: while another turn runs: "queue" sends the prompt after it, "error" refuses the prompt.
 
         Raises:
+            ConflictError: another turn runs or waits, and ``on_busy`` is "error". Nothing was sent.
             ConnectionLostError: the server or the agent went away; the message says whether the prompt
                 was sent. The next call restores the session.
             AgentProcessExitedError: the agent's process ended.
@@ -204,10 +207,22 @@ class Session:
             PersistError: the turn has ended and the store failed; the events are sent to it again with the
                 next append.
         """
-        return await self._prompt(prompt, None)
+        return await self._prompt(prompt, on_busy, None)
 
-    async def _prompt(self, prompt: Prompt, outgoing: Outgoing | None) -> PromptResponse:
-        result = await self._core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
+    async def _prompt(self, prompt: Prompt, on_busy: OnBusy, outgoing: Outgoing | None) -> PromptResponse:
+        core = self._core
+        if on_busy not in {"queue", "error"}:
+            raise ValueError(f'on_busy must be "queue" or "error", not {on_busy!r}')
+        if on_busy == "error" and core.is_busy:
+            raise ConflictError(
+                f"conflict: a turn of session '{self.id}' runs or waits, so the prompt was not sent: send it "
+                'when that turn has ended, or use on_busy="queue"'
+            )
+        core.prompts += 1
+        try:
+            result = await core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
+        finally:
+            core.prompts -= 1
         return parse_prompt_response(members(result))
 
     @property
@@ -226,13 +241,14 @@ class Session:
 
         return Turn(self._core, join, running.outgoing)
 
-    def stream(self, prompt: Prompt) -> Turn:
+    def stream(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> Turn:
         """Send a prompt and iterate over the turn's events, each once it is stored, until the turn ends.
 
         The prompt is sent when the iteration begins. Leaving the loop early does not cancel the turn;
-        ``turn.response`` is the response at the end. An error of the turn is raised after its events.
+        ``turn.response`` is the response at the end. An error of the turn is raised after its events. With
+        ``on_busy="error"``, a prompt that is not sent raises ConflictError when the iteration begins.
         """
-        return Turn(self._core, lambda outgoing: self._prompt(prompt, outgoing))
+        return Turn(self._core, lambda outgoing: self._prompt(prompt, on_busy, outgoing))
 
     def events(self, *, after: int = 0) -> Viewer:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.

@@ -61,6 +61,7 @@ class SessionCore:
         replay: the text in front of the next prompt, or None.
         unopenable: id of an agent session whose opening crashed its agent, or which the agent lost again; it
             is not opened again.
+        prompts: how many calls have a prompt that runs or waits.
     """
 
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
@@ -69,6 +70,7 @@ class SessionCore:
         self.settings: Settings = Settings(journal, host.agent_options)
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
+        self.prompts: int = 0
         self.host = host
         self._turn = asyncio.Lock()
         self.replay: str | None = None
@@ -94,6 +96,12 @@ class SessionCore:
     def agent_session_id(self) -> str:
         """The agent's own id for the session."""
         return self.record.agent_session_id
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a turn runs or waits, also one whose caller was cancelled."""
+        connection = self.host.live_connection(self)
+        return self.prompts > 0 or (connection is not None and bool(connection.turns_of(self)))
 
     # permissions
 

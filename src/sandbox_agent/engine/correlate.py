@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, canonical_id, replace_id
+import msgspec
+
+from sandbox_agent.wire.jsonrpc import DECODE_FAILURES, Head, InvalidEnvelopeError, canonical_id, replace_id
 
 # The audience of an agent's envelope is the name of a client, all clients without a name, or everyone.
 UNNAMED: Final = ""
@@ -14,6 +16,21 @@ EVERYONE: Final = None
 
 # Our ids start at a number that JavaScript still represents exactly and that no client reaches.
 _FIRST_ALIAS = 2**52
+# Later sessions of a connection are not remembered.
+_MAX_SESSIONS = 10_000
+_OPENINGS = {"session/new", "session/fork"}
+
+
+class _Session(msgspec.Struct, rename="camel", gc=False):
+    session_id: str | None = None
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    params: _Session | None = None
+    result: _Session | None = None
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +102,7 @@ class Correlator:
         self._pending: dict[bytes, Pending] = {}
         self._agent_requests: set[bytes] = set()
         self._aliases = 0
+        self._sessions: set[str] = set()
 
     def submit(self, client: str, head: Head, envelope: bytes) -> Submitted:
         """Register an envelope of a client and return what to send to the agent.
@@ -129,7 +147,27 @@ class Correlator:
                 if other.client == client and canonical_id(other.original_id) == canonical_id(original):
                     other.contested = pending.contested = True
         self._pending[key] = pending
+        if pending.method.startswith("session/"):
+            self._add_session(envelope)
         return Submitted(envelope, head.method, pending)
+
+    def _add_session(self, envelope: bytes) -> None:
+        with suppress(*DECODE_FAILURES):
+            found = _decode(envelope)
+            named = found.params or found.result
+            if named is not None and named.session_id and len(self._sessions) < _MAX_SESSIONS:
+                self._sessions.add(named.session_id)
+
+    def is_session(self, session_id: object) -> bool:
+        """Return whether a client has named this session of the agent, or the agent has created it."""
+        return isinstance(session_id, str) and session_id in self._sessions
+
+    def is_pending(self, request_id: bytes) -> bool:
+        """Return whether a client's request has no response yet; its id (JSON) is the one that was sent."""
+        try:
+            return canonical_id(request_id) in self._pending
+        except InvalidEnvelopeError:
+            return False
 
     def retract(self, submitted: Submitted) -> None:
         """Undo submit() for an envelope that was never written."""
@@ -161,6 +199,8 @@ class Correlator:
             return None
         if pending is None:
             return None
+        if pending.method in _OPENINGS:
+            self._add_session(line)
         if not pending.rewritten:
             feed_line = line
             if pending.contested:

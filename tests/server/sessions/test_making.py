@@ -22,6 +22,7 @@ from sandbox_agent.errors import (
     StreamError,
     UnsupportedAgentError,
 )
+from sandbox_agent.server.agents.registry import AgentRegistry
 from tests.server.sessions.stack import Stack, running
 from tests.support.servers import put_launcher
 
@@ -174,3 +175,16 @@ async def test_an_agent_that_makes_no_session_is_ended_and_leaves_nothing(
             await stack.create(agent=agent)
         await assert_nothing_is_left(stack)
         await stack.create(agent="mock")  # the name is free
+
+
+async def test_an_agent_that_does_not_tell_its_options_is_listed_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr("sandbox_agent.server.agents.registry.PROBE_SECONDS", 0.2)
+    put_launcher(tmp_path, "silent", [sys.executable, "-c", "import sys; sys.stdin.read()"])
+    async with running(tmp_path) as stack:
+        with anyio.fail_after(15):
+            info = await AgentRegistry(stack.bridge).get("silent", config=True, no_cache=False)
+        assert info.config_error == "silent did not open a session in 0.2 s"
+        assert stack.bridge.live() == []

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from sandbox_agent.engine.restore.load_phase import Retelling
-from sandbox_agent.wire.universal import ContentPart, FileRefPart
+from sandbox_agent.wire.universal import ContentPart, FileRefPart, ItemStatus
 
 Stream: TypeAlias = Literal[
     "agent_message_chunk", "agent_thought_chunk", "user_message_chunk", "compaction_summary_chunk"
@@ -67,10 +67,18 @@ class OpenTool(msgspec.Struct):
 
 
 class DoneTool(msgspec.Struct):
-    """A tool call of this turn with a result. ``output`` is the CRC of the result."""
+    """A tool call with a result: one of this turn, or an older one that the agent has not ended.
+
+    Attributes:
+        output: The CRC of the result.
+        status: The status of the result.
+        tool: The call, if its turn ended before the agent ended it.
+    """
 
     item_id: str
     output: int
+    status: ItemStatus = "completed"
+    tool: OpenTool | None = None
 
 
 class Turn(msgspec.Struct):

@@ -24,6 +24,8 @@ from sandbox_agent.wire.universal import (
 )
 
 _ENDED = {"completed", "failed"}
+# How many calls of earlier turns may still end.
+MAX_UNENDED = 100
 
 
 class Tools:
@@ -122,47 +124,53 @@ class Tools:
         self._texts.interrupt()
         self._complete_call(tool, now=True)
         del self._state.tools[tool.call_id]
+        self._emit_result(tool, status, source)
+        unended = tool if source == "daemon" else None
+        self._state.done[tool.call_id] = DoneTool(tool.item_id, _crc(_output(tool)), status, unended)
+
+    def forget_ended(self) -> None:
+        """Forget the calls that the agent has ended: a turn starts. The others may end in it."""
+        unended = [(call_id, done) for call_id, done in self._state.done.items() if done.tool is not None]
+        self._state.done = {
+            # Without its content, which may be large.
+            call_id: DoneTool(done.item_id, done.output, done.status, OpenTool(done.item_id, call_id))
+            for call_id, done in unended[-MAX_UNENDED:]
+        }
+
+    def _add_late_result(
+        self, call_id: str, done: DoneTool, update: acp.ToolCall | acp.ToolCallUpdate
+    ) -> None:
+        # The end of a call after that of its turn, or a repeated end, which only shows a new output.
+        tool = done.tool or OpenTool(done.item_id, call_id)
+        _merge(tool, update)
+        if done.tool is None:
+            tool.places, tool.raw_input = [], None  # shown before
+        if tool.status not in _ENDED:
+            return
+        status: ItemStatus = "failed" if tool.status == "failed" else "completed"
         output = _output(tool)
-        content: list[ContentPart] = [ToolResultPart(tool.call_id, output)]
+        is_new = _crc(output) != done.output and bool(output)
+        if is_new or (done.tool is not None and status != done.status):
+            self._texts.interrupt()
+            self._emit_result(tool, status, "agent")
+            done.output, done.status = _crc(output), status
+        done.tool = None
+
+    def _emit_result(self, tool: OpenTool, status: ItemStatus, source: EventSource) -> None:
+        content: list[ContentPart] = [ToolResultPart(tool.call_id, _output(tool))]
         refs = location_refs(tool.places, tool.kind, tool.diffs)
         content += [ref for ref in refs if ref not in tool.call_files]
         content += tool.others
         if tool.raw_input is not None and to_json(tool.raw_input) != tool.arguments:
             content.append(JsonPart({"rawInput": tool.raw_input}))
-        self._emit_result(tool.call_id, tool.item_id, content, status, source)
-        self._state.done[tool.call_id] = DoneTool(tool.item_id, _crc(output))
-
-    def _add_late_result(
-        self, call_id: str, done: DoneTool, update: acp.ToolCall | acp.ToolCallUpdate
-    ) -> None:
-        # A result after the end of the turn, or a repeated one: only a new output produces an item.
-        tool = OpenTool(done.item_id, call_id)
-        _merge(tool, update)
-        output = _output(tool)
-        if not output or tool.status not in _ENDED or _crc(output) == done.output:
-            return
-        self._texts.interrupt()
-        content: list[ContentPart] = [ToolResultPart(call_id, output), *tool.diffs, *tool.others]
-        status: ItemStatus = "failed" if tool.status == "failed" else "completed"
-        self._emit_result(call_id, done.item_id, content, status, "agent")
-        done.output = _crc(output)
-
-    def _emit_result(
-        self,
-        call_id: str,
-        parent_id: str,
-        content: list[ContentPart],
-        status: ItemStatus,
-        source: EventSource,
-    ) -> None:
         item_id = self._emit.next_id("itm")
         self._emit.start(
             item_id,
             "tool_result",
             "tool",
-            [ToolResultPart(call_id, "")],
-            native_id=call_id,
-            parent_id=parent_id,
+            [ToolResultPart(tool.call_id, "")],
+            native_id=tool.call_id,
+            parent_id=tool.item_id,
         )
         self._emit.complete(
             item_id,
@@ -170,8 +178,8 @@ class Tools:
             "tool",
             content,
             status=status,
-            native_id=call_id,
-            parent_id=parent_id,
+            native_id=tool.call_id,
+            parent_id=tool.item_id,
             source=source,
         )
 

@@ -32,7 +32,7 @@ class Turns:
         if request_id in state.turns:
             self._end(request_id, {"stop_reason": "interrupted", "reason": "its id was used again"}, "daemon")
         self._texts.close()
-        state.done = {}
+        self._tools.forget_ended()
         state.retelling.end()
         turn = state.turns[request_id] = Turn(turn_id or self._emit.next_id("turn"))
         self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")

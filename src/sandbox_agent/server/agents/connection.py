@@ -21,7 +21,8 @@ from sandbox_agent.engine.correlate import (
     Submitted,
 )
 from sandbox_agent.engine.feed import SENT, Feed, Slice
-from sandbox_agent.engine.ndjson import LineFramer, OversizedLine
+from sandbox_agent.engine.ndjson import LineFramer
+from sandbox_agent.engine.repair import LineReader
 from sandbox_agent.errors import (
     AgentProcessExitedError,
     GoneError,
@@ -34,7 +35,7 @@ from sandbox_agent.server.agents.clients import Clients
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.viewers import Signal
-from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads, read_head, read_heads
+from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads
 
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder import Recorder, Tap
@@ -48,12 +49,8 @@ EOF_EXIT_SECONDS = 1.0
 BROKEN_PIPE_EXIT_SECONDS = 2.0
 # A store that hangs must not hold up a DELETE; the feed is dropped when the store works again.
 DROP_SECONDS = 0.3
-# How much of a line that isn't JSON is shown.
-INVALID_RAW_BYTES = 1024 * 1024
 # The agent may take any time for these.
 UNTIMED_METHODS = frozenset({"session/prompt"})
-
-INVALID_STDOUT = "_adapter/invalid_stdout"
 
 Adapter = Callable[[str | None, bytes], bytes]
 
@@ -115,6 +112,7 @@ class AgentConnection:
         self._adapt = adapt
         self._framer = LineFramer()
         self._correlator = Correlator()
+        self._reader = LineReader(self._correlator)
         self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
         self._responses: dict[Pending, _Response] = {}
         self._repeats = Repeats()
@@ -211,11 +209,11 @@ class AgentConnection:
 
     def _deliver(self, lines: Sequence[bytes]) -> None:
         """Record the agent's lines, and pass them to the requests that wait for them and to the feed."""
-        if not lines:
-            return
-        heads = read_heads(lines)
-        if heads is None:
-            lines, heads = _replace_invalid(lines)
+        for messages, heads in self._reader.read(lines):
+            if messages:
+                self._deliver_messages(messages, heads)
+
+    def _deliver_messages(self, lines: Sequence[bytes], heads: Sequence[Head]) -> None:
         if self.tap is not None:
             self.tap.received(lines)
         published = 0
@@ -549,24 +547,3 @@ def _retrieve(response: asyncio.Future[bytes]) -> None:
     """Mark an exception as retrieved: no caller waits for the response."""
     if not response.cancelled():
         response.exception()
-
-
-def _replace_invalid(lines: Sequence[bytes]) -> tuple[list[bytes], list[Head]]:
-    """Read lines one by one; replace a line that is no envelope by a notification that says so."""
-    replaced: list[bytes] = []
-    heads: list[Head] = []
-    for line in lines:
-        try:
-            if isinstance(line, OversizedLine):
-                raise InvalidEnvelopeError(f"line of {line.size} bytes is over the limit")
-            heads.append(read_head(line))
-            replaced.append(line)
-        except InvalidEnvelopeError as error:
-            heads.append(Head(method=INVALID_STDOUT))
-            replaced.append(_invalid_stdout(line, str(error)))
-    return replaced, heads
-
-
-def _invalid_stdout(line: bytes, error: str) -> bytes:
-    params = {"error": error, "raw": line[:INVALID_RAW_BYTES].decode("utf-8", "replace")}
-    return dumps({"jsonrpc": "2.0", "method": INVALID_STDOUT, "params": params})

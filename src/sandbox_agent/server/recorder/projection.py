@@ -150,8 +150,6 @@ class Projection:
     ) -> None:
         key, index = self.row.key, envelope.index
         for event in events:
-            if event.raw is not msgspec.UNSET:
-                event = msgspec.structs.replace(event, raw=msgspec.UNSET)
             kind = event.type
             rows.append(EventRow(key, event.sequence, time_ms, kind, index, encode_event(event)))
             if kind != "item.delta":
