@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_comment, encode_retry
 from sandbox_agent.errors import PersistError
+from sandbox_agent.server.streams.usage import Usage
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -70,9 +72,10 @@ class Signal:
 
 
 class Viewed(Protocol):
-    """What a viewer reads."""
+    """What a viewer reads, and what counts its viewers."""
 
     signal: Signal
+    usage: Usage
 
     @property
     def finished(self) -> bool:
@@ -100,6 +103,10 @@ class Viewer:
         self._ticks = viewed.signal.ticks
         self._left = False
         self._waiter: asyncio.Future[None] | None = None
+
+    def counted(self) -> AbstractContextManager[None]:
+        """Return a context that counts as an open stream of the client."""
+        return self._viewed.usage.used(self._name, streams=1)
 
     def leave(self) -> None:
         """End the iteration: the client has disconnected."""
@@ -148,15 +155,16 @@ class EventStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        await send({"type": "http.response.body", "body": self._opening, "more_body": True})
-        watching = asyncio.ensure_future(_leave_on_disconnect(receive, self._viewer))
-        try:
-            async for data in self._viewer:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        except PersistError as error:
-            logger.warning("a stream ends early: the store can't be read (%s)", error)
-        finally:
-            watching.cancel()
+        with self._viewer.counted():
+            await send({"type": "http.response.body", "body": self._opening, "more_body": True})
+            watching = asyncio.ensure_future(_leave_on_disconnect(receive, self._viewer))
+            try:
+                async for data in self._viewer:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except PersistError as error:
+                logger.warning("a stream ends early: the store can't be read (%s)", error)
+            finally:
+                watching.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
