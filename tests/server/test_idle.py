@@ -186,6 +186,26 @@ async def test_the_list_of_connections_shows_their_clients_and_how_long_they_are
                 assert "idleMs" not in used
 
 
+async def test_a_session_is_watched_by_a_stream_of_its_events(tmp_path: Path) -> None:
+    with our_server(tmp_path, "--session-idle-timeout", "0.3") as server:
+        async with client_of(server) as client:
+
+            async def create(session_id: str) -> str:
+                before = await listed(client)
+                path = f"/v1/sessions/{session_id}"
+                assert (await client.post(path, json={"agent": "mock"})).status_code == 200
+                (server_id,) = set(await listed(client)) - set(before)
+                return server_id
+
+            for query in ("", "?include_raw=true"):
+                watched = await create(f"watched{bool(query)}")
+                path = f"/v1/sessions/watched{bool(query)}/events/sse{query}"
+                async with client.stream("GET", path):
+                    await until_ended(client, await create(f"alone{bool(query)}"))
+                    assert watched in await listed(client)
+                await until_ended(client, watched)
+
+
 @asynccontextmanager
 async def bridge(idle_timeout: float) -> AsyncGenerator[Bridge]:
     spiller = Spiller(FeedMemory(2**20), MemorySpill())

@@ -124,6 +124,14 @@ _LIFELINE_GRACE = 4
     help="Apply --acp-idle-timeout also to connections of clients without a name.",
 )
 @click.option(
+    "--session-idle-timeout",
+    default=IDLE_TIMEOUT,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Stop the agent of a session that runs no turn and that no client has watched for this long. The "
+    "next message restores the session. 0 stops none.",
+)
+@click.option(
     "--log-level",
     default="info",
     type=click.Choice(LOG_LEVELS),

@@ -89,7 +89,13 @@ class Application:
                 idle_timeout_all=config.acp_idle_timeout_all,
             )
             await stack.enter_async_context(bridge.run())
-            driven = Sessions(recorder, store.sessions, bridge, cancel_grace=config.cancel_grace)
+            driven = Sessions(
+                recorder,
+                store.sessions,
+                bridge,
+                cancel_grace=config.cancel_grace,
+                idle_timeout=config.session_idle_timeout,
+            )
             await stack.enter_async_context(driven.run())
             watcher = Watcher(store.sessions, driven)
             await stack.enter_async_context(watcher.run())

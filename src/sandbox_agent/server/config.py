@@ -41,6 +41,7 @@ class ServerConfig:
             stopped.
         acp_idle_timeout: seconds after which an idle connection of named clients is ended; 0 for never.
         acp_idle_timeout_all: whether that includes connections that clients without a name have used.
+        session_idle_timeout: seconds after which the agent of an idle session is stopped; 0 for never.
         cors: cross-origin rules.
     """
 
@@ -57,6 +58,7 @@ class ServerConfig:
     cancel_grace: float = CANCEL_GRACE
     acp_idle_timeout: float = IDLE_TIMEOUT
     acp_idle_timeout_all: bool = False
+    session_idle_timeout: float = IDLE_TIMEOUT
     cors: CorsConfig = field(default_factory=CorsConfig)
 
 

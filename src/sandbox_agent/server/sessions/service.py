@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from sandbox_agent.errors import AcpRpcError, ConflictError, NotFoundError, SandboxAgentError, StreamError
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
@@ -28,6 +29,7 @@ from sandbox_agent.server.sessions.settings import (
     set_chosen,
     stored_settings,
 )
+from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -43,16 +45,24 @@ ERASE_SECONDS = 10.0
 class Sessions:
     """All sessions of a server. run() owns the turns of those that the server drives.
 
-    The recorder and the bridge must be running, and the recorder must record the bridge's connections.
+    The recorder and the bridge must be running, and the recorder must record the bridge's connections. The
+    agent of a session that is idle for ``idle_timeout`` seconds is stopped; 0 stops none.
     """
 
     def __init__(
-        self, recorder: Recorder, store: SessionStore, bridge: Bridge, *, cancel_grace: float = CANCEL_GRACE
+        self,
+        recorder: Recorder,
+        store: SessionStore,
+        bridge: Bridge,
+        *,
+        cancel_grace: float = CANCEL_GRACE,
+        idle_timeout: float = 0,
     ) -> None:
         self._recorder = recorder
         self._store = store
         self._bridge = bridge
         self._cancel_grace = cancel_grace
+        self._idle_timeout = idle_timeout
         self._context: SessionContext | None = None
         self._driven_sessions: dict[int, DrivenSession] = {}
         self._creating: set[str] = set()
@@ -73,6 +83,7 @@ class Sessions:
                 self._recorder, self._store, self._bridge, tasks, limiter, self._cancel_grace
             )
             await self._recover(self._context)
+            tasks.start_soon(self._stop_idle, tasks)
             try:
                 yield self
             finally:
@@ -88,6 +99,13 @@ class Sessions:
             self._context.halted = True
             for driven in self._driven_sessions.values():
                 self._context.tasks.start_soon(driven.announce_shutdown, "server_stopped")
+
+    async def _stop_idle(self, tasks: TaskGroup) -> None:
+        async for driven in overdue(self._idle_timeout, self._idle_times):
+            tasks.start_soon(driven.stop_if_idle, self._idle_timeout)
+
+    def _idle_times(self) -> list[tuple[DrivenSession, float | None]]:
+        return [(driven, driven.idle_seconds) for driven in self._driven_sessions.values()]
 
     async def _recover(self, context: SessionContext) -> None:
         waiting: dict[int, SessionRow] = {}
