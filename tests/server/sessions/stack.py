@@ -49,9 +49,10 @@ class Stack:
         self.bridge = bridge
         self.sessions = Sessions(recorder, store, bridge, **settings)
 
-    async def create(self, name: str = "s", agent: str = "mock", **given: Any) -> str:
+    async def create(self, name: str = "s", agent: str = "mock", key: str | None = None, **given: Any) -> str:
         """Make a session; returns the agent's name of it."""
-        response = await self.sessions.create(name, CreateSessionRequest(agent=agent, **given))
+        request = CreateSessionRequest(agent=agent, **given)
+        response = await self.sessions.create(name, request, idempotency_key=key)
         assert response.healthy
         assert response.native_session_id
         return response.native_session_id
