@@ -17,9 +17,14 @@ class _Link:
 
 
 class LossyProxy:
-    """Forwards to a server; ``cut`` aborts the connections whose requests begin with a method."""
+    """Forwards to a server; ``cut`` aborts the connections whose requests begin with a method.
+
+    Attributes:
+        down: abort every new connection.
+    """
 
     def __init__(self, port: int) -> None:
+        self.down = False
         self._port = port
         self._open: list[_Link] = []
         self._changed = asyncio.Event()
@@ -47,6 +52,9 @@ class LossyProxy:
             await asyncio.wait(self._handlers)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            writer.transport.abort()
+            return
         handler = asyncio.create_task(self._serve(reader, writer))
         self._handlers.add(handler)
         handler.add_done_callback(self._handlers.discard)

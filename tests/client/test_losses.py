@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import anyio
 import httpx2
@@ -24,7 +25,7 @@ from sandbox_agent import (
 from tests.client.checks import all_events, methods, said, sent_prompts
 from tests.client.proxy import LossyProxy
 from tests.client.scripted import ScriptedServer
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
 
@@ -204,6 +205,30 @@ async def test_a_connection_that_began_anew_is_dropped(
         assert len(restored(events)) == 1
         assert said(events) == "still here"
         await client.delete(url)
+
+
+async def test_a_session_whose_idle_agent_the_server_ended_is_restored_by_the_next_prompt(
+    tmp_path: Path, driver: SQLiteSessionPersistDriver
+) -> None:
+    with anyio.fail_after(30), our_server(tmp_path, "--acp-idle-timeout", "0.3") as server:
+        async with (
+            LossyProxy(server.port) as proxy,
+            SandboxAgent.connect(base_url=proxy.url, persist=driver) as sdk,
+            SandboxAgent.connect(base_url=server.url) as observer,
+        ):
+            session = await sdk.create_session(agent="mock")
+            await session.prompt("echo before")
+            (idle,) = await observer.list_acp_servers()
+            assert [client.streams for client in idle.clients or []] == [1]
+            proxy.down = True
+            proxy.cut("")
+            while await observer.list_acp_servers():
+                pass
+            proxy.down = False
+            assert (await session.prompt("echo after")).stop_reason == "end_turn"
+            events = await all_events(sdk, session)
+            assert len(restored(events)) == 1
+            assert len(sent_prompts(events)) == 2
 
 
 async def test_an_answer_that_the_feed_lost_is_taken_from_the_post() -> None:

@@ -294,9 +294,10 @@ async def test_what_can_not_be_is_said(sdk: SandboxAgent, name: str) -> None:
         await sdk.sessions.create(name, agent="no such agent")
     with pytest.raises(ValueError, match="message is empty"):
         await sdk.sessions.post_message(name, "")
-    await sdk.sessions.create(name, agent="mock")
+    created = await sdk.sessions.create(name, agent="mock")
+    assert await sdk.sessions.create(name, agent="mock") == created
     with pytest.raises(SessionAlreadyExistsError):
-        await sdk.sessions.create(name, agent="mock")
+        await sdk.sessions.create(name, agent="mock", title="another")
 
 
 async def test_a_stream_of_a_session_that_is_deleted_ends(sdk: SandboxAgent, name: str) -> None:

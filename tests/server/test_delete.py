@@ -30,7 +30,8 @@ async def test_delete_ends_a_deaf_agent_and_its_children_within_two_seconds(
         await stream.until('"id":4')
         child = int(stream.texts.split("process ")[1].split()[0])
         agent = agent_of(server)
-        running = talking.start("stall")
+        running = talking.start("permission")
+        await stream.until("session/request_permission")
         begun = time.monotonic()
         response = await talking.delete()
         assert time.monotonic() - begun < DELETE_SECONDS

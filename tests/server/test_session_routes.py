@@ -140,6 +140,37 @@ async def test_a_session_is_made_listed_and_shown(server: ServerProcess, fresh: 
         assert (again.status_code, again.json()["type"].rpartition(":")[2]) == (409, "session_already_exists")
 
 
+async def test_a_session_that_is_created_again_is_returned(server: ServerProcess, fresh: Callable[[], str]):
+    name, other, key = fresh(), fresh(), fresh()
+    async with client_of(server) as client:
+        session, second = Session(client, name), Session(client, other)
+        body = {
+            "agent": "mock",
+            "title": "A title",
+            "mcpServers": [{"name": "x", "url": "y", "type": "http"}],
+        }
+        first = await session.post("", body, idempotency_key=key)
+        assert first.status_code == 200, first.text
+        assert first.json()["sessionId"] == name
+        # The order of members and members without a value make no difference.
+        reordered = {"mcpServers": [{"type": "http", "url": "y", "name": "x"}], "model": None, **body}
+        for again in (
+            await session.post("", body),
+            await session.post("", reordered),
+            await session.post("", body, idempotency_key="another"),
+            await second.post("", body, idempotency_key=key),
+        ):
+            assert (again.status_code, again.json()) == (200, first.json())
+        for refused, kind in (
+            (await session.post("", {"agent": "mock"}), "session_already_exists"),
+            (await second.post("", {"agent": "mock"}, idempotency_key=key), "conflict"),
+        ):
+            assert (refused.status_code, refused.json()["type"].rpartition(":")[2]) == (409, kind)
+        assert (await second.client.get(second.path)).status_code == 404
+        assert (await session.post("", body, idempotency_key="x" * 256)).status_code == 400
+        await client.delete(session.path)
+
+
 async def test_a_title_that_the_user_gave_stays_and_else_the_agent_names_the_session(
     server: ServerProcess, fresh: Callable[[], str]
 ):

@@ -15,7 +15,14 @@ import click
 
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.server.config import CANCEL_GRACE, DEFAULT_PORT, CorsConfig, ServerConfig, check_binding
+from sandbox_agent.server.config import (
+    CANCEL_GRACE,
+    DEFAULT_PORT,
+    IDLE_TIMEOUT,
+    CorsConfig,
+    ServerConfig,
+    check_binding,
+)
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_namespace, check_store, default_store, secrets_of
 
@@ -102,6 +109,27 @@ _LIFELINE_GRACE = 4
     type=click.FloatRange(0),
     metavar="SECONDS",
     help="How long an agent may take to end a turn that was cancelled, before it is stopped.",
+)
+@click.option(
+    "--acp-idle-timeout",
+    default=IDLE_TIMEOUT,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="End an agent whose clients have been gone for this long and that runs no turn. Only for clients "
+    "that name themselves. 0 ends none.",
+)
+@click.option(
+    "--acp-idle-timeout-all",
+    is_flag=True,
+    help="Apply --acp-idle-timeout also to connections of clients without a name.",
+)
+@click.option(
+    "--session-idle-timeout",
+    default=IDLE_TIMEOUT,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Stop the agent of a session that runs no turn and that no client has watched for this long. The "
+    "next message restores the session. 0 stops none.",
 )
 @click.option(
     "--log-level",

@@ -184,6 +184,16 @@ class Correlator:
         with suppress(InvalidEnvelopeError):
             self._agent_requests.add(canonical_id(head.id))
 
+    @property
+    def prompted(self) -> bool:
+        """Whether a turn runs: a session/prompt has no response yet."""
+        return any(pending.method == "session/prompt" for pending in self._pending.values())
+
+    @property
+    def agent_waits(self) -> bool:
+        """Whether a request of the agent has no response yet."""
+        return bool(self._agent_requests)
+
     def awaits(self, request_id: bytes) -> bool:
         """Return whether the agent's request with this id (JSON) has no response yet."""
         try:

@@ -81,9 +81,21 @@ class Application:
             )
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
-            bridge = Bridge(spiller, request_timeout=config.request_timeout, recorder=recorder)
+            bridge = Bridge(
+                spiller,
+                request_timeout=config.request_timeout,
+                recorder=recorder,
+                idle_timeout=config.acp_idle_timeout,
+                idle_timeout_all=config.acp_idle_timeout_all,
+            )
             await stack.enter_async_context(bridge.run())
-            driven = Sessions(recorder, store.sessions, bridge, cancel_grace=config.cancel_grace)
+            driven = Sessions(
+                recorder,
+                store.sessions,
+                bridge,
+                cancel_grace=config.cancel_grace,
+                idle_timeout=config.session_idle_timeout,
+            )
             await stack.enter_async_context(driven.run())
             watcher = Watcher(store.sessions, driven)
             await stack.enter_async_context(watcher.run())

@@ -9,6 +9,7 @@ from sandbox_agent.errors import InvalidRequestError
 
 DEFAULT_PORT = 2468
 CANCEL_GRACE = 10.0
+IDLE_TIMEOUT = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class ServerConfig:
         request_timeout: seconds that an agent has to respond to a request other than session/prompt.
         cancel_grace: seconds that the agent of a session has to end a turn that was cancelled; then it is
             stopped.
+        acp_idle_timeout: seconds after which an idle connection of named clients is ended; 0 for never.
+        acp_idle_timeout_all: whether that includes connections that clients without a name have used.
+        session_idle_timeout: seconds after which the agent of an idle session is stopped; 0 for never.
         cors: cross-origin rules.
     """
 
@@ -52,6 +56,9 @@ class ServerConfig:
     max_body_bytes: int = 64 * 1024 * 1024
     request_timeout: float = 120.0
     cancel_grace: float = CANCEL_GRACE
+    acp_idle_timeout: float = IDLE_TIMEOUT
+    acp_idle_timeout_all: bool = False
+    session_idle_timeout: float = IDLE_TIMEOUT
     cors: CorsConfig = field(default_factory=CorsConfig)
 
 

@@ -12,6 +12,6 @@ def session_not_found(session_id: str) -> ServerSessionNotFoundError:
     )
 
 
-def session_exists(session_id: str) -> SessionAlreadyExistsError:
-    """Return the error for the creation of a session whose name is used."""
-    return SessionAlreadyExistsError(f"session '{session_id}' exists: use it, or choose another name")
+def session_exists(session_id: str, how: str = "") -> SessionAlreadyExistsError:
+    """Return the error for the creation of a session whose name is used; ``how`` says more about it."""
+    return SessionAlreadyExistsError(f"session '{session_id}' exists{how}: use it, or choose another name")

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "AcpClientInfo",
     "AcpServerInfo",
     "AcpServerListResponse",
     "AgentCapabilities",
@@ -44,12 +45,32 @@ class HealthResponse(Body):
     reason: str | None = None
 
 
+class AcpClientInfo(Body):
+    """A client of a connection and the number of its open streams.
+
+    ``name`` is absent for all clients without a name.
+    """
+
+    streams: int
+    name: str | None = None
+
+
 class AcpServerInfo(Body):
-    """A live connection: its server id, its agent, and its creation time (ms since the epoch)."""
+    """A live connection.
+
+    Attributes:
+        server_id: its id.
+        agent: the agent's id.
+        created_at_ms: its creation time, in milliseconds since the epoch.
+        clients: those that have used it; absent on servers that do not report them.
+        idle_ms: how long no client has used it and no turn has run; absent while that is not so.
+    """
 
     server_id: str
     agent: str
     created_at_ms: int
+    clients: list[AcpClientInfo] | None = None
+    idle_ms: int | None = None
 
 
 class AcpServerListResponse(Body):

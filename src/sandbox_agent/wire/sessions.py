@@ -92,12 +92,14 @@ class AgentError(Body, kw_only=True, rename=None):
 class CreateSessionResponse(Body, kw_only=True):
     """The created session; ``native_session_id`` is the agent's own id.
 
-    A failure is a problem document instead: unlike 0.1, this server never sends ``healthy: false``.
+    ``session_id`` is another id than the requested one if the Idempotency-Key had created that session
+    before. A failure is a problem document instead: unlike 0.1, this server never sends ``healthy: false``.
     """
 
     healthy: bool
     error: AgentError | None = None
     native_session_id: str | None = None
+    session_id: str | None = None
 
 
 class UsageInfo(Body, kw_only=True):

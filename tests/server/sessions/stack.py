@@ -42,16 +42,17 @@ class Stack:
     """What a server has."""
 
     def __init__(
-        self, store: SQLiteSessionStore, recorder: Recorder, bridge: Bridge, cancel_grace: float
+        self, store: SQLiteSessionStore, recorder: Recorder, bridge: Bridge, **settings: float
     ) -> None:
         self.store = store
         self.recorder = recorder
         self.bridge = bridge
-        self.sessions = Sessions(recorder, store, bridge, cancel_grace=cancel_grace)
+        self.sessions = Sessions(recorder, store, bridge, **settings)
 
-    async def create(self, name: str = "s", agent: str = "mock", **given: Any) -> str:
+    async def create(self, name: str = "s", agent: str = "mock", key: str | None = None, **given: Any) -> str:
         """Make a session; returns the agent's name of it."""
-        response = await self.sessions.create(name, CreateSessionRequest(agent=agent, **given))
+        request = CreateSessionRequest(agent=agent, **given)
+        response = await self.sessions.create(name, request, idempotency_key=key)
         assert response.healthy
         assert response.native_session_id
         return response.native_session_id
@@ -140,7 +141,7 @@ class Stack:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, request_timeout: float = 20.0, cancel_grace: float = 10.0
+    folder: Path, *, request_timeout: float = 20.0, cancel_grace: float = 10.0, idle_timeout: float = 0
 ) -> AsyncGenerator[Stack]:
     """Run a server on the folder's store; the next one goes on where it ended."""
     path = folder / "store.db"
@@ -151,7 +152,7 @@ async def running(
         async with Recorder(store).run() as recorder:
             spiller = Spiller(FeedMemory(2**24), MemorySpill())
             async with Bridge(spiller, request_timeout=request_timeout, recorder=recorder).run() as bridge:
-                stack = Stack(store, recorder, bridge, cancel_grace)
+                stack = Stack(store, recorder, bridge, cancel_grace=cancel_grace, idle_timeout=idle_timeout)
                 async with stack.sessions.run():
                     yield stack
     finally:

@@ -23,6 +23,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
 )
 from sandbox_agent.server.agents.registry import AgentRegistry
+from sandbox_agent.wire.sessions import CreateSessionRequest, PermissionRule
 from tests.server.sessions.stack import Stack, running
 from tests.support.servers import put_launcher
 
@@ -99,24 +100,92 @@ async def test_a_name_with_blanks_slashes_and_letters_of_all_kinds_can_be_used(t
         assert (await stack.over(await stack.say("echo x", name), name)).state == "done"
 
 
-async def test_a_second_session_of_a_name_is_refused_also_while_the_first_is_made(tmp_path: Path) -> None:
+async def test_sessions_created_at_once_with_one_id_and_one_request_are_one(tmp_path: Path) -> None:
     async with running(tmp_path) as stack:
-        outcomes: list[str] = []
+        natives: list[str] = []
+        refused: list[str] = []
 
-        async def create() -> None:
+        async def create(**given: Any) -> None:
             try:
-                await stack.create()
-                outcomes.append("made")
-            except SessionAlreadyExistsError:
-                outcomes.append("refused")
+                natives.append(await stack.create(mcp_servers=[SERVER], **given))
+            except SessionAlreadyExistsError as error:
+                refused.append(str(error))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(create)
-        assert sorted(outcomes) == ["made", "refused", "refused"]
-        with pytest.raises(SessionAlreadyExistsError):
+        assert len(natives) == 3
+        assert len(set(natives)) == 1
+        await create(title="another")
+        assert len(stack.bridge.live()) == len(refused) == 1
+        assert "created with another request" in refused[0]
+        assert await stack.types() == ["session.started"]
+
+
+SERVER: dict[str, Any] = {
+    "name": "files",
+    "command": "true",
+    "args": [],
+    "env": [{"name": "KEY", "value": "secret"}],
+}
+
+
+async def test_the_same_request_returns_the_session_also_after_a_restart(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "agent_mode": "plan",
+        "permission_timeout_seconds": 3.0,
+        "permission_rules": [PermissionRule(reply="allow", kind="read")],
+        "mcp_servers": [SERVER],
+    }
+    async with running(tmp_path) as stack:
+        native = await stack.create(**given)
+        await stack.over(await stack.say("echo hello"))
+        assert await stack.create(**given) == native
+    async with running(tmp_path) as stack:
+        assert await stack.create(**given) == native
+        with pytest.raises(SessionAlreadyExistsError, match="another request"):
+            await stack.create(permission_timeout_seconds=4.0)
+        assert stack.bridge.live() == []
+
+
+async def test_a_session_that_was_terminated_is_not_created_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        await stack.sessions.terminate("s")
+        with pytest.raises(SessionAlreadyExistsError, match="was terminated"):
             await stack.create()
-        assert len(stack.bridge.live()) == 1
+
+
+async def test_a_request_that_failed_can_be_sent_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        for _ in range(2):
+            with pytest.raises(InvalidRequestError, match="gpt-0"):
+                await stack.create(key="k", model="gpt-0")
+        await stack.create(key="k")
+
+
+async def test_the_same_idempotency_key_returns_the_session_that_it_created(tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        natives: set[str] = set()
+
+        async def create(name: str) -> None:
+            natives.add(await stack.create(name, key="k"))
+
+        async with anyio.create_task_group() as tasks:
+            for name in ("one", "two", "two"):  # such as a client that chooses an id for each try
+                tasks.start_soon(create, name)
+        assert len(natives) == 1
+        (row,) = (await stack.store.sessions(limit=10))[0]
+    async with running(tmp_path) as stack:
+        request = CreateSessionRequest(agent="mock")
+        response = await stack.sessions.create("three", request, idempotency_key="k")
+        assert (response.session_id, response.native_session_id) == (row.session_id, natives.pop())
+        with pytest.raises(ConflictError, match="the idempotency key 'k' was used"):
+            await stack.create("three", key="k", title="another")
+        with pytest.raises(ConflictError, match="the idempotency key 'k' was used"):
+            await stack.create(row.session_id, key="k", title="another")
+        await stack.create("three", key="another key")
+        assert len((await stack.store.sessions(limit=10))[0]) == 2
 
 
 async def test_a_session_that_is_being_made_takes_nothing_yet(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class ServerSessions:
         permission_rules: Sequence[PermissionRule] | None = None,
         permission_timeout_seconds: float | None = None,
     ) -> CreateSessionResponse:
-        """Create a session.
+        """Create a session; the same arguments again return the session that exists.
 
         Args:
             id: the session's id, chosen by the caller.
@@ -91,7 +91,7 @@ class ServerSessions:
             The agent's own id of the session; ``healthy`` is true: a failure raises and creates no session.
 
         Raises:
-            SessionAlreadyExistsError: a session of that id exists.
+            SessionAlreadyExistsError: a session of that id exists, with other arguments or terminated.
             UnsupportedAgentError: the server does not know the agent.
             ModeNotSupportedError: the agent has no such mode.
             InvalidRequestError: a value is invalid.

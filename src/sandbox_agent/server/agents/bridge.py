@@ -15,6 +15,7 @@ import anyio.abc
 
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.agents.quirks import adapt
+from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import (
     ConflictError,
     InvalidRequestError,
@@ -25,6 +26,7 @@ from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import Warden
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 
 if TYPE_CHECKING:
@@ -41,13 +43,30 @@ SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGEN
 class Bridge:
     """All agent connections of a server; run() owns their tasks.
 
-    Connections with a server id are recorded. ``request_timeout`` is in seconds; session/prompt has none.
+    Connections with a server id are recorded.
+
+    Args:
+        spiller: keeps the feeds within their memory.
+        request_timeout: seconds for requests other than session/prompt.
+        recorder: records the connections.
+        idle_timeout: seconds after which an idle connection is ended; 0 ends none.
+        idle_timeout_all: end also connections that clients without a name have used.
     """
 
-    def __init__(self, spiller: Spiller, *, request_timeout: float, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        spiller: Spiller,
+        *,
+        request_timeout: float,
+        recorder: Recorder | None = None,
+        idle_timeout: float = 0,
+        idle_timeout_all: bool = False,
+    ) -> None:
         self.spiller = spiller
         self._recorder = recorder
         self._timeout = request_timeout
+        self._idle_timeout = idle_timeout
+        self._idle_timeout_all = idle_timeout_all
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
         self._connections: dict[str, AgentConnection] = {}
@@ -60,6 +79,7 @@ class Bridge:
         """Serve while the context lasts; at its end no agent runs."""
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._keep_alive)
+            self._tasks.start_soon(self._end_idle, self._tasks)
             try:
                 yield self
             finally:
@@ -73,23 +93,26 @@ class Bridge:
         return [connection for connection in self._connections.values() if connection.alive]
 
     def get(self, server_id: str) -> AgentConnection:
-        """Return the connection of that id; its agent runs or has ended.
+        """Return the connection of that id; its agent runs or has ended by itself.
 
         Raises:
             ServerSessionNotFoundError: there is no such connection.
         """
         connection = self._connections.get(server_id)
-        if connection is None:
+        if connection is None or connection.stopping:
             raise ServerSessionNotFoundError(f"session not found: {server_id}", sessionId=server_id)
         return connection
 
     def peek(self, server_id: str) -> AgentConnection | None:
         """Return the connection of that id if its agent runs."""
         connection = self._connections.get(server_id)
-        return connection if connection is not None and connection.alive else None
+        usable = connection is not None and connection.alive and not connection.stopping
+        return connection if usable else None
 
     async def open(self, server_id: str, agent: str | None) -> AgentConnection:
         """Return the connection of that id; start the agent if the id is new or its agent has ended.
+
+        If the connection is being ended, this waits until it is gone; the id is then new.
 
         Raises:
             InvalidRequestError: the id is new and the request names no agent.
@@ -99,7 +122,7 @@ class Bridge:
             StreamError: the agent can't be started.
         """
         connection = self._connections.get(server_id)
-        if connection is None or (agent is not None and not connection.alive):
+        if connection is None or connection.stopping or (agent is not None and not connection.alive):
             async with self._lock(server_id):
                 connection = self._connections.get(server_id)
                 if connection is None or (agent is not None and not connection.alive):
@@ -116,8 +139,43 @@ class Bridge:
         async with self._lock(server_id):
             connection = self._connections.get(server_id)
             if connection is not None:
-                await connection.close()
-                del self._connections[server_id]
+                await self._close(connection)
+
+    async def end(self, connection: AgentConnection) -> None:
+        """End a connection, its agent and its viewers; another one may have its id by now."""
+        async with self._lock(connection.server_id):
+            await self._close(connection)
+
+    async def _end_idle(self, tasks: anyio.abc.TaskGroup) -> None:
+        async for connection in overdue(self._idle_timeout, self._idle_times):
+            tasks.start_soon(self._end_if_idle, connection)
+
+    def _idle_times(self) -> list[tuple[AgentConnection, float | None]]:
+        return [
+            (connection, connection.idle_seconds)
+            for connection in self.live()
+            if not connection.managed and (self._idle_timeout_all or UNNAMED not in connection.usage.streams)
+        ]
+
+    async def _end_if_idle(self, connection: AgentConnection) -> None:
+        async with self._lock(connection.server_id):
+            idle = connection.idle_seconds
+            known = self._connections.get(connection.server_id) is connection and connection.alive
+            # Nothing is awaited between this check and the moment that the connection counts as stopping.
+            if known and idle is not None and idle >= self._idle_timeout:
+                logger.info(
+                    "agent %s for %s is ended: it was idle for %.0f s",
+                    connection.agent,
+                    connection.server_id,
+                    idle,
+                )
+                await self._close(connection)
+
+    async def _close(self, connection: AgentConnection) -> None:
+        """Close a connection; the caller holds the lock of its id."""
+        await connection.close()
+        if self._connections.get(connection.server_id) is connection:
+            del self._connections[connection.server_id]
 
     @asynccontextmanager
     async def private(self, agent: str) -> AsyncGenerator[AgentConnection]:

@@ -90,10 +90,6 @@ class Clients:
             goneForMs=round(gone_for * 1000),
         )
 
-    def has_others(self, name: str) -> bool:
-        """Return whether any other client reads a stream."""
-        return any(client.streams for other, client in self._clients.items() if other != name)
-
     def _forget_gone(self) -> None:
         now = self._clock()
         self._clients = {

@@ -34,6 +34,7 @@ from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.agents.clients import Clients
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads
 
@@ -80,7 +81,10 @@ class AgentConnection:
     Attributes:
         tap: records the connection.
         clients: the clients that read the feed.
+        usage: the clients that use the connection.
+        managed: a session of the server uses it, and ends it.
         on_request: called with every request of the agent and its head.
+        stopping: whether the agent is being ended on purpose.
     """
 
     def __init__(
@@ -97,8 +101,10 @@ class AgentConnection:
         self.server_id = server_id
         self.agent = agent
         self.created_at_ms: int = time.time_ns() // 1_000_000
-        self._created = time.monotonic()
+        self._created = self._turn_active = time.monotonic()
         self.signal: Signal = Signal()
+        self.usage: Usage = Usage()
+        self.managed: bool = False
         self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
         self.ended: asyncio.Event = asyncio.Event()
         self.tap: Tap | None = recorder and recorder.tap(self.feed.epoch, server_id, agent)
@@ -118,7 +124,7 @@ class AgentConnection:
         self._repeats = Repeats()
         self._status: ExitStatus | None = None
         self._closed = False
-        self._stopping = False
+        self.stopping: bool = False
 
     @property
     def alive(self) -> bool:
@@ -129,6 +135,17 @@ class AgentConnection:
     def uptime_ms(self) -> int:
         """Milliseconds since it was created, whatever the wall clock does."""
         return round((time.monotonic() - self._created) * 1000)
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """How long no client has used the connection and no turn was active; None while that is so.
+
+        A turn in which the agent waits for an answer is active only until the agent's last output.
+        """
+        idle = self.usage.idle_seconds
+        if idle is None or (self._correlator.prompted and not self._correlator.agent_waits):
+            return None
+        return min(idle, time.monotonic() - self._turn_active)
 
     @property
     def finished(self) -> bool:
@@ -182,7 +199,7 @@ class AgentConnection:
         params = {"success": status.success, "code": status.code}
         exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
         if self.tap is not None:
-            if self._stopping:
+            if self.stopping:
                 self.tap.stop()
             self.tap.received([exited])
             self.tap.close()
@@ -209,6 +226,8 @@ class AgentConnection:
 
     def _deliver(self, lines: Sequence[bytes]) -> None:
         """Record the agent's lines, and pass them to the requests that wait for them and to the feed."""
+        if self._correlator.prompted:
+            self._turn_active = time.monotonic()
         for messages, heads in self._reader.read(lines):
             if messages:
                 self._deliver_messages(messages, heads)
@@ -522,7 +541,7 @@ class AgentConnection:
 
     async def stop(self) -> None:
         """End the agent and wait until its feed says so."""
-        self._stopping = True
+        self.stopping = True
         await self._process.stop()
         await self.ended.wait()
 

@@ -81,12 +81,14 @@ class FastPathProtocol(HttpToolsProtocol):
         keep_alive: bool = cast("Any", self).parser.should_keep_alive()
         exchange = _Exchange(f"POST {self.url.decode('latin-1')}", self._message_event, keep_alive=keep_alive)
         cast("Any", self).cycle = exchange
+        connection.usage.begin(UNNAMED)
         answer.add_done_callback(lambda done: self._answer(exchange, connection, done))
         return True
 
     def _answer(
         self, exchange: _Exchange, connection: AgentConnection, answer: asyncio.Future[bytes]
     ) -> None:
+        connection.usage.end(UNNAMED)
         if exchange.disconnected or self.transport.is_closing():
             answer.exception()  # marks the exception as retrieved
             return

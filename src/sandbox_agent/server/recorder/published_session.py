@@ -11,6 +11,7 @@ from sandbox_agent.engine.feed import Chunk, Slice, collect
 from sandbox_agent.engine.sse import encode_messages
 from sandbox_agent.persist.store import SessionRow, SessionStore
 from sandbox_agent.server.streams.session_views import read_stored
+from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 
 # What a session's newest events may take in memory, and those of all sessions.
@@ -54,12 +55,14 @@ class PublishedSession:
 
     Attributes:
         signal: fires when there is more.
+        usage: the open streams of its events.
         row: the session as it is stored.
         finished: the session was deleted; no event will follow.
     """
 
     def __init__(self, row: SessionRow, store: SessionStore, memory: TailMemory) -> None:
         self.signal: Signal = Signal()
+        self.usage: Usage = Usage()
         self.row: SessionRow = row
         self.finished: bool = False
         self._store = store

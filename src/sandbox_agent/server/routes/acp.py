@@ -37,7 +37,7 @@ from sandbox_agent.server.http.operations import (
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
 from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
-from sandbox_agent.wire.api import AcpServerInfo, AcpServerListResponse
+from sandbox_agent.wire.api import AcpClientInfo, AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
 EPOCH_HEADER = "sandbox-agent-epoch"
@@ -97,11 +97,20 @@ def _server_id(request: Request) -> str:
 async def get_v1_acp_servers(request: Request) -> Response:
     """List live connections.
 
-    Lists the connections whose agent runs, oldest first.
+    Lists the connections whose agent runs, oldest first. Each has the clients that have used it, up to 64,
+    with their open streams; one without a name stands for all clients that sent none. `idleMs` is absent
+    while a client uses the connection or a turn runs.
     """
     servers = [
         AcpServerInfo(
-            server_id=connection.server_id, agent=connection.agent, created_at_ms=connection.created_at_ms
+            server_id=connection.server_id,
+            agent=connection.agent,
+            created_at_ms=connection.created_at_ms,
+            clients=[
+                AcpClientInfo(name=name or None, streams=streams)
+                for name, streams in connection.usage.streams.items()
+            ],
+            idle_ms=None if (idle := connection.idle_seconds) is None else round(idle * 1000),
         )
         for connection in state_of(request).bridge.live()
     ]
@@ -162,9 +171,10 @@ async def post_v1_acp(request: Request) -> Response:
     head = _read_head(body)
     connection = await state.bridge.open(server_id, read_text(request, "agent"))
     respond_async = _prefers_async(request)
-    response = await connection.send(
-        client, head, body, key=read_idempotency_key(request), respond_async=respond_async
-    )
+    with connection.usage.used(client):
+        response = await connection.send(
+            client, head, body, key=read_idempotency_key(request), respond_async=respond_async
+        )
     if response is None:
         if not (respond_async and head.is_request):
             return Response(status_code=202)
@@ -259,7 +269,8 @@ async def get_v1_acp(request: Request) -> Response:
     opening = _reset_event(feed.epoch, int(last_event_id)) if position.reset else b""
     if other is not None:
         opening += encode_event("attached", dumps({"lastSequence": feed.last}))
-    viewer = Viewer(connection, position.cursor, client if other is None else EVERYTHING)
+    audience = None if other is None else EVERYTHING
+    viewer = Viewer(connection, position.cursor, client, audience=audience)
     return EventStream(
         viewer,
         opening=opening,
@@ -293,7 +304,7 @@ async def delete_v1_acp(request: Request) -> Response:
     """
     bridge, server_id = state_of(request).bridge, _server_id(request)
     connection = bridge.peek(server_id) if read_flag(request, "if_unused") else None
-    if connection is not None and connection.clients.has_others(read_client(request)):
+    if connection is not None and connection.usage.has_others(read_client(request)):
         raise ConflictError(f"conflict: another client uses '{server_id}'", serverId=server_id)
     await bridge.delete(server_id)
     return Response(status_code=204)

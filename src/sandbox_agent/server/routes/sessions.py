@@ -19,11 +19,13 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.server.http.operations import (
     AGENT_ERRORS,
+    MAX_IDEMPOTENCY_KEY,
     MAX_NUMBER,
     Answer,
     Operation,
     Parameter,
     integer_schema,
+    read_idempotency_key,
     read_json,
     read_number,
     read_text,
@@ -49,6 +51,15 @@ MAX_SESSIONS = 1000
 TURNS = 20
 # An exported page shows text of agents and users, so it gets no rights on this server's origin.
 _CONTENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Identifies the session for 24 hours, even after a restart of the server. The same body with the same "
+    "key returns the session that it created, whatever the id in the path is: the response has its "
+    "`sessionId`. "
+    "Another body with the same key is refused.",
+    text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
+)
 
 
 @Operation(
@@ -83,9 +94,9 @@ async def list_sessions(request: Request) -> Response:
 @Operation(
     "POST",
     "/v1/sessions/{session_id}",
-    parameters=(SESSION_ID,),
+    parameters=(SESSION_ID, _KEY),
     request_body=CreateSessionRequest,
-    answers={200: Answer("The session was created.", CreateSessionResponse)},
+    answers={200: Answer("The session was created, now or before.", CreateSessionResponse)},
     errors=(
         UnsupportedAgentError,
         ModeNotSupportedError,
@@ -99,12 +110,14 @@ async def create_session(request: Request) -> Response:
     """Create a session.
 
     Starts the agent and opens a session with it. If that fails, no session is created. In the response,
-    `healthy` is always true; `error` exists for clients of 0.1 only.
+    `healthy` is always true; `error` exists for clients of 0.1 only. The same request again returns the
+    session that exists, unless it was terminated.
     """
     session_id = session_id_of(request)
     state = state_of(request)
     body = await read_json(request, CreateSessionRequest, state.config.max_body_bytes)
-    return json_response(await state.sessions.create(session_id, body))
+    key = read_idempotency_key(request)
+    return json_response(await state.sessions.create(session_id, body, idempotency_key=key))
 
 
 @Operation(

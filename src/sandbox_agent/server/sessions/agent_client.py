@@ -65,6 +65,7 @@ class AgentClient:
         self._tasks = context.tasks
         self._numbers = itertools.count(1)
         connection.on_request = self._on_request
+        connection.managed = True
 
     @classmethod
     async def start(cls, context: SessionContext, agent: str) -> AgentClient:
@@ -195,15 +196,7 @@ class AgentClient:
 
     async def stop(self) -> None:
         """End the agent with all its processes, and remove its connection."""
-        server_id = self.connection.server_id
-        try:
-            known = self._bridge.get(server_id) is self.connection
-        except ProblemError:
-            known = False
-        if known:
-            await self._bridge.delete(server_id)
-        else:  # a client deleted or reused the id over /v1/acp
-            await self.connection.close()
+        await self._bridge.end(self.connection)
 
 
 async def answer(

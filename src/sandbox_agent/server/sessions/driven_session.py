@@ -53,6 +53,7 @@ class DrivenSession:
         self._client = client
         self._replay: str | None = None
         self._lock = anyio.Lock()
+        self._agent_lock = anyio.Lock()
         self._waiting: deque[TurnRow] | None = None
         self._number = 0
         self._turn: TurnRow | None = None
@@ -224,9 +225,13 @@ class DrivenSession:
 
     async def _agent(self, session: RecordedSession) -> AgentClient:
         """Return the agent. If it has ended, start it again and restore the session in it."""
-        former = self._client
-        if former is not None and former.alive:
-            return former
+        async with self._agent_lock:
+            former = self._client
+            if former is not None and former.alive:
+                return former
+            return await self._start_again(session, former)
+
+    async def _start_again(self, session: RecordedSession, former: AgentClient | None) -> AgentClient:
         async with self._context.starts:
             self._client = None
             if former is not None:
@@ -248,6 +253,39 @@ class DrivenSession:
                 await client.stop()
             raise
         return client, replay
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """How long no client has watched the session and no turn was active; None while that is so.
+
+        A turn that waits for an answer is active only until its agent's last output. A session without a
+        running agent is not idle.
+        """
+        client = self._client
+        if client is None or not client.alive or self._waiting or (self._turn is not None and not self._sent):
+            return None
+        idle = client.connection.idle_seconds
+        session = self._context.recorder.registry.get(self.session_id)
+        watched = idle if session is None else session.usage.idle_seconds
+        return None if idle is None or watched is None else min(idle, watched)
+
+    async def stop_if_idle(self, timeout: float) -> None:
+        """Stop the agent if the session is idle for so long; the next message restores the session.
+
+        A turn that waits for an answer ends as interrupted, as in a restart of the server.
+        """
+        async with self._agent_lock:  # a message that arrives meanwhile starts the agent again afterwards
+            idle, client = self.idle_seconds, self._client
+            if client is None or idle is None or idle < timeout or self._context.halted:
+                return
+            logger.info(
+                "agent %s of session %s is stopped: it was idle for %.0f s",
+                client.agent,
+                self.session_id,
+                idle,
+            )
+            await self.announce_shutdown("idle")
+            await client.stop()
 
     async def cancel(self) -> None:
         """Stop the running turn, if there is one; waiting turns stay.

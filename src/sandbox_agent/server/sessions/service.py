@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from sandbox_agent.errors import AcpRpcError, ConflictError, NotFoundError, SandboxAgentError, StreamError
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.config import CANCEL_GRACE
 from sandbox_agent.server.errors import session_exists
+from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
 from sandbox_agent.server.sessions.driven_session import DrivenSession
@@ -25,9 +29,11 @@ from sandbox_agent.server.sessions.settings import (
     MODEL,
     VARIANT,
     chosen_settings,
+    creation_key,
     set_chosen,
     stored_settings,
 )
+from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.wire.sessions import CreateSessionRequest, CreateSessionResponse
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -36,6 +42,9 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 STARTS = 8
 # How long a delete waits until the agent's end is stored.
 DELETE_SECONDS = 10.0
+# How long the Idempotency-Key of a creation is remembered, and a page of the sessions of that time.
+KEY_MS = 24 * 60 * 60 * 1000
+KEY_PAGE = 1000
 # How long a failed creation waits for the store to erase the session.
 ERASE_SECONDS = 10.0
 
@@ -43,19 +52,29 @@ ERASE_SECONDS = 10.0
 class Sessions:
     """All sessions of a server. run() owns the turns of those that the server drives.
 
-    The recorder and the bridge must be running, and the recorder must record the bridge's connections.
+    The recorder and the bridge must be running, and the recorder must record the bridge's connections. The
+    agent of a session that is idle for ``idle_timeout`` seconds is stopped; 0 stops none.
     """
 
     def __init__(
-        self, recorder: Recorder, store: SessionStore, bridge: Bridge, *, cancel_grace: float = CANCEL_GRACE
+        self,
+        recorder: Recorder,
+        store: SessionStore,
+        bridge: Bridge,
+        *,
+        cancel_grace: float = CANCEL_GRACE,
+        idle_timeout: float = 0,
     ) -> None:
         self._recorder = recorder
         self._store = store
         self._bridge = bridge
         self._cancel_grace = cancel_grace
+        self._idle_timeout = idle_timeout
         self._context: SessionContext | None = None
         self._driven_sessions: dict[int, DrivenSession] = {}
         self._creating: set[str] = set()
+        # A lock lives only while a session of that id, or with that key, is created.
+        self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Sessions]:
@@ -73,6 +92,7 @@ class Sessions:
                 self._recorder, self._store, self._bridge, tasks, limiter, self._cancel_grace
             )
             await self._recover(self._context)
+            tasks.start_soon(self._stop_idle, tasks)
             try:
                 yield self
             finally:
@@ -88,6 +108,13 @@ class Sessions:
             self._context.halted = True
             for driven in self._driven_sessions.values():
                 self._context.tasks.start_soon(driven.announce_shutdown, "server_stopped")
+
+    async def _stop_idle(self, tasks: TaskGroup) -> None:
+        async for driven in overdue(self._idle_timeout, self._idle_times):
+            tasks.start_soon(driven.stop_if_idle, self._idle_timeout)
+
+    def _idle_times(self) -> list[tuple[DrivenSession, float | None]]:
+        return [(driven, driven.idle_seconds) for driven in self._driven_sessions.values()]
 
     async def _recover(self, context: SessionContext) -> None:
         waiting: dict[int, SessionRow] = {}
@@ -123,33 +150,76 @@ class Sessions:
             raise StreamError("stream error: the server is shutting down")
         return self._context
 
-    async def create(self, session_id: str, request: CreateSessionRequest) -> CreateSessionResponse:
+    async def create(
+        self, session_id: str, request: CreateSessionRequest, *, idempotency_key: str | None = None
+    ) -> CreateSessionResponse:
         """Create a session: start its agent and make its settings. A failure leaves nothing behind.
+
+        Args:
+            session_id: its name; the same request again returns the session of that name.
+            request: what to create.
+            idempotency_key: the same key and request return the session that they created in the last day,
+                under whatever name.
 
         Raises:
             InvalidRequestError: the id, the directory, the model or the variant is invalid.
             ModeNotSupportedError: the agent has no such mode, or there is no such permission mode.
             UnsupportedAgentError: there is no such agent.
             AgentNotInstalledError: the agent isn't installed.
-            SessionAlreadyExistsError: a session of that name exists.
+            SessionAlreadyExistsError: a session of that name exists, and another request has created it or
+                it was terminated.
+            ConflictError: the key was used for another request.
             AgentProcessExitedError: the agent ended at its start.
             RequestTimeoutError: the agent did not respond in time.
             StreamError: the agent refuses, or can't be started.
             PersistError: the store failed.
         """
-        context = self._running()
         directory = check_create(session_id, request)
-        if session_id in self._creating:
-            raise session_exists(session_id)
-        self._creating.add(session_id)
-        try:
-            if await self._store.session(session_id) is not None:
-                raise session_exists(session_id)
-            driven, session = await _create_session(context, session_id, request, directory)
-            self._driven_sessions[session.row.key] = driven
-            return CreateSessionResponse(healthy=True, native_session_id=session.row.native_session_id)
-        finally:
-            self._creating.discard(session_id)
+        if idempotency_key is None:
+            return await self._create(session_id, request, directory)
+        async with self._lock("key", idempotency_key):
+            known = await self._created_with(idempotency_key)
+            if known is None:
+                return await self._create(session_id, request, directory, idempotency_key)
+        if stored_request(known) != request:
+            raise ConflictError(
+                f"conflict: the idempotency key '{idempotency_key}' was used for another session: choose a "
+                "new key, or send that request again"
+            )
+        return _existing(known, request)
+
+    def _lock(self, *names: str) -> asyncio.Lock:
+        return self._locks.setdefault(names, asyncio.Lock())
+
+    async def _created_with(self, idempotency_key: str) -> SessionRow | None:
+        oldest, cursor = _now_ms() - KEY_MS, None
+        while True:
+            rows, cursor = await self._store.sessions(limit=KEY_PAGE, cursor=cursor)
+            for row in rows:
+                if row.created_at < oldest:
+                    return None
+                if creation_key(row) == idempotency_key:
+                    return row
+            if cursor is None:
+                return None
+
+    async def _create(
+        self, session_id: str, request: CreateSessionRequest, directory: str, key: str | None = None
+    ) -> CreateSessionResponse:
+        async with self._lock("id", session_id):
+            row = await self._store.session(session_id)
+            if row is not None:
+                return _existing(row, request)
+            context = self._running()
+            self._creating.add(session_id)
+            try:
+                driven, session = await _create_session(
+                    context, _row(session_id, request, directory, key), request, key
+                )
+                self._driven_sessions[session.row.key] = driven
+                return _response(session.row)
+            finally:
+                self._creating.discard(session_id)
 
     async def message(
         self, session_id: str, prompt: list[dict[str, Any]], *, idempotency_key: str | None = None
@@ -257,8 +327,27 @@ class Sessions:
         )
 
 
+def _existing(row: SessionRow, request: CreateSessionRequest) -> CreateSessionResponse:
+    """Return the response to a request that is sent again.
+
+    Raises:
+        SessionAlreadyExistsError: another request has created the session, or it was terminated.
+    """
+    if stored_request(row) != request:
+        raise session_exists(row.session_id, " and was created with another request")
+    if row.ended:
+        raise session_exists(row.session_id, " and was terminated")
+    return _response(row)
+
+
+def _response(row: SessionRow) -> CreateSessionResponse:
+    return CreateSessionResponse(
+        healthy=True, native_session_id=row.native_session_id, session_id=row.session_id
+    )
+
+
 async def _create_session(
-    context: SessionContext, session_id: str, request: CreateSessionRequest, directory: str
+    context: SessionContext, row: SessionRow, request: CreateSessionRequest, key: str | None
 ) -> tuple[DrivenSession, RecordedSession]:
     """Start the agent, create its session, store it and make the requested settings.
 
@@ -269,9 +358,9 @@ async def _create_session(
     """
     client = await AgentClient.start(context, request.agent)
     try:
-        session = await context.recorder.create(_row(session_id, request, directory))
+        session = await context.recorder.create(row)
         try:
-            await _set_up(context, client, session, request, directory)
+            await _set_up(context, client, session, request, key)
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(ERASE_SECONDS):
                 await _erase(context, session)
@@ -282,11 +371,15 @@ async def _create_session(
         if isinstance(error, AcpRpcError):
             raise refused(request.agent, "session/new", error) from error
         raise
-    return DrivenSession(context, session_id, client), session
+    return DrivenSession(context, row.session_id, client), session
 
 
-def _row(session_id: str, request: CreateSessionRequest, directory: str) -> SessionRow:
-    now = time.time_ns() // 1_000_000
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _row(session_id: str, request: CreateSessionRequest, directory: str, key: str | None) -> SessionRow:
+    now = _now_ms()
     return SessionRow(
         key=0,  # set by the recorder
         session_id=session_id,
@@ -297,7 +390,7 @@ def _row(session_id: str, request: CreateSessionRequest, directory: str) -> Sess
         directory=directory,
         title=request.title,
         permission_mode=request.permission_mode or "ask",
-        settings=stored_settings(request),
+        settings=stored_settings(request, key),
     )
 
 
@@ -306,10 +399,10 @@ async def _set_up(
     client: AgentClient,
     session: RecordedSession,
     request: CreateSessionRequest,
-    directory: str,
+    key: str | None,
 ) -> None:
     client.bind(session)
-    result = await client.new_session(session_params(request, directory))
+    result = await client.new_session(session_params(request, session.row.directory or ""))
     chosen = chosen_settings(session.row)
     settings = await set_chosen(client, session, context, result, chosen)
     await context.recorder.update(
@@ -320,6 +413,7 @@ async def _set_up(
         variant=settings.current(VARIANT),
         settings=stored_settings(
             request,
+            key,
             mode=settings.mode_for(client.agent, chosen.permission_mode),
             config_ids=settings.config_ids,
         ),

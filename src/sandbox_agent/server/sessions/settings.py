@@ -33,6 +33,7 @@ from sandbox_agent.persist.store import EnvelopeRow, SessionRow
 from sandbox_agent.server.permissions.policies import permission_mode_of
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, refused
+from sandbox_agent.wire.api import Body
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.sessions import CreateSessionRequest
 
@@ -52,15 +53,21 @@ class StoredSettings(CreateSessionRequest, kw_only=True):
 
     Attributes:
         version: of this layout; rows without one hold the request alone.
+        idempotency_key: the Idempotency-Key of that request, if it had one.
         chosen: None in rows without a version: the request says what was chosen.
     """
 
     version: int = 0
+    idempotency_key: str | None = None
     chosen: ChosenSettings | None = None
 
 
 def stored_settings(
-    request: CreateSessionRequest, *, mode: str | None = None, config_ids: dict[str, str] | None = None
+    request: CreateSessionRequest,
+    idempotency_key: str | None,
+    *,
+    mode: str | None = None,
+    config_ids: dict[str, str] | None = None,
 ) -> bytes:
     """Return the ``settings`` column of a new session.
 
@@ -75,7 +82,20 @@ def stored_settings(
         permission_mode=permission_mode_of(request),
     )
     fields = {name: getattr(request, name) for name in CreateSessionRequest.__struct_fields__}
-    return msgspec.json.encode(StoredSettings(**fields, version=_VERSION, chosen=chosen))
+    settings = StoredSettings(**fields, version=_VERSION, idempotency_key=idempotency_key, chosen=chosen)
+    return msgspec.json.encode(settings)
+
+
+class _CreationKey(Body):
+    idempotency_key: str | None = None
+
+
+def creation_key(row: SessionRow) -> str | None:
+    """Return the Idempotency-Key that a session was created with; None if there was none."""
+    try:
+        return msgspec.json.decode(row.settings or b"{}", type=_CreationKey).idempotency_key
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # by a newer version
+        return None
 
 
 def chosen_settings(row: SessionRow) -> ChosenSettings:

@@ -7,6 +7,7 @@ from typing import Protocol
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event, encode_messages
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
+from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, decode_event
@@ -19,6 +20,7 @@ class ViewedSession(Protocol):
     """What a view needs of a session."""
 
     signal: Signal
+    usage: Usage
     row: SessionRow
     finished: bool
 
@@ -28,6 +30,7 @@ class RawView:
 
     def __init__(self, session: ViewedSession, store: SessionStore) -> None:
         self.signal: Signal = session.signal
+        self.usage: Usage = session.usage
         self._session = session
         self._store = store
 
@@ -57,6 +60,7 @@ class TurnView:
         include_raw: bool = False,
     ) -> None:
         self.signal: Signal = session.signal
+        self.usage: Usage = session.usage
         self._session = session
         self._store = store
         self._turn_id = turn_id

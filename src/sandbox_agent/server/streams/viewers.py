@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_comment, encode_retry
 from sandbox_agent.errors import PersistError
+from sandbox_agent.server.streams.usage import Usage
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -71,9 +72,10 @@ class Signal:
 
 
 class Viewed(Protocol):
-    """What a viewer reads."""
+    """What a viewer reads, and what counts its viewers."""
 
     signal: Signal
+    usage: Usage
 
     @property
     def finished(self) -> bool:
@@ -90,17 +92,28 @@ class Viewer:
 
     A viewer holds only its cursor, the last sequence that the client has. It reads from memory while it can,
     else from the spill, so a slow viewer costs no more than a fast one.
+
+    Args:
+        viewed: what is read.
+        cursor: the last sequence that the client has.
+        name: the client's name, or UNNAMED.
+        audience: whose envelopes it receives; by default those for the client.
     """
 
-    __slots__ = ("_cursor", "_left", "_name", "_ticks", "_viewed", "_waiter")
+    __slots__ = ("_audience", "_cursor", "_left", "_name", "_ticks", "_viewed", "_waiter")
 
-    def __init__(self, viewed: Viewed, cursor: int, name: str) -> None:
+    def __init__(self, viewed: Viewed, cursor: int, name: str, *, audience: str | None = None) -> None:
         self._viewed = viewed
         self._cursor = cursor
         self._name = name
+        self._audience = name if audience is None else audience
         self._ticks = viewed.signal.ticks
         self._left = False
         self._waiter: asyncio.Future[None] | None = None
+
+    def counted(self) -> AbstractContextManager[None]:
+        """Return a context that counts as an open stream of the client."""
+        return self._viewed.usage.used(self._name, streams=1)
 
     def leave(self) -> None:
         """End the iteration: the client has disconnected."""
@@ -112,7 +125,7 @@ class Viewer:
         signal = self._viewed.signal
         while not self._left:
             finished = self._viewed.finished or signal.closed
-            part = await self._viewed.read(self._cursor, self._name, max_bytes=SLICE_BYTES)
+            part = await self._viewed.read(self._cursor, self._audience, max_bytes=SLICE_BYTES)
             if part.cursor != self._cursor:
                 self._cursor = part.cursor
                 if part.data:
@@ -156,19 +169,16 @@ class EventStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        with self._presence:
-            await self._stream(receive, send)
-
-    async def _stream(self, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.body", "body": self._opening, "more_body": True})
-        watching = asyncio.ensure_future(_leave_on_disconnect(receive, self._viewer))
-        try:
-            async for data in self._viewer:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        except PersistError as error:
-            logger.warning("a stream ends early: the store can't be read (%s)", error)
-        finally:
-            watching.cancel()
+        with self._viewer.counted(), self._presence:
+            await send({"type": "http.response.body", "body": self._opening, "more_body": True})
+            watching = asyncio.ensure_future(_leave_on_disconnect(receive, self._viewer))
+            try:
+                async for data in self._viewer:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except PersistError as error:
+                logger.warning("a stream ends early: the store can't be read (%s)", error)
+            finally:
+                watching.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
