@@ -81,6 +81,7 @@ PUBLIC = [
     "ServerSessions",
     "Session",
     "SessionAlreadyExistsError",
+    "SessionBusyError",
     "SessionEndedData",
     "SessionEvent",
     "SessionFencedError",

@@ -35,6 +35,7 @@ SESSION_MEMBERS = [
     "set_permission_mode",
     "set_thought_level",
     "stream",
+    "turn",
 ]
 SANDBOX_AGENT_MEMBERS = [
     "base_url",
