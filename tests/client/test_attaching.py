@@ -23,6 +23,7 @@ from sandbox_agent import (
     SessionEvent,
     SessionNotFoundError,
 )
+from sandbox_agent.errors import ConflictError
 from sandbox_agent.persist.store.view import sqlite_store_driver
 from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.wire.records import RESTORED_METHOD
@@ -281,6 +282,51 @@ async def test_the_sessions_of_one_lost_program_go_on_in_two(
             assert await agents(server) == 0
         finally:
             await lost.dispose()
+
+
+class Elsewhere(httpx2.AsyncHTTPTransport):
+    """Lets the other client seem to be on another machine, from which it has just lost its connection."""
+
+    def __init__(self, **state: Any) -> None:
+        super().__init__()
+        self.state = state
+        self.attached: list[float] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if "attach" in request.url.params:
+            self.attached.append(time.monotonic())
+            if len(self.attached) == 1:
+                holder = "another-machine:1:boot-1:0"
+                problem = ConflictError("conflict: it was there", holder=holder, **self.state).to_problem()
+                headers = {"content-type": "application/problem+json"}
+                return httpx2.Response(409, json=problem, headers=headers)
+        return await super().handle_async_request(request)
+
+
+async def test_the_place_of_a_client_that_lost_its_network_is_kept(server: ServerProcess, store: str) -> None:
+    program = Program(server, store, "echo one")
+    program.wait_stored(1_000)
+    program.kill()
+    transport = Elsewhere(connected=False, goneForMs=9_800)
+    with anyio.fail_after(60):
+        async with SandboxAgent.connect(base_url=server.url, transport=transport, persist=store) as sdk:
+            await sdk.resume_session("s")
+    first, second, *_ = transport.attached
+    assert second - first >= 0.2
+
+
+async def test_a_client_on_another_machine_that_is_connected_keeps_its_session(
+    server: ServerProcess, store: str
+) -> None:
+    program = Program(server, store, "echo one")
+    program.wait_stored(1_000)
+    program.kill()
+    transport = Elsewhere(connected=True, goneForMs=0)
+    with anyio.fail_after(60):
+        async with SandboxAgent.connect(base_url=server.url, transport=transport, persist=store) as sdk:
+            with pytest.raises(SessionBusyError, match="process 1 on another-machine"):
+                await sdk.resume_session("s")
+    assert len(transport.attached) == 1
 
 
 @pytest.mark.loops

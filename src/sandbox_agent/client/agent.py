@@ -342,6 +342,7 @@ class SandboxAgent(ServerApi):
         agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
         take_over: bool = False,
+        read_only: bool = False,
     ) -> Session:
         """Resume a stored session, whatever has happened to the process that drove it.
 
@@ -357,6 +358,8 @@ class SandboxAgent(ServerApi):
             permission_policy: as in ``create_session``; None keeps the handle's policy.
             take_over: take the session from another process that still drives it. Its calls fail with
                 SessionFencedError.
+            read_only: return a handle that only reads: ``events`` and listeners receive what any process
+                stores. Nothing is sent to the server, and no other argument is used.
 
         Raises:
             SessionNotFoundError: the store has no session of that id.
@@ -365,6 +368,8 @@ class SandboxAgent(ServerApi):
             UnsupportedAgentError: the server does not know the agent (any more); other errors as in
                 ``create_session``. The session keeps its previous agent.
         """
+        if read_only:
+            return Session(await self._registry.require(id), read_only=True)
         name = None if agent is None else _agent_name(agent)
         core = await self._registry.claim(id)
         if permission_policy is not None:

@@ -102,6 +102,9 @@ class Journal:
         self._listeners: dict[object, EventListener] = {}
         self._listener_tasks: set[asyncio.Task[None]] = set()
         self._viewers: weakref.WeakSet[Viewer] = weakref.WeakSet()
+        # The index of the last event that the listeners received.
+        self._delivered = 0
+        self._follower: asyncio.Task[None] | None = None
 
     # receiving
 
@@ -178,9 +181,8 @@ class Journal:
         Raises:
             PersistError: the driver failed; the events are sent to it again with the next append.
         """
-        if self._is_shared and isinstance(self._error, SessionFencedError):
-            self.fence_reported = self.fence_reported or not quiet
-            raise self._persist_error(self._error)
+        if self._is_shared:
+            self.check_fence(quiet=quiet)
         if not self.dirty:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -243,6 +245,12 @@ class Journal:
         """Whether the store has refused this writer, as another process has claimed the session."""
         return isinstance(self._error, SessionFencedError)
 
+    def check_fence(self, *, quiet: bool = False) -> None:
+        """Raise SessionFencedError if the store has refused this writer; ``quiet`` as in ``flush``."""
+        if isinstance(self._error, SessionFencedError):
+            self.fence_reported = self.fence_reported or not quiet
+            raise self._persist_error(self._error)
+
     async def fencing_error(self) -> SessionFencedError | None:
         """Ask the store whether another process has claimed the session; return its error if so."""
         if self._generation:
@@ -288,6 +296,7 @@ class Journal:
                 try:
                     if self._generation is None:
                         self._generation = await self._driver.claim_session(self.record.id)
+                        await self._stop_following()
                     # A driver without fencing need not accept the keyword.
                     fence = {"generation": self._generation} if self._generation != UNFENCED else {}
                     await self._append_batch(fence)
@@ -295,6 +304,8 @@ class Journal:
                 except Exception as error:  # noqa: BLE001 - a driver may raise anything; it reaches the callers
                     self._is_shared = isinstance(error, SessionFencedError) and await self._is_attached_to()
                     self._fail(error)
+                    if self.is_fenced and (self._listeners or self._viewers):
+                        self._follow()
                     if self._is_shared:
                         self._pending, self._pending_bytes, self._lost = [], 0, 0
                     return
@@ -391,7 +402,41 @@ class Journal:
 
     # delivering
 
+    def _follow(self) -> None:
+        """Deliver what other processes store, while this one does not write the session."""
+        is_writer = self._generation is not None and not self.is_fenced
+        if self._follower is None and not is_writer and not self._closed and self._tasks.running:
+            self._follower = self._tasks.spawn(self._deliver_stored(), name=f"follow {self.record.id}")
+
+    async def _deliver_stored(self) -> None:
+        after = self._delivered or max(0, await self._driver.last_event_index(self.record.id))
+        self._delivered = after
+        try:
+            async with contextlib.aclosing(self._driver.follow_events(self.record.id, after=after)) as events:
+                async for event in events:
+                    self._deliver([event])
+        except PersistError as error:
+            logger.warning("session %s can't be followed any more: %s", self.record.id, error)
+
+    async def _stop_following(self) -> None:
+        """Deliver what other processes have stored; from now on this one stores the events."""
+        follower, self._follower = self._follower, None
+        if follower is None:
+            return
+        follower.cancel()
+        await asyncio.wait({follower})
+        cursor = self._driver.cursor_after(self._delivered)
+        while self._delivered:
+            page = await self._driver.list_events(self.record.id, cursor=cursor)
+            self._deliver([event for event in page.items if event.event_index > self._delivered])
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
     def _deliver(self, events: Sequence[SessionEvent]) -> None:
+        if not events:
+            return
+        self._delivered = max(self._delivered, events[-1].event_index)
         for viewer in list(self._viewers):
             viewer.push(events)
         for key, listener in list(self._listeners.items()):
@@ -410,6 +455,7 @@ class Journal:
 
         An async listener is awaited event by event in its own task, so it may use the session.
         """
+        self._follow()
         if not inspect.iscoroutinefunction(listener):
             key = object()
             self._listeners[key] = listener
@@ -443,8 +489,16 @@ class Journal:
             except Exception:
                 logger.exception("an event listener of session %s failed", self.record.id)
 
-    def view(self, after: int = 0, *, live: bool = False) -> Viewer:
-        """Return an iterator over the events above an index, or (live) from the next event on."""
+    def view(self, after: int = 0, *, live: bool = False, follow: bool = True) -> Viewer:
+        """Return an iterator over the events above an index, or (live) from the next event on.
+
+        Args:
+            after: the index.
+            live: begin with the next event.
+            follow: include what other processes store; False if this one is about to write.
+        """
+        if follow:
+            self._follow()
         viewer = Viewer(self._driver, self.record.id, after, live=live)
         self._viewers.add(viewer)
         if self._closed:
@@ -454,12 +508,14 @@ class Journal:
     def view_from(self, event: SessionEvent | None) -> Viewer:
         """Return an iterator that begins with an event of this session, or live without one."""
         if event is None or event.event_index == NOTICE_INDEX:
-            return self.view(live=True)
-        return self.view(event.event_index - 1)
+            return self.view(live=True, follow=False)
+        return self.view(event.event_index - 1, follow=False)
 
     def close(self) -> None:
         """End the viewers once they have returned what is stored."""
         self._closed = True
+        if self._follower is not None:
+            self._follower.cancel()
         for viewer in list(self._viewers):
             viewer.close()
 

@@ -76,7 +76,7 @@ class Turn:
     def _begin(self) -> Viewer:
         outgoing = self._outgoing
         if outgoing is None:
-            viewer = self._core.journal.view(live=True)
+            viewer = self._core.journal.view(live=True, follow=False)
             outgoing = self._outgoing = Outgoing(self._core.host.next_request_id())
         else:
             viewer = self._core.journal.view_from(outgoing.event)
@@ -107,11 +107,21 @@ class Session:
     in front of the next prompt.
     """
 
-    def __init__(self, core: SessionCore) -> None:
+    def __init__(self, core: SessionCore, *, read_only: bool = False) -> None:
         self._core = core
+        self._read_only = read_only
 
     def __repr__(self) -> str:
-        return f"<Session {self.id!r} agent={self.agent!r}>"
+        return f"<Session {self.id!r} agent={self.agent!r}{' read-only' if self._read_only else ''}>"
+
+    @property
+    def _writer(self) -> SessionCore:
+        """The session, for a call that changes it."""
+        if self._read_only:
+            raise SandboxAgentError(
+                f"session '{self.id}' was resumed with read_only=True: resume it without that to change it"
+            )
+        return self._core
 
     @property
     def record(self) -> SessionRecord:
@@ -159,7 +169,7 @@ class Session:
 
     @permission_policy.setter
     def permission_policy(self, policy: PermissionPolicy | None) -> None:
-        self._core.set_permission_policy(policy)
+        self._writer.set_permission_policy(policy)
 
     @property
     def permission_mode(self) -> PermissionMode | None:
@@ -181,7 +191,7 @@ class Session:
             ValueError: there is no such mode.
             UnsupportedSessionValueError: the agent refuses its own mode.
         """
-        await self._core.set_permission_mode(permission_mode)
+        await self._writer.set_permission_mode(permission_mode)
 
     # prompts
 
@@ -210,7 +220,7 @@ class Session:
         return await self._prompt(prompt, on_busy, None)
 
     async def _prompt(self, prompt: Prompt, on_busy: OnBusy, outgoing: Outgoing | None) -> PromptResponse:
-        core = self._core
+        core = self._writer
         if on_busy not in {"queue", "error"}:
             raise ValueError(f'on_busy must be "queue" or "error", not {on_busy!r}')
         if on_busy == "error" and core.is_busy:
@@ -262,9 +272,10 @@ class Session:
 
         Does nothing if no agent holds the session.
         """
-        connection = self._core.host.live_connection(self._core)
+        core = self._writer
+        connection = core.host.live_connection(core)
         if connection is not None:
-            await self._core.cancel_on(connection)
+            await core.cancel_on(connection)
 
     async def raw_send(
         self, method: str, params: Mapping[str, Any] | None = None, *, notification: bool = False
@@ -280,9 +291,9 @@ class Session:
             raise SandboxAgentError("raw_send does not send session/cancel: use session.cancel()")
         fields = dict(params or {})
         if notification:
-            await self._core.notify(method, fields)
+            await self._writer.notify(method, fields)
             return None
-        return await self._core.call(method, fields)
+        return await self._writer.call(method, fields)
 
     # listeners
 
@@ -308,11 +319,11 @@ class Session:
             UnsupportedPermissionReplyError: the request has no such option; it stays open.
             SandboxAgentError: no such request is open.
         """
-        return self._core.permissions.respond(permission_id, reply)
+        return self._writer.permissions.respond(permission_id, reply)
 
     def raw_respond_permission(self, permission_id: str, response: Mapping[str, Any]) -> Awaitable[None]:
         """Answer a permission request with an ACP result (``{"outcome": …}``)."""
-        return self._core.permissions.respond_raw(permission_id, response)
+        return self._writer.permissions.respond_raw(permission_id, response)
 
     # settings
 
@@ -345,11 +356,11 @@ class Session:
             UnsupportedSessionConfigOptionError: the agent has no such option.
             UnsupportedSessionValueError: the option does not accept the value.
         """
-        await self._core.settings.set_option(config_id, value, self._core.call)
+        await self._writer.settings.set_option(config_id, value, self._writer.call)
         await self._core.journal.flush()
 
     async def _set_category(self, category: str, value: str) -> None:
-        await self._core.settings.set_category(category, value, self._core.call)
+        await self._writer.settings.set_category(category, value, self._writer.call)
         await self._core.journal.flush()
 
     async def get_config_options(self) -> list[dict[str, Any]]:

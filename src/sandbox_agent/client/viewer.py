@@ -41,6 +41,7 @@ class Viewer:
         self._page: deque[SessionEvent] = deque()
         self._wakeup = asyncio.Event()
         self._closed = False
+        self._checked = 0
 
     def push(self, events: Sequence[SessionEvent]) -> None:
         """Add events that are stored, or a notice."""
@@ -75,7 +76,12 @@ class Viewer:
                 await self._read_page()
                 continue
             elif self._backlog:
-                event = self._backlog.popleft()
+                event = self._backlog[0]
+                if event.event_index > max(self._position, self._checked) + 1 and not self._unplaced:
+                    # Another process stored events before this one, which were not pushed.
+                    self._checked, self._behind, self._cursor = event.event_index - 1, True, None
+                    continue
+                self._backlog.popleft()
                 self._backlog_bytes -= len(event.payload_json)
             elif self._closed:
                 raise StopAsyncIteration
