@@ -112,8 +112,11 @@ def envelopes(events: list[SessionEvent], agent_session_id: str) -> dict[str, li
         if event.payload.get("id") == request_id and event.payload.get("method") == "session/new"
     )
     sent: dict[str, list[Any]] = {"client": [], "agent": []}
+    unsent = [
+        each.payload["params"]["id"] for each in events if b"_sandbox_agent/not_sent" in each.payload_json
+    ]
     for event in events[start:]:
-        if not _is_notice(event):
+        if not _is_notice(event) and not (event.sender == "client" and event.payload.get("id") in unsent):
             sent[event.sender].append(event.payload)
     return sent
 

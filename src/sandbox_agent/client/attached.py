@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -19,16 +20,26 @@ from sandbox_agent.client.settings import SET_METHODS
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import AgentProcessExitedError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 from sandbox_agent.wire.records import SessionEvent
 
 # An event of the agent that the stream brought has the stream's id and its sequence as its id.
 _PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
 _FIRST_TAIL = 256
+# A program that is killed has at most some envelopes that it stored and did not send.
+_NEWEST = 16
 # A server that does not say where its stream ends has sent what it has when it is silent for this long.
 SILENCE = 0.3
+PROMPT = "session/prompt"
 # Requests that open an agent session again.
 OPENING = frozenset({"session/load", "session/resume"})
+
+
+class _Attached(msgspec.Struct, rename="camel"):
+    """The data of an ``attached`` event."""
+
+    last_sequence: int = 0
+    unsent: list[str] = []
 
 
 class _Sent(msgspec.Struct, rename="camel"):
@@ -46,6 +57,7 @@ class StoredTail:
         feed: the id of the stream whose envelopes were stored; None if none was.
         sequence: the sequence of the newest one.
         client_ids: the ids of the client's events.
+        newest: the client's envelopes from the newest prompt on, which it may not have sent.
         open: requests of the client without a response, by JSON-RPC id.
         asked: requests of the agent without a response, by JSON-RPC id.
     """
@@ -54,6 +66,7 @@ class StoredTail:
         self.feed: str | None = None
         self.sequence: int = 0
         self.client_ids: set[str] = set()
+        self.newest: deque[tuple[SessionEvent, Envelope]] = deque(maxlen=_NEWEST)
         self.open: dict[int, tuple[SessionEvent, Envelope]] = {}
         self.asked: dict[bytes, tuple[SessionEvent, Envelope]] = {}
 
@@ -88,12 +101,17 @@ class StoredTail:
             elif head.is_response and request_id is not None:
                 self.open.pop(request_id, None)
             return False
+        if (head.method or "").startswith("_sandbox_agent/"):
+            return False
         self.client_ids.add(event.id)
+        if head.method == PROMPT:
+            self.newest.clear()  # what was stored before it was sent before it
+        self.newest.append((event, head))
         if head.is_response:
             self.asked.pop(bytes(head.id), None)
         elif head.is_request and request_id is not None:
             self.open[request_id] = event, head
-        return head.method == "session/prompt"
+        return head.method == PROMPT
 
 
 class AttachedConnection(Connection):
@@ -117,6 +135,8 @@ class AttachedConnection(Connection):
         self._tail = StoredTail()
         self._is_ready = asyncio.Event()
         self._end: int | None = None
+        self._unsent: set[str] = set()
+        self._attached = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._agent_requests.hold()
 
@@ -133,15 +153,22 @@ class AttachedConnection(Connection):
         self.router.is_shared = True
         self.router.bind(session.agent_session_id, session)
         stored = await self._read_tail()
-        params = {"attach": client_name(self._former_id), "take_over": "true" if take_over else "false"}
+        params = {
+            "attach": client_name(self._former_id),
+            "take_over": "true" if take_over else "false",
+            "keys": ",".join(event.id for event, _ in stored.newest),
+        }
         self._feed.start_after(stored.feed, stored.sequence, params)
         self._start_feed()
         await self._wait(self._feed.opened)
+        if self._feed.complete:
+            await self._wait(self._attached)
         # From here on no other client adds events, so that what is read is all that is stored.
         await session.journal.confirm()
         self._tail = await self._read_tail()
         for request_id, (event, head) in self._tail.open.items():
-            self._join(request_id, head, event)
+            if event.id not in self._unsent:
+                self._join(request_id, head, event)
         for event, head in self._tail.asked.values():
             self._agent_requests.act(event.payload_json, head, session, event)
         self._is_ready.set()
@@ -151,8 +178,23 @@ class AttachedConnection(Connection):
             await self._feed.wait_quiet(SILENCE)
         if self.lost is None:
             session.on_attached(self.connection_id)
+            await self._handle_unsent()
         await session.journal.flush()
         self._agent_requests.release()
+
+    async def _handle_unsent(self) -> None:
+        """Send the answers and cancellations that the former client stored and did not send.
+
+        A request is not sent: who made it is gone. It may have been a prompt.
+        """
+        for event, head in self._tail.newest:
+            if event.id not in self._unsent:
+                continue
+            if head.is_request:
+                params = {"id": head.own_id(), "method": head.method}
+                self._session.journal.append_notice("_sandbox_agent/not_sent", params)
+            else:
+                await self._delivery.notify(event.payload_json, event.id)
 
     async def _read_tail(self) -> StoredTail:
         return await StoredTail.read(self._driver, self._session.id, self._base_id)
@@ -170,13 +212,15 @@ class AttachedConnection(Connection):
             raise self.lost
 
     async def _on_events(self, events: list[SseEvent]) -> None:
+        for event in events:
+            if event.event == "attached":
+                attached = msgspec.json.decode(event.data, type=_Attached)
+                self._end, self._unsent = attached.last_sequence, set(attached.unsent)
+                self._attached.set()
         await self._is_ready.wait()
         run: list[SseEvent] = []
         for event in events:
-            if event.event == "attached":
-                end: object = members(loads(event.data)).get("lastSequence")
-                self._end = end if isinstance(end, int) else 0
-            elif event.event != "sent":
+            if event.event != "sent":
                 run.append(event)
             elif not self._is_stored(event):
                 await super()._on_events(run)
@@ -203,11 +247,15 @@ class AttachedConnection(Connection):
             return
         if is_answer:
             self._agent_requests.answered(head)
-        if sent.idempotency_key not in self._tail.client_ids:
-            stored = session.journal.append("client", [line], self.connection_id, [sent.idempotency_key])
-            request_id = head.own_id()
-            if head.is_request and request_id is not None:
-                self._join(request_id, head, stored)
+        key, request_id = sent.idempotency_key, head.own_id()
+        if key not in self._tail.client_ids:
+            stored = session.journal.append("client", [line], self.connection_id, [key])
+        elif key in self._unsent:  # it was on its way when the former client was lost
+            stored = next(event for event, _ in self._tail.newest if event.id == key)
+        else:
+            return
+        if head.is_request and request_id is not None:
+            self._join(request_id, head, stored)
 
     def _join(self, request_id: int, head: Envelope, event: SessionEvent) -> None:
         """Wait for the response to a request of another client."""

@@ -1,9 +1,10 @@
-"""The clients that read a connection's stream: who is there, and since when another one has gone."""
+"""The named clients of a connection: who reads its stream, since when one has gone, what they sent."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -13,6 +14,7 @@ from sandbox_agent.errors import ConflictError
 
 # A client whose stream has ended may only have lost its network: its place is kept for this long.
 GONE_SECONDS: Final = 10.0
+MAX_KEYS: Final = 1_024
 
 
 class Leaving(Protocol):
@@ -42,6 +44,17 @@ class Clients:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._clients: dict[str, _Client] = {}
+        self._sent: OrderedDict[str, None] = OrderedDict()
+
+    def sent(self, key: str) -> None:
+        """Note that the agent has received the envelope with that Idempotency-Key."""
+        self._sent[key] = None
+        if len(self._sent) > MAX_KEYS:
+            self._sent.popitem(last=False)
+
+    def unsent(self, keys: Iterable[str]) -> list[str]:
+        """Return those of the keys whose envelope is none of the newest MAX_KEYS that were received."""
+        return [key for key in keys if key not in self._sent]
 
     @contextmanager
     def reading(self, name: str, holder: str | None, stream: Leaving) -> Generator[None]:

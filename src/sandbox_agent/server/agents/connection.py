@@ -80,7 +80,7 @@ class AgentConnection:
 
     Attributes:
         tap: records the connection.
-        clients: the clients that read the feed.
+        clients: the named clients: who reads the feed, and what they sent.
         usage: the clients that use the connection.
         managed: a session of the server uses it, and ends it.
         on_request: called with every request of the agent and its head.
@@ -385,7 +385,7 @@ class AgentConnection:
             return None
         timeout = None if submitted.method in UNTIMED_METHODS else self._timeout
         pending = submitted.pending
-        sent = None if client == UNNAMED or key is None else _sent_event(client, key, envelope)
+        sent = None if client == UNNAMED or key is None else (key, _sent_event(client, key, envelope))
         if pending is None:
             await self._write(client, submitted, submitted.line, timeout, sent)
             return None
@@ -476,7 +476,7 @@ class AgentConnection:
         submitted: Submitted,
         line: bytes,
         timeout: float | None,
-        sent: bytes | None,
+        sent: tuple[str, bytes] | None,
         *,
         record: bool = True,
     ) -> None:
@@ -487,7 +487,8 @@ class AgentConnection:
             if record and self.tap is not None:
                 self.tap.sent(line, client)
             if sent is not None:
-                self._unnumbered.append(([sent], SENT))
+                self.clients.sent(sent[0])
+                self._unnumbered.append(([sent[1]], SENT))
                 self._append_to_feed()
 
         if self._process.write_nowait(line + b"\n"):

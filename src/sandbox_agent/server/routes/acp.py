@@ -228,6 +228,13 @@ def _read_head(body: bytes) -> Head:
             "Whether to take the place of a client that is still there.",
             {"type": "boolean"},
         ),
+        Parameter(
+            "keys",
+            "query",
+            "With `attach`: Idempotency-Keys, separated by commas, of envelopes that the other client may "
+            "have sent.",
+            text_schema(),
+        ),
     ),
     answers={
         200: Answer(
@@ -250,9 +257,11 @@ async def get_v1_acp(request: Request) -> Response:
 
     With `attach`, a client continues where another one was lost. The stream then also has the responses to
     all other clients. What named clients sent with an Idempotency-Key is there as `sent` events, whose data
-    has the `client`, the `idempotencyKey` and the `envelope`. An `attached` event with the `lastSequence` at
-    this moment comes first. While the other client has a stream, or had one in the last 10 s, the answer is
-    409 with its `holder`, `connected` and `goneForMs`, unless `take_over` is true or `holder` is the same.
+    has the `client`, the `idempotencyKey` and the `envelope`. An `attached` event comes first, with the
+    `lastSequence` at this moment, and those of the `keys` whose envelopes are `unsent`: the agent has not
+    received them, or has received 1,024 others since. While the other client has a stream, or had one in the
+    last 10 s, the answer is 409 with its `holder`, `connected` and `goneForMs`, unless `take_over` is true or
+    `holder` is the same.
     """
     if not accepts(request, EVENT_STREAM):
         raise NotAcceptableError(f"not acceptable: accept must allow {EVENT_STREAM}")
@@ -268,7 +277,9 @@ async def get_v1_acp(request: Request) -> Response:
     position = feed.begin(int(last_event_id), request.query_params.get("epoch"))
     opening = _reset_event(feed.epoch, int(last_event_id)) if position.reset else b""
     if other is not None:
-        opening += encode_event("attached", dumps({"lastSequence": feed.last}))
+        keys = (read_text(request, "keys") or "").split(",")
+        unsent = connection.clients.unsent(filter(None, keys))
+        opening += encode_event("attached", dumps({"lastSequence": feed.last, "unsent": unsent}))
     audience = None if other is None else EVERYTHING
     viewer = Viewer(connection, position.cursor, client, audience=audience)
     return EventStream(
