@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import statistics
@@ -29,7 +30,8 @@ from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.wire.records import RESTORED_METHOD
 from tests.client.checks import all_events, said
 from tests.support.effort import SOAK, repeats
-from tests.support.servers import ServerProcess, our_server
+from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
+from tests.support.servers import ServerProcess, our_server, published_server
 
 pytestmark = pytest.mark.anyio
 
@@ -38,9 +40,9 @@ PROGRAM = """
 import asyncio, sys
 from sandbox_agent import SandboxAgent
 
-async def main(url, store, *prompts):
+async def main(url, store, agent, *prompts):
     async with SandboxAgent.connect(base_url=url, persist=store) as sdk:
-        session = await sdk.create_session(agent="mock", id="s", cwd="/tmp", permission_policy="ask")
+        session = await sdk.create_session(agent=agent, id="s", cwd="/tmp", permission_policy="ask")
         session.on_event(lambda event: print(event.event_index, flush=True))
         for prompt in prompts:
             if prompt.startswith("mode "):
@@ -62,8 +64,8 @@ asyncio.run(main(*sys.argv[1:]))
 class Program:
     """A process that runs the program."""
 
-    def __init__(self, server: ServerProcess, store: str, *prompts: str) -> None:
-        command = [sys.executable, "-c", PROGRAM, server.url, store, *prompts]
+    def __init__(self, server: ServerProcess, store: str, *prompts: str, agent: str = "mock") -> None:
+        command = [sys.executable, "-c", PROGRAM, server.url, store, agent, *prompts]
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.pid: int = self._child.pid
 
@@ -330,6 +332,58 @@ async def test_a_client_on_another_machine_that_is_connected_keeps_its_session(
             with pytest.raises(SessionBusyError, match="process 1 on another-machine"):
                 await sdk.resume_session("s")
     assert len(transport.attached) == 1
+
+
+def kill_agents(server: ServerProcess) -> None:
+    """Kill the agents that the server has started."""
+    for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+        if b"agents.mock" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+async def test_an_agent_that_has_exited_meanwhile_is_heard_to_its_end(
+    server: ServerProcess, store: str
+) -> None:
+    program = Program(server, store, "stream 4000 5")
+    program.wait_stored(10)
+    program.kill()
+    with anyio.fail_after(60):
+        async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
+            kill_agents(server)
+            while await agents(server):  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.01)
+            session = await sdk.resume_session("s")
+            assert session.turn is None
+            await session.prompt("echo the end")
+            events = await all_events(sdk, session)
+            names = [str(event.payload.get("method")) for event in events]
+            assert names.count("_adapter/agent_exited") == 1
+            assert names.index("_adapter/agent_exited") < names.index(RESTORED_METHOD)
+            chunks = [event for event in events if b"agent_message_chunk" in event.payload_json]
+            assert len(chunks) > 10
+            assert said(events).endswith("the end")
+            assert await agents(server) == 1
+
+
+async def test_a_session_of_the_published_server_goes_on_with_its_agent(tmp_path: Path, store: str) -> None:
+    npm_or_skip(PUBLISHED_SERVER, "attaching to the published server")
+    with published_server(tmp_path) as server:
+        program = Program(server, store, "echo one", "stream 500 5", agent="claude")
+        program.wait_stored(20)
+        program.kill()
+        with anyio.fail_after(60):
+            async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
+                session = await sdk.resume_session("s")
+                turn = session.turn
+                assert turn is not None
+                assert (await turn).stop_reason == "end_turn"
+                await session.prompt("echo the end")
+                events = await all_events(sdk, session)
+                assert not any(RESTORED_METHOD in str(event.payload) for event in events)
+                assert said(events).endswith("the end")
+                if not any(b"events_lost" in event.payload_json for event in events):
+                    assert sum(b"agent_message_chunk" in each.payload_json for each in events) == 502
+                assert await agents(server) == 1
 
 
 @pytest.mark.loops

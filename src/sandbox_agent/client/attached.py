@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 from collections import deque
@@ -30,6 +31,7 @@ _FIRST_TAIL = 256
 _NEWEST = 16
 # A server that does not say where its stream ends has sent what it has when it is silent for this long.
 SILENCE = 0.3
+LONGEST_REPLAY = 1.0
 PROMPT = "session/prompt"
 # Requests that open an agent session again.
 OPENING = frozenset({"session/load", "session/resume"})
@@ -175,7 +177,9 @@ class AttachedConnection(Connection):
         if self._feed.complete:
             await self._wait(self._caught_up)
         else:
-            await self._feed.wait_quiet(SILENCE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_REPLAY):
+                    await self._feed.wait_quiet(SILENCE)
         if self.lost is None:
             session.on_attached(self.connection_id)
             await self._handle_unsent()
