@@ -27,6 +27,7 @@ from sandbox_agent.wire.records import SessionEvent
 # An event of the agent that the stream brought has the stream's id and its sequence as its id.
 _PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
 _FIRST_TAIL = 256
+_MAX_TAIL = 100_000
 # A program that is killed has at most some envelopes that it stored and did not send.
 _NEWEST = 16
 # A server that does not say where its stream ends has sent what it has when it is silent for this long.
@@ -73,17 +74,25 @@ class StoredTail:
         self.asked: dict[bytes, tuple[SessionEvent, Envelope]] = {}
 
     @classmethod
-    async def read(cls, driver: SessionPersistDriver, session_id: str, connection_id: str) -> StoredTail:
-        """Read the newest events, back to the newest prompt and a place in the stream."""
-        connection, limit = connection_of(connection_id), _FIRST_TAIL
+    async def read(
+        cls, driver: SessionPersistDriver, session_id: str, connection_id: str, *, turn: bool
+    ) -> StoredTail:
+        """Read the newest events, back to a place in the stream.
+
+        Args:
+            driver: stores the events.
+            session_id: the session.
+            connection_id: the connection.
+            turn: read back to the newest prompt, too.
+        """
+        limit = _FIRST_TAIL
         while True:
             events = await driver.tail_events(session_id, limit=limit)
-            own = [event for event in events if connection_of(event.connection_id) == connection]
+            own = [event for event in events if connection_of(event.connection_id) == connection_id]
             tail = cls()
-            has_prompt = False
-            for event in own:
-                has_prompt = tail._add(event) or has_prompt
-            if (has_prompt and tail.feed) or len(events) < limit or not own or own[0] is not events[0]:
+            has_prompt = [tail._add(event) for event in own]
+            is_whole = len(events) < limit or not own or own[0] is not events[0] or limit > _MAX_TAIL
+            if is_whole or (tail.feed is not None and (any(has_prompt) or not turn)):
                 return tail
             limit *= 8
 
@@ -154,7 +163,7 @@ class AttachedConnection(Connection):
         session = self._session
         self.router.is_shared = True
         self.router.bind(session.agent_session_id, session)
-        stored = await self._read_tail()
+        stored = await self._read_tail(turn=False)
         params = {
             "attach": client_name(self._former_id),
             "take_over": "true" if take_over else "false",
@@ -167,7 +176,7 @@ class AttachedConnection(Connection):
             await self._wait(self._attached)
         # From here on no other client adds events, so that what is read is all that is stored.
         await session.journal.confirm()
-        self._tail = await self._read_tail()
+        self._tail = await self._read_tail(turn=True)
         for request_id, (event, head) in self._tail.open.items():
             if event.id not in self._unsent:
                 self._join(request_id, head, event)
@@ -200,8 +209,8 @@ class AttachedConnection(Connection):
             else:
                 await self._delivery.notify(event.payload_json, event.id)
 
-    async def _read_tail(self) -> StoredTail:
-        return await StoredTail.read(self._driver, self._session.id, self._base_id)
+    async def _read_tail(self, *, turn: bool) -> StoredTail:
+        return await StoredTail.read(self._driver, self._session.id, self._base_id, turn=turn)
 
     async def _wait(self, event: asyncio.Event) -> None:
         """Wait for an event of the stream, which may end instead."""

@@ -227,6 +227,11 @@ class PermissionBroker:
             except SandboxAgentError as error:
                 logger.info("permission %s could not be cancelled: %s", pending.request.id, error)
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a request waits for an answer."""
+        return bool(self._pending)
+
     def forget_all(self) -> None:
         """Drop all open requests: their agent is gone."""
         self._pending.clear()

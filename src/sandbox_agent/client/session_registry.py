@@ -20,7 +20,7 @@ from sandbox_agent.client.attached import AttachedConnection
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
-from sandbox_agent.client.identity import describe_process, has_ended, process_name
+from sandbox_agent.client.identity import connection_of, describe_process, has_ended, process_name
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
@@ -49,6 +49,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # How long the store may take to store the last events when the client is disposed.
 FLUSH_TIMEOUT = 30.0
+# How long it may take to say whether another process has a session.
+CONFIRM_TIMEOUT = 5.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
 HAND_OVER_TIMEOUT = 5.0
 # How long the place of a client is kept that has left (see the server's).
@@ -229,7 +231,14 @@ class SessionRegistry:
                 await self._restore(session, connection)
             if former is not None:
                 former.router.unbind(former_id)
+                await self._close_unused()
             return connection
+
+    async def _close_unused(self) -> None:
+        """Close the attached connections whose session has left."""
+        for connection in list(self._attached):
+            if not connection.router.sessions:
+                await connection.close()
 
     async def _attach(self, session: SessionCore, *, take_over: bool) -> Connection | None:
         """Attach to the connection that the session used last, if the server still has it.
@@ -354,7 +363,12 @@ class SessionRegistry:
                 await connection.release(session, fenced)
             except SandboxAgentError as error:
                 logger.info("session %s could not be cancelled: %s", session.id, error)
-        await session.permissions.cancel_all()
+        other = connection_of(session.record.last_connection_id)
+        if any(connection_of(connection.connection_id) == other for connection in self._all_connections()):
+            session.permissions.forget_all()  # it has attached to the agent, and answers
+        else:
+            await session.permissions.cancel_all()
+        await self._close_unused()
 
     async def create(
         self,
@@ -464,6 +478,16 @@ class SessionRegistry:
 
     # dispose
 
+    async def _cancel_permissions(self, session: SessionCore) -> None:
+        """Cancel the session's open permission requests, unless another process has the session."""
+        if not session.permissions.has_open:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONFIRM_TIMEOUT):
+                if await session.journal.fencing_error() is not None:
+                    return
+        await session.permissions.cancel_all()
+
     async def close(self) -> None:
         """Cancel open permission requests, close the connections, store all events.
 
@@ -473,7 +497,7 @@ class SessionRegistry:
         sessions = list(self._sessions.values())
         connections, self._connections = self._all_connections(), {}
         try:
-            await asyncio.gather(*(session.permissions.cancel_all() for session in sessions))
+            await asyncio.gather(*(self._cancel_permissions(session) for session in sessions))
             await asyncio.gather(*(connection.close() for connection in connections))
         finally:
             # Also if the caller is cancelled: pending requests must fail, they cannot complete any more.
@@ -495,7 +519,8 @@ async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> Persist
                 await journal.flush()
     except PersistError as error:
         handled = isinstance(error, SessionFencedError) and reported
-        failed = None if handled else error
+        # A process that reads the same stream has stored the events: then nothing is left.
+        failed = None if handled or not journal.dirty else error
     except TimeoutError:
         failed = PersistError(
             f"session '{journal.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",
