@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,14 @@ import anyio
 import httpx2
 import pytest
 
-from sandbox_agent import SandboxAgent, SandboxAgentError, Session, SessionAlreadyExistsError
+from sandbox_agent import (
+    SandboxAgent,
+    SandboxAgentError,
+    SessionAlreadyExistsError,
+    SQLiteSessionPersistDriver,
+    UnsupportedSessionValueError,
+)
+from sandbox_agent.client.options import SessionOptions
 from tests.client.checks import all_events, methods
 from tests.support.servers import ServerProcess, put_launcher
 
@@ -18,11 +26,78 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_sessions_of_one_id_made_at_once_are_one(sdk: SandboxAgent) -> None:
-    made = await asyncio.gather(
-        *(sdk.create_session(agent="mock", id="one") for _ in range(3)), return_exceptions=True
+    first, *others = await asyncio.gather(
+        *(sdk.create_session(agent="mock", id="one", model="mock-fast") for _ in range(3))
     )
-    assert sum(isinstance(result, Session) for result in made) == 1
-    assert sum(isinstance(result, SessionAlreadyExistsError) for result in made) == 2
+    assert all(session is first for session in others)
+    assert methods(await all_events(sdk, first)).count("session/new") == 1
+
+
+SERVER = {"name": "files", "command": "true", "env": {"KEY": "a-secret-value"}}
+
+
+async def test_a_session_that_is_created_again_with_the_same_arguments_is_resumed(
+    shared_server: ServerProcess, driver: SQLiteSessionPersistDriver, tmp_path: Path
+) -> None:
+    given: SessionOptions = {
+        "cwd": tmp_path,
+        "mode": "plan",
+        "mcp_servers": [SERVER],
+        "permission_policy": "reject",
+    }
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        first = await sdk.create_session(agent="mock", id="job", **given)
+        await first.prompt("echo first")
+        again = await sdk.create_session(agent="mock", id="job", **given)
+        assert again is first
+        assert "_sandbox_agent/session_restored" not in methods(await all_events(sdk, first))
+        record = await driver.get_session("job")
+        assert record is not None
+        meta = (record.session_init or {})["_meta"]
+        assert "a-secret-value" not in json.dumps(meta)
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=driver) as sdk:
+        same: SessionOptions = {**given, "cwd": str(tmp_path), "model": None}
+        session = await sdk.create_session(agent="mock", id="job", **same)
+        assert (await session.prompt("echo second")).stop_reason == "end_turn"
+        events = await all_events(sdk, session)
+        assert methods(events).count("_sandbox_agent/session_restored") == 1
+        assert [each.id for each in (await sdk.list_sessions()).items] == ["job"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "given"),
+    [
+        ("mock", {"mode": "plan"}),
+        ("mock", {"cwd": "/tmp"}),
+        ("mock", {"permission_policy": "always"}),
+        ("mock", {"mcp_servers": [SERVER]}),
+        ("mock", {"mcp_servers": [{**SERVER, "env": {"KEY": "another"}}], "permission_policy": "reject"}),
+        ("claude", {}),
+    ],
+)
+async def test_a_session_that_exists_is_not_created_with_other_arguments(
+    sdk: SandboxAgent, agent: str, given: SessionOptions
+) -> None:
+    await sdk.create_session(agent="mock", id="job", permission_policy="reject", mcp_servers=[SERVER])
+    with pytest.raises(SessionAlreadyExistsError, match="other arguments"):
+        await sdk.create_session(agent=agent, id="job", **given)
+
+
+async def test_a_session_that_was_destroyed_is_not_created_again(sdk: SandboxAgent) -> None:
+    await sdk.create_session(agent="mock", id="job")
+    await sdk.destroy_session("job")
+    with pytest.raises(SessionAlreadyExistsError):
+        await sdk.create_session(agent="mock", id="job")
+
+
+async def test_a_session_whose_setting_fails_is_not_found_by_a_creation_at_the_same_time(
+    sdk: SandboxAgent,
+) -> None:
+    made = await asyncio.gather(
+        *(sdk.create_session(agent="mock", id="one", model="gpt-0") for _ in range(2)),
+        return_exceptions=True,
+    )
+    assert [type(error) for error in made] == [UnsupportedSessionValueError, SessionAlreadyExistsError]
 
 
 async def test_sessions_resumed_or_made_at_once_are_one(sdk: SandboxAgent) -> None:

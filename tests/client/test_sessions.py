@@ -246,7 +246,7 @@ async def test_stored_sessions_are_listed_and_found(sdk: SandboxAgent) -> None:
 async def test_an_id_that_exists_is_not_made_twice(sdk: SandboxAgent) -> None:
     session = await sdk.create_session(agent="mock", id="mine")
     with pytest.raises(SessionAlreadyExistsError):
-        await sdk.create_session(agent="mock", id="mine")
+        await sdk.create_session(agent="mock", id="mine", mode="plan")
     assert await sdk.resume_or_create_session(id="mine", agent="mock") is session
     assert "_sandbox_agent/session_restored" not in methods(await all_events(sdk, session))
 

@@ -18,6 +18,7 @@ from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
 from sandbox_agent.client.options import (
     ClientOptions,
     SessionOptions,
+    arguments_digest,
     check_client_options,
     check_keywords,
     open_persist,
@@ -28,7 +29,7 @@ from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session, session_handle
 from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
-from sandbox_agent.client.settings import required
+from sandbox_agent.client.settings import created_with, init_with_arguments, required
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
@@ -296,7 +297,7 @@ class SandboxAgent(ServerApi):
         id: str | None = None,  # noqa: A002 - the contract's name
         **options: Unpack[SessionOptions],
     ) -> Session:
-        """Create a session.
+        """Create a session; the same id and arguments again resume the session that exists.
 
         Args:
             agent: the agent's id ("claude", "codex", …).
@@ -304,7 +305,8 @@ class SandboxAgent(ServerApi):
             **options: see ``SessionOptions``.
 
         Raises:
-            SessionAlreadyExistsError: the store has a session of that id.
+            SessionAlreadyExistsError: the store has a session of that id, which was created with other
+                arguments or destroyed.
             UnsupportedAgentError: the server does not know the agent.
             AgentNotInstalledError: the agent is not installed.
             AgentProcessExitedError: the agent exited at its start.
@@ -323,17 +325,17 @@ class SandboxAgent(ServerApi):
         )
         if directories := options.get("additional_directories"):
             init["additionalDirectories"] = [os.fspath(directory) for directory in directories]
-        chosen = _chosen(name, options)
-        core = await self._registry.create(
-            name, (id or "").strip() or None, init, options.get("permission_policy"), chosen
-        )
+        local_id, policy = (id or "").strip() or None, options.get("permission_policy")
+        chosen, arguments = _chosen(name, options), arguments_digest(name, options)
+        if local_id is not None:
+            init = init_with_arguments(init, arguments)
         try:
-            await core.settings.create(core.call)
-            await core.journal.flush()
-        except BaseException:
-            await self._registry.destroy(core)
-            raise
-        return session_handle(core)
+            return session_handle(await self._registry.create(name, local_id, init, policy, chosen))
+        except SessionAlreadyExistsError:
+            core = await self._registry.load(local_id or "")
+            if core is None or core.record.destroyed_at or created_with(core.record) != arguments:
+                raise
+            return await self.resume_session(core.id, permission_policy=policy)
 
     async def resume_session(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
@@ -68,6 +70,22 @@ class SessionOptions(TypedDict, total=False):
     session_init: Mapping[str, Any] | None
     permission_mode: PermissionMode | None
     permission_policy: PermissionPolicy | None
+
+
+def arguments_digest(agent: str, options: SessionOptions) -> str:
+    """Return a digest of the arguments of ``create_session``; functions are not told apart."""
+    given = {name: value for name, value in options.items() if value is not None}
+    text = json.dumps([agent, given], sort_keys=True, default=_to_json)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    if isinstance(value, Sequence):
+        return list(cast("Sequence[Any]", value))
+    is_path = isinstance(value, os.PathLike)
+    return os.fspath(cast("os.PathLike[str]", value)) if is_path else "function"
 
 
 def check_keywords(options: Mapping[str, object], kind: type, function: str) -> None:

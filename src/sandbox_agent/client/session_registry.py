@@ -378,7 +378,7 @@ class SessionRegistry:
         policy: PermissionPolicy | None,
         chosen: ChosenSettings,
     ) -> SessionCore:
-        """Create a session at the agent and in the store.
+        """Create a session at the agent and in the store, with the chosen settings.
 
         Raises:
             SessionAlreadyExistsError: the store has a session of that id.
@@ -391,10 +391,18 @@ class SessionRegistry:
             self.tasks.check_process()
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
-                    f"session '{local_id}' exists: resume it, or use resume_or_create_session",
+                    f"session '{local_id}' exists and was created with other arguments, or was destroyed: "
+                    "resume it, or use resume_or_create_session",
                     sessionId=local_id,
                 )
-            return await self._create(agent, local_id, init_with_chosen(init, chosen), policy)
+            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policy)
+            try:
+                await session.settings.create(session.call)
+                await session.journal.flush()
+            except BaseException:
+                await self.destroy(session)
+                raise
+            return session
 
     async def _create(
         self, agent: str, local_id: str, init: dict[str, Any], policy: PermissionPolicy | None

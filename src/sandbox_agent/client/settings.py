@@ -41,7 +41,8 @@ from sandbox_agent.errors import (
 from sandbox_agent.wire.jsonrpc import loads, members
 from sandbox_agent.wire.records import SessionRecord
 
-# The chosen settings are in session_init._meta["sandbox-agent"]. The rest of session_init is the params of
+# The chosen settings, and a digest of the arguments of create_session, which may have secrets, are in
+# session_init._meta["sandbox-agent"]. The rest of session_init is the params of
 # session/new. The TypeScript SDK sends all of it to the agent; this SDK leaves its own member out.
 _META = "_meta"
 _MEMBER = "sandbox-agent"
@@ -65,7 +66,7 @@ def chosen_settings(record: SessionRecord) -> ChosenSettings:
 
 
 def _read(record: SessionRecord) -> ChosenSettings | None:
-    stored = members(members((record.session_init or {}).get(_META)).get(_MEMBER))
+    stored = _member(record)
     if "chosen" not in stored:
         return None
     try:
@@ -74,10 +75,28 @@ def _read(record: SessionRecord) -> ChosenSettings | None:
         return None
 
 
+def created_with(record: SessionRecord) -> object:
+    """Return the digest of the arguments that created the session; None in records without one."""
+    return _member(record).get("arguments")
+
+
+def _member(record: SessionRecord) -> dict[str, Any]:
+    return members(members((record.session_init or {}).get(_META)).get(_MEMBER))
+
+
+def init_with_arguments(init: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """Return ``session_init`` with the digest of the arguments that create the session."""
+    return _with_member(init, arguments=digest)
+
+
 def init_with_chosen(init: Mapping[str, Any], chosen: ChosenSettings) -> dict[str, Any]:
     """Return ``session_init`` with the chosen settings in it."""
+    return _with_member(init, chosen=msgspec.to_builtins(chosen))
+
+
+def _with_member(init: Mapping[str, Any], **fields: object) -> dict[str, Any]:
     meta = members(init.get(_META))
-    stored = {**members(meta.get(_MEMBER)), "version": _VERSION, "chosen": msgspec.to_builtins(chosen)}
+    stored = {**members(meta.get(_MEMBER)), "version": _VERSION, **fields}
     return {**init, _META: {**meta, _MEMBER: stored}}
 
 
