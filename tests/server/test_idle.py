@@ -150,6 +150,25 @@ async def test_a_turn_that_waits_for_a_permission_that_no_stream_shows_is_idle(
         await until_ended(client, "unwatched")
 
 
+@pytest.mark.parametrize("name", ["ann", ""])
+async def test_a_client_that_disconnects_during_its_prompt_is_gone(
+    impatient: ServerProcess, tmp_path: Path, name: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        server = impatient
+        if not name:  # its prompt takes the fast path
+            options = ["--acp-idle-timeout", "0.3", "--acp-idle-timeout-all"]
+            server = stack.enter_context(our_server(tmp_path, *options))
+        observer = await stack.enter_async_context(client_of(server))
+        async with client_of(server) as client:
+            talking = await opened(client, "vanished", name)
+            async with talking.stream() as stream:
+                prompt = talking.start("permission")
+                await stream.until("session/request_permission")
+            prompt.cancel()
+        await until_ended(observer, "vanished")
+
+
 async def test_a_connection_is_ended_after_its_turn_and_its_stream(impatient: ServerProcess) -> None:
     async with client_of(impatient) as client:
         ann = await opened(client, "done")
@@ -256,15 +275,15 @@ async def test_no_agent_is_ended_without_a_timeout() -> None:
 
 def test_many_clients_that_are_gone_are_forgotten_and_those_that_are_there_are_not() -> None:
     usage = Usage()
-    usage.begin(UNNAMED)
-    usage.end(UNNAMED)
-    usage.begin("first", streams=1)
+    usage.begin(UNNAMED)()
+    end = usage.begin("first", streams=1)
     for number in range(3 * MAX_CLIENTS):
         with usage.used(f"client {number}"):
             pass
     assert len(usage.streams) == MAX_CLIENTS
     assert list(usage.streams)[:2] == [UNNAMED, "first"]
     assert usage.idle_seconds is None
-    usage.end("first", streams=1)
-    assert usage.streams["first"] == 0
+    for _ in range(2):
+        end()
+        assert usage.streams["first"] == 0
     assert usage.idle_seconds is not None

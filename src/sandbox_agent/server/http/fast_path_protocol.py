@@ -7,6 +7,7 @@ request that it does not handle goes through the ASGI application, which makes t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -24,14 +25,32 @@ from sandbox_agent.wire.jsonrpc import read_head
 class _Exchange:
     """The cycle that uvicorn sees while an envelope takes the fast path."""
 
-    __slots__ = ("disconnected", "keep_alive", "message_event", "request", "response_complete")
+    __slots__ = ("_disconnected", "end_use", "keep_alive", "message_event", "request", "response_complete")
 
-    def __init__(self, request: str, message_event: asyncio.Event, *, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        request: str,
+        message_event: asyncio.Event,
+        *,
+        keep_alive: bool,
+        end_use: Callable[[], None],
+    ) -> None:
         self.request = request
         self.message_event = message_event
         self.keep_alive = keep_alive
-        self.disconnected = False
+        self.end_use = end_use
+        self._disconnected = False
         self.response_complete = False
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client has disconnected; uvicorn sets it."""
+        return self._disconnected
+
+    @disconnected.setter
+    def disconnected(self, value: bool) -> None:
+        self._disconnected = value
+        self.end_use()
 
 
 class FastPathProtocol(HttpToolsProtocol):
@@ -79,16 +98,20 @@ class FastPathProtocol(HttpToolsProtocol):
         if answer is None:
             return False
         keep_alive: bool = cast("Any", self).parser.should_keep_alive()
-        exchange = _Exchange(f"POST {self.url.decode('latin-1')}", self._message_event, keep_alive=keep_alive)
+        exchange = _Exchange(
+            f"POST {self.url.decode('latin-1')}",
+            self._message_event,
+            keep_alive=keep_alive,
+            end_use=connection.usage.begin(UNNAMED),
+        )
         cast("Any", self).cycle = exchange
-        connection.usage.begin(UNNAMED)
         answer.add_done_callback(lambda done: self._answer(exchange, connection, done))
         return True
 
     def _answer(
         self, exchange: _Exchange, connection: AgentConnection, answer: asyncio.Future[bytes]
     ) -> None:
-        connection.usage.end(UNNAMED)
+        exchange.end_use()
         if exchange.disconnected or self.transport.is_closing():
             answer.exception()  # marks the exception as retrieved
             return

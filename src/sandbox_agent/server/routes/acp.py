@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +18,7 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     UnsupportedAgentError,
 )
+from sandbox_agent.server.agents.connection import UNTIMED_METHODS
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.http.operations import (
     AGENT_ERRORS,
@@ -36,7 +39,7 @@ from sandbox_agent.server.http.operations import (
     text_schema,
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
-from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
+from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer, on_disconnect
 from sandbox_agent.wire.api import AcpClientInfo, AcpServerInfo, AcpServerListResponse
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
@@ -171,10 +174,14 @@ async def post_v1_acp(request: Request) -> Response:
     head = _read_head(body)
     connection = await state.bridge.open(server_id, read_text(request, "agent"))
     respond_async = _prefers_async(request)
-    with connection.usage.used(client):
-        response = await connection.send(
-            client, head, body, key=read_idempotency_key(request), respond_async=respond_async
-        )
+    # A client that disconnects is gone, even if its request goes on; only a prompt may last for long.
+    may_last = head.method in UNTIMED_METHODS and not respond_async
+    with connection.usage.used(client) as end_use:
+        watched = on_disconnect(request.receive, end_use) if may_last else nullcontext()
+        with watched:
+            response = await connection.send(
+                client, head, body, key=read_idempotency_key(request), respond_async=respond_async
+            )
     if response is None:
         if not (respond_async and head.is_request):
             return Response(status_code=202)

@@ -41,29 +41,35 @@ class Usage:
         """Return whether another client has an open stream."""
         return any(count for name, count in self.streams.items() if name != client)
 
-    def begin(self, client: str, *, streams: int = 0) -> None:
-        """Count a use by a client; the caller ends it with ``end``."""
+    def begin(self, client: str, *, streams: int = 0) -> Callable[[], None]:
+        """Count a use by a client; return a function that ends it, which may be called twice."""
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                self._uses -= 1
+                self._since = time.monotonic()
+                if streams:
+                    self.streams[client] -= streams
+
         self._uses += 1
         self.streams[client] = self.streams.pop(client, 0) + streams
         if len(self.streams) > MAX_CLIENTS:
-            gone = (name for name, count in self.streams.items() if not count and name != UNNAMED)
-            self.streams.pop(next(gone, ""), None)
-
-    def end(self, client: str, *, streams: int = 0) -> None:
-        """End a use that ``begin`` has counted, with the same arguments."""
-        self._uses -= 1
-        self._since = time.monotonic()
-        if streams:
-            self.streams[client] -= streams
+            left = (name for name, count in self.streams.items() if not count and name != UNNAMED)
+            if (longest := next(left, None)) is not None:
+                del self.streams[longest]
+        return end
 
     @contextmanager
-    def used(self, client: str, *, streams: int = 0) -> Generator[None]:
-        """Count a use while the context lasts."""
-        self.begin(client, streams=streams)
+    def used(self, client: str, *, streams: int = 0) -> Generator[Callable[[], None]]:
+        """Count a use while the context lasts; its value ends the use early."""
+        end = self.begin(client, streams=streams)
         try:
-            yield
+            yield end
         finally:
-            self.end(client, streams=streams)
+            end()
 
 
 async def overdue(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from starlette.responses import Response
@@ -111,7 +111,7 @@ class Viewer:
         self._left = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def counted(self) -> AbstractContextManager[None]:
+    def counted(self) -> AbstractContextManager[object]:
         """Return a context that counts as an open stream of the client."""
         return self._viewed.usage.used(self._name, streams=1)
 
@@ -169,20 +169,27 @@ class EventStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        with self._viewer.counted(), self._presence:
+        with self._viewer.counted(), self._presence, on_disconnect(receive, self._viewer.leave):
             await send({"type": "http.response.body", "body": self._opening, "more_body": True})
-            watching = asyncio.ensure_future(_leave_on_disconnect(receive, self._viewer))
             try:
                 async for data in self._viewer:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except PersistError as error:
                 logger.warning("a stream ends early: the store can't be read (%s)", error)
-            finally:
-                watching.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _leave_on_disconnect(receive: Receive, viewer: Viewer) -> None:
+@contextmanager
+def on_disconnect(receive: Receive, call: Callable[[], None]) -> Generator[None]:
+    """Call a function if the client disconnects while the context lasts; the request's body was read."""
+    watching = asyncio.ensure_future(_call_on_disconnect(receive, call))
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+async def _call_on_disconnect(receive: Receive, call: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    viewer.leave()
+    call()
