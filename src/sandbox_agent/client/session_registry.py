@@ -22,6 +22,7 @@ from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.identity import connection_of, describe_process, has_ended, process_name
 from sandbox_agent.client.journal import EventIds, Journal
+from sandbox_agent.client.opened import OpenedConnection
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
@@ -140,7 +141,7 @@ class SessionRegistry:
         existing = self._connections.get(agent)
         if existing is not None:
             return existing
-        opened = Connection(
+        opened = OpenedConnection(
             self._http,
             self.tasks,
             agent,

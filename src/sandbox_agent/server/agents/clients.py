@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import msgspec
+
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import ConflictError
+from sandbox_agent.wire.jsonrpc import dumps
 
 # A client whose stream has ended may only have lost its network: its place is kept for this long.
 GONE_SECONDS: Final = 10.0
@@ -110,3 +113,9 @@ class Clients:
             for name, client in self._clients.items()
             if client.streams or now - client.left_at < GONE_SECONDS
         }
+
+
+def sent_event(client: str, key: str, envelope: bytes) -> bytes:
+    """Return the data of a ``sent`` event: one line, without changes to the envelope's tokens."""
+    data = dumps({"client": client, "idempotencyKey": key, "envelope": msgspec.Raw(envelope)})
+    return data.replace(b"\r", b" ").replace(b"\n", b" ")

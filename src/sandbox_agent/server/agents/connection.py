@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
-import msgspec
 
 from sandbox_agent.engine.correlate import (
     EVERYONE,
@@ -31,7 +30,7 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.runtime.process import ExitStatus, Process
-from sandbox_agent.server.agents.clients import Clients
+from sandbox_agent.server.agents.clients import Clients, sent_event
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.usage import Usage
@@ -385,7 +384,7 @@ class AgentConnection:
             return None
         timeout = None if submitted.method in UNTIMED_METHODS else self._timeout
         pending = submitted.pending
-        sent = None if client == UNNAMED or key is None else (key, _sent_event(client, key, envelope))
+        sent = None if client == UNNAMED or key is None else (key, sent_event(client, key, envelope))
         if pending is None:
             await self._write(client, submitted, submitted.line, timeout, sent)
             return None
@@ -555,12 +554,6 @@ class AgentConnection:
             self.signal.fire()
             with anyio.move_on_after(DROP_SECONDS):
                 await self._spiller.drop(self.feed.epoch)
-
-
-def _sent_event(client: str, key: str, envelope: bytes) -> bytes:
-    """Return the data of a ``sent`` event: one line, without changes to the envelope's tokens."""
-    data = dumps({"client": client, "idempotencyKey": key, "envelope": msgspec.Raw(envelope)})
-    return data.replace(b"\r", b" ").replace(b"\n", b" ")
 
 
 def _retrieve(response: asyncio.Future[bytes]) -> None:

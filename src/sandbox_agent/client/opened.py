@@ -1,0 +1,101 @@
+"""A connection that this client opens: it starts the agent and initializes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import httpx2
+
+from sandbox_agent.client.connection import Connection
+from sandbox_agent.client.delivery import UnknownOutcomeError
+from sandbox_agent.client.envelopes import Answer, request
+from sandbox_agent.client.http import describe
+from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
+from sandbox_agent.engine.handshake import auth_method, initialize_params
+from sandbox_agent.errors import AcpRpcError, SandboxAgentError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
+
+RETRY_DELAY = 0.1
+
+
+class OpenedConnection(Connection):
+    """A connection with an agent of its own; ``open`` starts it."""
+
+    async def open(self) -> None:
+        """Start the agent, initialize it, open the feed, and authenticate if that needs no user."""
+        sent = PendingRequest(Outgoing(next(self._request_ids)), "initialize", None)
+        try:
+            # A cancelled caller may already have started the agent: close() ends it.
+            line = await self._start_agent(sent)
+            self.initialize_result = self._read_initialize(line)
+            self._start_feed()
+            await self._authenticate()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start_agent(self, sent: PendingRequest) -> bytes:
+        """Send initialize, which starts the agent, and return the response."""
+        self._pending[sent.outgoing.id] = sent
+        sent.body = body = request(sent.outgoing.id, "initialize", initialize_params("sandbox-agent-sdk"))
+        deadline = time.monotonic() + self._delivery.response_timeout
+        while True:
+            try:
+                answer = await self._delivery.request(body, sent.future, params={"agent": self.agent})
+                break
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+                raise self._not_started(describe(error)) from error
+            except UnknownOutcomeError as error:
+                if await self._is_on_server(unless=False):
+                    self._start_feed()
+                    opened = self._tasks.run(self._feed.opened.wait(), name="feed opened")
+                    await asyncio.wait({opened, sent.future}, return_when=asyncio.FIRST_COMPLETED)
+                    opened.cancel()
+                    if sent.future.done() or not self._feed.complete:
+                        answer = b""  # a server without epochs does not recognize repetitions
+                        break
+                elif error.problem is not None:
+                    raise error.problem from None
+                elif error.status == 200:
+                    raise SandboxAgentError(
+                        f"the answer to initialize is not a JSON-RPC envelope: is {self._http.base_url} a "
+                        "sandbox-agent server?"
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise self._not_started(str(error)) from error
+                await asyncio.sleep(max(error.retry_after, RETRY_DELAY))
+        sent.posted.set()
+        if answer:
+            self._pending.pop(sent.outgoing.id, None)
+            return answer
+        self._start_feed()
+        return await self._response_of(sent)
+
+    def _not_started(self, why: str) -> NotSentError:
+        return NotSentError(
+            f"agent '{self.agent}' could not be started: no response from {self._http.base_url} ({why})"
+        )
+
+    def _read_initialize(self, line: bytes) -> dict[str, Any]:
+        try:
+            return members(Answer.read(line).unwrap())
+        except InvalidEnvelopeError as error:
+            raise SandboxAgentError(
+                f"the response to initialize is not a JSON-RPC envelope ({error}): "
+                f"is {self._http.base_url} a sandbox-agent server?"
+            ) from error
+
+    async def _authenticate(self) -> None:
+        method_id = auth_method(self.initialize_result)
+        if method_id is None:
+            return
+        try:
+            await self.request("authenticate", {"methodId": method_id})
+        except AcpRpcError as error:
+            # The agent may have credentials already; if not, its first prompt fails with the reason.
+            logger.info("agent %s did not authenticate with %s: %s", self.agent, method_id, error)
