@@ -78,6 +78,23 @@ async def test_local_never_uses_a_proxy(monkeypatch: pytest.MonkeyPatch, variabl
         await sdk.destroy_sandbox()
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+async def test_an_id_that_no_path_can_have_is_refused(name: str) -> None:
+    transport = httpx2.MockTransport(lambda _: pytest.fail("a request was sent"))
+    async with SandboxAgent.connect(transport=transport, skip_health_check=True) as sdk:
+        for call in (
+            sdk.get_agent(name),
+            sdk.install_agent(name),
+            sdk.sessions.create(name, agent="mock"),
+            sdk.sessions.get(name),
+            sdk.sessions.delete(name),
+            sdk.sessions.reply_permission("s", name, "once"),
+            anext(sdk.sessions.stream_events(name)),
+        ):
+            with pytest.raises(ValueError, match=r"must not be empty, '\.' or '\.\.'"):
+                await call
+
+
 async def test_text_that_becomes_a_header_is_encoded() -> None:
     seen: list[httpx2.Request] = []
 

@@ -281,5 +281,11 @@ def _read_object(body: bytes) -> dict[str, Any] | None:
 
 
 def quote_segment(segment: str) -> str:
-    """Return a path segment with all reserved characters escaped."""
+    """Return a path segment with all reserved characters escaped.
+
+    Raises:
+        ValueError: the segment is empty, or would be removed from the path.
+    """
+    if segment in {"", ".", ".."}:
+        raise ValueError(f"an id must not be empty, '.' or '..', not {segment!r}")
     return segment if segment.replace("-", "").isalnum() and segment.isascii() else quote(segment, safe="")
