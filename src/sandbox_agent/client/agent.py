@@ -331,7 +331,7 @@ class SandboxAgent(ServerApi):
             await core.settings.create(core.call)
             await core.journal.flush()
         except BaseException:
-            await self._registry.destroy(core)
+            await self._registry.withdraw(core)
             raise
         return session_handle(core)
 

@@ -401,18 +401,26 @@ class SessionRegistry:
             session.store_permission_policy()
         # The settings are stored before they are set: they stay chosen if this program dies meanwhile.
         session.settings.expect_confirmation()
+        connection: Connection | None = None
         try:
             connection = await self.connection(agent)
             try:
                 await self._open_new(session, connection)
             except NotSentError:
-                await self._open_new(session, await self.connection(agent))
-        except BaseException:
+                connection = await self.connection(agent)
+                await self._open_new(session, connection)
+        except BaseException as error:
             session.journal.discard()
             self._sessions.pop(local_id, None)
+            if isinstance(error, asyncio.CancelledError) and connection is not None:
+                await self._close_unused(connection)
             raise
         session.journal.release()
-        await session.journal.flush()
+        try:
+            await session.journal.flush()
+        except asyncio.CancelledError:
+            await self.withdraw(session)
+            raise
         return session
 
     async def _open_new(self, session: SessionCore, connection: Connection) -> None:
@@ -424,6 +432,19 @@ class SessionRegistry:
         await self._cancel_on(self.live_connection(session), session)
         session.journal.change(destroyed_at=time.time_ns() // 1_000_000)
         await session.journal.flush()
+
+    async def withdraw(self, session: SessionCore) -> None:
+        """Destroy a session that its caller will not get; its agent ends, unless it has other sessions."""
+        connection = self.live_connection(session)
+        await self.destroy(session)
+        if connection is not None:
+            connection.router.unbind(session.agent_session_id)
+            await self._close_unused(connection)
+
+    async def _close_unused(self, connection: Connection) -> None:
+        if not connection.is_used:
+            self._connections.pop(connection.agent, None)
+            await connection.close()
 
     async def delete(self, session_id: str) -> None:
         """Erase a session; envelopes that its agent sends later are not stored."""
