@@ -271,6 +271,7 @@ class SandboxAgent(ServerApi):
         await self._leave(lambda provider, raw_id: provider.kill(raw_id))
 
     async def _leave(self, action: Callable[[SandboxProvider, str], Awaitable[None]]) -> None:
+        self._tasks.check_process()
         provider, raw_id = self._provider, self._raw_sandbox_id
         if provider is None or raw_id is None:
             raise SandboxAgentError("this SandboxAgent has no sandbox: it was connected, not started")

@@ -445,7 +445,7 @@ class Journal:
 
     def view(self, after: int = 0, *, live: bool = False) -> Viewer:
         """Return an iterator over the events above an index, or (live) from the next event on."""
-        viewer = Viewer(self._driver, self.record.id, after, live=live)
+        viewer = Viewer(self._driver, self.record.id, after, live=live, check=self._tasks.check_caller)
         self._viewers.add(viewer)
         if self._closed:
             viewer.close()

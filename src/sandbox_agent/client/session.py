@@ -149,6 +149,12 @@ class Session:
         return self._core.record.destroyed_at
 
     @property
+    def _usable(self) -> SessionCore:
+        # A call of another thread, event loop or process must fail before it changes anything.
+        self._core.host.tasks.check_caller()
+        return self._core
+
+    @property
     def permission_policy(self) -> PermissionPolicy | None:
         """How permission requests are answered when there is no listener; can be set.
 
@@ -181,7 +187,7 @@ class Session:
             ValueError: there is no such mode.
             UnsupportedSessionValueError: the agent refuses its own mode.
         """
-        await self._core.set_permission_mode(permission_mode)
+        await self._usable.set_permission_mode(permission_mode)
 
     # prompts
 
@@ -210,7 +216,7 @@ class Session:
         return await self._prompt(prompt, on_busy, None)
 
     async def _prompt(self, prompt: Prompt, on_busy: OnBusy, outgoing: Outgoing | None) -> PromptResponse:
-        core = self._core
+        core = self._usable
         if on_busy not in {"queue", "error"}:
             raise ValueError(f'on_busy must be "queue" or "error", not {on_busy!r}')
         if on_busy == "error" and core.is_busy:
@@ -262,7 +268,7 @@ class Session:
 
         Does nothing if no agent holds the session.
         """
-        connection = self._core.host.live_connection(self._core)
+        connection = self._usable.host.live_connection(self._core)
         if connection is not None:
             await self._core.cancel_on(connection)
 
@@ -280,9 +286,9 @@ class Session:
             raise SandboxAgentError("raw_send does not send session/cancel: use session.cancel()")
         fields = dict(params or {})
         if notification:
-            await self._core.notify(method, fields)
+            await self._usable.notify(method, fields)
             return None
-        return await self._core.call(method, fields)
+        return await self._usable.call(method, fields)
 
     # listeners
 
@@ -308,11 +314,11 @@ class Session:
             UnsupportedPermissionReplyError: the request has no such option; it stays open.
             SandboxAgentError: no such request is open.
         """
-        return self._core.permissions.respond(permission_id, reply)
+        return self._usable.permissions.respond(permission_id, reply)
 
     def raw_respond_permission(self, permission_id: str, response: Mapping[str, Any]) -> Awaitable[None]:
         """Answer a permission request with an ACP result (``{"outcome": …}``)."""
-        return self._core.permissions.respond_raw(permission_id, response)
+        return self._usable.permissions.respond_raw(permission_id, response)
 
     # settings
 
@@ -345,22 +351,22 @@ class Session:
             UnsupportedSessionConfigOptionError: the agent has no such option.
             UnsupportedSessionValueError: the option does not accept the value.
         """
-        await self._core.settings.set_option(config_id, value, self._core.call)
+        await self._usable.settings.set_option(config_id, value, self._core.call)
         await self._core.journal.flush()
 
     async def _set_category(self, category: str, value: str) -> None:
-        await self._core.settings.set_category(category, value, self._core.call)
+        await self._usable.settings.set_category(category, value, self._core.call)
         await self._core.journal.flush()
 
     async def get_config_options(self) -> list[dict[str, Any]]:
         """Return the options in ACP's shape; fetched from the server if session/new returned none."""
-        options = await self._core.settings.options()
+        options = await self._usable.settings.options()
         await self._core.journal.flush()
         return options
 
     async def get_modes(self) -> dict[str, Any] | None:
         """Return ``currentModeId`` and ``availableModes``, or None if the agent has no modes."""
-        modes = await self._core.settings.modes()
+        modes = await self._usable.settings.modes()
         await self._core.journal.flush()
         return modes
 
@@ -370,7 +376,7 @@ class Session:
         Raises:
             SessionNotFoundError: the session was deleted.
         """
-        if not self._core.journal.is_fenced:
+        if not self._usable.journal.is_fenced:
             await self._core.journal.flush()
         await self._core.host.require(self.id)
         return self
