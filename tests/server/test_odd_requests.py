@@ -142,3 +142,17 @@ def test_a_client_that_sends_its_whole_body_first_reads_the_answer(
         assert json.loads(answer)["status"] == status
         connection.sendall(request("GET /v1/health HTTP/1.1"))
         assert read_response(connection)[1] == b'{"status":"ok"}'
+
+
+@pytest.mark.parametrize("folder", ["relative", "/nowhere/at/all", "~", "/etc/passwd"])
+def test_a_folder_is_checked_by_the_sessions_and_not_by_acp(server: ServerProcess, folder: str) -> None:
+    body = json.dumps({"agent": "mock", "directory": folder}).encode()
+    head, answer = ask(server, request("POST /v1/sessions/folder HTTP/1.0", body))
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert "directory must be an absolute path of a folder that exists" in json.loads(answer)["detail"]
+    # The TypeScript client sends its own folder, which the server's machine may not have.
+    ask(server, request("POST /v1/acp/folder?agent=mock HTTP/1.0", INITIALIZE))
+    new = json.dumps(envelope("session/new", {"cwd": folder, "mcpServers": []}, folder)).encode()
+    head, answer = ask(server, request("POST /v1/acp/folder HTTP/1.0", new))
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(answer)["result"]["sessionId"]
