@@ -147,6 +147,37 @@ async def test_a_call_from_another_thread_or_loop_is_refused_and_changes_nothing
         assert (await session.prompt("hello")).stop_reason == "end_turn"
 
 
+async def test_a_call_of_the_client_from_another_loop_is_refused_and_changes_nothing(
+    sdk: SandboxAgent,
+) -> None:
+    session = await sdk.create_session(agent="mock", id="mine")
+    calls: list[Callable[[], Any]] = [
+        sdk.list_agents,
+        lambda: sdk.create_session(agent="mock", id="other"),
+        lambda: sdk.resume_session("mine"),
+        lambda: sdk.get_session("mine"),
+        sdk.list_sessions,
+        lambda: sdk.destroy_session("mine"),
+        lambda: sdk.delete_session("mine"),
+        lambda: sdk.sessions.list(),
+        lambda: anext(sdk.sessions.stream_events("s")),
+        sdk.dispose,
+    ]
+
+    def call_in_a_loop() -> list[str]:
+        async def use() -> list[str]:
+            return [await _error_of(call) for call in calls]
+
+        return asyncio.run(use())
+
+    for error in await asyncio.to_thread(call_in_a_loop):
+        assert "belongs to another event loop" in error
+    with anyio.fail_after(10):
+        assert [record.id for record in (await sdk.list_sessions()).items] == ["mine"]
+        assert session.destroyed_at is None
+        assert (await session.prompt("hello")).stop_reason == "end_turn"
+
+
 def _in_fork(calls: Sequence[Callable[[], Any]]) -> list[str]:
     """Run the calls in a fork of this process; return the error of each."""
     here, there = multiprocessing.Pipe()

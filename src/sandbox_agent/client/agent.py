@@ -413,7 +413,7 @@ class SandboxAgent(ServerApi):
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[Session]:
         """Return a page of the stored sessions, oldest first."""
-        self._tasks.check_process()
+        self._tasks.check_caller()
         read_at = time.monotonic()
         page = await self.persist.list_sessions(limit=limit, cursor=cursor)
         sessions = [session_handle(self._registry.session(record, read_at)) for record in page.items]

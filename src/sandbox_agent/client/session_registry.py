@@ -313,7 +313,7 @@ class SessionRegistry:
 
     async def load(self, session_id: str) -> SessionCore | None:
         """Return a stored session, or None."""
-        self.tasks.check_process()
+        self.tasks.check_caller()
         read_at = time.monotonic()
         record = await self._driver.get_session(session_id)
         return None if record is None else self.session(record, read_at)
@@ -374,7 +374,7 @@ class SessionRegistry:
         if lock is None:
             lock = self._create_locks[local_id] = asyncio.Lock()
         async with lock:
-            self.tasks.check_process()
+            self.tasks.check_caller()
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
                     f"session '{local_id}' exists: resume it, or use resume_or_create_session",
@@ -448,7 +448,7 @@ class SessionRegistry:
 
     async def delete(self, session_id: str) -> None:
         """Erase a session; envelopes that its agent sends later are not stored."""
-        self.tasks.check_process()
+        self.tasks.check_caller()
         session = self._sessions.get(session_id)
         if session is not None:
             connection = self.live_connection(session)
