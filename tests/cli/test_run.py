@@ -67,6 +67,17 @@ def test_run_takes_the_prompt_from_standard_input(shell: Shell) -> None:
     assert shell.run("run", "-", "-a", "mock", stdin="echo piped").stdout == "piped\n"
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "\ufffd é"), ("ascii", "? ?")])
+def test_run_writes_text_that_the_output_can_not_encode(shell: Shell, encoding: str, shown: str) -> None:
+    # A byte of the command line that is not UTF-8 becomes a lone surrogate, which the mock says back.
+    env = {"PYTHONUTF8": "1", "PYTHONIOENCODING": encoding}
+    done = shell.run("run", "echo \udcff é", "-a", "mock", "--store", "sqlite:s.db", env=env)
+    assert (done.returncode, done.stdout) == (0, f"{shown}\n")
+    [record] = json.loads(shell.run("sessions", "list", "--store", "sqlite:s.db", "--json").stdout)["items"]
+    shown = shell.run("sessions", "show", record["id"], "--store", "sqlite:s.db", env=env).stdout
+    assert "> echo ? " in shown  # what is no text of a chunk: replaced when it is written
+
+
 def test_run_works_in_the_folder_and_with_the_settings_that_it_is_given(shell: Shell, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

@@ -70,6 +70,19 @@ def test_list_writes_one_json_object(store: Path, shell: Shell) -> None:
     assert rest["nextCursor"] is None
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_listed_as_json(shell: Shell) -> None:
+    async def store() -> None:
+        driver = SQLiteSessionPersistDriver(shell.folder / "s.db")
+        record = make_session("s")
+        record.session_init = {"cwd": "/\udcff"}
+        await driver.update_session(record)
+        await driver.close()
+
+    anyio.run(store)
+    page = json.loads(shell.run("sessions", "list", "--store", "s.db", "--json").stdout)
+    assert page["items"][0]["sessionInit"] == {"cwd": "/\udcff"}
+
+
 def test_show_is_a_transcript(store: Path, shell: Shell) -> None:
     lines = shell.run("sessions", "show", "c", "--store", store).stdout.splitlines()
     assert lines[0].startswith("session c  agent mock  created ")

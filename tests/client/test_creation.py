@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import httpx2
@@ -19,7 +20,8 @@ from sandbox_agent import (
     UnsupportedSessionValueError,
 )
 from sandbox_agent.client.options import SessionOptions
-from tests.client.checks import all_events, methods
+from tests.client.checks import all_events, methods, until
+from tests.client.scripted import ScriptedServer
 from tests.support.servers import ServerProcess, put_launcher
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +124,96 @@ async def test_an_agent_that_hangs_at_its_start_ends_with_who_waited_for_it(
                 await making
             assert await sdk.list_acp_servers() == []
             assert (await (await sdk.create_session(agent="mock")).prompt("hello")).stop_reason == "end_turn"
+
+
+class SlowServer(ScriptedServer):
+    """Its agent answers session/new, and changes of the mode, when the test says so.
+
+    Attributes:
+        held: the method whose responses wait.
+    """
+
+    held: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self.held and self.held.encode() in await request.aread():
+            self.paths.append(f"held {self.held}")
+            await self.released.wait()
+        return await super().handle_async_request(request)
+
+    def _result(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        modes = {"currentModeId": "ask", "availableModes": [{"id": "ask"}, {"id": "code"}]}
+        results: dict[str, dict[str, Any]] = {
+            "initialize": {"agentCapabilities": {"sessionCapabilities": {"close": {}}}},
+            "session/new": {"sessionId": f"agent-session-{envelope.get('id')}", "modes": modes},
+        }
+        return results.get(envelope["method"]) or super()._result(envelope)
+
+
+async def cancel_creation(sdk: SandboxAgent, server: SlowServer, held: str) -> None:
+    """Cancel the creation of a session when the server holds a method's response."""
+    server.held = held
+    creating = asyncio.create_task(sdk.create_session(agent="mock", id="cancelled", mode="code"))
+    await until(lambda: f"held {held}" in server.paths)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    server.held = ""
+
+
+@pytest.mark.parametrize("held", ["session/new", "session/set_mode"])
+async def test_a_creation_that_is_cancelled_ends_its_agent(held: str) -> None:
+    server = SlowServer()
+    with anyio.fail_after(20):
+        async with SandboxAgent.connect(transport=server, skip_health_check=True) as sdk:
+            await cancel_creation(sdk, server, held)
+            assert server.paths[-1].startswith("DELETE /v1/acp/sdk-mock-")
+            session = await sdk.create_session(agent="mock", id="again")
+            assert (await session.prompt("hello")).stop_reason == "end_turn"
+            record = await sdk.persist.get_session("cancelled")
+            assert record is None or record.destroyed_at is not None
+
+
+async def test_a_creation_that_is_cancelled_closes_its_session_at_an_agent_with_others() -> None:
+    server = SlowServer()
+    with anyio.fail_after(20):
+        async with SandboxAgent.connect(transport=server, skip_health_check=True) as sdk:
+            session = await sdk.create_session(agent="mock")
+            await cancel_creation(sdk, server, "session/new")
+            assert not any(path.startswith("DELETE") for path in server.paths)
+            server.released.set()
+            await until(lambda: server.posted[-1]["method"] == "session/close")
+            cancelled = next(each for each in reversed(server.posted) if each["method"] == "session/new")
+            assert server.posted[-1]["params"] == {"sessionId": f"agent-session-{cancelled['id']}"}
+            assert (await session.prompt("hello")).stop_reason == "end_turn"
+
+
+async def test_the_process_of_a_cancelled_creation_ends(own_server: ServerProcess, tmp_path: Path) -> None:
+    agent = tmp_path / "agent.py"
+    agent.write_text(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    message = json.loads(line)\n"
+        "    if message['method'] == 'initialize':\n"
+        "        print(json.dumps({'jsonrpc': '2.0', 'id': message['id'], 'result': {}}), flush=True)\n"
+        "    elif message['method'] == 'session/new':\n"
+        "        open(sys.argv[1], 'w').close()\n"
+    )
+    asked = tmp_path / "asked"
+    put_launcher(tmp_path / "data", "codex", [sys.executable, str(agent), str(asked)])
+    with anyio.fail_after(20):
+        async with SandboxAgent.connect(base_url=own_server.url) as sdk:
+            creating = asyncio.create_task(sdk.create_session(agent="codex"))
+            while not await anyio.Path(asked).exists():
+                await sdk.get_health()
+            creating.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await creating
+            assert await sdk.list_acp_servers() == []
 
 
 async def test_a_server_that_is_another_program_is_said_to_be() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable
-from multiprocessing.connection import Connection as Pipe
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from sandbox_agent import (
     PermissionRequest,
     SandboxAgent,
     SandboxAgentError,
+    Session,
     SessionFencedError,
     SQLiteSessionPersistDriver,
+    SQLiteSink,
 )
 from tests.client.checks import journal_of
 from tests.support.servers import ServerProcess
@@ -99,48 +103,187 @@ async def test_a_reply_from_another_thread_is_refused_and_changes_nothing(sdk: S
         assert (await turn).stop_reason == "end_turn"
 
 
-def _use_in_child(sdk: SandboxAgent, pipe: Pipe) -> None:
-    async def use(call: Callable[[], Any]) -> str:
-        try:
-            async with asyncio.timeout(5):
-                await call()
-        except Exception as error:  # noqa: BLE001 - sent to the parent
-            return f"{type(error).__name__}: {error}"
-        return "no error"
+CALLS: dict[str, Callable[[Session], Any]] = {
+    "prompt": lambda session: session.prompt("hello"),
+    "stream": lambda session: anext(session.stream("hello")),
+    "events": lambda session: anext(session.events()),
+    "cancel": lambda session: session.cancel(),
+    "raw_send": lambda session: session.raw_send("x"),
+    "raw_send a notification": lambda session: session.raw_send("x", notification=True),
+    "set_mode": lambda session: session.set_mode("plan"),
+    "set_model": lambda session: session.set_model("mock"),
+    "set_config_option": lambda session: session.set_config_option("model", "mock"),
+    "set_permission_mode": lambda session: session.set_permission_mode("allow"),
+    "get_modes": lambda session: session.get_modes(),
+    "get_config_options": lambda session: session.get_config_options(),
+    "refresh": lambda session: session.refresh(),
+    "respond_permission": lambda session: session.respond_permission("p", "once"),
+    "raw_respond_permission": lambda session: session.raw_respond_permission("p", {}),
+}
 
+
+async def _error_of(call: Callable[[], Any]) -> str:
+    try:
+        async with asyncio.timeout(5):
+            await call()
+    except Exception as error:  # noqa: BLE001 - the test compares it
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_call_from_another_thread_or_loop_is_refused_and_changes_nothing(
+    sdk: SandboxAgent, name: str
+) -> None:
+    session = await sdk.create_session(agent="mock")
+    before = (session.record, (await sdk.get_events(session_id=session.id)).items)
+
+    def call_in_a_loop() -> str:
+        return asyncio.run(_error_of(lambda: CALLS[name](session)))
+
+    assert "belongs to another event loop" in await asyncio.to_thread(call_in_a_loop)
+    with anyio.fail_after(10):
+        assert (session.record, (await sdk.get_events(session_id=session.id)).items) == before
+        assert (await session.prompt("hello")).stop_reason == "end_turn"
+
+
+async def test_a_call_of_the_client_from_another_loop_is_refused_and_changes_nothing(
+    sdk: SandboxAgent,
+) -> None:
+    session = await sdk.create_session(agent="mock", id="mine")
     calls: list[Callable[[], Any]] = [
         sdk.list_agents,
-        sdk.list_sessions,
-        lambda: sdk.create_session(agent="mock"),
+        lambda: sdk.create_session(agent="mock", id="other"),
+        lambda: sdk.resume_session("mine"),
         lambda: sdk.get_session("mine"),
-        lambda: sdk.get_events(session_id="mine"),
+        sdk.list_sessions,
+        lambda: sdk.destroy_session("mine"),
         lambda: sdk.delete_session("mine"),
+        lambda: sdk.sessions.list(),
+        lambda: anext(sdk.sessions.stream_events("s")),
         sdk.dispose,
     ]
-    pipe.send([asyncio.run(use(call)) for call in calls])
+
+    def call_in_a_loop() -> list[str]:
+        async def use() -> list[str]:
+            return [await _error_of(call) for call in calls]
+
+        return asyncio.run(use())
+
+    for error in await asyncio.to_thread(call_in_a_loop):
+        assert "belongs to another event loop" in error
+    with anyio.fail_after(10):
+        assert [record.id for record in (await sdk.list_sessions()).items] == ["mine"]
+        assert session.destroyed_at is None
+        assert (await session.prompt("hello")).stop_reason == "end_turn"
+
+
+def _in_fork(calls: Sequence[Callable[[], Any]]) -> list[str]:
+    """Run the calls in a fork of this process; return the error of each."""
+    here, there = multiprocessing.Pipe()
+
+    def run() -> None:
+        async def use() -> list[str]:
+            return [await _error_of(call) for call in calls]
+
+        there.send(asyncio.run(use()))
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    with warnings.catch_warnings():
+        # Newer versions of Python warn of every fork of a process with threads.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    errors = here.recv() if here.poll(50) else ["the child hangs"]
+    child.join(10)
+    if child.is_alive():
+        child.kill()
+    assert child.exitcode == 0
+    return errors
 
 
 async def test_a_forked_child_gets_a_clear_error_and_the_parent_is_unharmed(
     shared_server: ServerProcess, tmp_path: Path
 ) -> None:
-    store = str(tmp_path / "x.db")
-    async with SandboxAgent.connect(base_url=shared_server.url, persist=store) as sdk:
+    async with SandboxAgent.connect(base_url=shared_server.url, persist=str(tmp_path / "x.db")) as sdk:
         session = await sdk.create_session(agent="mock", id="mine")
-        here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_use_in_child, args=(sdk, there))
-        with warnings.catch_warnings():
-            # Newer versions of Python warn of every fork of a process with threads.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child.start()
-        results = await asyncio.to_thread(lambda: here.recv() if here.poll(50) else [])
-        await asyncio.to_thread(child.join, 10)
-        if child.is_alive():
-            child.kill()
-        *errors, disposed = results
-        assert len(errors) == 6
-        assert all("was created before this process was forked" in error for error in errors), errors
+        calls: list[Callable[[], Any]] = [
+            *(partial(call, session) for call in CALLS.values()),
+            sdk.list_agents,
+            sdk.list_sessions,
+            lambda: sdk.create_session(agent="mock"),
+            lambda: sdk.resume_session("mine"),
+            lambda: sdk.get_session("mine"),
+            lambda: sdk.get_events(session_id="mine"),
+            lambda: sdk.destroy_session("mine"),
+            lambda: sdk.delete_session("mine"),
+            lambda: sdk.sessions.list(),
+            lambda: anext(sdk.sessions.stream_events("s")),
+            sdk.destroy_sandbox,
+        ]
+        *errors, disposed = _in_fork([*calls, sdk.dispose])
+        assert len(errors) == len(calls)
+        for error in errors:
+            assert "was created before this process was forked" in error
         assert disposed == "no error"
         assert (await session.prompt("hello")).stop_reason == "end_turn"
+
+
+async def test_a_forked_child_gets_a_clear_error_of_a_store_that_is_in_use(tmp_path: Path) -> None:
+    driver = SQLiteSessionPersistDriver(tmp_path / "x.db")
+    unused = SQLiteSessionPersistDriver(tmp_path / "y.db")
+    await driver.list_sessions()
+    async with SQLiteSink(tmp_path / "z.db") as sink:
+        await sink.last_sequence("s")
+        calls = [driver.list_sessions, lambda: sink.last_sequence("s"), driver.close]
+        *errors, closed, own = _in_fork([*calls, unused.list_sessions])
+        assert all("was opened before this process was forked" in error for error in errors), errors
+        assert (closed, own) == ("no error", "no error")
+        assert await sink.last_sequence("s") == 0
+    assert (await driver.list_sessions()).items == []
+    await driver.close()
+    await unused.close()
+
+
+# A server such as gunicorn --preload imports the application, and with it the client, and then forks.
+PRELOADED = """
+import asyncio, os, sys
+from sandbox_agent import SandboxAgent, local
+
+loop = asyncio.new_event_loop()
+
+async def start():
+    sdk = await SandboxAgent.start(sandbox=local(log="silent"))
+    return sdk, await sdk.create_session(agent="mock")
+
+sdk, session = loop.run_until_complete(start())
+
+async def serve():
+    for call in (lambda: session.prompt("hello"), sdk.destroy_sandbox):
+        try:
+            await call()
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+    async with SandboxAgent.start(sandbox=local(log="silent")) as own:
+        other = await own.create_session(agent="mock")
+        print((await other.prompt("hello")).stop_reason, flush=True)
+        await own.destroy_sandbox()
+
+for worker in range(2):
+    if os.fork() == 0:
+        asyncio.run(serve())
+        sys.exit()
+    os.wait()
+print((loop.run_until_complete(session.prompt("hello"))).stop_reason, flush=True)
+loop.run_until_complete(sdk.destroy_sandbox())
+"""
+
+
+def test_a_client_that_was_preloaded_is_refused_in_each_worker_and_works_in_the_master() -> None:
+    done = subprocess.run([sys.executable, "-c", PRELOADED], capture_output=True, text=True, timeout=60)
+    refused = "SandboxAgentError this SandboxAgent was created before this process was forked"
+    lines = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert lines == [refused, refused, "end_turn"] * 2 + ["end_turn"], done.stderr
+    assert done.stderr == ""
 
 
 async def test_a_working_directory_may_be_a_path(sdk: SandboxAgent, tmp_path: Path) -> None:

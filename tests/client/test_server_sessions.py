@@ -320,3 +320,15 @@ async def test_a_wrong_token_is_refused(tmp_path_factory: pytest.TempPathFactory
                 await sdk.sessions.list()
             with pytest.raises(TokenInvalidError):
                 await anext(sdk.sessions.stream_events("s"))
+
+
+async def test_the_text_of_an_event_can_be_printed_whatever_the_agent_says(sdk: SandboxAgent) -> None:
+    name = f"s-{uuid4()}"
+    await sdk.sessions.create(name, agent="claude")
+    turn = [event async for event in sdk.sessions.stream_turn(name, "surrogate")]
+    page = await sdk.sessions.get_events(name, include_raw=True)
+    for events in (turn, page.events):
+        said = {event.data.delta: event.raw for event in events if isinstance(event.data, ItemDeltaData)}
+        assert "\ufffd" in said
+        "".join(said).encode()
+    assert r"\ud83d" in str(said["\ufffd"])  # the agent's envelope is unchanged

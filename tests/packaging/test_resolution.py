@@ -55,7 +55,7 @@ def test_the_sdk_resolves_beside(pypi: None, wheel: Path, requirements: tuple[st
     "requirements", [("fastapi",), ("pydantic<2",), ("pydantic>=2", "jupyter")], ids=" ".join
 )
 def test_the_server_resolves_beside(pypi: None, wheel: Path, requirements: tuple[str, ...]) -> None:
-    chosen = resolve(wheel, "[server,cli,postgres,redis,encryption]", *requirements)
+    chosen = resolve(wheel, "[server,cli,postgres,redis,encryption,socks]", *requirements)
     assert {"starlette", "uvicorn", "uvloop", "httptools", "websockets", "rich", "asyncpg"} <= chosen.keys()
 
 

@@ -248,10 +248,25 @@ def test_parse_update_never_raises(data: bytes) -> None:
     assert view.session_update == ""
 
 
-def test_a_lone_surrogate_is_read() -> None:
-    view = parse_update(b'{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"\\ud800"}}')
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (rb"a\ud83d", "a\ufffd"),
+        (rb"\ud83db", "\ufffdb"),
+        (rb"\ude00b", "\ufffdb"),
+        (rb"\ude00\ud83d", "\ufffd\ufffd"),
+        (rb"\ud83d\ude00", "\U0001f600"),
+        (rb"\ufeffa", "\ufeffa"),
+    ],
+)
+def test_the_text_of_a_chunk_has_no_lone_surrogates_and_its_content_has(escaped: bytes, text: str) -> None:
+    update = b'{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"%s"}}' % escaped
+    view = parse_update(update)
     assert isinstance(view, AgentMessageChunk)
-    assert view.text == "\ud800"
+    assert view.text == text
+    view.text.encode()
+    assert isinstance(view.content, TextContent)
+    assert view.content.text == json.loads(b'"%s"' % escaped)
 
 
 def test_read_update_finds_the_update_in_an_envelope() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Final, NamedTuple
 
@@ -59,6 +60,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command. An error of this package becomes one line on stderr and an exit code of ``TABLE``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Agents write what a terminal's encoding lacks, and halves of surrogate pairs.
+            stream.reconfigure(errors="replace")
     try:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import click
-import msgspec
 
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.output import ProgressBar, Screen, open_output, print_table
@@ -22,6 +21,7 @@ from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.persist.transfer.lines import Imported, event_line, export_lines, import_lines
 from sandbox_agent.persist.transfer.sessions import Moved, copy_sessions, list_all_sessions, measure
+from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
 _PAGE: Final = 500
@@ -58,7 +58,7 @@ def list_(*, store: str, namespace: str | None, limit: int, cursor: str | None, 
     async def print_page(driver: SessionPersistDriver) -> None:
         page = await driver.list_sessions(limit=limit, cursor=cursor)
         if as_json:
-            click.echo(msgspec.json.encode({"items": page.items, "nextCursor": page.next_cursor}))
+            click.echo(dumps({"items": page.items, "nextCursor": page.next_cursor}))
             return
         rows: list[list[str]] = []
         for record in page.items:

@@ -272,6 +272,7 @@ class SandboxAgent(ServerApi):
         await self._leave(lambda provider, raw_id: provider.kill(raw_id))
 
     async def _leave(self, action: Callable[[SandboxProvider, str], Awaitable[None]]) -> None:
+        self._tasks.check_process()
         provider, raw_id = self._provider, self._raw_sandbox_id
         if provider is None or raw_id is None:
             raise SandboxAgentError("this SandboxAgent has no sandbox: it was connected, not started")
@@ -419,7 +420,7 @@ class SandboxAgent(ServerApi):
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[Session]:
         """Return a page of the stored sessions, oldest first."""
-        self._tasks.check_process()
+        self._tasks.check_caller()
         read_at = time.monotonic()
         page = await self.persist.list_sessions(limit=limit, cursor=cursor)
         sessions = [session_handle(self._registry.session(record, read_at)) for record in page.items]

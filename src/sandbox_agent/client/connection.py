@@ -138,6 +138,13 @@ class Connection:
             pending.ended.set()
         self.router.unbind_all(session)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the agent holds a session, or a caller waits for a response."""
+        return bool(self.router.sessions) or not all(
+            each.future.cancelled() for each in self._pending.values()
+        )
+
     def is_bound(self, agent_session_id: str, session: ClientSession) -> bool:
         """Whether the agent holds that session on this connection."""
         return self.lost is None and self.router.get(agent_session_id) is session
@@ -402,10 +409,19 @@ class Connection:
     def _bind_new(self, line: bytes, session: ClientSession, pending: PendingRequest) -> None:
         result = members(Answer.read(line).result)
         agent_session: object = result.get("sessionId")
-        if isinstance(agent_session, str):
-            if not pending.future.done():  # the caller is still waiting
-                session.on_bound(self.agent, self.connection_id, result)
+        if not isinstance(agent_session, str):
+            return
+        if not pending.future.done():  # the caller is still waiting
+            session.on_bound(self.agent, self.connection_id, result)
             self.router.bind(agent_session, session)
+            return
+        self.router.ignore(agent_session)
+        capabilities = members(
+            members(self.initialize_result.get("agentCapabilities")).get("sessionCapabilities")
+        )
+        if capabilities.get("close") is not None:
+            closing = self.request("session/close", {"sessionId": agent_session})
+            self._tasks.spawn(closing, name=f"session/close {agent_session}")
 
     def _bind_opened(
         self, line: bytes, session: ClientSession, pending: PendingRequest, agent_session: str

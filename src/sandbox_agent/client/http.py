@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx2
 
 from sandbox_agent.errors import URN_PREFIX, ConnectionLostError, SandboxAgentError, error_from_problem
+from sandbox_agent.extras import MissingExtraError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
 # The base URL if only a transport was given, which decides where requests are sent.
@@ -31,6 +32,7 @@ class Http:
 
     Raises:
         ValueError: the base URL or the token is invalid.
+        MissingExtraError: the environment names a SOCKS proxy, and its extra is not installed.
     """
 
     def __init__(
@@ -55,9 +57,15 @@ class Http:
         self._no_proxy = no_proxy
         # A client with a transport ignores HTTP_PROXY and ALL_PROXY.
         transport = httpx2.AsyncHTTPTransport(limits=limits) if no_proxy else self._transport
-        return httpx2.AsyncClient(
-            headers=self._headers, transport=transport, timeout=_timeout(READ_TIMEOUT), limits=limits
-        )
+        try:
+            return httpx2.AsyncClient(
+                headers=self._headers, transport=transport, timeout=_timeout(READ_TIMEOUT), limits=limits
+            )
+        except ImportError as error:
+            raise MissingExtraError(
+                "the environment names a SOCKS proxy, which needs the extra 'socks': install it with "
+                'pip install "sandbox-agent-py[socks]"'
+            ) from error
 
     def _set_token(self, token: str | None) -> None:
         if token and not (token.isascii() and token.isprintable()):
@@ -273,5 +281,11 @@ def _read_object(body: bytes) -> dict[str, Any] | None:
 
 
 def quote_segment(segment: str) -> str:
-    """Return a path segment with all reserved characters escaped."""
+    """Return a path segment with all reserved characters escaped.
+
+    Raises:
+        ValueError: the segment is empty, or would be removed from the path.
+    """
+    if segment in {"", ".", ".."}:
+        raise ValueError(f"an id must not be empty, '.' or '..', not {segment!r}")
     return segment if segment.replace("-", "").isalnum() and segment.isascii() else quote(segment, safe="")

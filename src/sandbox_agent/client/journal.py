@@ -499,7 +499,7 @@ class Journal:
         """
         if follow:
             self._follow()
-        viewer = Viewer(self._driver, self.record.id, after, live=live)
+        viewer = Viewer(self._driver, self.record.id, after, live=live, check=self._tasks.check_caller)
         self._viewers.add(viewer)
         if self._closed:
             viewer.close()

@@ -245,7 +245,6 @@ class PermissionBroker:
         return pending
 
     def _send(self, pending: _Pending, result: object) -> Awaitable[None]:
-        # Checked before anything changes: the caller may be in another thread.
         self._tasks.check()
         # A task, not a coroutine: a listener need not await or return it.
         self._pending.pop(pending.request.id, None)

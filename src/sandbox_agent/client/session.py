@@ -121,7 +121,7 @@ class Session:
             raise SandboxAgentError(
                 f"session '{self.id}' was resumed with read_only=True: resume it without that to change it"
             )
-        return self._core
+        return self._usable
 
     @property
     def record(self) -> SessionRecord:
@@ -157,6 +157,12 @@ class Session:
     def destroyed_at(self) -> int | None:
         """When the session was destroyed, in milliseconds since the epoch, or None."""
         return self._core.record.destroyed_at
+
+    @property
+    def _usable(self) -> SessionCore:
+        # A call of another thread, event loop or process must fail before it changes anything.
+        self._core.host.tasks.check_caller()
+        return self._core
 
     @property
     def permission_policy(self) -> PermissionPolicy | None:
@@ -365,13 +371,13 @@ class Session:
 
     async def get_config_options(self) -> list[dict[str, Any]]:
         """Return the options in ACP's shape; fetched from the server if session/new returned none."""
-        options = await self._core.settings.options()
+        options = await self._usable.settings.options()
         await self._core.journal.flush()
         return options
 
     async def get_modes(self) -> dict[str, Any] | None:
         """Return ``currentModeId`` and ``availableModes``, or None if the agent has no modes."""
-        modes = await self._core.settings.modes()
+        modes = await self._usable.settings.modes()
         await self._core.journal.flush()
         return modes
 
@@ -381,7 +387,7 @@ class Session:
         Raises:
             SessionNotFoundError: the session was deleted.
         """
-        if not self._core.journal.is_fenced:
+        if not self._usable.journal.is_fenced:
             await self._core.journal.flush()
         await self._core.host.require(self.id)
         return self

@@ -232,10 +232,10 @@ class SessionRegistry:
                 await self._restore(session, connection)
             if former is not None:
                 former.router.unbind(former_id)
-                await self._close_unused()
+                await self._close_attached()
             return connection
 
-    async def _close_unused(self) -> None:
+    async def _close_attached(self) -> None:
         """Close the attached connections whose session has left."""
         for connection in list(self._attached):
             if not connection.router.sessions:
@@ -323,7 +323,7 @@ class SessionRegistry:
 
     async def load(self, session_id: str) -> SessionCore | None:
         """Return a stored session, or None."""
-        self.tasks.check_process()
+        self.tasks.check_caller()
         read_at = time.monotonic()
         record = await self._driver.get_session(session_id)
         return None if record is None else self.session(record, read_at)
@@ -369,7 +369,7 @@ class SessionRegistry:
             session.permissions.forget_all()  # it has attached to the agent, and answers
         else:
             await session.permissions.cancel_all()
-        await self._close_unused()
+        await self._close_attached()
 
     async def create(
         self,
@@ -389,7 +389,7 @@ class SessionRegistry:
         if lock is None:
             lock = self._create_locks[local_id] = asyncio.Lock()
         async with lock:
-            self.tasks.check_process()
+            self.tasks.check_caller()
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
                     f"session '{local_id}' exists and was created with other arguments, or was destroyed: "
@@ -401,7 +401,7 @@ class SessionRegistry:
                 await session.settings.create(session.call)
                 await session.journal.flush()
             except BaseException:
-                await self.destroy(session)
+                await self.withdraw(session)
                 raise
             return session
 
@@ -424,18 +424,26 @@ class SessionRegistry:
             session.store_permission_policy()
         # The settings are stored before they are set: they stay chosen if this program dies meanwhile.
         session.settings.expect_confirmation()
+        connection: Connection | None = None
         try:
             connection = await self.connection(agent)
             try:
                 await self._open_new(session, connection)
             except NotSentError:
-                await self._open_new(session, await self.connection(agent))
-        except BaseException:
+                connection = await self.connection(agent)
+                await self._open_new(session, connection)
+        except BaseException as error:
             session.journal.discard()
             self._sessions.pop(local_id, None)
+            if isinstance(error, asyncio.CancelledError) and connection is not None:
+                await self._close_unused(connection)
             raise
         session.journal.release()
-        await session.journal.flush()
+        try:
+            await session.journal.flush()
+        except asyncio.CancelledError:
+            await self.withdraw(session)
+            raise
         return session
 
     async def _open_new(self, session: SessionCore, connection: Connection) -> None:
@@ -448,9 +456,22 @@ class SessionRegistry:
         session.journal.change(destroyed_at=time.time_ns() // 1_000_000)
         await session.journal.flush()
 
+    async def withdraw(self, session: SessionCore) -> None:
+        """Destroy a session that its caller will not get; its agent ends, unless it has other sessions."""
+        connection = self.live_connection(session)
+        await self.destroy(session)
+        if connection is not None:
+            connection.router.unbind(session.agent_session_id)
+            await self._close_unused(connection)
+
+    async def _close_unused(self, connection: Connection) -> None:
+        if not connection.is_used:
+            self._connections.pop(connection.agent, None)
+            await connection.close()
+
     async def delete(self, session_id: str) -> None:
         """Erase a session; envelopes that its agent sends later are not stored."""
-        self.tasks.check_process()
+        self.tasks.check_caller()
         session = self._sessions.get(session_id)
         if session is not None:
             connection = self.live_connection(session)

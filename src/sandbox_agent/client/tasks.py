@@ -68,10 +68,18 @@ class TaskOwner:
         Raises:
             SandboxAgentError: the client is disposed, or belongs to another event loop, thread or process.
         """
-        self.check_process()
+        self.check_caller()
         if not self.running:
             raise SandboxAgentError(DISPOSED)
-        if self.loop is not _running_loop():
+
+    def check_caller(self) -> None:
+        """Check that the caller is in the process and the event loop of a client that is in use.
+
+        Raises:
+            SandboxAgentError: it is not.
+        """
+        self.check_process()
+        if self.running and self.loop is not _running_loop():
             raise SandboxAgentError(OTHER_LOOP)
 
     def check_process(self) -> None:
@@ -115,11 +123,14 @@ class TaskOwner:
         """Run a coroutine now, even if the caller does not await the future with its outcome.
 
         Raises:
-            SandboxAgentError: the owner has stopped, now or before the coroutine ended.
+            SandboxAgentError: the owner has stopped, now or before the coroutine ended, or the caller is in
+                another event loop, thread or process.
         """
-        if not self.running:
+        try:
+            self.check()
+        except SandboxAgentError:
             work.close()
-            raise SandboxAgentError(DISPOSED)
+            raise
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         task = self.spawn(_set_outcome(future, work, name), name=name)
         task.add_done_callback(lambda _: work.close())

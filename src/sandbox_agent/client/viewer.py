@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -26,9 +26,19 @@ class Viewer:
         session_id: the session.
         position: the index after which the iteration begins.
         live: skip the history: begin with the first event that is pushed.
+        check: raises if the caller must not iterate.
     """
 
-    def __init__(self, driver: SessionPersistDriver, session_id: str, position: int, *, live: bool) -> None:
+    def __init__(
+        self,
+        driver: SessionPersistDriver,
+        session_id: str,
+        position: int,
+        *,
+        live: bool,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self._check = check
         self._driver = driver
         self._session_id = session_id
         self._position = position
@@ -68,7 +78,13 @@ class Viewer:
         return self
 
     async def __anext__(self) -> SessionEvent:
-        """Return the next event."""
+        """Return the next event.
+
+        Raises:
+            SandboxAgentError: the caller is in another event loop or process than the client.
+        """
+        if self._check is not None:
+            self._check()
         while True:
             if self._page:
                 event = self._page.popleft()

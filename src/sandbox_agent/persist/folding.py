@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple, cast
 
 from sandbox_agent.engine.project.content import is_replay, output_text
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, replace_surrogates
 from sandbox_agent.wire.records import SessionEvent
 
 # A longer text (in characters) is continued as another one.
@@ -157,11 +157,8 @@ class Folder:
 
 
 def _clean(text: str) -> str:
-    text = text[:MAX_TEXT].replace("\0", " ")
-    if text.isascii():
-        return text
     # The halves of a pair may have come in two chunks.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return replace_surrogates(text[:MAX_TEXT].replace("\0", " "))
 
 
 def _prompt_text(blocks: object) -> str:

@@ -87,7 +87,8 @@ def parse_store_url(url: str) -> StoreURL:
     if match is None:
         return StoreURL("sqlite", _path(rest), encrypted)
     scheme = match[1].lower()
-    kind = _KINDS.get(scheme)
+    # SQLAlchemy writes the client's package behind the scheme: postgresql+asyncpg.
+    kind = _KINDS.get(scheme.partition("+")[0])
     if kind is None:
         # The scheme only: the rest may contain a password.
         raise InvalidRequestError(f"no store is known for '{scheme}:': give {_KNOWN}")
@@ -118,11 +119,15 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
         namespace: the sessions of the server that keeps them in a shared database under that name, to read.
 
     Raises:
-        InvalidRequestError: no driver is known for the URL, it has no namespaces, or a key is missing.
+        InvalidRequestError: no driver is known for the URL, an option of it is invalid, it has no namespaces,
+            or a key is missing.
         ImportError: the driver's extra is not installed; the message names it.
     """
     store = parse_store_url(url)
-    driver = _open(store, namespace)
+    try:
+        driver = _open(store, namespace)
+    except ValueError as error:
+        raise InvalidRequestError(f"the store '{store.shown}' can't be opened: {error}") from None
     if not store.encrypted:
         return driver
     current, *old = _keys()

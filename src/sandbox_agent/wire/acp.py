@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, load_object, members
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, load_object, members, replace_surrogates
 
 
 class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -151,8 +151,11 @@ class _ContentChunk(_Update, frozen=True):
 
     @property
     def text(self) -> str:
-        """The block's text, or an empty string if it is not a text block."""
-        return self.content.text if isinstance(self.content, TextContent) else ""
+        """The block's text, or an empty string if it is not a text block.
+
+        It can always be encoded: half of a surrogate pair is U+FFFD here. ``content.text`` has the half.
+        """
+        return replace_surrogates(self.content.text) if isinstance(self.content, TextContent) else ""
 
 
 class UserMessageChunk(_ContentChunk, frozen=True, tag="user_message_chunk"):

@@ -156,6 +156,13 @@ def elements(value: object) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
+def replace_surrogates(text: str) -> str:
+    """Return the text with surrogate pairs joined, and U+FFFD for each surrogate without the other half."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def dumps(value: Any) -> bytes:
     """Encode as compact JSON; lone surrogates are accepted, NaN and infinities become null."""
     try:

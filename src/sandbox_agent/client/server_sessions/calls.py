@@ -106,10 +106,8 @@ def session_path(session_id: str, *rest: str) -> str:
     """Return the path of a session, or of a part of it.
 
     Raises:
-        ValueError: the id is empty.
+        ValueError: the id, or another part, is empty or a dot segment.
     """
-    if not session_id:
-        raise ValueError("the session id is empty")
     return "/".join(["/v1/sessions", *(quote_segment(part) for part in (session_id, *rest))])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sandbox_agent.client.feed import parse_event_data
 from sandbox_agent.client.server_sessions.calls import decode
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import GoneError, SandboxAgentError
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, replace_surrogates
 from sandbox_agent.wire.sessions import EventsResponse
 from sandbox_agent.wire.universal import UniversalEvent, decode_event
 
@@ -105,13 +106,17 @@ class EventCursor:
 
 
 def read_event(data: bytes) -> UniversalEvent:
-    """Decode an event.
+    """Decode an event. Half of a surrogate pair is U+FFFD in its data, and unchanged in ``raw``.
 
     Raises:
         SandboxAgentError: the event is invalid.
     """
     try:
-        return decode_event(data)
+        event = decode_event(data)
+        if rb"\ud" not in data:
+            return event
+        text = replace_surrogates(json.dumps(loads(data), ensure_ascii=False))
+        return msgspec.structs.replace(event, data=decode_event(text.encode()).data)
     except (InvalidEnvelopeError, msgspec.ValidationError) as error:
         raise SandboxAgentError(
             f"the server sent an invalid event ({error}): is that a sandbox-agent server?"

@@ -118,6 +118,8 @@ def explain_postgres(
             f"the store at {target} {what}, what was being written may be stored or not: call again, "
             f"events that are there are recognised ({detail})"
         )
+    if isinstance(error, FileNotFoundError) and "sslrootcert=" in (connection_string or ""):
+        return PersistError(f"the store at {target} can't be opened: sslrootcert: the file does not exist")
     if (not reached and isinstance(error, (OSError, TimeoutError))) or code.startswith(("08", "57")):
         return PersistError(
             f"the store at {target} can't be reached, nothing was stored: check that the server runs and "

@@ -15,6 +15,7 @@ import anyio
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.postgres.errors import describe_target, explain_postgres, is_lost
+from sandbox_agent.persist.postgres.options import read_options
 
 T = TypeVar("T")
 # A row of a result: its values by position.
@@ -111,7 +112,7 @@ class PostgresLink:
 
     Args:
         connection_string: ``postgresql://user:password@host:port/database``; None reads libpq's
-            environment variables (PGHOST, PGUSER, …).
+            environment variables (PGHOST, PGUSER, …). Its options are read by ``read_options``.
         pool: an asyncpg pool, which is used and never closed.
         max_size: connections of its own pool, at most.
         timeout: seconds that one call may take once it has a connection.
@@ -138,17 +139,18 @@ class PostgresLink:
     ) -> None:
         if connection_string is not None and pool is not None:
             raise ValueError("give a connection string or a pool, not both")
-        self.target: str = describe_target(None if pool is not None else connection_string or "")
-        self.pooled: bool = statement_cache_size == 0
-        self._dsn = connection_string
+        options = read_options(connection_string, name)
+        self._dsn = options.connection_string
+        self.target: str = describe_target(None if pool is not None else self._dsn or "")
+        self.pooled: bool = options.pooled or statement_cache_size == 0
         self._given = pool
         self._own: Pool | None = None
         self._max_size = max_size
         self._timeout = timeout
         self._cache = _CACHED_STATEMENTS if statement_cache_size is None else statement_cache_size
         self._prepare = prepare
-        # A pooler in between may refuse settings that it doesn't know; this one they all know.
-        self._settings = {"server_settings": {"application_name": name}}
+        self._arguments = options.arguments
+        self._connect_timeout = options.connect_timeout or CONNECT_SECONDS
         self._opening = anyio.Lock()
         self._loop = OneLoop()
         self._ready = False
@@ -195,9 +197,9 @@ class PostgresLink:
         asyncpg = load_asyncpg()
         with self.explained(reached=False):
             if self._given is not None:
-                return await self._given.acquire(timeout=CONNECT_SECONDS)
+                return await self._given.acquire(timeout=self._connect_timeout)
             return await asyncpg.connect(
-                self._dsn, timeout=CONNECT_SECONDS, statement_cache_size=0, **self._settings
+                self._dsn, timeout=self._connect_timeout, statement_cache_size=0, **self._arguments
             )
 
     @property
@@ -250,7 +252,7 @@ class PostgresLink:
             self.refuse_unusable()
         assert pool is not None
         with self.explained(reached=False):
-            connection: Connection = await pool.acquire(timeout=CONNECT_SECONDS)
+            connection: Connection = await pool.acquire(timeout=self._connect_timeout)
         with self.explained():
             try:
                 with anyio.fail_after(self._timeout):
@@ -310,11 +312,11 @@ class PostgresLink:
                 self._dsn,
                 min_size=0,
                 max_size=self._max_size,
-                timeout=CONNECT_SECONDS,
+                timeout=self._connect_timeout,
                 statement_cache_size=0 if self.pooled else self._cache,
                 # Nothing is left on a connection that would have to be reset.
                 reset=_nothing,
-                **self._settings,
+                **self._arguments,
             )
 
     @staticmethod

@@ -156,6 +156,8 @@ class _Worker:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        # The process of the thread; a fork does not have it.
+        self._pid = 0
         self._stopped = False
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -166,8 +168,12 @@ class _Worker:
         """Accept a job; the thread starts with the first.
 
         Raises:
-            PersistError: it was stopped.
+            PersistError: it was stopped, or this process was forked from that of the thread.
         """
+        if self._pid not in {0, os.getpid()}:
+            raise PersistError(
+                f"the store '{self._path}' was opened before this process was forked: open it in this process"
+            )
         with self._lock:
             if self._stopped:
                 raise PersistError(f"the store '{self._path}' is closed: open it again to go on")
@@ -176,6 +182,7 @@ class _Worker:
                 thread = threading.Thread(target=self._main, name="sandbox-agent-sqlite", daemon=True)
                 thread.start()
                 self._thread = thread
+                self._pid = os.getpid()
                 _running.add(self)
             self._queue.put(job)
 

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from starlette.responses import Response
+from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandbox_agent.engine.correlate import UNNAMED
@@ -53,6 +54,27 @@ class _Exchange:
         self.end_use()
 
 
+def _without_chunks(cycle: Any) -> Send:
+    """Return the ``send`` of a cycle for an HTTP/1.0 client, which cannot read chunks.
+
+    A body without a length ends with the connection (RFC 9112, section 6.3).
+    """
+    send: Send = cycle.send
+    sized = True
+
+    async def send_plainly(message: Message) -> None:
+        nonlocal sized
+        if message["type"] == "http.response.start":
+            sized = any(name == b"content-length" for name, _ in message["headers"])
+            if not sized:
+                cycle.chunked_encoding = False
+        elif not sized:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_plainly
+
+
 class FastPathProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with a fast path for envelopes."""
 
@@ -73,6 +95,9 @@ class FastPathProtocol(HttpToolsProtocol):
             self._held = (found, bytearray())
         else:
             super().on_headers_complete()
+            if untyped.parser.get_http_version() == "1.0":
+                cycle: Any = untyped.cycle
+                cycle.send = _without_chunks(cycle)
 
     def on_body(self, body: bytes) -> None:
         if self._held is not None:

@@ -84,9 +84,9 @@ _ENVELOPE = {"$ref": "#/components/schemas/AcpEnvelope"}
 
 def _server_id(request: Request) -> str:
     server_id: str = request.path_params["server_id"]
-    if len(server_id) > MAX_SERVER_ID or not server_id.isprintable():
+    if len(server_id) > MAX_SERVER_ID or not server_id.isprintable() or server_id in (".", ".."):
         raise InvalidRequestError(
-            f"invalid request: a server id is at most {MAX_SERVER_ID} printable characters"
+            f"invalid request: a server id is at most {MAX_SERVER_ID} printable characters, not '.' or '..'"
         )
     return server_id
 

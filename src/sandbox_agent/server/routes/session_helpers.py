@@ -39,12 +39,13 @@ def path_name(request: Request, parameter: str) -> str:
     """Return a name from the path.
 
     Raises:
-        InvalidRequestError: it is too long, or has characters that are not printable.
+        InvalidRequestError: it is too long, has characters that are not printable, or is a dot segment.
     """
     name: str = request.path_params[parameter]
-    if not name or len(name) > MAX_NAME or not name.isprintable():
+    # Clients and proxies remove dot segments from paths, even encoded ones.
+    if not name or len(name) > MAX_NAME or not name.isprintable() or name in (".", ".."):
         raise InvalidRequestError(
-            f"invalid request: {parameter} must be 1 to {MAX_NAME} printable characters"
+            f"invalid request: {parameter} must be 1 to {MAX_NAME} printable characters, not '.' or '..'"
         )
     return name
 
