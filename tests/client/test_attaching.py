@@ -27,6 +27,7 @@ from sandbox_agent.persist.store.view import sqlite_store_driver
 from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.wire.records import RESTORED_METHOD
 from tests.client.checks import all_events, said
+from tests.client.conftest import Front
 from tests.support.effort import SOAK, repeats
 from tests.support.servers import ServerProcess, our_server
 
@@ -83,9 +84,9 @@ class Program:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
+def server(tmp_path: Path, front: Front) -> Iterator[ServerProcess]:
     with our_server(tmp_path, "--store", f"sqlite:{tmp_path / 'server.db'}") as running:
-        yield running
+        yield front(running)
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ async def server_events(folder: Path, agent_session_id: str, last_text: str) -> 
 async def agents(server: ServerProcess) -> int:
     """Return how many agents the server runs."""
     async with httpx2.AsyncClient() as http:
-        return len((await http.get(f"{server.url}/v1/acp")).json()["servers"])
+        return len((await http.get(f"{server.own_url}/v1/acp")).json()["servers"])
 
 
 async def test_a_running_turn_is_joined(server: ServerProcess, store: str, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ async def test_a_turn_that_ended_meanwhile_is_stored(server: ServerProcess, stor
     program.kill()
     with anyio.fail_after(60):
         async with httpx2.AsyncClient() as http:
-            while '"idle"' not in (await http.get(f"{server.url}/v1/sessions")).text:
+            while '"idle"' not in (await http.get(f"{server.own_url}/v1/sessions")).text:
                 if "stopReason" in (await _events_of_the_server(http, server)):
                     break
                 await anyio.sleep(0.01)
@@ -184,7 +185,7 @@ async def test_a_turn_that_ended_meanwhile_is_stored(server: ServerProcess, stor
 
 
 async def _events_of_the_server(http: httpx2.AsyncClient, server: ServerProcess) -> str:
-    (session,) = (await http.get(f"{server.url}/v1/sessions")).json()["sessions"]
+    (session,) = (await http.get(f"{server.own_url}/v1/sessions")).json()["sessions"]
     path = f"/v1/sessions/{session['sessionId']}/events?limit=10000&include_raw=true"
     return (await http.get(server.url + path)).text
 
@@ -283,6 +284,7 @@ async def test_the_sessions_of_one_lost_program_go_on_in_two(
             await lost.dispose()
 
 
+@pytest.mark.no_gateway("measures how long a resume takes")
 @pytest.mark.loops
 async def test_programs_are_killed_anywhere(
     server: ServerProcess, tmp_path: Path, request: pytest.FixtureRequest

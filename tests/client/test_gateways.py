@@ -15,7 +15,7 @@ from tests.client.checks import all_events, said, sent_prompts
 from tests.client.gateway import Faults, Gateway
 from tests.support.servers import ServerProcess, published_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_gateway("each test has a gateway of its own")]
 
 TIMEOUT = 120.0
 
@@ -182,7 +182,7 @@ async def test_a_gateway_that_swallows_everything_for_a_while_delays_a_turn(
             hole = faults.black_hole = asyncio.Event()
             posts: list[str] = []
 
-            def on_request(line: str) -> None:
+            def on_request(line: str, _body: bytes) -> None:
                 posts.extend([line] if line.startswith("POST") else [])
                 if len(posts) == 3:
                     hole.set()  # all three arrive now
