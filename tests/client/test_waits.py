@@ -143,7 +143,7 @@ async def test_a_call_of_a_server_session_that_is_not_answered_fails(
     running, faults = gateway
     with anyio.fail_after(SECONDS):
         async with SandboxAgent.connect(base_url=running.url) as sdk:
-            await sdk.get_health()
+            await sdk.list_acp_servers()  # the server is healthy
             faults.black_hole = asyncio.Event()
             with pytest.raises(ConnectionLostError):
                 await sdk.sessions.create("never", agent="mock")

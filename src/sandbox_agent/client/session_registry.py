@@ -268,9 +268,10 @@ class SessionRegistry:
                 return connection if connection.lost is None else None
             except ConflictError as busy:
                 holder, gone_for = busy.extensions.get("holder"), busy.extensions.get("goneForMs", 0)
-                if busy.extensions.get("connected"):
-                    raise SessionBusyError(session.id, process_name(holder)) from None
                 take_over = has_ended(holder)
+                # A proxy may keep the stream of a process that has ended.
+                if busy.extensions.get("connected") and not take_over:
+                    raise SessionBusyError(session.id, process_name(holder)) from None
                 await asyncio.sleep(0 if take_over else max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY))
             except ConnectionLostError as error:
                 logger.info("session %s: its last connection is gone: %s", session.id, error)
