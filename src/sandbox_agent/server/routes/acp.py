@@ -302,7 +302,7 @@ async def get_v1_acp(request: Request) -> Response:
         Parameter(
             "if_unused",
             "query",
-            "Whether to keep the connection while another client has a stream.",
+            "Whether to keep the connection while another client has a stream. The caller's streams end.",
             {"type": "boolean"},
         ),
     ),
@@ -317,7 +317,8 @@ async def delete_v1_acp(request: Request) -> Response:
     """
     bridge, server_id = state_of(request).bridge, _server_id(request)
     connection = bridge.peek(server_id) if read_flag(request, "if_unused") else None
-    if connection is not None and connection.usage.has_others(read_client(request)):
+    if connection is not None and connection.usage.has_others(client := read_client(request)):
+        connection.clients.leave(client)
         raise ConflictError(f"conflict: another client uses '{server_id}'", serverId=server_id)
     await bridge.delete(server_id)
     return Response(status_code=204)
