@@ -19,8 +19,8 @@ BLACK_HOLE: Final = 30.0
 # What a fault adds to a test: a swallowed request is sent again when its timeout is over.
 LONGEST_FAULT: Final = 2 * BLACK_HOLE
 # One test of so many has the fault: the group has to end in minutes.
-SLEEP_IN: Final = 5
-BLACK_HOLE_IN: Final = 60
+SLEEP_IN: Final = 3
+BLACK_HOLE_IN: Final = 20
 
 
 def scheduled_faults(test: str) -> Faults:

@@ -187,7 +187,7 @@ async def test_a_turn_that_ended_meanwhile_is_stored(server: ServerProcess, stor
 async def _events_of_the_server(http: httpx2.AsyncClient, server: ServerProcess) -> str:
     (session,) = (await http.get(f"{server.own_url}/v1/sessions")).json()["sessions"]
     path = f"/v1/sessions/{session['sessionId']}/events?limit=10000&include_raw=true"
-    return (await http.get(server.url + path)).text
+    return (await http.get(server.own_url + path)).text
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

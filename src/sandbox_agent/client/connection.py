@@ -46,7 +46,8 @@ RETRY_DELAY = 0.1
 LIST_TIMEOUT = 10.0
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
-CLOSE_TIMEOUT = 2.0
+# A proxy may answer 503 for a moment.
+CLOSE_TIMEOUT = 5.0
 CONFLICT = 409
 
 
