@@ -66,7 +66,7 @@ class Clients:
             client.left_at = self._clock()
 
     def leave(self, name: str) -> None:
-        """End the streams of a named client that does not come back; a proxy may hold them open."""
+        """End the streams of a named client that has ended or is replaced; a proxy may hold them open."""
         if name != UNNAMED and name in self._clients:
             for stream in self._clients[name].streams:
                 stream.leave()

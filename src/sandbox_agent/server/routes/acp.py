@@ -275,8 +275,10 @@ async def get_v1_acp(request: Request) -> Response:
     connection = state_of(request).bridge.get(_server_id(request))
     client, holder = read_client(request), read_text(request, "holder")
     other = read_text(request, "attach")
-    if other is not None and not read_flag(request, "take_over"):
-        connection.clients.require_gone(other, holder)
+    if other is not None:
+        if not read_flag(request, "take_over"):
+            connection.clients.require_gone(other, holder)
+        connection.clients.leave(other)
     feed = connection.feed
     position = feed.begin(int(last_event_id), request.query_params.get("epoch"))
     opening = _reset_event(feed.epoch, int(last_event_id)) if position.reset else b""
