@@ -8,6 +8,7 @@ from typing import Final
 from zlib import crc32
 
 from tests.client.gateway import Faults
+from tests.support.effort import SOAK
 
 __all__ = ["LONGEST_FAULT", "scheduled_faults"]
 
@@ -26,12 +27,12 @@ BLACK_HOLE_IN: Final = 20
 def scheduled_faults(test: str) -> Faults:
     """Return the faults for a test: all of the continuous ones, and those that its name stands for.
 
-    A name always has the same faults, so that a failure is reproducible. All connections are cut off every
-    2 s, for the first time within the first second. 503 for 3 s begins when the first or
+    A name always has the same faults with the same SOAK, so that a failure is reproducible. All connections
+    are cut off every 2 s, for the first time within the first second. 503 for 3 s begins when the first or
     second prompt arrives, before it is forwarded. A black hole of 30 s begins when a prompt arrives, or after
     the server has received it.
     """
-    choice, which = divmod(crc32(test.encode()), 2)
+    choice, which = divmod(crc32(f"{test} {SOAK}".encode()), 2)
     # Most tests end within a second.
     first_cut = CUT_EVERY * (1 + choice % 8) / 16
     sleeps_at = 1 + which if choice % SLEEP_IN == 0 else 0
