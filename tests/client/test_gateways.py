@@ -196,6 +196,29 @@ async def test_a_gateway_that_swallows_everything_for_a_while_delays_a_turn(
     assert len(posts) >= 3
 
 
+async def test_a_client_that_is_disposed_ends_its_agents_although_its_requests_are_lost(
+    own_server: ServerProcess,
+) -> None:
+    def answer(line: str) -> tuple[int, dict[str, str]] | None:
+        tries = sum(seen.startswith(line.split("?")[0]) for seen in faults.seen)
+        return (503, {}) if line.startswith(("DELETE", "GET /v1/acp ")) and tries == 1 else None
+
+    def swallow(line: str, _body: bytes) -> bool:
+        return line.startswith("DELETE") and sum(seen.startswith("DELETE") for seen in faults.seen) == 2
+
+    faults = Faults(answer=answer, swallow=swallow)
+    with anyio.fail_after(TIMEOUT):
+        async with (
+            SandboxAgent.connect(base_url=own_server.url) as observer,
+            Gateway(own_server.port, faults) as gateway,
+        ):
+            async with SandboxAgent.connect(base_url=gateway.url) as sdk:
+                await sdk.create_session(agent="mock")
+                assert len(await sdk.list_acp_servers()) == 1
+            assert await observer.list_acp_servers() == []
+    assert sum(seen.startswith("DELETE") for seen in faults.seen) == 3
+
+
 async def test_a_redirect_of_a_post_names_the_address(shared_server: ServerProcess) -> None:
     def answer(line: str) -> tuple[int, dict[str, str]] | None:
         return (308, {"location": "https://elsewhere.example/v1"}) if line.startswith("POST") else None
