@@ -60,7 +60,7 @@ test-browser: $(VENV)/.ready-dev ## the web UI in a browser
 test-scale: $(VENV)/.ready-dev ## many servers, many sessions
 	@scripts/test_group.sh scale $(PARALLEL) $(ARGS)
 
-test-soak: $(VENV)/.ready-dev ## servers, databases and agents that are killed again and again
+test-soak: $(VENV)/.ready-dev ## killed servers, databases and agents; the client tests behind a faulty gateway
 	@scripts/test_group.sh soak $(PARALLEL) $(ARGS)
 
 soak: $(VENV)/.ready-dev ## the loops of test-soak, SOAK=10 times as long, with their figures

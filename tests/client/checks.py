@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar, cast
 
-from sandbox_agent import AgentMessageChunk, SandboxAgent, Session, SessionEvent
+from sandbox_agent import (
+    AgentMessageChunk,
+    ListPage,
+    SandboxAgent,
+    Session,
+    SessionEvent,
+    SessionPersistDriver,
+)
 from sandbox_agent.client.journal import Journal
 
-__all__ = ["all_events", "journal_of", "methods", "said", "sent_prompts", "until"]
+__all__ = ["all_events", "find_repeated_events", "journal_of", "methods", "said", "sent_prompts", "until"]
+
+T = TypeVar("T")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -59,3 +70,30 @@ def sent_prompts(events: list[SessionEvent]) -> list[Any]:
         for event in events
         if event.payload.get("method") == "session/prompt"
     ]
+
+
+async def find_repeated_events(driver: SessionPersistDriver) -> list[str]:
+    """Return the sessions of a store with an event that is stored twice, or with a hole in their indexes."""
+    found: list[str] = []
+    # A test's own subclass may count the calls, or refuse them.
+    kinds = cast("list[type[SessionPersistDriver]]", type(driver).__mro__)
+    kind = next(kind for kind in kinds if kind.__module__.startswith("sandbox_agent."))
+    async for session in _pages(partial(kind.list_sessions, driver)):
+        events = [event async for event in _pages(partial(kind.list_events, driver, session.id))]
+        indexes = [event.event_index for event in events]
+        # A store in memory drops the oldest events.
+        if indexes != list(range(indexes[0], indexes[0] + len(indexes)) if indexes else []):
+            found.append(f"{session.id}: indexes {indexes}")
+        counts = Counter(event.id for event in events)
+        found.extend(f"{session.id}: event {event_id}" for event_id in counts if counts[event_id] > 1)
+    return found
+
+
+async def _pages(fetch: Callable[..., Awaitable[ListPage[T]]]) -> AsyncIterator[T]:
+    page = await fetch(limit=1000)
+    while True:
+        for item in page.items:
+            yield item
+        if page.next_cursor is None:
+            return
+        page = await fetch(limit=1000, cursor=page.next_cursor)

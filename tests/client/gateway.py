@@ -18,21 +18,23 @@ class Faults:
 
     Attributes:
         idle: seconds after which a request without a response head is answered with 504.
-        cut_every: seconds after which each connection is cut off, in whatever it is doing.
+        cut_every: every so many seconds, all connections are cut off, in whatever they are doing.
+        first_cut: seconds from the first connection to the first time; None is ``cut_every``.
         prefix: a path in front of the server's own.
         answer: returns the status and headers of the gateway's own answer; None forwards the request.
         swallow: whether to answer 502 although the server has received the request.
-        on_request: called with the first line of each request.
+        on_request: called with the first line and the body of each request.
         black_hole: until it is set, nothing passes in any direction.
     """
 
     idle: float | None = None
     cut_every: float | None = None
+    first_cut: float | None = None
     prefix: str = ""
     answer: Callable[[str], tuple[int, dict[str, str]] | None] = lambda _line: None
     swallow: Callable[[str, bytes], bool] = lambda _line, _body: False
     black_hole: asyncio.Event | None = None
-    on_request: Callable[[str], object] = lambda _line: None
+    on_request: Callable[[str, bytes], object] = lambda _line, _body: None
     seen: list[str] = field(default_factory=list[str])
 
 
@@ -44,6 +46,7 @@ class Gateway:
         self._faults = faults
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._next_cut: float | None = None
 
     @property
     def url(self) -> str:
@@ -72,15 +75,28 @@ class Gateway:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(self._faults.cut_every):
+            async with asyncio.timeout_at(self._cut_at()):
                 while await self._exchange(reader, writer):
                     pass
-        except (TimeoutError, asyncio.IncompleteReadError, OSError):
+        except TimeoutError:
+            await self._pass()  # the end of a connection is not seen either
+        except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
             writer.transport.abort()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    def _cut_at(self) -> float | None:
+        """Return when the next cut is, on the loop's clock."""
+        every, now = self._faults.cut_every, asyncio.get_running_loop().time()
+        if every is None:
+            return None
+        if self._next_cut is None:
+            self._next_cut = now + (self._faults.first_cut or every)
+        while self._next_cut <= now:
+            self._next_cut += every
+        return self._next_cut
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Handle one request; return whether the connection stays open."""
@@ -90,7 +106,7 @@ class Gateway:
         lengths = [header for header in headers if header.lower().startswith("content-length:")]
         body = await reader.readexactly(int(lengths[0].partition(":")[2])) if lengths else b""
         faults.seen.append(line)
-        faults.on_request(line)
+        faults.on_request(line, body)
         await self._pass()
         method, path, version = line.split(" ")
         if not path.startswith(faults.prefix + "/"):
@@ -102,7 +118,10 @@ class Gateway:
         forwarded = "\r\n".join(
             [f"{method} {path[len(faults.prefix) :]} {version}", *kept, "connection: close"]
         )
-        back, upstream = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            back, upstream = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            return await self._page(writer, 502, {})
         try:
             upstream.write(forwarded.encode("latin-1") + b"\r\n\r\n" + body)
             try:

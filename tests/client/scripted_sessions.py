@@ -40,11 +40,10 @@ def gap(first: int, last: int) -> bytes:
     return encode_event("gap", json.dumps({"from": first, "to": last}).encode(), event_id=last)
 
 
-def problem(status: int, name: str) -> httpx2.Response:
+def problem(status: int, name: str, **extensions: str) -> httpx2.Response:
     """Return an answer that is an error of the contract."""
-    return httpx2.Response(
-        status, json={"type": f"urn:sandbox-agent:error:{name}", "status": status, "detail": f"it is {name}"}
-    )
+    document = {"type": f"urn:sandbox-agent:error:{name}", "status": status, "detail": f"it is {name}"}
+    return httpx2.Response(status, json={**document, **extensions})
 
 
 class _Body(httpx2.AsyncByteStream):

@@ -15,7 +15,7 @@ from tests.client.checks import all_events, said, sent_prompts
 from tests.client.gateway import Faults, Gateway
 from tests.support.servers import ServerProcess, published_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_gateway("each test has a gateway of its own")]
 
 TIMEOUT = 120.0
 
@@ -182,7 +182,7 @@ async def test_a_gateway_that_swallows_everything_for_a_while_delays_a_turn(
             hole = faults.black_hole = asyncio.Event()
             posts: list[str] = []
 
-            def on_request(line: str) -> None:
+            def on_request(line: str, _body: bytes) -> None:
                 posts.extend([line] if line.startswith("POST") else [])
                 if len(posts) == 3:
                     hole.set()  # all three arrive now
@@ -194,6 +194,29 @@ async def test_a_gateway_that_swallows_everything_for_a_while_delays_a_turn(
     check_numbers(events, 20)
     assert len(sent_prompts(events)) == 1
     assert len(posts) >= 3
+
+
+async def test_a_client_that_is_disposed_ends_its_agents_although_its_requests_are_lost(
+    own_server: ServerProcess,
+) -> None:
+    def answer(line: str) -> tuple[int, dict[str, str]] | None:
+        tries = sum(seen.startswith(line.split("?")[0]) for seen in faults.seen)
+        return (503, {}) if line.startswith(("DELETE", "GET /v1/acp ")) and tries == 1 else None
+
+    def swallow(line: str, _body: bytes) -> bool:
+        return line.startswith("DELETE") and sum(seen.startswith("DELETE") for seen in faults.seen) == 2
+
+    faults = Faults(answer=answer, swallow=swallow)
+    with anyio.fail_after(TIMEOUT):
+        async with (
+            SandboxAgent.connect(base_url=own_server.url) as observer,
+            Gateway(own_server.port, faults) as gateway,
+        ):
+            async with SandboxAgent.connect(base_url=gateway.url) as sdk:
+                await sdk.create_session(agent="mock")
+                assert len(await sdk.list_acp_servers()) == 1
+            assert await observer.list_acp_servers() == []
+    assert sum(seen.startswith("DELETE") for seen in faults.seen) == 3
 
 
 async def test_a_redirect_of_a_post_names_the_address(shared_server: ServerProcess) -> None:

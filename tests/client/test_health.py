@@ -22,6 +22,7 @@ from sandbox_agent import (
 from sandbox_agent.client import health
 from sandbox_agent.client.health import wait_until_healthy
 from tests.client.checks import until
+from tests.client.conftest import Front
 from tests.client.scripted import ScriptedServer
 from tests.support.servers import our_server
 
@@ -252,9 +253,9 @@ async def test_a_probe_that_hangs_does_not_outlast_the_timeout() -> None:
 
 
 @pytest.mark.parametrize("token", ["wrong", None])
-async def test_a_refused_token_ends_the_wait(tmp_path: Path, token: str | None) -> None:
+async def test_a_refused_token_ends_the_wait(tmp_path: Path, token: str | None, front: Front) -> None:
     with our_server(tmp_path, token="right") as server, anyio.fail_after(10):
-        async with SandboxAgent.connect(base_url=server.url, token=token) as sdk:
+        async with SandboxAgent.connect(base_url=front(server).url, token=token) as sdk:
             for _ in range(2):
                 with pytest.raises(TokenInvalidError):
                     await sdk.create_session(agent="mock")

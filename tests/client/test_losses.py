@@ -123,6 +123,7 @@ async def test_the_agent_gets_the_replay_once_and_the_store_never(
         assert json.loads(said(events)) == [{"type": "text", "text": "blocks"}]
 
 
+@pytest.mark.no_gateway("has a proxy of its own")
 async def test_an_event_stream_that_is_cut_loses_and_repeats_nothing(
     shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
 ) -> None:
@@ -142,6 +143,7 @@ async def test_an_event_stream_that_is_cut_loses_and_repeats_nothing(
             assert said(await all_events(sdk, session)) == expected
 
 
+@pytest.mark.no_gateway("has a proxy of its own")
 async def test_a_prompt_whose_post_is_cut_goes_on_and_is_not_sent_again(
     shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
 ) -> None:
@@ -161,6 +163,7 @@ async def test_a_prompt_whose_post_is_cut_goes_on_and_is_not_sent_again(
             assert methods(events).count("session/update") == 40
 
 
+@pytest.mark.no_gateway("counts on the port that refuses connections; a gateway answers with 502 instead")
 async def test_a_server_that_stays_away_fails_the_turn(
     own_server: ServerProcess, driver: SQLiteSessionPersistDriver
 ) -> None:
@@ -190,13 +193,16 @@ async def test_a_dead_agent_fails_the_turn_with_its_exit_code_and_is_started_aga
 
 
 async def test_a_connection_that_began_anew_is_dropped(
-    sdk: SandboxAgent, shared_server: ServerProcess
+    own_server: ServerProcess, driver: SQLiteSessionPersistDriver
 ) -> None:
-    session = await sdk.create_session(agent="mock")
-    (server_id,) = [server.server_id for server in await sdk.list_acp_servers() if server.agent == "mock"]
-    url = f"{shared_server.url}/v1/acp/{server_id}"
-    initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}}
-    async with httpx2.AsyncClient() as client:
+    async with (
+        SandboxAgent.connect(base_url=own_server.url, persist=driver) as sdk,
+        httpx2.AsyncClient() as client,
+    ):
+        session = await sdk.create_session(agent="mock")
+        (server_id,) = [server.server_id for server in await sdk.list_acp_servers() if server.agent == "mock"]
+        url = f"{own_server.own_url}/v1/acp/{server_id}"
+        initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}}
         await client.delete(url)
         await client.post(url, params={"agent": "mock"}, json=initialize)
         with anyio.fail_after(20):
@@ -204,7 +210,6 @@ async def test_a_connection_that_began_anew_is_dropped(
         events = await all_events(sdk, session)
         assert len(restored(events)) == 1
         assert said(events) == "still here"
-        await client.delete(url)
 
 
 async def test_a_session_whose_idle_agent_the_server_ended_is_restored_by_the_next_prompt(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sandbox_agent import (
 )
 from sandbox_agent.engine.restore.history import OPENING
 from tests.client.checks import all_events, methods, said, sent_prompts
+from tests.client.conftest import Front
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 pytestmark = pytest.mark.anyio
@@ -37,13 +38,21 @@ AGENT = Path(__file__).parent / "loading_agent.py"
 MOCK = [sys.executable, "-m", "sandbox_agent.agents.mock"]
 
 
-@asynccontextmanager
-async def serving(folder: Path, habit: str, *options: str) -> AsyncGenerator[ServerProcess]:
-    """A server whose ``claude`` opens its sessions again in that way, and whose ``codex`` is a mock."""
-    put_launcher(folder / "data", "claude", [sys.executable, str(AGENT), str(folder / "kept"), habit])
-    put_launcher(folder / "data", "codex", MOCK)
-    with our_server(folder, *options, env={"SANDBOX_AGENT_MOCK_STATE": str(folder / "mock")}) as server:
-        yield server
+Serving = Callable[..., AbstractAsyncContextManager[ServerProcess]]
+
+
+@pytest.fixture
+def serving(front: Front) -> Serving:
+    """Starts a server whose ``claude`` opens its sessions again in a way, and whose ``codex`` is a mock."""
+
+    @asynccontextmanager
+    async def serve(folder: Path, habit: str, *options: str) -> AsyncGenerator[ServerProcess]:
+        put_launcher(folder / "data", "claude", [sys.executable, str(AGENT), str(folder / "kept"), habit])
+        put_launcher(folder / "data", "codex", MOCK)
+        with our_server(folder, *options, env={"SANDBOX_AGENT_MOCK_STATE": str(folder / "mock")}) as server:
+            yield front(server)
+
+    return serve
 
 
 def restored(events: list[SessionEvent]) -> list[SessionRestored]:
@@ -57,7 +66,7 @@ def values_of(record: SessionRecord) -> dict[str, str]:
 
 
 async def test_a_session_is_resumed_by_its_agent_which_has_not_forgotten_its_mode(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, "plain") as server:
@@ -86,7 +95,7 @@ async def test_a_session_is_resumed_by_its_agent_which_has_not_forgotten_its_mod
     ("habit", "verified"), [("plain", True), ("differs", False), ("late", None), ("silent", True)]
 )
 async def test_what_an_agent_tells_again_is_no_news_and_is_compared(
-    habit: str, verified: bool | None, tmp_path: Path, driver: SQLiteSessionPersistDriver
+    habit: str, verified: bool | None, serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, habit) as server:
@@ -116,7 +125,7 @@ async def test_what_an_agent_tells_again_is_no_news_and_is_compared(
 
 
 async def test_a_request_of_the_past_reaches_nobody(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     asked: list[PermissionRequest] = []
     with anyio.fail_after(40):
@@ -143,7 +152,7 @@ async def test_a_request_of_the_past_reaches_nobody(
     ],
 )
 async def test_the_next_rung_is_tried_when_the_agent_refuses_or_dies(
-    habit: str, attempts: list[str], tmp_path: Path, driver: SQLiteSessionPersistDriver
+    habit: str, attempts: list[str], serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, habit) as server:
@@ -164,7 +173,7 @@ async def test_the_next_rung_is_tried_when_the_agent_refuses_or_dies(
 
 
 async def test_an_agent_that_hangs_in_load_is_given_the_replay_when_its_time_is_over(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, "hangs", "--request-timeout", "1") as server:
@@ -179,7 +188,7 @@ async def test_an_agent_that_hangs_in_load_is_given_the_replay_when_its_time_is_
 
 
 async def test_settings_are_set_again_where_a_loaded_session_has_others(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, "plain") as server:
@@ -196,7 +205,7 @@ async def test_settings_are_set_again_where_a_loaded_session_has_others(
 
 
 async def test_an_agent_session_that_has_not_read_its_replay_is_no_session_to_go_on_with(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, "plain") as server:
@@ -219,7 +228,7 @@ async def test_an_agent_session_that_has_not_read_its_replay_is_no_session_to_go
 
 
 async def test_a_session_is_handed_over_to_another_agent_and_back(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     asked: list[PermissionRequest] = []
     with anyio.fail_after(60):
@@ -274,7 +283,7 @@ async def test_a_session_is_handed_over_to_another_agent_and_back(
 
 
 async def test_a_turn_that_runs_is_cancelled_when_its_session_is_handed_over(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with (
@@ -314,7 +323,7 @@ async def test_a_session_stays_where_it_is_when_the_other_agent_is_unknown(
 
 
 async def test_the_later_of_two_clients_has_the_session_and_the_other_takes_it_back(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(60):
         async with (
@@ -360,7 +369,7 @@ class CountingDriver(InMemorySessionPersistDriver):
 
 
 async def test_a_replay_has_the_conversation_also_when_the_agent_speaks_in_many_pieces(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with (
@@ -380,7 +389,9 @@ async def test_a_replay_has_the_conversation_also_when_the_agent_speaks_in_many_
 
 
 @pytest.mark.parametrize("habit", ["plain", "fails"])
-async def test_a_restore_reads_what_it_may_replay_and_no_more(habit: str, tmp_path: Path) -> None:
+async def test_a_restore_reads_what_it_may_replay_and_no_more(
+    habit: str, serving: Serving, tmp_path: Path
+) -> None:
     driver = CountingDriver()
     with anyio.fail_after(40):
         async with serving(tmp_path, habit) as server:
@@ -400,7 +411,7 @@ async def test_a_restore_reads_what_it_may_replay_and_no_more(habit: str, tmp_pa
 
 
 async def test_a_restore_that_is_lost_leaves_the_session_with_the_agent_that_it_had(
-    tmp_path: Path, driver: SQLiteSessionPersistDriver
+    serving: Serving, tmp_path: Path, driver: SQLiteSessionPersistDriver
 ) -> None:
     with anyio.fail_after(40):
         async with serving(tmp_path, "plain") as server:

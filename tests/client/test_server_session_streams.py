@@ -16,6 +16,7 @@ from sandbox_agent import (
     SandboxAgent,
     SandboxAgentError,
     ServerSessionNotFoundError,
+    StreamError,
     TokenInvalidError,
 )
 from sandbox_agent.engine.sse import encode_event, encode_messages
@@ -229,8 +230,53 @@ async def test_a_message_that_is_refused_is_sent_once(sdk: SandboxAgent, server:
 async def test_what_may_do_harm_twice_is_sent_once(sdk: SandboxAgent, server: ScriptedSessions) -> None:
     server.answer(httpx2.ReadError("the answer is lost"))
     with pytest.raises(ConnectionLostError):
+        await sdk.sessions.cancel("s")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "lost", [httpx2.ReadError("the answer is lost"), httpx2.Response(504, text="<html>")]
+)
+async def test_what_takes_effect_once_is_sent_again(
+    sdk: SandboxAgent, server: ScriptedSessions, lost: httpx2.Response | Exception
+) -> None:
+    server.answer(lost)
+    server.answer(httpx2.Response(200, json={"healthy": True, "sessionId": "s"}))
+    created = await sdk.sessions.create("s", agent="mock")
+    assert created.session_id == "s"
+    server.answer(lost)
+    server.answer(problem(404, "session_not_found"))  # the first try has deleted it
+    await sdk.sessions.delete("s")
+    server.answer(lost)
+    server.answer(problem(409, "conflict", answeredBy="ann"))
+    await sdk.sessions.reply_permission("s", "p", "once", by="ann")
+    server.answer(lost)
+    server.answer(problem(409, "conflict", answeredBy="bob"))
+    with pytest.raises(ConflictError):
+        await sdk.sessions.reply_permission("s", "p", "once", by="ann")
+    server.answer(problem(404, "session_not_found"))
+    with pytest.raises(ServerSessionNotFoundError):
+        await sdk.sessions.delete("s")
+    assert len(server.requests) == 9
+
+
+async def test_an_error_of_the_server_itself_is_raised_by_what_takes_effect_once(
+    sdk: SandboxAgent, server: ScriptedSessions
+) -> None:
+    server.answer(problem(502, "stream_error"))
+    with pytest.raises(StreamError):
         await sdk.sessions.create("s", agent="mock")
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_cancellation_that_was_not_processed_is_sent_again(
+    sdk: SandboxAgent, server: ScriptedSessions, status: int
+) -> None:
+    server.answer(httpx2.Response(status, text="<html>"))
+    server.answer(httpx2.Response(204))
+    await sdk.sessions.cancel("s")
+    assert len(server.requests) == 2
 
 
 async def test_who_does_not_wait_for_health_is_told_at_once_that_nobody_listens() -> None:

@@ -27,6 +27,7 @@ from sandbox_agent import (
     UnsupportedAgentError,
 )
 from sandbox_agent.client.server_sessions.streams import Message
+from tests.client.conftest import Front
 from tests.client.proxy import LossyProxy
 from tests.support.servers import ServerProcess, our_server
 
@@ -201,6 +202,7 @@ async def test_cancel_stops_the_turn_and_keeps_the_session(sdk: SandboxAgent, na
     assert text(await turn(sdk, name, "echo still here")) == "still here"
 
 
+@pytest.mark.no_gateway("has a proxy of its own")
 async def test_a_turn_survives_connections_that_are_cut(shared_server: ServerProcess, name: str) -> None:
     async with (
         LossyProxy(shared_server.port) as proxy,
@@ -313,9 +315,11 @@ async def test_a_stream_of_a_session_that_is_deleted_ends(sdk: SandboxAgent, nam
         await sdk.sessions.get(name)
 
 
-async def test_a_wrong_token_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_a_wrong_token_is_refused(tmp_path_factory: pytest.TempPathFactory, front: Front) -> None:
     with our_server(tmp_path_factory.mktemp("token"), token="right") as server:
-        async with SandboxAgent.connect(base_url=server.url, token="wrong", skip_health_check=True) as sdk:
+        async with SandboxAgent.connect(
+            base_url=front(server).url, token="wrong", skip_health_check=True
+        ) as sdk:
             with pytest.raises(TokenInvalidError):
                 await sdk.sessions.list()
             with pytest.raises(TokenInvalidError):

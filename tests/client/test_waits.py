@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from sandbox_agent import ConnectionLostError, RequestTimeoutError, SandboxAgent
-from tests.client.conftest import GARBLING_AGENT
+from tests.client.conftest import GARBLING_AGENT, Front
 from tests.client.gateway import Faults, Gateway
 from tests.client.scripted import ScriptedServer
 from tests.support.servers import ServerProcess, our_server, put_launcher
@@ -65,6 +65,7 @@ async def test_a_prompt_fails_when_its_event_stream_cannot_be_opened_again(
                 await session.prompt("hello")
 
 
+@pytest.mark.no_gateway("has a proxy of its own")
 async def test_a_prompt_fails_when_no_post_gets_a_usable_answer(
     gateway: tuple[Gateway, Faults], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ async def test_a_prompt_fails_when_no_post_gets_a_usable_answer(
                 await session.prompt("echo hello")
 
 
+@pytest.mark.no_gateway("has a proxy of its own")
 async def test_a_silent_event_stream_is_opened_again(
     gateway: tuple[Gateway, Faults], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +88,7 @@ async def test_a_silent_event_stream_is_opened_again(
     streams = 0
     opened_again = asyncio.Event()
 
-    def on_request(line: str) -> None:
+    def on_request(line: str, _body: bytes) -> None:
         nonlocal streams
         streams += line.startswith("GET /v1/acp/")
         if streams == 4:
@@ -113,10 +115,10 @@ async def test_a_prompt_that_never_reaches_the_agent_fails(monkeypatch: pytest.M
                 await session.prompt("hello")
 
 
-async def test_a_request_that_the_agent_does_not_answer_fails(tmp_path: Path) -> None:
+async def test_a_request_that_the_agent_does_not_answer_fails(tmp_path: Path, front: Front) -> None:
     put_launcher(tmp_path / "data", "garbling", [sys.executable, str(GARBLING_AGENT)])
     with our_server(tmp_path, "--request-timeout", "0.5") as server, anyio.fail_after(SECONDS):
-        async with SandboxAgent.connect(base_url=server.url) as sdk:
+        async with SandboxAgent.connect(base_url=front(server).url) as sdk:
             session = await sdk.create_session(agent="garbling")
             with pytest.raises(RequestTimeoutError, match="did not answer silence"):
                 await session.raw_send("silence")
@@ -133,6 +135,7 @@ async def test_dispose_does_not_wait_for_a_server_that_does_not_answer(
             server.hangs = True
 
 
+@pytest.mark.no_gateway("has a proxy of its own")
 async def test_a_call_of_a_server_session_that_is_not_answered_fails(
     gateway: tuple[Gateway, Faults], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +143,7 @@ async def test_a_call_of_a_server_session_that_is_not_answered_fails(
     running, faults = gateway
     with anyio.fail_after(SECONDS):
         async with SandboxAgent.connect(base_url=running.url) as sdk:
-            await sdk.get_health()
+            await sdk.list_acp_servers()  # the server is healthy
             faults.black_hole = asyncio.Event()
             with pytest.raises(ConnectionLostError):
                 await sdk.sessions.create("never", agent="mock")

@@ -142,3 +142,22 @@ async def test_nobody_speaks_in_the_servers_own_name(
         streamed = await talking.client.get(talking.path, headers={**headers, "accept": "text/event-stream"})
         assert streamed.status_code == 400
         await talking.prompt("echo still here")
+
+
+async def test_a_client_that_leaves_an_agent_to_another_one_has_no_stream_any_more(
+    server: ServerProcess, fresh: Callable[[], str]
+) -> None:
+    """A proxy may hold its stream open, and the other client's own end must end the agent."""
+    async with talk(server, fresh()) as talking:
+        ann, bob = again(talking, "ann"), again(talking, "bob")
+
+        async def leave(name: str) -> int:
+            headers = {"sandbox-agent-client": name}
+            answer = await talking.client.delete(talking.path, params={"if_unused": "true"}, headers=headers)
+            return answer.status_code
+
+        with anyio.fail_after(60):
+            async with ann.stream() as one, bob.stream():
+                assert await leave("ann") == 409
+                await one.rest()
+                assert await leave("bob") == 204

@@ -83,7 +83,7 @@ async def test_a_request_that_prefers_it_is_answered_at_once_and_its_response_is
     async with talk(server, fresh()) as talking:
         ann = Named(talking)
         async with ann.stream() as stream:
-            accepted = await ann.send(ann.prompt_of("hello", 7), prefer="wait=5, Respond-Async")
+            accepted = await ann.send(ann.prompt_of("hello", 7), prefer="foo; wait=5, Respond-Async")
             assert (accepted.status_code, accepted.content) == (202, b"")
             assert accepted.headers["preference-applied"] == "respond-async"
             with anyio.fail_after(60):
@@ -91,6 +91,44 @@ async def test_a_request_that_prefers_it_is_answered_at_once_and_its_response_is
         assert response["result"]["stopReason"] == "end_turn"
         # It is the same request: without the preference the response is returned.
         assert (await ann.send(ann.prompt_of("hello", 7))).json() == response
+
+
+@pytest.mark.parametrize("prefer", ["respond-async, wait=60", 'Wait = "60"; x, respond-async, wait=0'])
+async def test_a_request_that_may_wait_is_answered_with_a_response_that_arrives_in_time(
+    server: ServerProcess, fresh: Callable[[], str], prefer: str
+) -> None:
+    async with talk(server, fresh()) as talking:
+        ann = Named(talking)
+        for _ in range(2):  # a repetition, too
+            answered = await ann.send(ann.prompt_of("hello", 7), prefer=prefer)
+            assert answered.json()["result"]["stopReason"] == "end_turn"
+            assert answered.headers["preference-applied"] == "wait=60"
+
+
+async def test_a_request_that_waits_in_vain_is_answered_with_202_and_its_response_is_in_the_stream(
+    server: ServerProcess, fresh: Callable[[], str]
+) -> None:
+    async with talk(server, fresh()) as talking:
+        ann = Named(talking)
+        with anyio.fail_after(60):
+            async with ann.stream() as stream:
+                accepted = await ann.send(ann.prompt_of("permission", 7), prefer="respond-async, wait=1")
+                assert (accepted.status_code, accepted.content) == (202, b"")
+                assert accepted.headers["preference-applied"] == "respond-async, wait=1"
+                await ann.send(envelope("session/cancel", {"sessionId": ann.session_id}))
+                assert (await stream.until('"id":7'))["result"]["stopReason"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "prefer", ["respond-async, wait=-1", "respond-async, wait", "respond-async, wait=1.5"]
+)
+async def test_a_wait_that_is_no_number_of_seconds_is_ignored(
+    server: ServerProcess, fresh: Callable[[], str], prefer: str
+) -> None:
+    async with talk(server, fresh()) as talking:
+        ann = Named(talking)
+        accepted = await ann.send(ann.prompt_of("permission", 7), prefer=prefer)
+        assert (accepted.status_code, accepted.headers["preference-applied"]) == (202, "respond-async")
 
 
 async def test_requests_that_differ_are_different_requests(

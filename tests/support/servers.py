@@ -52,7 +52,9 @@ class ServerProcess:
     """A server as a child process; entering starts it and waits until it is healthy.
 
     Attributes:
-        url: its base URL; the port stays the same over a restart.
+        url: the base URL for clients; a test may replace it by that of a gateway in front.
+        own_url: the server's own base URL.
+        port: its port, which stays the same over a restart.
         log: the file that its stdout and stderr go to.
         started_in: seconds from the spawn to the first healthy answer.
     """
@@ -66,7 +68,7 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         token: str | None = None,
     ) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = self.own_url = f"http://127.0.0.1:{port}"
         self.port = port
         self.log = log
         self.token = token
@@ -100,7 +102,7 @@ class ServerProcess:
         self.started_in = time.perf_counter() - begun
 
     def _healthy(self) -> bool:
-        request = urllib.request.Request(f"{self.url}/v1/health")
+        request = urllib.request.Request(f"{self.own_url}/v1/health")
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
         try:

@@ -17,7 +17,7 @@ from sandbox_agent.client.agent_requests import AgentRequests, RequestHandlers
 from sandbox_agent.client.delivery import Delivery, UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, Envelope, Line, notification, request
 from sandbox_agent.client.feed import Feed, parse_event_data
-from sandbox_agent.client.http import Http, describe, quote_segment
+from sandbox_agent.client.http import Http, describe, problem_error, quote_segment
 from sandbox_agent.client.identity import client_name, connection_of
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
@@ -45,7 +45,8 @@ RETRY_DELAY = 0.1
 LIST_TIMEOUT = 10.0
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
-CLOSE_TIMEOUT = 2.0
+# A proxy may answer 503 for a moment.
+CLOSE_TIMEOUT = 5.0
 CONFLICT = 409
 
 
@@ -517,8 +518,12 @@ class Connection:
     async def _is_kept(self) -> bool:
         """Delete the connection, unless another client has attached to it; return whether one has."""
         params = {"if_unused": "true"}
-        answer = await self._http.send("DELETE", self._path, params=params, headers=self._headers)
-        return answer.status_code == CONFLICT
+        while True:
+            with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError):
+                answer = await self._http.send("DELETE", self._path, params=params, headers=self._headers)
+                if answer.status_code < 429 or problem_error(answer) is not None:
+                    return answer.status_code == CONFLICT
+            await asyncio.sleep(RETRY_DELAY)  # the agent must not outlive its client because of a proxy
 
     async def _cancel(self, running: list[Journal]) -> None:
         """Cancel this client's turns: the agent goes on for another client."""

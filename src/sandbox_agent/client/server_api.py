@@ -8,8 +8,8 @@ from urllib.parse import quote
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
-from sandbox_agent.client.http import Http, quote_segment
-from sandbox_agent.client.server_sessions.calls import query
+from sandbox_agent.client.http import HELPER_READ_TIMEOUT, Http, quote_segment
+from sandbox_agent.client.server_sessions.calls import SessionCalls, decode, is_of_network, query
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.api import (
     AcpServerInfo,
@@ -40,8 +40,10 @@ class ServerApi:
     _health: HealthCheck
 
     async def _get(self, path: str, kind: type[T], **params: str | None) -> T:
-        await self._health.wait_ready()
-        return _convert(await self._http.json("GET", path, params=params), kind, path)
+        answer = await SessionCalls(self._http, self._health).send(
+            "GET", path, params=params, repeats=is_of_network, read_timeout=HELPER_READ_TIMEOUT
+        )
+        return decode(answer, kind, f"GET {path}")
 
     async def get_health(self) -> HealthResponse:
         """Return the server's health document, without waiting for a healthy server."""

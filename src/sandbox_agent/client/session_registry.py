@@ -27,6 +27,7 @@ from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
 from sandbox_agent.client.restore import Limits, Restorer, check_new_session
+from sandbox_agent.client.server_sessions.calls import SessionCalls, is_of_network
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
@@ -44,6 +45,7 @@ from sandbox_agent.errors import (
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
+from sandbox_agent.wire.jsonrpc import loads, members
 from sandbox_agent.wire.records import SessionRecord
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -116,10 +118,10 @@ class SessionRegistry:
 
     async def agent_options(self, agent: str) -> list[dict[str, Any]]:
         """Fetch the agent's config options from the server."""
-        await self._health.wait_ready()
-        path = f"/v1/agents/{quote_segment(agent)}"
-        info: dict[str, Any] | None = await self._http.json("GET", path, params={"config": "true"})
-        return config.valid_options((info or {}).get("configOptions")) or []
+        calls, path = SessionCalls(self._http, self._health), f"/v1/agents/{quote_segment(agent)}"
+        answer = await calls.send("GET", path, params={"config": "true"}, repeats=is_of_network)
+        info = members(loads(answer.content))
+        return config.valid_options(info.get("configOptions")) or []
 
     def keep(self, session: SessionCore) -> None:
         """Keep a session in memory until the client is disposed: it has events that are not stored."""
@@ -278,9 +280,10 @@ class SessionRegistry:
                 return connection if connection.lost is None else None
             except ConflictError as busy:
                 holder, gone_for = busy.extensions.get("holder"), busy.extensions.get("goneForMs", 0)
-                if busy.extensions.get("connected"):
-                    raise SessionBusyError(session.id, process_name(holder)) from None
                 take_over = has_ended(holder)
+                # A proxy may keep the stream of a process that has ended.
+                if busy.extensions.get("connected") and not take_over:
+                    raise SessionBusyError(session.id, process_name(holder)) from None
                 await asyncio.sleep(0 if take_over else max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY))
             except ConnectionLostError as error:
                 logger.info("session %s: its last connection is gone: %s", session.id, error)

@@ -12,7 +12,14 @@ import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, encode_header
-from sandbox_agent.client.server_sessions.calls import SessionCalls, decode, query, session_path
+from sandbox_agent.client.server_sessions.calls import (
+    SessionCalls,
+    decode,
+    is_of_network,
+    is_unprocessed,
+    query,
+    session_path,
+)
 from sandbox_agent.client.server_sessions.cursor import EventPage, read_page
 from sandbox_agent.client.server_sessions.streams import (
     TURN_HEADER,
@@ -25,6 +32,7 @@ from sandbox_agent.client.server_sessions.streams import (
 )
 from sandbox_agent.client.sinks import EventSink
 from sandbox_agent.engine.permissions import PermissionReply
+from sandbox_agent.errors import ConflictError, SandboxAgentError, ServerSessionNotFoundError
 from sandbox_agent.wire.records import ListPage
 from sandbox_agent.wire.sessions import (
     CreateSessionRequest,
@@ -49,8 +57,8 @@ _Pending: TypeAlias = list[PendingPermission]
 class ServerSessions:
     """The server's sessions: they live on the server and outlive every client; reached as ``sdk.sessions``.
 
-    Idempotent calls (reads, ``post_message``, ``stream_turn``) are retried while the server is away. The
-    others raise ConnectionLostError if no response was received; whether they took effect is then unknown.
+    Calls are retried while the server is away, and take effect once. Only ``cancel`` is not: it raises
+    ConnectionLostError if no response was received; whether it took effect is then unknown.
     All calls raise TokenInvalidError and, if the session does not exist, ServerSessionNotFoundError.
     """
 
@@ -109,7 +117,9 @@ class ServerSessions:
             permission_timeout_seconds=permission_timeout_seconds,
         )
         path = session_path(id)
-        answer = await self._calls.once("POST", path, body=msgspec.to_builtins(request))
+        # The server recognizes a request that is sent again.
+        body = msgspec.to_builtins(request)
+        answer = await self._calls.send("POST", path, body=body, repeats=is_of_network)
         return decode(answer, CreateSessionResponse, f"POST {path}")
 
     async def get(self, id: str) -> SessionInfo:  # noqa: A002 - the contract's name
@@ -123,7 +133,7 @@ class ServerSessions:
             InvalidRequestError: the cursor is invalid.
         """
         params = query(limit=limit, cursor=cursor)
-        content = await self._calls.until_answered("GET", "/v1/sessions", params=params)
+        content = await self._calls.send("GET", "/v1/sessions", params=params)
         answer = decode(content, SessionListResponse, "GET /v1/sessions")
         return ListPage(answer.sessions, answer.next_cursor)
 
@@ -153,7 +163,7 @@ class ServerSessions:
                 message.
         """
         key = encode_header(idempotency_key or new_key())
-        answer = await self._calls.until_answered(
+        answer = await self._calls.send(
             "POST",
             session_path(id, "messages"),
             body=message_body(message),
@@ -230,7 +240,7 @@ class ServerSessions:
         """
         path = session_path(id, "events")
         params = query(offset=offset, limit=limit, include_raw=include_raw)
-        return read_page(await self._calls.until_answered("GET", path, params=params), f"GET {path}")
+        return read_page(await self._calls.send("GET", path, params=params), f"GET {path}")
 
     async def reply_permission(
         self,
@@ -249,7 +259,8 @@ class ServerSessions:
             by: a name for the log.
 
         Raises:
-            ConflictError: the request is already answered.
+            ConflictError: the request is already answered; without ``by``, perhaps by this call, whose first
+                response was lost.
             NotFoundError: there is no such request.
         """
         await self._answer(session_path(id, "permissions", permission_id, "reply"), {"reply": reply}, by)
@@ -277,25 +288,40 @@ class ServerSessions:
         await self._answer(session_path(id, "questions", question_id, "reject"), None, by)
 
     async def _answer(self, path: str, body: object, by: str | None) -> None:
-        await self._calls.once(
-            "POST", path, body=body, headers={CLIENT_HEADER: encode_header(by)} if by else None
+        headers = {CLIENT_HEADER: encode_header(by)} if by else None
+
+        def is_done(error: SandboxAgentError) -> bool:
+            return (
+                isinstance(error, ConflictError)
+                and by is not None
+                and error.extensions.get("answeredBy") == by
+            )
+
+        await self._calls.send(
+            "POST", path, body=body, headers=headers, repeats=is_of_network, is_done=is_done
         )
 
     async def cancel(self, id: str) -> None:  # noqa: A002 - the contract's name
         """Cancel the running turn; the session stays."""
-        await self._calls.once("POST", session_path(id, "cancel"))
+        # A cancellation that arrives again would cancel the next turn.
+        await self._calls.send("POST", session_path(id, "cancel"), repeats=is_unprocessed)
 
     async def terminate(self, id: str) -> None:  # noqa: A002 - the contract's name
         """End the session and its agent; its history stays."""
-        await self._calls.once("POST", session_path(id, "terminate"))
+        await self._calls.send("POST", session_path(id, "terminate"), repeats=is_of_network)
 
     async def delete(self, id: str) -> None:  # noqa: A002 - the contract's name
         """Erase the session with its history."""
-        await self._calls.once("DELETE", session_path(id))
+        await self._calls.send(
+            "DELETE",
+            session_path(id),
+            repeats=is_of_network,
+            is_done=lambda error: isinstance(error, ServerSessionNotFoundError),
+        )
 
     async def export(self, id: str, *, format: ExportFormat = "jsonl") -> bytes:  # noqa: A002
         """Return the whole session as a document: one event per line, Markdown, or one HTML page."""
-        answer = await self._calls.until_answered(
+        answer = await self._calls.send(
             "GET", session_path(id, "export"), params={"format": format}, headers={"Accept": "*/*"}
         )
         return answer.content
@@ -334,12 +360,12 @@ class ServerSessions:
             limit=limit,
             offset=offset,
         )
-        content = await self._calls.until_answered("GET", "/v1/search", params=params)
+        content = await self._calls.send("GET", "/v1/search", params=params)
         return decode(content, SearchResponse, "GET /v1/search")
 
     async def permissions(self) -> _Pending:
         """Return the open permission requests and questions of all sessions, oldest first."""
-        content = await self._calls.until_answered("GET", "/v1/permissions")
+        content = await self._calls.send("GET", "/v1/permissions")
         return decode(content, PermissionListResponse, "GET /v1/permissions").permissions
 
     async def mirror(

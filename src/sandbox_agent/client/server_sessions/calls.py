@@ -1,4 +1,4 @@
-"""HTTP calls to the session routes: sent once, or retried until the server responds."""
+"""HTTP calls to the session routes: retried until the server responds."""
 
 from __future__ import annotations
 
@@ -6,23 +6,40 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TypedDict, TypeVar, Unpack
 
 import httpx2
 import msgspec
 
+from sandbox_agent.client.delivery import UNPROCESSED
 from sandbox_agent.client.feed import READ_TIMEOUT, RECONNECT_MAX_DELAY, RECONNECT_MIN_DELAY, UNREACHABLE_FOR
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
-from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
+from sandbox_agent.errors import ConnectionLostError, ProblemError, SandboxAgentError
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 T = TypeVar("T")
 
 # Sent by a proxy whose server is away, or by a server whose store fails: a later try may succeed.
-RETRIED_STATUSES = frozenset({502, 503, 504})
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+
+
+def is_temporary(error: SandboxAgentError) -> bool:
+    """Whether a request that has no effect, or has it once, may succeed when it is sent again."""
+    return isinstance(error, ConnectionLostError) or error.status in RETRIED_STATUSES
+
+
+def is_of_network(error: SandboxAgentError) -> bool:
+    """Whether a temporary error is one of the network or of a proxy: the server's own are raised."""
+    is_silent = isinstance(error.__cause__, httpx2.ReadTimeout)
+    return is_temporary(error) and not isinstance(error, ProblemError) and not is_silent
+
+
+def is_unprocessed(error: SandboxAgentError) -> bool:
+    """Whether a proxy says that the server has not received the request."""
+    return not isinstance(error, ProblemError) and error.status in UNPROCESSED
 
 
 class RetryPolicy:
@@ -122,46 +139,50 @@ class SessionCalls:
         """Return the retry policy of one call."""
         return RetryPolicy(self._health, what)
 
-    async def once(self, method: str, path: str, **parts: Unpack[_RequestParts]) -> httpx2.Response:
-        """Send a request once the server is healthy; return the response with its body.
-
-        Raises:
-            ConnectionLostError: no response was received; whether the request took effect is unknown.
-            SandboxAgentError: the response is an error.
-        """
-        await self._health.wait_ready()
-        return await self._send(method, path, **parts)
-
-    async def until_answered(
-        self, method: str, path: str, *, retry: RetryPolicy | None = None, **parts: Unpack[_RequestParts]
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        retry: RetryPolicy | None = None,
+        repeats: Callable[[SandboxAgentError], bool] = is_temporary,
+        is_done: Callable[[SandboxAgentError], bool] = lambda _error: False,
+        read_timeout: float | None = None,
+        **parts: Unpack[_RequestParts],
     ) -> httpx2.Response:
-        """Send an idempotent request until the server responds; raises as ``once``.
+        """Send a request until the server responds; return the response with its body.
 
         Args:
             method: the HTTP method.
             path: the route's path.
             retry: the policy of the call that this request is a part of; None makes one.
+            repeats: whether the request is sent again after an error.
+            is_done: whether an error says that an earlier try, whose response was lost, took effect.
+            read_timeout: how long one try may be silent; None is CALL_TIMEOUT.
             **parts: the request's query, body and headers.
+
+        Raises:
+            ConnectionLostError: no response was received; whether the request took effect is unknown.
+            SandboxAgentError: the response is an error.
         """
         retry = retry or self.retry_policy(f"{method} {path}")
         await retry.wait_ready()
+        read_timeout = read_timeout or CALL_TIMEOUT
+        is_uncertain = False
         while True:
             try:
-                return await self._send(method, path, **parts)
-            except ConnectionLostError as error:
-                await retry.wait(error)
+                return await self._http.fetch(method, path, read_timeout=read_timeout, **parts)
             except SandboxAgentError as error:
-                if error.status not in RETRIED_STATUSES:
+                if is_uncertain and is_done(error):
+                    return httpx2.Response(204)
+                if isinstance(error, ConnectionLostError):
+                    self._health.mark_suspect()
+                else:
+                    retry.mark_responded()
+                if not repeats(error):
                     raise
-                retry.mark_responded()
+                is_uncertain = is_uncertain or not is_unprocessed(error)
                 await retry.wait(error)
-
-    async def _send(self, method: str, path: str, **parts: Unpack[_RequestParts]) -> httpx2.Response:
-        try:
-            return await self._http.fetch(method, path, read_timeout=CALL_TIMEOUT, **parts)
-        except ConnectionLostError:
-            self._health.mark_suspect()
-            raise
 
     @contextlib.asynccontextmanager
     async def stream(

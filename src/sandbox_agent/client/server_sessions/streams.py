@@ -121,7 +121,7 @@ async def follow(
 async def fetch_info(calls: SessionCalls, session_id: str, retry: RetryPolicy | None = None) -> SessionInfo:
     """Fetch a session's info."""
     path = session_path(session_id)
-    return decode(await calls.until_answered("GET", path, retry=retry), SessionInfo, f"GET {path}")
+    return decode(await calls.send("GET", path, retry=retry), SessionInfo, f"GET {path}")
 
 
 TURN_HEADER = "Sandbox-Agent-Turn"

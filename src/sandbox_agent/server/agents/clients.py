@@ -81,6 +81,12 @@ class Clients:
             client.streams.remove(stream)
             client.left_at = self._clock()
 
+    def leave(self, name: str) -> None:
+        """End the streams of a named client that has ended or is replaced; a proxy may hold them open."""
+        if name != UNNAMED and name in self._clients:
+            for stream in self._clients[name].streams:
+                stream.leave()
+
     def require_gone(self, name: str, holder: str | None) -> None:
         """Check that a client reads no stream, and has not done so for GONE_SECONDS.
 

@@ -280,7 +280,7 @@ class AgentConnection:
     # the agent's input
 
     async def send(
-        self, client: str, head: Head, envelope: bytes, *, key: str | None = None, respond_async: bool = False
+        self, client: str, head: Head, envelope: bytes, *, key: str | None = None, wait: float | None = None
     ) -> bytes | None:
         """Send a client's envelope to the agent, and wait for the response to a request (see submit).
 
@@ -292,11 +292,10 @@ class AgentConnection:
             head: the envelope's, from read_head.
             envelope: one JSON-RPC object.
             key: the Idempotency-Key: identifies a notification or a response, and is in the ``sent`` event.
-            respond_async: return once the agent has received the envelope.
+            wait: how long to wait for the response, in seconds; None waits until the request's timeout.
 
         Returns:
-            The agent's response with the client's id; None for a notification or a response, or with
-            respond_async.
+            The agent's response with the client's id; None for other envelopes, or when the wait has ended.
 
         Raises:
             AgentProcessExitedError: the agent has ended, or ends before it responds.
@@ -307,12 +306,12 @@ class AgentConnection:
         if identity is None:
             response = await self.submit(client, head, envelope, key=key)
         elif self._repeats.is_closed(identity):
-            return self._repeated_response(identity, head, respond_async=respond_async)
+            return self._repeated_response(identity, head, wait)
         else:
             response = await self._deliver_once(identity, client, head, envelope, key)
         if response is None:
             return None
-        if respond_async:
+        if wait is not None and not (wait and (await asyncio.wait({response}, timeout=wait))[0]):
             response.add_done_callback(_retrieve)
             return None
         if identity is None:
@@ -339,11 +338,11 @@ class AgentConnection:
         self._repeats.written(identity, response)
         return response
 
-    def _repeated_response(self, identity: bytes, head: Head, *, respond_async: bool) -> bytes | None:
-        if respond_async or not head.is_request:
+    def _repeated_response(self, identity: bytes, head: Head, wait: float | None) -> bytes | None:
+        if wait == 0 or not head.is_request:
             return None
         response = self._repeats.response(identity)
-        if response is None:
+        if response is None and wait is None:
             raise GoneError(
                 f"gone: {self.agent} has responded to this {head.method} already, and the server no longer "
                 "keeps the response; it is in the event stream"

@@ -47,6 +47,8 @@ EPOCH_HEADER = "sandbox-agent-epoch"
 RESPOND_ASYNC = "respond-async"
 TIMEOUT_HEADER = "sandbox-agent-request-timeout"
 MAX_SERVER_ID = 256
+# A longer wait=N is shortened to this.
+MAX_WAIT = 86_400.0
 
 _SERVER_ID = Parameter(
     "server_id",
@@ -64,7 +66,8 @@ _PREFER = Parameter(
     "Prefer",
     "header",
     "With `respond-async`, a request is answered with 202 once the agent has received it, and the agent's "
-    "response is sent in the event stream only: no long request exists that a proxy could end.",
+    "response is sent in the event stream only: no long request exists that a proxy could end. With "
+    "`respond-async, wait=N`, it is answered with 200 and the response if that arrives within N seconds.",
 )
 _KEY = Parameter(
     "Idempotency-Key",
@@ -133,11 +136,16 @@ async def get_v1_acp_servers(request: Request) -> Response:
     ),
     request_body=_ENVELOPE,
     answers={
-        200: Answer("The agent's response.", _ENVELOPE),
+        200: Answer(
+            "The agent's response.",
+            _ENVELOPE,
+            headers={"Preference-Applied": "`wait=N`, if the request had `respond-async, wait=N`."},
+        ),
         202: Answer(
             "The agent has received the envelope.",
             headers={
-                "Preference-Applied": "`respond-async`, if the response is sent in the event stream.",
+                "Preference-Applied": "`respond-async` or `respond-async, wait=N`, if the response is in "
+                "the event stream.",
                 TIMEOUT_HEADER: "Seconds after which no response is expected, except to a prompt.",
             },
         ),
@@ -173,30 +181,35 @@ async def post_v1_acp(request: Request) -> Response:
     body = await read_body(request, state.config.max_body_bytes)
     head = _read_head(body)
     connection = await state.bridge.open(server_id, read_text(request, "agent"))
-    respond_async = _prefers_async(request)
+    wait = _read_wait(request)
+    applied = f"wait={wait:.0f}" if wait else ""
     # A client that disconnects is gone, even if its request goes on; only a prompt may last for long.
-    may_last = head.method in UNTIMED_METHODS and not respond_async
+    may_last = head.method in UNTIMED_METHODS and wait is None
     with connection.usage.used(client) as end_use:
         watched = on_disconnect(request.receive, end_use) if may_last else nullcontext()
         with watched:
-            response = await connection.send(
-                client, head, body, key=read_idempotency_key(request), respond_async=respond_async
-            )
-    if response is None:
-        if not (respond_async and head.is_request):
-            return Response(status_code=202)
-        timeout = f"{state.config.request_timeout:g}"
-        headers = {"Preference-Applied": RESPOND_ASYNC, TIMEOUT_HEADER: timeout}
-        return Response(status_code=202, headers=headers)
-    return JsonResponse(connection.with_stderr(response))
+            response = await connection.send(client, head, body, key=read_idempotency_key(request), wait=wait)
+    if response is not None:
+        answer = JsonResponse(connection.with_stderr(response))
+        answer.raw_headers += [(b"preference-applied", applied.encode())] if applied else []
+        return answer
+    if wait is None or not head.is_request:
+        return Response(status_code=202)
+    applied = f"{RESPOND_ASYNC}, {applied}" if applied else RESPOND_ASYNC
+    timeout = f"{state.config.request_timeout:g}"
+    return Response(status_code=202, headers={"Preference-Applied": applied, TIMEOUT_HEADER: timeout})
 
 
-def _prefers_async(request: Request) -> bool:
-    """Return whether the Prefer header (RFC 7240) asks not to wait for the agent's response."""
-    preferences = get_header(request, b"prefer")
-    if preferences is None:
-        return False
-    return any(part.partition(";")[0].strip().lower() == RESPOND_ASYNC for part in preferences.split(","))
+def _read_wait(request: Request) -> float | None:
+    """Return how long the Prefer header (RFC 7240) allows to wait for the response; None without a limit."""
+    preferences: dict[str, str] = {}
+    for part in (get_header(request, b"prefer") or "").split(","):
+        name, _, value = part.partition(";")[0].partition("=")
+        preferences.setdefault(name.strip().lower(), value.strip(' \t"'))
+    if RESPOND_ASYNC not in preferences:
+        return None
+    seconds = preferences.get("wait", "")  # an invalid preference is ignored
+    return min(float(seconds), MAX_WAIT) if seconds.isdecimal() else 0.0
 
 
 def _read_head(body: bytes) -> Head:
@@ -278,8 +291,10 @@ async def get_v1_acp(request: Request) -> Response:
     connection = state_of(request).bridge.get(_server_id(request))
     client, holder = read_client(request), read_text(request, "holder")
     other = read_text(request, "attach")
-    if other is not None and not read_flag(request, "take_over"):
-        connection.clients.require_gone(other, holder)
+    if other is not None:
+        if not read_flag(request, "take_over"):
+            connection.clients.require_gone(other, holder)
+        connection.clients.leave(other)
     feed = connection.feed
     position = feed.begin(int(last_event_id), request.query_params.get("epoch"))
     opening = _reset_event(feed.epoch, int(last_event_id)) if position.reset else b""
@@ -307,7 +322,7 @@ async def get_v1_acp(request: Request) -> Response:
         Parameter(
             "if_unused",
             "query",
-            "Whether to keep the connection while another client has a stream.",
+            "Whether to keep the connection while another client has a stream. The caller's streams end.",
             {"type": "boolean"},
         ),
     ),
@@ -322,7 +337,8 @@ async def delete_v1_acp(request: Request) -> Response:
     """
     bridge, server_id = state_of(request).bridge, _server_id(request)
     connection = bridge.peek(server_id) if read_flag(request, "if_unused") else None
-    if connection is not None and connection.usage.has_others(read_client(request)):
+    if connection is not None and connection.usage.has_others(client := read_client(request)):
+        connection.clients.leave(client)
         raise ConflictError(f"conflict: another client uses '{server_id}'", serverId=server_id)
     await bridge.delete(server_id)
     return Response(status_code=204)
