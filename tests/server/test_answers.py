@@ -341,7 +341,9 @@ async def test_a_body_over_several_lines_is_one_message_to_the_agent(
         assert response.json()["result"]["protocolVersion"] == 1
 
 
-@pytest.mark.parametrize("server_id", ["a b", "ü👋", "..", "%25", "x" * 256, "a;b", "a?".replace("?", "%3F")])
+@pytest.mark.parametrize(
+    "server_id", ["a b", "ü👋", "...", "%25", "x" * 256, "a;b", "a?".replace("?", "%3F")]
+)
 async def test_a_server_id_may_be_any_printable_text(server: ServerProcess, server_id: str) -> None:
     async with client_of(server) as client:
         path = "/v1/acp/" + "".join(f"%{byte:02X}" for byte in server_id.encode())
@@ -355,7 +357,9 @@ async def test_a_server_id_may_be_any_printable_text(server: ServerProcess, serv
         assert server_id not in [each["serverId"] for each in (await client.get("/v1/acp")).json()["servers"]]
 
 
-@pytest.mark.parametrize("path", ["/v1/acp/%00", "/v1/acp/%0A", "/v1/acp/" + "x" * 257, "/v1/acp/a%C2%80b"])
+@pytest.mark.parametrize(
+    "path", ["/v1/acp/%00", "/v1/acp/%0A", "/v1/acp/" + "x" * 257, "/v1/acp/a%C2%80b", "/v1/acp/%2E%2E"]
+)
 async def test_a_server_id_that_nobody_can_read_is_a_400(server: ServerProcess, path: str) -> None:
     async with client_of(server) as client:
         for method in ("GET", "POST", "DELETE"):
