@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 from sandbox_agent import (
@@ -73,7 +74,10 @@ def sent_prompts(events: list[SessionEvent]) -> list[Any]:
 
 
 async def find_repeated_events(driver: SessionPersistDriver) -> list[str]:
-    """Return the sessions of a store with an event that is stored twice, or with a hole in their indexes."""
+    """Return the sessions of a store with an event that is stored twice or a hole in their indexes.
+
+    An envelope that was stored under two ids counts, too.
+    """
     found: list[str] = []
     # A test's own subclass may count the calls, or refuse them.
     kinds = cast("list[type[SessionPersistDriver]]", type(driver).__mro__)
@@ -84,9 +88,19 @@ async def find_repeated_events(driver: SessionPersistDriver) -> list[str]:
         # A store in memory drops the oldest events.
         if indexes != list(range(indexes[0], indexes[0] + len(indexes)) if indexes else []):
             found.append(f"{session.id}: indexes {indexes}")
-        counts = Counter(event.id for event in events)
-        found.extend(f"{session.id}: event {event_id}" for event_id in counts if counts[event_id] > 1)
+        counts: Counter[object] = Counter(
+            chain((event.id for event in events), _requests_and_responses(events))
+        )
+        found.extend(f"{session.id}: event {what}" for what in counts if counts[what] > 1)
     return found
+
+
+def _requests_and_responses(events: list[SessionEvent]) -> Iterator[tuple[str, str, str]]:
+    """Yield the place of each request of the client and of each response of the agent, by its JSON-RPC id."""
+    for event in events:
+        request_id, method = event.payload.get("id"), event.payload.get("method")
+        if request_id is not None and (event.sender == "client") == (method is not None):
+            yield event.connection_id, str(request_id), str(method)
 
 
 async def _pages(fetch: Callable[..., Awaitable[ListPage[T]]]) -> AsyncIterator[T]:

@@ -148,6 +148,7 @@ async def agents(server: ServerProcess) -> int:
         return len((await http.get(f"{server.own_url}/v1/acp")).json()["servers"])
 
 
+@pytest.mark.no_gateway("the turn lasts a second, and has to run when the client gets through")
 async def test_a_running_turn_is_joined(server: ServerProcess, store: str, tmp_path: Path) -> None:
     program = Program(server, store, "echo one", "stream 200 5")
     program.wait_stored(20)
