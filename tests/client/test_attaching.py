@@ -30,7 +30,7 @@ from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.wire.records import RESTORED_METHOD
 from tests.client.checks import all_events, said
 from tests.client.conftest import Front
-from tests.support.effort import SOAK, repeats
+from tests.support.effort import repeats
 from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
 from tests.support.servers import ServerProcess, our_server, published_server
 
@@ -412,8 +412,6 @@ async def test_programs_are_killed_anywhere(
     p95 = found[int(len(found) * 0.95)]
     median = statistics.median(found)
     print(f"{len(found)} resumes after kill -9: median {median * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms")
-    if SOAK:
-        assert p95 <= 0.15
 
 
 def _store_url(seed: int, folder: Path, request: pytest.FixtureRequest) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,16 +16,26 @@ import msgspec
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope, decode
-from sandbox_agent.client.identity import ATTACHED, client_name, connection_of
+from sandbox_agent.client.identity import ATTACHED, client_name, connection_of, has_ended, process_name
 from sandbox_agent.client.outgoing import Outgoing, PendingRequest
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.settings import SET_METHODS
 from sandbox_agent.engine.sse import SseEvent
-from sandbox_agent.errors import AgentProcessExitedError
+from sandbox_agent.errors import (
+    AgentProcessExitedError,
+    ConflictError,
+    ConnectionLostError,
+    SessionBusyError,
+)
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 from sandbox_agent.wire.records import SessionEvent
 
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
+
+# How long the place of a client is kept that has left (see the server's).
+HOLD_TIMEOUT = 10.0
+RETRY_DELAY = 0.1
 # An event of the agent that the stream brought has the stream's id and its sequence as its id.
 _PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
 _FIRST_TAIL = 256
@@ -286,3 +298,36 @@ class AttachedConnection(Connection):
         # The stream of an agent that has ended is kept for those that have other sessions of it.
         has_place = self._feed.opened.is_set() and not isinstance(self.lost, AgentProcessExitedError)
         return has_place and await super()._is_kept()
+
+
+async def attach(
+    new_connection: Callable[[], AttachedConnection], session: SessionCore, *, take_over: bool
+) -> AttachedConnection | None:
+    """Attach to the connection that a session used last, if the server still has it.
+
+    The rest of its stream is stored. A client that has just left may only have lost its network: unless its
+    process has certainly ended, its place is free when the server says so.
+
+    Returns:
+        The connection; None if its agent does not run any more.
+
+    Raises:
+        SessionBusyError: another process drives the session.
+    """
+    while True:
+        connection = new_connection()
+        try:
+            await connection.attach(take_over=take_over)
+            return connection if connection.lost is None else None
+        except ConflictError as busy:
+            holder, gone_for = busy.extensions.get("holder"), busy.extensions.get("goneForMs", 0)
+            if busy.extensions.get("connected"):
+                raise SessionBusyError(session.id, process_name(holder)) from None
+            take_over = has_ended(holder)
+            await asyncio.sleep(0 if take_over else max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY))
+        except ConnectionLostError as error:
+            logger.info("session %s: its last connection is gone: %s", session.id, error)
+            return None
+        except BaseException:
+            await connection.close()
+            raise

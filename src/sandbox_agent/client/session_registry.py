@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_agent.client.agent_requests import RequestHandlers
-from sandbox_agent.client.attached import AttachedConnection
+from sandbox_agent.client.attached import AttachedConnection, attach
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
-from sandbox_agent.client.identity import connection_of, describe_process, has_ended, process_name
+from sandbox_agent.client.identity import connection_of, describe_process
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.opened import OpenedConnection
 from sandbox_agent.client.options import to_acp
@@ -35,12 +35,9 @@ from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AgentProcessExitedError,
-    ConflictError,
-    ConnectionLostError,
     PersistError,
     SandboxAgentError,
     SessionAlreadyExistsError,
-    SessionBusyError,
     SessionFencedError,
     SessionNotFoundError,
 )
@@ -56,9 +53,6 @@ FLUSH_TIMEOUT = 30.0
 CONFIRM_TIMEOUT = 5.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
 HAND_OVER_TIMEOUT = 5.0
-# How long the place of a client is kept that has left (see the server's).
-HOLD_TIMEOUT = 10.0
-RETRY_DELAY = 0.1
 # How long an agent may take to end a turn that was cancelled, by default.
 CANCEL_GRACE = 10.0
 
@@ -244,24 +238,15 @@ class SessionRegistry:
                 await connection.close()
 
     async def _attach(self, session: SessionCore, *, take_over: bool) -> Connection | None:
-        """Attach to the connection that the session used last, if the server still has it.
-
-        The rest of its stream is stored. A client that has just left may only have lost its network: unless
-        its process has certainly ended, its place is free when the server says so.
-
-        Returns:
-            The connection; None if its agent does not run any more.
-
-        Raises:
-            SessionBusyError: another process drives the session.
-        """
+        """Attach to the connection that the session used last; see ``attach``."""
         former_id = session.record.last_connection_id
         own = self._all_connections()
         if not former_id or any(connection.connection_id == former_id for connection in own):
             return None  # it is this client's own, whose agent has lost the session
         for connection in own:
             connection.router.unbind_all(session)
-        while True:
+
+        def new_connection() -> AttachedConnection:
             connection = AttachedConnection(
                 self._http,
                 self.tasks,
@@ -275,22 +260,9 @@ class SessionRegistry:
                 driver=self._driver,
             )
             self._attached.add(connection)
-            try:
-                await connection.attach(take_over=take_over)
-                return connection if connection.lost is None else None
-            except ConflictError as busy:
-                holder, gone_for = busy.extensions.get("holder"), busy.extensions.get("goneForMs", 0)
-                take_over = has_ended(holder)
-                # A proxy may keep the stream of a process that has ended.
-                if busy.extensions.get("connected") and not take_over:
-                    raise SessionBusyError(session.id, process_name(holder)) from None
-                await asyncio.sleep(0 if take_over else max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY))
-            except ConnectionLostError as error:
-                logger.info("session %s: its last connection is gone: %s", session.id, error)
-                return None
-            except BaseException:
-                await connection.close()
-                raise
+            return connection
+
+        return await attach(new_connection, session, take_over=take_over)
 
     async def _restore(self, session: SessionCore, connection: Connection) -> None:
         await self._restorer.restore(session, connection, self._init_of(session))
