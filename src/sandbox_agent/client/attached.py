@@ -35,6 +35,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 # How long the place of a client is kept that has left (see the server's).
 HOLD_TIMEOUT = 10.0
+# Meanwhile it is asked so often whether the client is back.
+HOLD_INTERVAL = 0.7
 RETRY_DELAY = 0.1
 # An event of the agent that the stream brought has the stream's id and its sequence as its id.
 _PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
@@ -321,10 +323,12 @@ async def attach(
             return connection if connection.lost is None else None
         except ConflictError as busy:
             holder, gone_for = busy.extensions.get("holder"), busy.extensions.get("goneForMs", 0)
-            if busy.extensions.get("connected"):
-                raise SessionBusyError(session.id, process_name(holder)) from None
             take_over = has_ended(holder)
-            await asyncio.sleep(0 if take_over else max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY))
+            # A proxy may keep the stream of a process that has ended.
+            if busy.extensions.get("connected") and not take_over:
+                raise SessionBusyError(session.id, process_name(holder)) from None
+            remaining = max(HOLD_TIMEOUT - gone_for / 1000, RETRY_DELAY)
+            await asyncio.sleep(0 if take_over else min(remaining, HOLD_INTERVAL))
         except ConnectionLostError as error:
             logger.info("session %s: its last connection is gone: %s", session.id, error)
             return None
