@@ -32,7 +32,7 @@ class OpenedConnection(Connection):
         try:
             # A cancelled caller may already have started the agent: close() ends it.
             line = await self._start_agent(sent)
-            self.initialize_result = self._read_initialize(line)
+            self.initialize_result: dict[str, Any] = self._read_initialize(line)
             self._start_feed()
             await self._authenticate()
         except BaseException:

@@ -217,7 +217,7 @@ class Projector(Inputs):
         summary = isinstance(update, acp.CompactionSummaryChunk)
         native_id = update.compaction_id if summary else update.message_id
         if isinstance(update.content, acp.TextContent):
-            self._texts.add_chunk(update.session_update, native_id or None, update.text)
+            self._texts.add_chunk(update.session_update, native_id or None, update.content.text)
         else:
             self._texts.add_block(update.session_update, native_id or None, block_part(update.content))
 
