@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -17,6 +18,15 @@ from sandbox_agent.client.feed import READ_TIMEOUT, RECONNECT_MAX_DELAY, RECONNE
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
 from sandbox_agent.errors import ConnectionLostError, ProblemError, SandboxAgentError
+from sandbox_agent.wire.jsonrpc import (
+    InvalidEnvelopeError,
+    dumps,
+    elements,
+    loads,
+    members,
+    replace_surrogates,
+)
+from sandbox_agent.wire.sessions import EventsResponse
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -238,8 +248,19 @@ def decode(answer: httpx2.Response, kind: type[T], what: str) -> T:
         SandboxAgentError: the response does not have the expected shape.
     """
     try:
+        if rb"\ud" in answer.content:
+            return _decode_halves(answer.content, kind)
         return msgspec.json.decode(answer.content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (InvalidEnvelopeError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SandboxAgentError(
             f"{what}: unexpected response ({error}): is that a sandbox-agent server?"
         ) from error
+
+
+def _decode_halves(content: bytes, kind: type[T]) -> T:
+    """Decode a response that may have half of a surrogate pair, which msgspec refuses; events keep it."""
+    value = loads(content)
+    if kind is EventsResponse:
+        events: list[object] = elements(members(value).get("events"))
+        return msgspec.convert({**value, "events": [msgspec.Raw(dumps(event)) for event in events]}, kind)
+    return msgspec.json.decode(replace_surrogates(json.dumps(value, ensure_ascii=False)), type=kind)
