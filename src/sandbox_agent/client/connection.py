@@ -526,7 +526,7 @@ class Connection:
             await asyncio.sleep(RETRY_DELAY)  # the agent must not outlive its client because of a proxy
 
     async def _cancel(self, running: list[Journal]) -> None:
-        """Cancel this client's turns: the agent goes on for another client."""
+        """Cancel this client's turns: the agent keeps running for another client."""
         for journal in running:
             await journal.confirm()  # a session that the other client has taken is not cancelled
             params = {"sessionId": journal.record.agent_session_id}

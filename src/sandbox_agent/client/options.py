@@ -73,7 +73,7 @@ class SessionOptions(TypedDict, total=False):
 
 
 def arguments_digest(agent: str, options: SessionOptions) -> str:
-    """Return a digest of the arguments of ``create_session``; functions are not told apart."""
+    """Return a digest of the arguments of ``create_session``; all functions count as the same."""
     given = {name: value for name, value in options.items() if value is not None}
     text = json.dumps([agent, given], sort_keys=True, default=_to_json)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -56,7 +56,7 @@ class Clients:
             self._sent.popitem(last=False)
 
     def unsent(self, keys: Iterable[str]) -> list[str]:
-        """Return those of the keys whose envelope is none of the newest MAX_KEYS that were received."""
+        """Return the keys that are not among the newest MAX_KEYS that were received."""
         return [key for key in keys if key not in self._sent]
 
     @contextmanager

@@ -183,7 +183,7 @@ async def post_v1_acp(request: Request) -> Response:
     connection = await state.bridge.open(server_id, read_text(request, "agent"))
     wait = _read_wait(request)
     applied = f"wait={wait:.0f}" if wait else ""
-    # A client that disconnects is gone, even if its request goes on; only a prompt may last for long.
+    # A client that disconnects has left, even if its request still runs; only a prompt may take long.
     may_last = head.method in UNTIMED_METHODS and wait is None
     with connection.usage.used(client) as end_use:
         watched = on_disconnect(request.receive, end_use) if may_last else nullcontext()
