@@ -160,7 +160,7 @@ async def test_a_server_whose_store_another_one_uses_says_so(tmp_path: Path) -> 
     raw_id = await first.create()
     try:
         with pytest.raises(SandboxAgentError, match="belongs to another running server"):
-            await SandboxAgent.start(sandbox=local(log="silent", store=store))
+            await SandboxAgent.start(sandbox=local(log="silent", store=store, args=["--store-wait", "0"]))
     finally:
         await first.destroy(raw_id)
 

@@ -191,6 +191,25 @@ async def test_health_says_that_the_store_is_locked_while_nobody_uses_it(tmp_pat
                 pass
 
 
+async def test_a_store_is_waited_for(tmp_path: Path) -> None:
+    store, opened = f"sqlite:{tmp_path / 'store.db'}", anyio.Event()
+
+    async def open_next() -> None:
+        async with open_store(store, wait=60):
+            opened.set()
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            async with open_store(store):
+                tasks.start_soon(open_next)
+                await anyio.wait_all_tasks_blocked()
+                with pytest.raises(PersistError, match="belongs to another running server"):
+                    async with open_store(store, wait=0.2):
+                        pass
+                assert not opened.is_set()
+            await opened.wait()
+
+
 async def test_a_store_under_another_name_belongs_to_the_server_that_has_it(tmp_path: Path) -> None:
     path, alias = tmp_path / "store.db", tmp_path / "elsewhere" / "alias.db"
     alias.parent.mkdir()

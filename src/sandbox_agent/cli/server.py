@@ -69,6 +69,13 @@ _LIFELINE_GRACE = 4
     help="Namespace for this server's sessions in a shared database. Default: unique to this server.",
 )
 @click.option(
+    "--store-wait",
+    default=0.0,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long to wait for a SQLite store while another server uses it, for example one that is ending.",
+)
+@click.option(
     "--retain-days",
     default=0.0,
     type=click.FloatRange(0),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import msgspec
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Envelope, decode
+from sandbox_agent.client.feed import Place
 from sandbox_agent.client.identity import ATTACHED, client_name, connection_of, has_ended, process_name
 from sandbox_agent.client.outgoing import Outgoing, PendingRequest
 from sandbox_agent.client.session_core import SessionCore
@@ -38,8 +38,6 @@ HOLD_TIMEOUT = 10.0
 # Meanwhile it is asked so often whether the client is back.
 HOLD_INTERVAL = 0.7
 RETRY_DELAY = 0.1
-# An event of the agent that the stream brought has the stream's id and its sequence as its id.
-_PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
 _FIRST_TAIL = 256
 _MAX_TAIL = 100_000
 # A program that is killed has at most some envelopes that it stored and did not send.
@@ -118,9 +116,9 @@ class StoredTail:
             return False
         request_id = head.own_id()
         if event.sender == "agent":
-            place = _PLACE.fullmatch(event.id)
+            place = Place.read(event.id)
             if place is not None:
-                self.feed, self.sequence = place[1], int(place[2])
+                self.feed, self.sequence = place
             if head.is_request:
                 self.asked[bytes(head.id)] = event, head
             elif head.is_response and request_id is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import blake2b
+from typing import NamedTuple
 
 import httpx2
 
@@ -29,6 +31,21 @@ UNREACHABLE_FOR = 120.0
 EPOCH_HEADER = "Sandbox-Agent-Epoch"
 GONE = frozenset({404, 410})
 RESTARTED = "the event stream was restarted (the server or the agent restarted)"
+
+_PLACE = re.compile(r"([0-9a-f]{32})-([0-9]+)(?:\.[0-9]+)?")
+
+
+class Place(NamedTuple):
+    """The place of an envelope in a stream: the stream's id, and the envelope's sequence."""
+
+    feed: str
+    sequence: int
+
+    @classmethod
+    def read(cls, event_id: str) -> Place | None:
+        """Return the place of an event that the stream brought; None for another event."""
+        found = _PLACE.fullmatch(event_id)
+        return None if found is None else cls(found[1], int(found[2]))
 
 
 class Feed:

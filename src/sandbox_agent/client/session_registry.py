@@ -17,6 +17,7 @@ from typing import Any
 
 from sandbox_agent.client.agent_requests import RequestHandlers
 from sandbox_agent.client.attached import AttachedConnection, attach
+from sandbox_agent.client.catch_up import catch_up
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
@@ -262,7 +263,10 @@ class SessionRegistry:
             self._attached.add(connection)
             return connection
 
-        return await attach(new_connection, session, take_over=take_over)
+        connection = await attach(new_connection, session, take_over=take_over)
+        if connection is None:
+            await catch_up(SessionCalls(self._http, self._health), self._driver, session)
+        return connection
 
     async def _restore(self, session: SessionCore, connection: Connection) -> None:
         await self._restorer.restore(session, connection, self._init_of(session))

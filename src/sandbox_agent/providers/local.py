@@ -31,6 +31,7 @@ from sandbox_agent.providers.base import SandboxProvider
 
 # Seconds. On SIGTERM the server drains and ends its agents. After this time its group is killed.
 STOP_TIMEOUT = 5.0
+STORE_WAIT = 6.0
 # Seconds until a server that does not respond is given up.
 START_TIMEOUT = 30.0
 POLL_INTERVAL = 0.02
@@ -133,6 +134,9 @@ class LocalProvider(SandboxProvider):
             command.append(f"--token={token}")  # it may begin with "-"
         if self._store is not None:
             command += ["--store", self._store]
+            if self._binary is None:
+                # The server of a program that was killed ends a moment after it.
+                command += ["--store-wait", f"{STORE_WAIT:g}"]
         elif self._binary is None:
             # The default store allows one server at a time, and here the SDK stores the sessions.
             command += ["--store", "memory"]

@@ -77,7 +77,7 @@ class Application:
         config = self._config
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(
-                open_store(config.store, namespace=config.store_namespace)
+                open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
             )
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)

@@ -32,6 +32,7 @@ class ServerConfig:
         token: bearer token; None for no authentication.
         store: "memory", "sqlite:PATH", "postgres://…" or "redis://…"; it may hold a password.
         store_namespace: this server's sessions in a shared database; None for a namespace of this machine.
+        store_wait: seconds to wait for a SQLite store that another server still uses.
         retain_days: events and envelopes older than this are erased; 0 keeps them.
         retain_bytes: the oldest are erased while the store is larger; 0 keeps them.
         feed_memory_bytes: bound on what all feeds hold in memory before they spill to the store.
@@ -50,6 +51,7 @@ class ServerConfig:
     token: str | None = None
     store: str = field(default="memory", repr=False)
     store_namespace: str | None = None
+    store_wait: float = 0
     retain_days: float = 0
     retain_bytes: int = 0
     feed_memory_bytes: int = 32 * 1024 * 1024

@@ -9,11 +9,11 @@ import os
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -36,6 +36,8 @@ CHECK_SECONDS = 5.0
 CHECK_FAILED_SECONDS = 0.5
 # How long the end of the server waits for the connection to a database to be closed.
 CLOSE_SECONDS = 5.0
+# A store that another server uses is tried again after so long.
+LOCK_SECONDS = 0.1
 MEMORY_STORE = "memory"
 _SQLITE = "sqlite:"
 # In the platform's folder for data; holds the namespace of this machine's server.
@@ -122,10 +124,11 @@ def secrets_of(store: str) -> Sequence[str]:
 
 
 @asynccontextmanager
-async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenerator[Store]:
+async def open_store(store: str, *, namespace: str | None = None, wait: float = 0) -> AsyncGenerator[Store]:
     """Open the store of ``--store`` and close it at the end.
 
-    Without a namespace, this machine's is that of the server's sessions in a shared database.
+    Without a namespace, this machine's is that of the server's sessions in a shared database. A file that
+    another server uses is waited for, ``wait`` seconds.
 
     Raises:
         InvalidRequestError: the value does not name a kind of store, or the store has no namespaces.
@@ -153,7 +156,7 @@ async def open_store(store: str, *, namespace: str | None = None) -> AsyncGenera
             await sessions.close()
         return
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
-    with _owned(path):
+    async with _owned(path, wait):
         writer, reader = SQLiteThread(path, prepare=_limit_cache), SQLiteThread(path, read_only=True)
         sessions = SQLiteSessionStore(writer, reader, SQLiteThread(path, read_only=True))
         try:
@@ -221,15 +224,29 @@ def _limit_cache(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size=-4096")
 
 
-@contextmanager
-def _owned(path: Path) -> Generator[None]:
+@asynccontextmanager
+async def _owned(path: Path, wait: float) -> AsyncGenerator[None]:
     """Lock the store against other servers; the kernel releases the lock however this server ends."""
+    with _open_lock(path) as file:
+        deadline = anyio.current_time() + wait
+        while not _lock(file):
+            if anyio.current_time() >= deadline:
+                raise PersistError(
+                    f"the store '{path}' belongs to another running server: stop it, or give --store another "
+                    "path"
+                )
+            await anyio.sleep(LOCK_SECONDS)
+        _check_links(path)
+        yield
+
+
+def _open_lock(path: Path) -> IO[bytes]:
     try:
         # One lock, whatever symbolic links lead to the file.
         target = path.resolve()
         lock = target.with_name(target.name + ".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("wb")
+        return lock.open("wb")
     except OSError as error:
         raise PersistError(
             f"the store '{path}' can't be opened: {error.strerror}: {error.filename}"
@@ -238,16 +255,19 @@ def _owned(path: Path) -> Generator[None]:
         raise PersistError(
             f"the store '{path}' can't be opened, its symbolic links form a loop: {error}"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise PersistError(
-                f"the store '{path}' belongs to another running server: stop it, or give --store another path"
-            ) from error
-        if target.is_file() and target.stat().st_nlink > 1:
-            raise PersistError(
-                f"the store '{path}' has several names (hard links): each would get a log of its own "
-                "and damage it: copy the file, and use the copy for --store"
-            )
-        yield
+
+
+def _check_links(path: Path) -> None:
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise PersistError(
+            f"the store '{path}' has several names (hard links): each would get a log of its own "
+            "and damage it: copy the file, and use the copy for --store"
+        )
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -28,6 +28,9 @@ _Message: TypeAlias = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
 _Event: TypeAlias = Annotated[
     msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/UniversalEvent"})
 ]
+_Envelope: TypeAlias = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"type": "object", "additionalProperties": True})
+]
 
 
 class PermissionRule(Body, kw_only=True):
@@ -173,6 +176,32 @@ class EventsResponse(Body, kw_only=True):
 
     events: list[_Event]
     has_more: bool
+
+
+class SessionEnvelope(Body, kw_only=True):
+    """An envelope that the server has recorded.
+
+    Attributes:
+        index: its place in the session, from 1 without gaps.
+        sender: who sent it.
+        connection_id: the epoch of the connection's feed, as in the ``Sandbox-Agent-Feed-Epoch`` header.
+        time: when it was read or written, in Unix milliseconds.
+        envelope: the JSON-RPC message as the agent wrote or read it.
+    """
+
+    index: int
+    sender: Literal["client", "agent"]
+    connection_id: str
+    time: int
+    envelope: _Envelope
+
+
+class EnvelopesResponse(Body, kw_only=True):
+    """``GET …/envelopes``; ``last_index`` is that of the session's newest envelope."""
+
+    envelopes: list[SessionEnvelope]
+    has_more: bool
+    last_index: int
 
 
 class MessageRequest(Body, kw_only=True):

@@ -26,7 +26,7 @@ from sandbox_agent.wire.jsonrpc import (
     members,
     replace_surrogates,
 )
-from sandbox_agent.wire.sessions import EventsResponse
+from sandbox_agent.wire.sessions import EnvelopesResponse, EventsResponse
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -263,4 +263,8 @@ def _decode_halves(content: bytes, kind: type[T]) -> T:
     if kind is EventsResponse:
         events: list[object] = elements(members(value).get("events"))
         return msgspec.convert({**value, "events": [msgspec.Raw(dumps(event)) for event in events]}, kind)
+    if kind is EnvelopesResponse:
+        found = [members(each) for each in elements(members(value).get("envelopes"))]
+        raw = [{**each, "envelope": msgspec.Raw(dumps(each.get("envelope")))} for each in found]
+        return msgspec.convert({**value, "envelopes": raw}, kind)
     return msgspec.json.decode(replace_surrogates(json.dumps(value, ensure_ascii=False)), type=kind)

@@ -1,17 +1,18 @@
-"""``/v1/sessions/{id}/events``: a session's events by sequence, in pages and as a stream."""
+"""``/v1/sessions/{id}/events`` and ``/envelopes``: what a session consists of, in pages and as a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import GoneError, ServerSessionNotFoundError, StreamError
-from sandbox_agent.persist.store import EventRow, SessionRow
+from sandbox_agent.persist.store import EnvelopeRow, EventRow, SessionRow
 from sandbox_agent.server.http.operations import (
     MAX_NUMBER,
     Answer,
@@ -30,11 +31,11 @@ from sandbox_agent.server.routes.session_helpers import (
     include_raw,
     session_id_of,
 )
-from sandbox_agent.server.state import JsonResponse, state_of
+from sandbox_agent.server.state import JsonResponse, json_response, state_of
 from sandbox_agent.server.streams.session_views import RawView
 from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer
 from sandbox_agent.wire.jsonrpc import dumps
-from sandbox_agent.wire.sessions import EventsResponse
+from sandbox_agent.wire.sessions import EnvelopesResponse, EventsResponse, SessionEnvelope
 from sandbox_agent.wire.universal import EVENT_DATA_TYPES
 
 DEFAULT_LIMIT = 1000
@@ -173,7 +174,71 @@ async def get_events_sse(request: Request) -> Response:
     return EventStream(Viewer(viewed, offset, UNNAMED), opening=opening)
 
 
+@Operation(
+    "GET",
+    "/v1/sessions/{session_id}/envelopes",
+    parameters=(
+        SESSION_ID,
+        Parameter(
+            "after",
+            "query",
+            "The index of the last envelope that the client has; later ones are returned.",
+            integer_schema(most=MAX_NUMBER),
+        ),
+        Parameter(
+            "limit",
+            "query",
+            f"The largest number of envelopes; {DEFAULT_LIMIT} by default, and never more.",
+            integer_schema(most=MAX_NUMBER),
+        ),
+    ),
+    answers={200: Answer("The page.", EnvelopesResponse)},
+    errors=(ServerSessionNotFoundError, StreamError),
+)
+async def get_envelopes(request: Request) -> Response:
+    """Get a page of envelopes.
+
+    Returns the JSON-RPC messages of both directions that the server has recorded, with an index above
+    `after`, in order. This also works for sessions that an SDK drives (`managed: false`): an SDK whose stream
+    is gone reads here what it has not received. The number of envelopes in a page and the size of a page are
+    limited; if `hasMore` is true, use the index of the page's last envelope as the next `after`. Envelopes
+    that retention has erased are missing at the start.
+    """
+    after = read_number(request, "after", 0) or 0
+    limit = min(read_number(request, "limit", DEFAULT_LIMIT) or 0, DEFAULT_LIMIT)
+    state = state_of(request)
+    await state.recorder.flush()
+    row = await find_session(request)
+    rows = await state.store.envelopes(row.key, after=after, limit=limit) if limit else []
+    rows = rows[: _fitting(rows)]
+    envelopes = [
+        SessionEnvelope(
+            index=each.index,
+            sender=each.sender,
+            connection_id=each.connection_id,
+            time=each.time,
+            envelope=msgspec.Raw(each.data),
+        )
+        for each in rows
+    ]
+    last = rows[-1].index if rows else after if not limit else row.last_envelope
+    more = last < row.last_envelope
+    page = EnvelopesResponse(envelopes=envelopes, has_more=more, last_index=row.last_envelope)
+    return json_response(page)
+
+
+def _fitting(rows: Sequence[EnvelopeRow]) -> int:
+    """Return how many rows a page holds: at least one."""
+    size = 0
+    for position, row in enumerate(rows):
+        size += len(row.data)
+        if size > PAGE_BYTES and position:
+            return position
+    return len(rows)
+
+
 OPERATIONS = (
     get_events,
     get_events_sse,
+    get_envelopes,
 )

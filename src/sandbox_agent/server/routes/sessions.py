@@ -32,6 +32,7 @@ from sandbox_agent.server.http.operations import (
     text_schema,
 )
 from sandbox_agent.server.routes.session_helpers import (
+    NAME,
     SESSION_ID,
     find_session,
     session_id_of,
@@ -73,6 +74,13 @@ _KEY = Parameter(
             integer_schema(least=1, most=MAX_NUMBER),
         ),
         Parameter("cursor", "query", "The `nextCursor` of the previous page."),
+        Parameter(
+            "nativeSessionId",
+            "query",
+            "Return only the session that the agent calls so; `agent` is required.",
+            NAME,
+        ),
+        Parameter("agent", "query", "The agent of `nativeSessionId`.", NAME),
     ),
     answers={200: Answer("A page of sessions.", SessionListResponse)},
     errors=(StreamError,),
@@ -83,7 +91,17 @@ async def list_sessions(request: Request) -> Response:
     Lists all sessions, newest first. A session that an SDK drives has `managed: false`.
     """
     limit = read_number(request, "limit", MAX_SESSIONS, least=1)
-    rows, cursor = await state_of(request).store.sessions(
+    store, native, agent = (
+        state_of(request).store,
+        read_text(request, "nativeSessionId"),
+        read_text(request, "agent"),
+    )
+    if (native is None) != (agent is None):
+        raise InvalidRequestError("invalid request: 'nativeSessionId' and 'agent' belong together")
+    if native is not None and agent is not None:
+        row = await store.native_session(agent, native)
+        return json_response(SessionListResponse(sessions=[] if row is None else [session_info(row)]))
+    rows, cursor = await store.sessions(
         limit=min(limit or MAX_SESSIONS, MAX_SESSIONS), cursor=read_text(request, "cursor")
     )
     return json_response(
