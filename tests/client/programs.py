@@ -50,10 +50,10 @@ class Program:
         self._start(PROGRAM, server.url, store, agent, *prompts)
 
     @classmethod
-    def running(cls, code: str) -> Program:
+    def running(cls, code: str, *arguments: str) -> Program:
         """Start other code, which prints a line for every stored event, too."""
         program = cls.__new__(cls)
-        program._start(code)
+        program._start(code, *arguments)
         return program
 
     def _start(self, code: str, *arguments: str) -> None:

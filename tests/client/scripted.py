@@ -56,6 +56,8 @@ class ScriptedServer(httpx2.AsyncBaseTransport):
         if request.url.path in self._deleted:
             problem = ServerSessionNotFoundError("session not found").to_problem()
             return httpx2.Response(404, json=problem, headers={"content-type": "application/problem+json"})
+        if request.method == "GET" and not request.url.path.startswith("/v1/acp/"):
+            return httpx2.Response(404)
         if request.method == "GET":
             self.gets.append(request)
             if self.failing_gets:

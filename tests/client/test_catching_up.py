@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from sandbox_agent.wire.records import RESTORED_METHOD
 from sandbox_agent.wire.sessions import SessionEnvelope
 from tests.client.checks import all_events, said
 from tests.client.programs import Program, agents, envelopes
+from tests.support.effort import repeats
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +55,7 @@ async def _recorded(folder: Path, agent_session: str) -> list[SessionEvent]:
     reader = sqlite_store_driver(folder / "server.db")
     assert reader is not None
     try:
-        records = (await reader.list_sessions(limit=10)).items
+        records = (await reader.list_sessions(limit=1_000)).items
         (record,) = [each for each in records if each.agent_session_id == agent_session]
         return [event async for event in read_events(reader, record.id)]
     finally:
@@ -250,3 +252,33 @@ async def test_envelopes_are_returned_in_pages(tmp_path: Path) -> None:
                 params["nativeSessionId"] = "unknown"
                 assert (await http.get("/v1/sessions", params=params)).json()["sessions"] == []
                 assert (await http.get("/v1/sessions/unknown/envelopes")).status_code == 404
+
+
+@pytest.mark.loops
+async def test_programs_and_their_servers_are_killed_anywhere(tmp_path: Path) -> None:
+    with _server(tmp_path) as server:
+        for seed in range(repeats(5, 40)):
+            generator = random.Random(seed)
+            url = f"sqlite:{tmp_path / f'client-{seed}.db'}"
+            program = Program(server, url, "echo one", "mode plan", "stream 60 3", "permission")
+            program.wait_stored(generator.randint(4, 70))
+            program.kill()
+            await anyio.sleep(generator.random() * 0.1)
+            server.kill()
+            server.start()
+            with anyio.fail_after(60):
+                async with SandboxAgent.connect(base_url=server.url, persist=url) as sdk:
+                    session = await sdk.resume_session("s", permission_policy="once")
+                    before = _before_the_restore(await all_events(sdk, session))
+                    agent_session = _agent_session(before)
+                    recorded = envelopes(await _recorded(tmp_path, agent_session), agent_session)
+                    stored = envelopes(before, agent_session)
+                    # The feed may be ahead of the record: what was not committed when the server was killed.
+                    number = len(recorded["agent"])
+                    assert stored["agent"][:number] == recorded["agent"], seed
+                    assert len({event.id for event in before}) == len(before), seed
+                    for line in recorded["client"]:
+                        assert stored["client"].count(line) == recorded["client"].count(line), seed
+                    await session.prompt("echo the end")
+                    assert said(await all_events(sdk, session)).endswith("the end"), seed
+                    assert await agents(server) == 1, seed

@@ -29,8 +29,8 @@ from sandbox_agent.wire.sessions import EnvelopesResponse, SessionEnvelope, Sess
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# So many of the newest events and envelopes are read first, and no more than that.
-FIRST = 256
+# So many of the newest events and envelopes are read first, then more of them up to the most.
+FIRST = 16
 MAX = 100_000
 _EXITED = b'"_adapter/agent_exited"'
 
@@ -75,7 +75,8 @@ async def catch_up(calls: SessionCalls, driver: SessionPersistDriver, session: S
         logger.info("session %s: the server's record can't be read: %s", session.id, error)
         return
     missing = after_stored(recorded, stored.later)
-    if missing:
+    # That the agent of an idle session has ended says nothing about the session.
+    if any(_EXITED not in bytes(envelope.envelope) for envelope in missing):
         logger.info("session %s: %d envelopes are taken from the server's record", session.id, len(missing))
         _store(session, connection_id, stored, missing)
         await session.journal.flush()

@@ -18,7 +18,7 @@ from sandbox_agent.client.delivery import Delivery, UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, Envelope, Line, notification, request
 from sandbox_agent.client.feed import Feed, parse_event_data
 from sandbox_agent.client.http import Http, describe, problem_error, quote_segment
-from sandbox_agent.client.identity import client_name, connection_of
+from sandbox_agent.client.identity import client_name, connection_of, server_id_of
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
@@ -78,7 +78,7 @@ class Connection:
     ) -> None:
         self.agent = agent
         self.connection_id: str = connection_id or str(uuid.uuid4())
-        self.server_id: str = f"sdk-{agent}-{connection_of(self.connection_id)}"
+        self.server_id: str = server_id_of(agent, self.connection_id)
         self.lost: SandboxAgentError | None = None
         self.closing: bool = False
         self.initialize_result: dict[str, Any] = {}

@@ -24,6 +24,11 @@ def is_same_connection(one: SessionRecord, other: SessionRecord) -> bool:
     return connection_of(one.last_connection_id) == connection_of(other.last_connection_id)
 
 
+def server_id_of(agent: str, connection_id: str) -> str:
+    """Return the id of a connection on its server."""
+    return f"sdk-{agent}-{connection_of(connection_id)}"
+
+
 def client_name(connection_id: str) -> str:
     """Return the name of the client that has this connection id."""
     return f"sdk-{connection_id}"

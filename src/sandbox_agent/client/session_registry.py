@@ -32,6 +32,7 @@ from sandbox_agent.client.server_sessions.calls import SessionCalls, is_of_netwo
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.client.unfinished import end_unfinished_restore
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
@@ -265,7 +266,9 @@ class SessionRegistry:
 
         connection = await attach(new_connection, session, take_over=take_over)
         if connection is None:
-            await catch_up(SessionCalls(self._http, self._health), self._driver, session)
+            calls, ids = SessionCalls(self._http, self._health), [each.connection_id for each in own]
+            await catch_up(calls, self._driver, session)
+            await end_unfinished_restore(calls, self._driver, session, ids, take_over=take_over)
         return connection
 
     async def _restore(self, session: SessionCore, connection: Connection) -> None:
