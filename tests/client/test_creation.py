@@ -216,6 +216,29 @@ async def test_the_process_of_a_cancelled_creation_ends(own_server: ServerProces
             assert await sdk.list_acp_servers() == []
 
 
+async def test_a_cancelled_creation_of_a_server_session_is_cancelled_on_the_server(
+    own_server: ServerProcess, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    hangs = 'import sys; open(sys.argv[1], "w").close(); sys.stdin.read()'
+    put_launcher(tmp_path / "data", "codex", [sys.executable, "-c", hangs, str(asked)])
+    with anyio.fail_after(20):
+        async with SandboxAgent.connect(base_url=own_server.url) as sdk:
+            await sdk.sessions.create("mine", agent="mock")
+            with anyio.move_on_after(0):  # it exists, and stays
+                await sdk.sessions.create("mine", agent="mock")
+            creating = asyncio.create_task(sdk.sessions.create("s", agent="codex"))
+            while not await anyio.Path(asked).exists():
+                await sdk.get_health()
+            creating.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await creating
+        # The client has gone at once: it told the server before.
+        async with SandboxAgent.connect(base_url=own_server.url) as sdk:
+            assert [session.session_id for session in (await sdk.sessions.list()).items] == ["mine"]
+            assert [server.agent for server in await sdk.list_acp_servers()] == ["mock"]
+
+
 async def test_a_server_that_is_another_program_is_said_to_be() -> None:
     transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, text="<html>"))
     async with SandboxAgent.connect(transport=transport, skip_health_check=True) as sdk:

@@ -250,6 +250,8 @@ class SandboxAgent(ServerApi):
         self._disposing = True
         try:
             await self._registry.close()
+            if self._server_sessions is not None:
+                await self._server_sessions.close()
         finally:
             try:
                 await self._tasks.stop()
@@ -288,7 +290,7 @@ class SandboxAgent(ServerApi):
     def sessions(self) -> ServerSessions:
         """The sessions that the server itself stores and drives."""
         if self._server_sessions is None:
-            self._server_sessions = ServerSessions(self._http, self._health)
+            self._server_sessions = ServerSessions(self._http, self._health, self._tasks)
         return self._server_sessions
 
     async def create_session(

@@ -188,6 +188,29 @@ async def test_the_same_idempotency_key_returns_the_session_that_it_created(tmp_
         assert len((await stack.store.sessions(limit=10))[0]) == 2
 
 
+async def test_a_creation_that_is_withdrawn_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_launcher(tmp_path / "data", "silent", [sys.executable, "-c", "import sys; sys.stdin.read()"])
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    async with running(tmp_path) as stack:
+        withdraw = stack.sessions.withdraw
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(withdraw, "s", "k")
+                with pytest.raises(ConflictError, match="withdrawn"):  # while its agent starts
+                    await stack.create(agent="silent", key="k")
+        await assert_nothing_is_left(stack)
+        with pytest.raises(ConflictError, match="withdrawn"):  # it arrives after its withdrawal
+            await stack.create(key="k")
+        await assert_nothing_is_left(stack)
+        await stack.create(key="other")
+        await withdraw("s", "k")  # it is another creation's
+        assert [row.session_id for row in (await stack.store.sessions(limit=10))[0]] == ["s"]
+        await withdraw("s", "other")  # it was created, and the response was lost
+        await assert_nothing_is_left(stack)
+
+
 async def test_a_session_that_is_being_made_takes_nothing_yet(tmp_path: Path) -> None:
     async with running(tmp_path) as stack:
         seen = anyio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -31,6 +32,7 @@ from sandbox_agent.client.server_sessions.streams import (
     stream_turn,
 )
 from sandbox_agent.client.sinks import EventSink
+from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import ConflictError, SandboxAgentError, ServerSessionNotFoundError
 from sandbox_agent.wire.records import ListPage
@@ -49,6 +51,8 @@ from sandbox_agent.wire.universal import UniversalEvent
 Timestamp: TypeAlias = datetime | int
 ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
 CLIENT_HEADER = "Sandbox-Agent-Client"
+# How long the end of the client waits for creations to be cancelled.
+CLOSE_TIMEOUT = 5.0
 # The page size of ``iterate``.
 PAGE = 100
 _Pending: TypeAlias = list[PendingPermission]
@@ -62,8 +66,10 @@ class ServerSessions:
     All calls raise TokenInvalidError and, if the session does not exist, ServerSessionNotFoundError.
     """
 
-    def __init__(self, http: Http, health: HealthCheck) -> None:
+    def __init__(self, http: Http, health: HealthCheck, tasks: TaskOwner) -> None:
         self._calls = SessionCalls(http, health)
+        self._tasks = tasks
+        self._withdrawals: set[asyncio.Task[None]] = set()
 
     async def create(
         self,
@@ -81,6 +87,8 @@ class ServerSessions:
         permission_timeout_seconds: float | None = None,
     ) -> CreateSessionResponse:
         """Create a session; the same arguments again return the session that exists.
+
+        If the caller is cancelled, the creation is cancelled on the server, too.
 
         Args:
             id: the session's id, chosen by the caller.
@@ -118,9 +126,30 @@ class ServerSessions:
         )
         path = session_path(id)
         # The server recognizes a request that is sent again.
+        headers = {"Idempotency-Key": new_key()}
         body = msgspec.to_builtins(request)
-        answer = await self._calls.send("POST", path, body=body, repeats=is_of_network)
+        try:
+            answer = await self._calls.send("POST", path, body=body, headers=headers, repeats=is_of_network)
+        except asyncio.CancelledError:
+            self._withdraw(path, headers)
+            raise
         return decode(answer, CreateSessionResponse, f"POST {path}")
+
+    def _withdraw(self, path: str, headers: Mapping[str, str]) -> None:
+        """Cancel a creation on the server, or delete the session that only it has created."""
+
+        async def withdraw() -> None:
+            await self._calls.send("DELETE", path, headers=headers, repeats=is_of_network)
+
+        if self._tasks.running:
+            task = self._tasks.spawn(withdraw(), name=f"withdrawal of {path}")
+            self._withdrawals.add(task)
+            task.add_done_callback(self._withdrawals.discard)
+
+    async def close(self) -> None:
+        """Wait until creations that were cancelled are cancelled on the server, at most CLOSE_TIMEOUT."""
+        if self._withdrawals:
+            await asyncio.wait(self._withdrawals, timeout=CLOSE_TIMEOUT)
 
     async def get(self, id: str) -> SessionInfo:  # noqa: A002 - the contract's name
         """Return one session, with its newest turns and their usage."""

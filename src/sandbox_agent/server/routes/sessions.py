@@ -158,7 +158,16 @@ async def get_session(request: Request) -> Response:
 @Operation(
     "DELETE",
     "/v1/sessions/{session_id}",
-    parameters=(SESSION_ID,),
+    parameters=(
+        SESSION_ID,
+        Parameter(
+            "Idempotency-Key",
+            "header",
+            "Delete the session only if the creation with this key has created it; cancel that creation if "
+            "it runs or arrives later. Otherwise nothing happens.",
+            text_schema(least=1, most=MAX_IDEMPOTENCY_KEY),
+        ),
+    ),
     answers={204: Answer("The session is deleted.")},
     errors=(ServerSessionNotFoundError, ConflictError, StreamError),
 )
@@ -167,7 +176,15 @@ async def delete_session(request: Request) -> Response:
 
     Terminates the session and erases its events and its search index from the store.
     """
-    await state_of(request).sessions.delete(session_id_of(request))
+    sessions, session_id, key = (
+        state_of(request).sessions,
+        session_id_of(request),
+        read_idempotency_key(request),
+    )
+    if key is None:
+        await sessions.delete(session_id)
+    else:
+        await sessions.withdraw(session_id, key)
     return Response(status_code=204)
 
 

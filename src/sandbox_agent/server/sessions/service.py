@@ -22,6 +22,7 @@ from sandbox_agent.server.errors import session_exists
 from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
+from sandbox_agent.server.sessions.creations import Creations
 from sandbox_agent.server.sessions.driven_session import DrivenSession
 from sandbox_agent.server.sessions.requests import check_create, check_prompt, session_params
 from sandbox_agent.server.sessions.settings import (
@@ -42,9 +43,6 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 STARTS = 8
 # How long a delete waits until the agent's end is stored.
 DELETE_SECONDS = 10.0
-# How long the Idempotency-Key of a creation is remembered, and a page of the sessions of that time.
-KEY_MS = 24 * 60 * 60 * 1000
-KEY_PAGE = 1000
 # How long a failed creation waits for the store to erase the session.
 ERASE_SECONDS = 10.0
 
@@ -73,8 +71,9 @@ class Sessions:
         self._context: SessionContext | None = None
         self._driven_sessions: dict[int, DrivenSession] = {}
         self._creating: set[str] = set()
-        # A lock lives only while a session of that id, or with that key, is created.
-        self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
+        self._creations = Creations(store)
+        # A lock lives only while a session of that id is created.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Sessions]:
@@ -177,10 +176,14 @@ class Sessions:
         directory = check_create(session_id, request)
         if idempotency_key is None:
             return await self._create(session_id, request, directory)
-        async with self._lock("key", idempotency_key):
-            known = await self._created_with(idempotency_key)
+        creations = self._creations
+        async with creations.lock(idempotency_key):
+            known = await creations.find(idempotency_key)
             if known is None:
-                return await self._create(session_id, request, directory, idempotency_key)
+                with creations.running(idempotency_key):
+                    response = await self._create(session_id, request, directory, idempotency_key)
+                await creations.add(idempotency_key, response.session_id or session_id)
+                return response
         if stored_request(known) != request:
             raise ConflictError(
                 f"conflict: the idempotency key '{idempotency_key}' was used for another session: choose a "
@@ -188,25 +191,10 @@ class Sessions:
             )
         return _existing(known, request)
 
-    def _lock(self, *names: str) -> asyncio.Lock:
-        return self._locks.setdefault(names, asyncio.Lock())
-
-    async def _created_with(self, idempotency_key: str) -> SessionRow | None:
-        oldest, cursor = _now_ms() - KEY_MS, None
-        while True:
-            rows, cursor = await self._store.sessions(limit=KEY_PAGE, cursor=cursor)
-            for row in rows:
-                if row.created_at < oldest:
-                    return None
-                if creation_key(row) == idempotency_key:
-                    return row
-            if cursor is None:
-                return None
-
     async def _create(
         self, session_id: str, request: CreateSessionRequest, directory: str, key: str | None = None
     ) -> CreateSessionResponse:
-        async with self._lock("id", session_id):
+        async with self._locks.setdefault(session_id, asyncio.Lock()):
             row = await self._store.session(session_id)
             if row is not None:
                 return _existing(row, request)
@@ -266,6 +254,20 @@ class Sessions:
         session = await self._recorder.open(session_id)
         await self._driven(session.row).terminate()
         self._driven_sessions.pop(session.row.key, None)
+
+    async def withdraw(self, session_id: str, idempotency_key: str) -> None:
+        """Cancel the creation with that key, or delete the session that it has created.
+
+        Another session of that id stays.
+
+        Raises:
+            PersistError: as ``delete``.
+        """
+        self._creations.withdraw(idempotency_key)
+        async with self._creations.lock(idempotency_key):
+            row = await self._store.session(session_id)
+            if row is not None and creation_key(row) == idempotency_key:
+                await self.delete(session_id)
 
     async def delete(self, session_id: str) -> None:
         """Erase the session with its history, after ending its agent if the server drives it.
