@@ -24,7 +24,8 @@ from sandbox_agent.wire.sessions import SessionEnvelope
 from tests.client.checks import all_events, said
 from tests.client.programs import Program, agents, envelopes
 from tests.support.effort import repeats
-from tests.support.servers import ServerProcess, our_server, put_launcher
+from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
+from tests.support.servers import ServerProcess, our_server, published_server, put_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -195,6 +196,44 @@ asyncio.run(main())
             assert envelopes(before, agent_session) == theirs
             (turn,) = (await sdk.sessions.get(agent_session)).turns or []
             assert turn.state == "interrupted"
+
+
+async def _restart_in_a_turn(server: ServerProcess, store: str, agent: str) -> list[SessionEvent]:
+    """Kill a program and its server in a turn; return the events after the next program has resumed."""
+    program = Program(server, store, "echo one", "stream 4000 5", agent=agent)
+    program.wait_stored(20)
+    program.kill()
+    server.kill()
+    server.start()
+    async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
+        session = await sdk.resume_session("s")
+        return await all_events(sdk, session)
+
+
+def _lost(events: Sequence[SessionEvent]) -> int:
+    return sum(b"_sandbox_agent/events_lost" in event.payload_json for event in events)
+
+
+async def test_a_turn_that_the_server_has_not_recorded_is_a_gap(tmp_path: Path, store: str) -> None:
+    with our_server(tmp_path, "--store", "memory") as server, anyio.fail_after(60):
+        assert _lost(await _restart_in_a_turn(server, store, "mock")) == 1
+        # Between turns nothing is lost.
+        server.kill()
+        server.start()
+        async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
+            session = await sdk.resume_session("s")
+            await session.prompt("echo two")
+        server.kill()
+        server.start()
+        async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
+            session = await sdk.resume_session("s")
+            assert _lost(await all_events(sdk, session)) == 1
+
+
+async def test_a_turn_that_the_published_server_has_lost_is_a_gap(tmp_path: Path, store: str) -> None:
+    npm_or_skip(PUBLISHED_SERVER, "restarting the published server")
+    with published_server(tmp_path) as server, anyio.fail_after(60):
+        assert _lost(await _restart_in_a_turn(server, store, "claude")) == 1
 
 
 def _line(text: str) -> SessionEnvelope:

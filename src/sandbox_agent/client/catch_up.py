@@ -7,6 +7,7 @@ line that both have.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 # So many of the newest events and envelopes are read first, then more of them up to the most.
 FIRST = 16
 MAX = 100_000
+NO_RECORD = "the connection is gone, and the server has no record of how the turn went on"
+PROMPT = "session/prompt"
 _EXITED = b'"_adapter/agent_exited"'
 
 
@@ -43,18 +46,20 @@ class _Stored(NamedTuple):
         anchor: the newest line of the agent that has a JSON-RPC id, by which it is found in the record.
         later: the agent's lines after it.
         client: the client's envelopes.
+        is_open: whether a turn was running.
     """
 
     feed: str
     anchor: bytes
     later: list[bytes]
     client: list[SessionEvent]
+    is_open: bool
 
 
 async def catch_up(calls: SessionCalls, driver: SessionPersistDriver, session: SessionCore) -> None:
     """Store the rest of the session's last connection, which the server does not have any more.
 
-    A server without a record, or whose record does not reach back to what is stored, changes nothing.
+    If the server has no record of it, and a turn was running, a notice says so: how it went on is unknown.
 
     Raises:
         SessionFencedError: another client claimed the session meanwhile.
@@ -67,12 +72,10 @@ async def catch_up(calls: SessionCalls, driver: SessionPersistDriver, session: S
     stored = await _read_stored(driver, session.id, connection_id)
     if stored is None:
         return
-    try:
-        recorded = await _read_recorded(calls, session, stored)
-    except PersistError:
-        raise
-    except SandboxAgentError as error:
-        logger.info("session %s: the server's record can't be read: %s", session.id, error)
+    recorded = await _read_recorded(calls, session, stored)
+    if recorded is None:
+        if stored.is_open:
+            session.journal.append_notice("_sandbox_agent/events_lost", {"reason": NO_RECORD})
         return
     missing = after_stored(recorded, stored.later)
     # That the agent of an idle session has ended says nothing about the session.
@@ -96,7 +99,7 @@ async def _read_stored(driver: SessionPersistDriver, session_id: str, connection
                 return None  # everything before it has been received, too
             if place is not None and _has_id(line):
                 client = [each for each in own if each.sender == "client"]
-                return _Stored(place.feed, line, later[::-1], client)
+                return _Stored(place.feed, line, later[::-1], client, _is_open(own, line))
             later.append(line)
         if len(events) < limit or limit > MAX:
             return None
@@ -111,6 +114,21 @@ def _comparable(line: bytes) -> bytes:
         return line
 
 
+def _is_open(events: Sequence[SessionEvent], newest: bytes) -> bool:
+    """Return whether the agent asks something, or a prompt of these events has no response."""
+    if decode(newest).is_request:
+        return True
+    prompts, responses = set[bytes](), set[bytes]()
+    for event in events:
+        with contextlib.suppress(InvalidEnvelopeError):
+            head = decode(event.payload_json)
+            if event.sender == "client" and head.method == PROMPT:
+                prompts.add(bytes(head.id))
+            elif event.sender == "agent" and head.is_response:
+                responses.add(bytes(head.id))
+    return bool(prompts - responses)
+
+
 def _has_id(line: bytes) -> bool:
     try:
         return bool(decode(line).id)
@@ -120,13 +138,25 @@ def _has_id(line: bytes) -> bool:
 
 async def _read_recorded(
     calls: SessionCalls, session: SessionCore, stored: _Stored
-) -> Sequence[SessionEnvelope]:
-    """Return what the server has recorded of the connection after the anchor."""
+) -> Sequence[SessionEnvelope] | None:
+    """Return what the server has recorded of the connection after the anchor; None if it has no record."""
+    try:
+        return await _read_after(calls, session, stored)
+    except PersistError:
+        raise
+    except SandboxAgentError as error:
+        logger.info("session %s: the server's record can't be read: %s", session.id, error)
+        return None
+
+
+async def _read_after(
+    calls: SessionCalls, session: SessionCore, stored: _Stored
+) -> Sequence[SessionEnvelope] | None:
     params = query(agent=session.agent, nativeSessionId=session.agent_session_id)
     answer = await calls.send("GET", "/v1/sessions", params=params, repeats=is_of_network)
     found = decode_body(answer, SessionListResponse, "GET /v1/sessions").sessions
     if len(found) != 1 or found[0].native_session_id != session.agent_session_id:
-        return []  # none, or a server that does not know the filter
+        return None  # or a server that does not know the filter
     path, number = session_path(found[0].session_id, "envelopes"), FIRST
     last = (await _page(calls, path, 0, limit=0)).last_index
     while True:
@@ -141,7 +171,7 @@ async def _read_recorded(
                 return own[position + 1 :]
         if not start or number > MAX:
             logger.info("session %s: the server's record does not have what is stored", session.id)
-            return []
+            return None
         number *= 8
 
 
