@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -86,6 +87,30 @@ async def test_a_session_of_a_client_is_listed_with_what_its_agent_told(store: F
     ]
     assert {envelope.connection_id for envelope in envelopes} == {"e1"}
     assert await store.newest_envelopes(0, limit=10) == []  # what belongs to no session is not kept
+
+
+async def test_a_message_after_the_response_is_completed_when_the_agent_is_silent(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sandbox_agent.server.recorder.worker.LATE_SECONDS", 0.05)
+    async with Recorder(store).run() as recorder:
+        tap = begin(recorder)
+        tap.sent(prompt("N", 2), "")
+        tap.received([result(2, stopReason="end_turn"), chunk("N", "too "), chunk("N", "late")])
+        live = await settled(recorder, "N")
+        with anyio.fail_after(10):
+            while types(await stored(store, "N"))[-1] != "item.completed":
+                await live.wait_beyond(live.row.last_sequence)
+        tap.sent(prompt("N", 3), "")
+        tap.received([chunk("N", "next"), result(3, stopReason="end_turn")])
+        await settled(recorder, "N")
+        events = await stored(store, "N")
+    said = [event["data"]["item"]["content"] for event in events if event["type"] == "item.completed"]
+    assert [part["text"] for content in said for part in content] == ["go", "too late", "go", "next"]
+    # What was stored is what a new server makes of it.
+    async with Recorder(store).run() as recorder:
+        live = await recorder.open("N")
+        assert (live.row.last_sequence, live.interrupted) == (events[-1]["sequence"], False)
 
 
 async def test_a_turn_has_a_row_with_its_tokens_and_its_share_of_the_cost(store: FaultyStore):

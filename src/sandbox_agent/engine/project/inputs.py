@@ -7,6 +7,7 @@ from typing import Any
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.state import State
 from sandbox_agent.engine.project.statuses import Statuses
+from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.turns import Turns
 from sandbox_agent.wire.universal import (
     ErrorData,
@@ -26,6 +27,7 @@ class Inputs:
     _state: State
     _emit: Emitter
     _statuses: Statuses
+    _texts: Texts
     _turns: Turns
 
     @property
@@ -42,6 +44,11 @@ class Inputs:
     def open_turns(self) -> list[str]:
         """The ids of the running turns, oldest first."""
         return [turn.turn_id for turn in self._state.turns.values()]
+
+    @property
+    def has_late_texts(self) -> bool:
+        """Whether a message is open though no turn runs: the agent began it after its response."""
+        return bool(self._state.texts) and not self._state.turns
 
     @property
     def pending_permissions(self) -> dict[str, str]:
@@ -96,6 +103,13 @@ class Inputs:
         if not known:
             metadata = {"stop_reason": "interrupted", "reason": reason}
             self._emit.event("turn.ended", TurnEventData("ended", turn_id, metadata), "daemon")
+        return events
+
+    def late_texts_ended(self, time_ms: int) -> list[UniversalEvent]:
+        """The agent has added nothing for a while to messages that it began after its response."""
+        events = self._emit.begin(time_ms)
+        if self.has_late_texts:
+            self._texts.close()
         return events
 
     def turn_dropped(

@@ -183,11 +183,15 @@ class RecorderQueue:
             self._jobs -= 1
         return entry
 
-    async def wait(self) -> None:
-        """Return when there is an entry."""
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Return whether there is an entry, as soon as there is one or the time is over."""
         if not self._entries:
             self._consumer = asyncio.get_running_loop().create_future()
-            await self._consumer
+            if seconds is None:
+                await self._consumer
+            else:
+                await asyncio.wait({self._consumer}, timeout=seconds)
+        return bool(self._entries)
 
     async def gather(self) -> None:
         """Wait a moment for more entries, so that they are stored together; a job does not wait.

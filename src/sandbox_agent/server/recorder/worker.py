@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ MakeEvents = Callable[[Projector, int], Sequence[UniversalEvent]]
 SLICE = 16
 # How much may be gathered while a commit is in flight.
 BATCH_BYTES = 1 * 1024 * 1024
+# A message that an agent begins after its response ends when nothing was added for so long.
+LATE_SECONDS = 1.0
 # A line that is no envelope is shown in so many sessions of its connection, those opened last.
 GARBAGE_SESSIONS = 16
 
@@ -87,6 +90,8 @@ class Worker:
         self._clock = clock
         self._pace = Pace()
         self._rows: defaultdict[RecordedSession, list[Row]] = defaultdict(list)
+        # Sessions with a message that the agent began after its response, and when it last added to it.
+        self._late: dict[RecordedSession, float] = {}
 
     @property
     def unstored(self) -> int:
@@ -109,8 +114,10 @@ class Worker:
             if entry is None:
                 self.busy = False
                 self._committer.offer()
-                await queue.wait()
-                await queue.gather()
+                if await queue.wait(self._late_in):
+                    await queue.gather()
+                else:
+                    await self._end_late_texts()
                 pace.start_slice()
                 continue
             self.busy = True
@@ -137,8 +144,11 @@ class Worker:
         elif isinstance(entry, Closing):
             connection = self._connections.pop(entry.tap, None)
             for session in dict.fromkeys(connection.sessions.values() if connection else ()):
-                if session.projection.projector.open_turns and not self._is_open(session):
+                projector = session.projection.projector
+                if projector.open_turns and not self._is_open(session):
                     await self.add_events(session, _lost_agent)
+                elif projector.has_late_texts and not self._is_open(session):
+                    await self.add_events(session, _end_late_texts)
         else:
             await entry.run()
 
@@ -160,7 +170,23 @@ class Worker:
         for session, rows in self._rows.items():
             rows += session.projection.state_rows()
             self._committer.add(session, rows)
+            if session.projection.projector.has_late_texts:
+                self._late[session] = time.monotonic()
+            elif self._late:
+                self._late.pop(session, None)
         self._rows.clear()
+
+    @property
+    def _late_in(self) -> float | None:
+        """How long until a message ends that an agent began after its response; None without one."""
+        return max(min(self._late.values()) + LATE_SECONDS - time.monotonic(), 0) if self._late else None
+
+    async def _end_late_texts(self) -> None:
+        now = time.monotonic()
+        for session in [each for each, since in self._late.items() if since + LATE_SECONDS <= now]:
+            del self._late[session]
+            await self.add_events(session, _end_late_texts)
+        self._flush_rows()
 
     # envelopes
 
@@ -378,3 +404,7 @@ def _stopped_agent(projector: Projector, now: int) -> Sequence[UniversalEvent]:
 
 def _lost_agent(projector: Projector, now: int) -> Sequence[UniversalEvent]:
     return projector.turn_interrupted(now, reason="connection_closed")
+
+
+def _end_late_texts(projector: Projector, now: int) -> Sequence[UniversalEvent]:
+    return projector.late_texts_ended(now)
