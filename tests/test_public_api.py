@@ -97,6 +97,7 @@ PUBLIC = [
     "SettingNotConfirmedError",
     "StateSessionPersistDriver",
     "StatusPart",
+    "StoreUnavailableError",
     "StreamError",
     "TextContent",
     "TextPart",

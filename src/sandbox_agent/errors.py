@@ -21,6 +21,7 @@
     |   +-- InstallFailedError             install_failed           500
     |   +-- AgentProcessExitedError        agent_process_exited     500
     |   +-- StreamError                    stream_error             502
+    |   |   +-- StoreUnavailableError      store_unavailable        503
     |   +-- RequestTimeoutError            timeout                  504
     +-- AcpRpcError                        the agent responded with a JSON-RPC error
     +-- ConnectionLostError                the server or its connection was lost during a request
@@ -73,6 +74,7 @@ __all__ = [
     "SessionFencedError",
     "SessionNotFoundError",
     "SettingNotConfirmedError",
+    "StoreUnavailableError",
     "StreamError",
     "TokenInvalidError",
     "UnsupportedAgentError",
@@ -253,6 +255,10 @@ class AgentProcessExitedError(
 
 class StreamError(ProblemError, name="stream_error", status=502, exit_code=75, retryable=True):
     """The agent or a stream could not be reached."""
+
+
+class StoreUnavailableError(StreamError, name="store_unavailable", status=503, exit_code=75, retryable=True):
+    """The server's store fails or does not answer; the response has ``Retry-After``."""
 
 
 class RequestTimeoutError(ProblemError, name="timeout", status=504, exit_code=75, retryable=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,14 @@ class Database(Protocol):
         """Start it again with its data."""
         ...
 
+    def pause(self) -> None:
+        """SIGSTOP it: its connections stay open, and nothing is answered."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on."""
+        ...
+
 
 class _Postgres:
     def __init__(self, server: PostgresServer) -> None:
@@ -52,6 +62,12 @@ class _Postgres:
     def start(self) -> None:
         self._server.start()
 
+    def pause(self) -> None:
+        self._server.signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._server.signal_all(signal.SIGCONT)
+
 
 class _Redis:
     def __init__(self, server: RedisServer) -> None:
@@ -64,6 +80,12 @@ class _Redis:
 
     def start(self) -> None:
         self._server.start()
+
+    def pause(self) -> None:
+        os.kill(self._server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._server.pid, signal.SIGCONT)
 
 
 @contextmanager

@@ -175,6 +175,13 @@ class PostgresServer:
             assert time.monotonic() < deadline, "a killed PostgreSQL process is still there"
             time.sleep(0.002)
 
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to it and then to its processes."""
+        os.kill(self.pid, number)
+        for child in _children(self.pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
+
     def restart(self) -> None:
         """End it in good order and start it again: same port, same data."""
         self.stop()

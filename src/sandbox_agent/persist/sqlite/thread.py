@@ -32,8 +32,9 @@ MEMORY: Final = ":memory:"
 # SQLite's own name for a temporary file without a name.
 TEMPORARY: Final = ""
 UNNAMED: Final = frozenset({MEMORY, TEMPORARY})
-# How long a statement waits for another program's lock before it fails, in seconds.
-BUSY_TIMEOUT: Final = 5.0
+# How long a statement waits for another program's lock before it fails, in seconds. The server answers its
+# clients with that error, and not with its own deadline, which is later.
+BUSY_TIMEOUT: Final = 4.0
 # Between two tries of what SQLite's own busy handler does not cover, in seconds.
 _BUSY_PAUSE: Final = 0.02
 # With more jobs in a transaction the first of them waits too long.

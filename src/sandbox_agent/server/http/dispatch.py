@@ -6,16 +6,20 @@ requests, responses and CORS middleware are used as they are.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from sandbox_agent.errors import PersistError
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint
 from sandbox_agent.server.state import ServerState
 
+# A client waits at most this long for a store that hangs.
+STORE_SECONDS = 4.5
 _ANY = "{}"
 # The limits of the cache of paths.
 _CACHED_PATHS = 1024
@@ -31,6 +35,47 @@ class _Node:
         self.children: dict[str, _Node] = {}
         self.parameter = ""
         self.operations: dict[str, Operation] = {}
+
+
+class StoreDeadline:
+    """Answers a request whose operation still waits for the store after STORE_SECONDS.
+
+    The operation goes on until the store's own timeouts end it, and its response is dropped: a message may be
+    accepted nevertheless. Only a timer is started, because almost every request is answered at once.
+    """
+
+    __slots__ = ("_answer", "_arguments", "_timer")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["store_deadline"] = self
+        self._arguments = scope, receive, send
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the time: the request was read."""
+        self._timer = asyncio.get_running_loop().call_later(STORE_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        scope, receive, send = self._arguments
+        error = PersistError(f"the store has not answered within {STORE_SECONDS:g} s")
+        response = error_response(f"{scope['method']} {scope['path']}", error)
+        self._answer = asyncio.ensure_future(response(scope, receive, send))
+
+    async def is_over(self) -> bool:
+        """Return whether the request was answered instead of the operation; stop the time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._answer is None:
+            return False
+        await self._answer
+        return True
+
+
+def start_store_deadline(request: Request) -> None:
+    """Start the deadline of an operation with a body, once that was read."""
+    deadline: StoreDeadline = request.scope["store_deadline"]
+    deadline.start()
 
 
 class Dispatcher:
@@ -66,10 +111,15 @@ class Dispatcher:
         if operation is None:
             response = method_not_allowed(operations) if operations else no_endpoint()
         else:
+            deadline = StoreDeadline(scope, receive, send)
+            if operation.reads_store:
+                deadline.start()
             try:
                 response = await operation.endpoint(request)
             except Exception as error:  # noqa: BLE001 - the one boundary: it logs unexpected errors
                 response = error_response(f"{request.method} {request.url.path}", error)
+            if await deadline.is_over():
+                return
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> Mapping[str, Operation]:

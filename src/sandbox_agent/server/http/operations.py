@@ -90,6 +90,7 @@ class Operation:
         errors: the ProblemError subclasses that it answers with; those of parameters and a body are implied.
         request_body: a msgspec type or a JSON schema.
         schemas: types to which its JSON schemas refer by name.
+        reads_store: whether it fails when the store has not answered within STORE_SECONDS.
     """
 
     method: str
@@ -101,6 +102,7 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     request_body: Any = None
     schemas: Sequence[Any] = ()
+    reads_store: bool = False
     endpoint: Endpoint = field(init=False)
 
     def __call__(self, endpoint: Endpoint) -> Operation:

@@ -12,7 +12,7 @@ from sandbox_agent.errors import (
     InvalidRequestError,
     PersistError,
     ProblemError,
-    StreamError,
+    StoreUnavailableError,
     TokenInvalidError,
 )
 from sandbox_agent.wire.jsonrpc import dumps
@@ -20,12 +20,16 @@ from sandbox_agent.wire.jsonrpc import dumps
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PROBLEM_JSON = "application/problem+json"
+# The recorder tries a store that failed about as often.
+RETRY_AFTER_SECONDS = 1
 
 
 def problem_response(error: ProblemError, *, headers: dict[str, str] | None = None) -> Response:
     """Return the response for an error of the HTTP contract."""
     if isinstance(error, TokenInvalidError):
         headers = {**(headers or {}), "WWW-Authenticate": "Bearer"}
+    if isinstance(error, StoreUnavailableError):
+        headers = {**(headers or {}), "Retry-After": str(RETRY_AFTER_SECONDS)}
     return _response(error.to_problem(), headers)
 
 
@@ -41,7 +45,7 @@ def error_response(request: str, error: Exception) -> Response:
     if isinstance(error, ProblemError):
         return problem_response(error)
     if isinstance(error, PersistError):
-        return problem_response(StreamError(f"stream error: {error}"))
+        return problem_response(StoreUnavailableError(f"store unavailable: {error}"))
     logger.error("%s failed", request, exc_info=error)
     return _response(
         {

@@ -26,6 +26,9 @@ from sandbox_agent.server.recorder.rows import Row
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
+# After this time a commit in flight counts as a failure: the store hangs, or is too slow to be waited for.
+SLOW_SECONDS = 2.0
+_SLOW = PersistError(f"the store has not confirmed a commit for {SLOW_SECONDS:g} s")
 # How soon a store that failed is tried again.
 RETRY_SECONDS = 0.5
 
@@ -206,12 +209,20 @@ class Committer:
         changes = batch.complete()
         while True:
             try:
-                await self._store.commit(changes)
+                await self._commit(changes)
             except PersistError as error:
                 self.report_failure(error)
                 await anyio.sleep(RETRY_SECONDS)
             else:
                 return
+
+    async def _commit(self, changes: Changes) -> None:
+        """Commit; a commit that takes long counts as a failure of the store until it is done."""
+        timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self.report_failure, _SLOW)
+        try:
+            await self._store.commit(changes)
+        finally:
+            timer.cancel()
 
     async def store_new(self, session: PublishedSession, rows: Iterable[Row]) -> None:
         """Store and publish the first rows of a session at once (see commit)."""
@@ -227,11 +238,13 @@ class Committer:
             PersistError: the store failed; nothing is stored.
         """
         try:
-            await self._store.commit(changes)
+            await self._commit(changes)
         except PersistError as error:
             self.report_failure(error)
-            self._probe_due.set()
             raise
+        finally:
+            if self.degraded is not None:
+                self._probe_due.set()
 
     async def probe(self) -> None:
         """Check a failed store until it works, as long as there is no batch that does so; until cancelled."""

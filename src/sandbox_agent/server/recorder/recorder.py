@@ -124,6 +124,15 @@ class Recorder:
         """Why the store fails, in one line; None while it works."""
         return self._committer.degraded
 
+    def require_store(self) -> None:
+        """Check that the store works, as far as is known.
+
+        Raises:
+            PersistError: it does not.
+        """
+        if self.degraded is not None:
+            raise PersistError(self.degraded)
+
     @property
     def listeners(self) -> list[Callable[[PublishedSession, PermissionRow], None]]:
         """Called after the commit of a permission request or an answer."""
@@ -303,8 +312,7 @@ class Recorder:
 
     async def _run_job(self, run: Callable[[], Awaitable[None]], session: RecordedSession | None) -> None:
         """Run a job between two envelopes and wait until its rows are stored."""
-        if self.degraded is not None:
-            raise PersistError(self.degraded)
+        self.require_store()
         if session is not None and self._registry.is_forgotten(session.row.key):
             raise session_not_found(session.session_id)
         stored = self._committer.new_waiter()

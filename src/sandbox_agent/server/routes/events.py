@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.sse import encode_event
-from sandbox_agent.errors import GoneError, ServerSessionNotFoundError, StreamError
+from sandbox_agent.errors import GoneError, ServerSessionNotFoundError, StoreUnavailableError
 from sandbox_agent.persist.store import EnvelopeRow, EventRow, SessionRow
 from sandbox_agent.server.http.operations import (
     MAX_NUMBER,
@@ -64,7 +64,8 @@ _OFFSET = Parameter(
         *INCLUDE_RAW,
     ),
     answers={200: Answer("The page.", EventsResponse)},
-    errors=(ServerSessionNotFoundError, GoneError, StreamError),
+    errors=(ServerSessionNotFoundError, GoneError, StoreUnavailableError),
+    reads_store=True,
     schemas=tuple(EVENT_DATA_TYPES.values()),
 )
 async def get_events(request: Request) -> Response:
@@ -143,7 +144,8 @@ def _page(events: Sequence[EventRow], cursor: int, last: int) -> bytes:
         *INCLUDE_RAW,
     ),
     answers={200: Answer("The stream.", text_schema(), EVENT_STREAM)},
-    errors=(ServerSessionNotFoundError, StreamError),
+    errors=(ServerSessionNotFoundError, StoreUnavailableError),
+    reads_store=True,
 )
 async def get_events_sse(request: Request) -> Response:
     """Stream events.
@@ -193,7 +195,8 @@ async def get_events_sse(request: Request) -> Response:
         ),
     ),
     answers={200: Answer("The page.", EnvelopesResponse)},
-    errors=(ServerSessionNotFoundError, StreamError),
+    errors=(ServerSessionNotFoundError, StoreUnavailableError),
+    reads_store=True,
 )
 async def get_envelopes(request: Request) -> Response:
     """Get a page of envelopes.

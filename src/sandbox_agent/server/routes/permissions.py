@@ -9,7 +9,7 @@ from sandbox_agent.errors import (
     ConflictError,
     NotFoundError,
     ServerSessionNotFoundError,
-    StreamError,
+    StoreUnavailableError,
 )
 from sandbox_agent.server.http.operations import (
     AGENT_ERRORS,
@@ -31,14 +31,15 @@ from sandbox_agent.wire.sessions import PermissionListResponse, PermissionReplyR
 
 _PERMISSION_ID = Parameter("permission_id", "path", "The id in the permission.requested event.", NAME)
 _QUESTION_ID = Parameter("question_id", "path", "The id in the question.requested event.", NAME)
-_ERRORS = (NotFoundError, ServerSessionNotFoundError, ConflictError, *AGENT_ERRORS)
+_ERRORS = (NotFoundError, ServerSessionNotFoundError, ConflictError, StoreUnavailableError, *AGENT_ERRORS)
 
 
 @Operation(
     "GET",
     "/v1/permissions",
     answers={200: Answer("The pending requests.", PermissionListResponse)},
-    errors=(StreamError,),
+    errors=(StoreUnavailableError,),
+    reads_store=True,
 )
 async def list_permissions(request: Request) -> Response:
     """List pending permissions.

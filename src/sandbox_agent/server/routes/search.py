@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox_agent.errors import InvalidRequestError, StreamError
+from sandbox_agent.errors import InvalidRequestError, StoreUnavailableError
 from sandbox_agent.server.http.operations import (
     MAX_NUMBER,
     Answer,
@@ -47,7 +47,7 @@ MAX_OFFSET = 10_000
         Parameter("offset", "query", "The number of hits to skip.", integer_schema(most=MAX_OFFSET)),
     ),
     answers={200: Answer("The hits.", SearchResponse)},
-    errors=(StreamError,),
+    errors=(StoreUnavailableError,),
 )
 async def search(request: Request) -> Response:
     """Search all sessions.

@@ -14,7 +14,7 @@ from sandbox_agent.errors import (
     ModeNotSupportedError,
     ServerSessionNotFoundError,
     SessionAlreadyExistsError,
-    StreamError,
+    StoreUnavailableError,
     UnsupportedAgentError,
 )
 from sandbox_agent.server.http.operations import (
@@ -83,7 +83,8 @@ _KEY = Parameter(
         Parameter("agent", "query", "The agent of `nativeSessionId`.", NAME),
     ),
     answers={200: Answer("A page of sessions.", SessionListResponse)},
-    errors=(StreamError,),
+    errors=(StoreUnavailableError,),
+    reads_store=True,
 )
 async def list_sessions(request: Request) -> Response:
     """List sessions.
@@ -121,6 +122,7 @@ async def list_sessions(request: Request) -> Response:
         AgentNotInstalledError,
         SessionAlreadyExistsError,
         ConflictError,
+        StoreUnavailableError,
         *AGENT_ERRORS,
     ),
 )
@@ -143,7 +145,8 @@ async def create_session(request: Request) -> Response:
     "/v1/sessions/{session_id}",
     parameters=(SESSION_ID,),
     answers={200: Answer("The session.", SessionInfo)},
-    errors=(ServerSessionNotFoundError, StreamError),
+    errors=(ServerSessionNotFoundError, StoreUnavailableError),
+    reads_store=True,
 )
 async def get_session(request: Request) -> Response:
     """Get a session.
@@ -169,7 +172,7 @@ async def get_session(request: Request) -> Response:
         ),
     ),
     answers={204: Answer("The session is deleted.")},
-    errors=(ServerSessionNotFoundError, ConflictError, StreamError),
+    errors=(ServerSessionNotFoundError, ConflictError, StoreUnavailableError),
 )
 async def delete_session(request: Request) -> Response:
     """Delete a session.
@@ -193,7 +196,7 @@ async def delete_session(request: Request) -> Response:
     "/v1/sessions/{session_id}/terminate",
     parameters=(SESSION_ID,),
     answers={204: Answer("The session has ended.")},
-    errors=(ServerSessionNotFoundError, ConflictError, StreamError),
+    errors=(ServerSessionNotFoundError, ConflictError, StoreUnavailableError),
 )
 async def terminate_session(request: Request) -> Response:
     """Terminate a session.
@@ -212,6 +215,7 @@ async def terminate_session(request: Request) -> Response:
     errors=(
         ServerSessionNotFoundError,
         ConflictError,
+        StoreUnavailableError,
         *AGENT_ERRORS,
     ),
 )
@@ -237,7 +241,8 @@ async def cancel_session(request: Request) -> Response:
         ),
     ),
     answers={200: Answer("The file.", text_schema(), [media_type for media_type, _ in FORMATS.values()])},
-    errors=(ServerSessionNotFoundError, StreamError),
+    errors=(ServerSessionNotFoundError, StoreUnavailableError),
+    reads_store=True,
 )
 async def export_session(request: Request) -> Response:
     """Export a session.

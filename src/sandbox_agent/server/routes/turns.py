@@ -11,9 +11,11 @@ from sandbox_agent.errors import (
     ConflictError,
     GoneError,
     ServerSessionNotFoundError,
+    StoreUnavailableError,
     UnsupportedAgentError,
 )
 from sandbox_agent.persist.store import TurnRow
+from sandbox_agent.server.http.dispatch import start_store_deadline
 from sandbox_agent.server.http.operations import (
     AGENT_ERRORS,
     MAX_IDEMPOTENCY_KEY,
@@ -51,6 +53,7 @@ _ERRORS = (
     ServerSessionNotFoundError,
     AgentNotInstalledError,
     ConflictError,
+    StoreUnavailableError,
     *AGENT_ERRORS,
 )
 
@@ -126,6 +129,7 @@ async def _send(request: Request) -> TurnRow:
     message = body.message
     if isinstance(message, str):
         message = [{"type": "text", "text": message}] if message else []
+    start_store_deadline(request)
     return await state.sessions.message(session_id, message, idempotency_key=key)
 
 

@@ -72,6 +72,7 @@ class DrivenSession:
 
     async def message(self, prompt: list[dict[str, Any]], idempotency_key: str | None) -> TurnRow:
         """Accept a message: its turn is stored on return, and runs when those before it have ended."""
+        self._context.recorder.require_store()  # a commit would wait as long as the store's retries do
         session = await self._session()
         digest = digest_of(prompt)
         async with self._lock:
@@ -90,9 +91,6 @@ class DrivenSession:
                 )
             if self._context.halted:
                 raise StreamError("stream error: the server is shutting down")
-            failure = self._context.recorder.degraded
-            if failure is not None:  # a commit would wait as long as the store's own retries do
-                raise PersistError(failure)
             waiting = await self._queue(session)
             if len(waiting) >= MAX_QUEUED_MESSAGES:
                 raise ConflictError(

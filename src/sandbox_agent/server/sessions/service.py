@@ -174,6 +174,7 @@ class Sessions:
             PersistError: the store failed.
         """
         directory = check_create(session_id, request)
+        self._recorder.require_store()
         if idempotency_key is None:
             return await self._create(session_id, request, directory)
         creations = self._creations
@@ -308,6 +309,7 @@ class Sessions:
             ProblemError: the agent does not read its input.
             PersistError: the store failed.
         """
+        self._recorder.require_store()
         session = await self._recorder.open(session_id)
         row = await self._store.permission(session.row.key, permission_id)
         if row is None:
