@@ -34,6 +34,7 @@ CONTRACT = {
     "install_failed": 500,
     "agent_process_exited": 500,
     "stream_error": 502,
+    "store_unavailable": 503,
     "timeout": 504,
 }
 
