@@ -168,3 +168,23 @@ async def test_no_agent_runs_for_less_than_no_time(tmp_path: Path) -> None:
             status = (await client.get("/v1/agents/mock")).json()["serverStatus"]
             assert status["status"] == "running"
             assert 0 <= status["uptimeMs"] < HOUR * 1000
+
+
+async def test_a_start_with_a_clock_far_ahead_erases_nothing(tmp_path: Path) -> None:
+    with jumping_server(tmp_path, "--retain-days", "30") as (server, clock), anyio.fail_after(60):
+        async with client_of(server) as client:
+            chat = Chat(client, "kept")
+            await chat.create()
+            await chat.turn("echo one")
+            events = await chat.events()
+        server.stop()
+        clock.jump(10 * YEAR)
+        server.start()
+        async with client_of(server) as client:
+            while "the clock is ahead of the newest event" not in server.log.read_text():
+                await client.get("/v1/health")
+            kept = await Chat(client, "kept").events()
+            assert kept[: len(events)] == events
+            # What came after the jump does not make the clock right.
+            await Chat(client, "later").create()
+            assert (await Chat(client, "kept").events())[: len(events)] == events

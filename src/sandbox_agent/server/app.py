@@ -26,6 +26,7 @@ from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
+from sandbox_agent.server.recorder.retention import retain
 from sandbox_agent.server.routes import acp, agents, events, meta, permissions, search, sessions, turns
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.state import ServerState
@@ -101,7 +102,7 @@ class Application:
             await stack.enter_async_context(watcher.run())
             recorder.listeners.append(watcher.on_stored)
             await stack.enter_async_context(
-                recorder.retain(days=config.retain_days, max_bytes=config.retain_bytes)
+                retain(recorder, store.sessions, days=config.retain_days, max_bytes=config.retain_bytes)
             )
             self._state = ServerState(
                 config=config,

@@ -28,9 +28,6 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 # How long the end of the server waits for a store that fails, or that does nothing at all.
 REFUSED_SECONDS = 2.0
 STALLED_SECONDS = 10.0
-# How often old events are erased; at the start, too.
-RETAIN_SECONDS = 60.0
-_DAY_MS = 24 * 60 * 60 * 1000
 
 
 def _now_ms() -> int:
@@ -253,27 +250,6 @@ class Recorder:
         except PersistError:
             self._registry.undrop(session)
             raise
-
-    @asynccontextmanager
-    async def retain(self, *, days: float, max_bytes: int) -> AsyncGenerator[None]:
-        """Erase what is older or more than that while the context lasts; 0 stands for no limit."""
-        async with anyio.create_task_group() as tasks:
-            if days or max_bytes:
-                tasks.start_soon(self._erase_old, days, max_bytes)
-            yield
-            tasks.cancel_scope.cancel()
-
-    async def _erase_old(self, days: float, max_bytes: int) -> None:
-        while True:
-            before = _now_ms() - round(days * _DAY_MS) if days else None
-            try:
-                expired = await self.expire(before=before, max_bytes=max_bytes or None)
-            except PersistError as error:
-                logger.warning("old events could not be erased, the next attempt is in a minute (%s)", error)
-            else:
-                if expired:
-                    logger.info("erased the oldest events of %d sessions", len(expired))
-            await anyio.sleep(RETAIN_SECONDS)
 
     async def expire(
         self, *, before: int | None = None, max_bytes: int | None = None
