@@ -93,8 +93,8 @@ async def _erase_old(recorder: Recorder, store: SessionStore, days: float, max_b
             now_ms = clock.read_ms() if days else None
             if days and now_ms is None and was_believed:
                 logger.warning(
-                    "the clock is ahead of the newest event by more than the %g days of retention: nothing is "
-                    "erased by age until it has stayed so for %g minutes",
+                    "the clock is ahead of the newest event by more than the %g days of retention: nothing "
+                    "is erased by age until it has stayed so for %g minutes",
                     days,
                     CONFIRM_SECONDS / 60,
                 )
