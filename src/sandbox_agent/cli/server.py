@@ -104,6 +104,48 @@ _LIFELINE_GRACE = 4
     help="Maximum size of a request body.",
 )
 @click.option(
+    "--max-head-bytes",
+    default=64 * 1024,
+    type=click.IntRange(1),
+    metavar="BYTES",
+    help="Maximum size of a request's head.",
+)
+@click.option(
+    "--max-headers",
+    default=100,
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Maximum number of a request's headers.",
+)
+@click.option(
+    "--max-target-bytes",
+    default=16 * 1024,
+    type=click.IntRange(1),
+    metavar="BYTES",
+    help="Maximum size of a request's path and query.",
+)
+@click.option(
+    "--max-connections",
+    default=0,
+    type=click.IntRange(0),
+    metavar="NUMBER",
+    help="Maximum number of open connections. Default: as many as the limit of open files allows.",
+)
+@click.option(
+    "--head-timeout",
+    default=20.0,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="How long a request's head may take.",
+)
+@click.option(
+    "--write-timeout",
+    default=60.0,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Close the connection of a client that reads nothing for this long.",
+)
+@click.option(
     "--request-timeout",
     default=120.0,
     type=click.FloatRange(0, min_open=True),

@@ -48,7 +48,7 @@ class Application:
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        self._config = config
+        self.config = config
         self._state: ServerState | None = None
         self._entry: ASGIApp | None = None
         self.fast_path: FastPath | None = None
@@ -75,7 +75,7 @@ class Application:
         Raises:
             PersistError: the store can't be opened, or another server uses it.
         """
-        config = self._config
+        config = self.config
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)

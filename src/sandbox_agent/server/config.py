@@ -37,6 +37,12 @@ class ServerConfig:
         retain_bytes: the oldest are erased while the store is larger; 0 keeps them.
         feed_memory_bytes: bound on what all feeds hold in memory before they spill to the store.
         max_body_bytes: bound on the body of a request.
+        max_head_bytes: bound on the head of a request.
+        max_headers: bound on its headers.
+        max_target_bytes: bound on its target, the path with the query.
+        max_connections: bound on open connections; 0 for what the limit of open files allows.
+        head_timeout: seconds in which a head has to be received.
+        write_timeout: seconds after which a client that reads nothing loses its connection.
         request_timeout: seconds that an agent has to respond to a request other than session/prompt.
         cancel_grace: seconds that the agent of a session has to end a turn that was cancelled; then it is
             stopped.
@@ -56,6 +62,12 @@ class ServerConfig:
     retain_bytes: int = 0
     feed_memory_bytes: int = 32 * 1024 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
+    max_head_bytes: int = 64 * 1024
+    max_headers: int = 100
+    max_target_bytes: int = 16 * 1024
+    max_connections: int = 0
+    head_timeout: float = 20.0
+    write_timeout: float = 60.0
     request_timeout: float = 120.0
     cancel_grace: float = CANCEL_GRACE
     acp_idle_timeout: float = IDLE_TIMEOUT

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import uvicorn
@@ -18,6 +18,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Once the agents have ended there is nothing to wait for; a client that does not read must not delay the end.
 DRAIN_SECONDS = 2
+# How often the times of connections are checked.
+CHECK_SECONDS = 1.0
 
 
 class _Server(uvicorn.Server):
@@ -79,11 +81,26 @@ async def _serve(app: Application, server: uvicorn.Server, listener: socket.sock
     host, port = listener.getsockname()[:2]
     async with app.running():
         logger.info("sandbox-agent listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        await server.serve([listener])
+        checking = asyncio.ensure_future(_check_times(server))
+        try:
+            await server.serve([listener])
+        finally:
+            checking.cancel()
+
+
+async def _check_times(server: uvicorn.Server) -> None:
+    """Close connections that wait for too long, until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        for connection in list(server.server_state.connections):
+            check: Callable[[float], None] | None = getattr(connection, "check_times", None)
+            if check is not None:
+                check(loop.time())
 
 
 def _http_protocol() -> type[asyncio.Protocol] | str:
-    """Return the fast protocol if httptools is installed, else uvicorn's choice."""
+    """Return our protocol if httptools is installed, else uvicorn's own, which has no limits."""
     try:
         from sandbox_agent.server.http.fast_path_protocol import FastPathProtocol
     except ImportError:

@@ -10,10 +10,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.errors import TokenInvalidError
 from sandbox_agent.server.http.problems import problem_response
+from sandbox_agent.server.state import json_response
 
 
 class BearerAuth:
-    """Middleware that refuses requests without the token; WebSockets may have it in the query."""
+    """Middleware that refuses requests without the token; WebSockets may have it in the query.
+
+    Health without credentials says only that the server answers, which load balancers ask.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
@@ -22,6 +26,9 @@ class BearerAuth:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self._allows(scope):
             await self._app(scope, receive, send)
+            return
+        if _asks_for_health(scope):
+            await json_response({"status": "ok"})(scope, receive, send)
             return
         error = TokenInvalidError("token invalid: send the header 'Authorization: Bearer <token>'")
         await problem_response(error)(scope, receive, send)
@@ -32,6 +39,16 @@ class BearerAuth:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
             return hmac.compare_digest(given.encode(), self._token)
         return bearer_allows(headers, self._token)
+
+
+def _asks_for_health(scope: Scope) -> bool:
+    """Return whether this is a request for health without credentials."""
+    return (
+        scope["type"] == "http"
+        and scope["path"] == "/v1/health"
+        and scope["method"] in ("GET", "HEAD")
+        and all(name != b"authorization" for name, _ in scope["headers"])
+    )
 
 
 def bearer_allows(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with a fast path for envelopes.
+"""The HTTP protocol with a fast path for envelopes.
 
 The fast path saves a scope, a task and four switches of the event loop, a fifth of a request's time. Every
 request that it does not handle goes through the ASGI application, which makes the same checks and more.
@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from starlette.responses import Response
 from starlette.types import Message, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.http.fast_path import FastPath
+from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
 from sandbox_agent.server.state import JsonResponse
 from sandbox_agent.wire.jsonrpc import read_head
@@ -75,14 +75,14 @@ def _without_chunks(cycle: Any) -> Send:
     return send_plainly
 
 
-class FastPathProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol with a fast path for envelopes."""
+class FastPathProtocol(LimitedProtocol):
+    """The HTTP protocol with a fast path for envelopes."""
 
     _held: tuple[AgentConnection, bytearray] | None = None
     # uvicorn sets this event of a cycle when the connection is lost; nothing waits for it here
     _message_event = asyncio.Event()
 
-    def on_headers_complete(self) -> None:
+    def on_head(self) -> None:
         untyped = cast("Any", self)
         fast_path: FastPath | None = getattr(untyped.app, "fast_path", None)
         if (
@@ -94,7 +94,7 @@ class FastPathProtocol(HttpToolsProtocol):
         ):
             self._held = (found, bytearray())
         else:
-            super().on_headers_complete()
+            super().on_head()
             if untyped.parser.get_http_version() == "1.0":
                 cycle: Any = untyped.cycle
                 cycle.send = _without_chunks(cycle)
@@ -110,7 +110,7 @@ class FastPathProtocol(HttpToolsProtocol):
         if held is None:
             super().on_message_complete()
         elif not self._send(*held):
-            super().on_headers_complete()
+            super().on_head()
             super().on_body(bytes(held[1]))
             super().on_message_complete()
 

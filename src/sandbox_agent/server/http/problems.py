@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import Response
@@ -55,6 +56,12 @@ def error_response(request: str, error: Exception) -> Response:
             "detail": "an unexpected error; see the server's log for details",
         }
     )
+
+
+def status_problem(status: HTTPStatus, why: str, headers: dict[str, str]) -> Response:
+    """Return the response for a request that is refused by HTTP's own rules, before any operation."""
+    document = {"type": "about:blank", "title": status.phrase, "status": int(status), "detail": why}
+    return _response(document, headers)
 
 
 def no_endpoint() -> Response:
