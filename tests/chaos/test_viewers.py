@@ -49,7 +49,7 @@ class SocketViewer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._socket.connect(("127.0.0.1", server.port))
         # HTTP/1.0 has no chunks
-        request = f"GET {path}/events/sse HTTP/1.0\r\nHost: x\r\nLast-Event-ID: {after}\r\n\r\n"
+        request = f"GET {path}/events/sse HTTP/1.0\r\nHost: localhost\r\nLast-Event-ID: {after}\r\n\r\n"
         self._socket.sendall(request.encode())
         self._socket.setblocking(False)
         self._head = b""

@@ -150,7 +150,8 @@ async def test_without_origins_there_is_no_cors(server: ServerProcess) -> None:
         response = await client.get("/v1/health")
         assert "access-control-allow-origin" not in response.headers
         preflight = await client.options("/v1/acp", headers={"access-control-request-method": "GET"})
-        assert preflight.status_code == 405
+        assert preflight.status_code == 403
+        assert "access-control-allow-origin" not in preflight.headers
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

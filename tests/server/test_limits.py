@@ -86,7 +86,7 @@ async def test_a_chunked_body_without_a_length_is_limited_too(small: ServerProce
 def test_a_length_that_is_too_large_is_refused_before_the_body_is_sent(small: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", small.port), timeout=20) as raw:
         raw.sendall(
-            b"POST /v1/acp/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/acp/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 99999999999\r\n\r\n"
         )
         assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
@@ -96,11 +96,11 @@ def test_a_client_that_goes_away_in_its_body_harms_nobody(small: ServerProcess) 
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", small.port), timeout=20) as raw:
             raw.sendall(
-                b"POST /v1/acp/x?agent=mock HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/acp/x?agent=mock HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b'Content-Length: 500\r\n\r\n{"jsonrpc'
             )
     with socket.create_connection(("127.0.0.1", small.port), timeout=20) as raw:
-        raw.sendall(b"GET /v1/acp HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        raw.sendall(b"GET /v1/acp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
         assert answer.endswith(b'{"servers":[]}')
 
@@ -115,7 +115,7 @@ def test_noise_on_the_socket_harms_nobody(small: ServerProcess, noise: bytes) ->
         while raw.recv(4096):
             pass
     with socket.create_connection(("127.0.0.1", small.port), timeout=20) as raw:
-        raw.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
+        raw.sendall(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert raw.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 

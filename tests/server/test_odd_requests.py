@@ -23,7 +23,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]
 
 
 def request(line: str, body: bytes = b"", *headers: str, token: str = TOKEN) -> bytes:
-    head = [line, "Host: x", f"Authorization: Bearer {token}", "Content-Type: application/json", *headers]
+    usual = ["Host: localhost", f"Authorization: Bearer {token}", "Content-Type: application/json"]
+    head = [line, *usual, *headers]
     if not any(header.startswith("Transfer-Encoding") for header in headers):
         head.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*head, "", ""]).encode() + body

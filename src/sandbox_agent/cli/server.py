@@ -193,6 +193,12 @@ _LIFELINE_GRACE = 4
     help="Plain text, or one JSON object per line.",
 )
 @click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another name of this machine, under which a server without a token is reached. Can be repeated.",
+)
+@click.option(
     "--cors-allow-origin",
     "-O",
     multiple=True,
@@ -216,6 +222,7 @@ def server(
     store_namespace: str | None,
     log_level: str,
     log_format: str,
+    allow_host: tuple[str, ...],
     cors_allow_origin: tuple[str, ...],
     cors_allow_method: tuple[str, ...],
     cors_allow_header: tuple[str, ...],
@@ -233,6 +240,11 @@ def server(
             "the token is empty: pass --token TOKEN, or --no-token to serve without one"
         )
     check_binding(host, token=token, no_token=no_token)
+    if cors_allow_credentials and "*" in cors_allow_origin:
+        raise InvalidRequestError(
+            "--cors-allow-credentials with --cors-allow-origin '*' would give the pages of every site the "
+            "credentials of this server: name the origins"
+        )
     store = default_store() if store is None else check_store(store)
     config = ServerConfig(
         host=host,
@@ -240,6 +252,7 @@ def server(
         token=token,
         store=store,
         store_namespace=None if store_namespace is None else check_namespace(store_namespace),
+        allow_hosts=allow_host,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
         **limits,
     )
@@ -251,6 +264,12 @@ def server(
     if log_level == "info":
         # We log the start and the end ourselves.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if token is None and not config.is_local_only:
+        logging.getLogger("sandbox_agent.server").warning(
+            "no token: everything that reaches %s can run agents here. Something in front of this server has "
+            "to authenticate requests",
+            host,
+        )
     try:
         code = serve(config)
     except OSError as error:

@@ -21,6 +21,7 @@ from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
 from sandbox_agent.server.http.fast_path import FastPath
+from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
 from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.permissions.automatic import Watcher
@@ -119,8 +120,11 @@ class Application:
                 entry = BearerAuth(entry, token=config.token)
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
+            hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None
+            if hosts is not None:
+                entry = LocalOnly(entry, hosts, config.cors.allow_origins)
             self._entry = entry
-            self.fast_path = FastPath(bridge, config.token, config.max_body_bytes)
+            self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
 

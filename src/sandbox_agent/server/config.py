@@ -49,6 +49,7 @@ class ServerConfig:
         acp_idle_timeout: seconds after which an idle connection of named clients is ended; 0 for never.
         acp_idle_timeout_all: whether that includes connections that clients without a name have used.
         session_idle_timeout: seconds after which the agent of an idle session is stopped; 0 for never.
+        allow_hosts: names besides loopback under which a server without a token is reached.
         cors: cross-origin rules.
     """
 
@@ -73,7 +74,13 @@ class ServerConfig:
     acp_idle_timeout: float = IDLE_TIMEOUT
     acp_idle_timeout_all: bool = False
     session_idle_timeout: float = IDLE_TIMEOUT
+    allow_hosts: tuple[str, ...] = ()
     cors: CorsConfig = field(default_factory=CorsConfig)
+
+    @property
+    def is_local_only(self) -> bool:
+        """Whether the server has no token and is reached from this machine only."""
+        return self.token is None and _is_loopback(self.host)
 
 
 def check_binding(host: str, *, token: str | None, no_token: bool) -> None:

@@ -11,6 +11,7 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import CLIENT_HEADER_BYTES
 from sandbox_agent.server.http.auth import bearer_allows
+from sandbox_agent.server.http.local_only import AllowedHosts
 
 _PREFIX = b"/v1/acp/"
 # Larger bodies arrive in several reads; the dispatcher's time does not matter for them.
@@ -21,6 +22,7 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
     b"content-type": (_JSON,),
     b"accept": (b"*/*", _JSON),
     b"origin": (),
+    b"sec-fetch-site": (),
     b"expect": (),
     b"upgrade": (),
     b"transfer-encoding": (),
@@ -29,12 +31,16 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
     # A named client may send an envelope again, which takes more than the fast path does.
     CLIENT_HEADER_BYTES: (b"",),
 }
+_CHECKED = frozenset({b"host", b"content-length"})
 
 
 class FastPath:
-    """Selects the requests that take the fast path, by the server's token and its limit of a body's size."""
+    """Selects the requests that take the fast path, by the server's token, names and limit of a body."""
 
-    def __init__(self, bridge: Bridge, token: str | None, max_body_bytes: int) -> None:
+    def __init__(
+        self, bridge: Bridge, token: str | None, max_body_bytes: int, hosts: AllowedHosts | None = None
+    ) -> None:
+        self._hosts = hosts
         self._bridge = bridge
         self._token = token.encode() if token is not None else None
         self._limit = min(max_body_bytes, _MAX_BODY_BYTES)
@@ -49,8 +55,13 @@ class FastPath:
                 if value not in _PLAIN[name]:
                     return None
                 seen += name == b"content-type"
-            elif name == b"content-length" and (not value.isdigit() or int(value) > self._limit):
+            elif name in _CHECKED and not self._accepts(name, value):
                 return None
         if seen != 1 or (self._token is not None and not bearer_allows(headers, self._token)):
             return None
         return self._bridge.peek(url[len(_PREFIX) :].decode("latin-1"))
+
+    def _accepts(self, name: bytes, value: bytes) -> bool:
+        if name == b"host":
+            return self._hosts is None or self._hosts.allows(value)
+        return value.isdigit() and int(value) <= self._limit
