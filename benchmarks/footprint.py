@@ -22,7 +22,7 @@ async def stalled_reader(server: ServerProcess, agent: str, *, events: int, size
     """
     connection, path, session_id = await open_session(server.port, agent, f"bench-{uuid.uuid4().hex}")
     _, stalled = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
-    stalled.write(f"GET {path} HTTP/1.1\r\nHost: b\r\nAccept: text/event-stream\r\n\r\n".encode())
+    stalled.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
     prompt = {"sessionId": session_id, "prompt": [{"type": "text", "text": f"burst {events} {size}"}]}
     envelope = {"jsonrpc": "2.0", "id": 3, "method": "session/prompt", "params": prompt}
     posted = asyncio.ensure_future(connection.request("POST", path, json.dumps(envelope).encode()))

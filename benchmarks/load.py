@@ -40,7 +40,7 @@ class Connection:
         assert self._reader is not None
         assert self._writer is not None
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._writer.write(head.encode() + body)
@@ -110,7 +110,7 @@ class EventReader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: b\r\nAccept: text/event-stream\r\n\r\n".encode())
+        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
         if not self.opened.done():
