@@ -254,7 +254,7 @@ async def test_a_probe_that_hangs_does_not_outlast_the_timeout() -> None:
 
 @pytest.mark.parametrize("token", ["wrong", None])
 async def test_a_refused_token_ends_the_wait(tmp_path: Path, token: str | None, front: Front) -> None:
-    with our_server(tmp_path, token="right") as server, anyio.fail_after(10):
+    with our_server(tmp_path, token="right-token") as server, anyio.fail_after(10):
         async with SandboxAgent.connect(base_url=front(server).url, token=token) as sdk:
             for _ in range(2):
                 with pytest.raises(TokenInvalidError):

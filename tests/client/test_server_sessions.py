@@ -316,7 +316,7 @@ async def test_a_stream_of_a_session_that_is_deleted_ends(sdk: SandboxAgent, nam
 
 
 async def test_a_wrong_token_is_refused(tmp_path_factory: pytest.TempPathFactory, front: Front) -> None:
-    with our_server(tmp_path_factory.mktemp("token"), token="right") as server:
+    with our_server(tmp_path_factory.mktemp("token"), token="right-token") as server:
         async with SandboxAgent.connect(
             base_url=front(server).url, token="wrong", skip_health_check=True
         ) as sdk:

@@ -84,9 +84,11 @@ async def test_dispose_leaves_the_sandbox_and_another_start_finds_it() -> None:
 
 
 async def test_another_provider_finds_a_server_that_runs_when_it_has_the_token() -> None:
-    first = local(log="silent", token="secret")
+    first = local(log="silent", token="a-secret-token")
     async with SandboxAgent.start(sandbox=first) as sdk:
-        async with SandboxAgent.start(sandbox=local(token="secret"), sandbox_id=sdk.sandbox_id) as other:
+        async with SandboxAgent.start(
+            sandbox=local(token="a-secret-token"), sandbox_id=sdk.sandbox_id
+        ) as other:
             assert (await other.get_health()).status == "ok"
         await sdk.destroy_sandbox()
 

@@ -240,3 +240,11 @@ async def test_an_agent_does_not_see_the_servers_token(tmp_path: Path) -> None:
     text = seen.read_text()
     assert "SEEN_BY_AGENTS=yes" in text
     assert TOKEN not in text
+
+
+@pytest.mark.parametrize("token", ["a", "seven77"])
+def test_a_token_that_can_be_guessed_is_refused_at_the_start(token: str) -> None:
+    command = [sys.executable, "-m", "sandbox_agent", "server", "--port", "0", "--store", "memory"]
+    found = subprocess.run([*command, "--token", token], capture_output=True, text=True, timeout=60)
+    assert found.returncode != 0
+    assert "at least 8" in found.stderr

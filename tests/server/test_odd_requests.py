@@ -12,7 +12,7 @@ from tests.server.talk import envelope
 from tests.support.servers import ServerProcess, our_server
 
 LIMIT = 100_000
-TOKEN = "s3cret"
+TOKEN = "s3cret-token"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_an_empty_id_is_no_endpoint(server: ServerProcess, path: str) -> None:
 
 
 def test_an_http_1_0_client_is_answered(server: ServerProcess) -> None:
-    head, body = ask(server, b"GET /v1/health HTTP/1.0\r\nAuthorization: Bearer s3cret\r\n\r\n")
+    head, body = ask(server, b"GET /v1/health HTTP/1.0\r\nAuthorization: Bearer s3cret-token\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"connection: close" in head
     assert json.loads(body) == {"status": "ok"}

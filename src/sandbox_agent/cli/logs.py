@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _REDACTED = "[redacted]"
+# Only secrets of at least so many characters are redacted; the server's token has them.
+MIN_SECRET = 8
 
 
 class _Redacting(logging.Formatter):
@@ -18,7 +20,8 @@ class _Redacting(logging.Formatter):
 
     def __init__(self, secrets: Sequence[str]) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._secrets = tuple(secret for secret in secrets if secret)
+        # A shorter one would be found in words that are not it.
+        self._secrets = tuple(secret for secret in secrets if len(secret) >= MIN_SECRET)
 
     def redact(self, text: str) -> str:
         for secret in self._secrets:
@@ -48,7 +51,7 @@ def configure_logging(level: str, log_format: str, *, secrets: Sequence[str] = (
     Args:
         level: One of ``LOG_LEVELS``.
         log_format: One of ``LOG_FORMATS``.
-        secrets: Strings to redact.
+        secrets: Strings to redact, if they have MIN_SECRET characters.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(secrets) if log_format == "json" else _Redacting(secrets))

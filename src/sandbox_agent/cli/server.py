@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
+from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, MIN_SECRET, configure_logging
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.config import (
     CANCEL_GRACE,
@@ -238,6 +238,10 @@ def server(
     elif token is not None and not token.strip():
         raise InvalidRequestError(
             "the token is empty: pass --token TOKEN, or --no-token to serve without one"
+        )
+    elif token is not None and len(token) < MIN_SECRET:
+        raise InvalidRequestError(
+            f"the token has {len(token)} characters, which can be guessed: pass one of at least {MIN_SECRET}"
         )
     check_binding(host, token=token, no_token=no_token)
     if cors_allow_credentials and "*" in cors_allow_origin:
