@@ -59,6 +59,6 @@ async def test_full_disk_is_explained_although_the_file_has_no_name() -> None:
         connection.execute("CREATE TABLE data AS SELECT zeroblob(1000000)")
 
     thread = SQLiteThread(TEMPORARY, prepare=limit)
-    with pytest.raises(PersistError, match="temporary store .*TMPDIR.* can't grow.*disk is full"):
+    with pytest.raises(PersistError, match=r"temporary store .*TMPDIR.* can't grow.*disk is full"):
         await thread.run(fill)
     await thread.close()

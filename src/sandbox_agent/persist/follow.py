@@ -1,7 +1,8 @@
 """Following sessions: stored events are read once and delivered to all followers.
 
 A hub per event loop reads for its followers. A backend gives it a hint when another program may have stored
-something: the state of a file, a notification, or nothing where no other program writes.
+something: the state of a file, a notification, a stream that delivers it, or nothing where no other program
+writes.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ class Mark(NamedTuple):
 
     Attributes:
         last_index: the highest event index.
-        deletions: a number that differs from an earlier one if the session was deleted since.
+        deletions: what differs from an earlier one if the session was deleted since: a number, mostly.
     """
 
     last_index: int
-    deletions: int = 0
+    deletions: object = 0
 
 
 class FollowedStore(Protocol):
@@ -75,16 +76,21 @@ class FollowedStore(Protocol):
 
 
 class ChangeHint(Protocol):
-    """How a hub learns that another program may have stored something.
+    """How a hub learns that another program may have stored something."""
 
-    Attributes:
-        survives_outages: followers wait while the store can't be reached; otherwise they end with the error.
-    """
+    @property
+    def survives_outages(self) -> bool:
+        """Whether followers wait while the store can't be reached; otherwise they end with the error."""
+        return False
 
-    survives_outages: bool = False
+    def joined(self) -> None:
+        """Note that another session is followed, or one again."""
 
-    async def wait(self) -> None:
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         """Wait until the store has to be checked, or the hub's event is set; clear the event.
+
+        Args:
+            followed: returns up to where each session was delivered.
 
         Raises:
             PersistError: the store can't be reached.
@@ -98,6 +104,14 @@ class ChangeHint(Protocol):
     def checked(self, found: bool, /) -> None:
         """Note whether the last check found something."""
 
+    def has_ended(self, session_id: str, before: Mark, now: Mark, /) -> bool:
+        """Return whether the session was deleted.
+
+        Raises:
+            PersistError: the store has lost it.
+        """
+        return before.deletions != now.deletions
+
     async def close(self) -> None:
         """Release what the hint holds."""
 
@@ -108,7 +122,7 @@ class _NoHint(ChangeHint):
     def __init__(self, wakeup: asyncio.Event) -> None:
         self._wakeup = wakeup
 
-    async def wait(self) -> None:
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         await self._wakeup.wait()
         self._wakeup.clear()
 
@@ -129,7 +143,7 @@ class FileHint(ChangeHint):
         # Moments of the loop's clock.
         self._changed = self._checked = self._in_vain = self._busy_until = -math.inf
 
-    async def wait(self) -> None:
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         """Poll until the store has to be checked."""
         loop = asyncio.get_running_loop()
         interval = _BUSY_INTERVAL if loop.time() < self._busy_until else _INTERVAL
@@ -203,17 +217,16 @@ class _Channel:
     """The followers of one session, and the last event that was delivered to them."""
 
     def __init__(self, mark: Mark) -> None:
-        self.position = mark.last_index
-        self.deletions = mark.deletions
+        self.mark = mark
         self.followers: set[_Follower] = set()
         self.stale = False
         self.ended = False
         self.error: Exception | None = None
 
     def deliver(self, events: Iterable[SessionEvent]) -> None:
-        fresh = [event for event in events if event.event_index > self.position]
+        fresh = [event for event in events if event.event_index > self.mark.last_index]
         if fresh:
-            self.position = fresh[-1].event_index
+            self.mark = self.mark._replace(last_index=fresh[-1].event_index)
             for follower in self.followers:
                 follower.push(fresh)
 
@@ -234,6 +247,7 @@ class _Hub:
         # Sessions whose state is being read, and whether something was stored meanwhile.
         self._joining: dict[str, bool] = {}
         self._wakeup = asyncio.Event()
+        self._hint: ChangeHint | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -248,9 +262,11 @@ class _Hub:
                     self._wakeup.set()
         channel = self._channels[session_id]
         channel.followers.add(follower)
-        if self._reader is None:
-            reading = self._read(self._make_hint(self._wakeup))
-            self._reader = asyncio.create_task(reading, name="follow sessions")
+        if self._hint is None:
+            self._hint = self._make_hint(self._wakeup)
+            self._reader = asyncio.create_task(self._read(self._hint), name="follow sessions")
+        elif len(channel.followers) == 1:
+            self._hint.joined()
         return channel
 
     def has_channel(self, session_id: str) -> bool:
@@ -267,17 +283,17 @@ class _Hub:
         channel = self._channels.get(session_id)
         if channel is None or not events:
             return
-        if events[0].event_index <= channel.position + 1:
+        if events[0].event_index <= channel.mark.last_index + 1:
             channel.deliver(events)
         else:
             # Events of another program are between them.
             channel.stale = True
             self._wakeup.set()
 
-    def end(self, session_id: str) -> None:
+    def end(self, session_id: str, error: Exception | None = None) -> None:
         channel = self._channels.pop(session_id, None)
         if channel is not None:
-            channel.end()
+            channel.end(error)
 
     def end_all(self, error: Exception | None = None) -> None:
         channels, self._channels = self._channels, {}
@@ -293,7 +309,7 @@ class _Hub:
 
     def _stop(self) -> None:
         """Let the reader end by itself: a client library may not survive a cancellation while it connects."""
-        reader, self._reader = self._reader, None
+        reader, self._reader, self._hint = self._reader, None, None
         if reader is not None:
             # The next reader has an event of its own.
             self._wakeup.set()
@@ -306,7 +322,7 @@ class _Hub:
         try:
             while self._reader is asyncio.current_task():
                 try:
-                    await hint.wait()
+                    await hint.wait(self._marks)
                     if self._reader is not asyncio.current_task():
                         return
                     await self._check(hint)
@@ -330,24 +346,38 @@ class _Hub:
         if not session_ids:
             return
         found = False
+        known = {channel: channel.mark for channel in self._channels.values()}
         for session_id, mark in (await self._store.marks(session_ids)).items():
             channel = self._channels.get(session_id)
             if channel is None:
                 if session_id in self._joining:
                     self._joining[session_id] = True
                 continue
-            if mark.deletions != channel.deletions:
+            # Of one that has joined meanwhile the answer may be older than its mark.
+            before = known.get(channel, Mark(0, channel.mark.deletions))
+            try:
+                ended = hint.has_ended(session_id, before, mark)
+            except PersistError as error:
+                self.end(session_id, error)
+                continue
+            if ended:
                 self.end(session_id)
-            elif mark.last_index > channel.position:
+                continue
+            channel.mark = channel.mark._replace(deletions=mark.deletions)
+            if mark.last_index > channel.mark.last_index:
                 found = channel.stale = True
         hint.checked(found)
+
+    def _marks(self) -> dict[str, Mark]:
+        """Return up to where each session was delivered."""
+        return {session_id: channel.mark for session_id, channel in self._channels.items()}
 
     async def _catch_up(self) -> None:
         for session_id, channel in list(self._channels.items()):
             if not channel.stale:
                 continue
             channel.stale = False
-            cursor = self._store.cursor_after(channel.position)
+            cursor = self._store.cursor_after(channel.mark.last_index)
             try:
                 while not channel.ended:
                     page = await self._store.list_events(session_id, limit=_CATCH_UP, cursor=cursor)

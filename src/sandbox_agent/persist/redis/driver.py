@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import ClassVar, Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
@@ -18,9 +18,10 @@ from sandbox_agent.persist.base import (
     encode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.persist.redis.append import Appender, KnownHistories
 from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
-from sandbox_agent.persist.redis.follow import Followers
+from sandbox_agent.persist.redis.follow import Life, StreamHint
 from sandbox_agent.persist.redis.rows import (
     Keys,
     index_entry,
@@ -95,7 +96,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
         self._known = KnownHistories(ttl or 0)
         self._appender = Appender(self._client, self._ttl_ms)
-        self._followers = Followers(self._client, self._keys, self._read, expiring=ttl is not None)
+        self._following = Following(self, make_hint=self._make_hint)
         self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -260,17 +261,31 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         Raises:
             PersistError: the server can't be reached, or has lost the session.
         """
-        return self._followers.follow(session_id, after)
+        return self._following.follow(session_id, after)
+
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        commands: list[Sequence[Argument]] = []
+        for keys in map(self._keys.of_session, session_ids):
+            commands.append(("HMGET", keys.meta, "life", "last"))
+            commands.append(("XREVRANGE", keys.end, "+", "-", "COUNT", 1))
+        answers = await self._client.call_all(commands)
+        return {
+            session_id: Mark(int(last or 0), Life(life, ends[0][0] if ends else b"0-0"))
+            for session_id, (life, last), ends in zip(session_ids, answers[::2], answers[1::2], strict=True)
+        }
 
     async def close(self) -> None:
         """Send what was accepted, end the followers, and close the client if it was opened here."""
         if not self._client.is_elsewhere:
             await self._appender.close()
-            await self._followers.close()
+            await self._following.close()
             if self._eviction_check is not None:
                 # Cancelling it could leave a half-open connection.
                 await asyncio.wait({self._eviction_check})
         await self._client.close()
+
+    def _make_hint(self, wakeup: asyncio.Event) -> StreamHint:
+        return StreamHint(self._client, self._keys, self._following, wakeup, expiring=self._ttl_ms > 0)
 
     def _check_answer(self, session_id: str, generation: int, answer: Sequence[bytes]) -> None:
         match answer[0]:
