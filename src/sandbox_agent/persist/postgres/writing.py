@@ -20,7 +20,7 @@ from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDat
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.link import Row
 from sandbox_agent.persist.postgres.schema import mark
-from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log, Writers
+from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Log, Writers
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
@@ -136,7 +136,7 @@ class PostgresWriters(Writers):
         rows = yield Query(_CLAIM, (session_id,))
         return int(rows[0][0])
 
-    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+    def check(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
         yield from self.check_store(session_id)
         rows = yield Query(_LOCK, (session_id,))
         if not rows:
@@ -151,7 +151,7 @@ class PostgresWriters(Writers):
             )
         if deletions == known.deletions and last_index < known.last_index:
             raise self._gone(session_id)
-        return Known(last_index, deletions)
+        return Mark(last_index, deletions)
 
     def check_store(self, session_id: str) -> Work[None]:
         rows = yield Query("SELECT store_id FROM {session_store}")
@@ -226,7 +226,7 @@ class Appender:
         self._database = database
         self._writers = writers
         self._log = log
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._known: OrderedDict[str, Mark] = OrderedDict()
         self._waiting: list[_Append] = []
         # Sessions that have an append on its way by itself: later ones wait for it.
         self._alone: set[str] = set()
@@ -323,7 +323,7 @@ class Appender:
             for append in by_session.pop(session_id):
                 append.stored(list(range(first, first + len(append.events))))
                 first += len(append.events)
-            self._remember(session_id, Known(first - 1, row[2]))
+            self._remember(session_id, Mark(first - 1, row[2]))
         for session_id, appends in by_session.items():
             self._alone.add(session_id)
             self._start(self._store_alone(session_id, appends))
@@ -390,7 +390,7 @@ class Appender:
         self._remember(session_id, known)
         return indexes
 
-    def _remember(self, session_id: str, known: Known) -> None:
+    def _remember(self, session_id: str, known: Mark) -> None:
         self._known[session_id] = known
         self._known.move_to_end(session_id)
         if len(self._known) > _REMEMBERED:

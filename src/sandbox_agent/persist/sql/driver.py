@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -21,6 +22,7 @@ from sandbox_agent.persist.base import (
     record_position,
 )
 from sandbox_agent.persist.columns import to_record
+from sandbox_agent.persist.follow import ChangeHint, Following, Mark
 from sandbox_agent.persist.sql.log import LAST_INDEX, Log, Writers, to_event
 from sandbox_agent.persist.sql.work import Database, Query, Work, reading
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -50,13 +52,21 @@ class SqlSessionPersistDriver(SessionPersistDriver):
     Args:
         database: runs works.
         writers: decides which generation may write a session.
+        make_hint: makes the followers' hint; None where no other program writes the tables.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
 
-    def __init__(self, database: Database, writers: Writers) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writers: Writers,
+        *,
+        make_hint: Callable[[asyncio.Event], ChangeHint] | None = None,
+    ) -> None:
         self._database = database
         self._log = Log(writers)
+        self._following = Following(self, make_hint=make_hint)
 
     @reading
     def get_session(self, session_id: str, /) -> Work[SessionRecord | None]:
@@ -109,7 +119,7 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         check_session(session_id, event)
         stored = event.copy()
         await self._database.write(partial(self._log.replace, session_id, stored), session_id=session_id)
-        self._stored(session_id, [stored])
+        self._following.stored(session_id, [stored])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -125,7 +135,7 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         batch = list(events)
         for event, index in zip(batch, await self._append(session_id, batch, generation), strict=True):
             event.event_index = index
-        self._stored(session_id, batch)
+        self._following.stored(session_id, batch)
 
     @reading
     def last_event_index(self, session_id: str, /) -> Work[int]:
@@ -140,10 +150,27 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         return [to_event(row) for row in reversed(rows)]
 
     async def delete_session(self, session_id: str, /) -> None:
+        """Erase the record and its events; nothing happens if there is none.
+
+        A writer that claimed the session before is refused from now on.
+        """
         await self._database.write(partial(self._log.writers.delete, session_id), session_id=session_id)
+        self._following.deleted(session_id)
+
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events after an index and those that any program stores, once each, in order.
+
+        What this object stored is delivered at once. It ends when the driver is closed or the session is
+        deleted, here or in another process.
+
+        Raises:
+            PersistError: the store can't be read.
+        """
+        return self._following.follow(session_id, after)
 
     @abstractmethod
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]: ...
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return the last index and the deletions of each session, for followers."""
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None
@@ -161,9 +188,6 @@ class SqlSessionPersistDriver(SessionPersistDriver):
 
     @abstractmethod
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]: ...
-
-    def _stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
-        """Notify the followers of events that this driver has stored."""
 
     def _after(self, cursor: str | None) -> Keyset | None:
         return decode_cursor(cursor)
