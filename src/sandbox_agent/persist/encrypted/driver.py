@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final, TypeVar
 
 import anyio
@@ -14,6 +15,7 @@ from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
     SessionPersistDriver,
+    all_pages,
     check_session,
     decode_cursor,
     normalize_limit,
@@ -383,16 +385,11 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             if await self._is_current(session_id, cipher):
                 return
             current = await self._keys.obtain(session_id)
-            cursor: str | None = None
-            while True:
-                page = await self.inner.list_events(session_id, cursor=cursor)
-                for event in page.items:
+            async for events in all_pages(partial(self.inner.list_events, session_id)):
+                for event in events:
                     if event.id in ids and (sealed := read_sealed_event(event)).key_id == cipher.key_id:
                         plain = open_event(cipher, event, sealed)
                         await self.inner.insert_event(session_id, seal_event(current, plain))
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
             cipher = current
         raise _conflict_error(session_id)
 

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.link import Connection, PostgresLink
 from sandbox_agent.persist.postgres.schema import mark, quoted_schema
-from sandbox_agent.persist.sql.ledger import clean
 from sandbox_agent.persist.sql.tables import DIGESTS, EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
 from sandbox_agent.persist.sql.work import (
     Bundle,
@@ -26,6 +25,7 @@ from sandbox_agent.persist.sql.work import (
     Step,
     Table,
 )
+from sandbox_agent.persist.store.values import clean
 
 T = TypeVar("T")
 

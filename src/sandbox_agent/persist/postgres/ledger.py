@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from sandbox_agent.persist.postgres.dialect import digest, original, storable
 from sandbox_agent.persist.postgres.owner import Owner
 from sandbox_agent.persist.searching import words_of
-from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded, searchable
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded
 from sandbox_agent.persist.sql.tables import (
     STORE_ENVELOPE_COLUMNS,
     STORE_EVENT_COLUMNS,
@@ -16,6 +16,7 @@ from sandbox_agent.persist.sql.tables import (
 )
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
 from sandbox_agent.persist.store import TextRow
+from sandbox_agent.persist.store.values import searchable
 
 # What is counted for a row beside its data, and how often a text is for its place in the index.
 _ROW_BYTES: Final = 100

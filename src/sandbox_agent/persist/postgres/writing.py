@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.base import UNFENCED, own_error
 from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDatabase
 from sandbox_agent.persist.postgres.errors import sqlstate
@@ -278,7 +278,7 @@ class Appender:
                     await self._store_group(group)
                 except BaseException as error:
                     for append in group:
-                        append.failed(_own(error, append.session_id))
+                        append.failed(own_error(error, append.session_id))
                     if not isinstance(error, Exception):
                         raise
         finally:
@@ -413,15 +413,6 @@ def decode_payloads(events: Iterable[SessionEvent]) -> list[str]:
                 session_id=event.session_id,
             ) from error
     return payloads
-
-
-def _own(error: BaseException, session_id: str) -> BaseException:
-    """Return an error for one caller, which raises it with a traceback of its own."""
-    if not isinstance(error, PersistError):
-        return error
-    own = PersistError(str(error), session_id=session_id)
-    own.__cause__ = error
-    return own
 
 
 def read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:

@@ -16,7 +16,11 @@ from sandbox_agent.persist.base import (
     check_session,
     decode_cursor,
     encode_cursor,
+    event_position,
+    make_page,
     normalize_limit,
+    record_position,
+    taken_index_error,
 )
 from sandbox_agent.persist.follow import Following, Mark
 from sandbox_agent.persist.redis.append import Appender, KnownHistories
@@ -123,9 +127,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
                 found = await self._read_records(entries[begin : begin + _READ_RECORDS])
                 records += found[skip:]
                 skip = max(0, skip - len(found))
-        page = records[:size]
-        end = page[-1] if len(records) > size else None
-        return ListPage(page, encode_cursor(end.created_at, end.id) if end else None)
+        return make_page(records, size, record_position)
 
     async def update_session(self, session: SessionRecord, /) -> None:
         await self.save_session(session)
@@ -167,9 +169,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             # One more, because the page may begin with the event at which the last page ended.
             events = await self._read_events(session_id, after.position, size + 2)
             events = [event for event in events if (event.event_index, event.id) > after[:2]]
-        page = events[:size]
-        end = page[-1] if len(events) > size else None
-        return ListPage(page, encode_cursor(end.event_index, end.id) if end else None)
+        return make_page(events, size, event_position)
 
     def cursor_after(self, event_index: int, /) -> str:
         return encode_cursor(event_index + 1, "")
@@ -194,11 +194,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             INSERT, keys.data, words, session_id=session_id, write=True
         )
         if answer[0] == b"taken":
-            raise PersistError(
-                f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                f"{event.event_index}",
-                session_id=session_id,
-            )
+            raise taken_index_error(event)
         self._known.replace(session_id, answer[1], int(answer[2]))
 
     async def append_events(

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from sandbox_agent.persist.sql.erase import Aged, Eraser
-from sandbox_agent.persist.sql.ledger import Filters, Ledger, LedgerDialect, add_raw, bounded
+from sandbox_agent.persist.sql.ledger import Filters, Ledger, LedgerDialect, bounded
 from sandbox_agent.persist.sql.tables import PERMISSION_COLUMNS, STORE_SESSION_COLUMNS, TURN_COLUMNS, names
 from sandbox_agent.persist.sql.work import Column, Database, Query, Row, Select, Work, reading
 from sandbox_agent.persist.store import (
@@ -27,6 +27,7 @@ from sandbox_agent.persist.store import (
     TurnRow,
     key_before,
 )
+from sandbox_agent.persist.store.values import add_raw
 
 R = TypeVar("R", bound=msgspec.Struct)
 

@@ -13,12 +13,13 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
-from sandbox_agent.persist.sql.ledger import Filters, LedgerDialect, clean, searchable
+from sandbox_agent.persist.sql.ledger import Filters, LedgerDialect
 from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS, without_form
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex, match_all
 from sandbox_agent.persist.store import SearchRow, TextRow
+from sandbox_agent.persist.store.values import clean, searchable
 
 # Below the time in a text's id: items of one millisecond. More of them run on into the next.
 _TEXT_BITS: Final = 12

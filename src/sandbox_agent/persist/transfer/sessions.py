@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, PersistError, SessionNotFoundError
-from sandbox_agent.persist.base import Capability, SessionPersistDriver
+from sandbox_agent.persist.base import Capability, SessionPersistDriver, all_pages
 from sandbox_agent.persist.transfer.history import (
     SessionWriter,
     for_each_page,
@@ -57,14 +58,10 @@ OnProgress = Callable[[Moved], None]
 
 async def list_all_sessions(source: SessionPersistDriver) -> AsyncGenerator[SessionRecord]:
     """Iterate over all records of a store, oldest first."""
-    cursor: str | None = None
-    while True:
-        page = await source.list_sessions(limit=500, cursor=cursor)
-        for record in page.items:
-            yield record
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+    async with aclosing(all_pages(partial(source.list_sessions, limit=500))) as pages:
+        async for records in pages:
+            for record in records:
+                yield record
 
 
 async def measure(source: SessionPersistDriver, session_ids: Iterable[str] | None = None) -> Total:
