@@ -11,13 +11,15 @@ import asyncio
 import contextlib
 import logging
 import math
+from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.wire.records import ListPage, SessionEvent
+from sandbox_agent.persist.base import SessionPersistDriver, encode_cursor
+from sandbox_agent.wire.records import SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
@@ -55,24 +57,6 @@ class Mark(NamedTuple):
 
     last_index: int
     deletions: object = 0
-
-
-class FollowedStore(Protocol):
-    """What following needs of a store."""
-
-    async def list_events(
-        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
-    ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
-        ...
-
-    def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the cursor of ``list_events`` after that index."""
-        ...
-
-    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the state of each session."""
-        ...
 
 
 class ChangeHint(Protocol):
@@ -114,6 +98,9 @@ class ChangeHint(Protocol):
 
     async def close(self) -> None:
         """Release what the hint holds."""
+
+
+MakeHint = Callable[[asyncio.Event], ChangeHint]
 
 
 class _NoHint(ChangeHint):
@@ -240,7 +227,7 @@ class _Channel:
 class _Hub:
     """The channels of one event loop, and the task that reads for them while there are any."""
 
-    def __init__(self, store: FollowedStore, make_hint: Callable[[asyncio.Event], ChangeHint]) -> None:
+    def __init__(self, store: FollowedDriver, make_hint: MakeHint) -> None:
         self._store = store
         self._make_hint = make_hint
         self._channels: dict[str, _Channel] = {}
@@ -390,6 +377,38 @@ class _Hub:
                 raise
 
 
+class FollowedDriver(SessionPersistDriver):
+    """A driver with followers, whose cursors are those of ``encode_cursor``.
+
+    Args:
+        make_hint: makes a hint that sets the event; None where no other program writes the store.
+    """
+
+    def __init__(self, *, make_hint: MakeHint | None = None) -> None:
+        self._following = Following(self, make_hint=make_hint)
+
+    def cursor_after(self, event_index: int, /) -> str:
+        return encode_cursor(event_index + 1, "")
+
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events after an index and those that are stored later, once each, in order.
+
+        It ends when the driver is closed or the session is deleted, by any program.
+
+        Raises:
+            PersistError: the store can't be reached, or has lost the session.
+        """
+        return self._following.follow(session_id, after)
+
+    @abstractmethod
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return the state of each session, for the followers."""
+
+    async def close(self) -> None:
+        """End the followers. Safe to call twice."""
+        await self._following.close()
+
+
 class Following:
     """The followers of a driver's sessions.
 
@@ -402,9 +421,7 @@ class Following:
         make_hint: makes a hint that sets the event; None where no other program writes the store.
     """
 
-    def __init__(
-        self, store: FollowedStore, *, make_hint: Callable[[asyncio.Event], ChangeHint] | None = None
-    ) -> None:
+    def __init__(self, store: FollowedDriver, *, make_hint: MakeHint | None = None) -> None:
         self._store = store
         self._make_hint = make_hint or _NoHint
         self._closings = 0

@@ -96,7 +96,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     # Records.
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
         if session_id.startswith(KEY_PREFIX):
             return None
         for _ in range(_TRIES):
@@ -116,7 +115,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
         size = normalize_limit(limit)
         after = decode_cursor(cursor)
         if after is not None and after.offset:
@@ -137,15 +135,9 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 return ListPage(records, await self._keep_if_any(cursor))
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one with its id.
-
-        Raises:
-            PersistError: a value can't be written as JSON, or the store failed.
-        """
         await self.save_session(session)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer."""
         _check_id(session.id)
         for _ in range(_TRIES):
             cipher = await self._keys.obtain(session.id, session.created_at)
@@ -159,7 +151,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         while True:
             page = await self.inner.list_events(session_id, limit=limit, cursor=cursor)
             events = await self._open_events(session_id, page.items)
@@ -169,7 +160,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 return ListPage(events, cursor)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Insert the event as it is, or replace the one with its id."""
         _check_id(session_id)
         check_session(session_id, event)
         cipher = await self._keys.obtain(session_id)
@@ -197,18 +187,15 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         return self.inner.cursor_after(event_index)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 if it has no events."""
         last = await self.inner.last_event_index(session_id)
         if last and await self._is_erased(session_id):
             return 0
         return last
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         return await self._open_events(session_id, await self.inner.tail_events(session_id, limit=limit))
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index, then over those that any process stores."""
         async with aclosing(self.inner.follow_events(session_id, after=after)) as events:
             while not self._closed:
                 event: SessionEvent | None = None

@@ -96,7 +96,7 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
     async def close(self) -> None:
         """Store what was accepted and close what was opened; never a pool that was handed in."""
         if not self._link.is_elsewhere:
-            await self._following.close()
+            await super().close()
             await self._appender.close()
         await self._link.close()
 

@@ -89,7 +89,7 @@ class IndexedText(NamedTuple):
 
 
 class PostgresLedger(LedgerDialect):
-    """Implements ``sql.erase.LedgerDialect``.
+    """Implements ``sql.ledger.LedgerDialect``.
 
     Args:
         owner: which server has the namespace.
@@ -121,7 +121,6 @@ class PostgresLedger(LedgerDialect):
         return key, number
 
     def extent(self, key: int, after: int) -> tuple[int, int]:
-        """Return the key, and the number after which its rows are."""
         return key, after
 
     def selected(self, alias: str, table_columns: Sequence[Column]) -> list[str]:
@@ -148,7 +147,6 @@ class PostgresLedger(LedgerDialect):
         yield from ()
 
     def next_key(self) -> Work[int]:
-        """Return a session key that was never used."""
         rows = yield Query(_NEXT_KEY)
         return int(rows[0][0])
 
@@ -160,7 +158,6 @@ class PostgresLedger(LedgerDialect):
         return (yield Query(statement, (key, after, limit, max_bytes)))
 
     def insert_texts(self, texts: Sequence[tuple[TextRow, IndexedText]]) -> list[Insert]:
-        """Return the insert of texts."""
         rows = [
             (row.key, row.sequence, bounded(row.time), indexed.text, indexed.folded, indexed.words)
             for row, indexed in texts
@@ -168,15 +165,12 @@ class PostgresLedger(LedgerDialect):
         return [Insert(_TEXTS, rows)]
 
     def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
         yield Query(_ERASE_EVENTS, (key, last))
 
     def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
         yield Query(_ERASE_ENVELOPES, (key, last))
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:
-        """Erase the texts up to that sequence."""
         rows = yield Query(_ERASE_TEXTS, (key, last))
         return rows[0][0] > 0
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
-    SessionPersistDriver,
     check_session,
     decode_cursor,
-    encode_cursor,
     event_position,
     make_page,
     normalize_limit,
     record_position,
     taken_index_error,
 )
-from sandbox_agent.persist.follow import Following, Mark
+from sandbox_agent.persist.follow import FollowedDriver, Mark
 from sandbox_agent.persist.redis.append import Appender, KnownHistories
 from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
 from sandbox_agent.persist.redis.follow import Life, StreamHint
@@ -51,7 +49,7 @@ _MAX_INDEX: Final = 2**53
 _TOMBSTONE_MS: Final = 7 * 24 * 3600 * 1000
 
 
-class RedisSessionPersistDriver(SessionPersistDriver):
+class RedisSessionPersistDriver(FollowedDriver):
     """Keeps sessions and events in Redis (6.2 or later) or Valkey, one server or a cluster.
 
     Events are in a stream with the ids ``<event_index>-0``. All keys of a session carry its id as hash tag.
@@ -95,12 +93,12 @@ class RedisSessionPersistDriver(SessionPersistDriver):
     ) -> None:
         if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
             raise ValueError("ttl must be a number of seconds above 0, or None")
+        super().__init__(make_hint=self._make_hint)
         self._keys = Keys(prefix)
         self._client = BoundedClient(url, client, timeout=timeout, wait_replicas=wait_replicas)
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
         self._known = KnownHistories(ttl or 0)
         self._appender = Appender(self._client, self._ttl_ms)
-        self._following = Following(self, make_hint=self._make_hint)
         self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -170,9 +168,6 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             events = await self._read_events(session_id, after.position, size + 2)
             events = [event for event in events if (event.event_index, event.id) > after[:2]]
         return make_page(events, size, event_position)
-
-    def cursor_after(self, event_index: int, /) -> str:
-        return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one with its id.
@@ -249,16 +244,6 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             await self._client.call("ZREM", self._keys.index, entry, session_id=session_id)
         self._known.forget(session_id)
 
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index, then over those that any process stores.
-
-        Each comes once, in order, until the driver is closed or the session is deleted or expires.
-
-        Raises:
-            PersistError: the server can't be reached, or has lost the session.
-        """
-        return self._following.follow(session_id, after)
-
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         commands: list[Sequence[Argument]] = []
         for keys in map(self._keys.of_session, session_ids):
@@ -274,7 +259,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
         """Send what was accepted, end the followers, and close the client if it was opened here."""
         if not self._client.is_elsewhere:
             await self._appender.close()
-            await self._following.close()
+            await super().close()
             if self._eviction_check is not None:
                 # Cancelling it could leave a half-open connection.
                 await asyncio.wait({self._eviction_check})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -12,17 +11,15 @@ from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
     Keyset,
-    SessionPersistDriver,
     check_session,
     decode_cursor,
-    encode_cursor,
     event_position,
     make_page,
     normalize_limit,
     record_position,
 )
 from sandbox_agent.persist.columns import to_record
-from sandbox_agent.persist.follow import ChangeHint, Following, Mark
+from sandbox_agent.persist.follow import FollowedDriver, MakeHint
 from sandbox_agent.persist.sql.log import LAST_INDEX, Log, Writers, to_event
 from sandbox_agent.persist.sql.work import Database, Query, Work, reading
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -46,7 +43,7 @@ _TAIL: Final = _EVENT + "ORDER BY event_index DESC LIMIT $2"
 _MAX_ROWS: Final = 2**31
 
 
-class SqlSessionPersistDriver(SessionPersistDriver):
+class SqlSessionPersistDriver(FollowedDriver):
     """Keeps sessions and events in the tables of the TypeScript SDK.
 
     Args:
@@ -62,11 +59,11 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         database: Database,
         writers: Writers,
         *,
-        make_hint: Callable[[asyncio.Event], ChangeHint] | None = None,
+        make_hint: MakeHint | None = None,
     ) -> None:
+        super().__init__(make_hint=make_hint)
         self._database = database
         self._log = Log(writers)
-        self._following = Following(self, make_hint=make_hint)
 
     @reading
     def get_session(self, session_id: str, /) -> Work[SessionRecord | None]:
@@ -106,9 +103,6 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         else:
             rows = yield Query(_NEXT_EVENTS, (session_id, size + 1, 0, after.position, after.id))
         return make_page([to_event(row) for row in rows], size, event_position)
-
-    def cursor_after(self, event_index: int, /) -> str:
-        return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one of that id.
@@ -156,21 +150,6 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         """
         await self._database.write(partial(self._log.writers.delete, session_id), session_id=session_id)
         self._following.deleted(session_id)
-
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index and those that any program stores, once each, in order.
-
-        What this object stored is delivered at once. It ends when the driver is closed or the session is
-        deleted, here or in another process.
-
-        Raises:
-            PersistError: the store can't be read.
-        """
-        return self._following.follow(session_id, after)
-
-    @abstractmethod
-    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the last index and the deletions of each session, for followers."""
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None

@@ -99,7 +99,7 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
 
     async def close(self) -> None:
         """Write what was accepted, end the followers and close the file. Safe to call twice."""
-        await self._following.close()
+        await super().close()
         await self._file.close()
 
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]:

@@ -92,7 +92,7 @@ CROSS JOIN store_sessions AS s ON s.key = t.key AND NOT s.deleted
 
 
 class SQLiteLedger(LedgerDialect):
-    """Implements ``sql.erase.LedgerDialect``.
+    """Implements ``sql.ledger.LedgerDialect``.
 
     Args:
         path: the file, for errors.
