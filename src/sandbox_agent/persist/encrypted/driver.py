@@ -246,18 +246,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         _check_id(session_id)
         await self.inner.claim_session(session_id)
         record = await self.inner.get_session(session_id)
-        if Capability.DELETE not in self.capabilities:
-            await self._keys.destroy(session_id)
-            if record is not None:
-                await self.inner.update_session(make_blank(session_id, record.created_at))
-            return
         if record is not None and not is_blank(record):
             # From here on readers do not see it, even if this process is killed.
             await self.inner.update_session(make_blank(session_id, record.created_at))
         await self._keys.destroy(session_id)
-        await self.inner.delete_session(KEY_PREFIX + session_id)
-        await self.inner.delete_session(session_id)
-        self._keys.forget(session_id)
+        if Capability.DELETE in self.capabilities:
+            await self.inner.delete_session(KEY_PREFIX + session_id)
+            await self.inner.delete_session(session_id)
+            self._keys.forget(session_id)
 
     async def rotate_keys(self) -> int:
         """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandbox_agent.persist.base import Keyset
 from sandbox_agent.persist.follow import Mark
@@ -18,13 +18,19 @@ from sandbox_agent.persist.postgres.link import (
 )
 from sandbox_agent.persist.postgres.listen import NotificationHint
 from sandbox_agent.persist.postgres.schema import prepare_store
-from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads, read_marks
+from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
-from sandbox_agent.persist.sql.work import Work, reading
+from sandbox_agent.persist.sql.work import Query, Work, reading
 from sandbox_agent.wire.records import SessionEvent
 
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
+
+_MARKS: Final = """
+SELECT asked.session_id, coalesce(writer.deletions, 0),
+  (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
+FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
+"""
 
 
 class PostgresSessionPersistDriver(SqlSessionPersistDriver):
@@ -91,7 +97,8 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
 
     @reading
     def marks(self, session_ids: Collection[str], /) -> Work[Mapping[str, Mark]]:
-        return (yield from read_marks(session_ids))
+        rows = yield Query(_MARKS, (list(session_ids),))
+        return {session_id: Mark(last, deletions) for session_id, deletions, last in rows}
 
     async def close(self) -> None:
         """Store what was accepted and close what was opened; never a pool that was handed in."""

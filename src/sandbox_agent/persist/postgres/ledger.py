@@ -63,21 +63,19 @@ _EVENTS_WITH_RAW: Final = _EVENTS.format(
 )
 
 
-def _deletion(table: str, number: str, size: str) -> str:
-    return f"""
+def _erase(table: Table, key: int, last: int) -> Work[int]:
+    """Erase rows up to that number, and return how many there were."""
+    _, number = table.identity
+    deletion = f"""
 WITH gone AS (
-  DELETE FROM {table} WHERE {{mine:}} key = $1 AND {number} <= $2 RETURNING {size} AS size
+  DELETE FROM {table.name} WHERE {{mine:}} key = $1 AND {number} <= $2 RETURNING {table.size} AS size
 ), freed AS (
   UPDATE {{store_namespaces}} SET bytes = bytes - (SELECT coalesce(sum(size), 0) FROM gone)
   WHERE number = {{namespace}}
 )
 SELECT count(*) FROM gone
 """
-
-
-_ERASE_EVENTS: Final = _deletion("{store_events}", "sequence", _DATA_SIZE)
-_ERASE_ENVELOPES: Final = _deletion("{store_envelopes}", "index", _DATA_SIZE)
-_ERASE_TEXTS: Final = _deletion("{store_texts}", "sequence", _TEXT_SIZE)
+    return (yield Query(deletion, (key, last)))[0][0]
 
 
 class IndexedText(NamedTuple):
@@ -164,15 +162,11 @@ class PostgresLedger(LedgerDialect):
         ]
         return [Insert(_TEXTS, rows)]
 
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        yield Query(_ERASE_EVENTS, (key, last))
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        yield Query(_ERASE_ENVELOPES, (key, last))
+    def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
+        yield from _erase(table, key, last)
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:
-        rows = yield Query(_ERASE_TEXTS, (key, last))
-        return rows[0][0] > 0
+        return (yield from _erase(_TEXTS, key, last)) > 0
 
     def used_bytes(self) -> Work[int]:
         """Return what is counted of the namespace: data, and an allowance for rows and indexes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final
@@ -62,11 +62,6 @@ SELECT pg_notify('{channel}', $3)
 _FORGET_EXTENTS: Final = """
 DELETE FROM {extents} WHERE (session_id = $1 AND last_index >= $2)
   OR session_id IN (SELECT session_id FROM {events} WHERE id = $3)
-"""
-_STATES: Final = """
-SELECT asked.session_id, coalesce(writer.deletions, 0),
-  (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
-FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
 """
 _DELETE: Final = """
 WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
@@ -413,9 +408,3 @@ def decode_payloads(events: Iterable[SessionEvent]) -> list[str]:
                 session_id=event.session_id,
             ) from error
     return payloads
-
-
-def read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:
-    """Return the last index and the deletions of each session."""
-    rows = yield Query(_STATES, (list(session_ids),))
-    return {session_id: Mark(last, deletions) for session_id, deletions, last in rows}

@@ -103,8 +103,10 @@ class StreamHint(ChangeHint):
 
     def has_ended(self, session_id: str, before: Mark, now: Mark, /) -> bool:
         old, new = cast("Life", before.deletions), cast("Life", now.deletions)
-        if new.end_id != old.end_id or old.life is None:
-            return new.end_id != old.end_id
+        if new.end_id != old.end_id:
+            return True
+        if old.life is None:
+            return False
         if new.life is None and self._expiring:
             return True
         if new.life is None or (new.life == old.life and now.last_index < before.last_index):
@@ -171,6 +173,8 @@ class StreamHint(ChangeHint):
         if call is not None:
             call.answer.cancel()
             await asyncio.wait({call.answer})
+            # One that failed is marked as retrieved.
+            _ = call.answer.cancelled() or call.answer.exception()
         await connection.disconnect(nowait=True)
 
 

@@ -97,12 +97,8 @@ class LedgerDialect(Protocol):
         """Return sequence, time, type, envelope, data and perhaps the raw envelope of events on a page."""
         ...
 
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
-        ...
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
+    def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
+        """Erase the events, or envelopes, up to that number."""
         ...
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:

@@ -195,11 +195,6 @@ class SqlSessionStore(ABC):
         return await self._search(query, limit, offset, Filters(agent, session_id, since, until))
 
     async def delete(self, key: int) -> None:
-        """Erase a session: rows, index and what the files still hold of them.
-
-        It is out of sight at once. One that is interrupted is finished by ``finish_deletes``, as is one whose
-        traces can't be removed from a file in some seconds: that is logged as a warning.
-        """
         if await self._database.write(partial(self._eraser.hide, key)):
             await self._erase(key)
             if await self._clean():

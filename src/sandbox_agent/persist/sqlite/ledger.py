@@ -226,14 +226,9 @@ class SQLiteLedger(LedgerDialect):
 
     # Erasing.
 
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        yield Query(
-            "DELETE FROM store_events WHERE id > $1 AND id <= $2", (row_id(key, 0), row_id(key, last))
-        )
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
+    def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
         values = (row_id(key, 0), row_id(key, last))
-        yield Query("DELETE FROM store_envelopes WHERE id > $1 AND id <= $2", values)
+        yield Query(f"DELETE FROM {table.name} WHERE id > $1 AND id <= $2", values)
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:
         """Erase texts, and all words of the index, as FTS5 keeps erased ones; searching fills it again."""
