@@ -20,7 +20,6 @@ from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
 from sandbox_agent.cli.permission_prompt import ReadProgress
-from sandbox_agent.cli.sessions import read_events
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.session import Session
@@ -29,6 +28,7 @@ from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, PRESENT_UPD
 from sandbox_agent.engine.sse import SseDecoder
 from sandbox_agent.errors import AgentProcessExitedError, ConnectionLostError
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
+from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.providers.local import local
 from sandbox_agent.wire.acp import AgentMessageChunk
 from sandbox_agent.wire.jsonrpc import members

@@ -19,10 +19,11 @@ from sandbox_agent.cli.stores import open_store, run_on_store, store_option
 from sandbox_agent.errors import SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.persist.transfer.lines import Imported, event_line, export_lines, import_lines
 from sandbox_agent.persist.transfer.sessions import Moved, copy_sessions, list_all_sessions, measure
 from sandbox_agent.wire.jsonrpc import dumps
-from sandbox_agent.wire.records import SessionEvent, SessionRecord
+from sandbox_agent.wire.records import SessionRecord
 
 _PAGE: Final = 500
 _store = store_option(
@@ -226,18 +227,6 @@ def move(
         )
 
     asyncio.run(move_sessions())
-
-
-async def read_events(driver: SessionPersistDriver, session_id: str) -> AsyncGenerator[SessionEvent]:
-    """Iterate over all stored events of a session."""
-    cursor: str | None = None
-    while True:
-        page = await driver.list_events(session_id, limit=_PAGE, cursor=cursor)
-        for event in page.items:
-            yield event
-        cursor = page.next_cursor
-        if cursor is None:
-            return
 
 
 async def _get_session(driver: SessionPersistDriver, session_id: str) -> SessionRecord:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from bisect import bisect_left
 from collections.abc import (
-    AsyncGenerator,
     Awaitable,
     Callable,
     Collection,
@@ -30,14 +29,12 @@ from sandbox_agent.persist.actor_data import (
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
-    SessionPersistDriver,
     check_session,
-    encode_cursor,
     slice_page,
     taken_id_error,
     taken_index_error,
 )
-from sandbox_agent.persist.follow import Following, Mark
+from sandbox_agent.persist.follow import FollowedDriver, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 T = TypeVar("T")
@@ -59,7 +56,7 @@ class StatefulContext(Protocol):
         ...
 
 
-class StateSessionPersistDriver(SessionPersistDriver):
+class StateSessionPersistDriver(FollowedDriver):
     """Keeps the newest sessions, and the newest events of each, in a mapping: plain JSON under one key.
 
     Nothing else may change the value of that key while the driver is in use. Beyond the limits, the oldest
@@ -99,7 +96,7 @@ class StateSessionPersistDriver(SessionPersistDriver):
         # Reads wait for a save, because a change must not be visible before it is acknowledged.
         self._lock = anyio.Lock()
         self._owners = _Owners()
-        self._following = Following(self)
+        super().__init__()
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         async with self._lock:
@@ -141,9 +138,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
         async with self._lock:
             page = slice_page(self._data().history(session_id), position, limit, cursor)
             return ListPage([plain_to_event(plain) for plain in page.items], page.next_cursor)
-
-    def cursor_after(self, event_index: int, /) -> str:
-        return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one with its id.
@@ -224,13 +218,6 @@ class StateSessionPersistDriver(SessionPersistDriver):
 
         await self._change(session_id, erase)
         self._following.deleted(session_id)
-
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        return self._following.follow(session_id, after)
-
-    async def close(self) -> None:
-        """End the followers. The state is not changed."""
-        await self._following.close()
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         async with self._lock:

@@ -7,8 +7,10 @@ import binascii
 import enum
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
 import anyio
 
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 DEFAULT_LIST_LIMIT = 100
 # A page is held in memory; anything above this is a mistake and falls back to the default.
@@ -151,13 +154,10 @@ class SessionPersistDriver(ABC):
         if limit < 1:
             return []
         tail: list[SessionEvent] = []
-        cursor: str | None = None
-        while True:
-            page = await self.list_events(session_id, limit=max(limit, DEFAULT_LIST_LIMIT), cursor=cursor)
-            tail = [*tail, *page.items][-limit:]
-            cursor = page.next_cursor
-            if cursor is None:
-                return tail
+        read = partial(self.list_events, session_id, limit=max(limit, DEFAULT_LIST_LIMIT))
+        async for events in all_pages(read):
+            tail = [*tail, *events][-limit:]
+        return tail
 
     async def delete_session(self, session_id: str, /) -> None:
         """Erase the record and its events; nothing happens if there is none.
@@ -183,17 +183,14 @@ class SessionPersistDriver(ABC):
         last = after
         seen = False
         while True:
-            cursor = self.cursor_after(last)
-            while True:
-                page = await self.list_events(session_id, cursor=cursor)
-                seen = seen or bool(page.items)
-                for event in page.items:
-                    if event.event_index > last:
-                        last = event.event_index
-                        yield event
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
+            read = partial(self.list_events, session_id)
+            async with aclosing(all_pages(read, self.cursor_after(last))) as pages:
+                async for events in pages:
+                    seen = seen or bool(events)
+                    for event in events:
+                        if event.event_index > last:
+                            last = event.event_index
+                            yield event
             if seen and Capability.DELETE in self.capabilities and await self._is_gone(session_id):
                 return
             await anyio.sleep(_FOLLOW_INTERVAL)
@@ -259,14 +256,10 @@ class _Numbering:
 
     async def _read(self, store: SessionPersistDriver, session_id: str) -> dict[str, int]:
         indexes: dict[str, int] = {}
-        cursor: str | None = None
-        while True:
-            page = await store.list_events(session_id, cursor=cursor)
-            indexes.update((event.id, event.event_index) for event in page.items)
-            cursor = page.next_cursor
-            if cursor is None:
-                self._last = max(indexes.values(), default=0)
-                return indexes
+        async for events in all_pages(partial(store.list_events, session_id)):
+            indexes.update((event.id, event.event_index) for event in events)
+        self._last = max(indexes.values(), default=0)
+        return indexes
 
 
 class _Numberings:
@@ -288,6 +281,20 @@ class _Numberings:
     def forget(self, session_id: str) -> None:
         """Read the session again before it is appended to."""
         self._by_session.pop(session_id, None)
+
+
+class _ReadPage(Protocol[Item]):
+    def __call__(self, *, cursor: str | None) -> Awaitable[ListPage[Item]]: ...
+
+
+async def all_pages(read: _ReadPage[Item], cursor: str | None = None) -> AsyncGenerator[list[Item]]:
+    """Iterate over the pages of a listing, from a cursor on."""
+    while True:
+        page = await read(cursor=cursor)
+        yield page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return
 
 
 def check_session(session_id: str, event: SessionEvent) -> None:
@@ -381,6 +388,15 @@ def slice_page(
     else:
         start = bisect_right(items, (after.position, after.id), key=position)
     return make_page(list(items[start : start + size + 1]), size, position)
+
+
+def own_error(error: BaseException, session_id: str) -> BaseException:
+    """Return an error for one of several callers, which raises it with a traceback of its own."""
+    if not isinstance(error, PersistError):
+        return error
+    own = PersistError(str(error), session_id=session_id)
+    own.__cause__ = error.__cause__
+    return own
 
 
 def taken_id_error(event_id: str, session_id: str, owner: str) -> PersistError:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import not_json_error
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionRecord
+
+_plain: Final = attrgetter(
+    *("id", "agent", "agent_session_id", "last_connection_id", "created_at", "destroyed_at", "sandbox_id")
+)
+_json: Final = attrgetter("session_init", "config_options", "modes")
 
 
 def to_row(session: SessionRecord) -> tuple[Any, ...]:
@@ -18,18 +24,7 @@ def to_row(session: SessionRecord) -> tuple[Any, ...]:
         PersistError: it holds a value that is not JSON.
     """
     try:
-        return (
-            session.id,
-            session.agent,
-            session.agent_session_id,
-            session.last_connection_id,
-            session.created_at,
-            session.destroyed_at,
-            session.sandbox_id,
-            _json_or_none(session.session_init),
-            _json_or_none(session.config_options),
-            _json_or_none(session.modes),
-        )
+        return (*_plain(session), *map(_json_or_none, _json(session)))
     except (TypeError, ValueError) as error:
         raise not_json_error(session.id, error) from error
 

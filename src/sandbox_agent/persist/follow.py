@@ -1,7 +1,8 @@
 """Following sessions: stored events are read once and delivered to all followers.
 
 A hub per event loop reads for its followers. A backend gives it a hint when another program may have stored
-something: the state of a file, a notification, or nothing where no other program writes.
+something: the state of a file, a notification, a stream that delivers it, or nothing where no other program
+writes.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import asyncio
 import contextlib
 import logging
 import math
+from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.wire.records import ListPage, SessionEvent
+from sandbox_agent.persist.base import SessionPersistDriver, encode_cursor
+from sandbox_agent.wire.records import SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
@@ -49,42 +52,29 @@ class Mark(NamedTuple):
 
     Attributes:
         last_index: the highest event index.
-        deletions: a number that differs from an earlier one if the session was deleted since.
+        deletions: what differs from an earlier one if the session was deleted since: a number, mostly.
     """
 
     last_index: int
-    deletions: int = 0
-
-
-class FollowedStore(Protocol):
-    """What following needs of a store."""
-
-    async def list_events(
-        self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
-    ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
-        ...
-
-    def cursor_after(self, event_index: int, /) -> str | None:
-        """Return the cursor of ``list_events`` after that index."""
-        ...
-
-    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the state of each session."""
-        ...
+    deletions: object = 0
 
 
 class ChangeHint(Protocol):
-    """How a hub learns that another program may have stored something.
+    """How a hub learns that another program may have stored something."""
 
-    Attributes:
-        survives_outages: followers wait while the store can't be reached; otherwise they end with the error.
-    """
+    @property
+    def survives_outages(self) -> bool:
+        """Whether followers wait while the store can't be reached; otherwise they end with the error."""
+        return False
 
-    survives_outages: bool = False
+    def joined(self) -> None:
+        """Note that another session is followed, or one again."""
 
-    async def wait(self) -> None:
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         """Wait until the store has to be checked, or the hub's event is set; clear the event.
+
+        Args:
+            followed: returns up to where each session was delivered.
 
         Raises:
             PersistError: the store can't be reached.
@@ -98,8 +88,19 @@ class ChangeHint(Protocol):
     def checked(self, found: bool, /) -> None:
         """Note whether the last check found something."""
 
+    def has_ended(self, session_id: str, before: Mark, now: Mark, /) -> bool:
+        """Return whether the session was deleted.
+
+        Raises:
+            PersistError: the store has lost it.
+        """
+        return before.deletions != now.deletions
+
     async def close(self) -> None:
         """Release what the hint holds."""
+
+
+MakeHint = Callable[[asyncio.Event], ChangeHint]
 
 
 class _NoHint(ChangeHint):
@@ -108,7 +109,7 @@ class _NoHint(ChangeHint):
     def __init__(self, wakeup: asyncio.Event) -> None:
         self._wakeup = wakeup
 
-    async def wait(self) -> None:
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         await self._wakeup.wait()
         self._wakeup.clear()
 
@@ -129,7 +130,7 @@ class FileHint(ChangeHint):
         # Moments of the loop's clock.
         self._changed = self._checked = self._in_vain = self._busy_until = -math.inf
 
-    async def wait(self) -> None:
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         """Poll until the store has to be checked."""
         loop = asyncio.get_running_loop()
         interval = _BUSY_INTERVAL if loop.time() < self._busy_until else _INTERVAL
@@ -203,17 +204,16 @@ class _Channel:
     """The followers of one session, and the last event that was delivered to them."""
 
     def __init__(self, mark: Mark) -> None:
-        self.position = mark.last_index
-        self.deletions = mark.deletions
+        self.mark = mark
         self.followers: set[_Follower] = set()
         self.stale = False
         self.ended = False
         self.error: Exception | None = None
 
     def deliver(self, events: Iterable[SessionEvent]) -> None:
-        fresh = [event for event in events if event.event_index > self.position]
+        fresh = [event for event in events if event.event_index > self.mark.last_index]
         if fresh:
-            self.position = fresh[-1].event_index
+            self.mark = self.mark._replace(last_index=fresh[-1].event_index)
             for follower in self.followers:
                 follower.push(fresh)
 
@@ -227,13 +227,14 @@ class _Channel:
 class _Hub:
     """The channels of one event loop, and the task that reads for them while there are any."""
 
-    def __init__(self, store: FollowedStore, make_hint: Callable[[asyncio.Event], ChangeHint]) -> None:
+    def __init__(self, store: FollowedDriver, make_hint: MakeHint) -> None:
         self._store = store
         self._make_hint = make_hint
         self._channels: dict[str, _Channel] = {}
         # Sessions whose state is being read, and whether something was stored meanwhile.
         self._joining: dict[str, bool] = {}
         self._wakeup = asyncio.Event()
+        self._hint: ChangeHint | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -248,9 +249,11 @@ class _Hub:
                     self._wakeup.set()
         channel = self._channels[session_id]
         channel.followers.add(follower)
-        if self._reader is None:
-            reading = self._read(self._make_hint(self._wakeup))
-            self._reader = asyncio.create_task(reading, name="follow sessions")
+        if self._hint is None:
+            self._hint = self._make_hint(self._wakeup)
+            self._reader = asyncio.create_task(self._read(self._hint), name="follow sessions")
+        elif len(channel.followers) == 1:
+            self._hint.joined()
         return channel
 
     def has_channel(self, session_id: str) -> bool:
@@ -267,17 +270,17 @@ class _Hub:
         channel = self._channels.get(session_id)
         if channel is None or not events:
             return
-        if events[0].event_index <= channel.position + 1:
+        if events[0].event_index <= channel.mark.last_index + 1:
             channel.deliver(events)
         else:
             # Events of another program are between them.
             channel.stale = True
             self._wakeup.set()
 
-    def end(self, session_id: str) -> None:
+    def end(self, session_id: str, error: Exception | None = None) -> None:
         channel = self._channels.pop(session_id, None)
         if channel is not None:
-            channel.end()
+            channel.end(error)
 
     def end_all(self, error: Exception | None = None) -> None:
         channels, self._channels = self._channels, {}
@@ -293,7 +296,7 @@ class _Hub:
 
     def _stop(self) -> None:
         """Let the reader end by itself: a client library may not survive a cancellation while it connects."""
-        reader, self._reader = self._reader, None
+        reader, self._reader, self._hint = self._reader, None, None
         if reader is not None:
             # The next reader has an event of its own.
             self._wakeup.set()
@@ -306,7 +309,7 @@ class _Hub:
         try:
             while self._reader is asyncio.current_task():
                 try:
-                    await hint.wait()
+                    await hint.wait(self._marks)
                     if self._reader is not asyncio.current_task():
                         return
                     await self._check(hint)
@@ -330,24 +333,38 @@ class _Hub:
         if not session_ids:
             return
         found = False
+        known = {channel: channel.mark for channel in self._channels.values()}
         for session_id, mark in (await self._store.marks(session_ids)).items():
             channel = self._channels.get(session_id)
             if channel is None:
                 if session_id in self._joining:
                     self._joining[session_id] = True
                 continue
-            if mark.deletions != channel.deletions:
+            # Of one that has joined meanwhile the answer may be older than its mark.
+            before = known.get(channel, Mark(0, channel.mark.deletions))
+            try:
+                ended = hint.has_ended(session_id, before, mark)
+            except PersistError as error:
+                self.end(session_id, error)
+                continue
+            if ended:
                 self.end(session_id)
-            elif mark.last_index > channel.position:
+                continue
+            channel.mark = channel.mark._replace(deletions=mark.deletions)
+            if mark.last_index > channel.mark.last_index:
                 found = channel.stale = True
         hint.checked(found)
+
+    def _marks(self) -> dict[str, Mark]:
+        """Return up to where each session was delivered."""
+        return {session_id: channel.mark for session_id, channel in self._channels.items()}
 
     async def _catch_up(self) -> None:
         for session_id, channel in list(self._channels.items()):
             if not channel.stale:
                 continue
             channel.stale = False
-            cursor = self._store.cursor_after(channel.position)
+            cursor = self._store.cursor_after(channel.mark.last_index)
             try:
                 while not channel.ended:
                     page = await self._store.list_events(session_id, limit=_CATCH_UP, cursor=cursor)
@@ -358,6 +375,38 @@ class _Hub:
             except Exception:
                 channel.stale = True
                 raise
+
+
+class FollowedDriver(SessionPersistDriver):
+    """A driver with followers, whose cursors are those of ``encode_cursor``.
+
+    Args:
+        make_hint: makes a hint that sets the event; None where no other program writes the store.
+    """
+
+    def __init__(self, *, make_hint: MakeHint | None = None) -> None:
+        self._following = Following(self, make_hint=make_hint)
+
+    def cursor_after(self, event_index: int, /) -> str:
+        return encode_cursor(event_index + 1, "")
+
+    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        """Iterate over the events after an index and those that are stored later, once each, in order.
+
+        It ends when the driver is closed or the session is deleted, by any program.
+
+        Raises:
+            PersistError: the store can't be reached, or has lost the session.
+        """
+        return self._following.follow(session_id, after)
+
+    @abstractmethod
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        """Return the state of each session, for the followers."""
+
+    async def close(self) -> None:
+        """End the followers. Safe to call twice."""
+        await self._following.close()
 
 
 class Following:
@@ -372,9 +421,7 @@ class Following:
         make_hint: makes a hint that sets the event; None where no other program writes the store.
     """
 
-    def __init__(
-        self, store: FollowedStore, *, make_hint: Callable[[asyncio.Event], ChangeHint] | None = None
-    ) -> None:
+    def __init__(self, store: FollowedDriver, *, make_hint: MakeHint | None = None) -> None:
         self._store = store
         self._make_hint = make_hint or _NoHint
         self._closings = 0

@@ -46,15 +46,8 @@ class OneLoop:
         return self._loop is not None and self._loop is not asyncio.get_running_loop()
 
 
-class _Waiting:
-    __slots__ = ("futures", "ticking")
-
-    def __init__(self) -> None:
-        self.futures: set[asyncio.Future[Any]] = set()
-        self.ticking = False
-
-
-_waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiting] = WeakKeyDictionary()
+# Each loop's futures that are waited for; a loop is in it while it steps aside.
+_waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Future[Any]]] = WeakKeyDictionary()
 
 
 def give_way_until_done(future: asyncio.Future[Any]) -> None:
@@ -67,22 +60,20 @@ def give_way_until_done(future: asyncio.Future[Any]) -> None:
     The benchmark row "append one event at a time, 64 sessions" needs it.
     """
     loop = future.get_loop()
-    waiting = _waiting.get(loop)
-    if waiting is None:
-        waiting = _waiting[loop] = _Waiting()
-    waiting.futures.add(future)
-    future.add_done_callback(waiting.futures.discard)
-    if not waiting.ticking:
-        waiting.ticking = True
-        loop.call_later(_INTERVAL, _give_way, loop, waiting)
+    futures = _waiting.get(loop)
+    if futures is None:
+        futures = _waiting[loop] = set()
+        loop.call_later(_INTERVAL, _give_way, loop)
+    futures.add(future)
+    future.add_done_callback(futures.discard)
 
 
-def _give_way(loop: asyncio.AbstractEventLoop, waiting: _Waiting) -> None:
-    if waiting.futures:
+def _give_way(loop: asyncio.AbstractEventLoop) -> None:
+    if _waiting[loop]:
         _nap()
-        loop.call_later(_INTERVAL, _give_way, loop, waiting)
+        loop.call_later(_INTERVAL, _give_way, loop)
     else:
-        waiting.ticking = False
+        del _waiting[loop]
 
 
 def _nap() -> None:

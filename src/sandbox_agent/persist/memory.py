@@ -12,14 +12,12 @@ from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
-    SessionPersistDriver,
     check_session,
-    encode_cursor,
     slice_page,
     taken_id_error,
     taken_index_error,
 )
-from sandbox_agent.persist.follow import Following, Mark
+from sandbox_agent.persist.follow import FollowedDriver, Mark
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 _Position = tuple[int, str]
@@ -28,7 +26,7 @@ _MAX_SESSIONS: Final = 1_024
 _MAX_EVENTS_PER_SESSION: Final = 500
 
 
-class InMemorySessionPersistDriver(SessionPersistDriver):
+class InMemorySessionPersistDriver(FollowedDriver):
     """Keeps the newest sessions, and the newest events of each, in this object.
 
     Records and events are copied in and out. Beyond the limits, the oldest are dropped: sessions by
@@ -63,7 +61,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         # One counter for all sessions, so that a forgotten generation is never used again.
         self._generations: dict[str, int] = {}
         self._last_generation = UNFENCED
-        self._following = Following(self)
+        super().__init__()
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
         return copy.deepcopy(self._sessions.get(session_id))
@@ -97,9 +95,6 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         history = self._histories.get(session_id, _EMPTY)
         page = slice_page(history.order, _itself, limit, cursor)
         return ListPage([history.events[at[1]].copy() for at in page.items], page.next_cursor)
-
-    def cursor_after(self, event_index: int, /) -> str:
-        return encode_cursor(event_index + 1, "")
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert a copy of the event, or replace the one with its id.
@@ -170,11 +165,7 @@ class InMemorySessionPersistDriver(SessionPersistDriver):
         It ends when the driver is closed or the session is deleted. A follower misses events that are
         dropped before it reads them (at its start, or when it is 10,000 events behind).
         """
-        return self._following.follow(session_id, after)
-
-    async def close(self) -> None:
-        """End the followers. Sessions and events are kept."""
-        await self._following.close()
+        return super().follow_events(session_id, after=after)
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         return {one: Mark(self._histories.get(one, _EMPTY).last_index) for one in session_ids}

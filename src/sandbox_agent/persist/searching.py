@@ -10,14 +10,13 @@ import itertools
 import re
 import unicodedata
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
+from sandbox_agent.persist.base import SessionPersistDriver, all_pages
 from sandbox_agent.persist.folding import Folder, Said
 from sandbox_agent.wire.records import SessionRecord
 from sandbox_agent.wire.sessions import SearchHit
-
-if TYPE_CHECKING:
-    from sandbox_agent.persist.base import SessionPersistDriver
 
 # A number before the hit: where indexes are not unique the heap must still order hits.
 _Ranked = tuple[int, str, int, int, SearchHit]
@@ -183,25 +182,15 @@ async def _records(store: SessionPersistDriver, session_id: str | None) -> Async
         if record is not None:
             yield record
         return
-    cursor: str | None = None
-    while True:
-        page = await store.list_sessions(cursor=cursor)
-        for record in page.items:
+    async for records in all_pages(store.list_sessions):
+        for record in records:
             yield record
-        cursor = page.next_cursor
-        if cursor is None:
-            return
 
 
 async def _look(store: SessionPersistDriver, record: SessionRecord, hits: Hits) -> None:
     folder = Folder()
-    cursor: str | None = None
-    while True:
-        page = await store.list_events(record.id, cursor=cursor)
-        for event in page.items:
+    async for events in all_pages(partial(store.list_events, record.id)):
+        for event in events:
             folder.add(event)
         hits.add_texts(record, folder.finished())
-        cursor = page.next_cursor
-        if cursor is None:
-            hits.add_texts(record, folder.unfinished())
-            return
+    hits.add_texts(record, folder.unfinished())

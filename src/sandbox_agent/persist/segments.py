@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
-import threading
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from operator import attrgetter
-from typing import IO, NamedTuple
-
-import anyio.to_thread
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 from sandbox_agent.engine.feed import Chunk
-from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.sqlite.thread import SQLiteThread
+from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
 
 # One row or one read: as much as a viewer is sent at once.
 SEGMENT_BYTES = 256 * 1024
@@ -96,91 +89,24 @@ class SQLiteSegments:
         await self._writer.run(delete)
 
 
-class _Extent(NamedTuple):
-    first: int
-    last: int
-    audience: str | None
-    offset: int
-    size: int
+@asynccontextmanager
+async def temporary_segments() -> AsyncGenerator[SQLiteSegments]:
+    """Keep feed segments in SQLite's own temporary file, for a server whose store has no file here.
 
-
-class FileSegments:
-    """Feed segments in temporary files without a name, for a server whose store is memory.
-
-    They are on the disk of the platform's temporary folder and vanish with the process.
+    The file is made by the first segment, has no name, and is gone at the end.
     """
-
-    def __init__(self) -> None:
-        self._files: dict[str, tuple[IO[bytes], list[_Extent]]] = {}
-        self._lock = threading.Lock()
-
-    async def write(self, epoch: str, chunks: Sequence[Chunk]) -> None:
-        await anyio.to_thread.run_sync(self._write, epoch, list(_joined(chunks)))
-
-    def _write(self, epoch: str, chunks: list[Chunk]) -> None:
-        with self._lock:
-            try:
-                if epoch not in self._files:
-                    self._files[epoch] = (tempfile.TemporaryFile(buffering=0), [])  # noqa: SIM115 - drop() closes
-                file, extents = self._files[epoch]
-                known = extents[-1].last if extents else 0
-                offset = end = extents[-1].offset + extents[-1].size if extents else 0
-                file.seek(end)
-                added: list[_Extent] = []
-                for chunk in chunks:
-                    if chunk.last <= known:  # a writer that was cancelled comes again
-                        continue
-                    view = memoryview(chunk.data)
-                    while view:
-                        view = view[file.write(view) :]
-                    added.append(_Extent(chunk.first, chunk.last, chunk.audience, offset, len(chunk.data)))
-                    offset += len(chunk.data)
-            except OSError as error:
-                raise PersistError(
-                    f"the temporary folder '{tempfile.gettempdir()}' has no room for more events "
-                    f"({error.strerror}): make room, or give the server --store sqlite:PATH"
-                ) from error
-            extents.extend(added)
-
-    async def read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        return await anyio.to_thread.run_sync(self._read, epoch, cursor, max_bytes)
-
-    def _read(self, epoch: str, cursor: int, max_bytes: int) -> list[Chunk]:
-        with self._lock:
-            if epoch not in self._files:
-                return []
-            file, extents = self._files[epoch]
-            found: list[Chunk] = []
-            size = 0
-            for extent in extents[bisect_right(extents, cursor, key=attrgetter("last")) :]:
-                file.seek(extent.offset)
-                found.append(
-                    Chunk(extent.first, extent.last, extent.audience, _read_exactly(file, extent.size))
-                )
-                size += extent.size
-                if size >= max_bytes:
-                    break
-            return found
-
-    async def drop(self, epoch: str) -> None:
-        await anyio.to_thread.run_sync(self._drop, epoch)
-
-    def _drop(self, epoch: str) -> None:
-        with self._lock:
-            file, _ = self._files.pop(epoch, (None, None))
-        if file is not None:
-            file.close()
+    thread = SQLiteThread(TEMPORARY, prepare=_prepare_temporary)
+    try:
+        yield SQLiteSegments(thread, thread)
+    finally:
+        await thread.close()
 
 
-def _read_exactly(file: IO[bytes], size: int) -> bytes:
-    parts: list[bytes] = []
-    while size:
-        part = file.read(size)
-        if not part:
-            raise PersistError("a spilled segment is shorter than it was written: the disk lost it")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+def _prepare_temporary(connection: sqlite3.Connection) -> None:
+    # The disk gets back the room of a feed that ends.
+    connection.execute("PRAGMA auto_vacuum=FULL")
+    connection.execute("PRAGMA cache_size=-4096")
+    connection.execute(_SCHEMA)
 
 
 def _joined(chunks: Iterable[Chunk]) -> Iterable[Chunk]:

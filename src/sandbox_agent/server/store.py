@@ -21,7 +21,7 @@ import anyio
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store_url
-from sandbox_agent.persist.segments import FileSegments, SQLiteSegments
+from sandbox_agent.persist.segments import SQLiteSegments, temporary_segments
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
 from sandbox_agent.persist.store import SessionStore
@@ -151,7 +151,8 @@ async def open_store(store: str, *, namespace: str | None = None, wait: float = 
         sessions = SQLiteSessionStore(thread, thread)
         try:
             await sessions.open()
-            yield Store(FileSegments(), sessions)
+            async with temporary_segments() as segments:
+                yield Store(segments, sessions)
         finally:
             await sessions.close()
         return
@@ -177,9 +178,9 @@ async def _open_remote(url: StoreURL, namespace: str) -> AsyncGenerator[Store]:
     sessions = open_session_store(url, namespace=namespace)
     try:
         await sessions.open()
-        async with _in_background(partial(_finish_deletes, sessions)):
-            # Feeds end with their server: they stay on its machine.
-            yield Store(FileSegments(), sessions)
+        # Feeds end with their server: they stay on its machine.
+        async with _in_background(partial(_finish_deletes, sessions)), temporary_segments() as segments:
+            yield Store(segments, sessions)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
             await sessions.close()

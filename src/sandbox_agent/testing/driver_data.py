@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.base import SessionPersistDriver, all_pages
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 T = TypeVar("T")
@@ -59,23 +60,14 @@ async def all_events(
     driver: SessionPersistDriver, session_id: str, *, limit: int | None = None
 ) -> list[SessionEvent]:
     """Return the session's events, page by page."""
-    return await _read_pages(lambda cursor: driver.list_events(session_id, limit=limit, cursor=cursor))
+    pages = all_pages(partial(driver.list_events, session_id, limit=limit))
+    return [event async for events in pages for event in events]
 
 
 async def all_sessions(driver: SessionPersistDriver, *, limit: int | None = None) -> list[SessionRecord]:
     """Return the records, page by page."""
-    return await _read_pages(lambda cursor: driver.list_sessions(limit=limit, cursor=cursor))
-
-
-async def _read_pages(read: Callable[[str | None], Awaitable[ListPage[T]]]) -> list[T]:
-    rows: list[T] = []
-    cursor: str | None = None
-    while True:
-        page = await read(cursor)
-        rows += page.items
-        cursor = page.next_cursor
-        if cursor is None:
-            return rows
+    pages = all_pages(partial(driver.list_sessions, limit=limit))
+    return [record async for records in pages for record in records]
 
 
 @asynccontextmanager

@@ -297,6 +297,35 @@ async def test_a_follower_goes_on_over_a_restart(
     await other.close()
 
 
+async def test_a_follower_ends_with_an_outage_that_is_longer_than_a_call(own_redis: RedisServer) -> None:
+    driver = RedisSessionPersistDriver(own_redis.url(), timeout=0.5)
+    await driver.append_events("s", [make_event("a")])
+    with anyio.fail_after(SECONDS):
+        async with aclosing(driver.follow_events("s")) as following:
+            assert (await anext(following)).id == "a"
+            await anyio.to_thread.run_sync(own_redis.kill)
+            with pytest.raises(PersistError, match="can't be reached"):
+                await anext(following)
+    await driver.close()
+
+
+async def test_a_follower_goes_on_with_a_session_that_was_made_again(
+    own_driver: RedisSessionPersistDriver,
+) -> None:
+    with anyio.fail_after(SECONDS):
+        for _ in range(5):
+            await own_driver.append_events("s", [make_event("a"), make_event("b")])
+            async with aclosing(own_driver.follow_events("s")) as following:
+                assert [(await anext(following)).id, (await anext(following)).id] == ["a", "b"]
+                await own_driver.delete_session("s")
+                await own_driver.append_events("s", [make_event("c")])
+                async with aclosing(own_driver.follow_events("s", after=1)) as again:
+                    assert [event async for event in following] == []
+                    await own_driver.append_events("s", [make_event("d")])
+                    assert (await anext(again)).id == "d"
+            await own_driver.delete_session("s")
+
+
 async def test_scripts_are_known_again_after_a_restart(
     own_redis: RedisServer, own_driver: RedisSessionPersistDriver
 ) -> None:

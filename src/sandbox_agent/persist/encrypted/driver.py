@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final, TypeVar
 
 import anyio
@@ -14,6 +15,7 @@ from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
     SessionPersistDriver,
+    all_pages,
     check_session,
     decode_cursor,
     normalize_limit,
@@ -94,7 +96,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     # Records.
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
-        """Return the record, or None."""
         if session_id.startswith(KEY_PREFIX):
             return None
         for _ in range(_TRIES):
@@ -114,7 +115,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     async def list_sessions(
         self, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionRecord]:
-        """Return a page of records by (created_at, id), oldest first."""
         size = normalize_limit(limit)
         after = decode_cursor(cursor)
         if after is not None and after.offset:
@@ -135,15 +135,9 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 return ListPage(records, await self._keep_if_any(cursor))
 
     async def update_session(self, session: SessionRecord, /) -> None:
-        """Insert the record, or replace the one with its id.
-
-        Raises:
-            PersistError: a value can't be written as JSON, or the store failed.
-        """
         await self.save_session(session)
 
     async def save_session(self, session: SessionRecord, /, *, generation: int = UNFENCED) -> None:
-        """``update_session`` by the session's writer."""
         _check_id(session.id)
         for _ in range(_TRIES):
             cipher = await self._keys.obtain(session.id, session.created_at)
@@ -157,7 +151,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     async def list_events(
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's events by (event_index, id), oldest first."""
         while True:
             page = await self.inner.list_events(session_id, limit=limit, cursor=cursor)
             events = await self._open_events(session_id, page.items)
@@ -167,7 +160,6 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 return ListPage(events, cursor)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
-        """Insert the event as it is, or replace the one with its id."""
         _check_id(session_id)
         check_session(session_id, event)
         cipher = await self._keys.obtain(session_id)
@@ -195,18 +187,15 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         return self.inner.cursor_after(event_index)
 
     async def last_event_index(self, session_id: str, /) -> int:
-        """Return the highest event index of the session, 0 if it has no events."""
         last = await self.inner.last_event_index(session_id)
         if last and await self._is_erased(session_id):
             return 0
         return last
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        """Return the newest ``limit`` events, oldest of them first."""
         return await self._open_events(session_id, await self.inner.tail_events(session_id, limit=limit))
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index, then over those that any process stores."""
         async with aclosing(self.inner.follow_events(session_id, after=after)) as events:
             while not self._closed:
                 event: SessionEvent | None = None
@@ -257,18 +246,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         _check_id(session_id)
         await self.inner.claim_session(session_id)
         record = await self.inner.get_session(session_id)
-        if Capability.DELETE not in self.capabilities:
-            await self._keys.destroy(session_id)
-            if record is not None:
-                await self.inner.update_session(make_blank(session_id, record.created_at))
-            return
         if record is not None and not is_blank(record):
             # From here on readers do not see it, even if this process is killed.
             await self.inner.update_session(make_blank(session_id, record.created_at))
         await self._keys.destroy(session_id)
-        await self.inner.delete_session(KEY_PREFIX + session_id)
-        await self.inner.delete_session(session_id)
-        self._keys.forget(session_id)
+        if Capability.DELETE in self.capabilities:
+            await self.inner.delete_session(KEY_PREFIX + session_id)
+            await self.inner.delete_session(session_id)
+            self._keys.forget(session_id)
 
     async def rotate_keys(self) -> int:
         """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.
@@ -383,16 +368,11 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             if await self._is_current(session_id, cipher):
                 return
             current = await self._keys.obtain(session_id)
-            cursor: str | None = None
-            while True:
-                page = await self.inner.list_events(session_id, cursor=cursor)
-                for event in page.items:
+            async for events in all_pages(partial(self.inner.list_events, session_id)):
+                for event in events:
                     if event.id in ids and (sealed := read_sealed_event(event)).key_id == cipher.key_id:
                         plain = open_event(cipher, event, sealed)
                         await self.inner.insert_event(session_id, seal_event(current, plain))
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
             cipher = current
         raise _conflict_error(session_id)
 

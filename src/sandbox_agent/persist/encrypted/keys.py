@@ -14,13 +14,14 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.base import SessionPersistDriver, all_pages
 from sandbox_agent.persist.encrypted.cipher import MasterKeys, SessionCipher, WrappedKey
 from sandbox_agent.wire.records import SessionRecord
 
@@ -125,10 +126,8 @@ class SessionKeys:
         """
         count = 0
         failed: PersistError | None = None
-        cursor: str | None = None
-        while True:
-            page = await self._inner.list_sessions(limit=_PAGE, cursor=cursor)
-            for record in page.items:
+        async for records in all_pages(partial(self._inner.list_sessions, limit=_PAGE)):
+            for record in records:
                 if not record.id.startswith(KEY_PREFIX):
                     continue
                 session_id = record.id.removeprefix(KEY_PREFIX)
@@ -139,9 +138,6 @@ class SessionKeys:
                     if error.session_id is None:
                         raise
                     failed = failed or error
-            cursor = page.next_cursor
-            if cursor is None:
-                break
         if failed is not None:
             raise failed
         return count

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.link import Connection, PostgresLink
 from sandbox_agent.persist.postgres.schema import mark, quoted_schema
-from sandbox_agent.persist.sql.ledger import clean
 from sandbox_agent.persist.sql.tables import DIGESTS, EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
 from sandbox_agent.persist.sql.work import (
     Bundle,
@@ -19,11 +18,14 @@ from sandbox_agent.persist.sql.work import (
     Database,
     Insert,
     Make,
+    OfAlias,
+    OfName,
     Query,
     Select,
     Step,
     Table,
 )
+from sandbox_agent.persist.store.values import clean
 
 T = TypeVar("T")
 
@@ -46,23 +48,6 @@ _TABLES: Final = (
 )
 
 
-class _OfAlias:
-    """A fragment for the table of an alias, which stands for @ in it: ``{sequence:e}``."""
-
-    def __init__(self, template: str) -> None:
-        self._template = template
-
-    def __format__(self, alias: str) -> str:
-        return self._template.replace("@.", f"{alias}." if alias else "")
-
-
-class _Digested:
-    """The column that is indexed for a name."""
-
-    def __format__(self, name: str) -> str:
-        return DIGESTS[name]
-
-
 class PostgresDialect:
     """Fills in templates for the tables of a schema, and runs works.
 
@@ -81,7 +66,7 @@ class PostgresDialect:
     def __init__(self, schema: str, *, namespace: int = 0, generation: int = 0) -> None:
         place = quoted_schema(schema)
         self.channel: str = f"sandbox_agent_{mark(schema)}"
-        mine = _OfAlias(f"@.namespace = {namespace} AND")
+        mine = OfAlias(f"@.namespace = {namespace} AND")
         self._rendered: dict[str, str] = {}
         self._inserts: dict[Table, str] = {}
         self._bundles: dict[tuple[Table, ...], str] = {}
@@ -104,15 +89,15 @@ class PostgresDialect:
             "mine": mine,
             "namespace": str(namespace),
             "owned": self._owned,
-            "name": _Digested(),
-            "in_events": _OfAlias(f"@.namespace = {namespace} AND @.key = $1 AND @.sequence > $2"),
-            "in_envelopes": _OfAlias(f"@.namespace = {namespace} AND @.key = $1 AND @.index > $2"),
-            "of_events": _OfAlias(f"e.namespace = {namespace} AND e.key = @.key"),
-            "of_envelopes": _OfAlias(f"v.namespace = {namespace} AND v.key = @.key"),
-            "sequence": _OfAlias("@.sequence"),
-            "index": _OfAlias("@.index"),
-            "sequence_order": _OfAlias("@.sequence"),
-            "index_order": _OfAlias("@.index"),
+            "name": OfName(DIGESTS),
+            "in_events": OfAlias(f"@.namespace = {namespace} AND @.key = $1 AND @.sequence > $2"),
+            "in_envelopes": OfAlias(f"@.namespace = {namespace} AND @.key = $1 AND @.index > $2"),
+            "of_events": OfAlias(f"e.namespace = {namespace} AND e.key = @.key"),
+            "of_envelopes": OfAlias(f"v.namespace = {namespace} AND v.key = @.key"),
+            "sequence": OfAlias("@.sequence"),
+            "index": OfAlias("@.index"),
+            "sequence_order": OfAlias("@.sequence"),
+            "index_order": OfAlias("@.index"),
             "true": "true",
             "no_digests": ", session_digest = NULL, native_digest = NULL",
         }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandbox_agent.persist.base import Keyset
-from sandbox_agent.persist.follow import Following, Mark
+from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect
 from sandbox_agent.persist.postgres.link import (
     DEFAULT_MAX_SIZE,
@@ -18,12 +18,19 @@ from sandbox_agent.persist.postgres.link import (
 )
 from sandbox_agent.persist.postgres.listen import NotificationHint
 from sandbox_agent.persist.postgres.schema import prepare_store
-from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads, read_marks
+from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
+from sandbox_agent.persist.sql.work import Query, Work, reading
 from sandbox_agent.wire.records import SessionEvent
 
 if TYPE_CHECKING:
     from sandbox_agent.wire.sessions import SearchHit
+
+_MARKS: Final = """
+SELECT asked.session_id, coalesce(writer.deletions, 0),
+  (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
+FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
+"""
 
 
 class PostgresSessionPersistDriver(SqlSessionPersistDriver):
@@ -68,9 +75,8 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         )
         self._writers = PostgresWriters(self._link.target)
         database = PostgresDatabase(self._link, self._dialect)
-        super().__init__(database, self._writers)
         hint = partial(NotificationHint, self._link, self._dialect.channel)
-        self._following = Following(self, make_hint=hint)
+        super().__init__(database, self._writers, make_hint=hint)
         self._appender = Appender(database, self._writers, self._log)
 
     def __repr__(self) -> str:
@@ -86,33 +92,18 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         await super().insert_event(session_id, event)
 
     async def delete_session(self, session_id: str, /) -> None:
-        """Erase the record and its events; nothing happens if there is none.
-
-        A writer that claimed the session before is refused from now on.
-        """
         await super().delete_session(session_id)
         self._appender.forget(session_id)
-        self._following.deleted(session_id)
 
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index and those that are stored later, by any program.
-
-        It ends when the driver is closed or the session is deleted, and continues after an outage.
-
-        Raises:
-            PersistError: the store can't be reached when it begins.
-        """
-        self._link.refuse_unusable()
-        return self._following.follow(session_id, after)
-
-    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
-        """Return the last index and the deletions of each session, for followers."""
-        return await self._database.read(partial(read_marks, session_ids))
+    @reading
+    def marks(self, session_ids: Collection[str], /) -> Work[Mapping[str, Mark]]:
+        rows = yield Query(_MARKS, (list(session_ids),))
+        return {session_id: Mark(last, deletions) for session_id, deletions, last in rows}
 
     async def close(self) -> None:
         """Store what was accepted and close what was opened; never a pool that was handed in."""
         if not self._link.is_elsewhere:
-            await self._following.close()
+            await super().close()
             await self._appender.close()
         await self._link.close()
 
@@ -121,9 +112,6 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
 
     async def _append(self, session_id: str, events: Sequence[SessionEvent], generation: int) -> list[int]:
         return await self._appender.append(session_id, events, generation)
-
-    def _stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
-        self._following.stored(session_id, events)
 
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]:
         # Most programs never search.

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from sandbox_agent.persist.postgres.dialect import digest, original, storable
 from sandbox_agent.persist.postgres.owner import Owner
 from sandbox_agent.persist.searching import words_of
-from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded, searchable
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded
 from sandbox_agent.persist.sql.tables import (
     STORE_ENVELOPE_COLUMNS,
     STORE_EVENT_COLUMNS,
@@ -16,6 +16,7 @@ from sandbox_agent.persist.sql.tables import (
 )
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Table, Work, columns
 from sandbox_agent.persist.store import TextRow
+from sandbox_agent.persist.store.values import searchable
 
 # What is counted for a row beside its data, and how often a text is for its place in the index.
 _ROW_BYTES: Final = 100
@@ -62,21 +63,19 @@ _EVENTS_WITH_RAW: Final = _EVENTS.format(
 )
 
 
-def _deletion(table: str, number: str, size: str) -> str:
-    return f"""
+def _erase(table: Table, key: int, last: int) -> Work[int]:
+    """Erase rows up to that number, and return how many there were."""
+    _, number = table.identity
+    deletion = f"""
 WITH gone AS (
-  DELETE FROM {table} WHERE {{mine:}} key = $1 AND {number} <= $2 RETURNING {size} AS size
+  DELETE FROM {table.name} WHERE {{mine:}} key = $1 AND {number} <= $2 RETURNING {table.size} AS size
 ), freed AS (
   UPDATE {{store_namespaces}} SET bytes = bytes - (SELECT coalesce(sum(size), 0) FROM gone)
   WHERE number = {{namespace}}
 )
 SELECT count(*) FROM gone
 """
-
-
-_ERASE_EVENTS: Final = _deletion("{store_events}", "sequence", _DATA_SIZE)
-_ERASE_ENVELOPES: Final = _deletion("{store_envelopes}", "index", _DATA_SIZE)
-_ERASE_TEXTS: Final = _deletion("{store_texts}", "sequence", _TEXT_SIZE)
+    return (yield Query(deletion, (key, last)))[0][0]
 
 
 class IndexedText(NamedTuple):
@@ -88,7 +87,7 @@ class IndexedText(NamedTuple):
 
 
 class PostgresLedger(LedgerDialect):
-    """Implements ``sql.erase.LedgerDialect``.
+    """Implements ``sql.ledger.LedgerDialect``.
 
     Args:
         owner: which server has the namespace.
@@ -120,7 +119,6 @@ class PostgresLedger(LedgerDialect):
         return key, number
 
     def extent(self, key: int, after: int) -> tuple[int, int]:
-        """Return the key, and the number after which its rows are."""
         return key, after
 
     def selected(self, alias: str, table_columns: Sequence[Column]) -> list[str]:
@@ -147,7 +145,6 @@ class PostgresLedger(LedgerDialect):
         yield from ()
 
     def next_key(self) -> Work[int]:
-        """Return a session key that was never used."""
         rows = yield Query(_NEXT_KEY)
         return int(rows[0][0])
 
@@ -159,25 +156,17 @@ class PostgresLedger(LedgerDialect):
         return (yield Query(statement, (key, after, limit, max_bytes)))
 
     def insert_texts(self, texts: Sequence[tuple[TextRow, IndexedText]]) -> list[Insert]:
-        """Return the insert of texts."""
         rows = [
             (row.key, row.sequence, bounded(row.time), indexed.text, indexed.folded, indexed.words)
             for row, indexed in texts
         ]
         return [Insert(_TEXTS, rows)]
 
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
-        yield Query(_ERASE_EVENTS, (key, last))
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
-        yield Query(_ERASE_ENVELOPES, (key, last))
+    def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
+        yield from _erase(table, key, last)
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:
-        """Erase the texts up to that sequence."""
-        rows = yield Query(_ERASE_TEXTS, (key, last))
-        return rows[0][0] > 0
+        return (yield from _erase(_TEXTS, key, last)) > 0
 
     def used_bytes(self) -> Work[int]:
         """Return what is counted of the namespace: data, and an allowance for rows and indexes."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.persist.follow import ChangeHint
+from sandbox_agent.persist.follow import ChangeHint, Mark
 from sandbox_agent.persist.postgres.link import CONNECT_SECONDS, Connection, PostgresLink
 from sandbox_agent.persist.postgres.schema import mark
 
@@ -38,8 +38,6 @@ class NotificationHint(ChangeHint):
         wakeup: the hub's event.
     """
 
-    survives_outages: bool = True
-
     def __init__(self, link: PostgresLink, channel: str, wakeup: asyncio.Event) -> None:
         self._link = link
         self._channel = channel
@@ -55,7 +53,12 @@ class NotificationHint(ChangeHint):
         self._next_try = 0.0
         self._next_check = 0.0
 
-    async def wait(self) -> None:
+    @property
+    def survives_outages(self) -> bool:
+        """Followers wait, however long it takes."""
+        return True
+
+    async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         await self._listen()
         if self._unchecked:
             # The last check failed.

@@ -20,10 +20,11 @@ from sandbox_agent.persist.postgres.dialect import digest, original, storable
 from sandbox_agent.persist.postgres.ledger import MAX_WORD, namespace_word
 from sandbox_agent.persist.searching import Query as Words
 from sandbox_agent.persist.searching import words_of
-from sandbox_agent.persist.sql.ledger import MAX_NUMBER, Filters, bounded, clean
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, Filters, bounded
 from sandbox_agent.persist.sql.texts import update_texts
 from sandbox_agent.persist.sql.work import Database, Query, Row, Work
 from sandbox_agent.persist.store import SearchRow
+from sandbox_agent.persist.store.values import clean
 from sandbox_agent.wire.sessions import SearchHit
 
 # The SDK's tables: texts that are read in one go.

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
-from sandbox_agent.persist.base import UNFENCED
+from sandbox_agent.persist.base import UNFENCED, own_error
 from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.postgres.dialect import UNIQUE_VIOLATION, PostgresDatabase
 from sandbox_agent.persist.postgres.errors import sqlstate
 from sandbox_agent.persist.postgres.link import Row
 from sandbox_agent.persist.postgres.schema import mark
-from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Known, Log, Writers
+from sandbox_agent.persist.sql.log import UNKNOWN, Appended, Log, Writers
 from sandbox_agent.persist.sql.work import Query, Work
 from sandbox_agent.wire.records import SessionEvent
 
@@ -62,11 +62,6 @@ SELECT pg_notify('{channel}', $3)
 _FORGET_EXTENTS: Final = """
 DELETE FROM {extents} WHERE (session_id = $1 AND last_index >= $2)
   OR session_id IN (SELECT session_id FROM {events} WHERE id = $3)
-"""
-_STATES: Final = """
-SELECT asked.session_id, coalesce(writer.deletions, 0),
-  (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
-FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
 """
 _DELETE: Final = """
 WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
@@ -136,7 +131,7 @@ class PostgresWriters(Writers):
         rows = yield Query(_CLAIM, (session_id,))
         return int(rows[0][0])
 
-    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+    def check(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
         yield from self.check_store(session_id)
         rows = yield Query(_LOCK, (session_id,))
         if not rows:
@@ -151,7 +146,7 @@ class PostgresWriters(Writers):
             )
         if deletions == known.deletions and last_index < known.last_index:
             raise self._gone(session_id)
-        return Known(last_index, deletions)
+        return Mark(last_index, deletions)
 
     def check_store(self, session_id: str) -> Work[None]:
         rows = yield Query("SELECT store_id FROM {session_store}")
@@ -226,7 +221,7 @@ class Appender:
         self._database = database
         self._writers = writers
         self._log = log
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._known: OrderedDict[str, Mark] = OrderedDict()
         self._waiting: list[_Append] = []
         # Sessions that have an append on its way by itself: later ones wait for it.
         self._alone: set[str] = set()
@@ -278,7 +273,7 @@ class Appender:
                     await self._store_group(group)
                 except BaseException as error:
                     for append in group:
-                        append.failed(_own(error, append.session_id))
+                        append.failed(own_error(error, append.session_id))
                     if not isinstance(error, Exception):
                         raise
         finally:
@@ -323,7 +318,7 @@ class Appender:
             for append in by_session.pop(session_id):
                 append.stored(list(range(first, first + len(append.events))))
                 first += len(append.events)
-            self._remember(session_id, Known(first - 1, row[2]))
+            self._remember(session_id, Mark(first - 1, row[2]))
         for session_id, appends in by_session.items():
             self._alone.add(session_id)
             self._start(self._store_alone(session_id, appends))
@@ -390,7 +385,7 @@ class Appender:
         self._remember(session_id, known)
         return indexes
 
-    def _remember(self, session_id: str, known: Known) -> None:
+    def _remember(self, session_id: str, known: Mark) -> None:
         self._known[session_id] = known
         self._known.move_to_end(session_id)
         if len(self._known) > _REMEMBERED:
@@ -413,18 +408,3 @@ def decode_payloads(events: Iterable[SessionEvent]) -> list[str]:
                 session_id=event.session_id,
             ) from error
     return payloads
-
-
-def _own(error: BaseException, session_id: str) -> BaseException:
-    """Return an error for one caller, which raises it with a traceback of its own."""
-    if not isinstance(error, PersistError):
-        return error
-    own = PersistError(str(error), session_id=session_id)
-    own.__cause__ = error
-    return own
-
-
-def read_marks(session_ids: Collection[str]) -> Work[dict[str, Mark]]:
-    """Return the last index and the deletions of each session."""
-    rows = yield Query(_STATES, (list(session_ids),))
-    return {session_id: Mark(last, deletions) for session_id, deletions, last in rows}

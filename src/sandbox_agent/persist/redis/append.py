@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sandbox_agent.errors import PersistError, SandboxAgentError
+from sandbox_agent.persist.base import own_error
 from sandbox_agent.persist.redis.client import Argument, BoundedClient
 from sandbox_agent.persist.redis.rows import SessionKeys
 from sandbox_agent.persist.redis.scripts import APPEND
@@ -107,20 +107,11 @@ class Appender:
         except Exception as error:  # noqa: BLE001 - the callers raise it
             for append in batch:
                 if not append.answer.done():
-                    append.answer.set_exception(_copy_error(error, append.session_id))
+                    append.answer.set_exception(own_error(error, append.session_id))
         else:
             for append, answer in zip(batch, answers, strict=True):
                 if not append.answer.done():
                     append.answer.set_result(answer)
-
-
-def _copy_error(error: Exception, session_id: str) -> Exception:
-    # One exception raised by several callers would collect the tracebacks of all.
-    if not isinstance(error, SandboxAgentError):
-        return error
-    own = PersistError(str(error), session_id=session_id)
-    own.__cause__ = error.__cause__
-    return own
 
 
 class History(NamedTuple):

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Final
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
-    SessionPersistDriver,
     check_session,
     decode_cursor,
-    encode_cursor,
+    event_position,
+    make_page,
     normalize_limit,
+    record_position,
+    taken_index_error,
 )
+from sandbox_agent.persist.follow import FollowedDriver, Mark
 from sandbox_agent.persist.redis.append import Appender, KnownHistories
 from sandbox_agent.persist.redis.client import Argument, BoundedClient, RedisClient
-from sandbox_agent.persist.redis.follow import Followers
+from sandbox_agent.persist.redis.follow import Life, StreamHint
 from sandbox_agent.persist.redis.rows import (
     Keys,
     index_entry,
@@ -46,7 +49,7 @@ _MAX_INDEX: Final = 2**53
 _TOMBSTONE_MS: Final = 7 * 24 * 3600 * 1000
 
 
-class RedisSessionPersistDriver(SessionPersistDriver):
+class RedisSessionPersistDriver(FollowedDriver):
     """Keeps sessions and events in Redis (6.2 or later) or Valkey, one server or a cluster.
 
     Events are in a stream with the ids ``<event_index>-0``. All keys of a session carry its id as hash tag.
@@ -90,12 +93,12 @@ class RedisSessionPersistDriver(SessionPersistDriver):
     ) -> None:
         if ttl is not None and not (math.isfinite(ttl) and ttl > 0):
             raise ValueError("ttl must be a number of seconds above 0, or None")
+        super().__init__(make_hint=self._make_hint)
         self._keys = Keys(prefix)
         self._client = BoundedClient(url, client, timeout=timeout, wait_replicas=wait_replicas)
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
         self._known = KnownHistories(ttl or 0)
         self._appender = Appender(self._client, self._ttl_ms)
-        self._followers = Followers(self._client, self._keys, self._read, expiring=ttl is not None)
         self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -122,9 +125,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
                 found = await self._read_records(entries[begin : begin + _READ_RECORDS])
                 records += found[skip:]
                 skip = max(0, skip - len(found))
-        page = records[:size]
-        end = page[-1] if len(records) > size else None
-        return ListPage(page, encode_cursor(end.created_at, end.id) if end else None)
+        return make_page(records, size, record_position)
 
     async def update_session(self, session: SessionRecord, /) -> None:
         await self.save_session(session)
@@ -166,12 +167,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             # One more, because the page may begin with the event at which the last page ended.
             events = await self._read_events(session_id, after.position, size + 2)
             events = [event for event in events if (event.event_index, event.id) > after[:2]]
-        page = events[:size]
-        end = page[-1] if len(events) > size else None
-        return ListPage(page, encode_cursor(end.event_index, end.id) if end else None)
-
-    def cursor_after(self, event_index: int, /) -> str:
-        return encode_cursor(event_index + 1, "")
+        return make_page(events, size, event_position)
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one with its id.
@@ -193,11 +189,7 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             INSERT, keys.data, words, session_id=session_id, write=True
         )
         if answer[0] == b"taken":
-            raise PersistError(
-                f"event '{event.id}' was not stored: session '{session_id}' has another event with index "
-                f"{event.event_index}",
-                session_id=session_id,
-            )
+            raise taken_index_error(event)
         self._known.replace(session_id, answer[1], int(answer[2]))
 
     async def append_events(
@@ -252,25 +244,29 @@ class RedisSessionPersistDriver(SessionPersistDriver):
             await self._client.call("ZREM", self._keys.index, entry, session_id=session_id)
         self._known.forget(session_id)
 
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index, then over those that any process stores.
-
-        Each comes once, in order, until the driver is closed or the session is deleted or expires.
-
-        Raises:
-            PersistError: the server can't be reached, or has lost the session.
-        """
-        return self._followers.follow(session_id, after)
+    async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
+        commands: list[Sequence[Argument]] = []
+        for keys in map(self._keys.of_session, session_ids):
+            commands.append(("HMGET", keys.meta, "life", "last"))
+            commands.append(("XREVRANGE", keys.end, "+", "-", "COUNT", 1))
+        answers = await self._client.call_all(commands)
+        return {
+            session_id: Mark(int(last or 0), Life(life, ends[0][0] if ends else b"0-0"))
+            for session_id, (life, last), ends in zip(session_ids, answers[::2], answers[1::2], strict=True)
+        }
 
     async def close(self) -> None:
         """Send what was accepted, end the followers, and close the client if it was opened here."""
         if not self._client.is_elsewhere:
             await self._appender.close()
-            await self._followers.close()
+            await super().close()
             if self._eviction_check is not None:
                 # Cancelling it could leave a half-open connection.
                 await asyncio.wait({self._eviction_check})
         await self._client.close()
+
+    def _make_hint(self, wakeup: asyncio.Event) -> StreamHint:
+        return StreamHint(self._client, self._keys, self._following, wakeup, expiring=self._ttl_ms > 0)
 
     def _check_answer(self, session_id: str, generation: int, answer: Sequence[bytes]) -> None:
         match answer[0]:

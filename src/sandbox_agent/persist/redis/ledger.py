@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal
 
 import anyio.to_thread
-import msgspec
 
 from sandbox_agent.persist.redis import ledger_rows as codec
 from sandbox_agent.persist.redis import ledger_scripts as scripts
 from sandbox_agent.persist.redis.client import RedisClient
 from sandbox_agent.persist.redis.erase import Eraser
-from sandbox_agent.persist.redis.ledger_rows import MAX_NUMBER, Answer, StoredText, clean_text
+from sandbox_agent.persist.redis.ledger_rows import MAX_NUMBER, Answer, StoredText
 from sandbox_agent.persist.redis.owner import Owner
 from sandbox_agent.persist.searching import Query
 from sandbox_agent.persist.store import (
@@ -27,9 +26,9 @@ from sandbox_agent.persist.store import (
     TurnRow,
     key_before,
 )
+from sandbox_agent.persist.store.values import add_raw, clean
 
 _TIMEOUT: Final = 15.0
-_UNPARSED: Final = "agent.unparsed"
 _MAX_LIMIT: Final = 2**31 - 1
 # Permissions per call.
 _PAGE: Final = 100
@@ -102,10 +101,10 @@ class RedisSessionStore:
         return int(answer[0])
 
     async def session(self, session_id: str) -> SessionRow | None:
-        return next(iter(await self._sessions("name", clean_text(session_id))), None)
+        return next(iter(await self._sessions("name", clean(session_id))), None)
 
     async def native_session(self, agent: str, native_session_id: str) -> SessionRow | None:
-        words = (clean_text(agent), clean_text(native_session_id))
+        words = (clean(agent), clean(native_session_id))
         return next(iter(await self._sessions("native", *words)), None)
 
     async def sessions(self, *, limit: int, cursor: str | None = None) -> tuple[list[SessionRow], str | None]:
@@ -130,8 +129,8 @@ class RedisSessionStore:
                 room -= len(row.data) + len(raw or b"")
                 if found and room < 0:
                     return found
-                if raw is not None and row.type != _UNPARSED:
-                    row.data = row.data[:-1] + b',"raw":' + _to_json(raw) + b"}"
+                if raw is not None:
+                    add_raw(row, raw)
                 found.append(row)
             first = found[-1].sequence + 1 if found else first
         return found
@@ -153,9 +152,9 @@ class RedisSessionStore:
         return await self._turns(key, names[::-1])
 
     async def turn(self, key: int, *, turn_id: str = "", idempotency_key: str = "") -> TurnRow | None:
-        name: str | bytes | None = clean_text(turn_id)
+        name: str | bytes | None = clean(turn_id)
         if not turn_id:
-            name = await self._owner.call("HGET", f"ti:{key}", clean_text(idempotency_key))
+            name = await self._owner.call("HGET", f"ti:{key}", clean(idempotency_key))
         return next(iter(await self._turns(key, [name])), None) if name else None
 
     async def open_turns(self) -> list[tuple[SessionRow, TurnRow]]:
@@ -168,7 +167,7 @@ class RedisSessionStore:
         return found
 
     async def permission(self, key: int, permission_id: str) -> PermissionRow | None:
-        return next(iter(await self._permissions([(key, clean_text(permission_id))])), None)
+        return next(iter(await self._permissions([(key, clean(permission_id))])), None)
 
     async def pending_permissions(self, *, limit: int) -> list[tuple[SessionRow, PermissionRow]]:
         limit = _clamp(limit)
@@ -228,7 +227,7 @@ class RedisSessionStore:
             sessions |= {row.key: row for row in await self._sessions("keys", *unknown)}
             for text, snippet in matches:
                 row = sessions[text.key]
-                if row is None or (agent is not None and row.agent != clean_text(agent)):
+                if row is None or (agent is not None and row.agent != clean(agent)):
                     continue
                 if not offset and len(hits) < limit:
                     place = (text.sequence, text.time, snippet)
@@ -332,13 +331,3 @@ def _match_texts(texts: Sequence[StoredText], query: Query) -> list[tuple[Stored
 
 def _clamp(limit: int) -> int:
     return min(max(limit, 0), _MAX_LIMIT)
-
-
-def _to_json(raw: bytes) -> bytes:
-    try:
-        raw.decode()
-        msgspec.json.decode(raw)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return msgspec.json.encode(raw.decode("utf-8", "replace"))
-    # A line break between JSON tokens is a blank, but it would end a line of an event stream.
-    return raw.replace(b"\r", b" ").replace(b"\n", b" ")

@@ -25,12 +25,11 @@ from sandbox_agent.persist.store import (
     TextRow,
     TurnRow,
 )
+from sandbox_agent.persist.store.values import clean, searchable
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_NUMBER: Final = 2**32 - 1
-# Only this much of a text can be found, in bytes.
-_MAX_TEXT_BYTES: Final = 256 * 1024
 # Longer texts are compressed.
 _LONG: Final = 300
 _NO_PROMPT: Final = b"[]"
@@ -89,11 +88,6 @@ class Answer:
         return self._blob[self._at - size : self._at]
 
 
-def clean_text(text: str) -> str:
-    """Return the text as UTF-8 can hold it: each lone surrogate becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
 def pack_changes(changes: Changes) -> tuple[bytes, bytes]:
     """Return the head and the blob of a commit. Envelopes of no session (key 0) are left out.
 
@@ -118,7 +112,7 @@ def _clean_row(row: T) -> T:
     for name in row.__struct_fields__:
         value = getattr(row, name)
         if isinstance(value, str) and not value.isascii():
-            changed[name] = clean_text(value)
+            changed[name] = clean(value)
     return msgspec.structs.replace(row, **changed) if changed else row
 
 
@@ -148,10 +142,10 @@ def _pack_streams(
     for row in rows:
         if isinstance(row, EventRow):
             number = row.sequence
-            value = b"%b\n%b" % (encode((row.time, clean_text(row.type), row.envelope)), row.data)
+            value = b"%b\n%b" % (encode((row.time, clean(row.type), row.envelope)), row.data)
         else:
             number = row.index
-            value = b"%b\n%b" % (encode((row.time, row.sender, clean_text(row.connection_id))), row.data)
+            value = b"%b\n%b" % (encode((row.time, row.sender, clean(row.connection_id))), row.data)
         known = sessions.setdefault(row.key, {})
         if known.setdefault(number, value) is not value and known[number] != value:
             raise PersistError(
@@ -196,9 +190,7 @@ def _pack_permission(row: PermissionRow, values: list[bytes]) -> list[Any]:
 
 
 def _pack_text(row: TextRow, values: list[bytes]) -> list[Any]:
-    # A character is at least one byte. Half a character at the end is dropped.
-    data = row.text[:_MAX_TEXT_BYTES].replace("\0", " ").encode("utf-8", "replace")
-    data = data[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").encode()
+    data = searchable(row.text).encode()
     data = b"z" + zlib.compress(data, 1) if len(data) > _LONG else b"t" + data
     value = b"%b\n%b" % (_json.encode((row.key, row.sequence, row.time)), data)
     return [row.key, row.sequence, _add_value(values, value)]

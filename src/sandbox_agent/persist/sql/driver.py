@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -11,16 +11,15 @@ from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
     Keyset,
-    SessionPersistDriver,
     check_session,
     decode_cursor,
-    encode_cursor,
     event_position,
     make_page,
     normalize_limit,
     record_position,
 )
 from sandbox_agent.persist.columns import to_record
+from sandbox_agent.persist.follow import FollowedDriver, MakeHint
 from sandbox_agent.persist.sql.log import LAST_INDEX, Log, Writers, to_event
 from sandbox_agent.persist.sql.work import Database, Query, Work, reading
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -44,17 +43,25 @@ _TAIL: Final = _EVENT + "ORDER BY event_index DESC LIMIT $2"
 _MAX_ROWS: Final = 2**31
 
 
-class SqlSessionPersistDriver(SessionPersistDriver):
+class SqlSessionPersistDriver(FollowedDriver):
     """Keeps sessions and events in the tables of the TypeScript SDK.
 
     Args:
         database: runs works.
         writers: decides which generation may write a session.
+        make_hint: makes the followers' hint; None where no other program writes the tables.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
 
-    def __init__(self, database: Database, writers: Writers) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writers: Writers,
+        *,
+        make_hint: MakeHint | None = None,
+    ) -> None:
+        super().__init__(make_hint=make_hint)
         self._database = database
         self._log = Log(writers)
 
@@ -97,9 +104,6 @@ class SqlSessionPersistDriver(SessionPersistDriver):
             rows = yield Query(_NEXT_EVENTS, (session_id, size + 1, 0, after.position, after.id))
         return make_page([to_event(row) for row in rows], size, event_position)
 
-    def cursor_after(self, event_index: int, /) -> str:
-        return encode_cursor(event_index + 1, "")
-
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
         """Insert the event as it is, or replace the one of that id.
 
@@ -109,7 +113,7 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         check_session(session_id, event)
         stored = event.copy()
         await self._database.write(partial(self._log.replace, session_id, stored), session_id=session_id)
-        self._stored(session_id, [stored])
+        self._following.stored(session_id, [stored])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -125,7 +129,7 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         batch = list(events)
         for event, index in zip(batch, await self._append(session_id, batch, generation), strict=True):
             event.event_index = index
-        self._stored(session_id, batch)
+        self._following.stored(session_id, batch)
 
     @reading
     def last_event_index(self, session_id: str, /) -> Work[int]:
@@ -140,10 +144,12 @@ class SqlSessionPersistDriver(SessionPersistDriver):
         return [to_event(row) for row in reversed(rows)]
 
     async def delete_session(self, session_id: str, /) -> None:
-        await self._database.write(partial(self._log.writers.delete, session_id), session_id=session_id)
+        """Erase the record and its events; nothing happens if there is none.
 
-    @abstractmethod
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]: ...
+        A writer that claimed the session before is refused from now on.
+        """
+        await self._database.write(partial(self._log.writers.delete, session_id), session_id=session_id)
+        self._following.deleted(session_id)
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None
@@ -161,9 +167,6 @@ class SqlSessionPersistDriver(SessionPersistDriver):
 
     @abstractmethod
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]: ...
-
-    def _stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
-        """Notify the followers of events that this driver has stored."""
 
     def _after(self, cursor: str | None) -> Keyset | None:
         return decode_cursor(cursor)

@@ -133,15 +133,14 @@ class Eraser:
     def _erase_slice(self, key: int, before: int | None, max_bytes: int) -> Work[bool]:
         dialect = self._dialect
         bounds = (bounded(MAX_NUMBER if before is None else before), min(max(max_bytes, 0), _SLICE_BYTES))
-        rows = yield Query(_EVENTS_END, (*dialect.extent(key, 0), *bounds))
-        if rows[0][0] is not None:
-            yield from dialect.erase_texts(key, rows[0][0])
-            yield from dialect.erase_events(key, rows[0][0])
-            return True
-        rows = yield Query(_ENVELOPES_END, (*dialect.extent(key, 0), *bounds))
-        if rows[0][0] is not None:
-            yield from dialect.erase_envelopes(key, rows[0][0])
-            return True
+        for table, end in ((dialect.events, _EVENTS_END), (dialect.envelopes, _ENVELOPES_END)):
+            rows = yield Query(end, (*dialect.extent(key, 0), *bounds))
+            last: int | None = rows[0][0]
+            if last is not None:
+                if table is dialect.events:
+                    yield from dialect.erase_texts(key, last)
+                yield from dialect.erase_rows(table, key, last)
+                return True
         return before is None and (yield from dialect.erase_texts(key, MAX_NUMBER))
 
     def aged(self, after: int) -> Work[tuple[list[Aged], int | None]]:

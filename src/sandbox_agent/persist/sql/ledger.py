@@ -20,16 +20,12 @@ from sandbox_agent.persist.sql.work import Bundle, Column, Insert, Row, Select, 
 from sandbox_agent.persist.store import (
     NO_SESSION,
     Changes,
-    EventRow,
     SessionRow,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 MAX_NUMBER: Final = 2**63 - 1
-_UNPARSED: Final = "agent.unparsed"
-# What is indexed of one item; the rest of a longer one is not found.
-_MAX_TEXT_BYTES: Final = 256 * 1024
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -101,12 +97,8 @@ class LedgerDialect(Protocol):
         """Return sequence, time, type, envelope, data and perhaps the raw envelope of events on a page."""
         ...
 
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        """Erase the events up to that sequence."""
-        ...
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
-        """Erase the envelopes up to that index."""
+    def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
+        """Erase the events, or envelopes, up to that number."""
         ...
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:
@@ -246,31 +238,3 @@ def _merged(rows: Sequence[SessionRow]) -> Iterable[SessionRow]:
 
 def _last(rows: Iterable[R], identity: Callable[[R], object]) -> Iterable[R]:
     return {identity(row): row for row in rows}.values()
-
-
-def clean(text: str) -> str:
-    """Return the text without lone surrogates, each of which becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def searchable(text: str) -> str:
-    """Return what is indexed of an item's text."""
-    # A character is at least one byte.
-    data = text[:_MAX_TEXT_BYTES].replace("\0", " ").encode("utf-8", "replace")
-    return data[:_MAX_TEXT_BYTES].decode("utf-8", "ignore")
-
-
-def add_raw(event: EventRow, raw: bytes) -> None:
-    """Give an event its member ``raw``: the envelope that it was made from."""
-    if event.type != _UNPARSED:
-        event.data = event.data[:-1] + b',"raw":' + _as_json(raw) + b"}"
-
-
-def _as_json(raw: bytes) -> bytes:
-    try:
-        raw.decode()
-        msgspec.json.decode(raw)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return msgspec.json.encode(raw.decode("utf-8", "replace"))
-    # Between JSON's values a line's end is a blank; in an event stream it is more.
-    return raw.replace(b"\r", b" ").replace(b"\n", b" ")

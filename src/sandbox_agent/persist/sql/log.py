@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from sandbox_agent.persist.base import UNFENCED, taken_id_error, taken_index_error
 from sandbox_agent.persist.columns import to_row
+from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
 from sandbox_agent.persist.sql.work import ConflictError, Insert, Query, Row, Table, Work
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -25,21 +26,15 @@ _SAVEPOINT: Final = Query("SAVEPOINT append")
 _RELEASE: Final = Query("RELEASE SAVEPOINT append")
 
 
-class Known(NamedTuple):
-    """What a driver has seen acknowledged of a session: its last index, and how often it was deleted."""
-
-    last_index: int = 0
-    deletions: int = 0
-
-
-UNKNOWN: Final = Known()
+# What a driver has seen acknowledged of a session.
+UNKNOWN: Final = Mark(0)
 
 
 class Appended(NamedTuple):
     """The index of each event, and what is known of the session afterwards."""
 
     indexes: list[int]
-    known: Known
+    known: Mark
 
 
 class Writers(Protocol):
@@ -49,7 +44,7 @@ class Writers(Protocol):
         """Return a generation above all that the session had."""
         ...
 
-    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+    def check(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
         """Check that this generation may write, and return what is stored of the session.
 
         No other writer gets between the check and the end of the transaction.
@@ -106,7 +101,7 @@ class Log:
         yield Query(_SAVE, row)
 
     def append(
-        self, session_id: str, events: Sequence[SessionEvent], generation: int, known: Known = UNKNOWN
+        self, session_id: str, events: Sequence[SessionEvent], generation: int, known: Mark = UNKNOWN
     ) -> Work[Appended]:
         """Store those of the events that are not stored yet, after the session's last one.
 
@@ -137,7 +132,7 @@ class Log:
             yield _RELEASE
         last = max(last, *indexes)
         yield from self.writers.stored(session_id, last)
-        return Appended(indexes, Known(last, known.deletions))
+        return Appended(indexes, Mark(last, known.deletions))
 
     def _append_missing(self, session_id: str, events: Sequence[SessionEvent], last: int) -> Work[list[int]]:
         indexes: dict[str, int] = {}

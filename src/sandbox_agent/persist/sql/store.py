@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from sandbox_agent.persist.sql.erase import Aged, Eraser
-from sandbox_agent.persist.sql.ledger import Filters, Ledger, LedgerDialect, add_raw, bounded
+from sandbox_agent.persist.sql.ledger import Filters, Ledger, LedgerDialect, bounded
 from sandbox_agent.persist.sql.tables import PERMISSION_COLUMNS, STORE_SESSION_COLUMNS, TURN_COLUMNS, names
 from sandbox_agent.persist.sql.work import Column, Database, Query, Row, Select, Work, reading
 from sandbox_agent.persist.store import (
@@ -27,6 +27,7 @@ from sandbox_agent.persist.store import (
     TurnRow,
     key_before,
 )
+from sandbox_agent.persist.store.values import add_raw
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -194,11 +195,6 @@ class SqlSessionStore(ABC):
         return await self._search(query, limit, offset, Filters(agent, session_id, since, until))
 
     async def delete(self, key: int) -> None:
-        """Erase a session: rows, index and what the files still hold of them.
-
-        It is out of sight at once. One that is interrupted is finished by ``finish_deletes``, as is one whose
-        traces can't be removed from a file in some seconds: that is logged as a warning.
-        """
         if await self._database.write(partial(self._eraser.hide, key)):
             await self._erase(key)
             if await self._clean():

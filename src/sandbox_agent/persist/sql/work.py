@@ -8,7 +8,7 @@ Statements are templates: ``$1`` is a value, ``{name}`` a table or a fragment th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from types import CoroutineType
@@ -117,6 +117,26 @@ class Bundle(NamedTuple):
     """
 
     inserts: Sequence[Insert]
+
+
+class OfAlias:
+    """A fragment for the table of an alias, which is before each point with an @: ``{sequence:e}``."""
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+
+    def __format__(self, alias: str) -> str:
+        return self._template.replace("@.", f"{alias}." if alias else "")
+
+
+class OfName:
+    """The column that is compared with a name, which may be indexed by its digest: ``{name:turn_id}``."""
+
+    def __init__(self, digests: Mapping[str, str]) -> None:
+        self._digests = digests
+
+    def __format__(self, column: str) -> str:
+        return self._digests.get(column, column)
 
 
 Step = Query | Command | Select | Insert | Bundle

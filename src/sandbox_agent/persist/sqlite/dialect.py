@@ -19,7 +19,18 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, STORE_TABLES, names
-from sandbox_agent.persist.sql.work import Bundle, ConflictError, Insert, Make, Query, Select, Step, Table
+from sandbox_agent.persist.sql.work import (
+    Bundle,
+    ConflictError,
+    Insert,
+    Make,
+    OfAlias,
+    OfName,
+    Query,
+    Select,
+    Step,
+    Table,
+)
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 
 T = TypeVar("T")
@@ -29,17 +40,7 @@ _NUMBER_BITS: Final = 32
 MAX_SEQUENCE: Final = 2**_NUMBER_BITS - 1
 
 
-class _OfAlias:
-    """A fragment for the table of an alias, which stands for @ in it: ``{sequence:e}``."""
-
-    def __init__(self, template: str) -> None:
-        self._template = template
-
-    def __format__(self, alias: str) -> str:
-        return self._template.replace("@", alias)
-
-
-_OF_SESSION: Final = _OfAlias(
+_OF_SESSION: Final = OfAlias(
     f"id > @.key << {_NUMBER_BITS} AND id <= (@.key << {_NUMBER_BITS} | {MAX_SEQUENCE})"
 )
 # What the templates of sql/ mean here.
@@ -58,12 +59,12 @@ _FRAGMENTS: Final[Mapping[str, object]] = MappingProxyType(
         "event_columns": ", ".join((*names(EVENT_COLUMNS)[:-1], "CAST(payload_json AS BLOB)")),
         # The server's layout: key << 32 | number is the id of an event or envelope.
         **{name: name for name in STORE_TABLES},
-        "mine": _OfAlias(""),
-        "name": _OfAlias("@"),
-        **dict.fromkeys(("in_events", "in_envelopes"), _OfAlias("@.id > $1 AND @.id <= $2")),
+        "mine": OfAlias(""),
+        "name": OfName({}),
+        **dict.fromkeys(("in_events", "in_envelopes"), OfAlias("@.id > $1 AND @.id <= $2")),
         **dict.fromkeys(("of_events", "of_envelopes"), _OF_SESSION),
-        **dict.fromkeys(("sequence", "index"), _OfAlias(f"@.id & {MAX_SEQUENCE}")),
-        **dict.fromkeys(("sequence_order", "index_order"), _OfAlias("@.id")),
+        **dict.fromkeys(("sequence", "index"), OfAlias(f"@.id & {MAX_SEQUENCE}")),
+        **dict.fromkeys(("sequence_order", "index_order"), OfAlias("@.id")),
         "true": "1",
         "no_digests": "",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,9 +13,9 @@ import msgspec
 
 from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import UNFENCED
-from sandbox_agent.persist.follow import FileHint, Following, Mark
+from sandbox_agent.persist.follow import FileHint, Mark
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
-from sandbox_agent.persist.sql.log import UNKNOWN, Known, Writers
+from sandbox_agent.persist.sql.log import UNKNOWN, Writers
 from sandbox_agent.persist.sql.work import Make, Query, Work, reading
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase
 from sandbox_agent.persist.sqlite.schema import prepare_store
@@ -73,9 +73,8 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
             self.writer if in_memory else SQLiteThread(self.writer.path, read_only=True)
         )
         self._file = _PreparedFile(self.writer, self.reader)
-        super().__init__(self._file, _Writers())
         hint = None if in_memory else partial(FileHint, self._file.glance)
-        self._following = Following(self, make_hint=hint)
+        super().__init__(self._file, _Writers(), make_hint=hint)
 
     async def delete_session(self, session_id: str, /) -> None:
         """Erase the record, its events and what the search's index has of them, their bytes included.
@@ -83,17 +82,8 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
         Nothing happens if there is none. A writer that claimed the session before is refused from now on.
         """
         await super().delete_session(session_id)
-        self._following.deleted(session_id)
         # The log still has the erased pages; a reader of another process may keep it from being cut.
         await self.writer.run(_cut_log, transaction=False)
-
-    def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
-        """Iterate over the events after an index and those that are stored later, once each, in order.
-
-        What this object stored is delivered at once; what others stored in the file within some milliseconds.
-        It ends when the driver is closed or the session is deleted, here or in another process.
-        """
-        return self._following.follow(session_id, after)
 
     @reading
     def marks(self, session_ids: Collection[str], /) -> Work[Mapping[str, Mark]]:
@@ -109,11 +99,8 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
 
     async def close(self) -> None:
         """Write what was accepted, end the followers and close the file. Safe to call twice."""
-        await self._following.close()
+        await super().close()
         await self._file.close()
-
-    def _stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
-        self._following.stored(session_id, events)
 
     async def _search(self, query: str, session_id: str | None, limit: int) -> list[SearchHit]:
         return await search_events(self._file, query, session_id, limit)
@@ -125,7 +112,7 @@ class _Writers(Writers):
     def claim(self, session_id: str) -> Work[int]:
         return (yield from _raise_generation(session_id, 0))
 
-    def check(self, session_id: str, generation: int, known: Known = UNKNOWN) -> Work[Known]:
+    def check(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
         if generation == UNFENCED:
             return UNKNOWN
         try:

@@ -40,8 +40,9 @@ def error_code(error: BaseException) -> int:
 
 def explain_sqlite(error: Exception, path: str) -> PersistError:
     """Return the error for people; SQLite's own words follow in brackets."""
+    store = f"store '{path}'" if path else "temporary store (in the folder of SQLITE_TMPDIR or TMPDIR)"
     if isinstance(error, (OverflowError, UnicodeError)):
-        return PersistError(f"the store '{path}' can't hold a value, nothing was stored: {error}")
+        return PersistError(f"the {store} can't hold a value, nothing was stored: {error}")
     advice = _ADVICE.get(error_code(error), "failed, nothing was stored: see SQLite's message")
     name: object = getattr(error, "sqlite_errorname", type(error).__name__)
-    return PersistError(f"the store '{path}' {advice} ({name}: {error})")
+    return PersistError(f"the {store} {advice} ({name}: {error})")

@@ -13,12 +13,13 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.searching import SNIPPET_WORDS, parse_query
-from sandbox_agent.persist.sql.ledger import Filters, LedgerDialect, clean, searchable
+from sandbox_agent.persist.sql.ledger import Filters, LedgerDialect
 from sandbox_agent.persist.sql.tables import STORE_ENVELOPE_COLUMNS, STORE_EVENT_COLUMNS, without_form
 from sandbox_agent.persist.sql.work import Column, Insert, Query, Row, Select, Table, Work, columns
 from sandbox_agent.persist.sqlite.dialect import MAX_SEQUENCE, row_id
 from sandbox_agent.persist.sqlite.texts import FullTextIndex, match_all
 from sandbox_agent.persist.store import SearchRow, TextRow
+from sandbox_agent.persist.store.values import clean, searchable
 
 # Below the time in a text's id: items of one millisecond. More of them run on into the next.
 _TEXT_BITS: Final = 12
@@ -91,7 +92,7 @@ CROSS JOIN store_sessions AS s ON s.key = t.key AND NOT s.deleted
 
 
 class SQLiteLedger(LedgerDialect):
-    """Implements ``sql.erase.LedgerDialect``.
+    """Implements ``sql.ledger.LedgerDialect``.
 
     Args:
         path: the file, for errors.
@@ -225,14 +226,9 @@ class SQLiteLedger(LedgerDialect):
 
     # Erasing.
 
-    def erase_events(self, key: int, last: int) -> Work[None]:
-        yield Query(
-            "DELETE FROM store_events WHERE id > $1 AND id <= $2", (row_id(key, 0), row_id(key, last))
-        )
-
-    def erase_envelopes(self, key: int, last: int) -> Work[None]:
+    def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
         values = (row_id(key, 0), row_id(key, last))
-        yield Query("DELETE FROM store_envelopes WHERE id > $1 AND id <= $2", values)
+        yield Query(f"DELETE FROM {table.name} WHERE id > $1 AND id <= $2", values)
 
     def erase_texts(self, key: int, last: int) -> Work[bool]:
         """Erase texts, and all words of the index, as FTS5 keeps erased ones; searching fills it again."""

@@ -106,7 +106,6 @@ def prepare_store(connection: sqlite3.Connection) -> None:
         PersistError: a newer version wrote the file, or its tables are not a session store's.
         sqlite3.Error: the file can't be read, or can't be written and needs to be.
     """
-    connection.execute("PRAGMA secure_delete=ON")
     if run(connection, _is_current):
         return
     connection.execute("BEGIN IMMEDIATE")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 import sqlite3
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.sql.store import SqlSessionStore
-from sandbox_agent.persist.sql.work import Make
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase, run
 from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, SQLiteLedger, search, used_bytes
 from sandbox_agent.persist.sqlite.schema import migrate, require_features
 from sandbox_agent.persist.sqlite.thread import BUSY_TIMEOUT, SQLiteThread
 from sandbox_agent.persist.store import SearchRow
 
-T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
 # A reader that holds an old state of the file keeps the log from being cut. Each try holds up commits for
@@ -41,7 +39,7 @@ class SQLiteSessionStore(SqlSessionStore):
     def __init__(
         self, writer: SQLiteThread, reader: SQLiteThread, searcher: SQLiteThread | None = None
     ) -> None:
-        self._file = _ErasedFile(writer, reader)
+        self._file = SQLiteDatabase(writer, reader)
         self._tables = SQLiteLedger(writer.path)
         super().__init__(self._file, self._tables)
         self._searcher = searcher or reader
@@ -129,22 +127,6 @@ class SQLiteSessionStore(SqlSessionStore):
             "when the server is started next"
         )
         return False
-
-
-class _ErasedFile(SQLiteDatabase):
-    """A file in which whatever is replaced or erased is overwritten."""
-
-    _ready: sqlite3.Connection | None = None
-
-    async def write(self, make: Make[T], /, *, session_id: str | None = None) -> T:
-        def ready(connection: sqlite3.Connection) -> T:
-            # The thread opens a new connection after some failures.
-            if connection is not self._ready:
-                connection.execute("PRAGMA secure_delete=ON")
-                self._ready = connection
-            return run(connection, make)
-
-        return await self.writer.run(ready)
 
 
 def _checkpoint(connection: sqlite3.Connection) -> bool:

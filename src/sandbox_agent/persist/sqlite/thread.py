@@ -323,6 +323,8 @@ class _Worker:
         )
         try:
             connection.execute("PRAGMA synchronous=FULL")
+            # Whatever is replaced or erased is overwritten.
+            connection.execute("PRAGMA secure_delete=ON")
             connection.execute(f"PRAGMA cache_size={_READ_CACHE_KIB if self._read_only else _CACHE_KIB}")
             connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
             if self._prepare is not None:

@@ -310,10 +310,10 @@ class SessionStore(Protocol):
         ...
 
     async def delete(self, key: int) -> None:
-        """Erase a session: rows, index and what the file still holds of them.
+        """Erase a session, which is out of sight at once: rows, index and what the file still holds of them.
 
-        If traces of it can't be removed from the file in some seconds, as another process reads it, that
-        is logged as a warning and done later; the session is gone in any case.
+        If it is interrupted, or traces of it can't be removed from the file in some seconds, as another
+        process reads it (which is logged as a warning), ``finish_deletes`` does the rest.
         """
         ...
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
+from operator import attrgetter
 from typing import Final
 
 import anyio
 import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, PersistError, SessionNotFoundError
-from sandbox_agent.persist.base import Capability, SessionPersistDriver
+from sandbox_agent.persist.base import Capability, SessionPersistDriver, all_pages
 from sandbox_agent.persist.transfer.history import (
     SessionWriter,
     for_each_page,
@@ -25,6 +27,7 @@ __all__ = ["Moved", "Total", "copy_sessions", "list_all_sessions", "measure"]
 # Concurrent sessions: small ones then share commits.
 _AT_ONCE: Final = 8
 _PROBE: Final = "~probe:"
+_content: Final = attrgetter("payload_json", "id", "event_index", "created_at", "connection_id", "sender")
 
 
 class Total(msgspec.Struct):
@@ -57,14 +60,10 @@ OnProgress = Callable[[Moved], None]
 
 async def list_all_sessions(source: SessionPersistDriver) -> AsyncGenerator[SessionRecord]:
     """Iterate over all records of a store, oldest first."""
-    cursor: str | None = None
-    while True:
-        page = await source.list_sessions(limit=500, cursor=cursor)
-        for record in page.items:
-            yield record
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+    async with aclosing(all_pages(partial(source.list_sessions, limit=500))) as pages:
+        async for records in pages:
+            for record in records:
+                yield record
 
 
 async def measure(source: SessionPersistDriver, session_ids: Iterable[str] | None = None) -> Total:
@@ -219,7 +218,7 @@ class _Job:
             async def compare(events: list[SessionEvent]) -> None:
                 for event in events:
                     other = await anext(theirs, None)
-                    if other is None or not _is_same(event, other):
+                    if other is None or _content(event) != _content(other):
                         raise _difference_error(
                             session_id, f"event {event.event_index} ('{event.id}') is not the same"
                         )
@@ -229,17 +228,6 @@ class _Job:
     def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._moved)
-
-
-def _is_same(one: SessionEvent, other: SessionEvent) -> bool:
-    return (
-        one.payload_json == other.payload_json
-        and one.id == other.id
-        and one.event_index == other.event_index
-        and one.created_at == other.created_at
-        and one.connection_id == other.connection_id
-        and one.sender == other.sender
-    )
 
 
 def _difference_error(session_id: str, how: str) -> PersistError:
