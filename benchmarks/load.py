@@ -110,7 +110,8 @@ class EventReader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+        headers = "Host: localhost\r\nAccept: text/event-stream\r\n\r\n"
+        transport.write(f"GET {self._path} HTTP/1.1\r\n{headers}".encode())
 
     def data_received(self, data: bytes) -> None:
         if not self.opened.done():
