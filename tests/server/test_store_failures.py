@@ -191,6 +191,17 @@ async def test_health_says_that_the_store_is_locked_while_nobody_uses_it(tmp_pat
                 pass
 
 
+async def test_a_file_that_was_taken_away_is_reported_while_nobody_stores_anything(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with our_server(tmp_path, "--store", f"sqlite:{path}") as server, anyio.fail_after(60):
+        async with client_of(server) as client:
+            path.unlink()
+            while (await client.get("/v1/health")).json().get("store") != "degraded":
+                pass
+            while "the store is degraded: the store" not in server.log.read_text():
+                await client.get("/v1/health")
+
+
 async def test_a_store_is_waited_for(tmp_path: Path) -> None:
     store, opened = f"sqlite:{tmp_path / 'store.db'}", anyio.Event()
 

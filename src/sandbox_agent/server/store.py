@@ -216,8 +216,13 @@ async def _finish_deletes(sessions: SessionStore) -> None:
 async def _check(sessions: SessionStore) -> None:
     """Keep the reported health of the store up to date, also while nothing is stored."""
     while True:
-        await anyio.sleep(CHECK_SECONDS if sessions.trouble is None else CHECK_FAILED_SECONDS)
+        before = sessions.trouble
+        await anyio.sleep(CHECK_SECONDS if before is None else CHECK_FAILED_SECONDS)
         await sessions.check()
+        if before is None and sessions.trouble is not None:
+            logger.error("the store is degraded: %s", sessions.trouble)
+        elif before is not None and sessions.trouble is None:
+            logger.warning("the store works again")
 
 
 def _limit_cache(connection: sqlite3.Connection) -> None:
