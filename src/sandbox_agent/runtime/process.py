@@ -5,9 +5,10 @@ Each step of stop() waits for the leader to exit before the next one:
 1. Close stdin (ACP agents exit at EOF)          wait EOF_GRACE
 2. SIGTERM to the tree                           wait TERM_GRACE
 3. SIGKILL to the tree                           wait for the kernel
-4. Reap the leader and kill the rest of its tree
+4. SIGKILL to the rest of the group, then reap the leader, then SIGKILL to the rest of the tree
 
-The tree is the process group (the child leads its own session) and, on Linux, every process that inherited
+A group is signaled only before its leader is reaped, because its id may be another group's afterwards. The
+tree is the process group (the child leads its own session) and, on Linux, every process that inherited
 the child's tag. Pipes are drained while the process stops, so that a full pipe does not block it.
 """
 
@@ -16,16 +17,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
+import sys
 import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
-from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged, signal_tree
+from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
 
 # Seconds. Together well below the two seconds in which DELETE must respond.
 EOF_GRACE = 0.4
@@ -34,6 +38,8 @@ TERM_GRACE = 0.6
 STDERR_TAIL_BYTES = 16 * 1024
 # A tree may fork while it is killed: look for survivors this many times.
 _SWEEPS = 5
+# Not the loop's own executor: a store that hangs may occupy all of its threads.
+_sweeper = ThreadPoolExecutor(1, thread_name_prefix="sandbox-agent-sweep")
 
 
 class SpawnError(Exception):
@@ -140,7 +146,7 @@ class Process:
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
-        _watch_exit(child, process._on_exit)
+        _watch_exit(child.pid, process._on_exit)
         return process
 
     @property
@@ -183,7 +189,10 @@ class Process:
         assert self._status is not None
         return self._status
 
-    def _on_exit(self, code: int) -> None:
+    def _on_exit(self) -> None:
+        """Kill the group of the leader, which has exited, and reap the leader."""
+        signal_group(self.pid, signal.SIGKILL)
+        code = self._child.wait()
         self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
         self._exited.set()
 
@@ -192,21 +201,22 @@ class Process:
         async with self._stopping:
             self._stdin.close()
             if not await self._exits_within(eof_grace):
-                signal_tree(self.pid, self.tag, signal.SIGTERM)
+                await self._signal(signal.SIGTERM)
                 if not await self._exits_within(term_grace):
-                    signal_tree(self.pid, self.tag, signal.SIGKILL)
+                    await self._signal(signal.SIGKILL)
             status = await self.wait()
-            self.sweep()
+            await self.sweep()
             return status
 
-    def sweep(self) -> None:
+    async def _signal(self, signum: signal.Signals) -> None:
+        """Signal the tree, the group first."""
+        if self._status is None:
+            signal_group(self.pid, signum)
+            await _in_sweeper(signal_tagged, self.tag, signum)
+
+    async def sweep(self) -> None:
         """Kill the rest of the tree after the exit of the leader."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        for _ in range(_SWEEPS):
-            if not find_tagged(self.tag):
-                return
-            signal_tree(self.pid, self.tag, signal.SIGKILL)
+        await _in_sweeper(_sweep, self.tag)
 
     def close(self) -> None:
         """Close the pipes after the process has ended."""
@@ -240,32 +250,51 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def _watch_exit(child: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> None:
-    """Reap a child when it exits and call ``on_exit`` in the running event loop.
+async def _in_sweeper(function: Callable[..., object], *args: object) -> None:
+    """Call a function that reads the process table, which takes long on a busy machine, in a thread."""
+    await asyncio.get_running_loop().run_in_executor(_sweeper, function, *args)
 
-    Nothing else may wait for the child. The return code is that of ``Popen.returncode``.
-    """
+
+def _sweep(tag: str) -> None:
+    for _ in range(_SWEEPS):
+        if not signal_tagged(tag, signal.SIGKILL):
+            return
+
+
+def _watch_exit(pid: int, on_exit: Callable[[], None]) -> None:
+    """Call ``on_exit`` in the running event loop when a child has exited. The child is not reaped."""
     loop = asyncio.get_running_loop()
     try:
-        handle = os.pidfd_open(child.pid)
+        handle = os.pidfd_open(pid)
     except (AttributeError, OSError):  # not on Linux, or no descriptor left
-        _watch_in_thread(loop, child, on_exit)
+        _watch_in_thread(loop, pid, on_exit)
         return
 
-    def reap() -> None:
+    def exited() -> None:
         loop.remove_reader(handle)
         os.close(handle)
-        on_exit(child.wait())
+        on_exit()
 
-    loop.add_reader(handle, reap)
+    loop.add_reader(handle, exited)
 
 
-def _watch_in_thread(
-    loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], on_exit: Callable[[int], None]
-) -> None:
+def _watch_in_thread(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]) -> None:
     def wait() -> None:
-        code = child.wait()
+        _wait_unreaped(pid)
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(on_exit, code)
+            loop.call_soon_threadsafe(on_exit)
 
     threading.Thread(target=wait, name="sandbox-agent-exit", daemon=True).start()
+
+
+def _wait_unreaped(pid: int) -> None:
+    """Wait for the exit of a child and leave it unreaped."""
+    if sys.platform == "darwin":  # which has waitid only since Python 3.13
+        queue = select.kqueue()
+        with contextlib.closing(queue), contextlib.suppress(ProcessLookupError):  # it has exited already
+            exit_of_child = select.kevent(
+                pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
+            )
+            queue.control([exit_of_child], 1)
+    else:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
