@@ -332,7 +332,7 @@ def _stop(child: _Child, grace: float) -> None:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a server's process group if the server is not reaped: afterwards its pid may be another process's."""
+    """Kill a server's process group if the server is not reaped: afterwards its pid may be another's."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

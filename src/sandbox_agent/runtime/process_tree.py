@@ -73,6 +73,6 @@ def signal_handle(handle: int, signum: signal.Signals) -> bool:
 
 
 def signal_group(leader: int, signum: signal.Signals) -> None:
-    """Send a signal to the process group of a leader that is not reaped: afterwards its pid may be another's."""
+    """Send a signal to a process group whose leader is not reaped: afterwards its id may be another's."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signum)

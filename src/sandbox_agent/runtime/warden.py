@@ -8,11 +8,19 @@ only the standard library.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
 
 from sandbox_agent.runtime.pipes import PipeWriter
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.runtime")
+
+# A warden that does not end, or does not read, is killed after so long.
+CLOSE_SECONDS = 1.0
+SEND_SECONDS = 0.5
 
 
 class Warden:
@@ -24,6 +32,8 @@ class Warden:
         self._stdin: PipeWriter | None = None
         self._groups: set[int] = set()
         self._starting = asyncio.Lock()
+        self._started = asyncio.Event()
+        self._closing = False
 
     async def ready(self) -> None:
         """Start the warden if it does not run. Call this before there is a process to watch.
@@ -48,13 +58,48 @@ class Warden:
         self._groups.discard(group)
         await self._send(f"-{group}\n")
 
+    async def run(self) -> None:
+        """Start the warden again when it has ended. The owner runs this in a task until close()."""
+        while True:
+            await self._started.wait()
+            self._started.clear()
+            child = self._child
+            if child is None:
+                continue
+            code = await child.wait()
+            if self._closing:
+                return
+            logger.warning("the warden, process %d, has ended (%d): starting another", child.pid, code)
+            await self._restart(child)
+
+    async def _restart(self, ended: asyncio.subprocess.Process) -> None:
+        async with self._starting:
+            if self._child is not ended or self._closing:
+                return
+            try:
+                await self._start()
+            except OSError:
+                logger.exception("no warden: if this server is killed, its agents may outlive it")
+
     async def close(self) -> None:
-        """End the warden after a normal shutdown of the server."""
-        if self._child is None or self._stdin is None:
-            return
-        await self._send("=\n")
-        self._stdin.close()
-        await self._child.wait()
+        """End the warden after a normal shutdown of the server; one that hangs is killed."""
+        self._closing = True
+        self._started.set()
+        async with self._starting:  # one that is being started is ended, too
+            if self._child is not None and self._stdin is not None:
+                await self._end(self._child, self._stdin)
+
+    async def _end(self, child: asyncio.subprocess.Process, stdin: PipeWriter) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._send("=\n")
+                stdin.close()
+                await child.wait()
+        except TimeoutError:
+            logger.warning("the warden, process %d, does not end: killing it", child.pid)
+            stdin.close()
+            self._kill(child)
+            await child.wait()
 
     async def _start(self) -> None:
         read, write = os.pipe()
@@ -75,15 +120,25 @@ class Warden:
         if self._stdin is not None:
             self._stdin.close()
         self._stdin = PipeWriter(write)
+        self._started.set()
         if self._groups:
             await self._send("".join(f"+{known}\n" for known in self._groups))
 
     async def _send(self, line: str) -> bool:
-        """Send a line and return whether a warden received it."""
-        if self._stdin is None:
+        """Send a line and return whether a warden received it. One that does not read is killed."""
+        if self._stdin is None or self._child is None:
             return False
         try:
-            await self._stdin.write(line.encode())
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._stdin.write(line.encode())
         except BrokenPipeError:
             return False
+        except TimeoutError:
+            logger.warning("the warden, process %d, does not read: killing it", self._child.pid)
+            self._kill(self._child)
+            return False
         return True
+
+    def _kill(self, child: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()

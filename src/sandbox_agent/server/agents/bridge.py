@@ -78,6 +78,7 @@ class Bridge:
     async def run(self) -> AsyncGenerator[Bridge]:
         """Serve while the context lasts; at its end no agent runs."""
         async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
             self._tasks.start_soon(self._end_idle, self._tasks)
             try:
