@@ -21,7 +21,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Once the agents have ended there is nothing to wait for; a client that does not read must not delay the end.
 DRAIN_SECONDS = 2
-# The whole end of the server takes at most 8 seconds, whatever hangs: container runtimes send SIGKILL after 10.
+# The whole end of the server takes at most 8 s, whatever hangs: container runtimes send SIGKILL after 10 s.
 END_SECONDS = 7.5
 
 
