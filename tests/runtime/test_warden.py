@@ -150,16 +150,16 @@ async def test_a_warden_that_ends_is_replaced_at_once_and_the_new_one_knows_the_
     watched = await Process.spawn(program("time.sleep(60)"), tag_prefix=warden.tag)
     try:
         with anyio.fail_after(20):
+            await warden.watch(watched.pid)
+            first = await _warden_pid(warden)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(warden.run)
-                await warden.watch(watched.pid)
-                first = await _warden_pid(warden)
                 os.kill(first, signal.SIGKILL)
                 assert gone([first])
                 assert await _warden_pid(warden) != first
                 await warden.close()
             await watched.wait()
-        assert f"process {first}, has ended (-9)" in caplog.text
+            assert f"process {first}, has ended (-9)" in caplog.text
     finally:
         await watched.stop(eof_grace=0)
         watched.close()

@@ -28,12 +28,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from sandbox_agent.runtime.kept_child import KeptChild
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
+from sandbox_agent.runtime.warden import KEEPS, Warden
 
 # Seconds. Together well below the two seconds in which DELETE must respond.
 EOF_GRACE = 0.4
 TERM_GRACE = 0.6
+# A keeper has this long to kill its tree. Then the keeper is killed, and what is stuck in the kernel is not
+# waited for any longer.
+GONE_SECONDS = 0.5
 # Enough for a traceback. Error responses contain it.
 STDERR_TAIL_BYTES = 16 * 1024
 # A tree may fork while it is killed: look for survivors this many times.
@@ -75,7 +80,7 @@ class Process:
 
     def __init__(
         self,
-        child: subprocess.Popen[bytes],
+        child: subprocess.Popen[bytes] | KeptChild,
         tag: str,
         *,
         stdin: PipeWriter,
@@ -103,6 +108,7 @@ class Process:
         without: Collection[str] = (),
         cwd: str | os.PathLike[str] | None = None,
         tag_prefix: str = "",
+        warden: Warden | None = None,
     ) -> Process:
         """Start a command as the leader of a new session.
 
@@ -112,6 +118,8 @@ class Process:
             without: Variables of this process that the child must not inherit.
             cwd: The working directory.
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
+
+            warden: Starts the command under a keeper, where the system allows it (see keeper).
 
         Raises:
             SpawnError: The program does not exist, or the kernel refuses.
@@ -123,19 +131,18 @@ class Process:
         widen_pipe(out_read)
         inherited = {name: value for name, value in os.environ.items() if name not in without}
         try:
-            child = subprocess.Popen(  # noqa: S603, ASYNC220 - the caller's command; a fork takes a millisecond
-                argv,
-                stdin=in_read,
-                stdout=out_write,
-                stderr=err_write,
-                env={**inherited, **(env or {}), TAG_VARIABLE: tag},
-                cwd=cwd,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
+            pipes = (in_read, out_write, err_write)
+            environ = {**inherited, **(env or {}), TAG_VARIABLE: tag}
+            if warden is not None and KEEPS:
+                child = await warden.start(argv, environ, cwd, pipes)
+            else:
+                child = _start(argv, environ, cwd, pipes)
+        except BaseException as error:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
-            raise SpawnError(f"can't start {argv[0]}: {_reason(error)}") from error
+            if isinstance(error, (OSError, ValueError)):
+                raise SpawnError(f"can't start {argv[0]}: {_reason(error)}") from error
+            raise
         finally:
             for fd in (in_read, out_write, err_write):
                 os.close(fd)
@@ -146,7 +153,10 @@ class Process:
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
-        _watch_exit(child.pid, process._on_exit)
+        if isinstance(child, KeptChild):
+            child.watch(process._set_status)
+        else:
+            _watch_exit(child.pid, process._on_exit)
         return process
 
     @property
@@ -191,8 +201,11 @@ class Process:
 
     def _on_exit(self) -> None:
         """Kill the group of the leader, which has exited, and reap the leader."""
+        assert isinstance(self._child, subprocess.Popen)
         signal_group(self.pid, signal.SIGKILL)
-        code = self._child.wait()
+        self._set_status(self._child.wait())
+
+    def _set_status(self, code: int) -> None:
         self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
         self._exited.set()
 
@@ -204,18 +217,30 @@ class Process:
                 await self._signal(signal.SIGTERM)
                 if not await self._exits_within(term_grace):
                     await self._signal(signal.SIGKILL)
+                    await self._wait_keeper()
             status = await self.wait()
             await self.sweep()
             return status
 
     async def _signal(self, signum: signal.Signals) -> None:
         """Signal the tree, the group first."""
-        if self._status is None:
+        if isinstance(self._child, KeptChild):
+            self._child.signal(signum)
+        elif self._status is None:
             signal_group(self.pid, signum)
             await _in_sweeper(signal_tagged, self.tag, signum)
 
+    async def _wait_keeper(self) -> None:
+        if isinstance(self._child, KeptChild) and not await self._exits_within(GONE_SECONDS):
+            self._child.kill_keeper()
+
     async def sweep(self) -> None:
         """Kill the rest of the tree after the exit of the leader."""
+        if isinstance(self._child, KeptChild):  # which does so itself
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GONE_SECONDS):
+                    await self._child.gone.wait()
+            return
         await _in_sweeper(_sweep, self.tag)
 
     def close(self) -> None:
@@ -231,6 +256,23 @@ class Process:
         except TimeoutError:
             return False
         return True
+
+
+def _start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] | None,
+    pipes: Sequence[int],
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - the caller's command; a fork takes a millisecond
+        argv,
+        stdin=pipes[0],
+        stdout=pipes[1],
+        stderr=pipes[2],
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
 
 
 def _open_pipes(program: str) -> list[tuple[int, int]]:
