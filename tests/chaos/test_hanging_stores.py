@@ -80,3 +80,26 @@ async def test_a_store_that_hangs_is_reported_and_nothing_is_lost(tmp_path: Path
                 server.start()
         async with client_of(server) as client:
             assert await Chat(client, "busy").events() == events
+
+
+async def test_a_server_ends_in_time_while_its_store_hangs_and_names_what_is_lost(
+    tmp_path: Path, database: Database
+) -> None:
+    with our_server(tmp_path, env={"SANDBOX_AGENT_STORE": database.url}) as server:
+        async with client_of(server) as client:
+            with anyio.fail_after(SECONDS):
+                chat = Chat(client, "lost")
+                await chat.create()
+                await chat.say("stream 2000 10", "k1")
+                async with chat.stream() as watch:
+                    await watch.until("item.delta")
+                await anyio.to_thread.run_sync(database.pause)
+                try:
+                    await degraded(chat)
+                    began = time.monotonic()
+                    await anyio.to_thread.run_sync(server.stop)
+                    # 8 seconds; the rest is for this machine, which runs other tests.
+                    assert time.monotonic() - began < IN_TIME
+                finally:
+                    await anyio.to_thread.run_sync(database.resume)
+        assert "envelopes are lost, of the sessions lost" in server.log.read_text()

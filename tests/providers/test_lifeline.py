@@ -144,13 +144,18 @@ def test_agents_inherit_neither_the_pipe_nor_its_variable(tmp_path: Path) -> Non
     assert descriptor is not None
     pipe = (server / f"fd/{int(descriptor[1])}").readlink()
     assert pipe.name.startswith("pipe:")
-    children = (server / f"task/{server.name}/children").read_text().split()
-    (warden,) = (Path(f"/proc/{pid}") for pid in children if pid != agent.name)
-    for process in (agent, warden):
+    (warden,) = (Path(f"/proc/{pid}") for pid in _children(server))
+    (keeper,) = (Path(f"/proc/{pid}") for pid in _children(warden))
+    assert _children(keeper) == [agent.name]
+    for process in (agent, keeper, warden):
         assert pipe not in [link.readlink() for link in (process / "fd").iterdir()]
         assert b"SANDBOX_AGENT_LIFELINE" not in (process / "environ").read_bytes()
     program.end(signal.SIGKILL)
-    assert gone(int(process.name) for process in (server, agent, warden))
+    assert gone(int(process.name) for process in (server, agent, keeper, warden))
+
+
+def _children(process: Path) -> list[str]:
+    return (process / f"task/{process.name}/children").read_text().split()
 
 
 def test_a_server_whose_shutdown_hangs_is_killed(tmp_path: Path) -> None:

@@ -114,3 +114,52 @@ def test_the_warden_needs_nothing_but_the_standard_library() -> None:
         check=True,
     )
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.anyio
+async def test_a_warden_that_is_stopped_is_killed_when_it_is_closed() -> None:
+    warden = Warden("warden-test-stopped")
+    await warden.ready()
+    with anyio.fail_after(20):
+        pid = await _warden_pid(warden)
+        os.kill(pid, signal.SIGSTOP)
+        await warden.close()
+    assert gone([pid])
+
+
+@pytest.mark.anyio
+async def test_a_warden_that_does_not_read_is_replaced() -> None:
+    warden = Warden("warden-test-unread")
+    await warden.ready()
+    with anyio.fail_after(20):
+        first = await _warden_pid(warden)
+        os.kill(first, signal.SIGSTOP)
+        for group in range(10_000_000, 10_000_000 + 10_000):  # more than a pipe holds; no pid is that high
+            await warden.watch(group)
+        assert gone([first])
+        assert await _warden_pid(warden) != first
+        await warden.close()
+
+
+@pytest.mark.anyio
+async def test_a_warden_that_ends_is_replaced_at_once_and_the_new_one_knows_the_groups(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warden = Warden("warden-test-replaced")
+    await warden.ready()
+    watched = await Process.spawn(program("time.sleep(60)"), tag_prefix=warden.tag)
+    try:
+        with anyio.fail_after(20):
+            await warden.watch(watched.pid)
+            first = await _warden_pid(warden)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(warden.run)
+                os.kill(first, signal.SIGKILL)
+                assert gone([first])
+                assert await _warden_pid(warden) != first
+                await warden.close()
+            await watched.wait()
+            assert f"process {first}, has ended (-9)" in caplog.text
+    finally:
+        await watched.stop(eof_grace=0)
+        watched.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,9 +22,14 @@ pytestmark = pytest.mark.anyio
 
 
 def children(pid: int) -> list[int]:
-    """Return the direct children of a process."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123 - pathlib is refused in async tests
-        return [int(child) for child in file.read().split()]
+    """Return the children of a process, and theirs: the warden, the keepers and the agents of a server."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as below
+            with open(f"/proc/{pid}/task/{task}/children") as file:  # noqa: PTH123 - refused in async tests
+                for child in map(int, file.read().split()):
+                    found += [child, *children(child)]
+    return found
 
 
 def agent_of(server: ServerProcess) -> int:

@@ -62,6 +62,29 @@ async def test_a_viewer_that_never_reads_does_not_hold_up_the_end(tmp_path: Path
             assert await anyio.to_thread.run_sync(server.stop) == 0
 
 
+async def test_a_warden_that_is_stopped_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with our_server(tmp_path) as server:
+        async with talk(server):
+            tree = children(server.pid)
+            warden = tree[0]  # the parent of the others
+            assert _is(warden, b"warden_main")
+            os.kill(warden, signal.SIGSTOP)
+            assert await anyio.to_thread.run_sync(server.stop) == 0  # fails after 15 s
+            assert gone(tree)
+
+
+async def test_a_server_that_hangs_at_its_end_is_ended_within_8_seconds(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys, time\nif 'server' in sys.argv: atexit.register(time.sleep, 600)\n"
+    )
+    with our_server(tmp_path, env={"PYTHONPATH": str(tmp_path)}) as server:
+        async with talk(server):
+            tree = children(server.pid)
+            assert await anyio.to_thread.run_sync(server.stop) == 1
+            assert gone(tree)
+        assert "the server did not end within 7.5 s: 0 envelopes are lost" in server.log.read_text()
+
+
 @pytest.mark.parametrize("deaf", [False, True])
 async def test_a_killed_server_leaves_no_agent_and_no_grandchild(tmp_path: Path, deaf: bool) -> None:
     with our_server(tmp_path) as server:

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class LocalProvider(SandboxProvider):
         port = self._port or _free_port(self._host)
         raw_id = f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
         running = self._children.get(raw_id)
-        if running is not None and running.process.poll() is None:
+        if running is not None and not _has_exited(running.process):
             raise SandboxAgentError(f"a local server of this provider already listens on {raw_id}")
         await self.kill(raw_id)  # what is left of one that has ended
         try:
@@ -214,7 +215,7 @@ class LocalProvider(SandboxProvider):
     async def ensure_server(self, sandbox_id: str, /) -> None:
         """Restart a server that this provider started and that has ended, on the same port."""
         child = self._children.get(sandbox_id)
-        if child is None or child.process.poll() is None or sandbox_id in self._restarting:
+        if child is None or not _has_exited(child.process) or sandbox_id in self._restarting:
             return
         self._restarting.add(sandbox_id)
         try:
@@ -318,24 +319,41 @@ def _stop(child: _Child, grace: float) -> None:
         # It must not signal the server's pid once another process may have it.
         child.watcher.kill()
         child.watcher.wait()
-    if grace > 0:
-        _signal(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
+    if grace > 0 and not _has_exited(process):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, signal.SIGTERM)
+        _wait_exited(process, grace)
     # Kill the group even if its leader has exited: it may have left children.
-    _signal(process.pid, signal.SIGKILL)
+    _kill_group(process)
     process.wait()
     _running.discard(child)
     _close_lifeline(child.lifeline)
     child.output.close()
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if number is signal.SIGKILL:
-            os.killpg(pid, number)
-        else:
-            os.kill(pid, number)
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a server's process group if the server is not reaped: afterwards its pid may be another's."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _has_exited(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether a server has exited. It is not reaped, except on macOS before Python 3.13."""
+    if process.returncode is not None:
+        return True
+    if not hasattr(os, "waitid"):
+        return process.poll() is not None
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:  # something else in this program has reaped it
+        return process.poll() is not None
+
+
+def _wait_exited(process: subprocess.Popen[bytes], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not _has_exited(process) and time.monotonic() < deadline:
+        time.sleep(POLL_INTERVAL)
 
 
 def _free_port(host: str) -> int:
@@ -369,8 +387,9 @@ async def _wait_responding(child: _Child, url: str) -> None:
             with contextlib.suppress(httpx2.TransportError):
                 await client.get(f"{url}/v1/health")
                 return
-            code = child.process.poll()
-            if code is not None:
+            if _has_exited(child.process):
+                _kill_group(child.process)
+                code = child.process.wait()
                 child.output.close()  # waits for the rest
                 raise SandboxAgentError(
                     f"the local server exited with code {code} at its start{child.output.tail()}"

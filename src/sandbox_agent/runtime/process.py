@@ -5,9 +5,10 @@ Each step of stop() waits for the leader to exit before the next one:
 1. Close stdin (ACP agents exit at EOF)          wait EOF_GRACE
 2. SIGTERM to the tree                           wait TERM_GRACE
 3. SIGKILL to the tree                           wait for the kernel
-4. Reap the leader and kill the rest of its tree
+4. SIGKILL to the rest of the group, then reap the leader, then SIGKILL to the rest of the tree
 
-The tree is the process group (the child leads its own session) and, on Linux, every process that inherited
+A group is signaled only before its leader is reaped, because its id may be another group's afterwards. The
+tree is the process group (the child leads its own session) and, on Linux, every process that inherited
 the child's tag. Pipes are drained while the process stops, so that a full pipe does not block it.
 """
 
@@ -16,24 +17,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
+import sys
 import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from sandbox_agent.runtime.kept_child import KeptChild
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
-from sandbox_agent.runtime.process_tree import TAG_VARIABLE, find_tagged, signal_tree
+from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
+from sandbox_agent.runtime.warden import KEEPS, Warden
 
 # Seconds. Together well below the two seconds in which DELETE must respond.
 EOF_GRACE = 0.4
 TERM_GRACE = 0.6
+# A keeper has this long to kill its tree. Then the keeper is killed, and what is stuck in the kernel is not
+# waited for any longer.
+GONE_SECONDS = 0.5
 # Enough for a traceback. Error responses contain it.
 STDERR_TAIL_BYTES = 16 * 1024
 # A tree may fork while it is killed: look for survivors this many times.
 _SWEEPS = 5
+# Not the loop's own executor: a store that hangs may occupy all of its threads.
+_sweeper = ThreadPoolExecutor(1, thread_name_prefix="sandbox-agent-sweep")
 
 
 class SpawnError(Exception):
@@ -69,7 +80,7 @@ class Process:
 
     def __init__(
         self,
-        child: subprocess.Popen[bytes],
+        child: subprocess.Popen[bytes] | KeptChild,
         tag: str,
         *,
         stdin: PipeWriter,
@@ -97,6 +108,7 @@ class Process:
         without: Collection[str] = (),
         cwd: str | os.PathLike[str] | None = None,
         tag_prefix: str = "",
+        warden: Warden | None = None,
     ) -> Process:
         """Start a command as the leader of a new session.
 
@@ -106,6 +118,8 @@ class Process:
             without: Variables of this process that the child must not inherit.
             cwd: The working directory.
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
+
+            warden: Starts the command under a keeper, where the system allows it (see keeper).
 
         Raises:
             SpawnError: The program does not exist, or the kernel refuses.
@@ -117,19 +131,18 @@ class Process:
         widen_pipe(out_read)
         inherited = {name: value for name, value in os.environ.items() if name not in without}
         try:
-            child = subprocess.Popen(  # noqa: S603, ASYNC220 - the caller's command; a fork takes a millisecond
-                argv,
-                stdin=in_read,
-                stdout=out_write,
-                stderr=err_write,
-                env={**inherited, **(env or {}), TAG_VARIABLE: tag},
-                cwd=cwd,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
+            pipes = (in_read, out_write, err_write)
+            environ = {**inherited, **(env or {}), TAG_VARIABLE: tag}
+            if warden is not None and KEEPS:
+                child = await warden.start(argv, environ, cwd, pipes)
+            else:
+                child = _start(argv, environ, cwd, pipes)
+        except BaseException as error:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
-            raise SpawnError(f"can't start {argv[0]}: {_reason(error)}") from error
+            if isinstance(error, (OSError, ValueError)):
+                raise SpawnError(f"can't start {argv[0]}: {_reason(error)}") from error
+            raise
         finally:
             for fd in (in_read, out_write, err_write):
                 os.close(fd)
@@ -140,7 +153,10 @@ class Process:
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
         )
-        _watch_exit(child, process._on_exit)
+        if isinstance(child, KeptChild):
+            child.watch(process._set_status)
+        else:
+            _watch_exit(child.pid, process._on_exit)
         return process
 
     @property
@@ -183,7 +199,13 @@ class Process:
         assert self._status is not None
         return self._status
 
-    def _on_exit(self, code: int) -> None:
+    def _on_exit(self) -> None:
+        """Kill the group of the leader, which has exited, and reap the leader."""
+        assert isinstance(self._child, subprocess.Popen)
+        signal_group(self.pid, signal.SIGKILL)
+        self._set_status(self._child.wait())
+
+    def _set_status(self, code: int) -> None:
         self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
         self._exited.set()
 
@@ -192,21 +214,34 @@ class Process:
         async with self._stopping:
             self._stdin.close()
             if not await self._exits_within(eof_grace):
-                signal_tree(self.pid, self.tag, signal.SIGTERM)
+                await self._signal(signal.SIGTERM)
                 if not await self._exits_within(term_grace):
-                    signal_tree(self.pid, self.tag, signal.SIGKILL)
+                    await self._signal(signal.SIGKILL)
+                    await self._wait_keeper()
             status = await self.wait()
-            self.sweep()
+            await self.sweep()
             return status
 
-    def sweep(self) -> None:
+    async def _signal(self, signum: signal.Signals) -> None:
+        """Signal the tree, the group first."""
+        if isinstance(self._child, KeptChild):
+            self._child.signal(signum)
+        elif self._status is None:
+            signal_group(self.pid, signum)
+            await _in_sweeper(signal_tagged, self.tag, signum)
+
+    async def _wait_keeper(self) -> None:
+        if isinstance(self._child, KeptChild) and not await self._exits_within(GONE_SECONDS):
+            self._child.kill_keeper()
+
+    async def sweep(self) -> None:
         """Kill the rest of the tree after the exit of the leader."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        for _ in range(_SWEEPS):
-            if not find_tagged(self.tag):
-                return
-            signal_tree(self.pid, self.tag, signal.SIGKILL)
+        if isinstance(self._child, KeptChild):  # which does so itself
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GONE_SECONDS):
+                    await self._child.gone.wait()
+            return
+        await _in_sweeper(_sweep, self.tag)
 
     def close(self) -> None:
         """Close the pipes after the process has ended."""
@@ -221,6 +256,23 @@ class Process:
         except TimeoutError:
             return False
         return True
+
+
+def _start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] | None,
+    pipes: Sequence[int],
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - the caller's command; a fork takes a millisecond
+        argv,
+        stdin=pipes[0],
+        stdout=pipes[1],
+        stderr=pipes[2],
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
 
 
 def _open_pipes(program: str) -> list[tuple[int, int]]:
@@ -240,32 +292,51 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def _watch_exit(child: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> None:
-    """Reap a child when it exits and call ``on_exit`` in the running event loop.
+async def _in_sweeper(function: Callable[..., object], *args: object) -> None:
+    """Call a function that reads the process table, which takes long on a busy machine, in a thread."""
+    await asyncio.get_running_loop().run_in_executor(_sweeper, function, *args)
 
-    Nothing else may wait for the child. The return code is that of ``Popen.returncode``.
-    """
+
+def _sweep(tag: str) -> None:
+    for _ in range(_SWEEPS):
+        if not signal_tagged(tag, signal.SIGKILL):
+            return
+
+
+def _watch_exit(pid: int, on_exit: Callable[[], None]) -> None:
+    """Call ``on_exit`` in the running event loop when a child has exited. The child is not reaped."""
     loop = asyncio.get_running_loop()
     try:
-        handle = os.pidfd_open(child.pid)
+        handle = os.pidfd_open(pid)
     except (AttributeError, OSError):  # not on Linux, or no descriptor left
-        _watch_in_thread(loop, child, on_exit)
+        _watch_in_thread(loop, pid, on_exit)
         return
 
-    def reap() -> None:
+    def exited() -> None:
         loop.remove_reader(handle)
         os.close(handle)
-        on_exit(child.wait())
+        on_exit()
 
-    loop.add_reader(handle, reap)
+    loop.add_reader(handle, exited)
 
 
-def _watch_in_thread(
-    loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], on_exit: Callable[[int], None]
-) -> None:
+def _watch_in_thread(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]) -> None:
     def wait() -> None:
-        code = child.wait()
+        _wait_unreaped(pid)
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(on_exit, code)
+            loop.call_soon_threadsafe(on_exit)
 
     threading.Thread(target=wait, name="sandbox-agent-exit", daemon=True).start()
+
+
+def _wait_unreaped(pid: int) -> None:
+    """Wait for the exit of a child and leave it unreaped."""
+    if sys.platform == "darwin":  # which has waitid only since Python 3.13
+        queue = select.kqueue()
+        with contextlib.closing(queue), contextlib.suppress(ProcessLookupError):  # it has exited already
+            exit_of_child = select.kevent(
+                pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
+            )
+            queue.control([exit_of_child], 1)
+    else:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -35,14 +35,44 @@ def _has_tag(pid: str, needle: bytes) -> bool:
     return environ.startswith(needle) or b"\0" + needle in environ
 
 
-def signal_tree(group: int, tag: str, signum: signal.Signals) -> None:
-    """Send a signal to a process group and to the processes outside it that have the tag.
+def signal_tagged(tag: str, signum: signal.Signals) -> bool:
+    """Send a signal to the processes that have the tag; return whether there was one.
 
-    The group is the leader's pid, even after the leader has exited.
+    A process is signaled through a descriptor of its own, and only if it still has the tag once that is open:
+    its pid may belong to another process by then.
     """
+    found = find_tagged(tag)
+    for pid in found:
+        if (handle := open_tagged(pid, tag)) is not None:
+            try:
+                signal_handle(handle, signum)
+            finally:
+                os.close(handle)
+    return bool(found)
+
+
+def open_tagged(pid: int, tag: str) -> int | None:
+    """Return a pidfd of the process if it has the tag, else None. Only on Linux."""
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+    if _has_tag(str(pid), f"{TAG_VARIABLE}={tag}".encode()):
+        return handle
+    os.close(handle)
+    return None
+
+
+def signal_handle(handle: int, signum: signal.Signals) -> bool:
+    """Send a signal to the process of a pidfd; return whether it was there."""
+    try:
+        signal.pidfd_send_signal(handle, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def signal_group(leader: int, signum: signal.Signals) -> None:
+    """Send a signal to a process group whose leader is not reaped: afterwards its id may be another's."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signum)
-    for pid in find_tagged(tag):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(pid) != group:
-                os.kill(pid, signum)
+        os.killpg(leader, signum)

@@ -1,18 +1,37 @@
-"""A small process that kills orphaned agents after the server has died, even by SIGKILL (kill -9).
+"""A small process that starts the agents, and ends them when the server has died, even by SIGKILL (kill -9).
+
+On Linux it forks a keeper for each agent (see keeper), which ends the agent's tree by itself. Elsewhere the
+server starts the agents, and registers their process groups.
 
 The server holds the warden's stdin. When it closes, the warden kills every registered process group and, on
-Linux, every process that has the server's tag. The warden (warden_main) runs in its own session and uses
-only the standard library.
+Linux, every process that has the server's tag. The warden (warden_main) runs in its own session and uses only
+the standard library.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
+import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sandbox_agent.runtime.kept_child import KeptChild, send_command
 from sandbox_agent.runtime.pipes import PipeWriter
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.runtime")
+
+# A warden that does not end, or does not read, is killed after so long.
+CLOSE_SECONDS = 1.0
+SEND_SECONDS = 0.5
+# How long the warden may take to start an agent.
+START_SECONDS = 5.0
+# Whether the system has what a keeper needs: only Linux.
+KEEPS = sys.platform == "linux"
+_SOCKET_TYPE = socket.SOCK_SEQPACKET if KEEPS else socket.SOCK_STREAM
 
 
 class Warden:
@@ -24,6 +43,9 @@ class Warden:
         self._stdin: PipeWriter | None = None
         self._groups: set[int] = set()
         self._starting = asyncio.Lock()
+        self._started = asyncio.Event()
+        self._closing = False
+        self._commands: socket.socket | None = None
 
     async def ready(self) -> None:
         """Start the warden if it does not run. Call this before there is a process to watch.
@@ -48,19 +70,90 @@ class Warden:
         self._groups.discard(group)
         await self._send(f"-{group}\n")
 
+    async def start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str | os.PathLike[str] | None,
+        pipes: Sequence[int],
+    ) -> KeptChild:
+        """Start a command under a keeper. ``pipes`` are its stdin, stdout and stderr.
+
+        Raises:
+            OSError: The command or the warden cannot be started.
+        """
+        await self.ready()
+        for last in (False, True):
+            warden, commands = self._child, self._commands
+            assert warden is not None
+            assert commands is not None
+            try:
+                child = send_command(commands, argv, env, cwd, pipes)
+                await child.wait_started(START_SECONDS)
+            except (ConnectionError, BlockingIOError, TimeoutError) as error:  # it was killed, or hangs
+                if last:
+                    raise OSError(0, f"the warden does not start it ({error})") from error
+                logger.warning("the warden, process %d, does not start an agent: killing it", warden.pid)
+                self._kill(warden)
+                await warden.wait()
+                await self._restart(warden)
+            else:
+                return child
+        raise AssertionError
+
+    async def run(self) -> None:
+        """Start the warden again when it has ended. The owner runs this in a task until close()."""
+        while True:
+            await self._started.wait()
+            self._started.clear()
+            child = self._child
+            if child is None:
+                continue
+            code = await child.wait()
+            if self._closing:
+                return
+            logger.warning("the warden, process %d, has ended (%d): starting another", child.pid, code)
+            await self._restart(child)
+
+    async def _restart(self, ended: asyncio.subprocess.Process) -> None:
+        async with self._starting:
+            if self._child is not ended or self._closing:
+                return
+            try:
+                await self._start()
+            except OSError:
+                logger.exception("no warden: if this server is killed, its agents may outlive it")
+
     async def close(self) -> None:
-        """End the warden after a normal shutdown of the server."""
-        if self._child is None or self._stdin is None:
-            return
-        await self._send("=\n")
-        self._stdin.close()
-        await self._child.wait()
+        """End the warden after a normal shutdown of the server; one that hangs is killed."""
+        self._closing = True
+        self._started.set()
+        async with self._starting:  # one that is being started is ended, too
+            if self._child is not None and self._stdin is not None:
+                await self._end(self._child, self._stdin)
+            if self._commands is not None:
+                self._commands.close()
+
+    async def _end(self, child: asyncio.subprocess.Process, stdin: PipeWriter) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._send("=\n")
+                stdin.close()
+                await child.wait()
+        except TimeoutError:
+            logger.warning("the warden, process %d, does not end: killing it", child.pid)
+            stdin.close()
+            self._kill(child)
+            await child.wait()
 
     async def _start(self) -> None:
         read, write = os.pipe()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, _SOCKET_TYPE)
         try:
             self._child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-S", "-m", "sandbox_agent.runtime.warden_main", self.tag),
+                *([f"@{theirs.fileno()}"] if KEEPS else []),
+                pass_fds=[theirs.fileno()] if KEEPS else [],
                 stdin=read,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -69,21 +162,37 @@ class Warden:
             )
         except BaseException:
             os.close(write)
+            ours.close()
             raise
         finally:
             os.close(read)
+            theirs.close()
+        if self._commands is not None:
+            self._commands.close()
+        ours.setblocking(False)
+        self._commands = ours
         if self._stdin is not None:
             self._stdin.close()
         self._stdin = PipeWriter(write)
+        self._started.set()
         if self._groups:
             await self._send("".join(f"+{known}\n" for known in self._groups))
 
     async def _send(self, line: str) -> bool:
-        """Send a line and return whether a warden received it."""
-        if self._stdin is None:
+        """Send a line and return whether a warden received it. One that does not read is killed."""
+        if self._stdin is None or self._child is None:
             return False
         try:
-            await self._stdin.write(line.encode())
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._stdin.write(line.encode())
         except BrokenPipeError:
             return False
+        except TimeoutError:
+            logger.warning("the warden, process %d, does not read: killing it", self._child.pid)
+            self._kill(self._child)
+            return False
         return True
+
+    def _kill(self, child: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()

@@ -69,6 +69,11 @@ class Application:
             await self._state.bridge.close()
             await self._state.recorder.end_viewers()
 
+    @property
+    def loss(self) -> str:
+        """What is lost if the process ends now, in words."""
+        return "nothing is lost" if self._state is None else self._state.recorder.loss
+
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Open the store and serve while the context lasts; the lifespan of an ASGI server does the same.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -20,6 +23,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 DRAIN_SECONDS = 2
 # How often the times of connections are checked.
 CHECK_SECONDS = 1.0
+# The whole end of the server takes at most 8 s, whatever hangs: container runtimes send SIGKILL after 10 s.
+END_SECONDS = 7.5
 
 
 class _Server(uvicorn.Server):
@@ -28,6 +33,21 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Application) -> None:
         super().__init__(config)
         self._app = app
+        self._deadline: threading.Timer | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end. A thread of its own ends the process if that takes too long."""
+        if self._deadline is None:
+            self._deadline = threading.Timer(END_SECONDS, self._end_now)
+            self._deadline.daemon = True
+            self._deadline.start()
+        super().handle_exit(sig, frame)
+
+    def _end_now(self) -> None:
+        try:
+            logger.error("the server did not end within %g s: %s", END_SECONDS, self._app.loss)
+        finally:
+            os._exit(1)  # the warden ends what is left of the agents
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

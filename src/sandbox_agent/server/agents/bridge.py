@@ -23,7 +23,7 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.runtime.process import Process, SpawnError
-from sandbox_agent.runtime.warden import Warden
+from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.usage import overdue
@@ -78,6 +78,7 @@ class Bridge:
     async def run(self) -> AsyncGenerator[Bridge]:
         """Serve while the context lasts; at its end no agent runs."""
         async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
             self._tasks.start_soon(self._end_idle, self._tasks)
             try:
@@ -219,7 +220,12 @@ class Bridge:
         try:
             await self._warden.ready()  # first: from here on a killed server leaves no orphans
             process = await Process.spawn(
-                launch.argv, env=launch.env, without=SECRETS, cwd=launch.cwd, tag_prefix=self._tag
+                launch.argv,
+                env=launch.env,
+                without=SECRETS,
+                cwd=launch.cwd,
+                tag_prefix=self._tag,
+                warden=self._warden,
             )
         except SpawnError as error:
             raise StreamError(f"stream error: {error}", agent=agent) from error
@@ -238,17 +244,22 @@ class Bridge:
         return connection
 
     async def _run(self, connection: AgentConnection, group: int) -> None:
-        try:
-            await self._warden.watch(group)
-        except OSError:
-            logger.exception("no warden: if this server is killed, its agents may outlive it")
+        if not KEEPS:
+            await self._watch(group)
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
         try:
             await connection.run()
         finally:
-            await self._warden.release(group)
+            if not KEEPS:
+                await self._warden.release(group)
         await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
         logger.info("agent %s ended for %s", connection.agent, connection.server_id)
+
+    async def _watch(self, group: int) -> None:
+        try:
+            await self._warden.watch(group)
+        except OSError:
+            logger.exception("no warden: if this server is killed, its agents may outlive it")
 
     async def _remove_oldest_ended(self) -> None:
         ended = [connection for connection in self._connections.values() if not connection.alive]

@@ -160,6 +160,7 @@ class AgentConnection:
             tasks.start_soon(self._read_output)
             await self._process.wait()
             tasks.cancel_scope.cancel()
+        await self._process.sweep()  # first: a grandchild that writes would keep the pipe from draining
         self._end(await self._process.wait())
 
     async def _read_output(self) -> None:
@@ -188,7 +189,6 @@ class AgentConnection:
 
     def _end(self, status: ExitStatus) -> None:
         """Deliver what the process left in its pipes, then publish its exit, without a pause."""
-        self._process.sweep()  # first: a grandchild that keeps writing would keep the pipe from draining
         for data in self._process.stdout.read_leftover():
             self._deliver(self._framer.feed(data))
         self._deliver(self._framer.finish())

@@ -147,6 +147,12 @@ class Committer:
         batches = [self._batch] if self._in_flight is None else [self._in_flight, self._batch]
         return sum(len(batch.changes.envelopes) for batch in batches)
 
+    @property
+    def unstored_sessions(self) -> Sequence[str]:
+        """The sessions that have rows which are not stored."""
+        batches = [self._batch] if self._in_flight is None else [self._in_flight, self._batch]
+        return [session.session_id for batch in batches for session in list(batch.sessions)]
+
     def has_rows(self, session: PublishedSession) -> bool:
         """Return whether the next commit stores rows of that session."""
         return session in self._batch.sessions

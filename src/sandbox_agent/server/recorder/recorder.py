@@ -27,7 +27,9 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # How long the end of the server waits for a store that fails, or that does nothing at all.
 REFUSED_SECONDS = 2.0
-STALLED_SECONDS = 10.0
+STALLED_SECONDS = 4.0
+# How many sessions the log names when their events are lost.
+SHOWN_SESSIONS = 20
 
 
 def _now_ms() -> int:
@@ -59,6 +61,7 @@ class Recorder:
         self._committer = Committer(
             store, on_stored=self._queue.release, on_recovery=self._add_recovery_event
         )
+        self._gave_up_at: int | None = None
         self._worker = Worker(self._queue, self._registry, self._committer, store, clock)
 
     @asynccontextmanager
@@ -318,15 +321,25 @@ class Recorder:
         """Wait until everything is stored, or the store does nothing."""
         begun = time.monotonic()
         commits = self._committer.commits
+        if self._gave_up_at == commits:  # the end waits once only
+            return
         while len(self._queue) or self._worker.busy or not self._committer.idle:
             await anyio.sleep(0.005)
             now = time.monotonic()
             if self._committer.commits != commits:
                 begun, commits = now, self._committer.commits
             if now - begun > (REFUSED_SECONDS if self.degraded is not None else STALLED_SECONDS):
-                lost = self._queue.unstored + self._worker.unstored + self._committer.unstored
-                logger.error("the store does not work: %d envelopes are lost (%s)", lost, self.degraded)
+                self._gave_up_at = commits
+                logger.error("the store does not work: %s (%s)", self.loss, self.degraded)
                 return
+
+    @property
+    def loss(self) -> str:
+        """What is lost if the server ends now, in words."""
+        count = self._queue.unstored + self._worker.unstored + self._committer.unstored
+        names = sorted({*self._committer.unstored_sessions, *self._worker.unstored_sessions})
+        shown = ", ".join(names[:SHOWN_SESSIONS]) + (", ..." if len(names) > SHOWN_SESSIONS else "")
+        return f"{count} envelopes are lost" + (f", of the sessions {shown}" if names else "")
 
 
 async def _within(scope: anyio.CancelScope, run: Callable[[], Awaitable[None]]) -> None:

@@ -98,6 +98,11 @@ class Worker:
         """How many envelopes have rows that the committer does not have yet."""
         return sum(isinstance(row, EnvelopeRow) for rows in self._rows.values() for row in rows)
 
+    @property
+    def unstored_sessions(self) -> Sequence[str]:
+        """The sessions of these rows."""
+        return [session.session_id for session in list(self._rows)]
+
     def uses(self, session: RecordedSession) -> bool:
         """Return whether a connection has the session open, or rows of it are not stored."""
         return self._is_open(session) or session in self._rows or self._committer.has_rows(session)

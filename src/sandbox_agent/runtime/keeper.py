@@ -1,0 +1,178 @@
+"""The parent of one agent: it starts the agent, and ends everything that the agent has started.
+
+The warden forks a keeper for each agent. A keeper is a subreaper: a process of the agent whose parent has
+ended becomes its child, whatever session, group and environment it has. So the keeper kills only its own
+children, whose pids cannot be reused before it reaps them, again and again until it has none.
+
+It talks with the server over a socket of whole messages. The server sends ``T`` (SIGTERM to the tree) and
+``K`` (SIGKILL); the keeper sends that the agent was started, and how it ended. It closes its end of it
+when no process is left. When the server's end is closed, the keeper kills the tree.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Collection
+
+_PR_SET_CHILD_SUBREAPER = 36
+# Seconds after which a process that does not end although it was killed is left to the parent of the keeper.
+_KILL_SECONDS = 5.0
+_PAUSE = 0.002
+
+
+def become_subreaper() -> bool:
+    """Become the parent of descendants whose parent has ended; return whether the system has that (Linux)."""
+    try:
+        return ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    except (AttributeError, OSError):
+        return False
+
+
+def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
+    """Start an agent, and return when it and all that it has started have ended.
+
+    Args:
+        control: the socket to the server.
+        command: a file with the command as JSON: ``argv``, ``env`` and ``cwd``.
+        pipes: the agent's stdin, stdout and stderr.
+    """
+    os.setsid()
+    become_subreaper()
+    wakeup, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, ignore)
+    with open(command, "rb") as file:
+        request = json.load(file)
+    try:
+        # The result is kept: it must not be reaped by anything but _Tree.
+        agent = subprocess.Popen(  # noqa: S603 - the server's command
+            request["argv"],
+            stdin=pipes[0],
+            stdout=pipes[1],
+            stderr=pipes[2],
+            env=request["env"],
+            cwd=request["cwd"],
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})
+        return
+    finally:
+        for fd in pipes:
+            os.close(fd)
+    _send(control, {"pid": agent.pid, "keeper": os.getpid()})
+    tree = _Tree(control, agent.pid)
+    while tree.reap():
+        readable, _, _ = select.select([control, wakeup], [], [])
+        if wakeup in readable:
+            os.read(wakeup, 4096)
+        if control in readable:
+            with contextlib.suppress(ConnectionError):
+                if control.recv(16) == b"T":
+                    tree.terminate()
+                    continue
+            tree.kill()  # that is what the server says, or it is gone
+
+
+class _Tree:
+    """The agent and its descendants."""
+
+    def __init__(self, control: socket.socket, leader: int) -> None:
+        self._control = control
+        self._leader = leader
+        self._ended = False
+
+    def reap(self) -> bool:
+        """Reap the children that have ended, and return whether there are others.
+
+        With the leader, all the others end.
+        """
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if ended.si_pid != self._leader:
+                    os.waitpid(ended.si_pid, 0)
+                    continue
+                self._signal_group(signal.SIGKILL)
+                _, status = os.waitpid(self._leader, 0)
+                self._ended = True
+                kill_children(())
+                _send(self._control, {"code": os.waitstatus_to_exitcode(status)})
+                return False
+            return True
+        return False
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the tree, the group first."""
+        if not self._ended:
+            self._signal_group(signal.SIGTERM)
+        _signal_descendants(os.getpid(), self._leader, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL to the leader; reap() ends the rest with it."""
+        if not self._ended:
+            self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, signum: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._leader, signum)
+
+
+def ignore(_signum: int, _frame: object) -> None:
+    """Handle a signal by doing nothing. Unlike SIG_IGN, a handler is not inherited by a command."""
+
+
+def kill_children(others: Collection[int]) -> None:
+    """Kill and reap the children of this process but ``others``, and theirs as they become its children."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (children := [pid for pid in children_of(os.getpid()) if pid not in others]) and (
+        time.monotonic() < deadline
+    ):
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)  # its pid is its own until it is reaped, below
+        for pid in children:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    time.sleep(_PAUSE)
+
+
+def _signal_descendants(parent: int, group: int, signum: signal.Signals) -> None:
+    """Signal the descendants outside the group, each by a descriptor, opened while its parent is there."""
+    for pid in children_of(parent):
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            if pid not in children_of(parent):
+                continue  # the descriptor may be another process's
+            if os.getpgid(pid) != group:
+                signal.pidfd_send_signal(handle, signum)
+            _signal_descendants(pid, group, signum)
+        except (ProcessLookupError, PermissionError):
+            continue
+        finally:
+            os.close(handle)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the pids of a process's children."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names suffice
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - short
+                found += map(int, file.read().split())
+    return found
+
+
+def _send(control: socket.socket, message: dict[str, int | str]) -> None:
+    with contextlib.suppress(OSError):  # the server is gone
+        control.send(json.dumps(message).encode())

@@ -1,0 +1,179 @@
+"""An agent under a keeper: nothing that it has started escapes, whatever it does and whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sandbox_agent.runtime.process import ExitStatus, Process, SpawnError
+from sandbox_agent.runtime.warden import Warden
+from tests.runtime.children import alive, gone, program
+
+pytestmark = pytest.mark.anyio
+
+# Descendants that have left the group, the session, the environment and their parent, and ignore SIGTERM.
+BODY = """
+code = 'import os, signal, time; signal.signal(15, 1); os.write(1, b"%d " % os.getpid()); time.sleep(600)'
+for double in (False, True):
+    command = ['setsid', 'env', '-i', sys.executable, '-c', code]
+    if double:
+        command = ['sh', '-c', '"$@" & exit 0', 'sh', *command]
+    subprocess.Popen(command, start_new_session=True)
+for depth in range(2):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.execve(sys.executable, ['x', '-c', code], {})
+signal.signal(15, signal.SIG_IGN)
+time.sleep(600)
+"""
+ESCAPED = 4
+SERVER = """
+import asyncio, sys
+from sandbox_agent.runtime.process import Process
+from sandbox_agent.runtime.warden import Warden
+
+async def main():
+    warden = Warden("keeper-test-server")
+    process = await Process.spawn(sys.argv[1:], warden=warden)
+    print(process.pid, flush=True)
+    while data := await process.stdout.read():
+        print(data.decode(), end="", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def warden() -> AsyncGenerator[Warden]:
+    warden = Warden("keeper-test")
+    yield warden
+    await warden.close()
+
+
+async def escaped(process: Process) -> list[int]:
+    """Return the pids of the descendants when all of them run."""
+    text = b""
+    with anyio.fail_after(30):
+        while len(text.split()) < ESCAPED or not text.endswith(b" "):
+            text += await process.stdout.read()
+    return [int(pid) for pid in text.split()]
+
+
+async def test_descendants_that_left_everything_end_with_the_agent(warden: Warden) -> None:
+    process = await Process.spawn(program(BODY), warden=warden)
+    tree = [process.pid, *await escaped(process)]
+    assert all(alive(pid) for pid in tree)
+    with anyio.fail_after(10):
+        assert await process.stop() == ExitStatus(None, signal.SIGKILL)
+    process.close()
+    assert gone(tree)
+
+
+async def test_descendants_that_left_everything_end_when_the_agent_exits(warden: Warden) -> None:
+    process = await Process.spawn(program(BODY), warden=warden)
+    tree = [process.pid, *await escaped(process)]
+    os.kill(process.pid, signal.SIGKILL)
+    with anyio.fail_after(10):
+        assert await process.wait() == ExitStatus(None, signal.SIGKILL)
+        await process.stop()
+    process.close()
+    assert gone(tree)
+
+
+async def test_an_agent_goes_on_when_the_warden_is_killed_and_its_tree_ends_with_it(warden: Warden) -> None:
+    process = await Process.spawn(program(BODY), warden=warden)
+    tree = [process.pid, *await escaped(process)]
+    os.kill(await _parent(await _parent(process.pid)), signal.SIGKILL)
+    other = await Process.spawn(["cat"], warden=warden)  # by another warden
+    assert all(alive(pid) for pid in tree)
+    with anyio.fail_after(10):
+        await process.stop()
+        await other.stop()
+    process.close()
+    other.close()
+    assert gone(tree)
+
+
+@pytest.mark.parametrize("with_warden", [False, True])
+async def test_nothing_is_left_when_the_server_is_killed_also_together_with_its_warden(
+    with_warden: bool,
+) -> None:
+    server = await anyio.open_process([sys.executable, "-c", SERVER, *program(BODY)], stderr=None)
+    async with server:
+        assert server.stdout is not None
+        text = b""
+        with anyio.fail_after(30):
+            while len(text.split()) < ESCAPED + 1 or not text.endswith(b" "):
+                text += await server.stdout.receive()
+        tree = [int(pid) for pid in text.split()]
+        keeper = await _parent(tree[0])
+        warden = await _parent(keeper)
+        if with_warden:
+            os.kill(warden, signal.SIGKILL)
+        server.kill()
+        await server.wait()
+        assert gone([*tree, keeper, warden])
+
+
+async def test_an_agent_ends_when_its_keeper_is_killed(warden: Warden) -> None:
+    process = await Process.spawn(program(BODY), warden=warden)
+    tree = [process.pid, *await escaped(process)]
+    os.kill(await _parent(process.pid), signal.SIGKILL)
+    with anyio.fail_after(10):
+        assert await process.wait() == ExitStatus(None, signal.SIGKILL)
+        await process.stop()
+    process.close()
+    assert gone(tree)
+
+
+async def test_a_keeper_that_hangs_does_not_hold_up_the_end_of_its_agent(warden: Warden) -> None:
+    process = await Process.spawn(program(BODY), warden=warden)
+    tree = [process.pid, *await escaped(process)]
+    os.kill(await _parent(process.pid), signal.SIGSTOP)
+    with anyio.fail_after(10):
+        assert await process.stop() == ExitStatus(None, signal.SIGKILL)
+    process.close()
+    assert gone(tree)
+
+
+async def test_a_command_that_cannot_be_started_is_an_error(warden: Warden, tmp_path: Path) -> None:
+    for command in (["/no/such/program"], [str(tmp_path)], ["a\0b"]):
+        with pytest.raises(SpawnError, match="can't start"):
+            await Process.spawn(command, warden=warden)
+
+
+async def test_an_agent_has_default_signals_and_no_descriptor_of_the_warden(warden: Warden) -> None:
+    body = "print(signal.getsignal(15) == signal.getsignal(1) == signal.SIG_DFL, os.listdir('/proc/self/fd'))"
+    process = await Process.spawn(program(body), warden=warden)
+    with anyio.fail_after(10):
+        assert (await process.stdout.read()).decode().strip() == "True ['0', '1', '2', '3']"
+        assert await process.stop() == ExitStatus(0, None)
+    process.close()
+
+
+async def _parent(pid: int) -> int:
+    stat = await anyio.Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+async def test_a_warden_that_hangs_is_replaced_when_an_agent_is_started(
+    warden: Warden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await Process.spawn(["cat"], warden=warden)
+    hanging = await _parent(await _parent(first.pid))
+    os.kill(hanging, signal.SIGSTOP)
+    monkeypatch.setattr("sandbox_agent.runtime.warden.START_SECONDS", 3)
+    with anyio.fail_after(30):
+        second = await Process.spawn(["cat"], warden=warden)
+        for process in (first, second):
+            await process.stop()
+            process.close()
+    assert gone([hanging, first.pid, second.pid])
