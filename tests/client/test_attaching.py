@@ -28,7 +28,7 @@ from tests.client.conftest import Front
 from tests.client.programs import Program, agents, envelopes, server_events
 from tests.support.effort import repeats
 from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
-from tests.support.servers import ServerProcess, our_server, published_server
+from tests.support.servers import ServerProcess, descendants, our_server, published_server
 
 pytestmark = pytest.mark.anyio
 
@@ -236,9 +236,9 @@ async def test_a_client_on_another_machine_that_is_connected_keeps_its_session(
 
 def kill_agents(server: ServerProcess) -> None:
     """Kill the agents that the server has started."""
-    for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+    for pid in descendants(server.pid):
         if b"agents.mock" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 async def test_an_agent_that_has_exited_meanwhile_is_heard_to_its_end(

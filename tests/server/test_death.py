@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -16,25 +15,14 @@ import pytest
 
 from tests.runtime.children import alive, gone
 from tests.server.talk import Talk, envelope, talk
-from tests.support.servers import ServerProcess, put_launcher
+from tests.support.servers import ServerProcess, descendants, put_launcher
 
 pytestmark = pytest.mark.anyio
 
 
-def children(pid: int) -> list[int]:
-    """Return the children of a process, and theirs: the warden, the keepers and the agents of a server."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as below
-            with open(f"/proc/{pid}/task/{task}/children") as file:  # noqa: PTH123 - refused in async tests
-                for child in map(int, file.read().split()):
-                    found += [child, *children(child)]
-    return found
-
-
 def agent_of(server: ServerProcess) -> int:
     """Return the pid of the newest mock agent."""
-    for pid in reversed(children(server.pid)):
+    for pid in reversed(descendants(server.pid)):
         with open(f"/proc/{pid}/cmdline") as file:  # noqa: PTH123
             if "agents.mock" in file.read():
                 return pid

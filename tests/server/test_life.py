@@ -18,9 +18,8 @@ import pytest
 
 from tests.runtime.children import gone
 from tests.server.talk import Talk, envelope, talk
-from tests.server.test_death import children
 from tests.server.test_stream import descriptors
-from tests.support.servers import ServerProcess, our_server, put_launcher
+from tests.support.servers import ServerProcess, descendants, our_server, put_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +36,7 @@ async def test_a_signal_drains_the_server_and_leaves_no_child(
             await talking.prompt("deaf")
             await stream.until('"id":4')
             grandchild = int(stream.texts.split("process ")[1].split()[0])
-            tree = [*children(server.pid), grandchild]
+            tree = [*descendants(server.pid), grandchild]
             assert len(tree) >= 3  # the agent, the warden, the grandchild
             prompt = talking.start("stall")
             idle = Talk(talking.client, "idle")
@@ -65,7 +64,7 @@ async def test_a_viewer_that_never_reads_does_not_hold_up_the_end(tmp_path: Path
 async def test_a_warden_that_is_stopped_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with our_server(tmp_path) as server:
         async with talk(server):
-            tree = children(server.pid)
+            tree = descendants(server.pid)
             warden = tree[0]  # the parent of the others
             assert _is(warden, b"warden_main")
             os.kill(warden, signal.SIGSTOP)
@@ -79,7 +78,7 @@ async def test_a_server_that_hangs_at_its_end_is_ended_within_8_seconds(tmp_path
     )
     with our_server(tmp_path, env={"PYTHONPATH": str(tmp_path)}) as server:
         async with talk(server):
-            tree = children(server.pid)
+            tree = descendants(server.pid)
             assert await anyio.to_thread.run_sync(server.stop) == 1
             assert gone(tree)
         assert "the server did not end within 7.5 s: 0 envelopes are lost" in server.log.read_text()
@@ -94,7 +93,7 @@ async def test_a_killed_server_leaves_no_agent_and_no_grandchild(tmp_path: Path,
                 await talking.prompt("deaf")
             await stream.until('"id":4' if deaf else '"id":3')
             grandchild = int(stream.texts.split("process ")[1].split()[0])
-            tree = [*children(server.pid), grandchild]
+            tree = [*descendants(server.pid), grandchild]
             server.kill()
             assert gone(tree)
             server.start()  # for the end of the talk
@@ -107,9 +106,9 @@ def test_an_agent_that_was_just_started_is_ended_with_a_killed_server(tmp_path: 
             connection = http.client.HTTPConnection("127.0.0.1", server.port)
             headers = {"content-type": "application/json"}
             connection.request("POST", "/v1/acp/x?agent=mock", b'{"id":1,"method":"x"}', headers)
-            while not any(_is(pid, b"agents.mock") for pid in children(server.pid)):
+            while not any(_is(pid, b"agents.mock") for pid in descendants(server.pid)):
                 pass
-            tree = children(server.pid)
+            tree = descendants(server.pid)
             server.kill()
             connection.close()
             assert gone(tree)
@@ -193,7 +192,7 @@ async def test_a_server_that_ends_while_it_asks_an_agent_leaves_none(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ask)
                 with anyio.fail_after(20):
-                    while not (tree := [pid for pid in children(server.pid) if _is(pid, b"sleep")]):
+                    while not (tree := [pid for pid in descendants(server.pid) if _is(pid, b"sleep")]):
                         await anyio.lowlevel.checkpoint()
                 begun = time.monotonic()
                 assert await anyio.to_thread.run_sync(server.stop) == 0

@@ -18,7 +18,7 @@ from typing import Self
 
 from tests.support.npm import rust_server
 
-__all__ = ["ServerProcess", "free_port", "our_server", "published_server", "put_launcher"]
+__all__ = ["ServerProcess", "descendants", "free_port", "our_server", "published_server", "put_launcher"]
 
 HEALTHY_SECONDS = 20.0
 
@@ -46,6 +46,17 @@ def put_launcher(data_home: Path, agent: str, command: Sequence[str]) -> None:
     ):
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the children of a process, and theirs: the warden, the keepers and the agents of a server."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as below
+            with open(f"/proc/{pid}/task/{task}/children") as file:  # noqa: PTH123 - refused in async tests
+                for child in map(int, file.read().split()):
+                    found += [child, *descendants(child)]
+    return found
 
 
 class ServerProcess:

@@ -24,14 +24,14 @@ class KeptChild:
     """
 
     def __init__(self, control: socket.socket) -> None:
-        self.pid = 0
+        self.pid: int = 0
         self._keeper = 0
         self._control = control
         self._on_exit: Callable[[int], None] | None = None
         self._code: int | None = None
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self.gone = asyncio.Event()
+        self.gone: asyncio.Event = asyncio.Event()
         control.setblocking(False)
         self._loop.add_reader(control.fileno(), self._receive)
 

@@ -17,8 +17,7 @@ import pytest
 
 from sandbox_agent.engine.restore.history import OPENING
 from tests.server.sessions.stack import Stack, running
-from tests.server.test_death import children
-from tests.support.servers import ServerProcess, free_port, our_server, put_launcher
+from tests.support.servers import ServerProcess, descendants, free_port, our_server, put_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -336,7 +335,7 @@ async def test_no_agent_is_left_when_the_server_ends_in_the_middle_of_everything
                 await stack.say("stall", f"s{number}")
                 await stack.say("echo x", f"s{number}")
                 await stack.until("turn.started", f"s{number}")
-            pids = {pid for pid in children(os.getpid()) if b"mock" in _command(pid)}
+            pids = {pid for pid in descendants(os.getpid()) if b"mock" in _command(pid)}
     assert len(pids) == 3
     assert not [pid for pid in pids if b"mock" in _command(pid)]
 
