@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sandbox_agent.cli.output import print_table
+from sandbox_agent.cli.output import echo_document, print_table
 
 ID = "a-long-session-id-" * 8
 ROWS = [["a", "mock", "7", ""], ["b\x1b[2J[red]", "claude", "1,234", "destroyed"], [ID, "mock", "1", ""]]
@@ -49,3 +49,29 @@ def test_a_table_on_a_terminal_fits_it_with_rich(monkeypatch: pytest.MonkeyPatch
     assert "b[2J[red]" in shown
     assert "\x1b[2J" not in shown
     assert "".join(line.split()[0] for line in shown.splitlines() if line.split()[:1]).count("long") == 8
+
+
+class Stdout(io.TextIOWrapper):
+    """A standard output that may be a terminal."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        self.written = io.BytesIO()
+        super().__init__(self.written, encoding="utf-8")
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"),
+    [(True, "a[2Jb31m\tc\n"), (False, "a\x1b[2Jb\x9b31m\tc\x7f\n")],
+)
+def test_a_document_does_not_control_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str
+) -> None:
+    stdout = Stdout(is_terminal=is_terminal)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    echo_document("a\x1b[2Jb\x9b31m\tc\x7f".encode())
+    stdout.flush()
+    assert stdout.written.getvalue().decode() == shown

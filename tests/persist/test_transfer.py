@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -283,7 +284,7 @@ async def test_an_export_imports_into_any_store_equal(
     source: SessionPersistDriver, target: SessionPersistDriver
 ) -> None:
     lines = await lines_of(source)
-    done = await import_lines(target, lines)
+    done = await import_lines(target, [codecs.BOM_UTF8 + lines[0], *lines[1:]])  # as Windows programs save it
     assert (done.sessions, done.events, done.stored, done.complete) == (3, 1_506, 1_506, True)
     assert await content(target) == await content(source)
     done = await import_lines(target, lines)

@@ -160,8 +160,11 @@ async def test_health_says_so_when_nothing_but_a_message_has_met_the_store_and_r
             await chat.create()
             await chat.turn("echo before")
             with locked(path):
-                assert (await chat.post("messages", "echo refused")).is_server_error
+                refused = await chat.post("messages", "echo refused")
+                assert refused.is_server_error
+                assert str(tmp_path) not in refused.text
                 found = (await client.get("/v1/health")).json()
+                assert str(tmp_path) not in str(found)
                 assert (found["status"], found["store"]) == ("ok", "degraded")
                 assert "locked" in found["reason"]
                 again = await chat.post("messages", "echo refused again")
@@ -200,6 +203,14 @@ async def test_a_file_that_was_taken_away_is_reported_while_nobody_stores_anythi
                 pass
             while "the store is degraded: the store" not in server.log.read_text():
                 await client.get("/v1/health")
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/tmp"])
+async def test_a_store_that_is_not_a_file_is_refused(path: str) -> None:
+    with pytest.raises(PersistError, match="is not a file"):
+        async with open_store(f"sqlite:{path}"):
+            pass
+    assert not await anyio.Path(f"{path}.lock").exists()
 
 
 async def test_a_store_is_waited_for(tmp_path: Path) -> None:

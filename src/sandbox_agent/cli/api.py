@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sandbox_agent.cli.output import open_output
+from sandbox_agent.cli.output import echo_document, open_output
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
 
@@ -208,10 +208,11 @@ def export(*, remote: Remote, session_id: str, format_: ExportFormat, output: Pa
 
     async def export_document(api: ServerSessions) -> None:
         document = await api.export(session_id, format=format_)
+        if output is None:
+            echo_document(document)
+            return
         with open_output(output) as file:
             file.write(document)
-            if output is None and not document.endswith(b"\n"):
-                file.write(b"\n")
 
     run_remote(remote, export_document)
 
@@ -273,8 +274,8 @@ async def _print_json(response: Awaitable[object]) -> None:
 async def _print_events(stream: AsyncGenerator[UniversalEvent]) -> None:
     async with contextlib.aclosing(stream):
         async for event in stream:
-            click.echo(encode_event(event))
+            echo_document(encode_event(event))
 
 
 def _echo_json(document: object) -> None:
-    click.echo(msgspec.json.encode(document))
+    echo_document(msgspec.json.encode(document))

@@ -27,6 +27,13 @@ def printable(text: str) -> str:
     return text.translate(_STRIPPED)
 
 
+def echo_document(document: bytes) -> None:
+    """Write a document to stdout, and a newline if it has none; on a terminal without control characters."""
+    if sys.stdout.isatty():
+        document = printable(document.decode("utf-8", "replace")).encode()
+    click.echo(document, nl=not document.endswith(b"\n"))
+
+
 class Screen:
     """Writes streamed text, and whole lines between the pieces.
 

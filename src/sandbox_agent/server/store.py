@@ -250,6 +250,8 @@ def _open_lock(path: Path) -> IO[bytes]:
     try:
         # One lock, whatever symbolic links lead to the file.
         target = path.resolve()
+        if target.exists() and not target.is_file():
+            raise PersistError(f"the store '{path}' is not a file: name a file")
         lock = target.with_name(target.name + ".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         return lock.open("wb")

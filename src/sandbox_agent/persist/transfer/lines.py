@@ -7,6 +7,7 @@ other programs write them, and lines that are a bare record.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -136,9 +137,11 @@ async def import_lines(
     work = _Import(target, agent, on_progress)
     number = 0
     try:
-        for number, line in enumerate(lines, 1):  # noqa: B007 - the errors below name the line
-            if line.strip():
-                await work.read_line(line)
+        for number, line in enumerate(lines, 1):
+            # Windows programs put a byte order mark in front.
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                await work.read_line(text)
     except _DamagedError as error:
         await work.flush()
         await work.finish()

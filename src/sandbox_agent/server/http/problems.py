@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,7 @@ from sandbox_agent.wire.jsonrpc import dumps
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PROBLEM_JSON = "application/problem+json"
+_STORE_PATH = re.compile(r"the store '[^']*'")
 # The recorder tries a store that failed about as often.
 RETRY_AFTER_SECONDS = 1
 
@@ -46,7 +48,7 @@ def error_response(request: str, error: Exception) -> Response:
     if isinstance(error, ProblemError):
         return problem_response(error)
     if isinstance(error, PersistError):
-        return problem_response(StoreUnavailableError(f"store unavailable: {error}"))
+        return problem_response(StoreUnavailableError(f"store unavailable: {without_path(str(error))}"))
     logger.error("%s failed", request, exc_info=error)
     return _response(
         {
@@ -56,6 +58,11 @@ def error_response(request: str, error: Exception) -> Response:
             "detail": "an unexpected error; see the server's log for details",
         }
     )
+
+
+def without_path(text: str) -> str:
+    """Return the text of an error of the store without the store's path, which is for the log only."""
+    return _STORE_PATH.sub("the store", text)
 
 
 def status_problem(status: HTTPStatus, why: str, headers: dict[str, str]) -> Response:

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox_agent.server.http.operations import Answer, Operation
+from sandbox_agent.server.http.problems import without_path
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
 
@@ -41,8 +42,9 @@ async def get_v1_health(request: Request) -> Response:
     """
     state = state_of(request)
     reason = state.recorder.degraded or state.bridge.spiller.degraded or state.store.trouble
-    store = None if reason is None else "degraded"
-    return json_response(HealthResponse(status="ok", store=store, reason=reason))
+    if reason is None:
+        return json_response(HealthResponse(status="ok"))
+    return json_response(HealthResponse(status="ok", store="degraded", reason=without_path(reason)))
 
 
 @Operation(
