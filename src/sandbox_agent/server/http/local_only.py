@@ -78,14 +78,16 @@ class LocalOnly:
 
     def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        host = headers.get(b"host")
-        if host is not None and not self._hosts.allows(host):
+        foreign = [
+            value for name, value in scope["headers"] if name == b"host" and not self._hosts.allows(value)
+        ]
+        if foreign:
             return HTTPStatus.MISDIRECTED_REQUEST, (
-                f"this server has no token and serves only this machine, not '{host.decode('latin-1')}': use "
-                "http://127.0.0.1, or start it with --allow-host NAME or with a token"
+                f"this server has no token and serves this machine, not {foreign[0].decode('latin-1')!r}: "
+                "use http://127.0.0.1, or start it with --allow-host NAME or with a token"
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if self._allows_origin(origin, host or b""):
+        if self._allows_origin(origin, headers.get(b"host", b"")):
             return None
         if origin or headers.get(b"sec-fetch-site") == b"cross-site":
             return HTTPStatus.FORBIDDEN, (
