@@ -11,9 +11,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
 
+from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from tests.hostile.kit import connect, read_all, read_status, resident_bytes, send_until_closed
 from tests.support.effort import SOAK
 from tests.support.servers import ServerProcess, our_server
@@ -107,6 +111,46 @@ def test_a_client_that_does_not_read_loses_its_connection(tmp_path: Path) -> Non
             except ConnectionError:
                 is_closed = True
         assert is_closed
+
+
+class Transport:
+    """A transport whose client reads as the test says."""
+
+    def __init__(self) -> None:
+        self.size, self.aborted = 0, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.size
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(
+    ("reads", "aborted"),
+    [("drains it, and it is full again", False), ("some of it", False), ("nothing", True)],
+)
+def test_a_client_keeps_its_connection_while_it_reads(reads: str, aborted: bool) -> None:
+    transport = Transport()
+    protocol: Any = LimitedProtocol.__new__(LimitedProtocol)
+    protocol._limits, protocol._rejection, protocol._head_since = ServerConfig(write_timeout=60), None, None
+    protocol._unwritten, protocol._unwritten_since = 0, 0.0
+    protocol.transport, protocol.flow = transport, FlowControl(cast("Any", transport))
+    for second in range(200):
+        protocol.pause_writing()
+        transport.size = 900_000 - second if reads == "some of it" else 70_000 + second * 100
+        if reads == "nothing":
+            transport.size = 70_000
+        protocol.check_times(float(second))
+        if reads == "drains it, and it is full again":
+            protocol.resume_writing()
+    assert transport.aborted is aborted
 
 
 def test_more_requests_at_once_than_are_answered_end_the_connection(server: ServerProcess) -> None:

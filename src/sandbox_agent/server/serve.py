@@ -24,7 +24,9 @@ DRAIN_SECONDS = 2
 # How often the times of connections are checked.
 CHECK_SECONDS = 1.0
 # The whole end of the server takes at most 8 s, whatever hangs: container runtimes send SIGKILL after 10 s.
-END_SECONDS = 7.5
+END_SECONDS = 7.0
+# How long the log of what is lost may take then.
+LOG_SECONDS = 0.5
 
 
 class _Server(uvicorn.Server):
@@ -44,10 +46,14 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _end_now(self) -> None:
-        try:
-            logger.error("the server did not end within %g s: %s", END_SECONDS, self._app.loss)
-        finally:
-            os._exit(1)  # the warden ends what is left of the agents
+        # What reads the log may hang, too.
+        log = threading.Thread(target=self._log_loss, daemon=True)
+        log.start()
+        log.join(LOG_SECONDS)
+        os._exit(1)  # the warden ends what is left of the agents
+
+    def _log_loss(self) -> None:
+        logger.error("the server did not end within %g s: %s", END_SECONDS, self._app.loss)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

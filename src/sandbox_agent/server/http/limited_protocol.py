@@ -178,6 +178,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write(_raw_response(status_problem(status, why, headers)))
         self.transport.close()
 
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwritten = 0  # the client has read, even if the buffer is full again at the next check
+
     def check_times(self, now: float) -> None:
         """Close the connection if a head takes too long, or the client does not read."""
         limits = self._limits
@@ -194,9 +198,10 @@ class LimitedProtocol(HttpToolsProtocol):
         size = self.transport.get_write_buffer_size()
         waits = size and (self.flow.write_paused or self.transport.is_closing())
         if not waits or size < self._unwritten or not self._unwritten:
-            self._unwritten, self._unwritten_since = size if waits else 0, now
+            self._unwritten_since = now
         elif now - self._unwritten_since > limits.write_timeout:
             self.transport.abort()
+        self._unwritten = size if waits else 0
 
 
 def _raw_response(response: Response) -> bytes:
