@@ -23,7 +23,7 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.engine.handshake import is_lost_session
+from sandbox_agent.engine.handshake import is_lost_session_error
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import (
     AgentProcessExitedError,
@@ -400,7 +400,7 @@ class Connection:
                 self._bind_opened(line, session, pending, pending.opens)
             event = session.journal.append("agent", [line], self.connection_id, [received.event_id])
             error = (Answer.read(line).error if b'"error"' in line else None) or {}
-            lost = is_lost_session(str(error.get("message")), error.get("data"))
+            lost = is_lost_session_error(error)
             if pending.outgoing.retried or not lost:
                 pending.outgoing.answer_event = event  # else the request is sent again
             touched.add(session.journal)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from sandbox_agent.wire.jsonrpc import members
+
 _PROTOCOL_VERSION = 1
 # Methods that read credentials from the agent's environment and need no user.
 _AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})
@@ -37,6 +39,12 @@ def auth_method(initialized: Mapping[str, Any]) -> str | None:
         if isinstance(method_id, str) and method_id in _AUTH_METHODS:
             return method_id
     return None
+
+
+def is_lost_session_error(error: object) -> bool:
+    """Return whether the ``error`` of a response says that the agent does not know the session."""
+    fields = members(error)
+    return is_lost_session(str(fields.get("message") or error), fields.get("data"))
 
 
 def is_lost_session(message: str, data: object = None) -> bool:

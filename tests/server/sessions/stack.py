@@ -81,6 +81,13 @@ class Stack:
             and event["data"]["item"]["kind"] == "message"
         ]
 
+    async def last_prompt(self, name: str = "s") -> str:
+        """Return the text of the newest prompt that was sent to the agent, with what precedes the message."""
+        live = await self.recorder.open(name)
+        rows = await self.store.newest_envelopes(live.row.key, limit=1000)
+        sent = [json.loads(row.data) for row in rows if b'"session/prompt"' in row.data]
+        return "\n".join(block["text"] for block in sent[-1]["params"]["prompt"])
+
     async def statuses(self, label: str, name: str = "s") -> list[JsonObject]:
         """Return the status parts of that label."""
         return [

@@ -1,10 +1,16 @@
-"""An agent that ends no turn on "go", ignores session/cancel, and loses its session on "lose"."""
+"""An agent that ends no turn on "go" and ignores session/cancel.
+
+It loses its session after "lose", and whenever it is sent "never". While there is a file ``closed`` in the
+session's folder, it does not answer session/new.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 
@@ -21,8 +27,10 @@ def main() -> None:
         message = json.loads(line)
         method = message.get("method")
         if method == "session/new":
+            while (Path(message["params"]["cwd"]) / "closed").exists():
+                time.sleep(0.01)
             send({"id": message["id"], "result": {"sessionId": f"stubborn-{os.getpid()}"}})
-        elif method == "session/prompt" and lost:
+        elif method == "session/prompt" and (lost or message["params"]["prompt"][-1]["text"] == "never"):
             send({"id": message["id"], "error": "Session not found"})
         elif method == "session/prompt":
             session, text = message["params"]["sessionId"], message["params"]["prompt"][-1]["text"]

@@ -57,15 +57,72 @@ async def test_an_agent_that_ends_its_turn_in_time_keeps_running(tmp_path: Path)
         assert stack.bridge.live() == [connection]
 
 
-async def test_a_session_that_its_agent_has_lost_is_restored_with_the_next_message(
+async def test_a_session_that_its_agent_has_lost_is_restored_within_the_turn(
     tmp_path: Path, stubborn: str
 ) -> None:
     async with running(tmp_path) as stack:
         await stack.create(agent=stubborn)
         with anyio.fail_after(60):
             await stack.over(await stack.say("lose"))
-            failed = await stack.over(await stack.say("one"))
-            assert (failed.state, failed.error) == ("failed", "Session not found")
-            assert (await stack.over(await stack.say("two"))).state == "done"
-        assert (await stack.texts("assistant"))[-1].endswith("two")
+            turn = await stack.over(await stack.say("one"))
+        assert (turn.state, turn.error) == ("done", None)
+        # One turn with one message of the user, and the agent gets the message once.
+        assert await stack.texts("user") == ["lose", "one"]
+        (before, after) = await stack.texts("assistant")
+        assert (before, after) == ("I got: lose", "I got: one")
+        types = await stack.types()
+        assert (types.count("turn.started"), types.count("turn.ended")) == (2, 2)
+        assert "error" not in types
         assert len(await stack.statuses("restored")) == 1
+        prompt = await stack.last_prompt()
+        assert "User: lose" in prompt
+        assert "User: one" not in prompt
+
+
+async def test_a_session_that_is_lost_again_fails_its_turn_and_goes_on(tmp_path: Path, stubborn: str) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create(agent=stubborn)
+        with anyio.fail_after(60):
+            turns = [await stack.over(await stack.say("never")) for _ in range(2)]
+            assert [(turn.state, turn.error) for turn in turns] == [("failed", "Session not found")] * 2
+            assert (await stack.over(await stack.say("two"))).state == "done"
+        types = await stack.types()
+        assert (types.count("turn.started"), types.count("turn.ended"), types.count("error")) == (3, 3, 2)
+
+
+async def test_a_turn_that_is_cancelled_while_its_session_is_restored(tmp_path: Path, stubborn: str) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create(agent=stubborn, directory=str(tmp_path))
+        (first,) = stack.bridge.live()
+        gate = tmp_path / "closed"
+        with anyio.fail_after(60):
+            await stack.over(await stack.say("lose"))
+            gate.touch()
+            turn = await stack.say("one")
+            await first.ended.wait()
+            await stack.sessions.cancel("s")
+            gate.unlink()
+            cancelled = await stack.over(turn)
+            assert (cancelled.state, cancelled.error) == ("cancelled", None)
+            assert (await stack.over(await stack.say("two"))).state == "done"
+        assert (await stack.texts("assistant"))[-1] == "I got: two"
+        assert "error" not in await stack.types()
+
+
+async def test_a_server_that_ends_while_a_lost_session_is_restored_has_interrupted_the_turn(
+    tmp_path: Path, stubborn: str
+) -> None:
+    gate = tmp_path / "closed"
+    with anyio.fail_after(60):
+        async with running(tmp_path) as stack:
+            await stack.create(agent=stubborn, directory=str(tmp_path))
+            (first,) = stack.bridge.live()
+            await stack.over(await stack.say("lose"))
+            gate.touch()
+            turn = await stack.say("one")
+            await first.ended.wait()
+        gate.unlink()
+        async with running(tmp_path) as stack:
+            assert (await stack.over(await stack.say("two"))).state == "done"
+            assert (await stack.turn(turn)).state == "interrupted"
+            assert await stack.texts("assistant") == ["I got: lose", "I got: two"]

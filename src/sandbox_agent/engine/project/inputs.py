@@ -45,6 +45,10 @@ class Inputs:
         """The ids of the running turns, oldest first."""
         return [turn.turn_id for turn in self._state.turns.values()]
 
+    def is_refused(self, turn_id: str) -> bool:
+        """Whether the agent has lost the session of this turn, and the prompt was not sent again yet."""
+        return any(turn.refused for turn in self._state.turns.values() if turn.turn_id == turn_id)
+
     @property
     def has_late_texts(self) -> bool:
         """Whether a message is open though no turn runs: the agent began it after its response."""
@@ -115,12 +119,12 @@ class Inputs:
     def turn_dropped(
         self, time_ms: int, *, turn_id: str, message: str | None = None, code: str | None = None
     ) -> list[UniversalEvent]:
-        """An accepted turn has ended and was never sent.
+        """A turn has ended that was accepted and never sent, or refused and not sent again.
 
         Args:
             time_ms: The time when this was noticed.
             turn_id: The turn.
-            message: The error that prevented sending, or None if the turn was cancelled.
+            message: The error that prevented sending or was the response, or None if the turn was cancelled.
             code: The name of the error.
         """
         events = self._emit.begin(time_ms)
@@ -129,7 +133,7 @@ class Inputs:
         else:
             self._emit.event("error", ErrorData(message, code), "daemon")
             metadata = {"stop_reason": "error", "error": {"message": message, "code": code}}
-        self._emit.event("turn.ended", TurnEventData("ended", turn_id, metadata), "daemon")
+        self._turns.drop(turn_id, metadata)
         return events
 
     def agent_exited(
@@ -182,9 +186,10 @@ class Inputs:
         if state.exited:
             return
         state.exited = True
-        if state.turns or not success:
+        is_busy = any(not turn.refused for turn in state.turns.values())
+        if is_busy or not success:
             code = "by a signal or with an unknown code" if exit_code is None else f"with code {exit_code}"
-            busy = " before it answered" if state.turns else ""
+            busy = " before it answered" if is_busy else ""
             details = {"exit_code": exit_code, "stderr": stderr}
             known = {name: value for name, value in details.items() if value is not None}
             message = f"the agent's process exited {code}{busy}: the next message starts it again"

@@ -82,10 +82,17 @@ class DoneTool(msgspec.Struct):
 
 
 class Turn(msgspec.Struct):
-    """A prompt without a response."""
+    """A prompt without a response.
+
+    Attributes:
+        by_server: Whether the server sent the prompt. It sends it again if the agent has lost the session.
+        refused: Whether the agent has lost the session, and the prompt was not sent again yet.
+    """
 
     turn_id: str
     cancelled: bool = False
+    by_server: bool = False
+    refused: bool = False
 
 
 class Call(msgspec.Struct):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sandbox_agent.engine.handshake import is_lost_session_error
 from sandbox_agent.engine.project.content import parts_text, prompt_parts
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.open_requests import OpenRequests
@@ -12,6 +13,9 @@ from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.universal import ErrorData, EventSource, ItemStatus, TurnEventData
+
+# The reasons of an interruption that only the agent's process is the cause of.
+_PROCESS_ENDS = frozenset({"session_lost", "agent_exited", "connection_closed"})
 
 
 class Turns:
@@ -29,15 +33,21 @@ class Turns:
     def start(self, request_id: str, prompt: object, turn_id: str | None) -> None:
         """Process a prompt: start the turn and add the user's message."""
         state = self._state
-        if request_id in state.turns:
+        former = state.turns.get(request_id)
+        is_resent = former is not None and former.refused
+        if former is not None and not is_resent:
             self._end(request_id, {"stop_reason": "interrupted", "reason": "its id was used again"}, "daemon")
         self._texts.close()
         self._tools.forget_ended()
         state.retelling.end()
-        turn = state.turns[request_id] = Turn(turn_id or self._emit.next_id("turn"))
-        self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")
         parts = prompt_parts(prompt)
         state.echo = parts_text(parts)
+        if former is not None and is_resent:
+            former.refused = False
+            return
+        turn = Turn(turn_id or self._emit.next_id("turn"), by_server=turn_id is not None)
+        state.turns[request_id] = turn
+        self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")
         self._texts.add_message("user_message_chunk", parts, state.echo)
 
     def cancel(self) -> None:
@@ -61,11 +71,15 @@ class Turns:
         self._end(request_id, metadata, "agent")
 
     def fail(self, request_id: str, error: object) -> None:
-        """Process the error of a prompt."""
+        """Process the error of a prompt. A turn of the server continues if the agent has lost the session."""
+        turn = self._state.turns[request_id]
+        if turn.by_server and is_lost_session_error(error):
+            turn.refused = True
+            return
         self._close("failed")
         data = error_data(error, "session/prompt")
         self._emit.event("error", data, "agent")
-        cancelled = {"cancelled": True} if self._state.turns[request_id].cancelled else {}
+        cancelled = {"cancelled": True} if turn.cancelled else {}
         summary = {"message": data.message, "code": data.code}
         self._end(request_id, {"stop_reason": "error", "error": summary, **cancelled}, "agent")
 
@@ -73,6 +87,7 @@ class Turns:
         """End all turns and everything that is open, because no response will come.
 
         The reason ``cancelled`` means that the turns were cancelled and the agent did not respond to that.
+        A turn whose prompt is sent again to another process of the agent does not end with this process.
         """
         cancelled = reason == "cancelled"
         metadata: dict[str, Any] = {"stop_reason": "interrupted", "reason": reason}
@@ -80,10 +95,19 @@ class Turns:
             metadata = {"stop_reason": "cancelled", "cancelled": True}
         self._requests.close_all("cancelled" if cancelled else "interrupted")
         self._close("failed", cancelled=cancelled)
-        for request_id in list(self._state.turns):
-            self._end(request_id, metadata, "daemon")
+        for request_id, turn in list(self._state.turns.items()):
+            if not (turn.refused and reason in _PROCESS_ENDS):
+                self._end(request_id, metadata, "daemon")
         self._state.calls = {}
         self._state.retelling.end()
+
+    def drop(self, turn_id: str, metadata: dict[str, Any]) -> None:
+        """End a turn whose prompt was not sent, or was refused and is not sent again."""
+        for request_id, turn in self._state.turns.items():
+            if turn.turn_id == turn_id:
+                self._end(request_id, metadata, "daemon")
+                return
+        self._emit.event("turn.ended", TurnEventData("ended", turn_id, metadata), "daemon")
 
     def _close(self, status: ItemStatus, *, cancelled: bool = False) -> None:
         # The text of a cancelled turn is complete; a text that an error ends has failed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
+from sandbox_agent.engine.handshake import is_lost_session_error
 from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, Retelling
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, elements, members
 from sandbox_agent.wire.records import SessionEvent
@@ -129,6 +130,7 @@ class _Reader:
         self._plan: Entry | None = None
         self._retelling = Retelling()
         self._opening: object = None
+        self._prompt: object = None
         self._undecided: list[tuple[int, dict[str, Any]]] = []
 
     def feed(self, position: int, sender: str, payload: dict[str, Any]) -> None:
@@ -140,6 +142,7 @@ class _Reader:
             self._plan = None
             blocks = elements(params.get("prompt"))
             self.entries.append(Entry(position, "User", _prompt_text(blocks), words=_last_words(blocks)))
+            self._prompt = payload.get("id")
         elif method == "session/update":
             update = members(params.get("update"))
             kind: object = update.get("sessionUpdate")
@@ -151,8 +154,17 @@ class _Reader:
             else:
                 self._undecided.clear()
         elif method in OPENING_METHODS and sender == "client":
-            self._opening = payload.get("id")
+            self._opening, self._prompt = payload.get("id"), None
             self._retelling.begin()
+        elif (
+            method is None
+            and sender == "agent"
+            and self._prompt is not None
+            and self._prompt == payload.get("id")
+        ):
+            self._prompt = None
+            if self.entries[-1].role == "User" and is_lost_session_error(payload.get("error")):
+                del self.entries[-1]  # it was sent again
         elif method is None and sender == "agent" and self._opening == payload.get("id"):
             self._opening = None
             if payload.get("error") is None:

@@ -7,11 +7,13 @@ import logging
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 
 from sandbox_agent.engine.handshake import is_lost_session
+from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import (
     AcpRpcError,
     ConflictError,
@@ -27,6 +29,7 @@ from sandbox_agent.server.sessions.agent_client import AgentClient, SessionConte
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
+from sandbox_agent.wire.universal import UniversalEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -58,6 +61,7 @@ class DrivenSession:
         self._number = 0
         self._turn: TurnRow | None = None
         self._sent = False
+        self._unopenable = False
         self._cancelled = False
         self._scope: anyio.CancelScope | None = None
         self._idle = anyio.Event()
@@ -167,29 +171,41 @@ class DrivenSession:
 
     async def _run(self, turn: TurnRow) -> None:
         session = await self._session()
+        error = await self._send(session, turn)
+        if isinstance(error, AcpRpcError) and not (self._cancelled or self._context.halted):
+            # The agent has lost the session: it is restored, and the prompt sent again.
+            error = await self._send(session, turn)
+            # If the agent opened its session and lost it again, the next restore creates another one.
+            self._unopenable = isinstance(error, AcpRpcError)
+        await self._context.recorder.wait_flushed()
+        if self._cancelled and not self._sent:
+            await _drop_turn(self._context, session, turn, None)
+        elif error is not None:
+            await _drop_turn(self._context, session, turn, error)
+
+    async def _send(self, session: RecordedSession, turn: TurnRow) -> Exception | None:
+        """Start the agent if it does not run, and send the prompt (see _prompt).
+
+        The turn stays accepted if it was cancelled, or if the server is about to end.
+        """
         try:
             client = await self._agent(session)
         except Exception as error:
             if self._context.halted:
-                raise  # the turn stays accepted
+                raise
             if not isinstance(error, SandboxAgentError):
                 logger.exception("the agent of session %s can't be started", self.session_id)
-            await _drop_turn(self._context, session, turn, error)
-            return
-        if self._cancelled:
-            await _drop_turn(self._context, session, turn, None)
-            return
-        if self._context.halted:
-            return
-        lost = await self._prompt(session, client, turn)
-        await self._context.recorder.wait_flushed()
-        if lost is not None:
-            await _drop_turn(self._context, session, turn, lost)
+            return error
+        if self._cancelled or self._context.halted:
+            return None
+        return await self._prompt(session, client, turn)
 
-    async def _prompt(
-        self, session: RecordedSession, client: AgentClient, turn: TurnRow
-    ) -> ProblemError | None:
-        """Send the prompt and wait for its answer; return the error if it was not answered.
+    async def _prompt(self, session: RecordedSession, client: AgentClient, turn: TurnRow) -> Exception | None:
+        """Send the prompt and wait for its answer.
+
+        Returns:
+            None if the turn has ended; the agent's answer if it has lost the session, and the error if there
+            is no answer. Then the turn has not ended.
 
         The prompt is stored before it is sent: a server that dies then has interrupted the turn, and never
         sends it again.
@@ -209,9 +225,13 @@ class DrivenSession:
         except AcpRpcError as error:
             # Recorded like any answer; the agent may not have read the replay.
             if is_lost_session(error.rpc_message, error.data):
-                logger.warning("session %s: its agent has lost it: %s", self.session_id, error)
+                logger.warning(
+                    "session %s: its agent has lost it: it is restored (%s)", self.session_id, error
+                )
+                self._sent = False
                 await self.announce_shutdown("session_lost")
-                await client.stop()  # the next message restores the session
+                await client.stop()
+                return error
             return None
         except ProblemError as error:
             await client.stop()
@@ -235,10 +255,11 @@ class DrivenSession:
             if former is not None:
                 await former.stop()  # it has ended: this frees its server id
             try:
-                self._client, self._replay = await self._restored(session, native=True)
+                self._client, self._replay = await self._restored(session, native=not self._unopenable)
             except NativeRestoreLostError as error:
                 logger.warning("session %s: %s", self.session_id, error)
                 self._client, self._replay = await self._restored(session, native=False)
+            self._unopenable = False
             return self._client
 
     async def _restored(self, session: RecordedSession, *, native: bool) -> tuple[AgentClient, str | None]:
@@ -425,15 +446,23 @@ class DrivenSession:
 async def _drop_turn(
     context: SessionContext, session: RecordedSession, turn: TurnRow, error: Exception | None
 ) -> None:
-    """End a turn that was not sent, unless it has ended; return when that is stored.
+    """End a turn that was not answered, unless it has ended; return when that is stored.
 
     The error is the reason; None if the turn was cancelled.
     """
     message = code = None
-    if error is not None:
+    if isinstance(error, AcpRpcError):
+        message, code = error.rpc_message, str(error.code)
+    elif error is not None:
         known = isinstance(error, SandboxAgentError)
         message = str(error) if known else "an unexpected error; the server's log has the details"
         code = error.name if isinstance(error, ProblemError) else None
+
+    def end(projector: Projector, now: int) -> Sequence[UniversalEvent]:
+        if is_sent and not projector.is_refused(turn.turn_id):
+            return projector.turn_interrupted(now, reason="agent_exited")
+        return projector.turn_dropped(now, turn_id=turn.turn_id, message=message, code=code)
+
     while True:
         # An earlier attempt may have been stored after it failed.
         await context.recorder.wait_flushed()
@@ -441,14 +470,8 @@ async def _drop_turn(
             stored = await context.store.turn(turn.key, turn_id=turn.turn_id)
             if stored is None or stored.state not in ("accepted", "running"):
                 return
-            if stored.state == "running":
-                await context.recorder.add_events(
-                    session, lambda p, t: p.turn_interrupted(t, reason="agent_exited")
-                )
-            else:
-                await context.recorder.add_events(
-                    session, lambda p, t: p.turn_dropped(t, turn_id=turn.turn_id, message=message, code=code)
-                )
+            is_sent = stored.state == "running"
+            await context.recorder.add_events(session, end)
             return
         except PersistError:
             await anyio.sleep(RETRY_SECONDS)
