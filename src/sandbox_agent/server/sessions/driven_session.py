@@ -180,6 +180,8 @@ class DrivenSession:
         await self._context.recorder.wait_flushed()
         if self._cancelled and not self._sent:
             await _drop_turn(self._context, session, turn, None)
+        elif isinstance(error, AcpRpcError) and self._context.halted:
+            pass  # the next start of the server ends the turn as interrupted
         elif error is not None:
             await _drop_turn(self._context, session, turn, error)
 
