@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 # Loads a session when a file exists.
 SLOW_AGENT = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 
 may_load = pathlib.Path(sys.argv[1])
 for line in sys.stdin:
@@ -29,14 +29,14 @@ for line in sys.stdin:
     if method == "initialize":
         result = {"protocolVersion": 1, "agentCapabilities": {"loadSession": True}}
     elif method == "session/new":
-        result = {"sessionId": "n"}
+        result = {"sessionId": str(os.getpid())}
     elif method == "session/load":
         while not may_load.exists():
             time.sleep(0.01)
     elif method == "session/prompt":
         content = {"type": "text", "text": params["prompt"][-1]["text"]}
         update = {"sessionUpdate": "agent_message_chunk", "content": content}
-        notice = {"method": "session/update", "params": {"sessionId": "n", "update": update}}
+        notice = {"method": "session/update", "params": {"sessionId": params["sessionId"], "update": update}}
         print(json.dumps({"jsonrpc": "2.0", **notice}), flush=True)
         result = {"stopReason": "end_turn"}
     print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
@@ -104,9 +104,13 @@ async def test_a_session_that_another_program_restores_is_busy(
                 with pytest.raises(SessionBusyError):
                     await sdk.resume_session("s")
                 assert await agents(server) == 1
-                (tmp_path / "may-load").touch()
+                # The other program's agent has the agent session: it continues in a new one.
                 session = await sdk.resume_session("s", take_over=True)
+                (tmp_path / "may-load").touch()
                 await session.prompt("two")
-                assert said(await all_events(sdk, session)) == "onetwo"
+                events = await all_events(sdk, session)
+                assert said(events).endswith("two")
+                (load,) = [event for event in events if event.payload.get("method") == "session/load"]
+                assert session.agent_session_id != load.payload["params"]["sessionId"]
         finally:
             program.kill()

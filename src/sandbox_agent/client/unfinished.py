@@ -46,7 +46,8 @@ async def end_unfinished_restore(
         driver: stores the session's events.
         session: the session.
         own: the ids of this client's connections.
-        take_over: leave an agent that its client still uses, instead of raising.
+        take_over: do not wait for a client that restores the session now. Its agent may serve other sessions,
+            so it is left alone, and the agent session, which it may have open, is not opened again.
 
     Raises:
         SessionBusyError: another client restores the session now.
@@ -62,6 +63,7 @@ async def end_unfinished_restore(
                 await _end(calls, server_id)
                 break
             if take_over:
+                session.unopenable = session.agent_session_id
                 break
             if time.monotonic() > deadline:
                 raise SessionBusyError(session.id, process_name(None))
