@@ -1,4 +1,4 @@
-"""The in-memory driver: bounded, for local use and tests."""
+"""The in-memory driver: bounded, for local use and tests. It allocates each ``event_index`` itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching texts for words and phrases: what a query asks for, whether a text has it, and where.
+"""Full-text search: the query syntax (words and phrases), whether a text matches a query, and where.
 
 A store without an index is searched by reading it: every event of every session, the newest hits kept.
 """

@@ -1,4 +1,4 @@
-"""Creates events: assigns the sequence, ids and times."""
+"""Creates the events of a session: assigns each its sequence, ids and time."""
 
 from __future__ import annotations
 

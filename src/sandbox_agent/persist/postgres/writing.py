@@ -1,7 +1,7 @@
 """Writing sessions of the SDK in PostgreSQL: which writer may, and many appends by one statement.
 
 Each session has a row with the generation of its writer and its last index, which a transaction that writes
-the session locks.
+the session locks. The ``event_index`` of new events is allocated from that row.
 """
 
 from __future__ import annotations

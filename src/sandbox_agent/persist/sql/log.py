@@ -1,4 +1,7 @@
-"""What the SDK's drivers write: records and events, in the tables of the TypeScript SDK."""
+"""What the SDK's drivers write in SQL: records, and events with the ``event_index`` that is allocated here.
+
+The tables are those of the TypeScript SDK.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers requests automatically: by a session's policy, and when a request expires."""
+"""Answers permission requests automatically: by a session's policy, and after the permission timeout."""
 
 from __future__ import annotations
 

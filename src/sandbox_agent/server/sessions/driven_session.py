@@ -1,4 +1,7 @@
-"""A session that the server drives: its queue of turns, and the agent that runs them."""
+"""A session that the server drives: its queue of turns, and the agent that runs them.
+
+A message with an Idempotency-Key that was used before returns the turn of that message.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Restore a session in a new agent process: in the agent's own session, else in a new one with a replay."""
+"""Restore a session in a new agent process, after a restart of the server or the loss of the agent.
+
+The session continues in the agent's own session, else in a new one with a replay.
+"""
 
 from __future__ import annotations
 
