@@ -1,4 +1,4 @@
-"""The list of agents (``GET /v1/agents``): what the catalogue knows of them, and what they report themselves."""
+"""The list of agents (``GET /v1/agents``): what the catalogue knows of them, and what they report."""
 
 from __future__ import annotations
 
