@@ -481,6 +481,11 @@ class Connection:
             f"{self.lost}: the turn's outcome is unknown; the next call restores the session"
         )
 
+    @property
+    def was_open(self) -> bool:
+        """Whether its event stream was ever open."""
+        return self._feed.opened.is_set()
+
     def _mark_lost(self, error: SandboxAgentError) -> None:
         if self.lost is not None:
             return

@@ -167,7 +167,8 @@ class SessionRegistry:
             del self._connections[connection.agent]
         if connection.closing or not self.tasks.running:
             return
-        if not isinstance(connection.lost, AgentProcessExitedError):
+        # A stream that never opened says nothing about the server: most likely it has no such connection.
+        if connection.was_open and not isinstance(connection.lost, AgentProcessExitedError):
             self._health.mark_suspect()
 
     def _all_connections(self) -> list[Connection]:
