@@ -304,7 +304,7 @@ async def test_a_connection_that_ends_without_a_word_interrupts_its_turns(store:
     assert (await stored(store, "N"))[-1]["data"]["metadata"]["stop_reason"] == "interrupted"
 
 
-async def test_time_never_goes_back_within_a_session_when_the_clock_does(store: FaultyStore):
+async def test_time_does_not_go_back_within_a_session_when_the_clock_does(store: FaultyStore):
     clock = Clock(5_000)
     async with Recorder(store, clock=clock).run() as recorder:
         tap = begin(recorder)

@@ -45,7 +45,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # A session that is opened projects at most so many envelopes again.
 SNAPSHOT_ENVELOPES = 2000
-
+# A clock that is set back by more was ahead: the session returns to the real time.
+CLOCK_STEP_MS = 60_000
 
 # Stands for the envelope of events that were made without one.
 _NO_ENVELOPE = EnvelopeRow(key=0, index=0, time=0, sender="client", connection_id="", data=b"")
@@ -57,7 +58,7 @@ class Projection:
     Attributes:
         row: the session's, as of the newest envelope; ahead of the stored one.
         projector: makes the universal events.
-        time_ms: of the newest row; time never goes back within a session.
+        time_ms: of the newest row.
         turns: those that run, by id, and those of a message that is about to be sent.
         requests: permissions and questions without an answer, by id.
         turn_number: of the newest turn.
@@ -77,8 +78,8 @@ class Projection:
         self._snapshot_due = False
 
     def next_time(self, time_ms: int) -> int:
-        """Return the time of the next row."""
-        if time_ms < self.time_ms:
+        """Return the time of the next row. It goes back only if the clock was ahead and was set right."""
+        if time_ms < self.time_ms <= time_ms + CLOCK_STEP_MS:
             return self.time_ms
         self.time_ms = time_ms
         return time_ms

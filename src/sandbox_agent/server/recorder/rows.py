@@ -98,7 +98,12 @@ def ended_turn(turn: TurnRow, data: TurnEventData, sequence: int, time_ms: int) 
         state = "failed"
         error = str(members(metadata.get("error")).get("message") or "") or None
     return msgspec.structs.replace(
-        turn, state=state, ended_at=time_ms, stop_reason=reason or None, error=error, last_sequence=sequence
+        turn,
+        state=state,
+        ended_at=max(time_ms, turn.started_at or 0),
+        stop_reason=reason or None,
+        error=error,
+        last_sequence=sequence,
     )
 
 
