@@ -38,6 +38,58 @@ class Option(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     choices: dict[str, str]
 
 
+class NpmPackages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The npm packages of an agent.
+
+    Attributes:
+        packages: The exact version of each package. The first one speaks ACP.
+        command: A command of these packages and its arguments. It speaks ACP.
+        node: The oldest version of Node.js that the packages run on, such as "22.19".
+        scripts: Packages whose lifecycle scripts are run. Those of all others are not.
+        on_path: Commands of these packages that the agent starts by their names.
+    """
+
+    packages: dict[str, str]
+    command: tuple[str, ...]
+    node: str
+    scripts: tuple[str, ...] = ()
+    on_path: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the first package."""
+        return next(iter(self.packages))
+
+    @property
+    def version(self) -> str:
+        """The version of the first package."""
+        return self.packages[self.name]
+
+
+class PypiPackage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The PyPI package of an agent, which gets a virtual environment of its own.
+
+    Attributes:
+        requirement: The package, with extras.
+        version: Its exact version.
+        command: A command of the environment and its arguments. It speaks ACP.
+    """
+
+    requirement: str
+    version: str
+    command: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the package, without extras."""
+        return self.requirement.partition("[")[0]
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The exact version of the package."""
+        return {self.name: self.version}
+
+
 class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A known agent.
 
@@ -51,6 +103,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         credential_env: Environment variables, any of which holds credentials.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
         options: Known select options by ACP category: model, mode, thought_level.
+        npm: The npm packages that install it, or None.
+        pypi: The PyPI package that installs it, or None.
     """
 
     id: str
@@ -62,6 +116,13 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     credential_env: tuple[str, ...] = ()
     credential_files: tuple[CredentialFile, ...] = ()
     options: dict[str, Option] = {}
+    npm: NpmPackages | None = None
+    pypi: PypiPackage | None = None
+
+    @property
+    def package(self) -> NpmPackages | PypiPackage | None:
+        """What installs it, or None if it cannot be installed by this program."""
+        return self.npm or self.pypi
 
     @property
     def config_options(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
+from sandbox_agent.agents.install.installed import read_launcher
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
@@ -32,6 +33,7 @@ def agent_info(agent_id: str) -> AgentInfo:
     except AgentNotInstalledError:
         launch = None
     agent = CATALOGUE.get(agent_id)
+    package = None if agent is None else agent.package
     return AgentInfo(
         id=agent_id,
         installed=launch is not None,
@@ -39,13 +41,18 @@ def agent_info(agent_id: str) -> AgentInfo:
         capabilities=_LAUNCHER_ONLY if agent is None else agent.capabilities,
         version=None if launch is None else installed_version(launch),
         path=None if launch is None or launch.path is None else str(launch.path),
+        package=None if package is None else package.name,
+        pinned_version=None if package is None else package.version,
     )
 
 
 def installed_version(launch: Launch) -> str | None:
-    """Return the version of the npm package that the launched file belongs to, or None."""
+    """Return the version that the agent reported when it was installed, or that of its package; else None."""
     if launch.source == "builtin":
         return MOCK_VERSION
+    installation = None if launch.path is None else read_launcher(launch.path)
+    if installation is not None:
+        return installation.reported or installation.version
     package = None if launch.path is None else _npm_package(launch.path)
     if package is None:
         return None

@@ -112,10 +112,10 @@ def _find_on_path(agent: Agent) -> Launch | None:
 def _how_to_install(agent: Agent) -> str:
     # Responses do not reveal the server's paths: the folder is named relative to its documented root.
     commands = " or ".join(f"`{' '.join(adapter)}`" for adapter in agent.adapters)
-    return (
-        f"agent not installed: {agent.id}: put {commands} on PATH, or a launcher at "
-        f"$XDG_DATA_HOME/sandbox-agent/bin/agent_processes/{agent.id}-acp"
-    )
+    ways = [f"run `sandbox-agent agents install {agent.id}`"] if agent.package is not None else []
+    ways += [f"put {commands} on PATH"] if commands else []
+    launcher = f"$XDG_DATA_HOME/sandbox-agent/bin/agent_processes/{agent.id}{_SUFFIX}"
+    return f"agent not installed: {agent.id}: {', or '.join([*ways, f'put a launcher at {launcher}'])}"
 
 
 def is_agent_id(agent_id: str) -> bool:

@@ -12,6 +12,10 @@ __all__ = [
     "AcpServerListResponse",
     "AgentCapabilities",
     "AgentInfo",
+    "AgentInstallArtifact",
+    "AgentInstallProgress",
+    "AgentInstallRequest",
+    "AgentInstallResponse",
     "AgentListResponse",
     "HealthResponse",
     "ProblemDetails",
@@ -113,6 +117,7 @@ class AgentInfo(Body):
     """One agent: whether it can be started here, and with which options.
 
     ``config_options`` have the shape of ACP's session/new; ``config_error`` says why they could not be read.
+    ``package`` and ``pinned_version`` are what an installation installs.
     """
 
     id: str
@@ -124,6 +129,48 @@ class AgentInfo(Body):
     server_status: ServerStatusInfo | None = None
     config_options: list[dict[str, Any]] | None = None
     config_error: str | None = None
+    package: str | None = None
+    pinned_version: str | None = None
+
+
+class AgentInstallRequest(Body):
+    """``POST /v1/agents/{agent}/install``.
+
+    ``agent_process_version`` is the version of the package that speaks ACP, ``agent_version`` that of the
+    agent's own package, where it is another one. Without them, the versions of the catalogue are installed.
+    """
+
+    reinstall: bool | None = None
+    agent_version: str | None = None
+    agent_process_version: str | None = None
+
+
+class AgentInstallArtifact(Body):
+    """What was installed.
+
+    ``kind`` is "agent_process" for the program that speaks ACP, or "native_agent"; ``source`` is "npm",
+    "pypi", "builtin", or "local_path" for a launcher that another program wrote.
+    """
+
+    kind: str
+    path: str
+    source: str
+    version: str | None = None
+
+
+class AgentInstallResponse(msgspec.Struct, omit_defaults=True):
+    """Whether the agent was installed before, and what is installed. The first name is snake_case."""
+
+    already_installed: bool
+    artifacts: list[AgentInstallArtifact]
+
+
+class AgentInstallProgress(Body):
+    """An event of an installation: see Progress in the installer."""
+
+    phase: str
+    done: int = 0
+    total: int | None = None
 
 
 class AgentListResponse(Body):
