@@ -47,7 +47,7 @@ def test_a_listed_command_is_there(name: str, shell: Shell) -> None:
 def test_the_list_names_every_command_with_what_it_does(shell: Shell) -> None:
     listed = shell.run("--help").stdout
     for name, entry in COMMANDS.items():
-        assert f"  {name:<8}  {entry.help}\n" in listed
+        assert f"  {name:<13}  {entry.help}\n" in listed
 
 
 def test_an_unknown_command_is_a_wrong_command_line(shell: Shell) -> None:

@@ -22,8 +22,10 @@ class Entry(NamedTuple):
 
 # A command's module is imported when the command runs or shows its help. The list of commands imports none.
 COMMANDS: Final = {
+    "agents": Entry("sandbox_agent.cli.agents:agents", "Install and list the agents of this machine."),
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
+    "install-agent": Entry("sandbox_agent.cli.agents:install_agent", "Install an agent."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
     "run": Entry("sandbox_agent.cli.run:run", "Run one prompt and stream the agent's output."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),

@@ -166,7 +166,11 @@ class AgentInstallResponse(msgspec.Struct, omit_defaults=True):
 
 
 class AgentInstallProgress(Body):
-    """An event of an installation: see Progress in the installer."""
+    """A ``progress`` event of an installation.
+
+    ``phase`` is "waiting" (another process installs the agent), "installing", "starting" or "installed";
+    ``done`` of ``total`` packages were downloaded.
+    """
 
     phase: str
     done: int = 0

@@ -44,8 +44,13 @@ AGENT = """#!{python}
 import json, os, sys
 for line in sys.stdin:
     message = json.loads(line)
-    result = {{"protocolVersion": 1, "agentInfo": {{"name": "fake", "version": {version!r}}}}}
-    result["_meta"] = {{"path": os.environ["PATH"].split(":")[0], "argv": sys.argv[1:]}}
+    if message.get("method") == "initialize":
+        result = {{"protocolVersion": 1, "agentInfo": {{"name": "fake", "version": {version!r}}}}}
+        result["_meta"] = {{"path": os.environ["PATH"].split(":")[0], "argv": sys.argv[1:]}}
+    else:
+        result = {{"sessionId": "session-1", "configOptions": {options!r}}}
+    if "id" not in message:
+        continue
     print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "result": result}}), flush=True)
 """
 BROKEN = """#!/bin/sh
@@ -69,9 +74,17 @@ class FakeNpm:
         self._write("npm", NPM.format(python=sys.executable, plan=str(self.plan)))
         self.behave()
 
-    def behave(self, *, version: str = "9.9.9", broken: bool = False, **plan: Any) -> None:
+    def behave(
+        self,
+        *,
+        version: str = "9.9.9",
+        options: list[dict[str, Any]] | None = None,
+        broken: bool = False,
+        **plan: Any,
+    ) -> None:
         """Choose what npm does from now on."""
-        agent = BROKEN if broken else AGENT.format(python=sys.executable, version=version)
+        agent = AGENT.format(python=sys.executable, version=version, options=options or [])
+        agent = BROKEN if broken else agent
         commands = ["claude-agent-acp", "codex-acp", "opencode", "pi-acp", "pi"]
         self.plan.write_text(json.dumps({"agent": agent, "commands": commands, **plan}))
 

@@ -37,6 +37,7 @@ from sandbox_agent.agents.install.pypi import install_pypi
 from sandbox_agent.agents.launch import agent_ids, launcher_path
 from sandbox_agent.errors import ConflictError, InstallFailedError, InvalidRequestError, UnsupportedAgentError
 from sandbox_agent.runtime.warden import Warden
+from sandbox_agent.wire.api import AgentInstallArtifact, AgentInstallResponse
 
 Phase = Literal["waiting", "installing", "starting", "installed"]
 # How often a locked agent is tried again.
@@ -120,17 +121,10 @@ async def install(
         ConflictError: Another program wrote its launcher, which would be replaced.
         InstallFailedError: The installation failed. The message has the reason.
     """
-    agent = _known(agent_id)
-    if agent.id == "mock":
+    plan = check_installable(agent_id, versions)
+    if plan is None:
         return Installed(agent_id, already_installed=True, installation=None)
-    source = agent.package
-    if source is None:
-        raise InvalidRequestError(
-            f"invalid request: {agent_id} has no package that can be installed: put its command on PATH, or "
-            f"a launcher at $XDG_DATA_HOME/sandbox-agent/bin/agent_processes/{agent_id}-acp"
-        )
-    chosen = versions or Versions()
-    packages = _packages(agent_id, source, chosen)
+    source, packages = plan
     async with _locked(agent_id, on_progress):
         existing = read_installation(agent_id)
         if existing is None and launcher_path(agent_id).is_file():
@@ -152,6 +146,27 @@ async def install(
                     await _delete(folder)
         on_progress(Progress(agent_id, "installed"))
         return Installed(agent_id, already_installed=False, installation=installation)
+
+
+def check_installable(
+    agent_id: str, versions: Versions | None
+) -> tuple[NpmPackages | PypiPackage, dict[str, str]] | None:
+    """Return what installs the agent, with the version of each package; None for the built-in agent.
+
+    Raises:
+        UnsupportedAgentError: No agent has this id.
+        InvalidRequestError: The agent cannot be installed by this program, or not in these versions.
+    """
+    agent = _known(agent_id)
+    if agent.id == "mock":
+        return None
+    source = agent.package
+    if source is None:
+        raise InvalidRequestError(
+            f"invalid request: {agent_id} has no package that can be installed: put its command on PATH, or "
+            f"a launcher at $XDG_DATA_HOME/sandbox-agent/bin/agent_processes/{agent_id}-acp"
+        )
+    return source, _packages(agent_id, source, versions or Versions())
 
 
 async def update(
@@ -187,6 +202,35 @@ async def uninstall(agent_id: str) -> bool:
         launcher_path(agent_id).unlink(missing_ok=True)
         await _delete_folders(agent_id, keep=None)
         return existing is not None
+
+
+def response_of(result: Installed) -> AgentInstallResponse:
+    """Return the result as the HTTP API has it."""
+    artifacts: list[AgentInstallArtifact] = []
+    found = result.installation
+    if found is not None:
+        launcher = str(launcher_path(result.agent))
+        artifacts.append(
+            AgentInstallArtifact(
+                kind="agent_process", path=launcher, source=found.source, version=found.version
+            )
+        )
+        artifacts += [
+            AgentInstallArtifact(
+                kind="native_agent",
+                path=str(Path(found.folder, "node_modules", name)),
+                source=found.source,
+                version=version,
+            )
+            for name, version in list(found.packages.items())[1:]
+        ]
+    elif result.agent != "mock":
+        artifacts.append(
+            AgentInstallArtifact(
+                kind="agent_process", path=str(launcher_path(result.agent)), source="local_path"
+            )
+        )
+    return AgentInstallResponse(already_installed=result.already_installed, artifacts=artifacts)
 
 
 def _known(agent_id: str) -> Agent:
