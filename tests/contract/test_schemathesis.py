@@ -32,6 +32,9 @@ post = document["paths"]["/v1/acp/{server_id}"]["post"]
 for parameter in post["parameters"]:
     if parameter["name"] == "agent":
         parameter["schema"] = {"type": "string", "enum": ["mock", "mock", "bogus", "codex", "", "m/ock"]}
+# what can be installed is not: no test downloads hundreds of megabytes
+for parameter in document["paths"]["/v1/agents/{agent}/install"]["post"]["parameters"]:
+    parameter["schema"] = {"type": "string", "enum": ["mock", "bogus", "cursor", "m/ock"]}
 post["requestBody"]["content"]["application/json"]["schema"] = {
     "type": "object",
     "required": ["jsonrpc"],

@@ -172,14 +172,18 @@ def our_server(
         folder: a folder of the test's own.
         *options: further options of ``sandbox-agent server``.
         token: its token; None for --no-token.
-        env: variables on top of this process's.
+        env: variables on top of this process's. No agent is installed unless it says so.
         port: its port; a free one by default.
         module: what is run in its place.
     """
     port = port or free_port()
     auth = ["--token", token] if token else ["--no-token"]
     command = [sys.executable, "-m", module, "server", "--port", str(port), *auth, *options]
-    variables = {"XDG_DATA_HOME": str(folder / "data"), **(env or {})}
+    variables = {
+        "XDG_DATA_HOME": str(folder / "data"),
+        "SANDBOX_AGENT_REQUIRE_PREINSTALL": "1",
+        **(env or {}),
+    }
     return ServerProcess(command, port=port, log=folder / "server.log", env=variables, token=token)
 
 

@@ -181,6 +181,13 @@ _LIFELINE_GRACE = 4
     "next message restores the session. 0 stops none.",
 )
 @click.option(
+    "--require-preinstall",
+    is_flag=True,
+    envvar="SANDBOX_AGENT_REQUIRE_PREINSTALL",
+    show_envvar=True,
+    help="Refuse agents that are not installed, instead of installing them when they are first used.",
+)
+@click.option(
     "--log-level",
     default="info",
     type=click.Choice(LOG_LEVELS),

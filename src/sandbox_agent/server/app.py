@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
@@ -66,6 +67,7 @@ class Application:
         if self._state is not None:
             logger.info("shutting down: ending agents")
             self._state.sessions.halt()
+            self._state.installations.close()
             await self._state.bridge.close()
             await self._state.recorder.end_viewers()
 
@@ -88,12 +90,15 @@ class Application:
             )
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
+            installations = Installations(on_first_use=not config.require_preinstall)
+            await stack.enter_async_context(installations.run())
             bridge = Bridge(
                 spiller,
                 request_timeout=config.request_timeout,
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
                 idle_timeout_all=config.acp_idle_timeout_all,
+                prepare=installations.prepare,
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(
@@ -119,6 +124,7 @@ class Application:
                 store=store.sessions,
                 sessions=driven,
                 inbox=Inbox(store.sessions, driven),
+                installations=installations,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:

@@ -49,6 +49,7 @@ class ServerConfig:
         acp_idle_timeout: seconds after which an idle connection of named clients is ended; 0 for never.
         acp_idle_timeout_all: whether that includes connections that clients without a name have used.
         session_idle_timeout: seconds after which the agent of an idle session is stopped; 0 for never.
+        require_preinstall: whether an agent that is not installed is refused; else its first use installs it.
         allow_hosts: names besides loopback under which a server without a token is reached.
         cors: cross-origin rules.
     """
@@ -74,6 +75,7 @@ class ServerConfig:
     acp_idle_timeout: float = IDLE_TIMEOUT
     acp_idle_timeout_all: bool = False
     session_idle_timeout: float = IDLE_TIMEOUT
+    require_preinstall: bool = False
     allow_hosts: tuple[str, ...] = ()
     cors: CorsConfig = field(default_factory=CorsConfig)
 

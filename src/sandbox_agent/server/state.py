@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.permissions.inbox import Inbox
@@ -31,6 +32,7 @@ class ServerState:
     store: SessionStore
     sessions: Sessions
     inbox: Inbox
+    installations: Installations
 
 
 class JsonResponse(Response):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -51,6 +51,7 @@ class Bridge:
         recorder: records the connections.
         idle_timeout: seconds after which an idle connection is ended; 0 ends none.
         idle_timeout_all: end also connections that clients without a name have used.
+        prepare: installs an agent that is not installed, or raises; by default it is only looked for.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Bridge:
         recorder: Recorder | None = None,
         idle_timeout: float = 0,
         idle_timeout_all: bool = False,
+        prepare: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
+        self._prepare = prepare
         self.spiller = spiller
         self._recorder = recorder
         self._timeout = request_timeout
@@ -120,10 +123,13 @@ class Bridge:
             ConflictError: the id belongs to another agent.
             UnsupportedAgentError: there is no such agent.
             AgentNotInstalledError: the agent isn't installed.
+            InstallFailedError: the agent can't be installed.
             StreamError: the agent can't be started.
         """
         connection = self._connections.get(server_id)
         if connection is None or connection.stopping or (agent is not None and not connection.alive):
+            if agent is not None:
+                await self.prepare(agent)  # not under the lock: it may take minutes, and DELETE must not
             async with self._lock(server_id):
                 connection = self._connections.get(server_id)
                 if connection is None or (agent is not None and not connection.alive):
@@ -134,6 +140,13 @@ class Bridge:
                 f"requested '{agent}'"
             )
         return connection
+
+    async def prepare(self, agent: str) -> None:
+        """Return when the agent is installed; see Installations.prepare()."""
+        if self._prepare is None:
+            resolve(agent)
+        else:
+            await self._prepare(agent)
 
     async def delete(self, server_id: str) -> None:
         """End the connection of that id, its agent and its viewers, if there is one."""

@@ -71,6 +71,10 @@ class AgentRegistry:
         info.server_status = self._status(agent)
         return info
 
+    def forget(self, agent: str) -> None:
+        """Forget the agent's options: another version may be installed."""
+        self._options.pop(agent, None)
+
     def _status(self, agent: str) -> ServerStatusInfo | None:
         running = [each.uptime_ms for each in self._bridge.live() if each.agent == agent]
         if not running:

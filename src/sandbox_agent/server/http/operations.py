@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from sandbox_agent.errors import (
     AgentProcessExitedError,
+    InstallFailedError,
     InvalidRequestError,
     PayloadTooLargeError,
     RequestTimeoutError,
@@ -77,7 +78,7 @@ class Answer:
 # What an operation with a body answers with if it can't be read.
 BODY_ERRORS = (PayloadTooLargeError, UnsupportedMediaTypeError)
 # How a request to an agent fails.
-AGENT_ERRORS = (AgentProcessExitedError, StreamError, RequestTimeoutError)
+AGENT_ERRORS = (InstallFailedError, AgentProcessExitedError, StreamError, RequestTimeoutError)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from sandbox_agent.agents.launch import resolve
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.permissions.policies import check_policy
 from sandbox_agent.wire.sessions import MAX_BLOCKS, MAX_TEXT, CreateSessionRequest
@@ -33,8 +32,6 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
         InvalidRequestError: the id, a member or the permission rules are invalid, or the agent's mode
             contradicts the permission mode.
         ModeNotSupportedError: there is no such permission mode.
-        UnsupportedAgentError: there is no such agent.
-        AgentNotInstalledError: the agent is not installed.
     """
     if not session_id or len(session_id) > MAX_ID or not session_id.isprintable():
         raise InvalidRequestError(
@@ -58,7 +55,6 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
     ):
         if value is not None and not value.strip():
             raise InvalidRequestError(f"invalid request: {name} is empty: leave it out for the agent's own")
-    resolve(request.agent)
     for directory in request.additional_directories or ():
         _check_directory("additionalDirectories", directory)
     if request.directory is None:

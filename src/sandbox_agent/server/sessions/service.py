@@ -165,6 +165,7 @@ class Sessions:
             ModeNotSupportedError: the agent has no such mode, or there is no such permission mode.
             UnsupportedAgentError: there is no such agent.
             AgentNotInstalledError: the agent isn't installed.
+            InstallFailedError: the agent can't be installed.
             SessionAlreadyExistsError: a session of that name exists, and another request has created it or
                 it was terminated.
             ConflictError: the key was used for another request.
@@ -174,6 +175,7 @@ class Sessions:
             PersistError: the store failed.
         """
         directory = check_create(session_id, request)
+        await self._bridge.prepare(request.agent)
         self._recorder.require_store()
         if idempotency_key is None:
             return await self._create(session_id, request, directory)

@@ -25,7 +25,7 @@ SLICE_BYTES = 256 * 1024
 EVENT_STREAM = "text/event-stream"
 # How long a client waits before it reconnects.
 RETRY_MS = 500
-_HEADERS = (
+EVENT_STREAM_HEADERS = (
     (b"content-type", EVENT_STREAM.encode()),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -162,7 +162,7 @@ class EventStream(Response):
         self._viewer = viewer
         self._presence = presence or nullcontext()
         self._opening = encode_comment("connected") + encode_retry(RETRY_MS) + opening
-        self._headers = [*_HEADERS, *headers]
+        self._headers = [*EVENT_STREAM_HEADERS, *headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
