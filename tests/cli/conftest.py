@@ -30,6 +30,7 @@ class Shell:
         self.folder = folder
         self.leftovers = Leftovers()
         self.env = {**os.environ, **self.leftovers.env, "XDG_DATA_HOME": str(folder / "data")}
+        self.env["SANDBOX_AGENT_REQUIRE_PREINSTALL"] = "1"
         for name in ("NO_COLOR", "SANDBOX_AGENT_STORE", "SANDBOX_AGENT_TOKEN"):
             self.env.pop(name, None)
         agent = Path(__file__).with_name("stopping_agent.py")

@@ -19,12 +19,7 @@ from tests.support.servers import our_server
 
 pytestmark = pytest.mark.agents
 
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": 1, "clientCapabilities": {}},
-}
+INITIALIZE = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}}
 # A cold cache and a loaded machine.
 SECONDS = 600.0
 FROM_NPM = [agent for agent in CATALOGUE.values() if agent.npm is not None]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import anyio
@@ -153,12 +156,21 @@ async def test_the_version_of_the_agents_own_package_is_chosen_where_it_is_anoth
 
 
 @pytest.mark.parametrize(
-    "version", ["", "latest version", "1.0 || 2.0", "--help", "../x", "file:x", "^1.0.0"]
+    "version",
+    ["", "latest", "1", "latest version", "1.0.0 x", "1.0 || 2.0", "--help", "../x", "file:x", "^1.0.0"],
 )
 async def test_a_version_that_is_not_exact_is_refused(machine: Machine, npm: FakeNpm, version: str) -> None:
     with pytest.raises(InvalidRequestError, match="exact version"):
         await install("codex", versions=Versions(acp=version))
     assert npm.calls == []
+
+
+async def test_an_agent_whose_files_were_deleted_is_installed_again(machine: Machine, npm: FakeNpm) -> None:
+    first = (await install("codex")).installation
+    assert first is not None
+    shutil.rmtree(first.folder)
+    assert not (await install("codex")).already_installed
+    assert b'"id": 7' in answer("codex")
 
 
 async def test_an_update_installs_nothing_that_is_not_installed(machine: Machine, npm: FakeNpm) -> None:
@@ -369,3 +381,15 @@ def test_a_lockfile_has_the_pins_of_the_catalogue_and_a_hash_for_every_package(a
         if path:
             assert entry["integrity"].startswith("sha512-"), path
             assert entry["resolved"].startswith("https://registry.npmjs.org/"), path
+
+
+@pytest.mark.parametrize("agent", [agent for agent in CATALOGUE.values() if agent.pypi], ids=lambda a: a.id)
+def test_the_requirements_have_the_pin_of_the_catalogue_and_a_hash_for_every_package(agent: Agent) -> None:
+    lines = (
+        files("sandbox_agent.agents.install").joinpath("locks", f"{agent.id}.txt").read_text().splitlines()
+    )
+    assert agent.pypi is not None
+    pin = f"{agent.pypi.name}=={agent.pypi.version} --hash"
+    assert len([line for line in lines if line.startswith(pin)]) == 1
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9._-]+==\S+( ; [^#]+)?( --hash=sha256:[0-9a-f]{64})+", line), line

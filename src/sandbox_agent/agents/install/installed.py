@@ -39,6 +39,10 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         """The version of the package that speaks ACP."""
         return next(iter(self.packages.values()))
 
+    def is_complete(self) -> bool:
+        """Return whether its files are still there."""
+        return Path(self.folder).is_dir()
+
 
 def agent_folder(agent_id: str) -> Path:
     """Return the folder of an agent's installations, which may not exist."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import uuid
@@ -42,6 +43,8 @@ from sandbox_agent.wire.api import AgentInstallArtifact, AgentInstallResponse
 Phase = Literal["waiting", "installing", "starting", "installed"]
 # How often a locked agent is tried again.
 _POLL_SECONDS = 0.2
+# A tag, a range or a URL would install something else each time.
+_EXACT = re.compile(r"\d+(\.\w+)+([-+][\w.+-]+)?", re.ASCII)
 # Another process may run all commands of an installation to their limits.
 LOCK_SECONDS = 2 * COMMAND_SECONDS
 
@@ -131,7 +134,8 @@ async def install(
             if reinstall or versions is not None:
                 raise _not_ours(agent_id)
             return Installed(agent_id, already_installed=True, installation=None)
-        if existing is not None and not reinstall and (versions is None or existing.packages == packages):
+        is_wanted = versions is None or (existing is not None and existing.packages == packages)
+        if existing is not None and is_wanted and not reinstall and existing.is_complete():
             on_progress(Progress(agent_id, "installed"))
             return Installed(agent_id, already_installed=True, installation=existing)
         await _delete_folders(agent_id, keep=existing)
@@ -260,10 +264,7 @@ def _packages(agent_id: str, source: NpmPackages | PypiPackage, versions: Versio
             raise InvalidRequestError(
                 f"invalid request: the version of {agent_id} itself cannot be chosen: it is part of {acp}"
             )
-        if (
-            not version[:1].isalnum()
-            or not version.replace(".", "").replace("-", "").replace("+", "").isalnum()
-        ):
+        if not _EXACT.fullmatch(version):
             raise InvalidRequestError(f"invalid request: {version!r} is not an exact version such as 1.2.3")
         packages[name] = version
     return packages

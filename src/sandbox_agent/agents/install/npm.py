@@ -22,7 +22,17 @@ from sandbox_agent.runtime.warden import Warden
 # A registry that cannot be reached is an error within seconds, not within minutes.
 _FETCH = ("--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000")
 # "http" logs each download: the only progress that npm has without a terminal.
-_OPTIONS = ("--ignore-scripts", "--include=optional", "--no-audit", "--no-fund", "--loglevel=http", *_FETCH)
+_LOG = ("--no-audit", "--no-fund", "--loglevel=http")
+# A user's npmrc may have others, with which the lockfile would not fit, or the programs would be left out.
+_TREE = (
+    "--global=false",
+    "--include=optional",
+    "--engine-strict=false",
+    "--package-lock=true",
+    "--legacy-peer-deps=false",
+    "--install-strategy=hoisted",
+)
+_OPTIONS = ("--ignore-scripts", *_TREE, *_LOG, *_FETCH)
 _MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 
 

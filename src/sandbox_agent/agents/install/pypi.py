@@ -15,6 +15,8 @@ from sandbox_agent.agents.install.command import CREDENTIALS, run_command
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.warden import Warden
 
+# Variables with which packages would come from, or go to, another place.
+_PYTHON = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}
 _PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar=off")
 
 
@@ -63,8 +65,7 @@ async def install_pypi(
             cwd=folder,
             warden=warden,
             on_line=on_output,
-            env={"PYTHONPATH": "", "PYTHONHOME": ""},
-            without=CREDENTIALS,
+            without=CREDENTIALS | _PYTHON,
             what=what,
             agent_id=agent_id,
         )

@@ -36,7 +36,9 @@ class InstallStream(Response):
         events, waiting = anyio.create_memory_object_stream[bytes](_MAX_WAITING)
 
         def listen(event: Progress | str) -> None:
-            if events.statistics().current_buffer_used < _MAX_WAITING - 1:  # the last place is the result's
+            # After the client has disconnected, the installation continues. The last place is the result's.
+            statistics = events.statistics()
+            if statistics.open_receive_streams and statistics.current_buffer_used < _MAX_WAITING - 1:
                 events.send_nowait(_encode(event))
 
         async def run() -> None:
