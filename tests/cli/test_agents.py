@@ -98,6 +98,22 @@ def test_the_published_command_installs_and_prints_json(shell: Shell, npm: FakeN
     assert versions == [("agent_process", "0.0.23"), ("native_agent", "0.74.2")]
 
 
+def test_run_installs_the_agent_that_it_needs(shell: Shell, npm: FakeNpm) -> None:
+    refused = shell.run("run", "hello", "--agent", "codex")
+    assert (refused.returncode, npm.calls) == (69, [])
+    assert "agents install codex" in refused.stderr
+    npm.behave(fail="npm error code E404")
+    failed = shell.run("run", "hello", "--agent", "codex", env={"SANDBOX_AGENT_REQUIRE_PREINSTALL": ""})
+    assert failed.returncode == 69
+    assert (
+        failed.stderr == "codex: installing\nsandbox-agent: install failed: npm ci ended with 1: code E404\n"
+    )
+    npm.behave()
+    done = shell.run("run", "hello", "--agent", "codex", env={"SANDBOX_AGENT_REQUIRE_PREINSTALL": "false"})
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("codex: installing\ncodex: starting\ncodex: installed\n")
+
+
 def test_a_bar_is_drawn_on_a_terminal(shell: Shell, npm: FakeNpm) -> None:
     pytest.importorskip("rich")
     leader, follower = pty.openpty()

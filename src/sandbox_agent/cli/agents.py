@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -174,17 +175,32 @@ def uninstall_agents(*, ids: tuple[str, ...]) -> None:
         click.echo(f"{agent_id} {'is uninstalled' if removed else 'was not installed'}")
 
 
+def install_for_use(agent_id: str) -> None:
+    """Install an agent that a command on this machine needs, as the server would do, but with progress."""
+    known = CATALOGUE.get(agent_id)
+    forbidden = os.environ.get("SANDBOX_AGENT_REQUIRE_PREINSTALL", "")
+    if known is None or known.package is None or (forbidden and click.BOOL.convert(forbidden, None, None)):
+        return
+    try:
+        resolve(agent_id)
+    except AgentNotInstalledError:
+        _install_one(agent_id, install)
+
+
+def _install_one(agent_id: str, one: Callable[..., Awaitable[Installed]]) -> Installed:
+    async def run() -> Installed:
+        with _shown_progress(agent_id) as on_progress:
+            return await one(agent_id, on_progress=on_progress)
+
+    return anyio.run(run)
+
+
 def _run(ids: Sequence[str], one: Callable[..., Awaitable[Installed]], as_json: bool) -> None:
     """Install one agent after the other. What fails does not stop the others."""
     failed: list[SandboxAgentError] = []
     for agent_id in ids:
-
-        async def run(agent_id: str = agent_id) -> Installed:
-            with _shown_progress(agent_id) as on_progress:
-                return await one(agent_id, on_progress=on_progress)
-
         try:
-            result = anyio.run(run)
+            result = _install_one(agent_id, one)
         except SandboxAgentError as error:
             if len(ids) == 1:
                 raise

@@ -139,8 +139,16 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
+    _install(options["agent"])
     turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
+
+
+def _install(agent_id: str) -> None:
+    """Install the agent if it is not installed. Only here are the agents' modules loaded."""
+    from sandbox_agent.cli.agents import install_for_use
+
+    install_for_use(agent_id)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,10 @@ for line in sys.stdin:
     if message.get("method") == "initialize":
         result = {{"protocolVersion": 1, "agentInfo": {{"name": "fake", "version": {version!r}}}}}
         result["_meta"] = {{"path": os.environ["PATH"].split(":")[0], "argv": sys.argv[1:]}}
-    else:
+    elif message.get("method") == "session/new":
         result = {{"sessionId": "session-1", "configOptions": {options!r}}}
+    else:
+        result = {{"stopReason": "end_turn"}}
     if "id" not in message:
         continue
     print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "result": result}}), flush=True)
