@@ -303,5 +303,8 @@ async def test_the_sdk_installs_and_gets_the_reason_of_a_failure(server: ServerP
         npm.behave(fail="npm error code E404")
         with pytest.raises(InstallFailedError, match="E404"):
             await sdk.install_agent("codex", reinstall=True)
-        with pytest.raises(InstallFailedError, match="E404"):
-            await sdk.create_session(agent="pi")
+        before = len(npm.calls)
+        for create in (sdk.create_session(agent="pi"), sdk.sessions.create("one", agent="pi")):
+            with pytest.raises(InstallFailedError, match="E404"):
+                await create
+        assert len(npm.calls) == before + 2  # none is repeated

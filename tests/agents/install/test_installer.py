@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.install.installed import agent_folder, read_installation
 from sandbox_agent.agents.install.installer import Progress, Versions, install, uninstall, update
 from sandbox_agent.agents.install.npm import read_lock
+from sandbox_agent.agents.install.pypi import read_requirements
 from sandbox_agent.agents.launch import agent_ids, launcher_path, resolve
 from sandbox_agent.errors import (
     AgentNotInstalledError,
@@ -383,11 +385,26 @@ def test_a_lockfile_has_the_pins_of_the_catalogue_and_a_hash_for_every_package(a
             assert entry["resolved"].startswith("https://registry.npmjs.org/"), path
 
 
+def test_the_docs_name_the_agents_whose_lockfile_is_for_linux_on_x64_only() -> None:
+    everywhere = {"linux-x64", "linux-arm64", "darwin-x64", "darwin-arm64"}
+    folder = files("sandbox_agent.agents.install").joinpath("locks")
+    partly: set[str] = set()
+    for agent in CATALOGUE.values():
+        if agent.npm is not None:
+            platforms = json.loads(folder.joinpath(f"{agent.id}.json").read_bytes())["platforms"]
+            assert "linux-x64" in platforms
+            partly |= set() if everywhere <= set(platforms) else {agent.title}
+    page = " ".join((Path(__file__).parents[3] / "docs/agents.md").read_text().split())
+    named = re.search(r"Linux on arm64 and macOS for all but ([^.]+)\.", page)
+    assert named is not None
+    names = {name for name in partly if name.split()[0] in named[1]}
+    assert names == partly
+    assert len(re.split(", | and ", named[1])) == len(partly)
+
+
 @pytest.mark.parametrize("agent", [agent for agent in CATALOGUE.values() if agent.pypi], ids=lambda a: a.id)
 def test_the_requirements_have_the_pin_of_the_catalogue_and_a_hash_for_every_package(agent: Agent) -> None:
-    lines = (
-        files("sandbox_agent.agents.install").joinpath("locks", f"{agent.id}.txt").read_text().splitlines()
-    )
+    lines = read_requirements(agent.id).splitlines()
     assert agent.pypi is not None
     pin = f"{agent.pypi.name}=={agent.pypi.version} --hash"
     assert len([line for line in lines if line.startswith(pin)]) == 1

@@ -20,6 +20,12 @@ _PYTHON = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "
 _PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar=off")
 
 
+def read_requirements(agent_id: str) -> str:
+    """Return the lines of the agent's lockfile: a package each, with its version and hashes. Empty for none."""
+    file = files("sandbox_agent.agents.install").joinpath("locks", f"{agent_id}.txt")
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 async def install_pypi(
     agent_id: str,
     source: PypiPackage,
@@ -46,8 +52,7 @@ async def install_pypi(
     Raises:
         InstallFailedError: The environment cannot be made, pip failed, or the package lacks the command.
     """
-    lock = files("sandbox_agent.agents.install").joinpath("locks", f"{agent_id}.txt")
-    requirements = lock.read_text(encoding="utf-8") if version == source.version and lock.is_file() else ""
+    requirements = read_requirements(agent_id) if version == source.version else ""
     total = len(requirements.splitlines())
     collected = 0
 
