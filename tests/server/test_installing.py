@@ -216,6 +216,29 @@ async def test_a_client_that_leaves_does_not_stop_the_installation(
     assert len(npm.calls) == 1
 
 
+async def test_a_stream_that_its_client_leaves_does_not_stop_the_installation(
+    server: ServerProcess, npm: FakeNpm, tmp_path: Path
+) -> None:
+    fifo = hang(npm, tmp_path)
+    accept = {"accept": "text/event-stream"}
+    async with client(server) as http:
+        async with http.stream("POST", "/v1/agents/codex/install", json={}, headers=accept) as stream:
+            async for line in stream.aiter_lines():
+                if line == "event: progress":
+                    break
+        await anyio.to_thread.run_sync(fifo.read_text)
+        async with anyio.create_task_group() as tasks:
+            answers: list[httpx2.Response] = []
+
+            async def second() -> None:
+                answers.append(await http.post("/v1/agents/codex/install", json={}))
+
+            tasks.start_soon(second)
+            await anyio.to_thread.run_sync(fifo.write_text, "")
+    assert [answer.status_code for answer in answers] == [200]
+    assert len(npm.calls) == 1
+
+
 async def test_a_session_of_the_server_installs_its_agent(server: ServerProcess, npm: FakeNpm) -> None:
     async with client(server) as http:
         answer = await http.post("/v1/sessions/one", json={"agent": "codex"})
@@ -279,7 +302,8 @@ async def test_a_server_that_ends_during_an_installation_leaves_nothing(
 
             tasks.start_soon(post)
             await anyio.to_thread.run_sync(fifo.read_text)
-            await anyio.to_thread.run_sync(getattr(server, how))
+            code = await anyio.to_thread.run_sync(getattr(server, how))
+            assert code == (0 if how == "stop" else None)
             await refused.wait()
         await leftovers.gone()
         npm.behave()

@@ -1,3 +1,3 @@
-"""The known agents: the catalogue, how each is launched, its credentials, and the built-in mock agent."""
+"""The known agents: catalogue, installation, launch and credentials of each, and the built-in mock agent."""
 
 __all__: list[str] = []

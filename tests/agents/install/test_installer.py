@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -356,6 +357,38 @@ async def test_a_cancelled_installation_leaves_nothing(
         tasks.cancel_scope.cancel()
     assert folders("codex") == []
     assert not agent_info("codex").installed
+
+
+async def test_an_npm_that_hangs_is_ended(
+    machine: Machine, npm: FakeNpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging(npm, tmp_path)
+    monkeypatch.setattr("sandbox_agent.agents.install.command.COMMAND_SECONDS", 0.5)
+    with pytest.raises(InstallFailedError, match=r"npm ci did not end within 0\.5 s"):
+        await install("codex")
+    assert folders("codex") == []
+
+
+async def test_an_agent_that_never_answers_is_not_installed(
+    machine: Machine, npm: FakeNpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm.behave(agent="#!/bin/sh\necho a line that is no answer\nexec sleep 1000\n")
+    monkeypatch.setattr("sandbox_agent.agents.install.probe.PROBE_SECONDS", 0.5)
+    with pytest.raises(InstallFailedError, match=r"codex did not answer within 0\.5 s"):
+        await install("codex")
+    assert folders("codex") == []
+
+
+async def test_a_lock_that_another_process_keeps_is_an_error(
+    machine: Machine, npm: FakeNpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await install("codex")
+    monkeypatch.setattr("sandbox_agent.agents.install.installer.LOCK_SECONDS", 0.5)
+    with (agent_folder("codex") / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InstallFailedError, match="another process has been installing codex"):
+            await install("codex")
+    assert (await install("codex")).already_installed
 
 
 async def test_a_data_folder_that_cannot_be_written_is_an_error(

@@ -21,7 +21,7 @@ _PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--
 
 
 def read_requirements(agent_id: str) -> str:
-    """Return the lines of the agent's lockfile: a package each, with its version and hashes. Empty for none."""
+    """Return the agent's lockfile, a line with version and hashes per package; empty if there is none."""
     file = files("sandbox_agent.agents.install").joinpath("locks", f"{agent_id}.txt")
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 

@@ -26,6 +26,7 @@ class _Running:
     """An installation that runs, and what it came to."""
 
     listeners: list[Listener] = field(default_factory=list[Listener])
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     done: anyio.Event = field(default_factory=anyio.Event)
     result: Installed | None = None
     error: SandboxAgentError | None = None
@@ -48,6 +49,7 @@ class Installations:
         self._on_first_use = on_first_use
         self._running: dict[tuple[str, Versions | None, bool], _Running] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._closing = False
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Installations]:
@@ -61,8 +63,9 @@ class Installations:
 
     def close(self) -> None:
         """Cancel all installations: nothing of them counts as installed. No other one is started."""
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        self._closing = True
+        for running in self._running.values():
+            running.scope.cancel()
 
     async def prepare(self, agent: str) -> None:
         """Return when the agent is installed; install it if that is allowed.
@@ -99,7 +102,7 @@ class Installations:
             InstallFailedError: the installation failed.
             StreamError: the server is shutting down.
         """
-        if self._tasks is None or self._tasks.cancel_scope.cancel_called:
+        if self._tasks is None or self._closing:
             raise _shutting_down()
         key = (agent, versions, reinstall)
         running = self._running.get(key)
@@ -121,15 +124,16 @@ class Installations:
         agent, versions, reinstall = key
         logger.info("agent %s: installing", agent)
         try:
-            running.result = await install(
-                agent,
-                versions=versions,
-                reinstall=reinstall,
-                on_progress=running.publish,
-                on_log=running.publish,
-            )
-            found = running.result.installation
-            logger.info("agent %s: installed%s", agent, f", version {found.version}" if found else "")
+            with running.scope:
+                running.result = await install(
+                    agent,
+                    versions=versions,
+                    reinstall=reinstall,
+                    on_progress=running.publish,
+                    on_log=running.publish,
+                )
+                found = running.result.installation
+                logger.info("agent %s: installed%s", agent, f", version {found.version}" if found else "")
         except SandboxAgentError as error:
             logger.warning("agent %s: %s", agent, error)
             running.error = error
