@@ -221,6 +221,7 @@ async def test_a_stream_that_its_client_leaves_does_not_stop_the_installation(
 ) -> None:
     fifo = hang(npm, tmp_path)
     accept = {"accept": "text/event-stream"}
+    answers: list[httpx2.Response] = []
     async with client(server) as http:
         async with http.stream("POST", "/v1/agents/codex/install", json={}, headers=accept) as stream:
             async for line in stream.aiter_lines():
@@ -228,7 +229,6 @@ async def test_a_stream_that_its_client_leaves_does_not_stop_the_installation(
                     break
         await anyio.to_thread.run_sync(fifo.read_text)
         async with anyio.create_task_group() as tasks:
-            answers: list[httpx2.Response] = []
 
             async def second() -> None:
                 answers.append(await http.post("/v1/agents/codex/install", json={}))

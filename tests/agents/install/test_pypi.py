@@ -80,6 +80,10 @@ async def test_a_package_with_another_hash_than_the_recorded_is_refused(
     (line,) = [
         line for line in read_requirements("deepagents").splitlines() if line.startswith("deepagents-acp=")
     ]
-    monkeypatch.setattr("sandbox_agent.agents.install.pypi.read_requirements", lambda _: f"{line}\n")
+
+    def only_this(_: str) -> str:
+        return f"{line}\n"
+
+    monkeypatch.setattr("sandbox_agent.agents.install.pypi.read_requirements", only_this)
     with pytest.raises(InstallFailedError, match="DO NOT MATCH THE HASHES"):
         await install("deepagents")
