@@ -13,7 +13,7 @@ from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.launch import agent_ids
 from sandbox_agent.engine.config_options import find_category
 from sandbox_agent.engine.correlate import UNNAMED
-from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.errors import SandboxAgentError, agent_reason
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
@@ -104,7 +104,7 @@ def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the options in a response to session/new, which may hold anything."""
     error: object = document.get("error")
     if error is not None:
-        reason = members(error).get("message") if members(error) else error
+        reason = agent_reason(str(members(error).get("message") or error), members(error).get("data"))
         raise SandboxAgentError(f"{agent} refused to open a session: {reason}")
     options = elements(members(document.get("result")).get("configOptions"))
     return [each for each in options if isinstance(each, dict)]
