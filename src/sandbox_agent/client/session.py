@@ -355,8 +355,8 @@ class Session:
         """
         await self._set_category("mode", mode)
 
-    async def set_config_option(self, config_id: str, value: str) -> None:
-        """Set any option by its id.
+    async def set_config_option(self, config_id: str, value: str | bool) -> None:
+        """Set any option by its id. A boolean option takes True, False, "true" or "false".
 
         Raises:
             UnsupportedSessionConfigOptionError: the agent has no such option.

@@ -282,7 +282,7 @@ class SessionCore:
 
     def on_bound(self, agent: str, connection_id: str, result: Mapping[str, Any]) -> None:
         """Record the opened agent session: a new one, or the same one on another connection."""
-        options = config.valid_options(result.get("configOptions"))
+        options = config.options_of(result)
         modes = members(result.get("modes")) or config.modes_from_options(options)
         if result["sessionId"] == self.agent_session_id and agent == self.agent:
             # What the agent does not mention has not changed.

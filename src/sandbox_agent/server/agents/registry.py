@@ -11,7 +11,7 @@ import anyio
 from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.launch import agent_ids
-from sandbox_agent.engine.config_options import find_category
+from sandbox_agent.engine.config_options import find_category, options_of
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import SandboxAgentError, agent_reason
 from sandbox_agent.server.agents.bridge import Bridge
@@ -65,7 +65,7 @@ class AgentRegistry:
                 info.config_options = await self._read_options(agent, no_cache=no_cache)
             except SandboxAgentError as error:
                 info.config_error = str(error)
-        if config and info.config_options is None:
+        if config and not info.config_options:
             known = CATALOGUE.get(agent)
             info.config_options = list(known.config_options) if known else []
         info.server_status = self._status(agent)
@@ -80,8 +80,17 @@ class AgentRegistry:
     async def _read_options(self, agent: str, *, no_cache: bool) -> list[dict[str, Any]]:
         async with self._locks.setdefault(agent, anyio.Lock()):
             if no_cache or agent not in self._options:
-                self._options[agent] = await self._probe(agent)
+                offered = None if no_cache else self._offered(agent)
+                self._options[agent] = await self._probe(agent) if offered is None else offered
             return self._options[agent]
+
+    def _offered(self, agent: str) -> list[dict[str, Any]] | None:
+        """Return the options that a running agent reported with a session; None if it has opened none."""
+        for connection in self._bridge.live():
+            result = members(loads(connection.opened).get("result")) if connection.opened else {}
+            if connection.agent == agent and result:
+                return options_of(result) or []
+        return None
 
     async def _probe(self, agent: str) -> list[dict[str, Any]]:
         """Start the agent in an empty folder, open a session, and return its options."""
@@ -106,8 +115,7 @@ def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
     if error is not None:
         reason = agent_reason(str(members(error).get("message") or error), members(error).get("data"))
         raise SandboxAgentError(f"{agent} refused to open a session: {reason}")
-    options = elements(members(document.get("result")).get("configOptions"))
-    return [each for each in options if isinstance(each, dict)]
+    return options_of(members(document.get("result"))) or []
 
 
 async def _request(
