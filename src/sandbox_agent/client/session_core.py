@@ -251,6 +251,8 @@ class SessionCore:
         An agent that does not end the turn within the grace period is stopped.
         """
         self.journal.check_fence()  # the turn may be another process's
+        for pending in connection.turns(self):
+            pending.outgoing.cancelled = True
         turns = connection.turns_of(self)
         if turns:
             self.host.tasks.spawn(self._end_if_ignored(connection, turns), name=f"cancellation of {self.id}")
