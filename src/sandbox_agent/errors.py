@@ -316,6 +316,7 @@ class AcpRpcError(SandboxAgentError):
         rpc_message: The unchanged message.
     """
 
+    AUTH_REQUIRED: ClassVar[int] = -32000
     LABELS: ClassVar[dict[int, str]] = {
         -32700: "Parse error",
         -32600: "Invalid request",
@@ -333,6 +334,10 @@ class AcpRpcError(SandboxAgentError):
         self.code = code
         self.data = data
         self.rpc_message = message
+
+    def add_hint(self, hint: str) -> None:
+        """Add what to do to the text of the error."""
+        self.args = (f"{self}: {hint}",)
 
 
 class ConnectionLostError(SandboxAgentError):

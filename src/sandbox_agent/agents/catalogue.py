@@ -26,6 +26,20 @@ class CredentialFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members: tuple[str, ...] = ()
 
 
+class AuthMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A method of ACP's ``authenticate`` that needs no user.
+
+    Attributes:
+        id: Its id, as the agent offers it.
+        env: Environment variables, any of which holds the credentials.
+        required: Whether the agent uses the credentials only after ``authenticate`` was called.
+    """
+
+    id: str
+    env: tuple[str, ...]
+    required: bool = False
+
+
 class Option(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A select option that is known without asking the agent.
 
@@ -50,6 +64,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         native_args: Arguments that make the binary speak ACP, or None if it needs an adapter.
         credential_env: Environment variables, any of which holds credentials.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
+        auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
     """
 
@@ -61,6 +76,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     native_args: tuple[str, ...] | None = None
     credential_env: tuple[str, ...] = ()
     credential_files: tuple[CredentialFile, ...] = ()
+    auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}
 
     @property

@@ -11,7 +11,7 @@ from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
-from sandbox_agent.wire.api import AgentCapabilities, AgentInfo
+from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, AuthMethodInfo
 
 # An agent that only has a launcher speaks ACP; nothing else is known about it.
 _LAUNCHER_ONLY = AgentCapabilities(
@@ -39,7 +39,35 @@ def agent_info(agent_id: str) -> AgentInfo:
         capabilities=_LAUNCHER_ONLY if agent is None else agent.capabilities,
         version=None if launch is None else installed_version(launch),
         path=None if launch is None or launch.path is None else str(launch.path),
+        auth_methods=auth_methods(agent_id) or None,
     )
+
+
+def auth_methods(agent_id: str) -> list[AuthMethodInfo]:
+    """Return the authentication methods that need no user, and whether their credentials are there."""
+    agent = CATALOGUE.get(agent_id)
+    return [
+        AuthMethodInfo(
+            method=each.id,
+            variables=list(each.env),
+            satisfied=any(os.environ.get(name) for name in each.env),
+            required=each.required,
+        )
+        for each in (agent.auth if agent is not None else ())
+    ]
+
+
+def usable_auth_methods(agent_id: str) -> list[str] | None:
+    """Return the methods to authenticate with; None for an agent of which none are known."""
+    methods = auth_methods(agent_id)
+    return [each.method for each in methods if each.required and each.satisfied] if methods else None
+
+
+def credentials_hint(agent_id: str) -> str:
+    """Return what to do when the agent has no credentials."""
+    agent = CATALOGUE.get(agent_id)
+    names = " or ".join(agent.credential_env) if agent is not None else ""
+    return f"set {names} in the environment of the server" if names else ""
 
 
 def installed_version(launch: Launch) -> str | None:

@@ -48,6 +48,7 @@ class SessionHost(Protocol):
     async def end_turn(self, session: SessionCore, connection: Connection) -> None: ...
     async def require(self, session_id: str) -> SessionCore: ...
     async def agent_options(self, agent: str) -> list[dict[str, Any]]: ...
+    async def explain(self, agent: str, error: AcpRpcError) -> None: ...
 
 
 class SessionCore:
@@ -170,8 +171,10 @@ class SessionCore:
                     if not self.host.tasks.running or time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(RESEND_DELAY)
-        except (AcpRpcError, NotSentError):
+        except (AcpRpcError, NotSentError) as error:
             await self._flush_quietly()
+            if isinstance(error, AcpRpcError):
+                await self.host.explain(self.agent, error)
             raise
         await self.journal.flush()
         return result

@@ -109,6 +109,20 @@ class ServerStatusInfo(Body):
     uptime_ms: int | None = None
 
 
+class AuthMethodInfo(Body):
+    """A way to give the agent its credentials without a user.
+
+    ``method`` is an id of ACP's ``authenticate``, ``variables`` are the environment variables any of which
+    holds the credentials, and ``satisfied`` says whether one is set. The agent uses a ``required`` method's
+    credentials only after ``authenticate`` was called, which the SDK and the server do.
+    """
+
+    method: str
+    variables: list[str]
+    satisfied: bool
+    required: bool = False
+
+
 class AgentInfo(Body):
     """One agent: whether it can be started here, and with which options.
 
@@ -124,6 +138,7 @@ class AgentInfo(Body):
     server_status: ServerStatusInfo | None = None
     config_options: list[dict[str, Any]] | None = None
     config_error: str | None = None
+    auth_methods: list[AuthMethodInfo] | None = None
 
 
 class AgentListResponse(Body):

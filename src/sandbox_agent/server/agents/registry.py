@@ -9,10 +9,11 @@ from typing import Any
 import anyio
 
 from sandbox_agent.agents.catalogue import CATALOGUE
-from sandbox_agent.agents.info import agent_info
+from sandbox_agent.agents.info import agent_info, usable_auth_methods
 from sandbox_agent.agents.launch import agent_ids
 from sandbox_agent.engine.config_options import find_category, options_of
 from sandbox_agent.engine.correlate import UNNAMED
+from sandbox_agent.engine.handshake import auth_method, offered_methods
 from sandbox_agent.errors import SandboxAgentError, agent_reason
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
@@ -98,10 +99,13 @@ class AgentRegistry:
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):
-                        await _request(connection, 1, "initialize", {"protocolVersion": 1})
-                        answer = await _request(
-                            connection, 2, "session/new", {"cwd": folder, "mcpServers": []}
-                        )
+                        answer = await _request(connection, 1, "initialize", {"protocolVersion": 1})
+                        offered = offered_methods(members(loads(answer or b"{}").get("result")))
+                        method = auth_method(offered, usable_auth_methods(agent))
+                        if method is not None:
+                            await _request(connection, 2, "authenticate", {"methodId": method})
+                        params = {"cwd": folder, "mcpServers": []}
+                        answer = await _request(connection, 3, "session/new", params)
                 except TimeoutError:
                     raise SandboxAgentError(
                         f"{agent} did not open a session in {PROBE_SECONDS:g} s"
