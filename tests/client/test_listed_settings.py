@@ -12,7 +12,7 @@ import anyio
 import httpx2
 import pytest
 
-from sandbox_agent import SandboxAgent, UnsupportedSessionValueError
+from sandbox_agent import SandboxAgent, SessionEvent, UnsupportedSessionValueError
 from tests.client.conftest import Front
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
@@ -87,12 +87,19 @@ async def test_they_are_set_again_after_restores(sdk: SandboxAgent, log: Path, a
     session = await sdk.create_session(agent=agent, model="m2", mode=mode)
     await session.prompt("go")
     for _ in range(3):
+        exited = anyio.Event()
+        forget = session.on_event(lambda event, exited=exited: _set_if_exited(event, exited))
         os.kill(starts(log)[-1], signal.SIGKILL)
-        while (await sdk.get_agent(agent)).server_status is not None:  # noqa: ASYNC110 - another process
-            await anyio.sleep(0.01)
+        await exited.wait()
+        forget()
         await session.prompt("go")
     assert prompts(log) == [f"m2 {mode or 'default'} False"] * 4
     assert len(starts(log)) == 4
+
+
+def _set_if_exited(event: SessionEvent, exited: anyio.Event) -> None:
+    if event.payload.get("method") == "_adapter/agent_exited":
+        exited.set()
 
 
 async def test_sessions_of_the_server_set_them_too(

@@ -104,7 +104,7 @@ class AgentRegistry:
                         method = auth_method(offered, usable_auth_methods(agent))
                         if method is not None:
                             await _request(connection, 2, "authenticate", {"methodId": method})
-                        params = {"cwd": folder, "mcpServers": []}
+                        params: dict[str, Any] = {"cwd": folder, "mcpServers": []}
                         answer = await _request(connection, 3, "session/new", params)
                 except TimeoutError:
                     raise SandboxAgentError(
