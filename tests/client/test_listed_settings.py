@@ -40,14 +40,20 @@ async def sdk(server: ServerProcess) -> AsyncIterator[SandboxAgent]:
         yield sdk
 
 
+def noted(log: Path, kind: str) -> list[str]:
+    """Return what the agents have noted of a kind."""
+    words = (line.partition(" ") for line in log.read_text().splitlines())
+    return [rest for first, _, rest in words if first == kind]
+
+
 def prompts(log: Path) -> list[str]:
     """Return the settings that each prompt ran with."""
-    return [line[7:] for line in log.read_text().splitlines() if line.startswith("prompt")]
+    return noted(log, "prompt")
 
 
 def starts(log: Path) -> list[int]:
     """Return the process ids of the agents that were started."""
-    return [int(line[6:]) for line in log.read_text().splitlines() if line.startswith("start")]
+    return [int(pid) for pid in noted(log, "start")]
 
 
 async def test_listed_modes_and_models_are_options(sdk: SandboxAgent, log: Path) -> None:
@@ -95,6 +101,18 @@ async def test_they_are_set_again_after_restores(sdk: SandboxAgent, log: Path, a
         await session.prompt("go")
     assert prompts(log) == [f"m2 {mode or 'default'} False"] * 4
     assert len(starts(log)) == 4
+
+
+async def test_what_a_client_can_do_is_offered_to_agents(sdk: SandboxAgent, log: Path) -> None:
+    await sdk.create_session(agent="gemini")
+    sdk.on_request("elicitation/create", lambda _: {"action": "decline"})
+    await sdk.create_session(agent="silent")
+    await sdk.sessions.create("s", agent="gemini")
+    assert noted(log, "client") == [
+        "sandbox-agent-sdk ['plan', 'session']",
+        "sandbox-agent-sdk ['elicitation', 'plan', 'session']",
+        "sandbox-agent ['elicitation', 'plan', 'session']",
+    ]
 
 
 def _set_if_exited(event: SessionEvent, exited: anyio.Event) -> None:

@@ -41,6 +41,7 @@ def main() -> None:
             }
         )
         if method == "initialize":
+            note(f"client {params['clientInfo']['name']} {sorted(params['clientCapabilities'])}")
             return {"protocolVersion": 1, "agentCapabilities": {"loadSession": True}}
         if method == "session/new":
             return {"sessionId": f"listing-{os.getpid()}", **opened}

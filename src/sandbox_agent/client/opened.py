@@ -44,7 +44,9 @@ class OpenedConnection(Connection):
     async def _start_agent(self, sent: PendingRequest) -> bytes:
         """Send initialize, which starts the agent, and return the response."""
         self._pending[sent.outgoing.id] = sent
-        sent.body = body = request(sent.outgoing.id, "initialize", initialize_params("sandbox-agent-sdk"))
+        answers = "elicitation/create" in self._handlers
+        params = initialize_params("sandbox-agent-sdk", answers_questions=answers)
+        sent.body = body = request(sent.outgoing.id, "initialize", params)
         deadline = time.monotonic() + self._delivery.response_timeout
         while True:
             try:

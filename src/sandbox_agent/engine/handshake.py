@@ -23,11 +23,24 @@ _LOST_SESSION = re.compile(
 _LOST_SESSION_CHARS = 1_000
 
 
-def initialize_params(client: str) -> dict[str, Any]:
-    """Return the params of ACP's initialize. The client offers no files and no terminals."""
+def initialize_params(client: str, *, answers_questions: bool) -> dict[str, Any]:
+    """Return the params of ACP's initialize.
+
+    The client offers no files and no terminals: agents read and write by themselves.
+
+    Args:
+        client: its name.
+        answers_questions: whether it answers ``elicitation/create``. Agents ask questions only then.
+    """
+    capabilities: dict[str, Any] = {
+        "session": {"notices": {}, "compaction": {}, "configOptions": {"boolean": {}}},
+        "plan": {},
+    }
+    if answers_questions:
+        capabilities["elicitation"] = {"form": {}}
     return {
         "protocolVersion": _PROTOCOL_VERSION,
-        "clientCapabilities": {},
+        "clientCapabilities": capabilities,
         "clientInfo": {"name": client, "version": "v1"},
     }
 

@@ -13,7 +13,7 @@ from sandbox_agent.agents.info import agent_info, usable_auth_methods
 from sandbox_agent.agents.launch import agent_ids
 from sandbox_agent.engine.config_options import find_category, options_of
 from sandbox_agent.engine.correlate import UNNAMED
-from sandbox_agent.engine.handshake import auth_method, offered_methods
+from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
 from sandbox_agent.errors import SandboxAgentError, agent_reason
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
@@ -28,6 +28,7 @@ from sandbox_agent.wire.sessions import (
 
 # An agent that takes longer to report its options is listed with an error instead.
 PROBE_SECONDS = 20.0
+_NONE: list[Any] = []
 
 
 class AgentRegistry:
@@ -99,13 +100,15 @@ class AgentRegistry:
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):
-                        answer = await _request(connection, 1, "initialize", {"protocolVersion": 1})
+                        params = initialize_params("sandbox-agent", answers_questions=True)
+                        answer = await _request(connection, 1, "initialize", params)
                         offered = offered_methods(members(loads(answer or b"{}").get("result")))
                         method = auth_method(offered, usable_auth_methods(agent))
                         if method is not None:
                             await _request(connection, 2, "authenticate", {"methodId": method})
-                        params: dict[str, Any] = {"cwd": folder, "mcpServers": []}
-                        answer = await _request(connection, 3, "session/new", params)
+                        answer = await _request(
+                            connection, 3, "session/new", {"cwd": folder, "mcpServers": _NONE}
+                        )
                 except TimeoutError:
                     raise SandboxAgentError(
                         f"{agent} did not open a session in {PROBE_SECONDS:g} s"

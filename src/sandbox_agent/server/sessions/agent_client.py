@@ -89,7 +89,8 @@ class AgentClient:
         return client
 
     async def _initialize(self) -> None:
-        self.initialized = await self.call("initialize", initialize_params("sandbox-agent"))
+        params = initialize_params("sandbox-agent", answers_questions=True)
+        self.initialized = await self.call("initialize", params)
         method_id = auth_method(offered_methods(self.initialized), usable_auth_methods(self.agent))
         if method_id is not None:
             try:
