@@ -214,6 +214,8 @@ class SessionRegistry:
             raise SessionNotFoundError(session.id)
         async with session.binding:
             name = agent or session.agent
+            if name != session.agent:
+                session.settings.check_agent(name)
             await self._health.wait_ready()
             former, former_id = self.live_connection(session), session.agent_session_id
             if former is None:

@@ -282,11 +282,21 @@ class Settings:
 
     async def set_permission_mode(self, mode: PermissionMode | None, send: Send) -> None:
         """Set the agent's mode that a permission mode stands for, where it has one; raises as above."""
+        check_agreement(self._record.agent, None, mode)
         settings = self._agent_settings()
         agent_mode = settings.mode_for(self._record.agent, mode)
         if agent_mode is not None:
             await self._set(settings.choose("mode", agent_mode), send)
         self.choose(permission_mode=mode)
+
+    def check_agent(self, agent: str) -> None:
+        """Refuse to hand the session over to an agent that cannot keep to its permission mode.
+
+        Raises:
+            ValueError: the agent never asks for permission.
+        """
+        mode = self.chosen.permission_mode
+        check_agreement(agent, None, mode if is_permission_mode(mode) else None)
 
     async def create(self, send: Send) -> None:
         """Set and confirm what a new session was created with; raises as ``set_category``.
