@@ -23,6 +23,9 @@ class Entry(NamedTuple):
 # A command's module is imported when the command runs or shows its help. The list of commands imports none.
 COMMANDS: Final = {
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
+    "credentials": Entry(
+        "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
+    ),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
     "run": Entry("sandbox_agent.cli.run:run", "Run one prompt and stream the agent's output."),
