@@ -28,6 +28,7 @@ COMMANDS: Final = {
     ),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
+    "ps": Entry("sandbox_agent.cli.ps:ps", "List the agents that run behind a server, and what they use."),
     "run": Entry("sandbox_agent.cli.run:run", "Run one prompt and stream the agent's output."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from sandbox_agent.client.agent import SandboxAgent
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
 
@@ -45,6 +46,11 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, Any, None]]) -> None:
     """Run the work with the server's sessions. Ctrl-C ends it with exit code 130."""
+    connect_and_run(remote, lambda sdk: work(sdk.sessions))
+
+
+def connect_and_run(remote: Remote, work: Callable[[SandboxAgent], Coroutine[Any, Any, None]]) -> None:
+    """Run the work with a client of the server. Ctrl-C ends it with exit code 130."""
     import asyncio
 
     from sandbox_agent.cli.logs import configure_logging
@@ -58,7 +64,7 @@ def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, A
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         async with sdk:
-            await work(sdk.sessions)
+            await work(sdk)
 
     configure_logging("warning", "text", secrets=[remote.token] if remote.token else [])
     try:

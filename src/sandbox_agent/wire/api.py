@@ -55,6 +55,20 @@ class AcpClientInfo(Body):
     name: str | None = None
 
 
+class AcpUsageInfo(Body):
+    """What the processes of a connection's agent use.
+
+    Attributes:
+        processes: how many there are: the agent and its tools.
+        memory_bytes: their resident memory; what they share counts for each of them.
+        cpu_ms: their processor time, in milliseconds.
+    """
+
+    processes: int
+    memory_bytes: int
+    cpu_ms: int
+
+
 class AcpServerInfo(Body):
     """A live connection.
 
@@ -64,6 +78,7 @@ class AcpServerInfo(Body):
         created_at_ms: its creation time, in milliseconds since the epoch.
         clients: those that have used it; absent on servers that do not report them.
         idle_ms: how long no client has used it and no turn has run; absent while that is not so.
+        usage: what its processes use, if that was asked for and is known.
     """
 
     server_id: str
@@ -71,6 +86,7 @@ class AcpServerInfo(Body):
     created_at_ms: int
     clients: list[AcpClientInfo] | None = None
     idle_ms: int | None = None
+    usage: AcpUsageInfo | None = None
 
 
 class AcpServerListResponse(Body):

@@ -134,6 +134,11 @@ class AgentConnection:
         return self._status is None
 
     @property
+    def pid(self) -> int:
+        """The process id of the agent."""
+        return self._process.pid
+
+    @property
     def uptime_ms(self) -> int:
         """Milliseconds since it was created, whatever the wall clock does."""
         return round((time.monotonic() - self._created) * 1000)
