@@ -25,6 +25,7 @@ from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
 from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
+from sandbox_agent.server.http.turns import Turns
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
@@ -67,6 +68,8 @@ class Application:
         self._entry: ASGIApp | None = None
         self.fast_path: FastPath | None = None
         self.tickets: Tickets = Tickets(_streams())
+        self.turns: Turns = Turns()
+        self.guard: BearerAuth | None = None
         self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,7 +140,7 @@ class Application:
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:
-                entry = BearerAuth(entry, config.token, self.tickets)
+                entry = self.guard = BearerAuth(entry, config.token, self.tickets)
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Iterable, Sequence
 from urllib.parse import parse_qs
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.errors import TokenInvalidError
@@ -26,26 +27,30 @@ class BearerAuth:
         self._tickets = tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or self._allows(scope):
+        if scope["type"] not in ("http", "websocket") or self.allows(scope):
             await self._app(scope, receive, send)
             return
         ticket = self._tickets.redeem(scope) if _has_no_credentials(scope) else None
-        if ticket is not None:
-            with ticket:
-                await self._app(scope, receive, send)
+        if ticket is None:
+            await self.refuse(scope)(scope, receive, send)
             return
+        with ticket:
+            await self._app(scope, receive, send)
+
+    def refuse(self, scope: Scope) -> Response:
+        """Return the response to a request without the token or a ticket."""
         if _asks_for_health(scope):
-            await json_response({"status": "ok"})(scope, receive, send)
-            return
+            return json_response({"status": "ok"})
         error = TokenInvalidError(
             "ticket invalid: it has expired or was used, or it is for another path, query or method; "
             "get a new one with POST /v1/tickets"
             if has_ticket(scope)
             else "token invalid: send the header 'Authorization: Bearer <token>'"
         )
-        await problem_response(error)(scope, receive, send)
+        return problem_response(error)
 
-    def _allows(self, scope: Scope) -> bool:
+    def allows(self, scope: Scope) -> bool:
+        """Return whether a request has the token."""
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         if scope["type"] == "websocket" and _has_no_credentials(scope):
             given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
