@@ -383,7 +383,8 @@ class _Worker:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PersistError(
-                f"the store's folder '{folder}' can't be made: name another file, or make it ({error})"
+                f"the store's folder '{folder}' can't be made: name another file, or make it "
+                f"({error.strerror})"
             ) from error
 
     def _disconnect(self) -> None:
