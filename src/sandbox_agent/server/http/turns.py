@@ -52,8 +52,11 @@ class Turns:
 
     def _next_round(self) -> None:
         self._spent = 0.0
-        while self._queue and self._spent < ROUND_SECONDS:
-            self._work(self._queue.popleft())
-        self._is_scheduled = self._spent > 0
-        if self._is_scheduled:
-            asyncio.get_running_loop().call_soon(self._next_round)
+        try:
+            while self._queue and self._spent < ROUND_SECONDS:
+                self._work(self._queue.popleft())
+        finally:
+            # Also if one of them fails: the others must not wait forever.
+            self._is_scheduled = bool(self._queue) or self._spent > 0
+            if self._is_scheduled:
+                asyncio.get_running_loop().call_soon(self._next_round)
