@@ -17,6 +17,7 @@ from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
+from sandbox_agent.server.tickets import Tickets
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ServerState:
     store: SessionStore
     sessions: Sessions
     inbox: Inbox
+    tickets: Tickets
 
 
 class JsonResponse(Response):

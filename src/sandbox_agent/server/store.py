@@ -158,8 +158,9 @@ async def open_store(store: str, *, namespace: str | None = None, wait: float = 
         return
     path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
     async with _owned(path, wait):
-        writer, reader = SQLiteThread(path, prepare=_limit_cache), SQLiteThread(path, read_only=True)
-        sessions = SQLiteSessionStore(writer, reader, SQLiteThread(path, read_only=True))
+        writer = SQLiteThread(path, prepare=_limit_cache, same_file=True)
+        reader, searcher = (SQLiteThread(path, read_only=True, same_file=True) for _ in range(2))
+        sessions = SQLiteSessionStore(writer, reader, searcher)
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,8 @@ __all__ = [
     "ProblemDetails",
     "RootResponse",
     "ServerStatusInfo",
+    "TicketRequest",
+    "TicketResponse",
 ]
 
 
@@ -171,3 +173,27 @@ class ProblemDetails(Body):
     status: int
     detail: str | None = None
     instance: str | None = None
+
+
+class TicketRequest(Body):
+    """``POST /v1/tickets``.
+
+    Attributes:
+        scope: "events" for server-sent events, "terminal" for a WebSocket.
+        path: the path of the stream with its query, as in its URL but without the ticket.
+    """
+
+    scope: Literal["events", "terminal"]
+    path: str
+
+
+class TicketResponse(Body):
+    """The ticket that was created.
+
+    Attributes:
+        ticket: the value of the query parameter ``ticket``.
+        expires_at: when it expires if it is not used, in RFC 3339.
+    """
+
+    ticket: str
+    expires_at: str

@@ -28,6 +28,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.client_names import CANCELLATION
+from sandbox_agent.server.errors import without_path
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
 from sandbox_agent.server.sessions.deaths import Deaths
@@ -472,7 +473,9 @@ async def _drop_turn(
         message, code = error.rpc_message, str(error.code)
     elif error is not None:
         known = isinstance(error, SandboxAgentError)
-        message = str(error) if known else "an unexpected error; the server's log has the details"
+        message = (
+            without_path(str(error)) if known else "an unexpected error; the server's log has the details"
+        )
         code = error.name if isinstance(error, ProblemError) else None
 
     def end(projector: Projector, now: int) -> Sequence[UniversalEvent]:
