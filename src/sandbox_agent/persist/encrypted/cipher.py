@@ -13,6 +13,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -27,6 +28,7 @@ MasterKey: TypeAlias = bytes | str
 
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
+_TAG_BYTES: Final = 16
 _ID_BYTES: Final = 8
 
 
@@ -34,19 +36,43 @@ class UnsealedError(Exception):
     """The bytes are not a ciphertext of this module, or were changed."""
 
 
-class Sealed(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k", "nonce": "n", "data": "c"}):
+class Sealed(
+    msgspec.Struct,
+    frozen=True,
+    rename={
+        "form": "enc",
+        "key_id": "k",
+        "nonce": "n",
+        "data": "c",
+        "previous": "q",
+        "link": "p",
+        "kept": "l",
+    },
+):
     """A ciphertext as it is stored: a JSON object with base64 texts.
 
     Attributes:
+        form: "v2" is bound to the event's index, too. Records, and events of older releases, have "v1".
         key_id: the id of the session key.
         nonce: 12 bytes.
         data: the ciphertext, then the tag of 16 bytes.
+        previous: the index of the event before it in the chain, 0 for the first; None: it is in no chain.
+        link: the tag of that event.
+        kept: of a replaced event, the tag that it had, to which the next event is linked.
     """
 
-    form: Literal["v1"]
+    form: Literal["v1", "v2"]
     key_id: str
     nonce: bytes
     data: bytes
+    previous: int | None = None
+    link: bytes = b""
+    kept: bytes = b""
+
+    @property
+    def tag(self) -> bytes:
+        """What the next event is linked to."""
+        return self.kept or self.data[-_TAG_BYTES:]
 
     @classmethod
     def read(cls, text: bytes) -> Sealed:
@@ -86,17 +112,44 @@ class SessionCipher:
     def __init__(self, key_id: str, key: bytes) -> None:
         self.key_id: str = key_id
         self._cipher = _aes_gcm()(key)
-        self._head = b'{"enc":"v1","k":"%s","n":"' % key_id.encode()
+        self._key = key
+        self._forms = {
+            form: b'{"enc":"%s","k":"%s","n":"' % (form, key_id.encode()) for form in (b"v1", b"v2")
+        }
 
     def seal(self, data: bytes, place: Sequence[object]) -> bytes:
         """Return the JSON of ``Sealed``. Opening it requires the same ``place``."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, data, _bound_to(place))
-        return b'%s%s","c":"%s"}' % (self._head, _text(nonce), _text(sealed))
+        return b'%s%s","c":"%s"}' % (self._forms[b"v1"], _text(nonce), _text(sealed))
+
+    def seal_linked(
+        self, data: bytes, place: Sequence[object], previous: int | None, link: bytes = b"", kept: bytes = b""
+    ) -> tuple[bytes, bytes]:
+        """Return the JSON of ``Sealed`` with its place in a chain, and its tag."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = self._cipher.encrypt(nonce, data, _bound_to((*place, *_chain_place(previous, link, kept))))
+        parts = [self._forms[b"v2"], _text(nonce)]
+        if previous is not None:
+            parts.append(b'","q":%d,"p":"%s' % (previous, _text(link)))
+            if kept:
+                parts += [b'","l":"', _text(kept)]
+        parts += [b'","c":"', _text(sealed), b'"}']
+        return b"".join(parts), sealed[-_TAG_BYTES:]
 
     def open(self, sealed: Sealed, place: Sequence[object]) -> bytes:
         """Return the decrypted data; raise UnsealedError if it was changed, or belongs to another place."""
+        if sealed.form == "v2":
+            place = (*place, *_chain_place(sealed.previous, sealed.link, sealed.kept))
         return _decrypt(self._cipher, sealed.nonce, sealed.data, place)
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature of the data: 32 bytes, made with a key that is derived from this one."""
+        return hmac.digest(self._signing_key, data, "sha256")
+
+    @cached_property
+    def _signing_key(self) -> bytes:
+        return hmac.digest(self._key, b"sandbox-agent: signing the head of a chain", "sha256")
 
 
 class MasterKeys:
@@ -160,6 +213,10 @@ class MasterKeys:
 
 def _key_place(session_id: str, key_id: str) -> tuple[str, ...]:
     return ("key", session_id, key_id)
+
+
+def _chain_place(previous: int | None, link: bytes, kept: bytes) -> tuple[object, ...]:
+    return previous, link.hex(), kept.hex()
 
 
 def _bound_to(place: Sequence[object]) -> bytes:

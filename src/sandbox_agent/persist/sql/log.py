@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from sandbox_agent.persist.base import UNFENCED, taken_id_error, taken_index_error
+from sandbox_agent.persist.base import UNFENCED, NotLastError, taken_id_error, taken_index_error
 from sandbox_agent.persist.columns import to_row
 from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
@@ -134,17 +134,49 @@ class Log:
         yield from self.writers.stored(session_id, last)
         return Appended(indexes, Mark(last, known.deletions))
 
-    def _append_missing(self, session_id: str, events: Sequence[SessionEvent], last: int) -> Work[list[int]]:
+    def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        after: int,
+        generation: int,
+    ) -> Work[None]:
+        """Store events with the indexes that they have, and replace ``head``.
+
+        Raises:
+            NotLastError: ``after`` is not the last index, or some of the events are stored.
+            SessionFencedError: the session was claimed after that generation.
+            PersistError: an id is stored in another session.
+        """
+        known = yield from self.writers.check(session_id, generation)
+        found = yield Query(LAST_INDEX, (session_id,))
+        if max(known.last_index, found[0][0]) != after:
+            raise NotLastError(session_id)
+        rows = [event_values(event, event.event_index) for event in events]
+        if (yield Insert(_APPEND, rows)) != len(rows):
+            indexes = yield from self._find(session_id, events)
+            raise NotLastError(session_id, {one: index for one, index in indexes.items() if index <= after})
+        yield Insert(_REPLACE, [event_values(head, head.event_index)])
+        yield from self.writers.stored(session_id, events[-1].event_index)
+
+    def _find(self, session_id: str, events: Sequence[SessionEvent]) -> Work[dict[str, int]]:
+        """Return the index of each event that is stored."""
         indexes: dict[str, int] = {}
-        missing: dict[str, SessionEvent] = {}
         for event in events:
             rows = yield Query("SELECT session_id, event_index FROM {events} WHERE id = $1", (event.id,))
-            if not rows:
-                missing.setdefault(event.id, event)
-            elif rows[0][0] != session_id:
+            if rows and rows[0][0] != session_id:
                 raise taken_id_error(event.id, session_id, rows[0][0])
-            else:
+            if rows:
                 indexes[event.id] = rows[0][1]
+        return indexes
+
+    def _append_missing(self, session_id: str, events: Sequence[SessionEvent], last: int) -> Work[list[int]]:
+        indexes = yield from self._find(session_id, events)
+        missing: dict[str, SessionEvent] = {}
+        for event in events:
+            if event.id not in indexes:
+                missing.setdefault(event.id, event)
         indexes.update((event_id, index) for index, event_id in enumerate(missing, last + 1))
         if missing:
             yield Insert(

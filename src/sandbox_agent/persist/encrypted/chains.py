@@ -1,0 +1,343 @@
+"""The chains of the sessions of a store: extended with every append, and checked where events are read."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from sandbox_agent.errors import PersistError
+from sandbox_agent.persist.base import NotLastError, SessionPersistDriver, all_pages
+from sandbox_agent.persist.encrypted.chain import (
+    HEAD_PREFIX,
+    Break,
+    Head,
+    Place,
+    Stored,
+    extend,
+    find_cut,
+    open_head,
+    walk,
+)
+from sandbox_agent.persist.encrypted.cipher import SessionCipher
+from sandbox_agent.persist.encrypted.forms import read_sealed_event, seal_event
+from sandbox_agent.persist.encrypted.keys import SessionKeys
+from sandbox_agent.wire.records import SessionEvent
+
+T = TypeVar("T")
+
+# More bytes than this are encrypted or decrypted in a thread, so that the event loop does not wait.
+_IN_LOOP: Final = 512 * 1024
+# How often something is read before its chain counts as broken: a write may come between two reads.
+READS: Final = 3
+# Attempts of an append while other processes append to the session, and the longest pause in seconds.
+_TRIES: Final = 200
+_PAUSE: Final = 0.05
+# How many sessions are remembered.
+_REMEMBERED: Final = 4_096
+
+
+class _Tip(NamedTuple):
+    """Where a session is continued: after the last index, or None if that has to be read."""
+
+    key_id: str
+    head: Head
+    after: int | None
+
+
+class SessionChains:
+    """The chains of a store.
+
+    Args:
+        inner: the store.
+        keys: its keys.
+        check: whether a broken chain is an error.
+    """
+
+    def __init__(self, inner: SessionPersistDriver, keys: SessionKeys, *, check: bool) -> None:
+        self._inner = inner
+        self._keys = keys
+        self.checks: bool = check
+        self._tips: OrderedDict[str, _Tip] = OrderedDict()
+        self._locks: dict[str, tuple[anyio.Lock, int]] = {}
+
+    async def append(self, session_id: str, events: Sequence[SessionEvent], generation: int) -> SessionCipher:
+        """Append the events and set their indexes; return the cipher that they were encrypted with.
+
+        Raises:
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+            PersistError: the chain is broken, or the store failed.
+        """
+        missing: dict[str, SessionEvent] = {}
+        for event in events:
+            missing.setdefault(event.id, event)
+        indexes: dict[str, int] = {}
+        async with _Turn(self._locks, session_id):
+            for attempt in range(_TRIES):
+                cipher = await self._keys.obtain(session_id)
+                head, after = await self._find_tip(session_id, cipher)
+                wanted = list(missing.values())
+                sealed, longer = await in_thread_if_large(wanted, partial(extend, cipher, head, after))
+                self._remember(session_id, _Tip(cipher.key_id, head, None))
+                stored_head = longer.seal(cipher, session_id, sealed[-1].created_at)
+                try:
+                    await self._inner.append_sealed(
+                        session_id, sealed, stored_head, after=after, generation=generation
+                    )
+                except NotLastError as error:
+                    indexes.update(error.known)
+                    missing = {one: event for one, event in missing.items() if one not in error.known}
+                    if not missing:
+                        break
+                    # Another process appended, or the session was erased and has another key.
+                    self._keys.forget(session_id)
+                    if attempt:
+                        await anyio.sleep(random.uniform(0, min(_PAUSE, 0.001 * attempt)))  # noqa: S311
+                    continue
+                self._remember(session_id, _Tip(cipher.key_id, longer, longer.last))
+                indexes.update((event.id, event.event_index) for event in sealed)
+                break
+            else:
+                raise NotLastError(session_id)
+        for event in events:
+            event.event_index = indexes[event.id]
+        return cipher
+
+    async def insert(self, session_id: str, event: SessionEvent) -> SessionCipher:
+        """Insert an event with its index, or replace the one of its id; return the cipher.
+
+        A replaced event stays where it is in the chain. A new one is in no chain.
+        """
+        async with _Turn(self._locks, session_id):
+            cipher = await self._keys.obtain(session_id)
+            head = await self.read_head(session_id, cipher)
+            like = None
+            if head is not None:
+                found = await self._find(session_id, event.event_index, event.id)
+                if found is not None and found[1].key_id == cipher.key_id and found[1].previous is not None:
+                    old, sealed = found
+                    if old.event_index == event.event_index:
+                        like = sealed
+                    else:
+                        moved = {**head.moved, old.event_index: found[1].previous}
+                        await self._store_head(
+                            session_id, cipher, head._replace(moved=moved), event.created_at
+                        )
+            (sealed_event,) = await in_thread_if_large(
+                [event], lambda events: [seal_event(cipher, one, like=like) for one in events]
+            )
+            self.forget(session_id)
+            await self._inner.insert_event(session_id, sealed_event)
+        return cipher
+
+    async def read_head(self, session_id: str, cipher: SessionCipher) -> Head | None:
+        """Return the stored head; raise PersistError if it was changed."""
+        page = await self._inner.list_events(HEAD_PREFIX + session_id, limit=1)
+        return open_head(cipher, session_id, page.items[0]) if page.items else None
+
+    async def check(
+        self,
+        session_id: str,
+        cipher: SessionCipher,
+        rows: Sequence[Stored],
+        start: Place | None,
+        *,
+        ends: bool,
+        earlier: Head | None = None,
+    ) -> tuple[Place | None, list[Break], Head | None]:
+        """Return up to where the chain was read, what is wrong with it, and the head if it was read.
+
+        Args:
+            session_id: the session.
+            cipher: its cipher.
+            rows: neighboring events that are encrypted with it.
+            start: up to where the chain was read before; None: unknown.
+            ends: whether the last event is among those, or was before them.
+            earlier: the head, read before the rows were. Without it, something wrong at the end may have been
+                stored since the rows were read.
+        """
+        place, breaks = walk(rows, start)
+        old = any(sealed.form == "v1" for _, sealed in rows)
+        if not (breaks or old or ends):
+            return place, breaks, None
+        head = await self.read_head(session_id, cipher)
+        if head is not None and (breaks or old):
+            place, breaks = walk(rows, start, head)
+        if ends:
+            found = any(sealed.previous is not None for _, sealed in rows)
+            cut = find_cut(place, head and (earlier or head), found=found)
+            breaks += [] if cut is None else [cut]
+        if breaks and self._inner.drops_oldest:
+            breaks = await self._without_dropped(session_id, breaks, head)
+        return place, breaks, head
+
+    def forget(self, session_id: str) -> None:
+        """Read from the store where the session is continued. Its newest event is remembered."""
+        tip = self._tips.get(session_id)
+        if tip is not None:
+            self._tips[session_id] = tip._replace(after=None)
+
+    def erased(self, session_id: str) -> None:
+        """Forget the session."""
+        self._tips.pop(session_id, None)
+
+    async def _find_tip(self, session_id: str, cipher: SessionCipher) -> tuple[Head, int]:
+        """Return the head and the last index of the session.
+
+        Raises:
+            PersistError: events that the head, or this object, knows are missing.
+        """
+        tip = self._tips.get(session_id)
+        known = Head()
+        if tip is not None and tip.key_id == cipher.key_id:
+            if tip.after is not None:
+                return tip.head, tip.after
+            known = tip.head
+        breaks: list[Break] = []
+        for _ in range(READS):
+            head, after, breaks = await self._read_tip(session_id, cipher, known)
+            if not breaks or not self.checks:
+                return head, after
+        raise broken_error(session_id, breaks)
+
+    async def _read_tip(
+        self, session_id: str, cipher: SessionCipher, known: Head
+    ) -> tuple[Head, int, list[Break]]:
+        stored = await self.read_head(session_id, cipher)
+        # Read after the head and before the events: the store refuses what is sealed for an older end.
+        after = await self._inner.last_event_index(session_id)
+        if stored is None and not self._inner.appends_head:
+            # From here on, events without a head show that it was removed.
+            await self._store_head(session_id, cipher, Head(), 0)
+        head = stored or Head()
+        end = head.end()
+        if end.at > after and self._inner.drops_oldest:
+            # The session was dropped.
+            return Head(), after, []
+        breaks: list[Break] = []
+        if stored is not None and stored.last < known.last and not self._inner.drops_oldest:
+            breaks.append(Break(f"it was set back from event {known.last} to event {stored.last}"))
+        place = Place(end.at) if stored is not None else None
+        seen: set[int] = set()
+        async with aclosing(self.read_rows(session_id, cipher, max(0, end.at - 1))) as pages:
+            async for rows in pages:
+                start = place if seen or place is None else Place(max(0, end.at - 1))
+                if not seen and place is not None and end.at:
+                    # The newest event is there, and none is missing before the ones after it.
+                    rows = [row for row in rows if row[0].event_index >= end.at]
+                    chained = [row for row in rows if row[1].previous is not None]
+                    if not chained or chained[0][0].event_index != end.at:
+                        breaks.append(Break(f"event {end.at} is missing", end.at))
+                    elif end.tag and chained[0][1].tag != end.tag:
+                        breaks.append(Break(f"event {end.at} is an older copy"))
+                    start = None
+                place, found = walk(rows, start, head)
+                breaks += found
+                seen |= {event.event_index for event, sealed in rows if sealed.previous is not None}
+        if seen and stored is None:
+            breaks.append(Break("the head of its chain is missing"))
+        if end.at and not seen:
+            breaks.append(Break(f"event {end.at} is missing", end.at))
+        if self._inner.drops_oldest:
+            breaks = await self._without_dropped(session_id, breaks, stored)
+        if place is not None and seen and max(seen) > head.last:
+            moved = {index: before for index, before in head.moved.items() if index not in seen}
+            head = Head(head.first or min(seen), place.at, place.tag, moved)
+        return head, after, breaks
+
+    async def read_rows(
+        self, session_id: str, cipher: SessionCipher, after: int = 0
+    ) -> AsyncGenerator[list[Stored]]:
+        """Iterate over the pages of the events after an index that are encrypted with a cipher."""
+        read = partial(self._inner.list_events, session_id)
+        cursor = self._inner.cursor_after(after) if after else None
+        async with aclosing(all_pages(read, cursor)) as pages:
+            async for events in pages:
+                rows = [(one, read_sealed_event(one)) for one in events if one.event_index > after]
+                yield [row for row in rows if row[1].key_id == cipher.key_id]
+
+    async def _find(self, session_id: str, index: int, event_id: str) -> Stored | None:
+        """Return the stored event of that id, which is probably at that index."""
+        read = partial(self._inner.list_events, session_id)
+        page = await read(limit=1, cursor=self._inner.cursor_after(index - 1))
+        if page.items and page.items[0].event_index == index:
+            # An event with another id makes the store refuse the new one.
+            one = page.items[0]
+            return (one, read_sealed_event(one)) if one.id == event_id else None
+        async with aclosing(all_pages(read)) as pages:
+            async for events in pages:
+                for one in events:
+                    if one.id == event_id:
+                        return one, read_sealed_event(one)
+        return None
+
+    async def _store_head(self, session_id: str, cipher: SessionCipher, head: Head, created_at: int) -> None:
+        stored = head.seal(cipher, session_id, created_at)
+        await self._inner.insert_event(stored.session_id, stored)
+
+    async def _without_dropped(self, session_id: str, breaks: list[Break], head: Head | None) -> list[Break]:
+        """Leave out what is missing because the store drops the oldest events, or sessions."""
+        oldest = (await self._inner.list_events(session_id, limit=1)).items
+        first = oldest[0].event_index if oldest else None
+        return [
+            one
+            for one in breaks
+            if head is not None and first is not None and (not one.missing or first <= one.missing)
+        ]
+
+    def _remember(self, session_id: str, tip: _Tip) -> None:
+        self._tips[session_id] = tip
+        self._tips.move_to_end(session_id)
+        if len(self._tips) > _REMEMBERED:
+            self._tips.popitem(last=False)
+
+
+class _Turn:
+    """One task at a time writes a session."""
+
+    def __init__(self, locks: dict[str, tuple[anyio.Lock, int]], session_id: str) -> None:
+        self._locks = locks
+        self._session_id = session_id
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._session_id) or (anyio.Lock(), 0)
+        self._locks[self._session_id] = lock, users + 1
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._locks[self._session_id][0].release()
+        self._leave()
+
+    def _leave(self) -> None:
+        lock, users = self._locks.pop(self._session_id)
+        if users > 1:
+            self._locks[self._session_id] = lock, users - 1
+
+
+async def in_thread_if_large(
+    events: Sequence[SessionEvent], work: Callable[[Sequence[SessionEvent]], T]
+) -> T:
+    """Return the result of ``work``, which large payloads are given to in a thread."""
+    if sum(len(event.payload_json) for event in events) <= _IN_LOOP:
+        return work(events)
+    return await anyio.to_thread.run_sync(work, events)
+
+
+def broken_error(session_id: str, breaks: Sequence[Break]) -> PersistError:
+    """Return the error of a broken chain."""
+    what = "; ".join(one.what for one in breaks[:3])
+    return PersistError(
+        f"session '{session_id}' was changed in the store: {what}; restore it from a copy of the store, or "
+        "read what is left with check_chain=False ('sandbox-agent sessions verify' lists all that is wrong)",
+        session_id=session_id,
+    )
