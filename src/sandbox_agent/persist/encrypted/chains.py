@@ -26,7 +26,7 @@ from sandbox_agent.persist.encrypted.chain import (
     walk,
 )
 from sandbox_agent.persist.encrypted.cipher import SessionCipher
-from sandbox_agent.persist.encrypted.forms import read_sealed_event, seal_event
+from sandbox_agent.persist.encrypted.forms import open_event, read_sealed_event, seal_event
 from sandbox_agent.persist.encrypted.keys import SessionKeys
 from sandbox_agent.wire.records import SessionEvent
 
@@ -177,6 +177,47 @@ class SessionChains:
             breaks = await self._without_dropped(session_id, breaks, head)
         return place, breaks, head
 
+    async def verify(self, session_id: str) -> tuple[list[str], list[str]]:
+        """Return what is wrong with a session's events, and what can't be known of them.
+
+        Raises:
+            PersistError: the key or the head was changed, or the store failed.
+        """
+        key = await self._keys.find(session_id)
+        if key is None or key.cipher is None:
+            lost = key is None and (await self._inner.list_events(session_id, limit=1)).items
+            return (["its key is missing"] if lost else []), []
+        cipher = key.cipher
+        # Read before the events: what is stored meanwhile is after it.
+        head = await self.read_head(session_id, cipher)
+        place: Place | None = Place(0)
+        breaks: list[Break] = []
+        changed: list[str] = []
+        first = last = apart = 0
+        async with aclosing(self.read_rows(session_id, cipher)) as pages:
+            async for rows in pages:
+                changed += await anyio.to_thread.run_sync(_find_changed, cipher, rows)
+                place, found = walk(rows, place, head or Head())
+                breaks += found
+                chained = [event.event_index for event, sealed in rows if sealed.previous is not None]
+                apart += len(rows) - len(chained)
+                first, last = first or min(chained, default=0), max(chained, default=last)
+        cut = find_cut(place, head, found=last > 0)
+        breaks += [] if cut is None else [cut]
+        if head is not None and self._inner.appends_head and 0 < head.last < last:
+            # It may have been stored since.
+            newer = await self.read_head(session_id, cipher)
+            if newer is None or newer.last < last:
+                breaks.append(Break(f"the head of its chain is older than event {last}: it was put back"))
+        if breaks and self._inner.drops_oldest:
+            breaks = await self._without_dropped(session_id, breaks, head)
+        notes: list[str] = []
+        if apart and not first:
+            notes.append(f"no chain: {apart} events are bound to the session only, or were inserted")
+        elif apart:
+            notes.append(f"no chain before event {first}, or events were inserted: {apart} are in no chain")
+        return [*changed, *(one.what for one in breaks)], notes
+
     def forget(self, session_id: str) -> None:
         """Read from the store where the session is continued. Its newest event is remembered."""
         tip = self._tips.get(session_id)
@@ -217,12 +258,10 @@ class SessionChains:
             await self._store_head(session_id, cipher, Head(), 0)
         head = stored or Head()
         end = head.end()
-        if end.at > after and self._inner.drops_oldest:
+        if end.at and not after and self._inner.drops_oldest:
             # The session was dropped.
             return Head(), after, []
         breaks: list[Break] = []
-        if stored is not None and stored.last < known.last and not self._inner.drops_oldest:
-            breaks.append(Break(f"it was set back from event {known.last} to event {stored.last}"))
         place = Place(end.at) if stored is not None else None
         seen: set[int] = set()
         async with aclosing(self.read_rows(session_id, cipher, max(0, end.at - 1))) as pages:
@@ -246,7 +285,10 @@ class SessionChains:
             breaks.append(Break(f"event {end.at} is missing", end.at))
         if self._inner.drops_oldest:
             breaks = await self._without_dropped(session_id, breaks, stored)
-        if place is not None and seen and max(seen) > head.last:
+        newest = max(head.last, *seen, 0)
+        if newest < known.last and not self._inner.drops_oldest:
+            breaks.append(Break(f"it was set back from event {known.last} to event {newest}"))
+        if place is not None and newest > head.last:
             moved = {index: before for index, before in head.moved.items() if index not in seen}
             head = Head(head.first or min(seen), place.at, place.tag, moved)
         return head, after, breaks
@@ -322,6 +364,18 @@ class _Turn:
         lock, users = self._locks.pop(self._session_id)
         if users > 1:
             self._locks[self._session_id] = lock, users - 1
+
+
+def _find_changed(cipher: SessionCipher, rows: Sequence[Stored]) -> list[str]:
+    changed: list[str] = []
+    for event, sealed in rows:
+        try:
+            open_event(cipher, event, sealed)
+        except PersistError:
+            changed.append(
+                f"event {event.event_index} ('{event.id}') was changed, or moved from another place"
+            )
+    return changed
 
 
 async def in_thread_if_large(

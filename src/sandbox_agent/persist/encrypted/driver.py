@@ -260,6 +260,16 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             await self.inner.delete_session(session_id)
             self._keys.forget(session_id)
 
+    async def verify_chain(self, session_id: str, /) -> tuple[list[str], list[str]]:
+        """Return what is wrong with a session, and what can't be known of it; nothing is changed.
+
+        Raises:
+            PersistError: the session's key, head or record was changed, or the store failed.
+        """
+        _check_id(session_id)
+        await self.get_session(session_id)
+        return await self._chains.verify(session_id)
+
     async def rotate_keys(self) -> int:
         """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.
 
