@@ -147,7 +147,7 @@ async def bring_the_head_of_another_session(store: SessionPersistDriver) -> None
 async def forge_the_head(store: SessionPersistDriver) -> None:
     await cut_tail(store)
     (head,) = await all_events(store, HEAD_PREFIX + "s")
-    head.payload_json = head.payload_json.replace(b'"last":6', b'"last":4')
+    head.payload_json = head.payload_json.replace(b'"c":"', b'"c":"AAAA')
     await rewrite(store, HEAD_PREFIX + "s", [head])
 
 

@@ -1,7 +1,7 @@
 """The chain of a session's events, which shows that some are missing, in another order, or older copies.
 
 An appended event is bound to its index, to the index of the event before it, and to that event's tag. The
-head of the chain, signed with a key that is derived from the session's, says which event is the newest: it is
+head of the chain, encrypted like an event, says which event is the newest: it is
 the only event of the hidden session ``~head:<session id>``. Only programs with the session's key can make
 either. Without the key, events can be removed, or replaced by older copies of themselves, which breaks the
 chain. An older copy of the whole session, head included, shows only against a newer head that is kept
@@ -10,16 +10,13 @@ elsewhere (``sessions verify --head``).
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
-from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher
+from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError, make_nonces
 from sandbox_agent.persist.encrypted.forms import changed_error, seal_linked
-from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent
 
 HEAD_PREFIX: Final = "~head:"
@@ -64,40 +61,26 @@ class Head(NamedTuple):
     first: int = 0
     last: int = 0
     tag: bytes = b""
-    moved: Mapping[int, int] = MappingProxyType({})
+    moved: Mapping[int, int] = {}
 
     def end(self) -> Place:
         """Return the newest event that is at its place."""
         index = resolve(self.last, self.moved)
         return Place(index, self.tag if index == self.last else b"")
 
-    def seal(self, cipher: SessionCipher, session_id: str, created_at: int) -> SessionEvent:
+    def seal(
+        self, cipher: SessionCipher, session_id: str, created_at: int, *, nonce: bytes | None = None
+    ) -> SessionEvent:
         """Return the head as it is stored."""
-        unsigned = _Stored("head-1", cipher.key_id, self.first, self.last, self.tag, {**self.moved}, b"")
-        signature = cipher.sign(unsigned.signed(session_id))
-        payload = msgspec.json.encode(msgspec.structs.replace(unsigned, signature=signature))
+        content = _encoder.encode((self.first, self.last, self.tag, self.moved))
         name = HEAD_PREFIX + session_id
+        payload, _ = cipher.seal_linked(content, ("head", session_id), None, nonce=nonce)
         return SessionEvent(name, 1, name, created_at, "", "client", payload)
 
 
 _UNKNOWN: Final = Head()
-
-
-class _Stored(msgspec.Struct, frozen=True, rename={"form": "enc", "key_id": "k"}):
-    form: Literal["head-1"]
-    key_id: str
-    first: int
-    last: int
-    tag: bytes
-    moved: dict[int, int]
-    signature: bytes
-
-    def signed(self, session_id: str) -> bytes:
-        moved = sorted(self.moved.items())
-        return dumps([self.form, session_id, self.key_id, self.first, self.last, self.tag.hex(), moved])
-
-
-_decoder: Final = msgspec.json.Decoder(_Stored)
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(tuple[int, int, bytes, dict[int, int]])
 
 
 def open_head(cipher: SessionCipher, session_id: str, event: SessionEvent) -> Head | None:
@@ -107,30 +90,28 @@ def open_head(cipher: SessionCipher, session_id: str, event: SessionEvent) -> He
         PersistError: it was changed in the store.
     """
     try:
-        stored = _decoder.decode(event.payload_json)
-    except msgspec.MsgspecError:
-        stored = None
-    if stored is not None and stored.key_id != cipher.key_id:
-        return None
-    if stored is None or not hmac.compare_digest(cipher.sign(stored.signed(session_id)), stored.signature):
-        raise changed_error(f"the head of session '{session_id}'", session_id)
-    return Head(stored.first, stored.last, stored.tag, stored.moved)
+        sealed = Sealed.read(event.payload_json)
+        if sealed.key_id != cipher.key_id:
+            return None
+        return Head(*_decoder.decode(cipher.open(sealed, ("head", session_id))))
+    except (UnsealedError, msgspec.MsgspecError):
+        raise changed_error(f"the head of session '{session_id}'", session_id) from None
 
 
 def extend(
-    cipher: SessionCipher, head: Head, after: int, events: Iterable[SessionEvent]
-) -> tuple[list[SessionEvent], Head]:
-    """Return the events, sealed for the indexes after ``after``, and the chain's head with them."""
-    moved = {index: before for index, before in head.moved.items() if index <= after}
+    cipher: SessionCipher, head: Head, after: int, events: Sequence[SessionEvent]
+) -> tuple[list[SessionEvent], Head, SessionEvent]:
+    """Return the events sealed for the indexes after ``after``, and the chain's new head; also as it is stored."""
+    moved = {index: before for index, before in head.moved.items() if index <= after} if head.moved else {}
     previous, tag = head.end()
+    nonces = make_nonces(len(events) + 1)
     sealed: list[SessionEvent] = []
-    for index, event in enumerate(events, after + 1):
-        placed = event.copy()
-        placed.event_index = index
-        one, tag = seal_linked(cipher, placed, previous, tag)
+    for index, (event, nonce) in enumerate(zip(events, nonces, strict=False), after + 1):
+        one, tag = seal_linked(cipher, event, index, previous, tag, nonce=nonce)
         previous = index
         sealed.append(one)
-    return sealed, Head(head.first or after + 1, previous, tag, moved)
+    longer = Head(head.first or after + 1, previous, tag, moved)
+    return sealed, longer, longer.seal(cipher, events[0].session_id, events[-1].created_at, nonce=nonces[-1])
 
 
 def resolve(index: int, moved: Mapping[int, int]) -> int:

@@ -83,9 +83,10 @@ class SessionChains:
                 cipher = await self._keys.obtain(session_id)
                 head, after = await self._find_tip(session_id, cipher)
                 wanted = list(missing.values())
-                sealed, longer = await in_thread_if_large(wanted, partial(extend, cipher, head, after))
-                self._remember(session_id, _Tip(cipher.key_id, head, None))
-                stored_head = longer.seal(cipher, session_id, sealed[-1].created_at)
+                seal = partial(extend, cipher, head, after)
+                sealed, longer, stored_head = await in_thread_if_large(wanted, seal)
+                # What is stored is not known until the store has answered.
+                self._tips[session_id] = _Tip(cipher.key_id, head, None)
                 try:
                     await self._inner.append_sealed(
                         session_id, sealed, stored_head, after=after, generation=generation
@@ -348,7 +349,7 @@ class _Turn:
         self._session_id = session_id
 
     async def __aenter__(self) -> None:
-        lock, users = self._locks.get(self._session_id) or (anyio.Lock(), 0)
+        lock, users = self._locks.get(self._session_id) or (anyio.Lock(fast_acquire=True), 0)
         self._locks[self._session_id] = lock, users + 1
         try:
             await lock.acquire()

@@ -24,16 +24,25 @@ def seal_event(cipher: SessionCipher, event: SessionEvent, *, like: Sealed | Non
         like: the event that it replaces, whose place in the chain it gets. Without it, it is in no chain.
     """
     previous, link, kept = (None, b"", b"") if like is None else (like.previous, like.link, like.tag)
-    return seal_linked(cipher, event, previous, link, kept)[0]
+    return seal_linked(cipher, event, event.event_index, previous, link, kept)[0]
 
 
 def seal_linked(
-    cipher: SessionCipher, event: SessionEvent, previous: int | None, link: bytes, kept: bytes = b""
+    cipher: SessionCipher,
+    event: SessionEvent,
+    index: int,
+    previous: int | None,
+    link: bytes,
+    kept: bytes = b"",
+    *,
+    nonce: bytes | None = None,
 ) -> tuple[SessionEvent, bytes]:
-    """Return the event with an encrypted payload and its place in a chain, and its tag."""
+    """Return the event with that index, an encrypted payload and its place in a chain; and its tag."""
     sealed = event.copy()
-    place = _indexed_place(event)
-    sealed.payload_json, tag = cipher.seal_linked(event.payload_json, place, previous, link, kept)
+    sealed.event_index = index
+    sealed.payload_json, tag = cipher.seal_linked(
+        event.payload_json, _indexed_place(sealed), previous, link, kept, nonce=nonce
+    )
     return sealed, tag
 
 
@@ -109,7 +118,15 @@ def _event_place(event: SessionEvent) -> tuple[object, ...]:
 
 
 def _indexed_place(event: SessionEvent) -> tuple[object, ...]:
-    return ("event-2", event.event_index, *_event_place(event)[1:])
+    return (
+        "event-2",
+        event.session_id,
+        event.id,
+        event.event_index,
+        event.created_at,
+        event.connection_id,
+        event.sender,
+    )
 
 
 def _record_place(record: SessionRecord) -> tuple[object, ...]:

@@ -22,6 +22,15 @@ LAST_INDEX: Final = "SELECT coalesce(max(event_index), 0) FROM {events} WHERE se
 _APPEND: Final = Table("{events}", EVENT_COLUMNS, ("id",))
 _APPEND_STRICTLY: Final = Table("{events}", EVENT_COLUMNS)
 _REPLACE: Final = Table("{events}", EVENT_COLUMNS, ("id",), replace=True)
+# Events, and the head of an encrypted session's chain, which replaces the one before; no index is written.
+_APPEND_SEALED: Final = Table(
+    "{events}",
+    EVENT_COLUMNS,
+    ("id",),
+    replace=True,
+    fixed=("event_index", "session_id", "connection_id", "sender"),
+    where="WHERE excluded.id = excluded.session_id AND excluded.id LIKE '~head:%'",
+)
 _SAVEPOINT: Final = Query("SAVEPOINT append")
 _RELEASE: Final = Query("RELEASE SAVEPOINT append")
 
@@ -153,11 +162,10 @@ class Log:
         found = yield Query(LAST_INDEX, (session_id,))
         if max(known.last_index, found[0][0]) != after:
             raise NotLastError(session_id)
-        rows = [event_values(event, event.event_index) for event in events]
-        if (yield Insert(_APPEND, rows)) != len(rows):
+        rows = [event_values(event, event.event_index) for event in (*events, head)]
+        if (yield Insert(_APPEND_SEALED, rows)) != len(rows):
             indexes = yield from self._find(session_id, events)
             raise NotLastError(session_id, {one: index for one, index in indexes.items() if index <= after})
-        yield Insert(_REPLACE, [event_values(head, head.event_index)])
         yield from self.writers.stored(session_id, events[-1].event_index)
 
     def _find(self, session_id: str, events: Sequence[SessionEvent]) -> Work[dict[str, int]]:
