@@ -251,22 +251,23 @@ def verify(
 
     With --head it also finds an older copy of a session, or of the whole store. The file has the last index
     of each session and a digest of its events. Keep it where the programs that write the store can't change
-    it. --write-head creates it, and accepts sessions that were deleted on purpose.
+    it. --write-head creates it. It also accepts what is in the store now, such as deleted sessions.
     """
     if write_head and head is None:
         raise click.UsageError("--write-head needs --head FILE")
     there = {} if head is None else read_heads(head, missing_ok=write_head)
-    heads: dict[str, KnownHead] | None = None
+    heads: dict[str, KnownHead] = {}
+    failed = False
 
     async def verify_sessions(driver: SessionPersistDriver) -> None:
-        nonlocal heads
-        heads = await print_verified(driver, session_ids, {} if write_head else there)
+        nonlocal heads, failed
+        heads, failed = await print_verified(driver, session_ids, {} if write_head else there)
 
     run_on_store(verify_sessions, store, namespace)
-    if heads is None:
-        raise SystemExit(1)
-    if head is not None:
+    if head is not None and (write_head or not failed):
         write_heads(head, {**(there if session_ids else {}), **heads})
+    if failed:
+        raise SystemExit(1)
 
 
 async def _get_session(driver: SessionPersistDriver, session_id: str) -> SessionRecord:

@@ -27,8 +27,8 @@ class _Heads(msgspec.Struct):
 
 async def print_verified(
     driver: SessionPersistDriver, session_ids: Sequence[str], known: Mapping[str, KnownHead]
-) -> dict[str, KnownHead] | None:
-    """Verify sessions, print what is wrong, and return their heads; None if anything is wrong."""
+) -> tuple[dict[str, KnownHead], bool]:
+    """Verify sessions, print what is wrong, and return their heads, and whether anything is wrong."""
     heads: dict[str, KnownHead] = {}
     events = problems = 0
     async with aclosing(verify_sessions(driver, session_ids, known)) as results:
@@ -40,7 +40,7 @@ async def print_verified(
             problems += len(one.problems)
     count = "nothing is wrong" if not problems else "1 problem" if problems == 1 else f"{problems:,} problems"
     click.echo(f"verified {len(heads):,} sessions with {events:,} events: {count}", err=True)
-    return None if problems else heads
+    return heads, problems > 0
 
 
 def read_heads(path: Path, *, missing_ok: bool = False) -> dict[str, KnownHead]:

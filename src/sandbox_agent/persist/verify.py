@@ -131,7 +131,7 @@ async def _compare(store: SessionPersistDriver, verified: Verified, known: Known
                 if known is not None and then is None and event.event_index > known.last:
                     then = digest.hexdigest()
                 if plain and event.event_index > last + 1:
-                    _note_gap(verified, last + 1, event)
+                    _note_gap(verified, last + 1, event, known)
                 _add(digest, event)
                 last = event.event_index
                 verified.events += 1
@@ -155,14 +155,17 @@ async def _has_key(store: SessionPersistDriver, session_id: str) -> bool:
     return await store.get_session(KEY_PREFIX + session_id) is not None
 
 
-def _note_gap(verified: Verified, first: int, event: SessionEvent) -> None:
+def _note_gap(verified: Verified, first: int, event: SessionEvent, known: KnownHead | None) -> None:
     last = event.event_index - 1
     missing = f"event {first} is" if first == last else f"events {first} to {last} are"
     if first == 1:
         # A copy, or a store that drops the oldest.
         verified.notes.append(f"it begins with event {event.event_index}")
-    else:
-        verified.problems.append(f"{missing} missing before event {event.event_index}")
+        return
+    # One that was there before shows in the digest.
+    was_there = known is not None and event.event_index <= known.last
+    found = verified.notes if was_there else verified.problems
+    found.append(f"{missing} missing before event {event.event_index}")
 
 
 def _add(digest: hashlib._Hash, event: SessionEvent) -> None:  # pyright: ignore[reportPrivateUsage] - its only name

@@ -101,7 +101,7 @@ def open_head(cipher: SessionCipher, session_id: str, event: SessionEvent) -> He
 def extend(
     cipher: SessionCipher, head: Head, after: int, events: Sequence[SessionEvent]
 ) -> tuple[list[SessionEvent], Head, SessionEvent]:
-    """Return the events sealed for the indexes after ``after``, and the chain's new head; also as it is stored."""
+    """Return the events sealed for the indexes after ``after``, and the new head, also as it is stored."""
     moved = {index: before for index, before in head.moved.items() if index <= after} if head.moved else {}
     previous, tag = head.end()
     nonces = make_nonces(len(events) + 1)
