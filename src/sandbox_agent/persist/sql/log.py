@@ -150,7 +150,7 @@ class Log:
         head: SessionEvent,
         after: int,
         generation: int,
-    ) -> Work[None]:
+    ) -> Work[Appended]:
         """Store events with the indexes that they have, and replace ``head``.
 
         Raises:
@@ -166,7 +166,9 @@ class Log:
         if (yield Insert(_APPEND_SEALED, rows)) != len(rows):
             indexes = yield from self._find(session_id, events)
             raise NotLastError(session_id, {one: index for one, index in indexes.items() if index <= after})
-        yield from self.writers.stored(session_id, events[-1].event_index)
+        last = events[-1].event_index
+        yield from self.writers.stored(session_id, last)
+        return Appended([event.event_index for event in events], Mark(last, known.deletions))
 
     def _find(self, session_id: str, events: Sequence[SessionEvent]) -> Work[dict[str, int]]:
         """Return the index of each event that is stored."""
