@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -43,12 +43,22 @@ _PAUSE: Final = 0.05
 _REMEMBERED: Final = 4_096
 
 
-class _Tip(NamedTuple):
-    """Where a session is continued: after the last index, or None if that has to be read."""
+class _Session:
+    """Where a session is continued, and the lock of the task that writes it.
 
-    key_id: str
-    head: Head
-    after: int | None
+    Attributes:
+        key_id: the key of the chain.
+        head: the chain's newest head.
+        after: the last index of the session; None if it has to be read.
+    """
+
+    __slots__ = ("after", "head", "key_id", "lock")
+
+    def __init__(self) -> None:
+        self.lock = anyio.Lock(fast_acquire=True)
+        self.key_id = ""
+        self.head = Head()
+        self.after: int | None = None
 
 
 class SessionChains:
@@ -64,8 +74,7 @@ class SessionChains:
         self._inner = inner
         self._keys = keys
         self.checks: bool = check
-        self._tips: OrderedDict[str, _Tip] = OrderedDict()
-        self._locks: dict[str, tuple[anyio.Lock, int]] = {}
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
     async def append(self, session_id: str, events: Sequence[SessionEvent], generation: int) -> SessionCipher:
         """Append the events and set their indexes; return the cipher that they were encrypted with.
@@ -78,15 +87,16 @@ class SessionChains:
         for event in events:
             missing.setdefault(event.id, event)
         indexes: dict[str, int] = {}
-        async with _Turn(self._locks, session_id):
+        session = self._session(session_id)
+        async with session.lock:
             for attempt in range(_TRIES):
                 cipher = await self._keys.obtain(session_id)
-                head, after = await self._find_tip(session_id, cipher)
+                head, after = await self._find_tip(session, session_id, cipher)
                 wanted = list(missing.values())
                 seal = partial(extend, cipher, head, after)
                 sealed, longer, stored_head = await in_thread_if_large(wanted, seal)
                 # What is stored is not known until the store has answered.
-                self._tips[session_id] = _Tip(cipher.key_id, head, None)
+                session.key_id, session.head, session.after = cipher.key_id, head, None
                 try:
                     await self._inner.append_sealed(
                         session_id, sealed, stored_head, after=after, generation=generation
@@ -101,7 +111,7 @@ class SessionChains:
                     if attempt:
                         await anyio.sleep(random.uniform(0, min(_PAUSE, 0.001 * attempt)))  # noqa: S311
                     continue
-                self._remember(session_id, _Tip(cipher.key_id, longer, longer.last))
+                session.head, session.after = longer, longer.last
                 indexes.update((event.id, event.event_index) for event in sealed)
                 break
             else:
@@ -115,7 +125,7 @@ class SessionChains:
 
         A replaced event stays where it is in the chain. A new one is in no chain.
         """
-        async with _Turn(self._locks, session_id):
+        async with self._session(session_id).lock:
             cipher = await self._keys.obtain(session_id)
             head = await self.read_head(session_id, cipher)
             like = None
@@ -221,26 +231,23 @@ class SessionChains:
 
     def forget(self, session_id: str) -> None:
         """Read from the store where the session is continued. Its newest event is remembered."""
-        tip = self._tips.get(session_id)
-        if tip is not None:
-            self._tips[session_id] = tip._replace(after=None)
+        if session_id in self._sessions:
+            self._sessions[session_id].after = None
 
     def erased(self, session_id: str) -> None:
         """Forget the session."""
-        self._tips.pop(session_id, None)
+        if session_id in self._sessions:
+            self._sessions[session_id].key_id = ""
 
-    async def _find_tip(self, session_id: str, cipher: SessionCipher) -> tuple[Head, int]:
+    async def _find_tip(self, session: _Session, session_id: str, cipher: SessionCipher) -> tuple[Head, int]:
         """Return the head and the last index of the session.
 
         Raises:
             PersistError: events that the head, or this object, knows are missing.
         """
-        tip = self._tips.get(session_id)
-        known = Head()
-        if tip is not None and tip.key_id == cipher.key_id:
-            if tip.after is not None:
-                return tip.head, tip.after
-            known = tip.head
+        known = session.head if session.key_id == cipher.key_id else Head()
+        if session.key_id == cipher.key_id and session.after is not None:
+            return known, session.after
         breaks: list[Break] = []
         for _ in range(READS):
             head, after, breaks = await self._read_tip(session_id, cipher, known)
@@ -334,37 +341,16 @@ class SessionChains:
             if head is not None and first is not None and (not one.missing or first <= one.missing)
         ]
 
-    def _remember(self, session_id: str, tip: _Tip) -> None:
-        self._tips[session_id] = tip
-        self._tips.move_to_end(session_id)
-        if len(self._tips) > _REMEMBERED:
-            self._tips.popitem(last=False)
-
-
-class _Turn:
-    """One task at a time writes a session."""
-
-    def __init__(self, locks: dict[str, tuple[anyio.Lock, int]], session_id: str) -> None:
-        self._locks = locks
-        self._session_id = session_id
-
-    async def __aenter__(self) -> None:
-        lock, users = self._locks.get(self._session_id) or (anyio.Lock(fast_acquire=True), 0)
-        self._locks[self._session_id] = lock, users + 1
-        try:
-            await lock.acquire()
-        except BaseException:
-            self._leave()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._locks[self._session_id][0].release()
-        self._leave()
-
-    def _leave(self) -> None:
-        lock, users = self._locks.pop(self._session_id)
-        if users > 1:
-            self._locks[self._session_id] = lock, users - 1
+    def _session(self, session_id: str) -> _Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = self._sessions[session_id] = _Session()
+            if len(self._sessions) > _REMEMBERED:
+                oldest = next(iter(self._sessions))
+                if not self._sessions[oldest].lock.locked():
+                    del self._sessions[oldest]
+        self._sessions.move_to_end(session_id)
+        return session
 
 
 def _find_changed(cipher: SessionCipher, rows: Sequence[Stored]) -> list[str]:
