@@ -181,8 +181,8 @@ class SessionPersistDriver(ABC):
     ) -> None:
         """Append events that have their indexes already, and insert ``head``, an event of another session.
 
-        For encryption, which binds an event to its index. This default stores the head last, and assumes that
-        no other writer appends to the session at the same time.
+        For encryption, which binds an event to its index. This default stores one event at a time and then the
+        head, and assumes that no other writer appends to the session at the same time.
 
         Args:
             session_id: the session of the events.
@@ -192,24 +192,25 @@ class SessionPersistDriver(ABC):
             generation: as for ``append_events``.
 
         Raises:
-            NotLastError: the session has another last index, or some of the events. Nothing is stored.
+            NotLastError: the session has another last index, or some of the events. Nothing is stored, or
+                only the events before those.
             SessionFencedError: the session was claimed after that generation; nothing is stored.
         """
         if await self.last_event_index(session_id) != after:
             raise NotLastError(session_id)
-        copies = [event.copy() for event in events]
-        # The first alone: if it is stored already, as in a retry, nothing was stored at a wrong index.
-        for batch in filter(None, (copies[:1], copies[1:])):
-            await self.append_events(session_id, batch, generation=generation)
-            known = {copy.id: copy.event_index for copy in batch if copy.event_index <= after}
-            if known:
-                raise NotLastError(session_id, known)
-        if [copy.event_index for copy in copies] != [event.event_index for event in events]:
-            raise PersistError(
-                f"session '{session_id}' has two writers at the same time, and {type(self).__name__} does "
-                "not keep them apart: stop one of them, and restore the session from a copy",
-                session_id=session_id,
-            )
+        for event in events:
+            # One at a time: one that is stored already, as in a retry, would move those after it.
+            copy = event.copy()
+            await self.append_events(session_id, [copy], generation=generation)
+            if copy.event_index <= after:
+                raise NotLastError(session_id, {event.id: copy.event_index})
+            if copy.event_index != event.event_index:
+                raise PersistError(
+                    f"session '{session_id}' has two writers at the same time, which "
+                    f"{type(self).__name__} does not keep apart: stop one of them, and restore the session "
+                    "from a copy",
+                    session_id=session_id,
+                )
         await self.insert_event(head.session_id, head)
 
     async def last_event_index(self, session_id: str, /) -> int:
