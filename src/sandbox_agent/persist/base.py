@@ -181,8 +181,8 @@ class SessionPersistDriver(ABC):
     ) -> None:
         """Append events that have their indexes already, and insert ``head``, an event of another session.
 
-        For encryption, which binds an event to its index. This default stores one event at a time and then the
-        head, and assumes that no other writer appends to the session at the same time.
+        For encryption, which binds an event to its index. This default stores one event at a time and then
+        the head, and assumes that no other writer appends to the session at the same time.
 
         Args:
             session_id: the session of the events.
