@@ -28,6 +28,7 @@ import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
+from sandbox_agent.persist.private import make_private_folder, open_private
 from sandbox_agent.providers.base import SandboxProvider
 
 # Seconds. On SIGTERM the server drains and ends its agents. After this time its group is killed.
@@ -418,8 +419,8 @@ class _Output:
         if self._path is None:
             yield subprocess.PIPE
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        make_private_folder(self._path.parent)
+        with open(self._path, "ab", opener=open_private) as file:
             self._start = file.tell()
             yield file
 

@@ -21,6 +21,7 @@ import anyio
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store_url
+from sandbox_agent.persist.private import make_private_folder, open_private, tighten
 from sandbox_agent.persist.segments import SQLiteSegments, temporary_segments
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
@@ -96,8 +97,9 @@ def default_namespace() -> str:
     try:
         with suppress(FileNotFoundError):
             return check_namespace(path.read_text().strip())
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_NAMESPACE_FILE) as file:
+            os.fchmod(file.fileno(), 0o600)  # The umask may have removed the owner's bits.
             file.write(f"server-{secrets.token_hex(8)}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -254,8 +256,9 @@ def _open_lock(path: Path) -> IO[bytes]:
         if target.exists() and not target.is_file():
             raise PersistError(f"the store '{path}' is not a file: name a file")
         lock = target.with_name(target.name + ".lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        return lock.open("wb")
+        make_private_folder(lock.parent)
+        tighten([lock])
+        return open(lock, "wb", opener=open_private)
     except OSError as error:
         raise PersistError(
             f"the store '{path}' can't be opened: {error.strerror}: {error.filename}"

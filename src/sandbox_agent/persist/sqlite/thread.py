@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.loops import give_way_until_done
+from sandbox_agent.persist.private import create_private, make_private_folder, tighten
 from sandbox_agent.persist.sqlite.errors import error_code, explain_sqlite
 
 __all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "UNNAMED", "SQLiteThread"]
@@ -32,6 +33,8 @@ MEMORY: Final = ":memory:"
 # SQLite's own name for a temporary file without a name.
 TEMPORARY: Final = ""
 UNNAMED: Final = frozenset({MEMORY, TEMPORARY})
+# A file, and what SQLite keeps beside it.
+_FILES: Final = ("", "-wal", "-shm", "-journal")
 # How long a statement waits for another program's lock before it fails, in seconds. The server answers its
 # clients with that error, and not with its own deadline, which is later.
 BUSY_TIMEOUT: Final = 4.0
@@ -324,7 +327,7 @@ class _Worker:
         if "\0" in self._path:
             raise PersistError(f"the store's path {self._path!r} has a null character: name another file")
         if self._path not in UNNAMED and not self._read_only:
-            self._make_folder()
+            self._make_private()
         # A reader must not make the file that it misses.
         exists = (self._read_only and self._path not in UNNAMED) or (
             self._same_file and self._file is not None
@@ -377,15 +380,20 @@ class _Worker:
             "first one back, or restart the server to use this one; what is only in memory is lost then"
         )
 
-    def _make_folder(self) -> None:
+    def _make_private(self) -> None:
         folder = Path(self._path).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(folder)
         except OSError as error:
             raise PersistError(
                 f"the store's folder '{folder}' can't be made: name another file, or make it "
                 f"({error.strerror})"
             ) from error
+        # What SQLite makes beside the file has the file's mode.
+        create_private(self._path)
+        # The log is beside the file that a link leads to.
+        path = os.path.realpath(self._path)
+        tighten(Path(path + suffix) for suffix in _FILES)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
