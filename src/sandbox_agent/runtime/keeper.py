@@ -40,7 +40,8 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
 
     Args:
         control: the socket to the server.
-        command: a file with the command as JSON: ``argv``, ``env`` and ``cwd``.
+        command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
+            its group's, and those of all its groups; or nulls).
         pipes: the agent's stdin, stdout and stderr.
     """
     os.setsid()
@@ -61,6 +62,9 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             env=request["env"],
             cwd=request["cwd"],
             start_new_session=True,
+            user=request["user"][0],
+            group=request["user"][1],
+            extra_groups=request["user"][2],
         )
     except (OSError, ValueError) as error:
         _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})

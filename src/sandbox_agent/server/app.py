@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import os
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -83,9 +84,10 @@ class Application:
         """
         config = self.config
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(
-                open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
-            )
+            with _private_files(needed=config.agent_environment.user is not None):
+                store = await stack.enter_async_context(
+                    open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
+                )
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
             bridge = Bridge(
@@ -94,6 +96,7 @@ class Application:
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
                 idle_timeout_all=config.acp_idle_timeout_all,
+                environment=config.agent_environment,
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(
@@ -132,6 +135,17 @@ class Application:
             self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
+
+
+@contextmanager
+def _private_files(*, needed: bool) -> Generator[None]:
+    """Create files that only this user can read."""
+    before = os.umask(0o077) if needed else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.umask(before)
 
 
 def openapi_json() -> bytes:

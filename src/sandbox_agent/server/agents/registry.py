@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class AgentRegistry:
         Raises:
             UnsupportedAgentError: there is no agent of that id.
         """
-        info = agent_info(agent)
+        info = agent_info(agent, self._bridge.environment.variables(agent))
         if config and info.installed:
             try:
                 info.config_options = await self._read_options(agent, no_cache=no_cache)
@@ -85,7 +86,10 @@ class AgentRegistry:
 
     async def _probe(self, agent: str) -> list[dict[str, Any]]:
         """Start the agent in an empty folder, open a session, and return its options."""
+        user = self._bridge.environment.user
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
+            if user is not None:
+                os.chown(folder, user.uid, user.gid)
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):

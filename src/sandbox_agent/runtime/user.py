@@ -1,0 +1,53 @@
+"""Another user of the system, as whom agents run when the server is root's."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user with all its groups.
+
+    Attributes:
+        name: The name.
+        uid: The numeric id.
+        gid: The id of its primary group.
+        groups: The ids of all its groups.
+        home: The home folder, which may not exist.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+    def can(self, path: Path, mode: int) -> bool:
+        """Return whether this user has access (``os.R_OK``, ...) to a path; only root can ask.
+
+        The kernel answers, in a fork with this user's ids. Call this before threads are started.
+        """
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setgroups(self.groups)
+                os.setgid(self.gid)
+                os.setuid(self.uid)
+                os._exit(0 if os.access(path, mode) else 1)
+            finally:
+                os._exit(2)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def find_user(name: str) -> User | None:
+    """Return a user by its name or numeric id, or None."""
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        return None
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
