@@ -30,7 +30,7 @@ TOKEN = "a-token-that-nobody-may-read"
 AGENT = r"""#!/bin/sh
 cd "$(pwd)" || exit 9
 while read -r line; do
-    id=$(printf %s "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')
+    id=$(printf %s "$line" | sed 's/.*"id": *\("[^"]*"\|[0-9]*\).*/\1/')
     case $line in
     *look*)
         {
@@ -139,6 +139,26 @@ async def test_an_agent_that_the_user_cannot_start_is_an_error_that_names_the_us
             response = await talking.post(envelope("look", request_id=1), agent="other")
         assert response.status_code == 502
         assert "as the user 'nobody': Permission denied" in response.json()["detail"]
+
+
+@as_root
+async def test_a_directory_that_the_user_cannot_open_is_refused(folder: Path, tmp_path: Path) -> None:
+    closed = tmp_path  # pytest makes it for root alone
+    with server_of(folder) as server:
+        async with SandboxAgent.connect(base_url=server.url, token=TOKEN) as sdk:
+            with pytest.raises(InvalidRequestError, match="the user 'nobody', who can't open"):
+                await sdk.sessions.create("closed", agent="other", directory=str(closed))
+            await sdk.sessions.create("open", agent="other", directory=str(folder / "out"))
+    assert (folder / "out/mine").exists()
+
+
+@as_root
+def test_a_directory_that_hangs_counts_as_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert USER is not None
+    assert USER.can_enter("/")
+    monkeypatch.setattr("sandbox_agent.runtime.user.ENTER_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox_agent.runtime.user._ENTER", "exec sleep 600")
+    assert not USER.can_enter("/")
 
 
 @as_root

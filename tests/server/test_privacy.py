@@ -154,7 +154,7 @@ def test_a_client_does_not_show_its_token(tmp_path: Path) -> None:
 
 
 async def test_a_local_server_has_its_token_neither_in_its_arguments_nor_its_environment() -> None:
-    provider = local(log="silent", token=TOKEN)
+    provider = local(log="silent", token=TOKEN, env=DEBUG)
     async with SandboxAgent.start(sandbox=provider) as sdk:
         process = Path(f"/proc/{provider.pid((sdk.sandbox_id or '').removeprefix('local/'))}")
         assert await sdk.list_agents()
