@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ SPY = """
 import json, os, sys
 sys.stdin.readline()
 word, found, pid = sys.argv[2][::-1].encode(), [], os.getppid()
-for kind in ("keeper", "warden", "server"):
+for kind in ("keeper", "warden", "server", *sys.argv[3:]):
     for name in ("cmdline", "environ", "mem"):
         try:
             data = b""
@@ -50,6 +51,8 @@ for kind in ("keeper", "warden", "server"):
         pid = int(file.read().rpartition(")")[2].split()[1])
 with open(sys.argv[1], "w") as file:
     json.dump(found, file)
+if sys.argv[3:]:
+    sys.exit("seen")
 print('{"id": 1, "result": null}', flush=True)
 sys.stdin.read()
 """
@@ -67,14 +70,19 @@ def server_of(folder: Path, *options: str, env: Mapping[str, str]) -> ServerProc
     """Return a server of an ordinary user with the token, and the agent ``spy``."""
     port = free_port()
     command = [sys.executable, "-m", "sandbox_agent.cli.main", "server", "--port", str(port), *options]
-    program = folder / "spy.py"
-    program.write_text(SPY)
-    spy = [sys.executable, "-S", str(program), str(folder / "seen"), TOKEN[::-1]]
-    put_launcher(folder / "data", "spy", spy)
+    put_spy(folder)
     variables = {"XDG_DATA_HOME": str(folder / "data"), **env}
     return ServerProcess(
         unprivileged(*command), port=port, log=folder / "server.log", env=variables, token=TOKEN
     )
+
+
+def put_spy(folder: Path, *programs: str) -> None:
+    """Put the spy where servers find it. It also looks at as many ancestors of the server as are named."""
+    program = folder / "spy.py"
+    program.write_text(SPY)
+    command = [sys.executable, "-S", str(program), str(folder / "seen"), TOKEN[::-1], *programs]
+    put_launcher(folder / "data", "spy", command)
 
 
 async def spy(server: ServerProcess) -> list[Seen]:
@@ -123,6 +131,16 @@ async def test_only_the_server_has_the_token_and_only_in_its_memory(tmp_path: Pa
             for process in ("keeper", "warden", "server")
             for file in ("cmdline", "environ", "mem")
         ]
+
+
+def test_the_command_that_starts_a_server_hides_its_memory(tmp_path: Path) -> None:
+    put_spy(tmp_path, "run")
+    command = [sys.executable, "-m", "sandbox_agent", "run", "hello", "--agent", "spy"]
+    env = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
+    subprocess.run(unprivileged(*command), env=env, capture_output=True, timeout=60)
+    seen = [Seen(*each) for each in json.loads((tmp_path / "seen").read_text())]
+    assert {each.process for each in seen if each.what == "refused"} == {"keeper", "warden", "server", "run"}
+    assert len([each for each in seen if each.what == "refused"]) == 8
 
 
 def test_the_password_of_a_store_is_not_in_the_command_line(tmp_path: Path) -> None:
