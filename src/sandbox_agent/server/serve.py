@@ -84,8 +84,6 @@ def serve(config: ServerConfig) -> int:
     """
     app = Application(config)
     listener = _listen(config)
-    if config.token is None:
-        logger.warning("no token: %s", _who_can_use(config))
     server = _Server(
         uvicorn.Config(
             app,
@@ -141,6 +139,8 @@ def _address(listener: socket.socket) -> str:
 
 async def _serve(app: Application, server: uvicorn.Server, listener: socket.socket) -> None:
     async with app.running():
+        if app.config.token is None:
+            logger.warning("no token: %s", _who_can_use(app.config))
         logger.info("sandbox-agent listens on %s", _address(listener))
         checking = asyncio.ensure_future(_check_times(server))
         try:
