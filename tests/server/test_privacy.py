@@ -143,31 +143,34 @@ def test_the_command_that_starts_a_server_hides_its_memory(tmp_path: Path) -> No
     assert len([each for each in seen if each.what == "refused"]) == 8
 
 
-def test_the_password_of_a_store_is_not_in_the_command_line(tmp_path: Path) -> None:
-    password = "pass-of-the-store"
-    store = f"postgres://me:{password}@127.0.0.1:1/none"
-    command = [sys.executable, "-c", SHOW, "server", "--port", "0", "--store", store]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "--store\0***" in done.stdout
-    assert password not in done.stdout
-
-
-# Shows its command line when the store is opened.
+# Shows its command line when the options are read.
 SHOW = """
 import sys
-from sandbox_agent.cli import main, server
-server.serve = lambda config: print(open("/proc/self/cmdline").read()) or 0
+from sandbox_agent.cli import main, mirror, remote, server, stores
+def show(*_, **__):
+    print(open("/proc/self/cmdline").read())
+    sys.exit()
+remote.run_remote = mirror.run_remote = server.serve = stores.open_store = show
 main.main()
 """
+URL = f"postgres://me:{TOKEN}@127.0.0.1:1/none"
 
 
-def test_a_client_does_not_show_its_token(tmp_path: Path) -> None:
-    show = SHOW.replace("server.serve = lambda config:", "remote.run_remote = lambda *_: ").replace(
-        "import main, server", "import main, remote"
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["server", "--port", "0", "--store", URL], "--store\0***"),
+        (["server", f"--store={URL}", "--port=0", f"-t{TOKEN}"], "--port=0\0-t***"),
+        (["tail", "x", f"--token={TOKEN}"], "--token=***"),
+        (["mirror", "x", "--into", URL], "--into\0***"),
+        (["sessions", "list", "--store", URL], "--store\0***"),
+    ],
+)
+def test_the_command_line_shows_neither_tokens_nor_passwords(arguments: list[str], shown: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, *arguments], capture_output=True, text=True, timeout=60
     )
-    command = [sys.executable, "-c", show, "tail", "x", f"--token={TOKEN}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "--token=***" in done.stdout, done.stderr
+    assert shown in done.stdout, done.stderr
     assert TOKEN not in done.stdout
 
 

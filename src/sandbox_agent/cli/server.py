@@ -21,7 +21,7 @@ from sandbox_agent.cli.agent_user import check_agent_user, find_agent_user
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.cli.tokens import read_token, readable_by_others, token_option
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.runtime.privacy import hide_arguments, take_variable
+from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
     CANCEL_GRACE,
     DEFAULT_PORT,
@@ -288,7 +288,7 @@ def server(
             "--cors-allow-credentials with --cors-allow-origin '*' would give the pages of every site the "
             "credentials of this server: name the origins"
         )
-    store = _read_store(context, store)
+    store = _read_store(store)
     configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
     user = None if agent_user is None else find_agent_user(agent_user)
     if user is not None:
@@ -337,12 +337,11 @@ def _check_only_path(context: click.Context) -> None:
             )
 
 
-def _read_store(context: click.Context, store: str | None) -> str:
+def _read_store(store: str | None) -> str:
     take_variable(STORE_VARIABLE)
     if store is None:
         return default_store()
-    if context.get_parameter_source("store") is ParameterSource.COMMANDLINE:
-        hide_arguments(secrets_of(store))
+    hide_url(store)
     return check_store(store)
 
 

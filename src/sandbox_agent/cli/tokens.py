@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from sandbox_agent.cli.logs import MIN_SECRET
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.runtime.privacy import hide_arguments, take_variable
+from sandbox_agent.runtime.privacy import hide_argument, take_variable
 
 TOKEN_VARIABLE = "SANDBOX_AGENT_TOKEN"  # noqa: S105 - its name
 _MAX_BYTES = 64 * 1024
@@ -37,7 +37,7 @@ def token_option(help_text: str) -> Callable[[Callable[..., None]], Callable[...
 def _hide(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     take_variable(TOKEN_VARIABLE)
     if value and context.get_parameter_source("token") is ParameterSource.COMMANDLINE:
-        hide_arguments([value])
+        hide_argument(value)
     return value
 
 

@@ -3,9 +3,9 @@
 Uses only the standard library: the warden imports it, too.
 """
 
-import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 # With this variable, debuggers of the same user can attach, and agents can read the server's memory.
@@ -23,20 +23,22 @@ def hide_memory() -> None:
     CAP_SYS_PTRACE, such as those of root outside a container, still can. Forks inherit it, other programs
     do not. Only on Linux.
     """
-    if not os.environ.get(DEBUG_VARIABLE):
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if sys.platform == "linux" and not os.environ.get(DEBUG_VARIABLE):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def hide_arguments(secrets: Iterable[str]) -> bool:
-    """Overwrite secrets in this process's command line, which every user can see.
+def hide_argument(secret: str) -> None:
+    """Overwrite a secret in this process's command line, which every user can see. Only on Linux.
 
     ``sys.argv`` and the parsed options stay as they are.
-
-    Returns:
-        Whether the system has the means (Linux).
     """
-    return _overwrite(_ARGUMENTS, lambda text: _find_all(text, secrets))
+    _overwrite(_ARGUMENTS, lambda text: _find_all(text, os.fsencode(secret)))
+
+
+def hide_url(url: str) -> None:
+    """Overwrite the URL of a database, which may have a password, in this process's command line."""
+    if "://" in url:
+        hide_argument(url)
 
 
 def take_variable(name: str) -> str | None:
@@ -47,12 +49,11 @@ def take_variable(name: str) -> str | None:
     return value
 
 
-def _find_all(text: bytes, secrets: Iterable[str]) -> Iterator[slice]:
-    for secret in (os.fsencode(each) for each in secrets):
-        at = text.find(secret) if secret else -1
-        while at >= 0:
-            yield slice(at, at + len(secret))
-            at = text.find(secret, at + len(secret))
+def _find_all(text: bytes, secret: bytes) -> Iterator[slice]:
+    at = text.find(secret)
+    while at >= 0:
+        yield slice(at, at + len(secret))
+        at = text.find(secret, at + len(secret))
 
 
 def _find_value(text: bytes, name: str) -> Iterator[slice]:
@@ -63,16 +64,14 @@ def _find_value(text: bytes, name: str) -> Iterator[slice]:
         at += len(entry) + 1
 
 
-def _overwrite(fields: tuple[int, int], find: Callable[[bytes], Iterable[slice]]) -> bool:
+def _overwrite(fields: tuple[int, int], find: Callable[[bytes], Iterable[slice]]) -> None:
     """Overwrite parts of the memory in which the kernel shows the arguments or the variables."""
     try:
         with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 - imported by the warden, which is small
             values = file.read().rpartition(b")")[2].split()
         begin, end = (int(values[field]) for field in fields)
     except (OSError, IndexError):
-        return False
-    if not 0 < begin < end:
-        return False
-    for part in find(ctypes.string_at(begin, end - begin)):
-        ctypes.memset(begin + part.start, ord("*"), part.stop - part.start)
-    return True
+        return
+    if 0 < begin < end:
+        for part in find(ctypes.string_at(begin, end - begin)):
+            ctypes.memset(begin + part.start, ord("*"), part.stop - part.start)

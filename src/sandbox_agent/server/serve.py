@@ -126,7 +126,7 @@ def _who_can_use(config: ServerConfig) -> str:
         return "every process of this user can use this server. Its agents run as another user"
     return (
         f"every process of this {'machine' if config.uds is None else 'user'} can use this server, also its "
-        "agents, which can answer their own permission requests. Use --token-file to prevent that"
+        "agents, which can answer their own permission requests. Pass a token to prevent that"
     )
 
 
