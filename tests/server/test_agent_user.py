@@ -20,6 +20,7 @@ from sandbox_agent.runtime.user import find_user
 from tests.runtime.children import alive, gone
 from tests.server.talk import envelope, talk
 from tests.support.servers import ServerProcess, free_port, put_launcher
+from tests.support.unprivileged import unprivileged
 
 pytestmark = pytest.mark.anyio
 
@@ -193,6 +194,17 @@ def test_a_user_that_cannot_be_is_refused_at_the_start(folder: Path, name: str, 
 def test_the_user_can_be_a_number() -> None:
     assert USER is not None
     assert find_agent_user(str(USER.uid)) == USER
+
+
+@as_root
+def test_a_server_without_capabilities_cannot_choose_a_user() -> None:
+    command = [sys.executable, "-m", "sandbox_agent", "server", "--agent-user", "nobody", "--port", "0"]
+    done = subprocess.run(
+        unprivileged(*command, "--store", "memory"), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 64
+    assert "the capabilities CHOWN, KILL, SETGID and SETUID" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_server_that_is_not_roots_cannot_choose_a_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,13 @@ def find_agent_user(name: str) -> User:
         raise InvalidRequestError(f"no user {name!r} on this machine: create it, for example with useradd")
     if user.uid == 0:
         raise InvalidRequestError("--agent-user must not be root, who can read everything: use another user")
+    try:
+        user.can(Path("/"), os.X_OK)
+    except PermissionError as error:
+        raise InvalidRequestError(
+            f"this server can't start programs as the user {user.name!r}: give it the capabilities CHOWN, "
+            "KILL, SETGID and SETUID, which containers have by default"
+        ) from error
     return user
 
 

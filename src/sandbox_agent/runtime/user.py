@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import subprocess
@@ -35,6 +36,9 @@ class User:
         """Return whether this user has access (``os.R_OK``, ...) to a path; only root can ask.
 
         The kernel answers, in a fork with this user's ids. Call this before threads are started.
+
+        Raises:
+            PermissionError: This process lacks root's capabilities to become another user.
         """
         pid = os.fork()
         if pid == 0:
@@ -45,7 +49,10 @@ class User:
                 os._exit(0 if os.access(path, mode) else 1)
             finally:
                 os._exit(2)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, 1):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return code == 0
 
     def can_enter(self, folder: str) -> bool:
         """Return whether a program of this user can work in a folder; only root can ask.
