@@ -196,6 +196,18 @@ async def test_a_token_file_that_others_may_read_is_a_warning(tmp_path: Path, mo
     assert ("other users can read the token file" in server.log.read_text()) == (mode != 0o600)
 
 
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "<(cat token)"])
+async def test_a_token_can_come_from_a_descriptor(tmp_path: Path, name: str) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    server = server_of(tmp_path, "--token-file", "HERE", env={})
+    redirected = f'"${{@:1:$#-1}}" {name} < token'
+    server.wrap(lambda command: ["bash", "-c", f'cd "{tmp_path}" && exec {redirected}', "bash", *command])
+    with server:
+        assert [each.what for each in await spy(server)].count("here") == 0
+    assert "other users" not in server.log.read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "options", "says"),
     [

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -98,6 +98,10 @@ class ServerProcess:
         self._command = list(command)
         self._env = dict(env or {})
         self._child: subprocess.Popen[bytes] | None = None
+
+    def wrap(self, change: Callable[[Sequence[str]], Sequence[str]]) -> None:
+        """Change the command."""
+        self._command = list(change(self._command))
 
     @property
     def pid(self) -> int:

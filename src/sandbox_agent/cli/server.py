@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from sandbox_agent.agents.environment import ENV_POLICIES, AgentEnvironment, EnvPolicy
 from sandbox_agent.cli.agent_user import check_agent_user, find_agent_user
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
-from sandbox_agent.cli.tokens import read_token, readable_by_others, token_option
+from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_readable, token_option
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
@@ -288,6 +288,7 @@ def server(
             "--cors-allow-credentials with --cors-allow-origin '*' would give the pages of every site the "
             "credentials of this server: name the origins"
         )
+    token_file = stays_readable(token_file)
     store = _read_store(store)
     configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
     user = None if agent_user is None else find_agent_user(agent_user)

@@ -67,10 +67,11 @@ def read_token(token: str | None, token_file: Path | None, *, no_token: bool) ->
 
 
 def _read_file(path: Path) -> str:
-    descriptor = _DESCRIPTOR.fullmatch(os.fspath(path))
+    descriptor = _descriptor(path)
     try:
-        # A descriptor is read and closed: nothing that is started later gets it.
-        with open(int(descriptor[1]) if descriptor else path, "rb") as file:  # noqa: PTH123
+        # A descriptor is read and closed, unless it is a standard one: nothing that is started later gets it.
+        closed = descriptor is None or descriptor > 2
+        with open(path if descriptor is None else descriptor, "rb", closefd=closed) as file:
             data = file.read(_MAX_BYTES + 1)
         text = data.decode().strip("\r\n")
     except (OSError, UnicodeError) as error:
@@ -81,6 +82,16 @@ def _read_file(path: Path) -> str:
             f"the token file '{path}' must hold the token alone, one line of printable ASCII characters"
         )
     return text
+
+
+def _descriptor(path: Path) -> int | None:
+    found = _DESCRIPTOR.fullmatch(os.fspath(path))
+    return None if found is None else int(found[1])
+
+
+def stays_readable(token_file: Path | None) -> Path | None:
+    """Return the file if it can be read again: the number of a descriptor that was read may be another's."""
+    return None if token_file is None or _descriptor(token_file) is not None else token_file
 
 
 def readable_by_others(path: Path) -> bool:

@@ -330,8 +330,9 @@ def _close_lifeline(lifeline: IO[bytes]) -> None:
 def _written_pipe(text: str) -> int:
     """Return the read end of a pipe that holds a text, and nothing afterwards."""
     read, write = os.pipe()
+    os.set_blocking(write, False)
     try:
-        os.write(write, text.encode())  # a pipe takes much more than a token
+        os.write(write, text.encode())  # a pipe takes more than a header with a token may have
     finally:
         os.close(write)
     return read

@@ -32,7 +32,8 @@ def hide_argument(secret: str) -> None:
 
     ``sys.argv`` and the parsed options stay as they are.
     """
-    _overwrite(_ARGUMENTS, lambda text: _find_all(text, os.fsencode(secret)))
+    if secret:
+        _overwrite(_ARGUMENTS, lambda text: _find_all(text, os.fsencode(secret)))
 
 
 def hide_url(url: str) -> None:
