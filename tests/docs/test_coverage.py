@@ -123,6 +123,8 @@ def test_an_agent_is_in_the_docs_with_its_commands_and_keys(agent: Agent) -> Non
     row = next(line for line in page.splitlines() if line.startswith(f"| `{agent.id}` | {agent.title} |"))
     assert [words for words in agent.adapters if f"`{' '.join(words)}`" not in row] == []
     assert [name for name in agent.credential_env if f"`{name}`" not in row] == []
+    names = ", ".join(f"`{name}`" for name in agent.env)
+    assert f"| `{agent.id}` | {names} |" in page
 
 
 @pytest.mark.parametrize("name", MOCK_COMMANDS)

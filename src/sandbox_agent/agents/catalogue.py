@@ -63,6 +63,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         native: The name of the agent's own binary, or None.
         native_args: Arguments that make the binary speak ACP, or None if it needs an adapter.
         credential_env: Environment variables, any of which holds credentials.
+        env: Other variables that the agent reads, such as base URLs; patterns with ``*``. It inherits them
+            and ``credential_env`` even with ``--agent-env-policy strict``.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
         auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
@@ -75,6 +77,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     native: str | None = None
     native_args: tuple[str, ...] | None = None
     credential_env: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
     credential_files: tuple[CredentialFile, ...] = ()
     auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}

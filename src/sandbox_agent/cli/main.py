@@ -36,6 +36,9 @@ COMMANDS: Final = {
     "tail": Entry("sandbox_agent.cli.tail:tail", "Follow a session of a running server."),
 }
 
+# Commands whose process has the token of a server, and agents below it.
+_WITH_AGENTS: Final = ("demo", "run", "server")
+
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -68,6 +71,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Agents write what a terminal's encoding lacks, and halves of surrogate pairs.
             stream.reconfigure(errors="replace")
+    if sys.argv[1:2] and sys.argv[1] in _WITH_AGENTS:
+        from sandbox_agent.runtime.privacy import hide_memory
+
+        hide_memory()
     try:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:

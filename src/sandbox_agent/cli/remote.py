@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox_agent.cli.tokens import token_option
+
 if TYPE_CHECKING:
     from sandbox_agent.client.agent import SandboxAgent
     from sandbox_agent.client.server_sessions.api import ServerSessions
@@ -29,14 +31,7 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--endpoint", "-e", default="http://127.0.0.1:2468", metavar="URL", help="Address of the server."
     )
-    @click.option(
-        "--token",
-        "-t",
-        envvar="SANDBOX_AGENT_TOKEN",
-        show_envvar=True,
-        metavar="TOKEN",
-        help="Bearer token of the server.",
-    )
+    @token_option("Bearer token of the server.")
     @functools.wraps(command)
     def with_remote(*args: Any, endpoint: str, token: str | None, **options: Any) -> None:
         command(*args, remote=Remote(endpoint, token), **options)

@@ -111,6 +111,7 @@ class Application:
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
                 idle_timeout_all=config.acp_idle_timeout_all,
+                environment=config.agent_environment,
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(

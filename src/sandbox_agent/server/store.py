@@ -125,6 +125,18 @@ def secrets_of(store: str) -> Sequence[str]:
     return found
 
 
+def files_of(store: str) -> Sequence[Path]:
+    """Return the files of a store of ``check_store``, which may not exist yet; none for a database."""
+    if not store.startswith(_SQLITE):
+        return []
+    path = _path_of(store)
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", ".lock")]
+
+
+def _path_of(store: str) -> Path:
+    return Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: PTH111 - no I/O
+
+
 @asynccontextmanager
 async def open_store(store: str, *, namespace: str | None = None, wait: float = 0) -> AsyncGenerator[Store]:
     """Open the store of ``--store`` and close it at the end.
@@ -158,7 +170,7 @@ async def open_store(store: str, *, namespace: str | None = None, wait: float = 
         finally:
             await sessions.close()
         return
-    path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
+    path = _path_of(store)
     async with _owned(path, wait):
         writer = SQLiteThread(path, prepare=_limit_cache, same_file=True)
         reader, searcher = (SQLiteThread(path, read_only=True, same_file=True) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +62,7 @@ class AgentRegistry:
         Raises:
             UnsupportedAgentError: there is no agent of that id.
         """
-        info = agent_info(agent)
+        info = agent_info(agent, self._bridge.environment.variables(agent))
         if config and info.installed:
             try:
                 info.config_options = await self._read_options(agent, no_cache=no_cache)
@@ -96,14 +97,19 @@ class AgentRegistry:
 
     async def _probe(self, agent: str) -> list[dict[str, Any]]:
         """Start the agent in an empty folder, open a session, and return its options."""
+        user = self._bridge.environment.user
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
+            if user is not None:
+                os.chown(folder, user.uid, user.gid)
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):
                         params = initialize_params("sandbox-agent", answers_questions=True)
                         answer = await _request(connection, 1, "initialize", params)
                         offered = offered_methods(members(loads(answer or b"{}").get("result")))
-                        method = auth_method(offered, usable_auth_methods(agent))
+                        method = auth_method(
+                            offered, usable_auth_methods(agent, self._bridge.environment.variables(agent))
+                        )
                         if method is not None:
                             await _request(connection, 2, "authenticate", {"methodId": method})
                         answer = await _request(

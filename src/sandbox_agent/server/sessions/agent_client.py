@@ -91,7 +91,8 @@ class AgentClient:
     async def _initialize(self) -> None:
         params = initialize_params("sandbox-agent", answers_questions=True)
         self.initialized = await self.call("initialize", params)
-        method_id = auth_method(offered_methods(self.initialized), usable_auth_methods(self.agent))
+        usable = usable_auth_methods(self.agent, self._bridge.environment.variables(self.agent))
+        method_id = auth_method(offered_methods(self.initialized), usable)
         if method_id is not None:
             try:
                 await self.call("authenticate", {"methodId": method_id})
