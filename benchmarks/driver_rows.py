@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import statistics
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -29,6 +30,7 @@ from benchmarks.raw_stores import raw_postgres, raw_redis, raw_sqlite
 from benchmarks.sdk import fill, run_resume
 from benchmarks.table import DriverRow, show_drivers
 from sandbox_agent import InMemorySessionPersistDriver, SessionPersistDriver, SQLiteSessionPersistDriver
+from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 
@@ -111,6 +113,7 @@ async def _appends(kinds: dict[str, _Kind], folder: Path, rounds: int) -> list[D
     single: dict[str, str] = {}
     many: dict[str, str] = {}
     batched: dict[str, str] = {}
+    encrypted: dict[str, str] = {}
     read: dict[str, str] = {}
     ratios: dict[str, float] = {}
     inserts = await asyncio.to_thread(_better_sqlite, folder)
@@ -134,6 +137,10 @@ async def _appends(kinds: dict[str, _Kind], folder: Path, rounds: int) -> list[D
         if pairs:
             ratios[name] = statistics.median(pairs)
             batched[name] += f" ({ratios[name]:.2f}x raw)"
+        wrapped = EncryptedSessionPersistDriver(kind.driver, key=secrets.token_bytes(32))
+        sealed = [(await append_batches(wrapped, BATCHES))[0] for _ in range(rounds)]
+        share = statistics.median(sealed) / statistics.median(mine)
+        encrypted[name] = f"{statistics.median(sealed):,.0f}/s ({share:.2f}x)"
         read[name] = f"{await read_all(kind.driver, session_id, BATCHES * 100):,.0f}/s"
     return [
         _row("append one event, then the next", single),
@@ -144,6 +151,7 @@ async def _appends(kinds: dict[str, _Kind], folder: Path, rounds: int) -> list[D
             times_npm >= 10,
         ),
         _row("append in batches of 100", batched, ">= 0.5x raw", min(ratios.values()) >= 0.5),
+        _row("append in batches of 100, encrypted", encrypted),
         _row("read in pages of 100", read),
     ]
 

@@ -10,6 +10,7 @@ from sandbox_agent import errors
 from sandbox_agent.errors import (
     TABLE,
     URN_PREFIX,
+    AcpRpcError,
     ErrorRow,
     ProblemError,
     SandboxAgentError,
@@ -86,3 +87,30 @@ def test_an_unknown_problem_is_a_plain_error_with_its_status(problem: dict[str, 
     assert type(error) is SandboxAgentError
     assert error.status == 418
     assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "data", "text"),
+    [
+        (-32603, "it broke", None, "Internal agent error: it broke"),
+        # gemini
+        (
+            -32603,
+            "Internal error",
+            {"details": "Cannot enable privileged approval modes in an untrusted folder."},
+            "Internal agent error: Cannot enable privileged approval modes in an untrusted folder.",
+        ),
+        (-32603, "Internal error", "Missing provider", "Internal agent error: Missing provider"),  # goose
+        (-32000, "Authentication required", None, "Authentication required"),  # codex
+        (-32000, "Authentication required.", {"message": "log in"}, "Authentication required: log in"),
+        (1, "odd", {"error": {"message": "nested"}}, "odd: nested"),
+        (1, "said already", {"details": "already"}, "said already"),
+        (1, "x", {"details": "key sk-ant-api03-abcdefghijkl is invalid"}, "x: key [redacted] is invalid"),
+        (1, "Authorization: Bearer abcdefgh.ijkl-mn", [], "Authorization: Bearer [redacted]"),
+        (1, "long", "y" * 5_000, "long: " + "y" * 994 + "…"),
+    ],
+)
+def test_an_error_of_an_agent_says_its_reason(code: int, message: str, data: object, text: str) -> None:
+    error = AcpRpcError(code, message, data)
+    assert str(error) == text
+    assert (error.rpc_message, error.data) == (message, data)

@@ -42,8 +42,9 @@ Codes and data are API, wording is not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 __all__ = [
     "TABLE",
@@ -265,15 +266,57 @@ class RequestTimeoutError(ProblemError, name="timeout", status=504, exit_code=75
     """The agent did not respond in time."""
 
 
+# How credentials look in the texts of agents and models. What is around them stays readable.
+_SECRET = re.compile(
+    r"\b(?:sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|AIza|AKIA)[-_A-Za-z0-9]{12,}"
+    r"|(?<=[Bb]earer )[-._~+/=A-Za-z0-9]{8,}"
+)
+# Messages that say no more than the code of the error does.
+_GENERIC = frozenset({"", "internal error", "invalid params", "invalid request", "authentication required"})
+_MAX_REASON = 1_000
+
+
+def agent_reason(message: str, data: Any) -> str:
+    """Return what an agent says about an error, in one text for people.
+
+    Agents put the reason into ``data``, as a text or in a member such as ``details``. It is shortened, and
+    what looks like a credential is redacted.
+
+    Args:
+        message: The message of the JSON-RPC error.
+        data: Its data, or None.
+    """
+    reason = _text_in(data)
+    if not reason or reason in message:
+        text = message
+    else:
+        text = reason if message.strip(" .").lower() in _GENERIC else f"{message}: {reason}"
+    text = _SECRET.sub("[redacted]", text)
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
+
+
+def _text_in(data: Any, depth: int = 3) -> str:
+    if isinstance(data, str):
+        return data.strip()
+    if isinstance(data, dict) and depth:
+        members = cast("dict[str, Any]", data)
+        texts = (_text_in(members.get(name), depth - 1) for name in ("details", "message", "reason", "error"))
+        return next((text for text in texts if text), "")
+    return ""
+
+
 class AcpRpcError(SandboxAgentError):
     """The agent responded with a JSON-RPC error.
+
+    ``str(error)`` is a label for the code and the agent's reason, which is in the message or in the data.
 
     Attributes:
         code: The JSON-RPC error code.
         data: The unchanged data of the error, or None.
-        rpc_message: The unchanged message. ``str(error)`` adds a readable label in front.
+        rpc_message: The unchanged message.
     """
 
+    AUTH_REQUIRED: ClassVar[int] = -32000
     LABELS: ClassVar[dict[int, str]] = {
         -32700: "Parse error",
         -32600: "Invalid request",
@@ -285,11 +328,16 @@ class AcpRpcError(SandboxAgentError):
     }
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
-        label = self.LABELS.get(code)
-        super().__init__(f"{label}: {message}" if label else message)
+        label, reason = self.LABELS.get(code), agent_reason(message, data)
+        is_said = label is None or label.lower() == reason.strip(" .").lower()
+        super().__init__(reason if is_said else f"{label}: {reason}")
         self.code = code
         self.data = data
         self.rpc_message = message
+
+    def add_hint(self, hint: str) -> None:
+        """Add what to do to the text of the error."""
+        self.args = (f"{self}: {hint}",)
 
 
 class ConnectionLostError(SandboxAgentError):

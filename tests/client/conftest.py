@@ -74,7 +74,7 @@ def worker_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     folder = tmp_path_factory.mktemp("server")
     put_launcher(folder / "data", "claude", [sys.executable, str(ODD_AGENT)])
     put_launcher(folder / "data", "garbling", [sys.executable, str(GARBLING_AGENT)])
-    with our_server(folder, "--allow-host", "0.0.0.0") as server:
+    with our_server(folder, "--allow-host", "0.0.0.0", env={"ANTHROPIC_API_KEY": "a-key"}) as server:
         yield server
 
 

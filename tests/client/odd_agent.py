@@ -69,6 +69,10 @@ def prompt(request: dict[str, Any]) -> None:
         params = {"sessionId": session, "toolCall": {"toolCallId": "t1"}, "options": options}
         send({"id": "no", "method": "session/request_permission", "params": params})
         return
+    elif text == "end when cancelled":
+        waiting["ends"] = done
+        say(session, "begun")
+        return
     elif text == "never end":
         say(session, "begun")
         return
@@ -155,6 +159,8 @@ def main() -> None:
             prompt(message)
         elif method == "session/set_config_option":
             send({"id": message["id"], "result": None})
+        elif method == "session/cancel" and "ends" in waiting:
+            send(waiting.pop("ends"))  # as Goose does: as if nothing had happened
         elif "id" in message:
             send({"id": message["id"], "error": {"code": -32601, "message": f"no {method}"}})
 

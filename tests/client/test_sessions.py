@@ -198,7 +198,18 @@ async def test_cancel_stops_the_turn_and_is_stored(sdk: SandboxAgent) -> None:
         rest = [event async for event in turn]
     assert turn.response is not None
     assert turn.response.stop_reason == "cancelled"
+    assert turn.response.cancelled
     assert "session/cancel" in methods(rest)
+
+
+async def test_a_cancelled_turn_is_cancelled_whatever_its_agent_says(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude")
+    with anyio.fail_after(10):
+        turn = await begin(session, "end when cancelled")
+        await session.cancel()
+        response = await turn
+    assert (response.stop_reason, response.cancelled) == ("end_turn", True)
+    assert not (await session.prompt("blocks")).cancelled
 
 
 async def test_cancelling_the_caller_does_not_cancel_the_turn(sdk: SandboxAgent) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
-from tests.support.servers import ServerProcess, our_server, put_launcher
+from tests.support.servers import ServerProcess, our_server, put_launcher, serving
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,14 @@ def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     put_launcher(folder / "data", "codex", [sys.executable, "-m", "sandbox_agent.agents.mock"])
     with our_server(folder) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def docs_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a server without a port."""
+    path = tmp_path_factory.mktemp("docs-socket") / "agent.sock"
+    with serving(path):
+        yield path
 
 
 @pytest.fixture(scope="session", autouse=True)

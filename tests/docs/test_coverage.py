@@ -119,7 +119,10 @@ def test_the_exit_codes_of_run_are_in_the_docs() -> None:
 
 @pytest.mark.parametrize("agent", CATALOGUE.values(), ids=lambda agent: agent.id)
 def test_an_agent_is_in_the_docs_with_its_commands_and_keys(agent: Agent) -> None:
-    assert row_of(agent) in text_of("docs/agents.md").splitlines(), f"docs/agents.md needs:\n{row_of(agent)}"
+    page = text_of("docs/agents.md")
+    assert row_of(agent) in page.splitlines(), f"docs/agents.md needs:\n{row_of(agent)}"
+    names = ", ".join(f"`{name}`" for name in agent.env)
+    assert f"| `{agent.id}` | {names} |" in page
 
 
 def row_of(agent: Agent) -> str:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.anyio
 
 # What the pages call the server; a test's listens elsewhere.
 WRITTEN_URL = "http://127.0.0.1:2468"
+WRITTEN_SOCKET = "/run/sandbox-agent.sock"
 SECONDS = 60
 ALL = [snippet for page in PAGES for snippet in snippets(page)]
 SHELL = [snippet for snippet in ALL if snippet.language == "sh" and NOT_RUN not in snippet.flags]
@@ -75,9 +77,14 @@ def test_the_readme_begins_with_a_program_of_ten_lines() -> None:
 
 @pytest.mark.parametrize("page", list(fragments()), ids=lambda page: page.name)
 async def test_the_python_of_a_page_runs_from_its_top_to_its_end(
-    page: Path, docs_server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    docs_server: ServerProcess,
+    docs_socket: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    written = {WRITTEN_URL: docs_server.url, WRITTEN_SOCKET: str(docs_socket)}
     async with SandboxAgent.connect(base_url=docs_server.url) as sdk:
         names: dict[str, Any] = {
             "__name__": "docs",
@@ -86,12 +93,14 @@ async def test_the_python_of_a_page_runs_from_its_top_to_its_end(
         }
         for snippet in fragments()[page]:
             with anyio.fail_after(SECONDS):
-                await execute(snippet, docs_server.url, names)
+                await execute(snippet, written, names)
 
 
-async def execute(snippet: Snippet, url: str, names: dict[str, Any]) -> None:
-    """Run a snippet, which may await, as if it stood in a coroutine."""
-    source = snippet.code.replace(WRITTEN_URL, url)
+async def execute(snippet: Snippet, written: Mapping[str, str], names: dict[str, Any]) -> None:
+    """Run a snippet, which may await, as if it stood in a coroutine; it names what ``written`` replaces."""
+    source = snippet.code
+    for there, here in written.items():
+        source = source.replace(there, here)
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code: CodeType = compile(source, snippet.name, "exec", flags=flags, dont_inherit=True)
     result: object = eval(code, names)

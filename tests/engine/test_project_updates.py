@@ -429,6 +429,14 @@ def test_a_call_of_which_the_agent_does_not_tell_the_end_ends_with_its_turn(reas
     assert [item.status for item in completed(events, "tool_call", "tool_result")] == ["completed", status]
 
 
+@pytest.mark.parametrize(("text", "value"), [("short", {"text": "short"}), ("x" * 3_000, None)])
+def test_a_method_of_an_agents_own_is_a_status(text: str, value: object):
+    (item,) = completed(project(agent("craft/drainMidTurnQueue", text=text)), "status")
+    label, *rest = item.content
+    assert label == StatusPart("extension", "craft/drainMidTurnQueue")
+    assert rest == ([JsonPart(value)] if value else [])
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -436,7 +444,8 @@ def test_a_call_of_which_the_agent_does_not_tell_the_end_ends_with_its_turn(reas
         pytest.param(update("plan"), id="required member missing"),
         pytest.param(agent("session/update", sessionId="native"), id="no update"),
         pytest.param(agent("session/update", update=[1]), id="update is a list"),
-        pytest.param(agent("vendor/unknown"), id="unknown method"),
+        pytest.param(agent("session/unknown"), id="unknown method"),
+        pytest.param(agent("unknown"), id="unknown method without a slash"),
         pytest.param(("agent", b'{"jsonrpc":"2.0","method":7}'), id="method is a number"),
         pytest.param(("agent", b'{"jsonrpc":"2.0"}'), id="no message"),
         pytest.param(("agent", b"[1,2]"), id="a list"),

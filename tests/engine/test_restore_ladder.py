@@ -255,7 +255,7 @@ def test_an_agent_that_is_silent_about_its_settings_keeps_or_gets_them() -> None
     agent = Agent(taken)
     failed = agent.run(Ladder(plan(wanted=WANTED))).failed
     # Nothing is known of them, so what can't be set counts as failed: the agent may have lost it.
-    assert settings(agent.calls) == [("mode", "plan")]
+    assert agent.methods == ["session/resume", "options", "session/set_model", "session/set_mode"]
     assert set(failed or {}) == {"model", "thought_level"}
     agent = Agent(taken)
     ids = {name: name for name in WANTED}

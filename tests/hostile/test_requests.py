@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import statistics
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,16 +16,13 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
+from tests.hostile.attackers import HELLO, LARGE, START
 from tests.hostile.kit import connect, read_all, read_status, resident_bytes, send_until_closed
-from tests.support.effort import SOAK
 from tests.support.servers import ServerProcess, our_server
 
 MIB = 1024 * 1024
 TOKEN = "a-long-secret"
-START = b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n"
-LARGE = b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEALTHY = b'{"status":"ok"}'
-HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(194)
 
 
 @pytest.fixture(scope="module")
@@ -204,84 +199,3 @@ def _health(server: ServerProcess) -> float:
         ):
             assert response.status == 200
             return time.monotonic() - began
-
-
-def _bomb(server: ServerProcess) -> None:
-    with connect(server, START + b"X: ") as connection:
-        send_until_closed(connection, b"x" * 60_000, 2 * MIB)
-
-
-def _pipeline(server: ServerProcess) -> None:
-    with connect(server, (START + b"\r\n") * 5_000) as connection:
-        read_all(connection)
-
-
-def _hello(server: ServerProcess) -> None:
-    with connect(server, HELLO) as connection:
-        read_all(connection)
-
-
-def _upgrade(server: ServerProcess) -> None:
-    headers = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"
-    with connect(server, START + headers) as connection:
-        connection.recv(65536)
-
-
-def _reset(server: ServerProcess) -> None:
-    connection = connect(server, START)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    connection.close()
-
-
-def _slow(server: ServerProcess) -> None:
-    with connect(server, START[:20]) as connection:
-        connection.settimeout(0.5)
-        with contextlib.suppress(OSError):
-            connection.recv(1)
-
-
-def _deaf(server: ServerProcess) -> None:
-    with connect(server, LARGE * 50):
-        time.sleep(0.3)  # reads nothing
-
-
-ATTACKS: tuple[Callable[[ServerProcess], None], ...] = (
-    _bomb,
-    _pipeline,
-    _hello,
-    _upgrade,
-    _reset,
-    _slow,
-    _deaf,
-)
-
-
-@pytest.mark.loops
-def test_health_is_answered_while_all_of_them_come_at_once(tmp_path: Path) -> None:
-    seconds, clients = (30, 64) if SOAK else (3, 16)
-    with our_server(tmp_path, token=TOKEN) as server:
-        _health(server)
-        before = resident_bytes(server.pid)
-        until = time.monotonic() + seconds
-
-        def attack(number: int) -> None:
-            generator = random.Random(number)
-            while time.monotonic() < until:
-                with contextlib.suppress(OSError):
-                    generator.choice(ATTACKS)(server)
-
-        threads = [threading.Thread(target=attack, args=(number,)) for number in range(clients)]
-        for thread in threads:
-            thread.start()
-        times: list[float] = []
-        while time.monotonic() < until:
-            times.append(_health(server))
-            time.sleep(0.01)  # a client like others
-        for thread in threads:
-            thread.join()
-        grown = (resident_bytes(server.pid) - before) / MIB
-        p99 = statistics.quantiles(times, n=100)[98] * 1000
-        print(f"{clients} hostile clients: health p99 {p99:.0f} ms of {len(times)}, memory {grown:+.1f} MiB")
-        assert grown < 32
-        assert _health(server) < 20
-        assert "Traceback" not in server.log.read_text()

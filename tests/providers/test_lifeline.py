@@ -24,7 +24,7 @@ import asyncio, os, sys
 from sandbox_agent import SandboxAgent, local
 
 async def main(log, fork, *prompts):
-    provider = local(store="sqlite:server.db", log=log)
+    provider = local(store="sqlite:server.db", log=log, agent_env_policy="default")
     async with SandboxAgent.start(sandbox=provider, persist="sessions.db") as sdk:
         session = await sdk.create_session(agent="mock")
         for prompt in prompts[:-1]:

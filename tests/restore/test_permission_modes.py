@@ -22,6 +22,8 @@ from sandbox_agent.engine.permissions import (
     check_agreement,
     permission_mode_of,
 )
+from sandbox_agent.server.permissions.policies import check_policy
+from sandbox_agent.wire.sessions import CreateSessionRequest
 from tests.restore.agent_server import AgentServer
 from tests.server.sessions.stack import running
 
@@ -74,6 +76,24 @@ def test_a_mode_that_contradicts_the_permission_mode_is_refused(
     else:
         with pytest.raises(ValueError, match="contradicts the permission mode"):
             check_agreement(agent, agent_mode, mode)
+
+
+@pytest.mark.parametrize("mode", ["ask", "accept_edits", "plan", "read_only"])
+async def test_an_agent_that_never_asks_is_refused_where_it_would_have_to(mode: PermissionMode) -> None:
+    driver, server = InMemorySessionPersistDriver(), AgentServer("answers default")
+    with anyio.fail_after(20):
+        async with SandboxAgent.connect(transport=server, persist=driver) as sdk:
+            with pytest.raises(ValueError, match="pi never asks for permission"):
+                await sdk.create_session(agent="pi", permission_mode=mode)
+            session = await sdk.create_session(agent="pi", permission_mode="allow")
+            with pytest.raises(ValueError, match="pi never asks for permission"):
+                await session.set_permission_mode(mode)
+            other = await sdk.create_session(agent="stub", id="s", permission_mode=mode)
+            with pytest.raises(ValueError, match="pi never asks for permission"):
+                await sdk.resume_session("s", agent="pi")
+            assert other.agent == "stub"
+    with pytest.raises(InvalidRequestError, match="pi never asks for permission"):
+        check_policy(CreateSessionRequest(agent="pi", permission_mode=mode))
 
 
 def test_the_meaning_of_an_agents_mode_is_known_or_none() -> None:

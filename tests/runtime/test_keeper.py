@@ -15,7 +15,10 @@ from sandbox_agent.runtime.process import ExitStatus, Process, SpawnError
 from sandbox_agent.runtime.warden import Warden
 from tests.runtime.children import alive, gone, program
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform != "linux", reason="keepers need subreapers, which only Linux has"),
+]
 
 # Descendants that have left the group, the session, the environment and their parent, and ignore SIGTERM.
 BODY = """
@@ -142,6 +145,27 @@ async def test_a_keeper_that_hangs_does_not_hold_up_the_end_of_its_agent(warden:
         assert await process.stop() == ExitStatus(None, signal.SIGKILL)
     process.close()
     assert gone(tree)
+
+
+# Kills a child and a grandchild which has lost its parent.
+WITHOUT_LISTS = """
+import os, subprocess, sys, time
+from sandbox_agent.runtime import keeper
+assert keeper._HAS_LISTS and keeper.become_subreaper()
+child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; exec sleep 600"], stdout=subprocess.PIPE)
+grandchild = int(child.stdout.readline())
+for keeper._HAS_LISTS in (True, False):
+    assert keeper.children_of(os.getpid()) == [child.pid]
+    assert keeper.children_of(child.pid) == [grandchild]
+keeper.kill_children(())
+assert keeper.children_of(os.getpid()) == []
+print(child.pid, grandchild)
+"""
+
+
+async def test_children_are_found_on_a_kernel_that_does_not_list_them() -> None:
+    done = await anyio.run_process([sys.executable, "-c", WITHOUT_LISTS], stderr=None)
+    assert gone(map(int, done.stdout.split()))
 
 
 async def test_a_command_that_cannot_be_started_is_an_error(warden: Warden, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from sandbox_agent.server.http import auth
+from sandbox_agent.server.tickets import Tickets
 from tests.server.talk import client_of, envelope, talk
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
@@ -89,8 +90,9 @@ async def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPa
     async def app(_scope: object, _receive: object, _send: object) -> None:
         sent.append("through")
 
-    guard = auth.BearerAuth(app, TOKEN)
-    scope = {"type": "http", "path": "/", "headers": [(b"authorization", b"Bearer nope")]}
+    guard = auth.BearerAuth(app, TOKEN, Tickets({}))
+    headers = [(b"authorization", b"Bearer nope")]
+    scope = {"type": "http", "path": "/", "query_string": b"", "headers": headers}
     await guard(scope, _never, send)  # pyright: ignore[reportArgumentType] - as much of ASGI as it looks at
     assert compared == [(b"nope", TOKEN.encode())]
     assert "through" not in sent

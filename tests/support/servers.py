@@ -9,17 +9,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.support.npm import rust_server
 
-__all__ = ["ServerProcess", "descendants", "free_port", "our_server", "published_server", "put_launcher"]
+__all__ = [
+    "SERVER",
+    "ServerProcess",
+    "descendants",
+    "free_port",
+    "our_server",
+    "published_server",
+    "put_launcher",
+    "serving",
+]
 
+SERVER = [sys.executable, "-m", "sandbox_agent.cli.main", "server"]
 HEALTHY_SECONDS = 20.0
 
 
@@ -87,6 +98,10 @@ class ServerProcess:
         self._command = list(command)
         self._env = dict(env or {})
         self._child: subprocess.Popen[bytes] | None = None
+
+    def wrap(self, change: Callable[[Sequence[str]], Sequence[str]]) -> None:
+        """Change the command."""
+        self._command = list(change(self._command))
 
     @property
     def pid(self) -> int:
@@ -185,6 +200,23 @@ def our_server(
         **(env or {}),
     }
     return ServerProcess(command, port=port, log=folder / "server.log", env=variables, token=token)
+
+
+@contextlib.contextmanager
+def serving(path: Path | str, *options: str, cwd: Path | None = None) -> Generator[subprocess.Popen[str]]:
+    """Run a server at a path until the block ends; it listens when the block begins."""
+    command = [*SERVER, "--store", "memory", "--uds", str(path), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd) as server:
+        assert server.stderr is not None
+        try:
+            said = ""
+            while "listens on the socket" not in said:
+                said = server.stderr.readline()
+                assert said, "the server ended"
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            yield server
+        finally:
+            server.terminate()
 
 
 def published_server(

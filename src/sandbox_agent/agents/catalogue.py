@@ -26,6 +26,20 @@ class CredentialFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members: tuple[str, ...] = ()
 
 
+class AuthMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A method of ACP's ``authenticate`` that needs no user.
+
+    Attributes:
+        id: Its id, as the agent offers it.
+        env: Environment variables, any of which holds the credentials.
+        required: Whether the agent uses the credentials only after ``authenticate`` was called.
+    """
+
+    id: str
+    env: tuple[str, ...]
+    required: bool = False
+
+
 class Option(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A select option that is known without asking the agent.
 
@@ -101,7 +115,10 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         native: The name of the agent's own binary, or None.
         native_args: Arguments that make the binary speak ACP, or None if it needs an adapter.
         credential_env: Environment variables, any of which holds credentials.
+        env: Other variables that the agent reads, such as base URLs; patterns with ``*``. It inherits them
+            and ``credential_env`` even with ``--agent-env-policy strict``.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
+        auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
         npm: The npm packages that install it, or None.
         pypi: The PyPI package that installs it, or None.
@@ -114,7 +131,9 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     native: str | None = None
     native_args: tuple[str, ...] | None = None
     credential_env: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
     credential_files: tuple[CredentialFile, ...] = ()
+    auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}
     npm: NpmPackages | None = None
     pypi: PypiPackage | None = None

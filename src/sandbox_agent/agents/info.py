@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from sandbox_agent.agents.install.installed import read_launcher
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.errors import AgentNotInstalledError
-from sandbox_agent.wire.api import AgentCapabilities, AgentInfo
+from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, AuthMethodInfo
 
 # An agent that only has a launcher speaks ACP; nothing else is known about it.
 _LAUNCHER_ONLY = AgentCapabilities(
@@ -22,8 +23,12 @@ _LAUNCHER_ONLY = AgentCapabilities(
 _MAX_BYTES = 32 * 1024 * 1024
 
 
-def agent_info(agent_id: str) -> AgentInfo:
+def agent_info(agent_id: str, variables: Mapping[str, str] | None = None) -> AgentInfo:
     """Return what is known about an agent without starting it.
+
+    Args:
+        agent_id: Its id.
+        variables: The environment in which it would run. Default: that of this process.
 
     Raises:
         UnsupportedAgentError: No agent has this id.
@@ -37,13 +42,47 @@ def agent_info(agent_id: str) -> AgentInfo:
     return AgentInfo(
         id=agent_id,
         installed=launch is not None,
-        credentials_available=credentials_available(agent_id),
+        credentials_available=credentials_available(agent_id, variables),
         capabilities=_LAUNCHER_ONLY if agent is None else agent.capabilities,
         version=None if launch is None else installed_version(launch),
         path=None if launch is None or launch.path is None else str(launch.path),
         package=None if package is None else package.name,
         pinned_version=None if package is None else package.version,
+        auth_methods=auth_methods(agent_id, variables) or None,
     )
+
+
+def auth_methods(agent_id: str, variables: Mapping[str, str] | None = None) -> list[AuthMethodInfo]:
+    """Return the authentication methods that need no user, and whether their credentials are there.
+
+    Args:
+        agent_id: Its id.
+        variables: The environment in which it runs. Default: that of this process.
+    """
+    agent = CATALOGUE.get(agent_id)
+    variables = os.environ if variables is None else variables
+    return [
+        AuthMethodInfo(
+            method=each.id,
+            variables=list(each.env),
+            satisfied=any(variables.get(name) for name in each.env),
+            required=each.required,
+        )
+        for each in (agent.auth if agent is not None else ())
+    ]
+
+
+def usable_auth_methods(agent_id: str, variables: Mapping[str, str]) -> list[str] | None:
+    """Return the methods to authenticate with; None for an agent of which none are known."""
+    methods = auth_methods(agent_id, variables)
+    return [each.method for each in methods if each.required and each.satisfied] if methods else None
+
+
+def credentials_hint(agent_id: str) -> str:
+    """Return what to do when the agent has no credentials."""
+    agent = CATALOGUE.get(agent_id)
+    names = " or ".join(agent.credential_env) if agent is not None else ""
+    return f"set {names} in the environment of the server" if names else ""
 
 
 def installed_version(launch: Launch) -> str | None:
@@ -75,18 +114,19 @@ def _npm_package(path: Path) -> Path | None:
     return None
 
 
-def credentials_available(agent_id: str) -> bool:
-    """Return whether the environment or the user's home folder contains credentials for the agent.
+def credentials_available(agent_id: str, variables: Mapping[str, str] | None = None) -> bool:
+    """Return whether its environment or home folder contains credentials for the agent.
 
     True for agents that are not in the catalogue, or whose credential locations are not known.
     """
     agent = CATALOGUE.get(agent_id)
     if agent is None or not (agent.credential_env or agent.credential_files):
         return True
-    if any(os.environ.get(name) for name in agent.credential_env):
+    variables = os.environ if variables is None else variables
+    if any(variables.get(name) for name in agent.credential_env):
         return True
     try:
-        home = Path.home()
+        home = Path(variables.get("HOME") or Path.home())
     except RuntimeError:  # no HOME and no entry in the user database
         return False
     return any(_holds_credentials(home, file) for file in agent.credential_files)

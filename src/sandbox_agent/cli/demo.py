@@ -27,6 +27,7 @@ from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.engine.restore.load_phase import OPENING_METHODS, PRESENT_UPDATES
 from sandbox_agent.engine.sse import SseDecoder
 from sandbox_agent.errors import AgentProcessExitedError, ConnectionLostError
+from sandbox_agent.persist.private import make_private_folder
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.providers.local import local
@@ -105,7 +106,7 @@ class _Demo:
         self._kill_after = 0
 
     async def run(self) -> int:
-        self._work.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._work)
         self._server = await self._provider.create()
         try:
             session_id = await self._start_session()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _REDACTED = "[redacted]"
 # Only secrets of at least so many characters are redacted; the server's token has them.
 MIN_SECRET = 8
+# The credentials that a URL may have, as they are or percent-encoded.
+_IN_QUERY = re.compile(r"(?<=[?&])((?:ticket|access_token|token)=)[^&#\s'\"]+")
 
 
 class _Redacting(logging.Formatter):
@@ -26,7 +29,7 @@ class _Redacting(logging.Formatter):
     def redact(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, _REDACTED)
-        return text
+        return _IN_QUERY.sub(rf"\1{_REDACTED}", text)
 
     def format(self, record: logging.LogRecord) -> str:
         return self.redact(super().format(record))

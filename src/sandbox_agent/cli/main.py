@@ -24,15 +24,22 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "agents": Entry("sandbox_agent.cli.agents:agents", "Install and list the agents of this machine."),
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
+    "credentials": Entry(
+        "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
+    ),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
     "install-agent": Entry("sandbox_agent.cli.agents:install_agent", "Install an agent."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
+    "ps": Entry("sandbox_agent.cli.ps:ps", "List the agents that run behind a server, and what they use."),
     "run": Entry("sandbox_agent.cli.run:run", "Run one prompt and stream the agent's output."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
     "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show, export and move stored sessions."),
     "tail": Entry("sandbox_agent.cli.tail:tail", "Follow a session of a running server."),
 }
+
+# Commands whose process has the token of a server, and agents below it.
+_WITH_AGENTS: Final = ("demo", "run", "server")
 
 
 class _LazyGroup(click.Group):
@@ -66,6 +73,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Agents write what a terminal's encoding lacks, and halves of surrogate pairs.
             stream.reconfigure(errors="replace")
+    if sys.argv[1:2] and sys.argv[1] in _WITH_AGENTS:
+        from sandbox_agent.runtime.privacy import hide_memory
+
+        hide_memory()
     try:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:

@@ -11,6 +11,7 @@ from sandbox_agent.cli.output import ProgressBar, printable
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.runtime.privacy import hide_url
 from sandbox_agent.wire.universal import UniversalEvent
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def mirror(*, remote: Remote, session_id: str, into: str, once: bool) -> None:
     Continues after the last event in the database, reconnects when the connection or the server is lost,
     and ends with the session. It can be stopped and started again at any time.
     """
+    hide_url(into)
     sink = _open_sink(into)
     run_remote(remote, lambda api: _mirror_session(api, session_id, sink, once=once))
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox_agent.cli.tokens import token_option
+
 if TYPE_CHECKING:
+    from sandbox_agent.client.agent import SandboxAgent
     from sandbox_agent.client.server_sessions.api import ServerSessions
 
 
@@ -28,14 +31,7 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--endpoint", "-e", default="http://127.0.0.1:2468", metavar="URL", help="Address of the server."
     )
-    @click.option(
-        "--token",
-        "-t",
-        envvar="SANDBOX_AGENT_TOKEN",
-        show_envvar=True,
-        metavar="TOKEN",
-        help="Bearer token of the server.",
-    )
+    @token_option("Bearer token of the server.")
     @functools.wraps(command)
     def with_remote(*args: Any, endpoint: str, token: str | None, **options: Any) -> None:
         command(*args, remote=Remote(endpoint, token), **options)
@@ -45,6 +41,11 @@ def remote_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, Any, None]]) -> None:
     """Run the work with the server's sessions. Ctrl-C ends it with exit code 130."""
+    connect_and_run(remote, lambda sdk: work(sdk.sessions))
+
+
+def connect_and_run(remote: Remote, work: Callable[[SandboxAgent], Coroutine[Any, Any, None]]) -> None:
+    """Run the work with a client of the server. Ctrl-C ends it with exit code 130."""
     import asyncio
 
     from sandbox_agent.cli.logs import configure_logging
@@ -58,7 +59,7 @@ def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, A
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         async with sdk:
-            await work(sdk.sessions)
+            await work(sdk)
 
     configure_logging("warning", "text", secrets=[remote.token] if remote.token else [])
     try:

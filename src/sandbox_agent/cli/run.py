@@ -120,6 +120,12 @@ Examples:
 )
 @click.option("--yes", "-y", is_flag=True, help="Allow every tool call that asks for permission.")
 @click.option("--json", "as_json", is_flag=True, help="Write the ACP envelopes of the turn, one per line.")
+@click.option(
+    "--agent-env",
+    multiple=True,
+    metavar="NAME",
+    help="Another variable that the agent inherits, or a pattern such as AWS_*. Can be repeated.",
+)
 @store_option(
     "--store",
     envvar="SANDBOX_AGENT_STORE",
@@ -164,6 +170,7 @@ class _Run:
     permission_mode: PermissionMode | None
     yes: bool
     as_json: bool
+    agent_env: tuple[str, ...]
     store: str | None
 
     async def run(self) -> int:
@@ -228,7 +235,9 @@ class _Run:
     async def _start_server(self) -> AsyncGenerator[SandboxAgent]:
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
             async with self._open_driver() as driver:
-                provider = local(log=Path(folder) / "server.log")
+                provider = local(
+                    log=Path(folder) / "server.log", args=[f"--agent-env={name}" for name in self.agent_env]
+                )
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
                 try:
                     yield sdk

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
 import stat
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, MIN_SECRET, configure_logging
+from sandbox_agent.agents.environment import ENV_POLICIES, AgentEnvironment, EnvPolicy
+from sandbox_agent.cli.agent_user import check_agent_user, find_agent_user
+from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
+from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_readable, token_option
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
     CANCEL_GRACE,
     DEFAULT_PORT,
@@ -24,10 +31,11 @@ from sandbox_agent.server.config import (
     check_binding,
 )
 from sandbox_agent.server.serve import serve
-from sandbox_agent.server.store import check_namespace, check_store, default_store, secrets_of
+from sandbox_agent.server.store import check_namespace, check_store, default_store, files_of, secrets_of
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
+STORE_VARIABLE = "SANDBOX_AGENT_STORE"
 # Set by ``local()``: the descriptor of a pipe that closes when the program that started this server ends.
 _LIFELINE_VARIABLE = "SANDBOX_AGENT_LIFELINE"
 # Seconds that the shutdown may take when that program has ended: nothing else would kill a server that hangs.
@@ -45,17 +53,22 @@ _LIFELINE_GRACE = 4
     help="Port to listen on. 0 selects a free port.",
 )
 @click.option(
-    "--token",
-    "-t",
-    envvar="SANDBOX_AGENT_TOKEN",
-    show_envvar=True,
-    metavar="TOKEN",
-    help="Bearer token that clients must send.",
+    "--uds",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Listen on a Unix socket at this path, which only this user can open, instead of a port.",
+)
+@token_option("Bearer token that clients must send.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Read the token from a file that holds nothing else.",
 )
 @click.option("--no-token", "-n", is_flag=True, help="Serve without a token, even to other machines.")
 @click.option(
     "--store",
-    envvar="SANDBOX_AGENT_STORE",
+    envvar=STORE_VARIABLE,
     show_envvar=True,
     metavar="sqlite:PATH|memory|postgres://…|redis://…",
     help="Where to store sessions. Default: sqlite:server.db in the platform's data folder. memory keeps "
@@ -200,6 +213,30 @@ _LIFELINE_GRACE = 4
     help="Plain text, or one JSON object per line.",
 )
 @click.option(
+    "--agent-user",
+    metavar="USER",
+    help="Run agents as this user, who can read neither the server's memory nor its files. Only as root.",
+)
+@click.option(
+    "--agent-env-policy",
+    default="default",
+    type=click.Choice(ENV_POLICIES),
+    help="Variables that agents inherit. default: all but the server's secrets. strict: those that programs "
+    "need, and those that are known for the agent.",
+)
+@click.option(
+    "--agent-env",
+    multiple=True,
+    metavar="NAME",
+    help="Another variable that agents inherit, or a pattern such as AWS_*. Can be repeated.",
+)
+@click.option(
+    "--agent-env-deny",
+    multiple=True,
+    metavar="NAME",
+    help="A variable that agents do not inherit, or a pattern such as AWS_*. Can be repeated.",
+)
+@click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
@@ -219,16 +256,24 @@ _LIFELINE_GRACE = 4
     "--cors-allow-header", "-A", multiple=True, metavar="HEADER", help="Default: all. Can be repeated."
 )
 @click.option("--cors-allow-credentials", "-C", is_flag=True, help="Allow browsers to send credentials.")
+@click.pass_context
 def server(
+    context: click.Context,
     *,
     host: str,
     port: int,
+    uds: Path | None,
     token: str | None,
+    token_file: Path | None,
     no_token: bool,
     store: str | None,
     store_namespace: str | None,
     log_level: str,
     log_format: str,
+    agent_user: str | None,
+    agent_env_policy: EnvPolicy,
+    agent_env: tuple[str, ...],
+    agent_env_deny: tuple[str, ...],
     allow_host: tuple[str, ...],
     cors_allow_origin: tuple[str, ...],
     cors_allow_method: tuple[str, ...],
@@ -240,29 +285,37 @@ def server(
 
     SIGTERM or Ctrl-C ends the server and its agents.
     """
-    if no_token:
-        token = None
-    elif token is not None and not token.strip():
-        raise InvalidRequestError(
-            "the token is empty: pass --token TOKEN, or --no-token to serve without one"
-        )
-    elif token is not None and len(token) < MIN_SECRET:
-        raise InvalidRequestError(
-            f"the token has {len(token)} characters, which can be guessed: pass one of at least {MIN_SECRET}"
-        )
-    check_binding(host, token=token, no_token=no_token)
+    token = read_token(token, token_file, no_token=no_token)
+    if uds is None:
+        check_binding(host, token=token, no_token=no_token)
+    else:
+        _check_only_path(context)
     if cors_allow_credentials and "*" in cors_allow_origin:
         raise InvalidRequestError(
             "--cors-allow-credentials with --cors-allow-origin '*' would give the pages of every site the "
             "credentials of this server: name the origins"
         )
-    store = default_store() if store is None else check_store(store)
+    token_file = stays_readable(token_file)
+    store = _read_store(store)
+    configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
+    user = None if agent_user is None else find_agent_user(agent_user)
+    if user is not None:
+        check_agent_user(user, token_file=token_file, store_files=files_of(store))
     config = ServerConfig(
         host=host,
         port=port,
+        uds=uds,
         token=token,
         store=store,
         store_namespace=None if store_namespace is None else check_namespace(store_namespace),
+        agent_environment=AgentEnvironment(
+            policy=agent_env_policy,
+            allow=agent_env,
+            deny=agent_env_deny,
+            token=token,
+            store_secrets=tuple(secrets_of(store)),
+            user=user,
+        ),
         allow_hosts=allow_host,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
         **limits,
@@ -271,24 +324,43 @@ def server(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     _watch_lifeline()
-    configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
     if log_level == "info":
         # We log the start and the end ourselves.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    if token is None and not config.is_local_only:
-        logging.getLogger("sandbox_agent.server").warning(
-            "no token: everything that reaches %s can run agents here. Something in front of this server has "
-            "to authenticate requests",
-            host,
-        )
+    if token_file is not None and readable_by_others(token_file):
+        logger.warning("other users can read the token file '%s': run chmod 600 on it", token_file)
     try:
         code = serve(config)
     except OSError as error:
-        raise click.ClickException(
-            f"can't listen on {host}:{port}: {error.strerror}; pass another --port, or 0 for any free port"
-        ) from error
+        raise click.ClickException(_why_not(config, error)) from error
     logging.shutdown()
     raise SystemExit(code)
+
+
+def _check_only_path(context: click.Context) -> None:
+    for name in ("host", "port"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise InvalidRequestError(
+                f"--uds and --{name} exclude each other: with a socket there is no port"
+            )
+
+
+def _read_store(store: str | None) -> str:
+    take_variable(STORE_VARIABLE)
+    if store is None:
+        return default_store()
+    hide_url(store)
+    return check_store(store)
+
+
+def _why_not(config: ServerConfig, error: OSError) -> str:
+    if config.uds is not None:
+        why = "another server listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        return f"can't listen on the socket '{config.uds}': {why}; pass another --uds"
+    return (
+        f"can't listen on {config.host}:{config.port}: {error.strerror}; pass another --port, or 0 for any "
+        "free port"
+    )
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

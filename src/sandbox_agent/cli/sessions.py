@@ -16,12 +16,14 @@ import click
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.output import ProgressBar, Screen, open_output, print_table
 from sandbox_agent.cli.stores import open_store, run_on_store, store_option
+from sandbox_agent.cli.verify import print_verified, read_heads, write_heads
 from sandbox_agent.errors import SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.persist.transfer.lines import Imported, event_line, export_lines, import_lines
 from sandbox_agent.persist.transfer.sessions import Moved, copy_sessions, list_all_sessions, measure
+from sandbox_agent.persist.verify import KnownHead
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionRecord
 
@@ -227,6 +229,45 @@ def move(
         )
 
     asyncio.run(move_sessions())
+
+
+@sessions.command()
+@_store
+@_namespace
+@click.argument("session_ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--head",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Compare with the heads in this file, and update it if nothing is wrong.",
+)
+@click.option("--write-head", is_flag=True, help="Write the file of --head without comparing.")
+def verify(
+    *, store: str, namespace: str | None, session_ids: tuple[str, ...], head: Path | None, write_head: bool
+) -> None:
+    """Verify the sessions with an ID, or all of the store.
+
+    Prints what is wrong, and exits with 1 if anything is. In encrypted sessions it finds events that are
+    missing, in another order, changed or older copies; in others only events that are missing between two.
+
+    With --head it also finds an older copy of a session, or of the whole store. The file has the last index
+    of each session and a digest of its events. Keep it where the programs that write the store can't change
+    it. --write-head creates it. It also accepts what is in the store now, such as deleted sessions.
+    """
+    if write_head and head is None:
+        raise click.UsageError("--write-head needs --head FILE")
+    there = {} if head is None else read_heads(head, missing_ok=write_head)
+    heads: dict[str, KnownHead] = {}
+    failed = False
+
+    async def verify_sessions(driver: SessionPersistDriver) -> None:
+        nonlocal heads, failed
+        heads, failed = await print_verified(driver, session_ids, {} if write_head else there)
+
+    run_on_store(verify_sessions, store, namespace)
+    if head is not None and (write_head or not failed):
+        write_heads(head, {**(there if session_ids else {}), **heads})
+    if failed:
+        raise SystemExit(1)
 
 
 async def _get_session(driver: SessionPersistDriver, session_id: str) -> SessionRecord:

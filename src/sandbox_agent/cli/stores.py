@@ -13,6 +13,7 @@ from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import open_driver, parse_store_url
 from sandbox_agent.persist.store.view import sqlite_store_driver
+from sandbox_agent.runtime.privacy import hide_url
 
 
 def store_option(*names: str, help: str, must_exist: bool = True, **settings: Any) -> Callable[..., Any]:  # noqa: A002 - click's name
@@ -21,6 +22,7 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
     def check(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         if value is None:
             return None
+        hide_url(value)
         try:
             path = parse_store_url(value).path
         except InvalidRequestError as error:

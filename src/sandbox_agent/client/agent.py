@@ -456,7 +456,8 @@ class SandboxAgent(ServerApi):
     def on_request(self, method: str, handler: Callable[[Any], Awaitable[object] | object]) -> None:
         """Register a handler for an agent request method: its result of the params is the response.
 
-        Requests without a handler are answered with "method not found".
+        Requests without a handler are answered with "method not found". Agents ask questions of the user with
+        ``elicitation/create`` if its handler is registered before they are started.
         """
         self._registry.handlers[method] = handler
 

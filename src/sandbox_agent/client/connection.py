@@ -85,6 +85,7 @@ class Connection:
         self.router: Router = Router(self.connection_id, self._receive)
         self._http = http
         self._tasks = tasks
+        self._handlers = handlers
         self._request_ids = request_ids
         self._on_lost = on_lost
         self._on_unreachable = on_unreachable

@@ -8,14 +8,16 @@ import time
 from typing import Any
 
 import httpx2
+import msgspec
 
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.delivery import UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, request
-from sandbox_agent.client.http import describe
+from sandbox_agent.client.http import Http, describe, quote_segment
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
-from sandbox_agent.engine.handshake import auth_method, initialize_params
+from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
 from sandbox_agent.errors import AcpRpcError, SandboxAgentError
+from sandbox_agent.wire.api import AuthMethodInfo
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -42,7 +44,9 @@ class OpenedConnection(Connection):
     async def _start_agent(self, sent: PendingRequest) -> bytes:
         """Send initialize, which starts the agent, and return the response."""
         self._pending[sent.outgoing.id] = sent
-        sent.body = body = request(sent.outgoing.id, "initialize", initialize_params("sandbox-agent-sdk"))
+        answers = "elicitation/create" in self._handlers
+        params = initialize_params("sandbox-agent-sdk", answers_questions=answers)
+        sent.body = body = request(sent.outgoing.id, "initialize", params)
         deadline = time.monotonic() + self._delivery.response_timeout
         while True:
             try:
@@ -91,7 +95,8 @@ class OpenedConnection(Connection):
             ) from error
 
     async def _authenticate(self) -> None:
-        method_id = auth_method(self.initialize_result)
+        offered = offered_methods(self.initialize_result)
+        method_id = auth_method(offered, await self._usable_methods()) if offered else None
         if method_id is None:
             return
         try:
@@ -99,3 +104,28 @@ class OpenedConnection(Connection):
         except AcpRpcError as error:
             # The agent may have credentials already; if not, its first prompt fails with the reason.
             logger.info("agent %s did not authenticate with %s: %s", self.agent, method_id, error)
+
+    async def _usable_methods(self) -> list[str] | None:
+        """Return the authentication methods whose credentials the server has; None if it does not say."""
+        methods = await auth_methods(self._http, self.agent)
+        usable = [each.method for each in methods or () if each.required and each.satisfied]
+        return usable if methods else None
+
+
+async def auth_methods(http: Http, agent: str) -> list[AuthMethodInfo] | None:
+    """Fetch the ways to give an agent its credentials; None if the server does not say."""
+    try:
+        info = members(await http.json("GET", f"/v1/agents/{quote_segment(agent)}"))
+        return msgspec.convert(info.get("authMethods"), list[AuthMethodInfo] | None)
+    except (SandboxAgentError, httpx2.TransportError, msgspec.ValidationError) as error:
+        logger.info("what authenticates %s is not known: %s", agent, describe(error))
+        return None
+
+
+async def add_credentials_hint(http: Http, agent: str, error: AcpRpcError) -> None:
+    """Name the variables that hold the agent's credentials, in an error that says that it has none."""
+    if error.code == AcpRpcError.AUTH_REQUIRED:
+        names = [name for each in await auth_methods(http, agent) or () for name in each.variables]
+        if names:
+            variables = " or ".join(dict.fromkeys(names))
+            error.add_hint(f"set {variables} in the environment of the server")

@@ -25,12 +25,14 @@ class Outgoing:
         event: the request's event, once stored.
         answer_event: the response's event, once received.
         retried: whether this is the second request, in a session that was restored.
+        cancelled: whether it is a prompt whose turn was cancelled.
     """
 
     id: int
     event: SessionEvent | None = None
     answer_event: SessionEvent | None = None
     retried: bool = False
+    cancelled: bool = False
 
     def retry(self, request_id: int) -> None:
         """Become another request with the same content."""

@@ -83,9 +83,13 @@ class ServerApi:
         body = {**({"reinstall": True} if reinstall else {}), **options}
         return await self._http.json("POST", f"/v1/agents/{quote_segment(agent)}/install", body=body)
 
-    async def list_acp_servers(self) -> list[AcpServerInfo]:
-        """Return the server's live connections."""
-        return (await self._get("/v1/acp", AcpServerListResponse)).servers
+    async def list_acp_servers(self, *, usage: bool = False) -> list[AcpServerInfo]:
+        """Return the server's live connections.
+
+        Args:
+            usage: include the memory and processor time of each agent's processes.
+        """
+        return (await self._get("/v1/acp", AcpServerListResponse, **query(usage=usage))).servers
 
 
 def _convert(value: object, kind: type[T], path: str) -> T:

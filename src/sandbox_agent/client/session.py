@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, 
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary, ref
 
+import msgspec
+
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy
@@ -234,12 +236,13 @@ class Session:
                 f"conflict: a turn of session '{self.id}' runs or waits, so the prompt was not sent: send it "
                 'when that turn has ended, or use on_busy="queue"'
             )
+        outgoing = outgoing or Outgoing(core.host.next_request_id())
         core.prompts += 1
         try:
             result = await core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
         finally:
             core.prompts -= 1
-        return parse_prompt_response(members(result))
+        return _response(result, outgoing)
 
     @property
     def turn(self) -> Turn | None:
@@ -252,8 +255,8 @@ class Session:
         if running is None:
             return None
 
-        async def join(_: Outgoing) -> PromptResponse:
-            return parse_prompt_response(members(await self._core.join_turn(running)))
+        async def join(outgoing: Outgoing) -> PromptResponse:
+            return _response(await self._core.join_turn(running), outgoing)
 
         return Turn(self._core, join, running.outgoing)
 
@@ -355,8 +358,8 @@ class Session:
         """
         await self._set_category("mode", mode)
 
-    async def set_config_option(self, config_id: str, value: str) -> None:
-        """Set any option by its id.
+    async def set_config_option(self, config_id: str, value: str | bool) -> None:
+        """Set any option by its id. A boolean option takes True, False, "true" or "false".
 
         Raises:
             UnsupportedSessionConfigOptionError: the agent has no such option.
@@ -404,6 +407,12 @@ def session_handle(core: SessionCore) -> Session:
         session = Session(core)
         _handles[core] = ref(session)
     return session
+
+
+def _response(result: object, outgoing: Outgoing) -> PromptResponse:
+    response = parse_prompt_response(members(result))
+    is_cancelled = outgoing.cancelled or response.stop_reason == "cancelled"
+    return msgspec.structs.replace(response, cancelled=is_cancelled)
 
 
 def _blocks(prompt: Prompt) -> list[object]:

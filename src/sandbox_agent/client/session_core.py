@@ -48,6 +48,7 @@ class SessionHost(Protocol):
     async def end_turn(self, session: SessionCore, connection: Connection) -> None: ...
     async def require(self, session_id: str) -> SessionCore: ...
     async def agent_options(self, agent: str) -> list[dict[str, Any]]: ...
+    async def explain(self, agent: str, error: AcpRpcError) -> None: ...
 
 
 class SessionCore:
@@ -170,8 +171,10 @@ class SessionCore:
                     if not self.host.tasks.running or time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(RESEND_DELAY)
-        except (AcpRpcError, NotSentError):
+        except (AcpRpcError, NotSentError) as error:
             await self._flush_quietly()
+            if isinstance(error, AcpRpcError):
+                await self.host.explain(self.agent, error)
             raise
         await self.journal.flush()
         return result
@@ -251,6 +254,8 @@ class SessionCore:
         An agent that does not end the turn within the grace period is stopped.
         """
         self.journal.check_fence()  # the turn may be another process's
+        for pending in connection.turns(self):
+            pending.outgoing.cancelled = True
         turns = connection.turns_of(self)
         if turns:
             self.host.tasks.spawn(self._end_if_ignored(connection, turns), name=f"cancellation of {self.id}")
@@ -282,7 +287,7 @@ class SessionCore:
 
     def on_bound(self, agent: str, connection_id: str, result: Mapping[str, Any]) -> None:
         """Record the opened agent session: a new one, or the same one on another connection."""
-        options = config.valid_options(result.get("configOptions"))
+        options = config.options_of(result)
         modes = members(result.get("modes")) or config.modes_from_options(options)
         if result["sessionId"] == self.agent_session_id and agent == self.agent:
             # What the agent does not mention has not changed.

@@ -23,7 +23,7 @@ from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.identity import connection_of, describe_process
 from sandbox_agent.client.journal import EventIds, Journal
-from sandbox_agent.client.opened import OpenedConnection
+from sandbox_agent.client.opened import OpenedConnection, add_credentials_hint
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
@@ -36,6 +36,7 @@ from sandbox_agent.client.unfinished import end_unfinished_restore
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
+    AcpRpcError,
     AgentProcessExitedError,
     PersistError,
     SandboxAgentError,
@@ -213,6 +214,8 @@ class SessionRegistry:
             raise SessionNotFoundError(session.id)
         async with session.binding:
             name = agent or session.agent
+            if name != session.agent:
+                session.settings.check_agent(name)
             await self._health.wait_ready()
             former, former_id = self.live_connection(session), session.agent_session_id
             if former is None:
@@ -429,8 +432,16 @@ class SessionRegistry:
             raise
         return session
 
+    async def explain(self, agent: str, error: AcpRpcError) -> None:
+        """Add to an error of the agent what the server knows to do about it."""
+        await add_credentials_hint(self._http, agent, error)
+
     async def _open_new(self, session: SessionCore, connection: Connection) -> None:
-        result = await connection.request("session/new", self._init_of(session), session=session)
+        try:
+            result = await connection.request("session/new", self._init_of(session), session=session)
+        except AcpRpcError as error:
+            await self.explain(connection.agent, error)
+            raise
         check_new_session(connection.agent, result)
 
     async def destroy(self, session: SessionCore) -> None:

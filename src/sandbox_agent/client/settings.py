@@ -113,7 +113,7 @@ def init_for_agent(init: Mapping[str, Any]) -> dict[str, Any]:
 
 T = TypeVar("T")
 
-SET_METHODS = frozenset({"session/set_mode", "session/set_config_option"})
+SET_METHODS = frozenset({"session/set_mode", "session/set_model", "session/set_config_option"})
 
 # Sends a method of the session and returns its result.
 Send = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -157,6 +157,9 @@ class Settings:
         self.apply_result(method, params, result)
         if method == "session/set_mode":
             self._user_chose("mode", params.get("modeId"))
+            return
+        if method == "session/set_model":
+            self._user_chose("model", params.get("modelId"))
             return
         config_id, value = str(params.get("configId")), params.get("value")
         options = self._record.config_options or []
@@ -206,6 +209,11 @@ class Settings:
         """Record what the result of a set request reports, or else the value that was set."""
         if method == "session/set_mode" and isinstance(mode := params.get("modeId"), str):
             self._apply_mode(mode)
+        elif method == "session/set_model":
+            option = config.find_category(self._record.config_options or [], "model")
+            if option is not None:
+                value, option_id = params.get("modelId"), str(option["id"])
+                self._apply_options(config.with_value(self._record.config_options, option_id, value))
         elif method == "session/set_config_option":
             fields = members(result)
             options = config.valid_options(fields.get("configOptions"))
@@ -265,19 +273,30 @@ class Settings:
             check_agreement(self._record.agent, wanted, mode if is_permission_mode(mode) else None)
         await self._set(self._agent_settings().choose(category, wanted), send)
 
-    async def set_option(self, config_id: str, value: str, send: Send) -> None:
+    async def set_option(self, config_id: str, value: str | bool, send: Send) -> None:
         """Set the option of that id; raises as ``set_category``."""
-        name, wanted = required(config_id, "config_id"), required(value, "value")
+        name = required(config_id, "config_id")
+        wanted = value if isinstance(value, bool) else required(value, "value")
         await self.options()
         await self._set(self._agent_settings().choose_option(name, wanted), send)
 
     async def set_permission_mode(self, mode: PermissionMode | None, send: Send) -> None:
         """Set the agent's mode that a permission mode stands for, where it has one; raises as above."""
+        check_agreement(self._record.agent, None, mode)
         settings = self._agent_settings()
         agent_mode = settings.mode_for(self._record.agent, mode)
         if agent_mode is not None:
             await self._set(settings.choose("mode", agent_mode), send)
         self.choose(permission_mode=mode)
+
+    def check_agent(self, agent: str) -> None:
+        """Refuse to hand the session over to an agent that cannot keep to its permission mode.
+
+        Raises:
+            ValueError: the agent never asks for permission.
+        """
+        mode = self.chosen.permission_mode
+        check_agreement(agent, None, mode if is_permission_mode(mode) else None)
 
     async def create(self, send: Send) -> None:
         """Set and confirm what a new session was created with; raises as ``set_category``.

@@ -8,6 +8,9 @@ from typing import Any, cast
 Option = dict[str, Any]
 Options = list[Option]
 
+# Where an option holds what this project adds to it.
+_MEMBER = "sandbox-agent"
+
 
 def valid_options(value: object) -> Options | None:
     """Return the options that are well formed, or None if the value is not a list."""
@@ -19,6 +22,61 @@ def valid_options(value: object) -> Options | None:
         if isinstance(item, dict)
         and all(isinstance(cast("Option", item).get(name), str) for name in ("id", "name", "type"))
     ]
+
+
+def options_of(result: Mapping[str, Any]) -> Options | None:
+    """Return the options in the result that opens a session, or None if it has none.
+
+    ``modes`` and ``models``, which older agents report instead, become options of these categories. Such an
+    option names the method that sets it, because no option of that id exists for the agent.
+    """
+    options = valid_options(result.get("configOptions"))
+    found = options or []
+    models = result.get("models")
+    if find_category(found, "model") is None and isinstance(models, dict):
+        listed = cast("Option", models)
+        found = [*found, *_listed("model", "session/set_model", listed, "availableModels", "modelId")]
+    modes = result.get("modes")
+    if find_category(found, "mode") is None and isinstance(modes, dict):
+        listed = cast("Option", modes)
+        found = [*found, *_listed("mode", "session/set_mode", listed, "availableModes", "id")]
+    return found or options
+
+
+def _listed(category: str, method: str, listed: Option, member: str, key: str) -> Options:
+    available = listed.get(member)
+    entries = cast("list[object]", available) if isinstance(available, list) else []
+    choices = [cast("Option", entry) for entry in entries if isinstance(entry, dict)]
+    choices = [choice for choice in choices if isinstance(choice.get(key), str)]
+    current = listed.get("currentModeId" if category == "mode" else "currentModelId")
+    if not choices:
+        return []
+    return [
+        {
+            "id": category,
+            "name": category.capitalize(),
+            "category": category,
+            "type": "select",
+            "currentValue": current,
+            "options": [
+                {
+                    "value": choice[key],
+                    "name": choice.get("name") or choice[key],
+                    "description": choice.get("description"),
+                }
+                for choice in choices
+            ],
+            "_meta": {_MEMBER: {"method": method}},
+        }
+    ]
+
+
+def setter_of(option: Mapping[str, Any]) -> str:
+    """Return the method that sets the option."""
+    meta = option.get("_meta")
+    own = cast("Option", meta).get(_MEMBER) if isinstance(meta, dict) else None
+    method = cast("Option", own).get("method") if isinstance(own, dict) else None
+    return method if method in ("session/set_mode", "session/set_model") else "session/set_config_option"
 
 
 def find_category(options: Sequence[Option], category: str) -> Option | None:
@@ -51,6 +109,13 @@ def allowed_values(option: Mapping[str, Any]) -> list[str]:
     if option.get("type") != "select":
         return []
     return list(dict.fromkeys(str(choice["value"]) for choice in _choices(option.get("options"))))
+
+
+def accepted_value(option: Mapping[str, Any], value: object) -> object:
+    """Return the value as the option takes it: a boolean for "true" or "false" of a boolean option."""
+    if option.get("type") == "boolean" and value in ("true", "false"):
+        return value == "true"
+    return value
 
 
 def current_value(options: Sequence[Option] | None, category: str) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from sandbox_agent.wire.jsonrpc import members
+from sandbox_agent.wire.jsonrpc import elements, members
 
 _PROTOCOL_VERSION = 1
-# Methods that read credentials from the agent's environment and need no user.
-_AUTH_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})
+# Methods that read an API key from the agent's environment and need no user. They are tried where it is not
+# known which credentials the agent has.
+_KEY_METHODS = frozenset({"codex-api-key", "openai-api-key", "anthropic-api-key"})
 
 # ACP has no code for it. Agents write a sentence, in the message or in the data.
 _LOST_SESSION = re.compile(
@@ -22,23 +23,42 @@ _LOST_SESSION = re.compile(
 _LOST_SESSION_CHARS = 1_000
 
 
-def initialize_params(client: str) -> dict[str, Any]:
-    """Return the params of ACP's initialize. The client offers no files and no terminals."""
+def initialize_params(client: str, *, answers_questions: bool) -> dict[str, Any]:
+    """Return the params of ACP's initialize.
+
+    The client offers no files and no terminals: agents read and write by themselves.
+
+    Args:
+        client: its name.
+        answers_questions: whether it answers ``elicitation/create``. Agents ask questions only then.
+    """
+    capabilities: dict[str, Any] = {
+        "session": {"notices": {}, "compaction": {}, "configOptions": {"boolean": {}}},
+        "plan": {},
+    }
+    if answers_questions:
+        capabilities["elicitation"] = {"form": {}}
     return {
         "protocolVersion": _PROTOCOL_VERSION,
-        "clientCapabilities": {},
+        "clientCapabilities": capabilities,
         "clientInfo": {"name": client, "version": "v1"},
     }
 
 
-def auth_method(initialized: Mapping[str, Any]) -> str | None:
-    """Return the authentication method to use, from those that the agent offers, or None."""
-    offered: object = initialized.get("authMethods")
-    for item in cast("list[object]", offered) if isinstance(offered, list) else []:
-        method_id: Any = cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None
-        if isinstance(method_id, str) and method_id in _AUTH_METHODS:
-            return method_id
-    return None
+def offered_methods(initialized: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the authentication methods in the result of initialize, in the agent's order."""
+    ids = (members(item).get("id") for item in elements(initialized.get("authMethods")))
+    return [method_id for method_id in ids if isinstance(method_id, str)]
+
+
+def auth_method(offered: Sequence[str], usable: Collection[str] | None) -> str | None:
+    """Return the authentication method to use, or None.
+
+    Args:
+        offered: the methods that the agent offers.
+        usable: those whose credentials are there; None if that is not known.
+    """
+    return next((each for each in offered if each in (_KEY_METHODS if usable is None else usable)), None)
 
 
 def is_lost_session_error(error: object) -> bool:

@@ -47,6 +47,8 @@ _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "mock": _modes("default", "acceptEdits", "", "plan", "default"),
     "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }
+# Agents that use their tools without asking, whatever the client says.
+_NEVER_ASK = frozenset({"pi"})
 # Names that mean the same at most agents.
 _COMMON = _modes(
     "default", "acceptEdits accept_edits auto-edit autoEdit", "bypassPermissions yolo", "plan", "read-only"
@@ -119,11 +121,16 @@ def permission_mode_of(agent: str, agent_mode: str | None) -> PermissionMode | N
 
 
 def check_agreement(agent: str, agent_mode: str | None, mode: PermissionMode | None) -> None:
-    """Refuse an agent's mode that contradicts a permission mode.
+    """Refuse an agent's mode that contradicts a permission mode, and an agent that cannot keep to that mode.
 
     Raises:
-        ValueError: they disagree.
+        ValueError: they disagree, or the agent never asks for permission.
     """
+    if agent in _NEVER_ASK and mode not in (None, "allow"):
+        raise ValueError(
+            f"{agent} never asks for permission, so the permission mode '{mode}' has no effect: choose "
+            "another agent, or 'allow' where it may do everything"
+        )
     if not agent_mode or mode is None:
         return
     own = _AGENT_MODES.get(agent, {})

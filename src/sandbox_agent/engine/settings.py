@@ -187,7 +187,7 @@ class AgentSettings:
             known_modes: the modes that it reported earlier; the current one is unknown now.
             listed_only: as in the class.
         """
-        reported = config.valid_options(result.get("configOptions"))
+        reported = config.options_of(result)
         given: object = result.get("modes")
         modes = cast("dict[str, Any]", given) if isinstance(given, dict) else None
         if modes is None:
@@ -326,7 +326,8 @@ class AgentSettings:
             self.modes = config.with_current_mode(self.modes, value)
             self.options = config.with_mode_option(self.options, value)
             return None
-        if call.refusal.code == METHOD_NOT_FOUND:
+        option = config.find_category(self.options or [], "mode") or {}
+        if call.refusal.code == METHOD_NOT_FOUND and config.setter_of(option) != call.method:
             return (yield from self._choose_option("mode", value, config_id, is_category=True))
         return Failure("refused", "mode", value, refusal=call.refusal)
 
@@ -340,21 +341,47 @@ class AgentSettings:
         option = option or config.find_option(self.options, known_id)
         if option is None and self.options is None and known_id is not None and not self._listed_only:
             option = {"id": known_id}
+        if option is None and is_category and name == "model" and not self._listed_only:
+            return (yield from self._choose_model(str(value)))
         if option is None:
             return Failure("category" if is_category else "option", name, value)
         option_id = str(option["id"])
+        value = config.accepted_value(option, value)
         allowed = config.allowed_values(option)
-        if value not in allowed and (allowed or self._listed_only):
+        is_boolean = option.get("type") == "boolean"
+        if (value not in allowed and (allowed or self._listed_only)) and not is_boolean:
             return Failure("value", name, value, option_id, allowed)
-        call = Call("session/set_config_option", {**self._session, "configId": option_id, "value": value})
+        if is_boolean and not isinstance(value, bool):
+            return Failure("value", name, value, option_id, ["true", "false"])
+        method = config.setter_of(option)
+        if method == "session/set_mode":
+            return (yield from self._choose_mode(str(value), None))
+        if method == "session/set_model":
+            call = Call(method, {**self._session, "modelId": value})
+        else:
+            kind = {"type": "boolean"} if is_boolean else {}
+            call = Call(method, {**self._session, "configId": option_id, **kind, "value": value})
         yield call
         if call.refusal is not None:
+            is_unknown = call.refusal.code == METHOD_NOT_FOUND and call.method != "session/set_model"
+            if is_category and name == "model" and is_unknown:
+                return (yield from self._choose_model(str(value)))  # the option is of the catalogue
             return Failure("refused", name, value, option_id, refusal=call.refusal)
         reported = config.valid_options(call.result.get("configOptions"))
         self.options = reported or config.with_value(self.options, option_id, value)
         if is_category and name == "mode":
             self.modes = config.with_current_mode(self.modes, str(value))
         return None
+
+    def _choose_model(self, value: str) -> Generator[Step, None, Failure | None]:
+        """Set a model at an agent that lists none."""
+        call = Call("session/set_model", {**self._session, "modelId": value})
+        yield call
+        if call.refusal is None:
+            return None
+        if call.refusal.code == METHOD_NOT_FOUND:
+            return Failure("category", "model", value)
+        return Failure("refused", "model", value, refusal=call.refusal)
 
     def _ask_options(self) -> Generator[Step, None, None]:
         if self.options is None and not self._asked:
@@ -390,6 +417,8 @@ def reported_settings(envelopes: Iterable[tuple[str, Mapping[str, Any]]]) -> dic
         if sender == "client":
             if method == "session/set_mode":
                 requests[payload.get("id")] = ("mode", params.get("modeId"))
+            elif method == "session/set_model":
+                requests[payload.get("id")] = ("model", params.get("modelId"))
             elif method == "session/set_config_option":
                 requests[payload.get("id")] = (str(params.get("configId")), params.get("value"))
         elif method == "session/update":

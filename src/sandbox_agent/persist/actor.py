@@ -29,6 +29,7 @@ from sandbox_agent.persist.actor_data import (
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
+    NotLastError,
     check_session,
     slice_page,
     taken_id_error,
@@ -76,6 +77,8 @@ class StateSessionPersistDriver(FollowedDriver):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    drops_oldest: ClassVar[bool] = True
+    appends_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -148,19 +151,7 @@ class StateSessionPersistDriver(FollowedDriver):
         check_session(session_id, event)
         plain = event_to_plain(event)
 
-        def insert(data: ActorData) -> None:
-            owner = self._owners.of(data).get(event.id)
-            if owner is not None:
-                kept = [one for one in data.history(owner) if one["id"] != event.id]
-                data.set(data.events, owner, kept)
-            history = data.history(session_id)
-            at = bisect_left(history, (event.event_index, ""), key=position)
-            if at < len(history) and history[at]["eventIndex"] == event.event_index:
-                raise taken_index_error(event)
-            history.insert(at, plain)
-            self._keep(data, session_id, history, [plain])
-
-        await self._change(session_id, insert)
+        await self._change(session_id, lambda data: self._insert(data, event, plain))
         self._following.stored(session_id, [event])
 
     async def append_events(
@@ -176,26 +167,35 @@ class StateSessionPersistDriver(FollowedDriver):
             check_session(session_id, event)
         # Copies, because the caller may change the events while the state is saved.
         plains = [event_to_plain(event) for event in events]
-        indexes: dict[str, int] = {}
+        indexes = await self._change(
+            session_id, lambda data: self._append(data, session_id, plains, generation)
+        )
+        for event in events:
+            event.event_index = indexes[event.id]
+        self._following.stored(session_id, events)
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        plains, plain_head = [event_to_plain(event) for event in events], event_to_plain(head)
 
         def append(data: ActorData) -> None:
             _check_generation(data, session_id, generation)
-            self._check_owners(data, session_id, plains)
-            history = data.history(session_id)
-            last = data.last_index(session_id)
-            indexes.update((one["id"], one["eventIndex"]) for one in history)
-            fresh: list[Plain] = []
-            for plain in plains:
-                if plain["id"] not in indexes:
-                    last += 1
-                    indexes[plain["id"]] = plain["eventIndex"] = last
-                    fresh.append(plain)
-            if fresh:
-                self._keep(data, session_id, [*history, *fresh], fresh)
+            ids = {event.id for event in events}
+            known = {one["id"]: one["eventIndex"] for one in data.history(session_id) if one["id"] in ids}
+            if known or data.last_index(session_id) != after:
+                raise NotLastError(session_id, known)
+            self._append(data, session_id, plains, generation)
+            self._insert(data, head, plain_head)
 
         await self._change(session_id, append)
-        for event in events:
-            event.event_index = indexes[event.id]
         self._following.stored(session_id, events)
 
     async def last_event_index(self, session_id: str, /) -> int:
@@ -258,6 +258,37 @@ class StateSessionPersistDriver(FollowedDriver):
                     session_id=session_id,
                 ) from error
             return result
+
+    def _append(
+        self, data: ActorData, session_id: str, plains: Sequence[Plain], generation: int
+    ) -> dict[str, int]:
+        """Append events and return the index of each event of the session."""
+        _check_generation(data, session_id, generation)
+        self._check_owners(data, session_id, plains)
+        history = data.history(session_id)
+        last = data.last_index(session_id)
+        indexes: dict[str, int] = {one["id"]: one["eventIndex"] for one in history}
+        fresh: list[Plain] = []
+        for plain in plains:
+            if plain["id"] not in indexes:
+                last += 1
+                indexes[plain["id"]] = plain["eventIndex"] = last
+                fresh.append(plain)
+        if fresh:
+            self._keep(data, session_id, [*history, *fresh], fresh)
+        return indexes
+
+    def _insert(self, data: ActorData, event: SessionEvent, plain: Plain) -> None:
+        owner = self._owners.of(data).get(event.id)
+        if owner is not None:
+            kept = [one for one in data.history(owner) if one["id"] != event.id]
+            data.set(data.events, owner, kept)
+        history = data.history(event.session_id)
+        at = bisect_left(history, (event.event_index, ""), key=position)
+        if at < len(history) and history[at]["eventIndex"] == event.event_index:
+            raise taken_index_error(event)
+        history.insert(at, plain)
+        self._keep(data, event.session_id, history, [plain])
 
     def _check_owners(self, data: ActorData, session_id: str, plains: Sequence[Plain]) -> None:
         owners = self._owners.of(data)

@@ -7,7 +7,7 @@ import binascii
 import enum
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
@@ -26,6 +26,7 @@ __all__ = [
     "UNFENCED",
     "Capability",
     "Keyset",
+    "NotLastError",
     "SessionPersistDriver",
     "check_session",
     "decode_cursor",
@@ -59,6 +60,23 @@ class Capability(enum.Enum):
     FOLLOW = "follow"
 
 
+class NotLastError(PersistError):
+    """Events were not stored, because the session does not end where their writer expected.
+
+    Attributes:
+        known: the index of each of the events that the session has already.
+    """
+
+    session_id: str
+
+    def __init__(self, session_id: str, known: Mapping[str, int] | None = None) -> None:
+        super().__init__(
+            f"nothing was stored, session '{session_id}' has events that its writer did not know: try again",
+            session_id=session_id,
+        )
+        self.known: Mapping[str, int] = known or {}
+
+
 class SessionPersistDriver(ABC):
     """Keeps session records and their events (see docs/custom-driver.md).
 
@@ -67,9 +85,16 @@ class SessionPersistDriver(ABC):
     tasks of one event loop.
 
     Every method raises PersistError when the store fails; what it acknowledged (returned from) is kept.
+
+    Attributes:
+        capabilities: what it does natively.
+        drops_oldest: whether it drops the oldest events, or sessions, beyond a limit.
+        appends_head: whether ``append_sealed`` stores everything or nothing.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    drops_oldest: ClassVar[bool] = False
+    appends_head: ClassVar[bool] = False
     _numberings: _Numberings | None = None
 
     @abstractmethod
@@ -143,6 +168,50 @@ class SessionPersistDriver(ABC):
         if self._numberings is None:
             self._numberings = _Numberings()
         await self._numberings.of(session_id).append(self, session_id, events)
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        """Append events that have their indexes already, and insert ``head``, an event of another session.
+
+        For encryption, which binds an event to its index. This default stores one event at a time and then
+        the head, and assumes that no other writer appends to the session at the same time.
+
+        Args:
+            session_id: the session of the events.
+            events: at least one; their indexes are those after ``after``.
+            head: replaces the event of its id.
+            after: the last index of the session.
+            generation: as for ``append_events``.
+
+        Raises:
+            NotLastError: the session has another last index, or some of the events. Nothing is stored, or
+                only the events before those.
+            SessionFencedError: the session was claimed after that generation; nothing is stored.
+        """
+        if await self.last_event_index(session_id) != after:
+            raise NotLastError(session_id)
+        for event in events:
+            # One at a time: one that is stored already, as in a retry, would move those after it.
+            copy = event.copy()
+            await self.append_events(session_id, [copy], generation=generation)
+            if copy.event_index <= after:
+                raise NotLastError(session_id, {event.id: copy.event_index})
+            if copy.event_index != event.event_index:
+                raise PersistError(
+                    f"session '{session_id}' has two writers at the same time, which "
+                    f"{type(self).__name__} does not keep apart: stop one of them, and restore the session "
+                    "from a copy",
+                    session_id=session_id,
+                )
+        await self.insert_event(head.session_id, head)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, 0 where it has none."""

@@ -12,6 +12,7 @@ from sandbox_agent.errors import SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
+    NotLastError,
     check_session,
     slice_page,
     taken_id_error,
@@ -42,6 +43,8 @@ class InMemorySessionPersistDriver(FollowedDriver):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    drops_oldest: ClassVar[bool] = True
+    appends_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -142,6 +145,25 @@ class InMemorySessionPersistDriver(FollowedDriver):
         for event in events:
             event.event_index = indexes[event.id]
         self._following.stored(session_id, fresh)
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        self._check_generation(session_id, generation)
+        history = self._histories.get(session_id, _EMPTY)
+        known = {one.id: history.events[one.id].event_index for one in events if one.id in history.events}
+        if known or history.last_index != after:
+            raise NotLastError(session_id, known)
+        # Neither waits, so nothing comes between them.
+        await self.append_events(session_id, events, generation=generation)
+        await self.insert_event(head.session_id, head)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, including dropped events."""

@@ -28,6 +28,7 @@ import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
+from sandbox_agent.persist.private import make_private_folder, open_private
 from sandbox_agent.providers.base import SandboxProvider
 
 # Seconds. On SIGTERM the server drains and ends its agents. After this time its group is killed.
@@ -42,6 +43,8 @@ LOG_TAIL_BYTES = 2_000
 OUTPUT_TIMEOUT = 1.0
 # Names the lifeline's descriptor. The server removes it from its environment.
 LIFELINE_VARIABLE = "SANDBOX_AGENT_LIFELINE"
+# Neither another server nor agents need it: the server of this package reads the token from a descriptor.
+TOKEN_VARIABLE = "SANDBOX_AGENT_TOKEN"  # noqa: S105 - its name
 # The variable by which the watcher finds the processes of another server (runtime/process_tree.py).
 _TAG_VARIABLE = "SANDBOX_AGENT_PROCESS_TAG"
 _PACKAGE_ROOT = Path(__file__).parents[2]
@@ -74,6 +77,7 @@ class LocalProvider(SandboxProvider):
         log: Log = "inherit",
         binary: str | os.PathLike[str] | None = None,
         store: str | None = None,
+        agent_env_policy: Literal["strict", "default"] = "strict",
         args: Sequence[str] = (),
     ) -> None:
         """Store the options. See ``local`` for the arguments."""
@@ -86,6 +90,7 @@ class LocalProvider(SandboxProvider):
         self._log = log
         self._binary = binary
         self._store = store
+        self._agent_env_policy = agent_env_policy
         self._args = list(args)
         self._children: dict[str, _Child] = {}
         self._restarting: set[str] = set()
@@ -124,15 +129,19 @@ class LocalProvider(SandboxProvider):
             await asyncio.to_thread(_stop, child, STOP_TIMEOUT)
             raise
 
-    def _command(self, port: int, token: str) -> list[str]:
+    def _command(self, port: int, token: str, token_descriptor: int) -> list[str]:
         if self._binary is not None:
             base = [os.fspath(self._binary), "server"]
         else:
             base = [sys.executable, "-m", "sandbox_agent.cli.main", "server"]
         command = [*base, "--host", self._host, "--port", str(port)]
         if self._binary is not None:
-            # Another server may not read the token from the environment.
+            # Another server may not read the token in another way.
             command.append(f"--token={token}")  # it may begin with "-"
+        else:
+            command += ["--token-file", f"/dev/fd/{token_descriptor}"]
+            command += ["--agent-env-policy", self._agent_env_policy]
+            command += [f"--agent-env={name}" for name in self._env]
         if self._store is not None:
             command += ["--store", self._store]
             if self._binary is None:
@@ -146,26 +155,33 @@ class LocalProvider(SandboxProvider):
     def _spawn(self, port: int, token: str) -> _Child:
         tag = f"local-{uuid.uuid4().hex}"
         read, write = os.pipe()
+        descriptors = [read]
+        if self._binary is None:
+            descriptors.append(_written_pipe(token))
         lifeline = open(write, "wb", buffering=0)  # noqa: PTH123, SIM115 - a descriptor, closed by _stop
         _lifelines.add(lifeline)
         output = _Output(self._log)
-        env = {**os.environ, **self._env, "SANDBOX_AGENT_TOKEN": token, LIFELINE_VARIABLE: str(read)}
+        env = {**os.environ, **self._env, LIFELINE_VARIABLE: str(read)}
+        env.pop(TOKEN_VARIABLE, None)
         try:
             with output.target() as target:
                 process = subprocess.Popen(  # noqa: S603 - the command is ours or the caller's
-                    self._command(port, token),
+                    self._command(port, token, descriptors[-1]),
                     bufsize=0,
                     stdin=subprocess.DEVNULL,
                     stdout=target,
                     stderr=subprocess.STDOUT,
                     env=env if self._binary is None else {**env, _TAG_VARIABLE: tag},
                     start_new_session=True,
-                    pass_fds=[read],
+                    pass_fds=descriptors,
                 )
         except OSError as error:
             _close_lifeline(lifeline)
             os.close(read)
             raise SandboxAgentError(f"the local server could not be started: {error}") from error
+        finally:
+            for descriptor in descriptors[1:]:
+                os.close(descriptor)
         child = _Child(process, port, token, lifeline, output)
         _running.add(child)
         try:
@@ -239,6 +255,7 @@ def local(
     log: Log = "inherit",
     binary: str | os.PathLike[str] | None = None,
     store: str | None = None,
+    agent_env_policy: Literal["strict", "default"] = "strict",
     args: Sequence[str] = (),
 ) -> LocalProvider:
     """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
@@ -256,17 +273,28 @@ def local(
         host: The address to listen on.
         port: The port, or None for a free one.
         token: The bearer token, or None for a random one.
-        env: Variables to add to the server's environment.
+        env: Variables to add to the environment of the server and its agents.
         log: Where its output goes: "inherit" (this program's stderr), "silent", or the path of a file.
         binary: Another ``sandbox-agent`` program to run instead of this package's.
         store: Its ``--store`` (``memory``, ``sqlite:PATH``).
+        agent_env_policy: Which other variables of this program agents get: "strict" for those that programs
+            need (PATH, HOME, proxies, ...) and those that are known for the agent, such as
+            ANTHROPIC_API_KEY for claude; "default" for all but the server's secrets. Not with ``binary``.
         args: More command line arguments.
 
     Raises:
         ImportError: The extra ``server`` is not installed, and ``binary`` is not given.
     """
     return LocalProvider(
-        host=host, port=port, token=token, env=env, log=log, binary=binary, store=store, args=args
+        host=host,
+        port=port,
+        token=token,
+        env=env,
+        log=log,
+        binary=binary,
+        store=store,
+        agent_env_policy=agent_env_policy,
+        args=args,
     )
 
 
@@ -298,6 +326,17 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def _close_lifeline(lifeline: IO[bytes]) -> None:
     _lifelines.discard(lifeline)
     lifeline.close()
+
+
+def _written_pipe(text: str) -> int:
+    """Return the read end of a pipe that holds a text, and nothing afterwards."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        os.write(write, text.encode())  # a pipe takes more than a header with a token may have
+    finally:
+        os.close(write)
+    return read
 
 
 def _start_watcher(lifeline: int, tag: str, server: int) -> subprocess.Popen[bytes]:
@@ -418,8 +457,8 @@ class _Output:
         if self._path is None:
             yield subprocess.PIPE
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        make_private_folder(self._path.parent)
+        with open(self._path, "ab", opener=open_private) as file:
             self._start = file.tell()
             yield file
 

@@ -25,6 +25,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Seconds after which a process that does not end although it was killed is left to the parent of the keeper.
 _KILL_SECONDS = 5.0
 _PAUSE = 0.002
+# A kernel without CONFIG_PROC_CHILDREN does not list the children of a task.
+_HAS_LISTS = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # noqa: PTH110 - imports less
 
 
 def become_subreaper() -> bool:
@@ -40,7 +42,8 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
 
     Args:
         control: the socket to the server.
-        command: a file with the command as JSON: ``argv``, ``env`` and ``cwd``.
+        command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
+            its group's, and those of all its groups; or nulls).
         pipes: the agent's stdin, stdout and stderr.
     """
     os.setsid()
@@ -61,6 +64,9 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             env=request["env"],
             cwd=request["cwd"],
             start_new_session=True,
+            user=request["user"][0],
+            group=request["user"][1],
+            extra_groups=request["user"][2],
         )
     except (OSError, ValueError) as error:
         _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})
@@ -165,12 +171,22 @@ def _signal_descendants(parent: int, group: int, signum: signal.Signals) -> None
 
 def children_of(pid: int) -> list[int]:
     """Return the pids of a process's children."""
+    if not _HAS_LISTS:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent_of(name) == pid]  # noqa: PTH208
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names suffice
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - short
                 found += map(int, file.read().split())
     return found
+
+
+def _parent_of(pid: str) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - short
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:  # it has ended
+        return None
 
 
 def _send(control: socket.socket, message: dict[str, int | str]) -> None:

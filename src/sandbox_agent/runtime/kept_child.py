@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sandbox_agent.runtime.user import User
+
 _MESSAGE_BYTES = 4096
 _COMMANDS = {signal.SIGTERM: b"T", signal.SIGKILL: b"K"}
 
@@ -119,6 +121,7 @@ def send_command(
     env: Mapping[str, str],
     cwd: str | os.PathLike[str] | None,
     pipes: Sequence[int],
+    user: User | None = None,
 ) -> KeptChild:
     """Send a command and its pipes to the warden.
 
@@ -129,7 +132,12 @@ def send_command(
     try:
         command = os.memfd_create("command")
         try:
-            fields = {"argv": list(argv), "env": dict(env), "cwd": None if cwd is None else os.fspath(cwd)}
+            fields = {
+                "argv": list(argv),
+                "env": dict(env),
+                "cwd": None if cwd is None else os.fspath(cwd),
+                "user": [user.uid, user.gid, user.groups] if user else [None, None, None],
+            }
             os.write(command, json.dumps(fields).encode())
             os.lseek(command, 0, os.SEEK_SET)
             socket.send_fds(warden, [b"!"], [theirs.fileno(), command, *pipes])

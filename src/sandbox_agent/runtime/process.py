@@ -24,13 +24,14 @@ import sys
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.kept_child import KeptChild
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
+from sandbox_agent.runtime.user import User
 from sandbox_agent.runtime.warden import KEEPS, Warden
 
 # Seconds. Together well below the two seconds in which DELETE must respond.
@@ -105,7 +106,7 @@ class Process:
         argv: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
-        without: Collection[str] = (),
+        user: User | None = None,
         cwd: str | os.PathLike[str] | None = None,
         tag_prefix: str = "",
         warden: Warden | None = None,
@@ -114,11 +115,10 @@ class Process:
 
         Args:
             argv: The program and its arguments.
-            env: Variables to add to the environment of this process.
-            without: Variables of this process that the child must not inherit.
+            env: The environment. Default: that of this process.
+            user: The user as whom the command runs; only root can choose one. Default: that of this process.
             cwd: The working directory.
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
-
             warden: Starts the command under a keeper, where the system allows it (see keeper).
 
         Raises:
@@ -129,19 +129,22 @@ class Process:
         # the child inherit copies of our ends, so that it does not see them close.
         (in_read, in_write), (out_read, out_write), (err_read, err_write) = _open_pipes(argv[0])
         widen_pipe(out_read)
-        inherited = {name: value for name, value in os.environ.items() if name not in without}
         try:
             pipes = (in_read, out_write, err_write)
-            environ = {**inherited, **(env or {}), TAG_VARIABLE: tag}
+            environ = {**(os.environ if env is None else env), TAG_VARIABLE: tag}
+            if user is not None:
+                for fd in pipes:
+                    os.fchown(fd, user.uid, user.gid)  # for programs that open /dev/stderr
             if warden is not None and KEEPS:
-                child = await warden.start(argv, environ, cwd, pipes)
+                child = await warden.start(argv, environ, cwd, pipes, user)
             else:
-                child = _start(argv, environ, cwd, pipes)
+                child = _start(argv, environ, cwd, pipes, user)
         except BaseException as error:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
             if isinstance(error, (OSError, ValueError)):
-                raise SpawnError(f"can't start {argv[0]}: {_reason(error)}") from error
+                whose = f" as the user {user.name!r}" if user else ""
+                raise SpawnError(f"can't start {argv[0]}{whose}: {_reason(error)}") from error
             raise
         finally:
             for fd in (in_read, out_write, err_write):
@@ -263,6 +266,7 @@ def _start(
     env: Mapping[str, str],
     cwd: str | os.PathLike[str] | None,
     pipes: Sequence[int],
+    user: User | None,
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - the caller's command; a fork takes a millisecond
         argv,
@@ -272,6 +276,9 @@ def _start(
         env=env,
         cwd=cwd,
         start_new_session=True,
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=user.groups if user else None,
     )
 
 

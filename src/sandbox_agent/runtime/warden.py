@@ -21,6 +21,8 @@ from pathlib import Path
 
 from sandbox_agent.runtime.kept_child import KeptChild, send_command
 from sandbox_agent.runtime.pipes import PipeWriter
+from sandbox_agent.runtime.privacy import DEBUG_VARIABLE
+from sandbox_agent.runtime.user import User
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.runtime")
 
@@ -76,6 +78,7 @@ class Warden:
         env: Mapping[str, str],
         cwd: str | os.PathLike[str] | None,
         pipes: Sequence[int],
+        user: User | None = None,
     ) -> KeptChild:
         """Start a command under a keeper. ``pipes`` are its stdin, stdout and stderr.
 
@@ -88,7 +91,7 @@ class Warden:
             assert warden is not None
             assert commands is not None
             try:
-                child = send_command(commands, argv, env, cwd, pipes)
+                child = send_command(commands, argv, env, cwd, pipes, user)
                 await child.wait_started(START_SECONDS)
             except (ConnectionError, BlockingIOError, TimeoutError) as error:  # it was killed, or hangs
                 if last:
@@ -158,7 +161,7 @@ class Warden:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
-                env={"PYTHONPATH": str(Path(__file__).parents[2])},
+                env=_environment(),
             )
         except BaseException:
             os.close(write)
@@ -196,3 +199,9 @@ class Warden:
     def _kill(self, child: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
+
+
+def _environment() -> dict[str, str]:
+    """Return the warden's own environment, which has nothing of the server's."""
+    debug = {name: value for name, value in os.environ.items() if name == DEBUG_VARIABLE}
+    return {"PYTHONPATH": str(Path(__file__).parents[2]), **debug}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 from sandbox_agent.runtime.keeper import become_subreaper, ignore, keep, kill_children
+from sandbox_agent.runtime.privacy import hide_memory
 from sandbox_agent.runtime.process_tree import open_tagged, signal_group, signal_handle, signal_tagged
 
 # Look for survivors this many times: a tree may fork while it is killed, and a process that is being executed
@@ -28,6 +29,7 @@ _HAS_HANDLES = hasattr(os, "pidfd_open")
 
 def main() -> None:
     """Read group ids from stdin until it closes, then kill the remaining processes."""
+    hide_memory()  # of the keepers, too: they are forks, and each has the environment of its agent
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, ignore)
     tag, *leaders = sys.argv[1:]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -25,20 +26,33 @@ from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
 from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
+from sandbox_agent.server.http.turns import Turns
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.recorder.retention import retain
-from sandbox_agent.server.routes import acp, agents, events, meta, permissions, search, sessions, turns
+from sandbox_agent.server.routes import (
+    acp,
+    agents,
+    events,
+    meta,
+    permissions,
+    search,
+    sessions,
+    tickets,
+    turns,
+)
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.state import ServerState
 from sandbox_agent.server.store import open_store
+from sandbox_agent.server.streams.viewers import EVENT_STREAM
+from sandbox_agent.server.tickets import EVENTS, TERMINAL, Tickets
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, acp, agents, sessions, turns, events, permissions, search)
+    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search)
     for operation in module.OPERATIONS
 )
 
@@ -54,6 +68,9 @@ class Application:
         self._state: ServerState | None = None
         self._entry: ASGIApp | None = None
         self.fast_path: FastPath | None = None
+        self.tickets: Tickets = Tickets(_streams())
+        self.turns: Turns = Turns()
+        self.guard: BearerAuth | None = None
         self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,6 +116,7 @@ class Application:
                 idle_timeout=config.acp_idle_timeout,
                 idle_timeout_all=config.acp_idle_timeout_all,
                 prepare=installations.prepare,
+                environment=config.agent_environment,
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(
@@ -125,10 +143,11 @@ class Application:
                 sessions=driven,
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
+                tickets=self.tickets,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:
-                entry = BearerAuth(entry, token=config.token)
+                entry = self.guard = BearerAuth(entry, config.token, self.tickets)
             if config.cors.allow_origins:
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None
@@ -143,6 +162,18 @@ class Application:
 def openapi_json() -> bytes:
     """Return the OpenAPI document as it is served and checked in."""
     return json.dumps(build_document(OPERATIONS), indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _streams() -> Mapping[str, Sequence[str]]:
+    """Return the paths for which there are tickets: those of GET operations that stream."""
+    found: dict[str, list[str]] = {EVENTS: [], TERMINAL: []}
+    for operation in OPERATIONS:
+        if operation.method == "GET":
+            if any(answer.media_type == EVENT_STREAM for answer in operation.answers.values()):
+                found[EVENTS].append(operation.path)
+            if HTTPStatus.SWITCHING_PROTOCOLS in operation.answers:
+                found[TERMINAL].append(operation.path)
+    return found
 
 
 def _cors(cors: CorsConfig) -> Mapping[str, Any]:

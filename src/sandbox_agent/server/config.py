@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.errors import InvalidRequestError
 
 DEFAULT_PORT = 2468
@@ -50,6 +52,8 @@ class ServerConfig:
         acp_idle_timeout_all: whether that includes connections that clients without a name have used.
         session_idle_timeout: seconds after which the agent of an idle session is stopped; 0 for never.
         require_preinstall: whether an agent that is not installed is refused; else its first use installs it.
+        uds: path of a socket to bind instead of host and port, or None.
+        agent_environment: what agents inherit, and the user as whom they run.
         allow_hosts: names besides loopback under which a server without a token is reached.
         cors: cross-origin rules.
     """
@@ -76,13 +80,15 @@ class ServerConfig:
     acp_idle_timeout_all: bool = False
     session_idle_timeout: float = IDLE_TIMEOUT
     require_preinstall: bool = False
+    uds: Path | None = None
+    agent_environment: AgentEnvironment = field(default_factory=AgentEnvironment)
     allow_hosts: tuple[str, ...] = ()
     cors: CorsConfig = field(default_factory=CorsConfig)
 
     @property
     def is_local_only(self) -> bool:
-        """Whether the server has no token and is reached from this machine only."""
-        return self.token is None and _is_loopback(self.host)
+        """Whether the server has no token and is reached by all programs of this machine, browsers too."""
+        return self.token is None and self.uds is None and _is_loopback(self.host)
 
 
 def check_binding(host: str, *, token: str | None, no_token: bool) -> None:

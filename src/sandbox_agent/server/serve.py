@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 
+from sandbox_agent.runtime.unix_socket import listen_on_path, unlink_socket
 from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
 
@@ -21,6 +22,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Once the agents have ended there is nothing to wait for; a client that does not read must not delay the end.
 DRAIN_SECONDS = 2
+BACKLOG = 2048
 # How often the times of connections are checked.
 CHECK_SECONDS = 1.0
 # The whole end of the server takes at most 8 s, whatever hangs: container runtimes send SIGKILL after 10 s.
@@ -81,8 +83,7 @@ def serve(config: ServerConfig) -> int:
         PersistError: the store can't be opened, or another server uses it.
     """
     app = Application(config)
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.create_server((config.host, config.port), family=family, backlog=2048, reuse_port=False)
+    listener = _listen(config)
     server = _Server(
         uvicorn.Config(
             app,
@@ -98,15 +99,49 @@ def serve(config: ServerConfig) -> int:
         ),
         app,
     )
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_serve(app, server, listener))
+    try:
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_serve(app, server, listener))
+    finally:
+        listener.close()
+        if config.uds is not None:
+            unlink_socket(config.uds)
     return 0 if server.started else 1
 
 
-async def _serve(app: Application, server: uvicorn.Server, listener: socket.socket) -> None:
+def _listen(config: ServerConfig) -> socket.socket:
+    if config.uds is not None:
+        return listen_on_path(config.uds, BACKLOG)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG, reuse_port=False)
+
+
+def _who_can_use(config: ServerConfig) -> str:
+    if config.uds is None and not config.is_local_only:
+        return (
+            f"everything that reaches {config.host} can run agents here, and so can every process of this "
+            "machine. Something in front of this server has to authenticate requests"
+        )
+    if config.uds is not None and config.agent_environment.user is not None:
+        return "every process of this user can use this server. Its agents run as another user"
+    return (
+        f"every process of this {'machine' if config.uds is None else 'user'} can use this server, also its "
+        "agents, which can answer their own permission requests. Pass a token to prevent that"
+    )
+
+
+def _address(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"the socket {listener.getsockname()}"
     host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _serve(app: Application, server: uvicorn.Server, listener: socket.socket) -> None:
     async with app.running():
-        logger.info("sandbox-agent listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if app.config.token is None:
+            logger.warning("no token: %s", _who_can_use(app.config))
+        logger.info("sandbox-agent listens on %s", _address(listener))
         checking = asyncio.ensure_future(_check_times(server))
         try:
             await server.serve([listener])

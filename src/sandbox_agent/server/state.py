@@ -18,6 +18,7 @@ from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
+from sandbox_agent.server.tickets import Tickets
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class ServerState:
     sessions: Sessions
     inbox: Inbox
     installations: Installations
+    tickets: Tickets
 
 
 class JsonResponse(Response):

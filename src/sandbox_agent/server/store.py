@@ -21,6 +21,7 @@ import anyio
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.open import StoreURL, open_session_store, parse_store_url
+from sandbox_agent.persist.private import make_private_folder, open_private, tighten
 from sandbox_agent.persist.segments import SQLiteSegments, temporary_segments
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import TEMPORARY, SQLiteThread
@@ -96,8 +97,9 @@ def default_namespace() -> str:
     try:
         with suppress(FileNotFoundError):
             return check_namespace(path.read_text().strip())
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_NAMESPACE_FILE) as file:
+            os.fchmod(file.fileno(), 0o600)  # The umask may have removed the owner's bits.
             file.write(f"server-{secrets.token_hex(8)}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -121,6 +123,18 @@ def secrets_of(store: str) -> Sequence[str]:
         if url.password:
             found += [url.password, unquote(url.password)]
     return found
+
+
+def files_of(store: str) -> Sequence[Path]:
+    """Return the files of a store of ``check_store``, which may not exist yet; none for a database."""
+    if not store.startswith(_SQLITE):
+        return []
+    path = _path_of(store)
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", ".lock")]
+
+
+def _path_of(store: str) -> Path:
+    return Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: PTH111 - no I/O
 
 
 @asynccontextmanager
@@ -156,10 +170,11 @@ async def open_store(store: str, *, namespace: str | None = None, wait: float = 
         finally:
             await sessions.close()
         return
-    path = Path(os.path.expanduser(store.removeprefix(_SQLITE)))  # noqa: ASYNC240, PTH111 - no I/O
+    path = _path_of(store)
     async with _owned(path, wait):
-        writer, reader = SQLiteThread(path, prepare=_limit_cache), SQLiteThread(path, read_only=True)
-        sessions = SQLiteSessionStore(writer, reader, SQLiteThread(path, read_only=True))
+        writer = SQLiteThread(path, prepare=_limit_cache, same_file=True)
+        reader, searcher = (SQLiteThread(path, read_only=True, same_file=True) for _ in range(2))
+        sessions = SQLiteSessionStore(writer, reader, searcher)
         try:
             segments = SQLiteSegments(writer, reader)
             await segments.open()
@@ -253,8 +268,9 @@ def _open_lock(path: Path) -> IO[bytes]:
         if target.exists() and not target.is_file():
             raise PersistError(f"the store '{path}' is not a file: name a file")
         lock = target.with_name(target.name + ".lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        return lock.open("wb")
+        make_private_folder(lock.parent)
+        tighten([lock])
+        return open(lock, "wb", opener=open_private)
     except OSError as error:
         raise PersistError(
             f"the store '{path}' can't be opened: {error.strerror}: {error.filename}"

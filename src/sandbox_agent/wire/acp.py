@@ -378,10 +378,13 @@ class PromptResponse(AcpStruct, frozen=True):
         stop_reason: end_turn, max_tokens, max_turn_requests, refusal, cancelled, or a newer one; empty
             if the agent sent none.
         usage: the turn's tokens, if the agent reports them (``inputTokens``, ``outputTokens``, …).
+        cancelled: whether the turn was cancelled. Some agents end a cancelled turn with end_turn. It is not
+            part of ACP: the SDK sets it.
     """
 
     stop_reason: str = ""
     usage: dict[str, Any] | None = None
+    cancelled: bool = False
 
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +21,8 @@ __all__ = [
     "ProblemDetails",
     "RootResponse",
     "ServerStatusInfo",
+    "TicketRequest",
+    "TicketResponse",
 ]
 
 
@@ -59,6 +61,20 @@ class AcpClientInfo(Body):
     name: str | None = None
 
 
+class AcpUsageInfo(Body):
+    """What the processes of a connection's agent use.
+
+    Attributes:
+        processes: how many there are: the agent and its tools.
+        memory_bytes: their resident memory; what they share counts for each of them.
+        cpu_ms: their processor time, in milliseconds.
+    """
+
+    processes: int
+    memory_bytes: int
+    cpu_ms: int
+
+
 class AcpServerInfo(Body):
     """A live connection.
 
@@ -68,6 +84,7 @@ class AcpServerInfo(Body):
         created_at_ms: its creation time, in milliseconds since the epoch.
         clients: those that have used it; absent on servers that do not report them.
         idle_ms: how long no client has used it and no turn has run; absent while that is not so.
+        usage: what its processes use, if that was asked for and is known.
     """
 
     server_id: str
@@ -75,6 +92,7 @@ class AcpServerInfo(Body):
     created_at_ms: int
     clients: list[AcpClientInfo] | None = None
     idle_ms: int | None = None
+    usage: AcpUsageInfo | None = None
 
 
 class AcpServerListResponse(Body):
@@ -113,6 +131,20 @@ class ServerStatusInfo(Body):
     uptime_ms: int | None = None
 
 
+class AuthMethodInfo(Body):
+    """A way to give the agent its credentials without a user.
+
+    ``method`` is an id of ACP's ``authenticate``, ``variables`` are the environment variables any of which
+    holds the credentials, and ``satisfied`` says whether one is set. The agent uses a ``required`` method's
+    credentials only after ``authenticate`` was called, which the SDK and the server do.
+    """
+
+    method: str
+    variables: list[str]
+    satisfied: bool
+    required: bool = False
+
+
 class AgentInfo(Body):
     """One agent: whether it can be started here, and with which options.
 
@@ -131,6 +163,7 @@ class AgentInfo(Body):
     config_error: str | None = None
     package: str | None = None
     pinned_version: str | None = None
+    auth_methods: list[AuthMethodInfo] | None = None
 
 
 class AgentInstallRequest(Body):
@@ -191,3 +224,27 @@ class ProblemDetails(Body):
     status: int
     detail: str | None = None
     instance: str | None = None
+
+
+class TicketRequest(Body):
+    """``POST /v1/tickets``.
+
+    Attributes:
+        scope: "events" for server-sent events, "terminal" for a WebSocket.
+        path: the path of the stream with its query, as in its URL but without the ticket.
+    """
+
+    scope: Literal["events", "terminal"]
+    path: str
+
+
+class TicketResponse(Body):
+    """The ticket that was created.
+
+    Attributes:
+        ticket: the value of the query parameter ``ticket``.
+        expires_at: when it expires if it is not used, in RFC 3339.
+    """
+
+    ticket: str
+    expires_at: str

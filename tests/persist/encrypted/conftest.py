@@ -29,7 +29,9 @@ class Interrupted(SessionPersistDriver):
 
     def __init__(self, inner: SessionPersistDriver) -> None:
         self.inner = inner
-        vars(self)["capabilities"] = inner.capabilities
+        vars(self).update(
+            capabilities=inner.capabilities, drops_oldest=inner.drops_oldest, appends_head=inner.appends_head
+        )
         self.before: Hook | None = None
         self.after: Hook | None = None
         self.calls: list[tuple[str, str]] = []
@@ -80,6 +82,23 @@ class Interrupted(SessionPersistDriver):
         await self._enter("append", session_id)
         await self.inner.append_events(session_id, events, generation=generation)
         await self._leave("append", session_id)
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        await self._enter("append", session_id)
+        await self.inner.append_sealed(session_id, events, head, after=after, generation=generation)
+        await self._leave("append", session_id)
+
+    def cursor_after(self, event_index: int, /) -> str | None:
+        return self.inner.cursor_after(event_index)
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
         return await self.inner.tail_events(session_id, limit=limit)

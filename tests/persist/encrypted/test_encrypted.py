@@ -11,6 +11,7 @@ import pytest
 
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
+from sandbox_agent.persist.encrypted.chain import HEAD_PREFIX
 from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver
 from sandbox_agent.persist.encrypted.keys import KEY_PREFIX
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
@@ -70,7 +71,7 @@ async def test_what_the_store_holds_is_json_and_says_who_and_when_only(store: Se
     await driver.append_events("s", [event])
     (stored,) = await all_events(store, "s")
     payload = msgspec.json.decode(stored.payload_json)
-    assert payload.keys() == {"enc", "k", "n", "c"}
+    assert payload.keys() == {"enc", "k", "n", "q", "p", "c"}
     assert [stored.id, stored.event_index, stored.created_at, stored.sender, stored.connection_id] == [
         "e",
         1,
@@ -238,7 +239,11 @@ async def test_a_key_may_be_bytes_or_any_base64_of_them(store: SessionPersistDri
 async def test_the_ids_of_keys_are_no_sessions(store: SessionPersistDriver) -> None:
     driver = EncryptedSessionPersistDriver(store, key=KEY)
     await driver.update_session(SECRETIVE)
-    name = KEY_PREFIX + "s"
+    for name in (KEY_PREFIX + "s", HEAD_PREFIX + "s"):
+        await refuse(driver, name)
+
+
+async def refuse(driver: EncryptedSessionPersistDriver, name: str) -> None:
     assert await driver.get_session(name) is None
     for call in (
         driver.update_session(make_session(name)),
@@ -247,7 +252,7 @@ async def test_the_ids_of_keys_are_no_sessions(store: SessionPersistDriver) -> N
         driver.claim_session(name),
         driver.erase(name),
     ):
-        with pytest.raises(PersistError, match="ids that begin with '~key:' belong to keys"):
+        with pytest.raises(PersistError, match="ids that begin with '~key:' or '~head:' belong"):
             await call
     assert await driver.get_session("s") == SECRETIVE
 

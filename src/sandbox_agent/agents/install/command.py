@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.environment import is_server_secret
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.process import Process, SpawnError
@@ -22,10 +23,8 @@ COMMAND_SECONDS = 1800.0
 # How much of the output an error contains.
 _TAIL_LINES = 20
 _LINE_CHARS = 300
-# The server's own secrets: no program of an installation gets them.
-SERVER_SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGENT_STORE_KEY"})
 # A package's code does not need the user's keys to be installed.
-CREDENTIALS: frozenset[str] = SERVER_SECRETS.union(*(agent.credential_env for agent in CATALOGUE.values()))
+CREDENTIALS: frozenset[str] = frozenset(name for each in CATALOGUE.values() for name in each.credential_env)
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|AUTH)$", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(?<=//)[^/@\s]+(?=@)|(?<=_authToken=)\S+|(?<=[Bb]earer )\S+")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -50,7 +49,7 @@ async def run_command(
         warden: Ends it if this process is killed.
         on_line: Called with each line of its output, redacted.
         env: Variables to add to its environment.
-        without: Variables that it does not inherit.
+        without: Variables that it does not inherit, besides the server's secrets.
         what: The name of the program in errors.
         agent_id: The agent that is installed.
 
@@ -149,10 +148,15 @@ async def spawned(
     Raises:
         SpawnError: It cannot be started.
     """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in without and not is_server_secret(name)
+    }
     try:
         await warden.ready()
         process = await Process.spawn(
-            argv, env=env, without=without, cwd=cwd, tag_prefix=warden.tag, warden=warden
+            argv, env={**inherited, **env}, cwd=cwd, tag_prefix=warden.tag, warden=warden
         )
     except OSError as error:
         raise SpawnError(f"can't start {argv[0]}: {error.strerror}") from error

@@ -14,7 +14,7 @@ from typing import Any
 import anyio.to_thread
 
 from sandbox_agent.agents.catalogue import NpmPackages
-from sandbox_agent.agents.install.command import CREDENTIALS, SERVER_SECRETS, path_with, run_command
+from sandbox_agent.agents.install.command import CREDENTIALS, path_with, run_command
 from sandbox_agent.agents.install.node import Node
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.warden import Warden
@@ -90,7 +90,7 @@ async def install_npm(
             agent_id=agent_id,
         )
 
-    await run("install" if lock is None else "ci", *_OPTIONS, without=SERVER_SECRETS)
+    await run("install" if lock is None else "ci", *_OPTIONS, without=())
     if source.scripts:
         await run("rebuild", "--ignore-scripts=false", *source.scripts, without=CREDENTIALS)
     if total:

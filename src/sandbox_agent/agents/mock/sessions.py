@@ -64,6 +64,11 @@ def config_options(current: dict[str, str]) -> list[JsonObject]:
     ]
 
 
+def _open_private(path: str, flags: int) -> int:
+    # A conversation is its owner's.
+    return os.open(path, flags, 0o600)
+
+
 def modes(current: dict[str, str]) -> JsonObject:
     """Return ACP's ``modes``."""
     return {
@@ -107,7 +112,7 @@ class Session:
                 self.title = entry["title"]
             self.updated_at = entry.setdefault("at", _now())
             if write and self._path is not None:
-                with open(self._path, "ab", buffering=0) as journal:  # noqa: PTH123 - pathlib costs start-up
+                with open(self._path, "ab", buffering=0, opener=_open_private) as journal:
                     journal.write(encode(entry) + b"\n")
 
     def info(self) -> JsonObject:
@@ -126,7 +131,7 @@ class SessionStore:
         self._folder = folder
         self._sessions: dict[str, Session] = {}
         if folder is not None:
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103 - pathlib costs start-up
+            os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103 - pathlib costs start-up
 
     def create(self, cwd: str) -> Session:
         """Create a session."""

@@ -27,6 +27,10 @@ from sandbox_agent.wire.universal import AgentUnparsedData, UniversalEvent
 # Requests to the client that need no event: the tool call already shows them.
 _SERVICES = ("fs/", "terminal/")
 _IGNORED = {"elicitation/complete"}
+# Other methods with a slash are an agent's own.
+_ACP_METHODS = ("session/", "elicitation/", "$/")
+# Longer params of an agent's own methods are only in the envelope.
+_SHORT_PARAMS = 2_000
 # Updates that may retell the history.
 _RETOLD = {*STREAMS, "tool_call", "tool_call_update", "plan"}
 
@@ -147,7 +151,11 @@ class Projector(Inputs):
         elif request_id and (question := read_question(method, members(message.params))) is not None:
             self._requests.open_question(request_id, question, subject_id)
         elif not method.startswith(("_", *_SERVICES)) and method not in _IGNORED:
-            self._emit_unparsed(f"unknown method {method!r}", "method", envelope)
+            if method.startswith(_ACP_METHODS) or "/" not in method:
+                self._emit_unparsed(f"unknown method {method!r}", "method", envelope)
+            else:
+                short = len(message.params) <= _SHORT_PARAMS
+                self._statuses.show("extension", method, members(message.params) if short else None)
 
     def _process_response(self, message: Envelope, request_id: str) -> None:
         failed = bool(message.error) and bytes(message.error) != b"null"

@@ -11,6 +11,7 @@ from sandbox_agent.engine.project.open_requests import OpenRequests
 from sandbox_agent.engine.project.state import State, Turn
 from sandbox_agent.engine.project.texts import Texts
 from sandbox_agent.engine.project.tools import Tools
+from sandbox_agent.errors import agent_reason
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.universal import ErrorData, EventSource, ItemStatus, TurnEventData
 
@@ -135,7 +136,7 @@ def error_data(error: object, method: str) -> ErrorData:
         message = error
     elif not isinstance(message, str) or not message:
         message = f"the agent answered {method} with an error that has no message"
-    return ErrorData(message, None if code is None else str(code), details)
+    return ErrorData(agent_reason(message, details.get("data")), None if code is None else str(code), details)
 
 
 def _quota(result: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import (
@@ -20,6 +19,8 @@ from sandbox_agent.persist.base import (
     decode_cursor,
     normalize_limit,
 )
+from sandbox_agent.persist.encrypted.chain import HEAD_PREFIX, Break, Head, Place, Stored, walk
+from sandbox_agent.persist.encrypted.chains import READS, SessionChains, broken_error, in_thread_if_large
 from sandbox_agent.persist.encrypted.cipher import MasterKey, MasterKeys, SessionCipher
 from sandbox_agent.persist.encrypted.forms import (
     is_blank,
@@ -36,10 +37,6 @@ from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 __all__ = ["EncryptedSessionPersistDriver"]
 
-T = TypeVar("T")
-
-# More bytes than this are encrypted or decrypted in a thread, so that the event loop does not wait.
-_IN_LOOP: Final = 512 * 1024
 # Attempts of a write while the session is erased or its key is replaced.
 _TRIES: Final = 10
 # Rows that are read to find out whether a listing continues.
@@ -54,7 +51,9 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
     a random key, wrapped by the master key, in a hidden record of the store.
 
     A row that was changed, or moved to another event or session, raises PersistError, and so does a wrong
-    master key. Missing events or another order can't be detected.
+    master key. So do events that are missing, in another order, or older copies, where they are read: the
+    appended events of a session are a chain, whose signed head is stored with each append. An older copy of a
+    whole session shows only against a head that is kept elsewhere (``sandbox-agent sessions verify``).
 
     It has the capabilities of the inner driver, except that searches read and decrypt everything.
 
@@ -64,6 +63,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         key: the master key: 32 random bytes, or base64 text of them.
         old_keys: earlier master keys that still wrap session keys.
         close_inner: whether ``close`` also closes the inner driver.
+        check_chain: whether a broken chain raises PersistError. False reads what is left of such a session.
 
     Raises:
         TypeError: the inner driver does not fence writers.
@@ -78,6 +78,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         key: MasterKey,
         old_keys: Sequence[MasterKey] = (),
         close_inner: bool = False,
+        check_chain: bool = True,
     ) -> None:
         if Capability.FENCE not in inner.capabilities:
             # Two processes could replace each other's key of a session.
@@ -88,7 +89,9 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         self.inner: SessionPersistDriver = inner
         # Usually a class declares its capabilities. Here they are those of the inner driver.
         vars(self)["capabilities"] = inner.capabilities - {Capability.SEARCH}
+        vars(self)["drops_oldest"] = inner.drops_oldest
         self._keys = SessionKeys(inner, MasterKeys(key, old_keys))
+        self._chains = SessionChains(inner, self._keys, check=check_chain)
         self._close_inner = close_inner
         self._closed = False
         self._following: set[anyio.CancelScope] = set()
@@ -152,19 +155,21 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         self, session_id: str, /, *, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
         while True:
-            page = await self.inner.list_events(session_id, limit=limit, cursor=cursor)
-            events = await self._open_events(session_id, page.items)
+            read = partial(self.inner.list_events, session_id, limit=limit, cursor=cursor)
+            page = await self._read_events(session_id, read, _start(cursor))
             cursor = page.next_cursor
             # A page may consist of events that were erased but could not be deleted.
-            if events or cursor is None:
-                return ListPage(events, cursor)
+            if page.items or cursor is None:
+                return page
 
     async def insert_event(self, session_id: str, event: SessionEvent, /) -> None:
+        """Insert the event with its index, or replace the one of that id, as the inner driver does.
+
+        A new one is bound to its index, and is in no chain: that it was removed can't be detected.
+        """
         _check_id(session_id)
         check_session(session_id, event)
-        cipher = await self._keys.obtain(session_id)
-        (sealed,) = await _map_events([event], lambda event: seal_event(cipher, event))
-        await self.inner.insert_event(session_id, sealed)
+        cipher = await self._chains.insert(session_id, event)
         await self._check_key(session_id, cipher, [event])
 
     async def append_events(
@@ -174,11 +179,10 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         _check_id(session_id)
         for event in events:
             check_session(session_id, event)
-        cipher = await self._keys.obtain(session_id)
-        sealed = await _map_events(events, lambda event: seal_event(cipher, event))
-        await self.inner.append_events(session_id, sealed, generation=generation)
-        for event, stored in zip(events, sealed, strict=True):
-            event.event_index = stored.event_index
+        if not events:
+            await self.inner.append_events(session_id, events, generation=generation)
+            return
+        cipher = await self._chains.append(session_id, events, generation)
         if generation == UNFENCED:
             await self._check_key(session_id, cipher, events)
 
@@ -193,9 +197,13 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         return last
 
     async def tail_events(self, session_id: str, /, *, limit: int) -> list[SessionEvent]:
-        return await self._open_events(session_id, await self.inner.tail_events(session_id, limit=limit))
+        async def read() -> ListPage[SessionEvent]:
+            return ListPage(await self.inner.tail_events(session_id, limit=limit))
+
+        return (await self._read_events(session_id, read, None)).items
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
+        place = _Followed(after)
         async with aclosing(self.inner.follow_events(session_id, after=after)) as events:
             while not self._closed:
                 event: SessionEvent | None = None
@@ -207,13 +215,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                         self._following.discard(scope)
                 if event is None:
                     return
-                known = self._keys.known(session_id)
-                sealed = read_sealed_event(event)
-                # A new event was written a moment ago, so the known key need not be read again.
-                if known is not None and known.key_id == sealed.key_id:
-                    yield open_event(known, event, sealed)
-                    continue
-                for opened in await self._open_events(session_id, [event]):
+                for opened in await self._open_followed(session_id, event, place):
                     yield opened
 
     # Claims, deletion and closing.
@@ -224,6 +226,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         generation = await self.inner.claim_session(session_id)
         # Other writers are refused from now on, so the key that is in the store stays valid.
         self._keys.forget(session_id)
+        self._chains.forget(session_id)
         return generation
 
     async def delete_session(self, session_id: str, /) -> None:
@@ -250,10 +253,22 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             # From here on readers do not see it, even if this process is killed.
             await self.inner.update_session(make_blank(session_id, record.created_at))
         await self._keys.destroy(session_id)
+        self._chains.erased(session_id)
         if Capability.DELETE in self.capabilities:
+            await self.inner.delete_session(HEAD_PREFIX + session_id)
             await self.inner.delete_session(KEY_PREFIX + session_id)
             await self.inner.delete_session(session_id)
             self._keys.forget(session_id)
+
+    async def verify_chain(self, session_id: str, /) -> tuple[list[str], list[str]]:
+        """Return what is wrong with a session, and what can't be known of it; nothing is changed.
+
+        Raises:
+            PersistError: the session's key, head or record was changed, or the store failed.
+        """
+        _check_id(session_id)
+        await self.get_session(session_id)
+        return await self._chains.verify(session_id)
 
     async def rotate_keys(self) -> int:
         """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.
@@ -317,28 +332,76 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                 return None
         return cursor
 
-    async def _open_events(self, session_id: str, events: Sequence[SessionEvent]) -> list[SessionEvent]:
-        if not events:
-            return []
+    async def _read_events(
+        self,
+        session_id: str,
+        read: Callable[[], Awaitable[ListPage[SessionEvent]]],
+        start: Place | None,
+    ) -> ListPage[SessionEvent]:
+        """Return a page that is decrypted and checked.
+
+        Args:
+            session_id: the session.
+            read: reads a page of the inner driver.
+            start: up to where the chain was read before; None: unknown.
+        """
+        breaks: list[Break] = []
+        earlier: Head | None = None
+        for _ in range(READS):
+            page = await read()
+            opened, rows, cipher = await self._open_events(session_id, page.items)
+            if cipher is not None and self._chains.checks:
+                ends = page.next_cursor is None
+                _, breaks, earlier = await self._chains.check(
+                    session_id, cipher, rows, start, ends=ends, earlier=earlier
+                )
+            if not breaks or cipher is None:
+                return ListPage(opened, page.next_cursor)
+        raise broken_error(session_id, breaks)
+
+    async def _open_events(
+        self, session_id: str, events: Sequence[SessionEvent]
+    ) -> tuple[list[SessionEvent], list[Stored], SessionCipher | None]:
+        """Return the events decrypted and as stored, without those of erased keys; and the cipher."""
         found = await self._keys.find(session_id)
         if found is None:
-            if await self._is_erased(session_id):
-                return []
+            if not events or await self._is_erased(session_id):
+                return [], [], None
             read_sealed_event(events[0])
             raise _missing_key_error(f"the events of session '{session_id}'", session_id)
         cipher, gone = found.cipher, found.gone
         if cipher is None:
-            return []
+            return [], [], None
 
-        def opened(event: SessionEvent) -> SessionEvent | None:
-            sealed = read_sealed_event(event)
-            if sealed.key_id in gone:
-                return None
-            if sealed.key_id != cipher.key_id:
-                raise _missing_key_error(f"event '{event.id}' of session '{session_id}'", session_id)
-            return open_event(cipher, event, sealed)
+        def opened(events: Sequence[SessionEvent]) -> tuple[list[SessionEvent], list[Stored]]:
+            rows = [(event, read_sealed_event(event)) for event in events]
+            rows = [row for row in rows if row[1].key_id not in gone]
+            for event, sealed in rows:
+                if sealed.key_id != cipher.key_id:
+                    raise _missing_key_error(f"event '{event.id}' of session '{session_id}'", session_id)
+            return [open_event(cipher, event, sealed) for event, sealed in rows], rows
 
-        return [event for event in await _map_events(events, opened) if event is not None]
+        return *await in_thread_if_large(events, opened), cipher
+
+    async def _open_followed(
+        self, session_id: str, event: SessionEvent, followed: _Followed
+    ) -> list[SessionEvent]:
+        known = self._keys.known(session_id)
+        sealed = read_sealed_event(event)
+        if known is not None and known.key_id == sealed.key_id:
+            # A new event was written a moment ago, so the known key need not be read again.
+            opened, rows, cipher = [open_event(known, event, sealed)], [(event, sealed)], known
+        else:
+            opened, rows, cipher = await self._open_events(session_id, [event])
+        if cipher is not None and self._chains.checks:
+            start = followed.place if followed.key_id in ("", cipher.key_id) else None
+            place, breaks = walk(rows, start)
+            if breaks:
+                place, breaks, _ = await self._chains.check(session_id, cipher, rows, start, ends=False)
+            if breaks:
+                raise broken_error(session_id, breaks)
+            followed.place, followed.key_id = place, cipher.key_id
+        return opened
 
     async def _is_erased(self, session_id: str) -> bool:
         """Return whether the session was erased, is being erased, or never existed."""
@@ -377,18 +440,28 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         raise _conflict_error(session_id)
 
 
-async def _map_events(events: Sequence[SessionEvent], work: Callable[[SessionEvent], T]) -> list[T]:
-    """Return the result of ``work`` for each event. Large payloads are processed in a thread."""
-    if sum(len(event.payload_json) for event in events) <= _IN_LOOP:
-        return [work(event) for event in events]
-    return await anyio.to_thread.run_sync(lambda: [work(event) for event in events])
+class _Followed:
+    """Up to where a follower has read a chain, and the chain's key."""
+
+    def __init__(self, after: int) -> None:
+        self.place: Place | None = Place(after)
+        self.key_id = ""
+
+
+def _start(cursor: str | None) -> Place | None:
+    """Return up to where a reader with that cursor has read; None: unknown."""
+    after = decode_cursor(cursor)
+    if after is None:
+        return None if cursor else Place(0)
+    # Without an id it is before the event of that index.
+    return None if after.offset else Place(max(0, after.position - (not after.id)))
 
 
 def _check_id(session_id: str) -> None:
-    if session_id.startswith(KEY_PREFIX):
+    if session_id.startswith((KEY_PREFIX, HEAD_PREFIX)):
         raise PersistError(
-            f"'{session_id}' can't be a session of an encrypted store: ids that begin with '{KEY_PREFIX}' "
-            "belong to keys, choose another",
+            f"'{session_id}' can't be a session of an encrypted store: ids that begin with '{KEY_PREFIX}' or "
+            f"'{HEAD_PREFIX}' belong to the encryption, choose another",
             session_id=session_id,
         )
     try:

@@ -15,11 +15,35 @@ from sandbox_agent.wire.records import SessionEvent, SessionRecord
 _ERASED: Final = {"enc": "erased"}
 
 
-def seal_event(cipher: SessionCipher, event: SessionEvent) -> SessionEvent:
-    """Return the event with an encrypted payload, bound to all of the event but its index."""
+def seal_event(cipher: SessionCipher, event: SessionEvent, *, like: Sealed | None = None) -> SessionEvent:
+    """Return the event with an encrypted payload, bound to all of the event.
+
+    Args:
+        cipher: the session's.
+        event: the event, with its index.
+        like: the event that it replaces, whose place in the chain it gets. Without it, it is in no chain.
+    """
+    previous, link, kept = (None, b"", b"") if like is None else (like.previous, like.link, like.tag)
+    return seal_linked(cipher, event, event.event_index, previous, link, kept)[0]
+
+
+def seal_linked(
+    cipher: SessionCipher,
+    event: SessionEvent,
+    index: int,
+    previous: int | None,
+    link: bytes,
+    kept: bytes = b"",
+    *,
+    nonce: bytes | None = None,
+) -> tuple[SessionEvent, bytes]:
+    """Return the event with that index, an encrypted payload and its place in a chain; and its tag."""
     sealed = event.copy()
-    sealed.payload_json = cipher.seal(event.payload_json, _event_place(event))
-    return sealed
+    sealed.event_index = index
+    sealed.payload_json, tag = cipher.seal_linked(
+        event.payload_json, _indexed_place(sealed), previous, link, kept, nonce=nonce
+    )
+    return sealed, tag
 
 
 def read_sealed_event(event: SessionEvent) -> Sealed:
@@ -34,9 +58,11 @@ def open_event(cipher: SessionCipher, event: SessionEvent, sealed: Sealed) -> Se
     """Return the decrypted event; raise PersistError if it was changed in the store."""
     opened = event.copy()
     try:
-        opened.payload_json = cipher.open(sealed, _event_place(event))
+        place = _event_place(event) if sealed.form == "v1" else _indexed_place(event)
+        opened.payload_json = cipher.open(sealed, place)
     except UnsealedError:
-        raise _changed(f"event '{event.id}' of session '{event.session_id}'", event.session_id) from None
+        what = f"event {event.event_index} ('{event.id}') of session '{event.session_id}'"
+        raise changed_error(what, event.session_id) from None
     return opened
 
 
@@ -64,7 +90,7 @@ def open_record(cipher: SessionCipher, record: SessionRecord, sealed: Sealed) ->
     try:
         session_init, config_options, modes = loads(cipher.open(sealed, _record_place(record)))
     except (UnsealedError, InvalidEnvelopeError, ValueError, TypeError):
-        raise _changed(f"the record of session '{record.id}'", record.id) from None
+        raise changed_error(f"the record of session '{record.id}'", record.id) from None
     return msgspec.structs.replace(
         record, session_init=session_init, config_options=config_options, modes=modes
     )
@@ -91,6 +117,18 @@ def _event_place(event: SessionEvent) -> tuple[object, ...]:
     return ("event", event.session_id, event.id, event.created_at, event.connection_id, event.sender)
 
 
+def _indexed_place(event: SessionEvent) -> tuple[object, ...]:
+    return (
+        "event-2",
+        event.session_id,
+        event.id,
+        event.event_index,
+        event.created_at,
+        event.connection_id,
+        event.sender,
+    )
+
+
 def _record_place(record: SessionRecord) -> tuple[object, ...]:
     return (
         "record",
@@ -112,7 +150,8 @@ def _plain(what: str, session_id: str) -> PersistError:
     )
 
 
-def _changed(what: str, session_id: str) -> PersistError:
+def changed_error(what: str, session_id: str) -> PersistError:
+    """Return the error of a row that someone changed or moved."""
     return PersistError(
         f"{what} can't be decrypted: it was changed in the store, or moved from another place; "
         "restore it from a copy of the store",

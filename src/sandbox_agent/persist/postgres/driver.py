@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sandbox_agent.persist.base import Keyset
+from sandbox_agent.persist.base import UNFENCED, Keyset
 from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.postgres.dialect import PostgresDatabase, PostgresDialect
 from sandbox_agent.persist.postgres.link import (
@@ -18,7 +18,7 @@ from sandbox_agent.persist.postgres.link import (
 )
 from sandbox_agent.persist.postgres.listen import NotificationHint
 from sandbox_agent.persist.postgres.schema import prepare_store
-from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, decode_payloads
+from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, Sealed, decode_payloads
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.persist.sql.work import Query, Work, reading
 from sandbox_agent.wire.records import SessionEvent
@@ -90,6 +90,19 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         """
         decode_payloads([event])
         await super().insert_event(session_id, event)
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        await self._appender.append(session_id, events, generation, Sealed(after, head))
+        self._following.stored(session_id, events)
 
     async def delete_session(self, session_id: str, /) -> None:
         await super().delete_session(session_id)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import UNFENCED, own_error
@@ -75,14 +75,14 @@ WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
 SELECT pg_notify('{channel}', $2)
 """
 # One statement, so that it is one round trip and a transaction by itself. A session whose writer's row is
-# missing, of another generation or behind what is known, is left out of the result. The last index is that
-# of the writer's row; a program that keeps no such row (the TypeScript driver) uses the next one, if any,
-# and then the unique index refuses the statement. A session that another program holds locked delays the
-# others for half a second at most.
+# missing, of another generation, behind what is known, or not at the index that a sealed append expects, is
+# left out of the result. The last index is that of the writer's row; a program that keeps no such row (the
+# TypeScript driver) uses the next one, if any, and then the unique index refuses the statement. A session
+# that another program holds locked delays the others for half a second at most.
 _TOGETHER: Final = """
 WITH wanted AS MATERIALIZED (
-  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-    AS wanted (session_id, generation, known, first, amount)
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $13::bigint[])
+    AS wanted (session_id, generation, known, first, amount, after)
   WHERE (SELECT set_config('lock_timeout', '500ms', TRUE)) IS NOT NULL
 ), taken AS (
   UPDATE {session_writers} AS writer
@@ -91,6 +91,7 @@ WITH wanted AS MATERIALIZED (
   WHERE writer.session_id = wanted.session_id
     AND (wanted.generation = 0 OR writer.generation = wanted.generation)
     AND writer.last_index >= wanted.known
+    AND (wanted.after IS NULL OR writer.last_index = wanted.after)
     AND EXISTS (SELECT FROM {session_store} WHERE store_id = $12)
   RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
     wanted.first, wanted.amount
@@ -102,6 +103,13 @@ WITH wanted AS MATERIALIZED (
   CROSS JOIN generate_series(taken.first, taken.first + taken.amount - 1) AS number
   JOIN unnest($6::text[], $7::bigint[], $8::text[], $9::text[], $10::text[])
     WITH ORDINALITY AS event (id, created_at, connection_id, sender, payload, number) USING (number)
+), heads AS (
+  INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
+  SELECT head.id, 1, head.id, head.created_at, '', 'client', head.payload::json
+  FROM taken
+  JOIN unnest($14::text[], $15::text[], $16::bigint[], $17::text[])
+    AS head (session_id, id, created_at, payload) USING (session_id)
+  ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, payload_json = excluded.payload_json
 )
 SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM taken
 """
@@ -177,12 +185,25 @@ class PostgresWriters(Writers):
         )
 
 
+class Sealed(NamedTuple):
+    """What ``append_sealed`` adds to an append: the last index that must be stored, and the head."""
+
+    after: int
+    head: SessionEvent
+
+
 class _Append:
     """One call that waits."""
 
     def __init__(
-        self, session_id: str, events: list[SessionEvent], payloads: list[str], generation: int
+        self,
+        session_id: str,
+        events: list[SessionEvent],
+        payloads: list[str],
+        generation: int,
+        sealed: Sealed | None,
     ) -> None:
+        self.sealed = sealed
         self.session_id = session_id
         self.events = events
         self.payloads = payloads
@@ -228,16 +249,23 @@ class Appender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
 
-    async def append(self, session_id: str, events: Sequence[SessionEvent], generation: int) -> list[int]:
+    async def append(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        generation: int,
+        sealed: Sealed | None = None,
+    ) -> list[int]:
         """Store the events, all or none, and return the index of each.
 
         Raises:
+            NotLastError: for ``sealed``, the session has another last index or some of the events.
             SessionFencedError: the session was claimed after that generation.
             PersistError: an id is stored in another session, events of the session are gone, a payload
                 is not text, or the store failed.
         """
         self._database.link.refuse_unusable()
-        append = _Append(session_id, list(events), decode_payloads(events), generation)
+        append = _Append(session_id, list(events), decode_payloads(events), generation, sealed)
         self._waiting.append(append)
         self._start_gathering()
         try:
@@ -290,7 +318,9 @@ class Appender:
             events += len(append.events)
             size += append.size
             fits = not group or (events <= _MAX_EVENTS and size <= _MAX_BYTES)
+            again = append.session_id in generations
             agreed = generations.setdefault(append.session_id, append.generation) == append.generation
+            agreed = agreed and not (again and append.sealed)
             if append.session_id in passed or not fits or not agreed:
                 # Later appends of its session stay after it.
                 passed.add(append.session_id)
@@ -337,6 +367,8 @@ class Appender:
             yield from self._writers.make(new)
         batches = [[event for one in appends for event in one.events] for appends in by_session.values()]
         amounts = list(map(len, batches))
+        sealed = {appends[0].session_id: appends[0].sealed for appends in by_session.values()}
+        heads = [one.head for one in sealed.values() if one is not None]
         events = [event for batch in batches for event in batch]
         values = (
             list(by_session),
@@ -352,6 +384,11 @@ class Appender:
             # An empty text is about all sessions.
             " ".join(map(mark, by_session)) if len(by_session) <= _MOST_MARKS else "",
             self._writers.store_id,
+            [None if one is None else one.after for one in sealed.values()],
+            [session_id for session_id, one in sealed.items() if one is not None],
+            [head.id for head in heads],
+            [head.created_at for head in heads],
+            decode_payloads(heads),
         )
         return (yield Query(_TOGETHER, values))
 
@@ -372,6 +409,10 @@ class Appender:
         session_id = append.session_id
 
         def store() -> Work[Appended]:
+            if append.sealed is not None:
+                return self._log.append_sealed(
+                    session_id, append.events, append.sealed.head, append.sealed.after, append.generation
+                )
             known = self._known.get(session_id, UNKNOWN)
             return self._log.append(session_id, append.events, append.generation, known)
 

@@ -12,6 +12,7 @@ from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
     Capability,
+    NotLastError,
     check_session,
     decode_cursor,
     event_position,
@@ -203,9 +204,29 @@ class RedisSessionPersistDriver(FollowedDriver):
         """
         if not events:
             return
+        for event, index in zip(events, await self._append(session_id, events, generation), strict=True):
+            event.event_index = index
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        await self._append(session_id, events, generation, after)
+        # In a cluster the head's keys are on another server, so it is stored after the events.
+        await self.insert_event(head.session_id, head)
+
+    async def _append(
+        self, session_id: str, events: Sequence[SessionEvent], generation: int, after: int = -1
+    ) -> Sequence[int]:
         self._check_eviction_once()
         known = self._known.get(session_id)
-        words: list[Argument] = [generation, known.life, known.last, len(events)]
+        words: list[Argument] = [generation, known.life, known.last, len(events), after]
         size = 0
         for event in events:
             check_session(session_id, event)
@@ -215,12 +236,14 @@ class RedisSessionPersistDriver(FollowedDriver):
         answer = await self._appender.append(
             session_id, self._keys.of_session(session_id), words, events=len(batch), size=size
         )
+        if answer[0] == b"other":
+            found = zip(batch, map(int, answer[3:]), strict=len(answer) > 3)
+            raise NotLastError(session_id, {event.id: index for event, index in found if index <= after})
         self._check_answer(session_id, generation, answer)
         first = int(answer[2])
         indexes = range(first, first + len(batch)) if first > 0 else [int(word) for word in answer[3:]]
-        for event, index in zip(batch, indexes, strict=True):
-            event.event_index = index
         self._known.note_write(session_id, answer[1], max(indexes))
+        return indexes
 
     async def last_event_index(self, session_id: str, /) -> int:
         key = self._keys.of_session(session_id).meta

@@ -60,21 +60,23 @@ def _script(body: str) -> Script:
 
 # Atomic: allocates indexes for the events of each session and stores them; an event whose id is stored keeps
 # its index. KEYS: the six (or, without a ttl, the first three) of each session.
-# ARGV: ttl, keys per session; for each session: generation, life, known, count, then count times
-#   id, created_at, connection_id, sender, payload.
+# ARGV: ttl, keys per session; for each session: generation, life, known, count, after, then count times
+#   id, created_at, connection_id, sender, payload. If after is not -1, it must be the last index, and all
+#   events must be new.
 # Answers for each session {'ok', life, first} if all are new, {'ok', life, -1, index, ...}, {'fenced'},
-#   {'lost'} or {'error', text}.
+#   {'lost'}, {'other', life, -1, index, ...} or {'error', text}.
 APPEND: Final = _script("""
 local ttl, width = tonumber(ARGV[1]), tonumber(ARGV[2])
 local function append(k, a)
   local events, ids, meta = KEYS[k], KEYS[k + 1], KEYS[k + 2]
-  local count = tonumber(ARGV[a + 3])
+  local count, after = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
   local refused, life, last = check(meta, tonumber(ARGV[a]), ARGV[a + 1], tonumber(ARGV[a + 2]))
   if refused then return refused end
+  if after >= 0 and after ~= last then return {'other', life or '', '-1'} end
   local indexes, fresh, seen, known = {}, {}, {}, 0
   for from = 0, count - 1, 500 do
     local names = {}
-    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 4 + i * 5] end
+    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 5 + i * 5] end
     local found = redis.call('HMGET', ids, unpack(names))
     for i, name in ipairs(names) do
       local index = found[i] or seen[name]
@@ -89,11 +91,16 @@ local function append(k, a)
       indexes[from + i] = index
     end
   end
+  if after >= 0 and known > 0 then
+    local answer = {'other', life or '', '-1'}
+    for i = 1, count do answer[i + 3] = indexes[i] end
+    return answer
+  end
   life = begin_life(meta, life)
   if #fresh > 0 then
     local pairs_of = {}
     for _, i in ipairs(fresh) do
-      local b = a + 4 + i * 5
+      local b = a + 5 + i * 5
       redis.call('XADD', events, indexes[i + 1] .. '-0', 'id', ARGV[b], 'created_at', ARGV[b + 1],
         'connection_id', ARGV[b + 2], 'sender', ARGV[b + 3], 'payload', ARGV[b + 4])
       pairs_of[#pairs_of + 1] = ARGV[b]
@@ -119,7 +126,7 @@ for k = 1, #KEYS, width do
     answer = {'error', tostring(cause)}
   end
   answers[#answers + 1] = answer
-  a = a + 4 + tonumber(ARGV[a + 3]) * 5
+  a = a + 5 + tonumber(ARGV[a + 3]) * 5
 end
 return answers
 """)

@@ -53,6 +53,7 @@ class SqlSessionPersistDriver(FollowedDriver):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    appends_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -129,6 +130,21 @@ class SqlSessionPersistDriver(FollowedDriver):
         batch = list(events)
         for event, index in zip(batch, await self._append(session_id, batch, generation), strict=True):
             event.event_index = index
+        self._following.stored(session_id, batch)
+
+    async def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        /,
+        *,
+        after: int,
+        generation: int = UNFENCED,
+    ) -> None:
+        batch = list(events)
+        append = partial(self._log.append_sealed, session_id, batch, head, after, generation)
+        await self._database.write(append, session_id=session_id)
         self._following.stored(session_id, batch)
 
     @reading

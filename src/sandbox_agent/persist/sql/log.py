@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from sandbox_agent.persist.base import UNFENCED, taken_id_error, taken_index_error
+from sandbox_agent.persist.base import UNFENCED, NotLastError, taken_id_error, taken_index_error
 from sandbox_agent.persist.columns import to_row
 from sandbox_agent.persist.follow import Mark
 from sandbox_agent.persist.sql.tables import EVENT_COLUMNS, SESSION_COLUMNS, names
@@ -25,6 +25,15 @@ LAST_INDEX: Final = "SELECT coalesce(max(event_index), 0) FROM {events} WHERE se
 _APPEND: Final = Table("{events}", EVENT_COLUMNS, ("id",))
 _APPEND_STRICTLY: Final = Table("{events}", EVENT_COLUMNS)
 _REPLACE: Final = Table("{events}", EVENT_COLUMNS, ("id",), replace=True)
+# Events, and the head of an encrypted session's chain, which replaces the one before; no index is written.
+_APPEND_SEALED: Final = Table(
+    "{events}",
+    EVENT_COLUMNS,
+    ("id",),
+    replace=True,
+    fixed=("event_index", "session_id", "connection_id", "sender"),
+    where="WHERE excluded.id = excluded.session_id AND excluded.id LIKE '~head:%'",
+)
 _SAVEPOINT: Final = Query("SAVEPOINT append")
 _RELEASE: Final = Query("RELEASE SAVEPOINT append")
 
@@ -137,17 +146,50 @@ class Log:
         yield from self.writers.stored(session_id, last)
         return Appended(indexes, Mark(last, known.deletions))
 
-    def _append_missing(self, session_id: str, events: Sequence[SessionEvent], last: int) -> Work[list[int]]:
+    def append_sealed(
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        head: SessionEvent,
+        after: int,
+        generation: int,
+    ) -> Work[Appended]:
+        """Store events with the indexes that they have, and replace ``head``.
+
+        Raises:
+            NotLastError: ``after`` is not the last index, or some of the events are stored.
+            SessionFencedError: the session was claimed after that generation.
+            PersistError: an id is stored in another session.
+        """
+        known = yield from self.writers.check(session_id, generation)
+        found = yield Query(LAST_INDEX, (session_id,))
+        if max(known.last_index, found[0][0]) != after:
+            raise NotLastError(session_id)
+        rows = [event_values(event, event.event_index) for event in (*events, head)]
+        if (yield Insert(_APPEND_SEALED, rows)) != len(rows):
+            indexes = yield from self._find(session_id, events)
+            raise NotLastError(session_id, {one: index for one, index in indexes.items() if index <= after})
+        last = events[-1].event_index
+        yield from self.writers.stored(session_id, last)
+        return Appended([event.event_index for event in events], Mark(last, known.deletions))
+
+    def _find(self, session_id: str, events: Sequence[SessionEvent]) -> Work[dict[str, int]]:
+        """Return the index of each event that is stored."""
         indexes: dict[str, int] = {}
-        missing: dict[str, SessionEvent] = {}
         for event in events:
             rows = yield Query("SELECT session_id, event_index FROM {events} WHERE id = $1", (event.id,))
-            if not rows:
-                missing.setdefault(event.id, event)
-            elif rows[0][0] != session_id:
+            if rows and rows[0][0] != session_id:
                 raise taken_id_error(event.id, session_id, rows[0][0])
-            else:
+            if rows:
                 indexes[event.id] = rows[0][1]
+        return indexes
+
+    def _append_missing(self, session_id: str, events: Sequence[SessionEvent], last: int) -> Work[list[int]]:
+        indexes = yield from self._find(session_id, events)
+        missing: dict[str, SessionEvent] = {}
+        for event in events:
+            if event.id not in indexes:
+                missing.setdefault(event.id, event)
         indexes.update((event_id, index) for index, event_id in enumerate(missing, last + 1))
         if missing:
             yield Insert(

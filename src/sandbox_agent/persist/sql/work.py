@@ -65,6 +65,7 @@ class Table:
         identity: a row is there already if it has the same values of these columns.
         replace: replace such a row; otherwise it is kept and the new one is left out.
         growing: columns that keep the larger value when a row is replaced.
+        fixed: columns that keep their value when a row is replaced.
         where: which rows may be replaced.
         digests: columns of names, and those of their digests, for engines that index digests.
         scoped: the rows are those of a namespace, where the engine has namespaces.
@@ -76,6 +77,7 @@ class Table:
     identity: tuple[str, ...] = ()
     replace: bool = False
     growing: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     where: str = ""
     digests: tuple[str, ...] = ()
     scoped: bool = False
@@ -99,6 +101,7 @@ class Table:
             if name in self.growing
             else f"{name} = excluded.{name}"
             for name in updated
+            if name not in self.fixed
         )
         return f"ON CONFLICT ({', '.join(identity)}) DO UPDATE SET {updates} {self.where}"
 

@@ -45,4 +45,11 @@ def explain_sqlite(error: Exception, path: str) -> PersistError:
         return PersistError(f"the {store} can't hold a value, nothing was stored: {error}")
     advice = _ADVICE.get(error_code(error), "failed, nothing was stored: see SQLite's message")
     name: object = getattr(error, "sqlite_errorname", type(error).__name__)
-    return PersistError(f"the {store} {advice} ({name}: {error})")
+    explained = PersistError(f"the {store} {advice} ({name}: {error})")
+    explained.__cause__ = error
+    return explained
+
+
+def is_damage(error: PersistError) -> bool:
+    """Return whether an explained error says that the file is damaged."""
+    return error_code(error.__cause__ or error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.sql.ledger import Filters
 from sandbox_agent.persist.sql.store import SqlSessionStore
+from sandbox_agent.persist.sql.work import Make
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase, run
+from sandbox_agent.persist.sqlite.errors import is_damage
 from sandbox_agent.persist.sqlite.ledger import TEXT_INDEX, SQLiteLedger, search, used_bytes
 from sandbox_agent.persist.sqlite.schema import migrate, require_features
 from sandbox_agent.persist.sqlite.thread import BUSY_TIMEOUT, SQLiteThread
 from sandbox_agent.persist.store import SearchRow
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
 
@@ -39,7 +45,7 @@ class SQLiteSessionStore(SqlSessionStore):
     def __init__(
         self, writer: SQLiteThread, reader: SQLiteThread, searcher: SQLiteThread | None = None
     ) -> None:
-        self._file = SQLiteDatabase(writer, reader)
+        self._file = _WatchedDatabase(writer, reader)
         self._tables = SQLiteLedger(writer.path)
         super().__init__(self._file, self._tables)
         self._searcher = searcher or reader
@@ -51,8 +57,8 @@ class SQLiteSessionStore(SqlSessionStore):
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing could be stored when ``check`` was called last; None where it could."""
-        return self._tables.replaced or self._trouble
+        """Why nothing could be stored when ``check`` was called last, or the file is damaged; else None."""
+        return self._tables.replaced or self._file.damage or self._trouble
 
     async def check(self) -> None:
         """Find out whether something could be stored now, for ``trouble``; nothing is."""
@@ -87,8 +93,9 @@ class SQLiteSessionStore(SqlSessionStore):
 
     async def _search(self, query: str, limit: int, offset: int, filters: Filters) -> list[SearchRow]:
         find = partial(run, make=partial(search, query, limit, offset, filters))
-        while (found := await self._searcher.run(find, transaction=False)) is None:
-            await self._complete_index()
+        with self._file.watched():
+            while (found := await self._searcher.run(find, transaction=False)) is None:
+                await self._complete_index()
         return found
 
     async def _complete_index(self) -> bool:
@@ -127,6 +134,42 @@ class SQLiteSessionStore(SqlSessionStore):
             "when the server is started next"
         )
         return False
+
+
+class _WatchedDatabase(SQLiteDatabase):
+    """A database in which nothing is written once a reader or a writer has found that the file is damaged.
+
+    Writing could damage more of it, and what is written might not be readable.
+
+    Attributes:
+        damage: what was found; None while the file is well.
+    """
+
+    damage: str | None = None
+
+    async def read(self, make: Make[T], /) -> T:
+        with self.watched():
+            return await super().read(make)
+
+    async def write(self, make: Make[T], /, *, session_id: str | None = None) -> T:
+        if self.damage is not None:
+            raise PersistError(self.damage, session_id=session_id)
+        with self.watched():
+            return await super().write(make, session_id=session_id)
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Note damage that is found in the context."""
+        try:
+            yield
+        except PersistError as error:
+            if self.damage is None and is_damage(error):
+                self.damage = (
+                    f"the store '{self.writer.path}' is damaged, nothing is stored: stop the server, put a "
+                    "copy in its place or repair it with 'sqlite3 FILE .recover', and start again "
+                    f"({error.__cause__ or error})"
+                )
+            raise
 
 
 def _checkpoint(connection: sqlite3.Connection) -> bool:

@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.loops import give_way_until_done
+from sandbox_agent.persist.private import create_private, make_private_folder, tighten
 from sandbox_agent.persist.sqlite.errors import error_code, explain_sqlite
 
 __all__ = ["BUSY_TIMEOUT", "MEMORY", "TEMPORARY", "UNNAMED", "SQLiteThread"]
@@ -32,6 +33,8 @@ MEMORY: Final = ":memory:"
 # SQLite's own name for a temporary file without a name.
 TEMPORARY: Final = ""
 UNNAMED: Final = frozenset({MEMORY, TEMPORARY})
+# A file, and what SQLite keeps beside it.
+_FILES: Final = ("", "-wal", "-shm", "-journal")
 # How long a statement waits for another program's lock before it fails, in seconds. The server answers its
 # clients with that error, and not with its own deadline, which is later.
 BUSY_TIMEOUT: Final = 4.0
@@ -80,6 +83,8 @@ class SQLiteThread:
             one on disk that has no name and goes with the thread.
         prepare: called in the thread with every newly opened connection, before any job.
         read_only: jobs only read: no transactions are begun, and writing fails.
+        same_file: the file that was opened first is the only one: while it is away, or another one has its
+            name, jobs fail, and nothing is created in its place.
     """
 
     def __init__(
@@ -88,11 +93,12 @@ class SQLiteThread:
         *,
         prepare: Callable[[sqlite3.Connection], None] | None = None,
         read_only: bool = False,
+        same_file: bool = False,
     ) -> None:
         # Absolute at once: the process may change its folder before the first job opens the file.
         text = os.fspath(path)
         self.path: str = text if text in UNNAMED or os.path.isabs(text) else str(Path(text).absolute())  # noqa: PTH117
-        self._worker = _Worker(self.path, prepare, read_only)
+        self._worker = _Worker(self.path, prepare, read_only, same_file)
         # The worker knows nothing of this object, so one that is dropped unclosed ends its thread.
         weakref.finalize(self, self._worker.stop).atexit = False
 
@@ -149,11 +155,17 @@ class _Worker:
     """The thread's side of a SQLiteThread, which describes what it promises."""
 
     def __init__(
-        self, path: str, prepare: Callable[[sqlite3.Connection], None] | None, read_only: bool
+        self,
+        path: str,
+        prepare: Callable[[sqlite3.Connection], None] | None,
+        read_only: bool,
+        same_file: bool,
     ) -> None:
         self._path = path
         self._prepare = prepare
         self._read_only = read_only
+        self._same_file = same_file
+        self._is_away = False
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -299,7 +311,9 @@ class _Worker:
         ]
 
     def _connect(self) -> sqlite3.Connection:
-        if self._connection is not None:
+        if self._same_file and self._file is not None:
+            self._require_same_file()
+        elif self._connection is not None:
             if self._path in UNNAMED or _identity(self._path) == self._file:
                 return self._connection
             # SQLite would continue to write into the file that has lost its name.
@@ -308,15 +322,19 @@ class _Worker:
                 f"the store '{self._path}' was moved or deleted while in use, nothing was stored: "
                 "put it back, or try again to go on with an empty one"
             )
+        if self._connection is not None:
+            return self._connection
         if "\0" in self._path:
             raise PersistError(f"the store's path {self._path!r} has a null character: name another file")
         if self._path not in UNNAMED and not self._read_only:
-            self._make_folder()
+            self._make_private()
         # A reader must not make the file that it misses.
-        reading = self._read_only and self._path not in UNNAMED
+        exists = (self._read_only and self._path not in UNNAMED) or (
+            self._same_file and self._file is not None
+        )
         connection = sqlite3.connect(
-            f"{Path(self._path).as_uri()}?mode=rw" if reading else self._path,
-            uri=reading,
+            f"{Path(self._path).as_uri()}?mode=rw" if exists else self._path,
+            uri=exists,
             timeout=BUSY_TIMEOUT,
             isolation_level=None,
             cached_statements=_CACHED_STATEMENTS,
@@ -340,14 +358,42 @@ class _Worker:
         self._file = _identity(self._path)
         return connection
 
-    def _make_folder(self) -> None:
+    def _require_same_file(self) -> None:
+        """Raise PersistError while the name is not that of the file; open it again once it is back.
+
+        The connection stays open meanwhile, so a deleted file is not freed: what it holds can be rescued.
+        """
+        found = _identity(self._path)
+        if found == self._file:
+            if self._is_away:
+                self._is_away = False
+                self._disconnect()
+            return
+        self._is_away = True
+        if found is None:
+            raise PersistError(
+                f"the store '{self._path}' was moved or deleted while in use, nothing is stored: put the "
+                "same file back; without it, stop the server and start it with a copy or an empty store"
+            )
+        raise PersistError(
+            f"the store '{self._path}' was replaced by another file while in use, nothing is stored: put the "
+            "first one back, or restart the server to use this one; what is only in memory is lost then"
+        )
+
+    def _make_private(self) -> None:
         folder = Path(self._path).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(folder)
         except OSError as error:
             raise PersistError(
-                f"the store's folder '{folder}' can't be made: name another file, or make it ({error})"
+                f"the store's folder '{folder}' can't be made: name another file, or make it "
+                f"({error.strerror})"
             ) from error
+        # What SQLite makes beside the file has the file's mode.
+        create_private(self._path)
+        # The log is beside the file that a link leads to.
+        path = os.path.realpath(self._path)
+        tighten(Path(path + suffix) for suffix in _FILES)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

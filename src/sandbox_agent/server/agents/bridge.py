@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import anyio
 import anyio.abc
 
+from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.agents.quirks import adapt
 from sandbox_agent.engine.correlate import UNNAMED
@@ -36,8 +37,6 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Connections whose agent has ended stay readable; beyond this many the oldest are removed.
 MAX_ENDED = 256
-# An agent that has the server's token could answer its own permission requests.
-SECRETS = frozenset({"SANDBOX_AGENT_TOKEN", "SANDBOX_AGENT_STORE", "SANDBOX_AGENT_STORE_KEY"})
 
 
 class Bridge:
@@ -52,6 +51,7 @@ class Bridge:
         idle_timeout: seconds after which an idle connection is ended; 0 ends none.
         idle_timeout_all: end also connections that clients without a name have used.
         prepare: installs an agent that is not installed, or raises; by default it is only looked for.
+        environment: what agents inherit, and their user.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Bridge:
         idle_timeout: float = 0,
         idle_timeout_all: bool = False,
         prepare: Callable[[str], Awaitable[None]] | None = None,
+        environment: AgentEnvironment | None = None,
     ) -> None:
         self._prepare = prepare
         self.spiller = spiller
@@ -70,6 +71,7 @@ class Bridge:
         self._timeout = request_timeout
         self._idle_timeout = idle_timeout
         self._idle_timeout_all = idle_timeout_all
+        self.environment: AgentEnvironment = environment or AgentEnvironment()
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
         self._connections: dict[str, AgentConnection] = {}
@@ -234,8 +236,8 @@ class Bridge:
             await self._warden.ready()  # first: from here on a killed server leaves no orphans
             process = await Process.spawn(
                 launch.argv,
-                env=launch.env,
-                without=SECRETS,
+                env={**self.environment.variables(agent), **launch.env},
+                user=self.environment.user,
                 cwd=launch.cwd,
                 tag_prefix=self._tag,
                 warden=self._warden,

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -33,9 +33,10 @@ from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.agents.clients import Clients, sent_event
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.agents.stderr import with_stderr
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
-from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps, loads
+from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps
 
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder import Recorder, Tap
@@ -84,6 +85,7 @@ class AgentConnection:
         managed: a session of the server uses it, and ends it.
         on_request: called with every request of the agent and its head.
         stopping: whether the agent is being ended on purpose.
+        opened: the agent's newest response to session/new, with what it offers; None before.
     """
 
     def __init__(
@@ -124,11 +126,17 @@ class AgentConnection:
         self._status: ExitStatus | None = None
         self._closed = False
         self.stopping: bool = False
+        self.opened: bytes | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._status is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the agent."""
+        return self._process.pid
 
     @property
     def uptime_ms(self) -> int:
@@ -253,6 +261,8 @@ class AgentConnection:
             self._append_to_feed()
             return
         for answer in answers:
+            if answer.pending.method == "session/new":
+                self.opened = answer.line
             future = self._remove_response(answer.pending)
             if future is not None:
                 future.set_result(answer.line)
@@ -515,28 +525,8 @@ class AgentConnection:
             raise self._exit_error() from None
 
     def with_stderr(self, response: bytes) -> bytes:
-        """Return an error response with the end of stderr in ``error.data.agentStderr``.
-
-        Data that is present and not an object is left as the agent wrote it.
-        """
-        if b'"error"' not in response:
-            return response
-        try:
-            document: dict[str, Any] = loads(response)
-        except InvalidEnvelopeError:  # nested too deeply to be decoded
-            return response
-        error: Any = document.get("error")
-        tail = self._process.stderr_tail
-        if not tail or not isinstance(error, dict):
-            return response
-        members = cast("dict[str, Any]", error)
-        data: Any = members.get("data")
-        if data is None:
-            data = members["data"] = {}
-        if not isinstance(data, dict):
-            return response
-        data["agentStderr"] = tail
-        return dumps(document)
+        """Return an error response with the end of stderr; other responses are returned unchanged."""
+        return with_stderr(response, self._process.stderr_tail)
 
     async def stop(self) -> None:
         """End the agent and wait until its feed says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import anyio
 
 from sandbox_agent.agents.catalogue import CATALOGUE
-from sandbox_agent.agents.info import agent_info
+from sandbox_agent.agents.info import agent_info, usable_auth_methods
 from sandbox_agent.agents.launch import agent_ids
-from sandbox_agent.engine.config_options import find_category
+from sandbox_agent.engine.config_options import find_category, options_of
 from sandbox_agent.engine.correlate import UNNAMED
-from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
+from sandbox_agent.errors import SandboxAgentError, agent_reason
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
@@ -27,6 +29,7 @@ from sandbox_agent.wire.sessions import (
 
 # An agent that takes longer to report its options is listed with an error instead.
 PROBE_SECONDS = 20.0
+_NONE: list[Any] = []
 
 
 class AgentRegistry:
@@ -59,13 +62,13 @@ class AgentRegistry:
         Raises:
             UnsupportedAgentError: there is no agent of that id.
         """
-        info = agent_info(agent)
+        info = agent_info(agent, self._bridge.environment.variables(agent))
         if config and info.installed:
             try:
                 info.config_options = await self._read_options(agent, no_cache=no_cache)
             except SandboxAgentError as error:
                 info.config_error = str(error)
-        if config and info.config_options is None:
+        if config and not info.config_options:
             known = CATALOGUE.get(agent)
             info.config_options = list(known.config_options) if known else []
         info.server_status = self._status(agent)
@@ -84,18 +87,37 @@ class AgentRegistry:
     async def _read_options(self, agent: str, *, no_cache: bool) -> list[dict[str, Any]]:
         async with self._locks.setdefault(agent, anyio.Lock()):
             if no_cache or agent not in self._options:
-                self._options[agent] = await self._probe(agent)
+                offered = None if no_cache else self._offered(agent)
+                self._options[agent] = await self._probe(agent) if offered is None else offered
             return self._options[agent]
+
+    def _offered(self, agent: str) -> list[dict[str, Any]] | None:
+        """Return the options that a running agent reported with a session; None if it has opened none."""
+        for connection in self._bridge.live():
+            result = members(loads(connection.opened).get("result")) if connection.opened else {}
+            if connection.agent == agent and result:
+                return options_of(result) or []
+        return None
 
     async def _probe(self, agent: str) -> list[dict[str, Any]]:
         """Start the agent in an empty folder, open a session, and return its options."""
+        user = self._bridge.environment.user
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
+            if user is not None:
+                os.chown(folder, user.uid, user.gid)
             async with self._bridge.private(agent) as connection:
                 try:
                     with anyio.fail_after(PROBE_SECONDS):
-                        await _request(connection, 1, "initialize", {"protocolVersion": 1})
+                        params = initialize_params("sandbox-agent", answers_questions=True)
+                        answer = await _request(connection, 1, "initialize", params)
+                        offered = offered_methods(members(loads(answer or b"{}").get("result")))
+                        method = auth_method(
+                            offered, usable_auth_methods(agent, self._bridge.environment.variables(agent))
+                        )
+                        if method is not None:
+                            await _request(connection, 2, "authenticate", {"methodId": method})
                         answer = await _request(
-                            connection, 2, "session/new", {"cwd": folder, "mcpServers": []}
+                            connection, 3, "session/new", {"cwd": folder, "mcpServers": _NONE}
                         )
                 except TimeoutError:
                     raise SandboxAgentError(
@@ -108,10 +130,9 @@ def _options(agent: str, document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the options in a response to session/new, which may hold anything."""
     error: object = document.get("error")
     if error is not None:
-        reason = members(error).get("message") if members(error) else error
+        reason = agent_reason(str(members(error).get("message") or error), members(error).get("data"))
         raise SandboxAgentError(f"{agent} refused to open a session: {reason}")
-    options = elements(members(document.get("result")).get("configOptions"))
-    return [each for each in options if isinstance(each, dict)]
+    return options_of(members(document.get("result"))) or []
 
 
 async def _request(

@@ -6,36 +6,53 @@ import hmac
 from collections.abc import Iterable, Sequence
 from urllib.parse import parse_qs
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.errors import TokenInvalidError
 from sandbox_agent.server.http.problems import problem_response
 from sandbox_agent.server.state import json_response
+from sandbox_agent.server.tickets import Tickets, has_ticket
 
 
 class BearerAuth:
-    """Middleware that refuses requests without the token; WebSockets may have it in the query.
+    """Middleware that refuses requests without the token or a ticket; WebSockets may have it in the query.
 
     Health without credentials says only that the server answers, which load balancers ask.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str, tickets: Tickets) -> None:
         self._app = app
         self._token = token.encode()
+        self._tickets = tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or self._allows(scope):
+        if scope["type"] not in ("http", "websocket") or self.allows(scope):
             await self._app(scope, receive, send)
             return
-        if _asks_for_health(scope):
-            await json_response({"status": "ok"})(scope, receive, send)
+        ticket = self._tickets.redeem(scope) if _has_no_credentials(scope) else None
+        if ticket is None:
+            await self.refuse(scope)(scope, receive, send)
             return
-        error = TokenInvalidError("token invalid: send the header 'Authorization: Bearer <token>'")
-        await problem_response(error)(scope, receive, send)
+        with ticket:
+            await self._app(scope, receive, send)
 
-    def _allows(self, scope: Scope) -> bool:
+    def refuse(self, scope: Scope) -> Response:
+        """Return the response to a request without the token or a ticket."""
+        if _asks_for_health(scope):
+            return json_response({"status": "ok"})
+        error = TokenInvalidError(
+            "ticket invalid: it has expired or was used, or it is for another path, query or method; "
+            "get a new one with POST /v1/tickets"
+            if has_ticket(scope)
+            else "token invalid: send the header 'Authorization: Bearer <token>'"
+        )
+        return problem_response(error)
+
+    def allows(self, scope: Scope) -> bool:
+        """Return whether a request has the token."""
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        if scope["type"] == "websocket" and all(name != b"authorization" for name, _ in headers):
+        if scope["type"] == "websocket" and _has_no_credentials(scope):
             given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
             return hmac.compare_digest(given.encode(), self._token)
         return bearer_allows(headers, self._token)
@@ -47,8 +64,12 @@ def _asks_for_health(scope: Scope) -> bool:
         scope["type"] == "http"
         and scope["path"] == "/v1/health"
         and scope["method"] in ("GET", "HEAD")
-        and all(name != b"authorization" for name, _ in scope["headers"])
+        and _has_no_credentials(scope)
     )
+
+
+def _has_no_credentials(scope: Scope) -> bool:
+    return all(name != b"authorization" for name, _ in scope["headers"])
 
 
 def bearer_allows(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> bool:

@@ -73,7 +73,7 @@ class StoreDeadline:
 
 
 def start_store_deadline(request: Request) -> None:
-    """Start the deadline of an operation with a body, once that was read."""
+    """Start the deadline of an operation whose ``store_deadline`` is "body", once that was read."""
     deadline: StoreDeadline = request.scope["store_deadline"]
     deadline.start()
 
@@ -111,14 +111,16 @@ class Dispatcher:
         if operation is None:
             response = method_not_allowed(operations) if operations else no_endpoint()
         else:
-            deadline = StoreDeadline(scope, receive, send)
-            if operation.reads_store:
-                deadline.start()
+            deadline: StoreDeadline | None = None
+            if operation.store_deadline is not None:
+                deadline = StoreDeadline(scope, receive, send)
+                if operation.store_deadline == "request":
+                    deadline.start()
             try:
                 response = await operation.endpoint(request)
             except Exception as error:  # noqa: BLE001 - the one boundary: it logs unexpected errors
                 response = error_response(f"{request.method} {request.url.path}", error)
-            if await deadline.is_over():
+            if deadline is not None and await deadline.is_over():
                 return
         await response(scope, receive, send)
 

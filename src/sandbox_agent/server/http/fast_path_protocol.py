@@ -78,7 +78,7 @@ def _without_chunks(cycle: Any) -> Send:
 class FastPathProtocol(LimitedProtocol):
     """The HTTP protocol with a fast path for envelopes."""
 
-    _held: tuple[AgentConnection, bytearray] | None = None
+    _envelope: tuple[AgentConnection, bytearray] | None = None
     # uvicorn sets this event of a cycle when the connection is lost; nothing waits for it here
     _message_event = asyncio.Event()
 
@@ -92,7 +92,7 @@ class FastPathProtocol(LimitedProtocol):
             and untyped.parser.get_http_version() == "1.1"
             and (found := fast_path.find(self.url, self.headers)) is not None
         ):
-            self._held = (found, bytearray())
+            self._envelope = (found, bytearray())
         else:
             super().on_head()
             if untyped.parser.get_http_version() == "1.0":
@@ -100,13 +100,13 @@ class FastPathProtocol(LimitedProtocol):
                 cycle.send = _without_chunks(cycle)
 
     def on_body(self, body: bytes) -> None:
-        if self._held is not None:
-            self._held[1].extend(body)
+        if self._envelope is not None:
+            self._envelope[1].extend(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        held, self._held = self._held, None
+        held, self._envelope = self._envelope, None
         if held is None:
             super().on_message_complete()
         elif not self._send(*held):

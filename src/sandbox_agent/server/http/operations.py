@@ -91,7 +91,8 @@ class Operation:
         errors: the ProblemError subclasses that it answers with; those of parameters and a body are implied.
         request_body: a msgspec type or a JSON schema.
         schemas: types to which its JSON schemas refer by name.
-        reads_store: whether it fails when the store has not answered within STORE_SECONDS.
+        store_deadline: when the time begins after which it fails if the store has not answered: with the
+            "request", once its "body" was read, or never.
     """
 
     method: str
@@ -103,7 +104,7 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     request_body: Any = None
     schemas: Sequence[Any] = ()
-    reads_store: bool = False
+    store_deadline: Literal["request", "body"] | None = None
     endpoint: Endpoint = field(init=False)
 
     def __call__(self, endpoint: Endpoint) -> Operation:

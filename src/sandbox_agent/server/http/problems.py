@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -17,12 +16,12 @@ from sandbox_agent.errors import (
     StoreUnavailableError,
     TokenInvalidError,
 )
+from sandbox_agent.server.errors import without_path
 from sandbox_agent.wire.jsonrpc import dumps
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 PROBLEM_JSON = "application/problem+json"
-_STORE_PATH = re.compile(r"the store '[^']*'")
 # The recorder tries a store that failed about as often.
 RETRY_AFTER_SECONDS = 1
 
@@ -58,11 +57,6 @@ def error_response(request: str, error: Exception) -> Response:
             "detail": "an unexpected error; see the server's log for details",
         }
     )
-
-
-def without_path(text: str) -> str:
-    """Return the text of an error of the store without the store's path, which is for the log only."""
-    return _STORE_PATH.sub("the store", text)
 
 
 def status_problem(status: HTTPStatus, why: str, headers: dict[str, str]) -> Response:

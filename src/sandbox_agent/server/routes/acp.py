@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +19,7 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     UnsupportedAgentError,
 )
+from sandbox_agent.runtime.tree_usage import TreeUsage, read_usage
 from sandbox_agent.server.agents.connection import UNTIMED_METHODS
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.http.operations import (
@@ -40,7 +42,7 @@ from sandbox_agent.server.http.operations import (
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
 from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer, on_disconnect
-from sandbox_agent.wire.api import AcpClientInfo, AcpServerInfo, AcpServerListResponse
+from sandbox_agent.wire.api import AcpClientInfo, AcpServerInfo, AcpServerListResponse, AcpUsageInfo
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
 EPOCH_HEADER = "sandbox-agent-epoch"
@@ -98,6 +100,7 @@ def _server_id(request: Request) -> str:
     "GET",
     "/v1/acp",
     tag="acp",
+    parameters=(Parameter("usage", "query", "Add what the agents' processes use.", {"type": "boolean"}),),
     answers={200: Answer("The connections.", AcpServerListResponse)},
 )
 async def get_v1_acp_servers(request: Request) -> Response:
@@ -107,6 +110,10 @@ async def get_v1_acp_servers(request: Request) -> Response:
     with their open streams; one without a name stands for all clients that sent none. `idleMs` is absent
     while a client uses the connection or a turn runs.
     """
+    connections = state_of(request).bridge.live()
+    usages: dict[int, TreeUsage] = {}
+    if read_flag(request, "usage"):
+        usages = await anyio.to_thread.run_sync(read_usage, [each.pid for each in connections])
     servers = [
         AcpServerInfo(
             server_id=connection.server_id,
@@ -117,10 +124,21 @@ async def get_v1_acp_servers(request: Request) -> Response:
                 for name, streams in connection.usage.streams.items()
             ],
             idle_ms=None if (idle := connection.idle_seconds) is None else round(idle * 1000),
+            usage=_usage_info(usages.get(connection.pid)),
         )
-        for connection in state_of(request).bridge.live()
+        for connection in connections
     ]
     return json_response(AcpServerListResponse(servers=servers))
+
+
+def _usage_info(usage: TreeUsage | None) -> AcpUsageInfo | None:
+    if usage is None:
+        return None
+    return AcpUsageInfo(
+        processes=usage.processes,
+        memory_bytes=usage.memory_bytes,
+        cpu_ms=round(usage.cpu_seconds * 1000),
+    )
 
 
 @Operation(

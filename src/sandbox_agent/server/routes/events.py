@@ -65,7 +65,7 @@ _OFFSET = Parameter(
     ),
     answers={200: Answer("The page.", EventsResponse)},
     errors=(ServerSessionNotFoundError, GoneError, StoreUnavailableError),
-    reads_store=True,
+    store_deadline="request",
     schemas=tuple(EVENT_DATA_TYPES.values()),
 )
 async def get_events(request: Request) -> Response:
@@ -145,7 +145,7 @@ def _page(events: Sequence[EventRow], cursor: int, last: int) -> bytes:
     ),
     answers={200: Answer("The stream.", text_schema(), EVENT_STREAM)},
     errors=(ServerSessionNotFoundError, StoreUnavailableError),
-    reads_store=True,
+    store_deadline="request",
 )
 async def get_events_sse(request: Request) -> Response:
     """Stream events.
@@ -196,7 +196,7 @@ async def get_events_sse(request: Request) -> Response:
     ),
     answers={200: Answer("The page.", EnvelopesResponse)},
     errors=(ServerSessionNotFoundError, StoreUnavailableError),
-    reads_store=True,
+    store_deadline="request",
 )
 async def get_envelopes(request: Request) -> Response:
     """Get a page of envelopes.

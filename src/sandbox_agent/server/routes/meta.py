@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sandbox_agent.server.errors import without_path
 from sandbox_agent.server.http.operations import Answer, Operation
-from sandbox_agent.server.http.problems import without_path
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
 

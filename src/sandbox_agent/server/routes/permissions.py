@@ -39,7 +39,7 @@ _ERRORS = (NotFoundError, ServerSessionNotFoundError, ConflictError, StoreUnavai
     "/v1/permissions",
     answers={200: Answer("The pending requests.", PermissionListResponse)},
     errors=(StoreUnavailableError,),
-    reads_store=True,
+    store_deadline="request",
 )
 async def list_permissions(request: Request) -> Response:
     """List pending permissions.

@@ -84,7 +84,7 @@ _KEY = Parameter(
     ),
     answers={200: Answer("A page of sessions.", SessionListResponse)},
     errors=(StoreUnavailableError,),
-    reads_store=True,
+    store_deadline="request",
 )
 async def list_sessions(request: Request) -> Response:
     """List sessions.
@@ -146,7 +146,7 @@ async def create_session(request: Request) -> Response:
     parameters=(SESSION_ID,),
     answers={200: Answer("The session.", SessionInfo)},
     errors=(ServerSessionNotFoundError, StoreUnavailableError),
-    reads_store=True,
+    store_deadline="request",
 )
 async def get_session(request: Request) -> Response:
     """Get a session.
@@ -242,7 +242,7 @@ async def cancel_session(request: Request) -> Response:
     ),
     answers={200: Answer("The file.", text_schema(), [media_type for media_type, _ in FORMATS.values()])},
     errors=(ServerSessionNotFoundError, StoreUnavailableError),
-    reads_store=True,
+    store_deadline="request",
 )
 async def export_session(request: Request) -> Response:
     """Export a session.

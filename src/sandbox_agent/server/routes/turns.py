@@ -63,6 +63,7 @@ _ERRORS = (
     "/v1/sessions/{session_id}/messages",
     parameters=(SESSION_ID, _KEY),
     request_body=MessageRequest,
+    store_deadline="body",
     answers={204: Answer("The message is stored.", headers=_TURN)},
     errors=_ERRORS,
 )
@@ -82,6 +83,7 @@ async def post_message(request: Request) -> Response:
     "/v1/sessions/{session_id}/messages/stream",
     parameters=(SESSION_ID, _KEY, *INCLUDE_RAW),
     request_body=MessageRequest,
+    store_deadline="body",
     answers={200: Answer("The stream.", text_schema(), EVENT_STREAM, _TURN)},
     errors=(*_ERRORS, GoneError),
 )

@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from sandbox_agent.engine.handshake import auth_method, initialize_params
+from sandbox_agent.agents.info import credentials_hint, usable_auth_methods
+from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
 from sandbox_agent.engine.project.open_requests import read_question
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.persist.store import SessionStore
@@ -88,8 +89,10 @@ class AgentClient:
         return client
 
     async def _initialize(self) -> None:
-        self.initialized = await self.call("initialize", initialize_params("sandbox-agent"))
-        method_id = auth_method(self.initialized)
+        params = initialize_params("sandbox-agent", answers_questions=True)
+        self.initialized = await self.call("initialize", params)
+        usable = usable_auth_methods(self.agent, self._bridge.environment.variables(self.agent))
+        method_id = auth_method(offered_methods(self.initialized), usable)
         if method_id is not None:
             try:
                 await self.call("authenticate", {"methodId": method_id})
@@ -237,8 +240,12 @@ def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
 
 def refused(agent: str, method: str, error: AcpRpcError) -> StreamError:
     """Return the problem that stands for an error response of the agent."""
+    hint = credentials_hint(agent) if error.code == AcpRpcError.AUTH_REQUIRED else ""
     return StreamError(
-        f"stream error: {agent} refused {method}: {error}", agent=agent, code=error.code, data=error.data
+        f"stream error: {agent} refused {method}: {error}" + (f": {hint}" if hint else ""),
+        agent=agent,
+        code=error.code,
+        data=error.data,
     )
 
 

@@ -19,6 +19,7 @@ from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import (
     AcpRpcError,
+    AgentProcessExitedError,
     ConflictError,
     PersistError,
     ProblemError,
@@ -27,8 +28,10 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.client_names import CANCELLATION
+from sandbox_agent.server.errors import without_path
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
+from sandbox_agent.server.sessions.deaths import Deaths
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
 from sandbox_agent.wire.jsonrpc import dumps, loads
@@ -65,6 +68,7 @@ class DrivenSession:
         self._turn: TurnRow | None = None
         self._sent = False
         self._unopenable = False
+        self._deaths = Deaths()
         self._cancelled = False
         self._scope: anyio.CancelScope | None = None
         self._idle = anyio.Event()
@@ -239,6 +243,8 @@ class DrivenSession:
                 return error
             return None
         except ProblemError as error:
+            if isinstance(error, AgentProcessExitedError):
+                self._deaths.add()
             await client.stop()
             return error
         self._replay = None
@@ -252,7 +258,14 @@ class DrivenSession:
             former = self._client
             if former is not None and former.alive:
                 return former
-            return await self._start_again(session, former)
+            if former is not None and not former.connection.stopping:
+                self._deaths.add()
+            self._deaths.check(session.row.agent)
+            try:
+                return await self._start_again(session, former)
+            except AgentProcessExitedError:
+                self._deaths.add()
+                raise
 
     async def _start_again(self, session: RecordedSession, former: AgentClient | None) -> AgentClient:
         async with self._context.starts:
@@ -460,7 +473,9 @@ async def _drop_turn(
         message, code = error.rpc_message, str(error.code)
     elif error is not None:
         known = isinstance(error, SandboxAgentError)
-        message = str(error) if known else "an unexpected error; the server's log has the details"
+        message = (
+            without_path(str(error)) if known else "an unexpected error; the server's log has the details"
+        )
         code = error.name if isinstance(error, ProblemError) else None
 
     def end(projector: Projector, now: int) -> Sequence[UniversalEvent]:

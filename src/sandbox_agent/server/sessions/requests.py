@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.runtime.user import User
 from sandbox_agent.server.permissions.policies import check_policy
 from sandbox_agent.wire.sessions import MAX_BLOCKS, MAX_TEXT, CreateSessionRequest
 
@@ -73,6 +76,20 @@ def _check_directory(name: str, directory: str) -> str:
             f"invalid request: {name} must be an absolute path of a folder that exists, not {directory!r}"
         )
     return str(folder)
+
+
+async def check_access(user: User, directories: Iterable[str]) -> None:
+    """Check that agents, which run as this user, can work in their directories.
+
+    Raises:
+        InvalidRequestError: they can't.
+    """
+    for directory in directories:
+        if not await anyio.to_thread.run_sync(user.can_enter, directory):
+            raise InvalidRequestError(
+                f"invalid request: agents run as the user {user.name!r}, who can't open {directory!r}: give "
+                "that user access, or choose another directory"
+            )
 
 
 def check_prompt(message: list[dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
 from sandbox_agent.server.sessions.creations import Creations
 from sandbox_agent.server.sessions.driven_session import DrivenSession
-from sandbox_agent.server.sessions.requests import check_create, check_prompt, session_params
+from sandbox_agent.server.sessions.requests import check_access, check_create, check_prompt, session_params
 from sandbox_agent.server.sessions.settings import (
     MODE,
     MODEL,
@@ -175,6 +175,9 @@ class Sessions:
             PersistError: the store failed.
         """
         directory = check_create(session_id, request)
+        user = self._bridge.environment.user
+        if user is not None:
+            await check_access(user, [directory, *(request.additional_directories or ())])
         await self._bridge.prepare(request.agent)
         self._recorder.require_store()
         if idempotency_key is None:
