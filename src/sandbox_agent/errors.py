@@ -337,7 +337,7 @@ class AcpRpcError(SandboxAgentError):
 
     def add_hint(self, hint: str) -> None:
         """Add what to do to the text of the error."""
-        self.args = (f"{self}: {hint}",)
+        Exception.__init__(self, f"{self}: {hint}")
 
 
 class ConnectionLostError(SandboxAgentError):
