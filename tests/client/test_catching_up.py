@@ -269,8 +269,13 @@ async def test_envelopes_are_returned_in_pages(tmp_path: Path) -> None:
             recorded: list[dict[str, Any]] = []
             async with httpx2.AsyncClient(base_url=server.own_url) as http:
                 params = {"agent": "mock", "nativeSessionId": session.agent_session_id}
-                (found,) = (await http.get("/v1/sessions", params=params)).json()["sessions"]
-                path = f"/v1/sessions/{found['sessionId']}/envelopes"
+                name, turns = "", list[dict[str, Any]]()
+                while not turns or turns[-1]["state"] != "done":  # the recorder stores after it has delivered
+                    for found in (await http.get("/v1/sessions", params=params)).json()["sessions"]:
+                        name = found["sessionId"]
+                        turns = (await http.get(f"/v1/sessions/{name}")).json()["turns"]
+                    await anyio.sleep(0.01)
+                path = f"/v1/sessions/{name}/envelopes"
                 page: dict[str, Any] = {"hasMore": True, "lastIndex": 0}
                 while page["hasMore"]:
                     after = recorded[-1]["index"] if recorded else 0

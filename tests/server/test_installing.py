@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from sandbox_agent import InstallFailedError, SandboxAgent
+from sandbox_agent.agents.catalogue import CATALOGUE
 from tests.agents.install.fake_npm import FakeNpm
 from tests.interop.leftovers import Leftovers
 from tests.support.servers import ServerProcess, our_server
@@ -103,12 +104,14 @@ async def test_the_options_of_a_newly_installed_agent_are_asked_again(
     async with client(server) as http:
         await http.post("/v1/agents/codex/install", json={})
         first = (await http.get("/v1/agents/codex?config=true")).json()
-        npm.behave(version="10.0.0", options=[{"id": "model", "category": "model"}])
+        option: dict[str, Any] = {"id": "own", "name": "Own", "category": "model", "type": "select", "options": []}
+        npm.behave(version="10.0.0", options=[option])
         await http.post("/v1/agents/codex/install", json={"reinstall": True})
         second = (await http.get("/v1/agents/codex?config=true")).json()
     assert (first["version"], second["version"]) == ("9.9.9", "10.0.0")
-    assert first["configOptions"] == []
-    assert [option["id"] for option in second["configOptions"]] == ["model"]
+    # An agent that reports none has those of the catalogue.
+    assert first["configOptions"] == CATALOGUE["codex"].config_options
+    assert second["configOptions"] == [option]
 
 
 @pytest.mark.parametrize(

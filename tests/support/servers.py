@@ -213,8 +213,13 @@ def serving(path: Path | str, *options: str, cwd: Path | None = None) -> Generat
             while "listens on the socket" not in said:
                 said = server.stderr.readline()
                 assert said, "the server ended"
-            threading.Thread(target=server.stderr.read, daemon=True).start()
-            yield server
+            reader = threading.Thread(target=server.stderr.read)
+            reader.start()
+            try:
+                yield server
+            finally:
+                server.terminate()
+                reader.join()
         finally:
             server.terminate()
 

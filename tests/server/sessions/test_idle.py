@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -51,9 +52,14 @@ async def test_a_session_with_a_viewer_a_turn_or_another_sessions_end_keeps_its_
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, idle_timeout=IDLE) as stack:
-        viewed, viewed_over_acp, working = [await created(stack, name) for name in ("v", "a", "w")]
+        # Each is in use before the next one is made, which takes longer than the timeout on a busy machine.
+        viewed = await created(stack, "v")
         session = await stack.recorder.open("v")
-        with session.usage.used("", streams=1), viewed_over_acp.usage.used("ann", streams=1):
+        with ExitStack() as uses:
+            uses.enter_context(session.usage.used("", streams=1))
+            viewed_over_acp = await created(stack, "a")
+            uses.enter_context(viewed_over_acp.usage.used("ann", streams=1))
+            working = await created(stack, "w")
             await stack.say("stall", "w")
             # They are older than two sessions that become idle one after the other.
             for number in range(2):
