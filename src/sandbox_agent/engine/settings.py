@@ -287,7 +287,7 @@ class AgentSettings:
         silent: Failure | None = None
         for name in names:
             value = wanted[name]
-            if not again and value == self.current(name):
+            if not again and _is_same(value, self.current(name)):
                 continue
             if silent is not None:
                 failures[name] = silent._replace(name=name, value=value)
@@ -309,7 +309,7 @@ class AgentSettings:
         return [
             Failure("reverted", name, wanted[name], reported=value)
             for name, value in reported.items()
-            if value is not None and value != wanted[name]
+            if value is not None and not _is_same(value, wanted[name])
         ]
 
     def _choose_mode(self, value: str, config_id: str | None) -> Generator[Step, None, Failure | None]:
@@ -435,6 +435,15 @@ def reported_settings(envelopes: Iterable[tuple[str, Mapping[str, Any]]]) -> dic
             else:
                 values[categories.get(name, name)] = values[name] = value
     return values
+
+
+def _is_same(value: object, other: object) -> bool:
+    # Booleans of an option are also written as text (config.accepted_value).
+    return _as_text(value) == _as_text(other)
+
+
+def _as_text(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _is_unanswered(failure: Failure) -> bool:

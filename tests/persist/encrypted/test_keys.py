@@ -290,6 +290,41 @@ async def test_what_is_written_while_the_session_is_erased_can_be_read_or_is_ref
     assert ids(await all_events(EncryptedSessionPersistDriver(store, key=KEY), "s"))[-1] == "newer"
 
 
+@pytest.mark.parametrize("point", range(12))
+async def test_a_session_that_is_created_again_during_an_erasure_can_be_used(
+    store: SessionPersistDriver, point: int
+) -> None:
+    eraser_store = Interrupted(store)
+    eraser = EncryptedSessionPersistDriver(eraser_store, key=KEY)
+    writer = EncryptedSessionPersistDriver(store, key=KEY)
+    await writer.update_session(make_session("s"))
+    await writer.append_events("s", [make_event("old")])
+
+    async def create() -> None:
+        await writer.update_session(make_session("s", modes={"n": 2}))
+        await writer.append_events("s", [make_event("new")])
+
+    eraser_store.before = at_call(point, create)
+    await eraser.erase("s")
+    for driver in (writer, EncryptedSessionPersistDriver(store, key=KEY)):
+        await driver.append_events("s", [make_event(f"by-{id(driver)}")])
+        assert ids(await all_events(driver, "s"))[-1] == f"by-{id(driver)}"
+        assert (await driver.verify_chain("s"))[0] == []
+
+
+async def test_a_writer_that_knows_the_key_of_an_erased_session_begins_another(
+    store: SessionPersistDriver,
+) -> None:
+    writer = EncryptedSessionPersistDriver(store, key=KEY)
+    await writer.append_events("s", [make_event("old")])
+    (old,) = await all_events(writer, "s")
+    await writer.insert_event("s", old)  # the writer reads next where the session ends
+    await EncryptedSessionPersistDriver(store, key=KEY).erase("s")
+    await writer.append_events("s", [make_event("new")])
+    for reader in (writer, EncryptedSessionPersistDriver(store, key=KEY)):
+        assert ids(await all_events(reader, "s")) == ["new"]
+
+
 async def test_the_writer_of_an_erased_session_is_refused(store: SessionPersistDriver) -> None:
     writer = EncryptedSessionPersistDriver(store, key=KEY)
     generation = await writer.claim_session("s")

@@ -45,6 +45,22 @@ async def test_an_agent_that_ignores_a_cancellation_is_stopped(tmp_path: Path, s
         assert "error" not in await stack.types()
 
 
+async def test_an_agent_that_is_stopped_after_cancellations_has_not_died(
+    tmp_path: Path, stubborn: str
+) -> None:
+    async with running(tmp_path, cancel_grace=0.05) as stack:
+        await stack.create(agent=stubborn)
+        with anyio.fail_after(60):
+            for count in range(1, 4):
+                turn = await stack.say("go")
+                # Each turn has the text of the user and of the agent.
+                await stack.until("item.delta", count=2 * count)
+                await stack.sessions.cancel("s")
+                assert (await stack.over(turn)).state == "cancelled"
+            last = await stack.over(await stack.say("next"))
+        assert (last.state, last.error) == ("done", None)
+
+
 async def test_an_agent_that_ends_its_turn_in_time_keeps_running(tmp_path: Path) -> None:
     async with running(tmp_path, cancel_grace=20.0) as stack:
         await stack.create()

@@ -91,7 +91,10 @@ class SessionChains:
         async with session.lock:
             for attempt in range(_TRIES):
                 cipher = await self._keys.obtain(session_id)
-                head, after = await self._find_tip(session, session_id, cipher)
+                tip = await self._find_tip(session, session_id, cipher)
+                if tip is None:
+                    continue
+                head, after = tip
                 wanted = list(missing.values())
                 seal = partial(extend, cipher, head, after)
                 sealed, longer, stored_head = await in_thread_if_large(wanted, seal)
@@ -239,8 +242,10 @@ class SessionChains:
         if session_id in self._sessions:
             self._sessions[session_id].key_id = ""
 
-    async def _find_tip(self, session: _Session, session_id: str, cipher: SessionCipher) -> tuple[Head, int]:
-        """Return the head and the last index of the session.
+    async def _find_tip(
+        self, session: _Session, session_id: str, cipher: SessionCipher
+    ) -> tuple[Head, int] | None:
+        """Return the head and the last index of the session; None if it was erased and has another key.
 
         Raises:
             PersistError: events that the head, or this object, knows are missing.
@@ -253,6 +258,10 @@ class SessionChains:
             head, after, breaks = await self._read_tip(session_id, cipher, known)
             if not breaks or not self.checks:
                 return head, after
+            self._keys.forget(session_id)
+            found = await self._keys.find(session_id)
+            if found is None or found.cipher is None or found.cipher.key_id != cipher.key_id:
+                return None
         raise broken_error(session_id, breaks)
 
     async def _read_tip(

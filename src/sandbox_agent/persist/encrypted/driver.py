@@ -247,6 +247,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         The session's writer is refused from then on. If an erasure was interrupted, call it again.
         """
         _check_id(session_id)
+        for _ in range(_TRIES):
+            await self._erase(session_id)
+            # A session of that id that was created meanwhile may have lost its events: it is erased, too.
+            if Capability.DELETE not in self.capabilities or await self._keys.find(session_id) is None:
+                return
+        raise _conflict_error(session_id)
+
+    async def _erase(self, session_id: str) -> None:
         await self.inner.claim_session(session_id)
         record = await self.inner.get_session(session_id)
         if record is not None and not is_blank(record):
@@ -484,6 +492,7 @@ def _missing_key_error(what: str, session_id: str) -> PersistError:
 
 def _conflict_error(session_id: str) -> PersistError:
     return PersistError(
-        f"session '{session_id}' could not be written because it was erased repeatedly meanwhile: try again",
+        f"session '{session_id}' could not be written or erased because others kept erasing or creating it: "
+        "try again",
         session_id=session_id,
     )

@@ -243,7 +243,7 @@ class DrivenSession:
                 return error
             return None
         except ProblemError as error:
-            if isinstance(error, AgentProcessExitedError):
+            if isinstance(error, AgentProcessExitedError) and not client.connection.stopping:
                 self._deaths.add()
             await client.stop()
             return error
