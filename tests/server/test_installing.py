@@ -104,7 +104,13 @@ async def test_the_options_of_a_newly_installed_agent_are_asked_again(
     async with client(server) as http:
         await http.post("/v1/agents/codex/install", json={})
         first = (await http.get("/v1/agents/codex?config=true")).json()
-        option: dict[str, Any] = {"id": "own", "name": "Own", "category": "model", "type": "select", "options": []}
+        option: dict[str, Any] = {
+            "id": "own",
+            "name": "Own",
+            "category": "model",
+            "type": "select",
+            "options": [],
+        }
         npm.behave(version="10.0.0", options=[option])
         await http.post("/v1/agents/codex/install", json={"reinstall": True})
         second = (await http.get("/v1/agents/codex?config=true")).json()
