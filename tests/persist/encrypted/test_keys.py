@@ -312,6 +312,23 @@ async def test_a_session_that_is_created_again_during_an_erasure_can_be_used(
         assert (await driver.verify_chain("s"))[0] == []
 
 
+@pytest.mark.parametrize("point", range(2))
+async def test_a_session_that_is_erased_and_created_while_it_is_read(
+    store: SessionPersistDriver, point: int
+) -> None:
+    writer = EncryptedSessionPersistDriver(store, key=KEY)
+    await writer.append_events("s", [make_event("old")])
+
+    async def create_again() -> None:
+        await writer.erase("s")
+        await writer.append_events("s", [make_event("new")])
+
+    read_from = Interrupted(store)  # the key is read after the events
+    read_from.before = at_call(point, create_again)
+    found = ids((await EncryptedSessionPersistDriver(read_from, key=KEY).list_events("s")).items)
+    assert found == (["new"] if point == 0 else ["old"])
+
+
 async def test_a_writer_that_knows_the_key_of_an_erased_session_begins_another(
     store: SessionPersistDriver,
 ) -> None:

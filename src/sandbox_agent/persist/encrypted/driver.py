@@ -355,9 +355,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         """
         breaks: list[Break] = []
         earlier: Head | None = None
-        for _ in range(READS):
+        for left in reversed(range(READS)):
             page = await read()
-            opened, rows, cipher = await self._open_events(session_id, page.items)
+            try:
+                opened, rows, cipher = await self._open_events(session_id, page.items)
+            except _KeyMissingError as error:
+                if not left:
+                    raise _missing_key_error(error.what, session_id) from None
+                continue  # the session was erased after its events were read
             if cipher is not None and self._chains.checks:
                 ends = page.next_cursor is None
                 _, breaks, earlier = await self._chains.check(
@@ -376,7 +381,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             if not events or await self._is_erased(session_id):
                 return [], [], None
             read_sealed_event(events[0])
-            raise _missing_key_error(f"the events of session '{session_id}'", session_id)
+            raise _KeyMissingError(f"the events of session '{session_id}'")
         cipher, gone = found.cipher, found.gone
         if cipher is None:
             return [], [], None
@@ -386,7 +391,7 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             rows = [row for row in rows if row[1].key_id not in gone]
             for event, sealed in rows:
                 if sealed.key_id != cipher.key_id:
-                    raise _missing_key_error(f"event '{event.id}' of session '{session_id}'", session_id)
+                    raise _KeyMissingError(f"event '{event.id}' of session '{session_id}'")
             return [open_event(cipher, event, sealed) for event, sealed in rows], rows
 
         return *await in_thread_if_large(events, opened), cipher
@@ -400,7 +405,10 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             # A new event was written a moment ago, so the known key need not be read again.
             opened, rows, cipher = [open_event(known, event, sealed)], [(event, sealed)], known
         else:
-            opened, rows, cipher = await self._open_events(session_id, [event])
+            try:
+                opened, rows, cipher = await self._open_events(session_id, [event])
+            except _KeyMissingError as error:
+                raise _missing_key_error(error.what, session_id) from None
         if cipher is not None and self._chains.checks:
             start = followed.place if followed.key_id in ("", cipher.key_id) else None
             place, breaks = walk(rows, start)
@@ -446,6 +454,14 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
                         await self.inner.insert_event(session_id, seal_event(current, plain))
             cipher = current
         raise _conflict_error(session_id)
+
+
+class _KeyMissingError(Exception):
+    """What can't be read because its key is not in the store."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
 
 
 class _Followed:
