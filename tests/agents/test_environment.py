@@ -111,7 +111,8 @@ def test_a_secret_under_another_name_does_not_arrive(monkeypatch: pytest.MonkeyP
         "SAME_PASSWORD": "redis://:pass-word@cache",
         "PASSWORD": "pass-word",
         "PATH": "/opt/pass-word/bin",
-        "DOC": "not token-of-the-server alone",
+        "AUTHORIZATION": "Bearer token-of-the-server",
+        "DOC": "/opt/token",
     }
 
     def inherited(*allow: str) -> list[str]:
@@ -119,7 +120,12 @@ def test_a_secret_under_another_name_does_not_arrive(monkeypatch: pytest.MonkeyP
         return sorted(variables(monkeypatch, named, **secrets, allow=allow))  # pyright: ignore[reportArgumentType]
 
     assert inherited() == ["DOC", "PATH"]
-    assert inherited("DATABASE_URL", "MY_TOKEN") == ["DATABASE_URL", "DOC", "PATH"]
+    assert inherited("DATABASE_URL", "MY_TOKEN", "AUTHORIZATION") == ["DATABASE_URL", "DOC", "PATH"]
+
+
+def test_a_short_token_is_not_looked_for_in_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"PATH": "/opt/my-token/bin", "MY_TOKEN": "my-token"}
+    assert variables(monkeypatch, named, token="my-token") == {"PATH": "/opt/my-token/bin"}
 
 
 def test_another_user_has_its_own_home(monkeypatch: pytest.MonkeyPatch) -> None:

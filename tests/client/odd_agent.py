@@ -69,6 +69,12 @@ def prompt(request: dict[str, Any]) -> None:
         params = {"sessionId": session, "toolCall": {"toolCallId": "t1"}, "options": options}
         send({"id": "no", "method": "session/request_permission", "params": params})
         return
+    elif text == "act and lose this session":
+        update(session, sessionUpdate="tool_call", toolCallId="c1", title="Pay", status="in_progress")
+        lost.add(session)
+        error = {"code": -32603, "message": "Internal error", "data": {"details": "Session not found"}}
+        send({"id": request["id"], "error": error})
+        return
     elif text == "end when cancelled":
         waiting["ends"] = done
         say(session, "begun")

@@ -25,6 +25,7 @@ from sandbox_agent import (
     SessionRecord,
     SessionRestored,
     SQLiteSessionPersistDriver,
+    Turn,
     UnsupportedAgentError,
 )
 from sandbox_agent.client import catch_up, unfinished
@@ -451,6 +452,27 @@ async def test_a_session_that_its_agent_has_lost_is_restored_once(sdk: SandboxAg
     events = await all_events(sdk, session)
     assert len(restored(events)) == 1
     assert [blocks[0]["text"] for blocks in sent_prompts(events)] == ["lose this session", "blocks", "blocks"]
+
+
+async def drain(turn: Turn) -> None:
+    """Read all events of a turn."""
+    async for _ in turn:
+        pass
+
+
+@pytest.mark.parametrize("method", ["prompt", "stream"])
+async def test_a_prompt_is_not_sent_again_when_the_agent_has_used_a_tool(
+    sdk: SandboxAgent, method: str
+) -> None:
+    session = await sdk.create_session(agent="claude")
+    text = "act and lose this session"
+    with anyio.fail_after(30):
+        with pytest.raises(AcpRpcError, match="Session not found"):
+            await (session.prompt(text) if method == "prompt" else drain(session.stream(text)))
+        assert (await session.prompt("blocks")).stop_reason == "end_turn"
+    events = await all_events(sdk, session)
+    assert [blocks[0]["text"] for blocks in sent_prompts(events)] == [text, "blocks"]
+    assert len(restored(events)) == 1
 
 
 async def test_a_session_that_is_lost_again_fails_clearly(sdk: SandboxAgent) -> None:

@@ -25,6 +25,7 @@ _OWN = (
 )
 # Clients of PostgreSQL and Redis, which the store's are, take passwords from these.
 _STORE = ("PG*", "REDISCLI_AUTH")
+_LONG_TOKEN = 16
 # What programs need to run at all, to reach the network and to find their files.
 _STRICT = (
     *(
@@ -58,7 +59,7 @@ class AgentEnvironment:
             programs need, and what the agent's entry in the catalogue names.
         allow: Names that agents inherit whatever the policy is, except the server's own secrets.
         deny: Names that agents do not inherit.
-        token: The server's token: no variable that has this value is inherited.
+        token: The server's token: no variable that has this value, or contains a long token, is inherited.
         store_secrets: The store's URL and password: a variable that has one is not inherited unless
             ``allow`` names it.
         user: The user as whom agents run; None for the server's own.
@@ -77,7 +78,7 @@ class AgentEnvironment:
         listed = _matcher((*_STRICT, *_catalogue_names(agent_id))) if self.policy == "strict" else None
 
         def inherits(name: str, value: str) -> bool:
-            if own(name) or (self.token is not None and value == self.token):
+            if own(name) or self._has_token(value):
                 return False
             if allowed(name):
                 return True
@@ -91,6 +92,12 @@ class AgentEnvironment:
         if self.user is not None:
             inherited |= {"HOME": self.user.home, "USER": self.user.name, "LOGNAME": self.user.name}
         return inherited
+
+    def _has_token(self, value: str) -> bool:
+        if self.token is None:
+            return False
+        # A short token may be a word that is in a path, too.
+        return value == self.token or (len(self.token) >= _LONG_TOKEN and self.token in value)
 
     def _is_stores(self, value: str) -> bool:
         return any(value == secret or f":{secret}@" in value for secret in self.store_secrets)

@@ -402,7 +402,8 @@ class Connection:
             event = session.journal.append("agent", [line], self.connection_id, [received.event_id])
             error = (Answer.read(line).error if b'"error"' in line else None) or {}
             lost = is_lost_session_error(error)
-            if pending.outgoing.retried or not lost:
+            acted = pending.method == "session/prompt" and session.acted
+            if pending.outgoing.retried or acted or not lost:
                 pending.outgoing.answer_event = event  # else the request is sent again
             touched.add(session.journal)
         if not pending.future.done():

@@ -76,14 +76,19 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 MAX_HELD = 10_000
 MAX_HELD_BYTES = 16 * 1024 * 1024
 STATE_UPDATES = frozenset({"config_option_update", "current_mode_update"})
+_TOOL_CALLS = frozenset({"tool_call", "tool_call_update"})
+_NOTED = STATE_UPDATES | _TOOL_CALLS
 
 
 class ClientSession(Protocol):
     """What a connection needs of a session that is bound to it.
 
     ``on_bound`` is called before the first update of the opened agent session is routed.
-    ``on_agent_request`` returns at once; ``respond`` sends the result later.
+    ``on_agent_request`` returns at once; ``respond`` sends the result later. ``acted`` is set when the agent
+    uses a tool.
     """
+
+    acted: bool
 
     @property
     def journal(self) -> Journal: ...
@@ -227,9 +232,13 @@ class Router:
                     if run is None:
                         run = runs[agent_session] = []
                     run.append(line)
-                    if params.update is not None and params.update.sessionUpdate in STATE_UPDATES:
+                    if params.update is not None and params.update.sessionUpdate in _NOTED:
                         session = bound.get(agent_session)
-                        if session is not None:
+                        if session is None:
+                            pass
+                        elif params.update.sessionUpdate in _TOOL_CALLS:
+                            session.acted = True
+                        else:
                             session.on_state_update(line.data)
                     continue
             self._deliver_runs(runs, touched)

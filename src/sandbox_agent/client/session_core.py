@@ -63,6 +63,7 @@ class SessionCore:
         unopenable: id of an agent session whose opening crashed its agent, or which the agent lost again; it
             is not opened again.
         prompts: how many calls have a prompt that runs or waits.
+        acted: whether the agent has used a tool, or asked for permission, since the last prompt was sent.
     """
 
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
@@ -72,6 +73,7 @@ class SessionCore:
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
         self.prompts: int = 0
+        self.acted: bool = False
         self.host = host
         self._turn = asyncio.Lock()
         self.replay: str | None = None
@@ -159,9 +161,9 @@ class SessionCore:
                     result = await self._send(method, params, sent)
                     break
                 except AcpRpcError as error:
-                    if not (
-                        is_lost_session(error.rpc_message, error.data) and self._forget_agent_session(sent)
-                    ):
+                    if not is_lost_session(error.rpc_message, error.data):
+                        raise
+                    if not self._forget_agent_session(sent) or (method == "session/prompt" and self.acted):
                         raise
                     logger.warning("session %s: the agent has lost it: it is restored (%s)", self.id, error)
                     sent.retry(self.host.next_request_id())
@@ -209,6 +211,7 @@ class SessionCore:
             await self.journal.confirm()
         await self.settings.confirm(partial(self.send_setting, connection))
         self.settings.prompted()
+        self.acted = False
         if self.replay is None:
             return await connection.request(method, stored, session=self, outgoing=sent)
         replay, self.replay = self.replay, None
@@ -320,6 +323,7 @@ class SessionCore:
 
     def on_permission_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None:
         """Open a permission request once all events before it are delivered."""
+        self.acted = True
 
         async def open_request() -> None:
             await self._flush_quietly()

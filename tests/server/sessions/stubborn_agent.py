@@ -1,7 +1,7 @@
 """An agent that ends no turn on "go" and ignores session/cancel.
 
-It loses its session after "lose", and whenever it is sent "never". While there is a file ``closed`` in the
-session's folder, it does not answer session/new.
+It loses its session after "lose", after the tool call of "act and lose", and when it is sent "never". While there
+is a file ``closed`` in the session's folder, it does not answer session/new.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ def main() -> None:
             send({"id": message["id"], "result": {"sessionId": f"stubborn-{os.getpid()}"}})
         elif method == "session/prompt" and (lost or message["params"]["prompt"][-1]["text"] == "never"):
             send({"id": message["id"], "error": "Session not found"})
+        elif method == "session/prompt" and message["params"]["prompt"][-1]["text"] == "act and lose":
+            call = {"sessionUpdate": "tool_call", "toolCallId": "c1", "title": "Pay", "status": "in_progress"}
+            params = {"sessionId": message["params"]["sessionId"], "update": call}
+            send({"method": "session/update", "params": params})
+            send({"id": message["id"], "error": "Session not found"})
+            lost = True
         elif method == "session/prompt":
             session, text = message["params"]["sessionId"], message["params"]["prompt"][-1]["text"]
             content = {"type": "text", "text": f"I got: {text}"}

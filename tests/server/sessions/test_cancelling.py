@@ -106,6 +106,20 @@ async def test_a_session_that_is_lost_again_fails_its_turn_and_goes_on(tmp_path:
         assert (types.count("turn.started"), types.count("turn.ended"), types.count("error")) == (3, 3, 2)
 
 
+async def test_a_prompt_is_not_sent_again_when_the_agent_has_used_a_tool(
+    tmp_path: Path, stubborn: str
+) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create(agent=stubborn)
+        with anyio.fail_after(60):
+            failed = await stack.over(await stack.say("act and lose"))
+            assert (failed.state, failed.error) == ("failed", "Session not found")
+            assert (await stack.over(await stack.say("two"))).state == "done"
+        calls = [event for event in await stack.events() if event["type"] == "item.started"]
+        assert [event["data"]["item"]["kind"] for event in calls].count("tool_call") == 1
+        assert (await stack.texts("assistant"))[-1] == "I got: two"
+
+
 async def test_a_turn_that_is_cancelled_while_its_session_is_restored(tmp_path: Path, stubborn: str) -> None:
     async with running(tmp_path) as stack:
         await stack.create(agent=stubborn, directory=str(tmp_path))

@@ -135,6 +135,7 @@ class Projector(Inputs):
         elif method == "session/update":
             self._process_update(message, envelope)
         elif method == "session/request_permission" and request_id:
+            self._turns.act()
             self._requests.open_permission(request_id, _read_permission(bytes(message.params)), subject_id)
         elif method == "$/cancel_request":
             self._requests.close(
@@ -149,6 +150,7 @@ class Projector(Inputs):
             error = str(params.get("error") or "invalid line")
             self._emit_unparsed(error, "stdout", envelope, params.get("raw"))
         elif request_id and (question := read_question(method, members(message.params))) is not None:
+            self._turns.act()
             self._requests.open_question(request_id, question, subject_id)
         elif not method.startswith(("_", *_SERVICES)) and method not in _IGNORED:
             if method.startswith(_ACP_METHODS) or "/" not in method:
@@ -199,6 +201,7 @@ class Projector(Inputs):
             return
         match update:
             case acp.ToolCall() | acp.ToolCallUpdate():
+                self._turns.act()
                 self._tools.update(update)
             case (
                 acp.AgentMessageChunk()

@@ -87,12 +87,14 @@ class Turn(msgspec.Struct):
     Attributes:
         by_server: Whether the server sent the prompt. It sends it again if the agent has lost the session.
         refused: Whether the agent has lost the session, and the prompt was not sent again yet.
+        acted: Whether the agent has used a tool or asked for something: the prompt is not sent again then.
     """
 
     turn_id: str
     cancelled: bool = False
     by_server: bool = False
     refused: bool = False
+    acted: bool = False
 
 
 class Call(msgspec.Struct):

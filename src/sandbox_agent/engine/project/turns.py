@@ -51,6 +51,11 @@ class Turns:
         self._emit.event("turn.started", TurnEventData("started", turn.turn_id), "daemon")
         self._texts.add_message("user_message_chunk", parts, state.echo)
 
+    def act(self) -> None:
+        """Note that the agent has used a tool, or asked for something."""
+        for turn in self._state.turns.values():
+            turn.acted = True
+
     def cancel(self) -> None:
         """Process a cancel. The turns continue until their response, which may not mention it."""
         for turn in self._state.turns.values():
@@ -72,9 +77,12 @@ class Turns:
         self._end(request_id, metadata, "agent")
 
     def fail(self, request_id: str, error: object) -> None:
-        """Process the error of a prompt. A turn of the server continues if the agent has lost the session."""
+        """Process the error of a prompt.
+
+        A turn of the server continues if the agent has lost the session, and has done nothing yet.
+        """
         turn = self._state.turns[request_id]
-        if turn.by_server and is_lost_session_error(error):
+        if turn.by_server and not turn.acted and is_lost_session_error(error):
             turn.refused = True
             return
         self._close("failed")

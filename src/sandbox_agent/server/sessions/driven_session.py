@@ -180,8 +180,10 @@ class DrivenSession:
         session = await self._session()
         error = await self._send(session, turn)
         if isinstance(error, AcpRpcError) and not (self._cancelled or self._context.halted):
-            # The agent has lost the session: it is restored, and the prompt sent again.
-            error = await self._send(session, turn)
+            # The agent has lost the session: the prompt is sent again, unless it has begun to act.
+            await self._context.recorder.flush()
+            if session.projection.projector.is_refused(turn.turn_id):
+                error = await self._send(session, turn)
             # If the agent opened its session and lost it again, the next restore creates another one.
             self._unopenable = isinstance(error, AcpRpcError)
         await self._context.recorder.wait_flushed()
