@@ -45,7 +45,7 @@ class Hanging(NamedTuple):
     resume: Callable[[], None]
 
 
-@pytest.fixture(params=["stopped", "unreachable"])
+@pytest.fixture(params=["stopped", pytest.param("unreachable", marks=pytest.mark.soak)])
 async def hanging(request: pytest.FixtureRequest, database: Database) -> AsyncGenerator[Hanging]:
     """A database that is stopped, or whose network passes nothing on and closes no connection."""
     if request.param == "stopped":
