@@ -1,7 +1,7 @@
 """An agent that ends no turn on "go" and ignores session/cancel.
 
-It loses its session after "lose", after the tool call of "act and lose", and when it is sent "never". While there
-is a file ``closed`` in the session's folder, it does not answer session/new.
+It loses its session after "lose", after the tool call of "act and lose", and when it is sent "never". While
+there is a file ``closed`` in the session's folder, it does not answer session/new.
 """
 
 from __future__ import annotations
