@@ -11,6 +11,7 @@ import logging
 import resource
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -122,6 +123,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._is_in_body():
             self._feed(data)
+        elif self._head_since is None and cast("Any", self).cycle is _REFUSED:
+            # The body of a refused request: one chunk in a round of the loop, so that others have theirs.
+            self._feed(data)
+            if self._head_since is None:
+                self.flow.pause_reading()
+                self.loop.call_soon(self.flow.resume_reading)
         elif self._late:
             self._late += data
             self._hold(self._held + len(data))
@@ -275,8 +282,7 @@ class LimitedProtocol(HttpToolsProtocol):
         _log.add(why)
         cycle = cast("Any", self).cycle
         if cycle is None or cycle.response_complete:
-            headers = {"retry-after": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-            self.transport.write(_raw_response(status_problem(status, why, headers), _CLOSE))
+            self.transport.write(_raw_rejection(status, why))
         self.transport.close()
 
     def resume_writing(self) -> None:
@@ -320,6 +326,12 @@ _CLOSE = ((b"connection", b"close"),)
 _PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "DELETE"})
 # With an origin, the response has headers for browsers; with the others, the connection changes.
 _NOT_PLAIN = frozenset({b"origin", b"expect", b"upgrade"})
+
+
+@lru_cache(64)
+def _raw_rejection(status: HTTPStatus, why: str) -> bytes:
+    headers = {"retry-after": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return _raw_response(status_problem(status, why, headers), _CLOSE)
 
 
 def _raw_response(response: Response, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
