@@ -29,7 +29,6 @@ from sandbox_agent.wire.sessions import (
 
 # An agent that takes longer to report its options is listed with an error instead.
 PROBE_SECONDS = 20.0
-_NONE: list[Any] = []
 
 
 class AgentRegistry:
@@ -94,9 +93,10 @@ class AgentRegistry:
     def _offered(self, agent: str) -> list[dict[str, Any]] | None:
         """Return the options that a running agent reported with a session; None if it has opened none."""
         for connection in self._bridge.live():
-            result = members(loads(connection.opened).get("result")) if connection.opened else {}
-            if connection.agent == agent and result:
-                return options_of(result) or []
+            if connection.agent == agent and connection.opened is not None:
+                result = members(loads(connection.opened).get("result"))
+                if result:
+                    return options_of(result) or []
         return None
 
     async def _probe(self, agent: str) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ class AgentRegistry:
                         if method is not None:
                             await _request(connection, 2, "authenticate", {"methodId": method})
                         answer = await _request(
-                            connection, 3, "session/new", {"cwd": folder, "mcpServers": _NONE}
+                            connection, 3, "session/new", {"cwd": folder, "mcpServers": list[Any]()}
                         )
                 except TimeoutError:
                     raise SandboxAgentError(
