@@ -16,6 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
+from sandbox_agent.server.http.turns import MAX_DISCARDING
 from tests.hostile.attackers import HELLO, LARGE, START
 from tests.hostile.kit import connect, read_all, read_status, resident_bytes, send_until_closed
 from tests.support.servers import ServerProcess, our_server
@@ -93,6 +94,25 @@ def test_a_body_may_take_longer_than_a_head(server: ServerProcess) -> None:
         time.sleep(1.5)  # the time is what is tested
         connection.sendall(b"{}")
         assert _read_until(connection, b" 401 Unauthorized\r\n", 1)
+
+
+def test_a_large_body_of_a_refused_request_is_received_and_its_connection_kept(server: ServerProcess) -> None:
+    head = START.replace(b"GET", b"POST") + b"Content-Length: 20000000\r\n\r\n"
+    with connect(server, head + bytes(20_000_000) + START + b"\r\n") as connection:
+        assert _read_until(connection, HEALTHY, 1).count(b" 401 Unauthorized\r\n") == 1
+
+
+def test_refused_requests_with_endless_bodies_do_not_keep_out_others(server: ServerProcess) -> None:
+    head = START.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        endless = [
+            stack.enter_context(connect(server, head + b"1\r\nx\r\n")) for _ in range(MAX_DISCARDING + 8)
+        ]
+        assert all(_read_until(connection, b" 401 ", 1) for connection in endless)
+        for connection in endless[:8]:
+            read_all(connection)  # it is closed for newer ones
+        with connect(server, head + b"1\r\nx\r\n0\r\n\r\n" + START + b"\r\n") as connection:
+            assert _read_until(connection, HEALTHY, 1)
 
 
 def test_a_client_that_does_not_read_loses_its_connection(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ import asyncio
 import pytest
 
 from sandbox_agent.server.http import turns
-from sandbox_agent.server.http.turns import ROUND_SECONDS, SMALL_BYTES, Turns
+from sandbox_agent.server.http.turns import (
+    DISCARDED_CHUNKS,
+    MAX_DISCARDING,
+    ROUND_SECONDS,
+    SMALL_BYTES,
+    Turns,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -71,3 +77,40 @@ async def test_work_that_fails_does_not_stop_the_turns(monkeypatch: pytest.Monke
     await asyncio.sleep(0)
     assert done == ["next"]
     assert [type(error) for error in failed] == [ZeroDivisionError]
+
+
+class Body:
+    """A connection that sends the body of a refused request, without end."""
+
+    def __init__(self, shared: Turns) -> None:
+        self.shared, self.chunks, self.dropped = shared, 0, False
+        shared.discard(self)
+
+    def read_on(self) -> None:
+        self.chunks += 1
+        self.shared.discard(self)
+
+    def drop(self) -> None:
+        self.dropped = True
+
+
+async def test_a_round_reads_little_of_bodies_that_are_not_used() -> None:
+    shared = Turns()
+    bodies = [Body(shared) for _ in range(DISCARDED_CHUNKS * 2)]
+    for number in range(1, 5):  # they take turns
+        await asyncio.sleep(0)
+        assert sum(body.chunks for body in bodies) == DISCARDED_CHUNKS * number
+    assert {body.chunks for body in bodies} == {2}
+    shared.end_discarding(bodies[0])
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert bodies[0].chunks == 2
+    assert min(body.chunks for body in bodies[1:]) >= 4
+
+
+async def test_the_oldest_of_too_many_bodies_that_are_not_used_is_dropped() -> None:
+    shared = Turns()
+    bodies = [Body(shared) for _ in range(MAX_DISCARDING + 2)]
+    assert [body.dropped for body in bodies] == [True] * 2 + [False] * MAX_DISCARDING
+    await asyncio.sleep(0)
+    assert not any(body.chunks for body in bodies[:2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from urllib.parse import parse_qs
 
 from starlette.responses import Response
@@ -39,15 +40,7 @@ class BearerAuth:
 
     def refuse(self, scope: Scope) -> Response:
         """Return the response to a request without the token or a ticket."""
-        if _asks_for_health(scope):
-            return json_response({"status": "ok"})
-        error = TokenInvalidError(
-            "ticket invalid: it has expired or was used, or it is for another path, query or method; "
-            "get a new one with POST /v1/tickets"
-            if has_ticket(scope)
-            else "token invalid: send the header 'Authorization: Bearer <token>'"
-        )
-        return problem_response(error)
+        return _refusal(asks_for_health=_asks_for_health(scope), with_ticket=has_ticket(scope))
 
     def allows(self, scope: Scope) -> bool:
         """Return whether a request has the token."""
@@ -56,6 +49,20 @@ class BearerAuth:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
             return hmac.compare_digest(given.encode(), self._token)
         return bearer_allows(headers, self._token)
+
+
+@lru_cache
+def _refusal(*, asks_for_health: bool, with_ticket: bool) -> Response:
+    """Return the response, built once: a flood of such requests is answered with little work."""
+    if asks_for_health:
+        return json_response({"status": "ok"})
+    error = TokenInvalidError(
+        "ticket invalid: it has expired or was used, or it is for another path, query or method; "
+        "get a new one with POST /v1/tickets"
+        if with_ticket
+        else "token invalid: send the header 'Authorization: Bearer <token>'"
+    )
+    return problem_response(error)
 
 
 def _asks_for_health(scope: Scope) -> bool:

@@ -59,7 +59,8 @@ class _BadRequestLog:
 _log = _BadRequestLog()
 
 
-def default_max_connections() -> int:
+@lru_cache(1)
+def _default_max_connections() -> int:
     """Return how many connections this process can have open, with a reserve."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -78,6 +79,7 @@ class LimitedProtocol(HttpToolsProtocol):
         "_head_since",
         "_heads",
         "_held",
+        "_is_discarding",
         "_late",
         "_limits",
         "_rejection",
@@ -103,9 +105,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_since: float | None = self.loop.time()
         self._head_bytes: int = 0
         self._has_begun: bool = False
+        # Whether the body of a request that was refused is being received.
+        self._is_discarding: bool = False
         self._unwritten: int = 0
         self._unwritten_since: float = 0.0
-        limit = self._limits.max_connections or default_max_connections()
+        limit = self._limits.max_connections or _default_max_connections()
         if len(self.connections) > limit:
             self._reject(HTTPStatus.SERVICE_UNAVAILABLE, f"the server has its {limit} connections")
             self._answer_rejection()
@@ -113,6 +117,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._late = b""
         self._hold(0)
+        self._turns.end_discarding(self)
         # uvicorn forgets this one if the client has reset the connection, which then stays in memory.
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -121,14 +126,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._rejection is not None:
             return  # what is still on its way
         self._unset_keepalive_if_required()
-        if self._is_in_body():
+        if self._is_in_body() or self._is_discarding:
             self._feed(data)
-        elif self._head_since is None and cast("Any", self).cycle is _REFUSED:
-            # The body of a refused request: one chunk in a round of the loop, so that others have theirs.
-            self._feed(data)
-            if self._head_since is None:
-                self.flow.pause_reading()
-                self.loop.call_soon(self.flow.resume_reading)
         elif self._late:
             self._late += data
             self._hold(self._held + len(data))
@@ -154,6 +153,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if data and self._rejection is None:
             self.flow.resume_reading()
             self._feed(data)
+
+    def read_on(self) -> None:
+        """Read the next chunk of a body that is not used."""
+        self.flow.resume_reading()
+
+    def drop(self) -> None:
+        """Close a connection that sends a body that is not used, for newer ones."""
+        self.transport.close()
 
     def _hold(self, size: int) -> None:
         """Count bytes as held for this connection, and reject it if all connections hold too many."""
@@ -187,6 +194,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._answer_rejection()
         elif self._head_since is not None:
             self._hold(self._head_bytes or len(data))
+        elif self._is_discarding:
+            # The rest of the body comes last: a client may send much of it, and often.
+            self.flow.pause_reading()
+            self._turns.discard(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -247,9 +258,16 @@ class LimitedProtocol(HttpToolsProtocol):
             raise _RejectedError
         self.transport.write(_raw_response(guard.refuse(scope), self.server_state.default_headers))
         # The body is received all the same: a client may send all of it before it reads the response.
+        self._is_discarding = True
         untyped.cycle = _REFUSED
         self.on_response_complete()
         return True
+
+    def on_message_complete(self) -> None:
+        if self._is_discarding:
+            self._is_discarding = False
+            self._turns.end_discarding(self)
+        super().on_message_complete()
 
     def _check_head(self) -> None:
         self._head_since = None

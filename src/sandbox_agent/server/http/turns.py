@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import Protocol
 
 # How long a round of the event loop works for connections that send much.
 ROUND_SECONDS = 0.005
@@ -17,6 +18,22 @@ ROUND_SECONDS = 0.005
 SMALL_BYTES = 1024
 # Bound on what all connections together have sent of heads that are not complete, or wait for their turn.
 MAX_HELD_BYTES = 8 * 1024 * 1024
+# How many connections may go on to send the body of a request that was refused; then the oldest is closed.
+MAX_DISCARDING = 32
+# From how many of them a round reads, a chunk each.
+DISCARDED_CHUNKS = 4
+
+
+class Discarding(Protocol):
+    """A connection that sends the body of a request that was refused."""
+
+    def read_on(self) -> None:
+        """Read the next chunk."""
+        ...
+
+    def drop(self) -> None:
+        """Close the connection."""
+        ...
 
 
 class Turns:
@@ -30,6 +47,9 @@ class Turns:
         self.held: int = 0
         self._spent: float = 0.0
         self._queue: deque[Callable[[], None]] = deque()
+        # The oldest first.
+        self._discarding: OrderedDict[Discarding, None] = OrderedDict()
+        self._waiting: deque[Discarding] = deque()
         self._is_scheduled: bool = False
 
     def run(self, size: int, work: Callable[[], None]) -> bool:
@@ -38,10 +58,26 @@ class Turns:
             self._queue.append(work)
             return False
         self._work(work)
+        self._schedule()
+        return True
+
+    def discard(self, connection: Discarding) -> None:
+        """Let a connection send another chunk of a body that is not used, in a later round."""
+        self._discarding[connection] = None
+        self._waiting.append(connection)
+        if len(self._discarding) > MAX_DISCARDING:
+            oldest, _ = self._discarding.popitem(last=False)
+            oldest.drop()
+        self._schedule()
+
+    def end_discarding(self, connection: Discarding) -> None:
+        """Note that a body is complete, or its connection lost."""
+        self._discarding.pop(connection, None)
+
+    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._next_round)
-        return True
 
     def _work(self, work: Callable[[], None]) -> None:
         began = time.perf_counter()
@@ -55,8 +91,12 @@ class Turns:
         try:
             while self._queue and self._spent < ROUND_SECONDS:
                 self._work(self._queue.popleft())
+            for _ in range(min(len(self._waiting), DISCARDED_CHUNKS)):
+                connection = self._waiting.popleft()
+                if connection in self._discarding:
+                    connection.read_on()
         finally:
             # Also if one of them fails: the others must not wait forever.
-            self._is_scheduled = bool(self._queue) or self._spent > 0
-            if self._is_scheduled:
-                asyncio.get_running_loop().call_soon(self._next_round)
+            self._is_scheduled = False
+            if self._queue or self._waiting or self._spent > 0:
+                self._schedule()
