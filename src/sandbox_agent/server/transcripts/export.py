@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio.to_thread
 import msgspec
 
 from sandbox_agent.errors import GoneError
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
-from sandbox_agent.server.transcripts.html import HtmlRenderer
-from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
-from sandbox_agent.server.transcripts.templating import TemplateRenderer
 from sandbox_agent.server.transcripts.transcript_builder import Failure, TranscriptBuilder
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import decode_event
+
+if TYPE_CHECKING:
+    from sandbox_agent.server.transcripts.templating import TemplateRenderer
 
 ExportFormat = Literal["jsonl", "markdown", "html"]
 # Media type and file name suffix.
@@ -64,7 +64,7 @@ async def export(
         async for page in _read_pages(store, row):
             yield b"\n".join([event.data for event in page]) + b"\n"
         return
-    renderer = MarkdownRenderer() if form == "markdown" else HtmlRenderer()
+    renderer = await anyio.to_thread.run_sync(_renderer, form)
     builder = TranscriptBuilder()
     async for chunk in _encode_in_thread(renderer.begin(info)):
         yield chunk
@@ -75,6 +75,14 @@ async def export(
             yield chunk
     async for chunk in _encode_in_thread(render_end(renderer, builder)):
         yield chunk
+
+
+def _renderer(form: ExportFormat) -> TemplateRenderer:
+    # Their libraries are a sixth of the server's time to start, and few servers export anything.
+    from sandbox_agent.server.transcripts.html import HtmlRenderer
+    from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
+
+    return MarkdownRenderer() if form == "markdown" else HtmlRenderer()
 
 
 async def _read_pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[EventRow]]:
