@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
+    from sandbox_agent.providers.jail import JailProvider, Mount, jail
     from sandbox_agent.providers.local import LocalProvider, local
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
@@ -179,6 +180,7 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
+    "providers.jail": ("JailProvider", "Mount", "jail"),
     "providers.local": ("LocalProvider", "local"),
     "wire.acp": (
         "AgentMessageChunk",
@@ -265,10 +267,12 @@ __all__ = [
     "InvalidRequestError",
     "ItemDeltaData",
     "ItemEventData",
+    "JailProvider",
     "JsonPart",
     "ListPage",
     "LocalProvider",
     "ModeNotSupportedError",
+    "Mount",
     "NotAcceptableError",
     "NotFoundError",
     "Notice",
@@ -346,6 +350,7 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "jail",
     "local",
     "open_driver",
 ]

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 
@@ -25,6 +25,7 @@ from sandbox_agent.engine.permissions import PERMISSION_MODES, PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.providers.jail import jail
 from sandbox_agent.providers.local import local
 
 # 2 is a wrong command line, as in other programs.
@@ -110,6 +111,14 @@ Examples:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Working directory of the agent. Default: the current directory.",
 )
+@click.option(
+    "--sandbox",
+    type=click.Choice(["local", "jail"]),
+    default="local",
+    show_default=True,
+    help="Where the agent runs: as a process like others, or in a jail that has only the working directory "
+    "(Linux, with bubblewrap).",
+)
 @click.option("--model", metavar="ID", help="Model id of the agent.")
 @click.option("--mode", metavar="ID", help="Mode id of the agent.")
 @click.option("--thought-level", metavar="ID", help="Thought level id of the agent.")
@@ -170,6 +179,7 @@ class _Run:
     permission_mode: PermissionMode | None
     yes: bool
     as_json: bool
+    sandbox: Literal["local", "jail"]
     agent_env: tuple[str, ...]
     store: str | None
 
@@ -195,7 +205,7 @@ class _Run:
         async with self._start_server() as sdk:
             session = await sdk.create_session(
                 agent=self.agent,
-                cwd=self.cwd,
+                cwd=None if self.sandbox == "jail" else self.cwd,
                 model=self.model,
                 mode=self.mode,
                 thought_level=self.thought_level,
@@ -235,8 +245,11 @@ class _Run:
     async def _start_server(self) -> AsyncGenerator[SandboxAgent]:
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
             async with self._open_driver() as driver:
-                provider = local(
-                    log=Path(folder) / "server.log", args=[f"--agent-env={name}" for name in self.agent_env]
+                log, args = Path(folder) / "server.log", [f"--agent-env={name}" for name in self.agent_env]
+                provider = (
+                    jail(workspace=self.cwd or ".", log=log, args=args)
+                    if self.sandbox == "jail"
+                    else local(log=log, args=args)
                 )
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
                 try:

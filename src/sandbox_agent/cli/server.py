@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import logging
 import os
 import signal
@@ -374,13 +375,13 @@ def _watch_lifeline() -> None:
         lifeline = int(value)
         os.set_inheritable(lifeline, False)
         if stat.S_ISFIFO(os.fstat(lifeline).st_mode):
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
 
 
 def _end_with(lifeline: int) -> None:
     while os.read(lifeline, 1):
         pass
-    signal.alarm(_LIFELINE_GRACE)
+    # In a thread of C, whatever hangs. SIGALRM would not end the first process of a jail.
+    faulthandler.dump_traceback_later(_LIFELINE_GRACE, exit=True)
     logger.info("the program that started this server has ended")
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

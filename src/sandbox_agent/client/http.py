@@ -134,8 +134,9 @@ class Http:
     ) -> httpx2.Response:
         """Send JSON and return the response with its body; raises as ``json``."""
         content_type = {} if body is None else {"Content-Type": "application/json"}
-        try:
-            response = await self._open_client().request(
+
+        async def send() -> httpx2.Response:
+            return await self._open_client().request(
                 method,
                 self.base_url + path,
                 params={key: value for key, value in (params or {}).items() if value is not None},
@@ -144,6 +145,15 @@ class Http:
                 timeout=_timeout(read_timeout),
                 follow_redirects=method == "GET",
             )
+
+        try:
+            try:
+                response = await send()
+            except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+                # The connection was kept from an earlier request, and its server or gateway has ended since.
+                if method != "GET":
+                    raise
+                response = await send()
         except httpx2.TransportError as error:
             raise ConnectionLostError(
                 f"{method} {path}: no response from {self.base_url} ({describe(error)})"

@@ -41,6 +41,7 @@ class LocalProvider(SandboxProvider):
     """Starts sandbox-agent servers on this machine. Created by ``local``."""
 
     name = "local"
+    _ends_by_lifeline = False
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class LocalProvider(SandboxProvider):
             raise SandboxAgentError(f"a local server of this provider already listens on {raw_id}")
         await self.kill(raw_id)  # what is left of one that has ended
         try:
+            self._prepare(raw_id)
             await self._start(raw_id, self._token or secrets.token_urlsafe(24))
         except BaseException:
             await self.kill(raw_id)
@@ -92,6 +94,10 @@ class LocalProvider(SandboxProvider):
     def _new_id(self) -> str:
         port = self._port or _free_port(self._host)
         return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    def _prepare(self, raw_id: str) -> None:
+        """Make what lasts as long as the sandbox."""
+        return
 
     async def _start(self, raw_id: str, token: str) -> None:
         # Without this check, another program on the port would be mistaken for the server.
@@ -122,8 +128,13 @@ class LocalProvider(SandboxProvider):
             [*self._command(raw_id), "--token-file", f"/dev/fd/{token_pipe}", *self._options()],
             self._environment(),
             log=self._log,
-            descriptors=[token_pipe],
+            descriptors=[token_pipe, *self._descriptors(raw_id)],
+            ends_by_lifeline=self._ends_by_lifeline,
         )
+
+    def _descriptors(self, raw_id: str) -> list[int]:
+        """Return what else the server inherits; this process closes it."""
+        return []
 
     def _command(self, raw_id: str) -> list[str]:
         """Return the command line of our server, up to its own options."""

@@ -1,7 +1,7 @@
 """The program of the warden.
 
-The module warden starts it for a server's agents, ``providers/server_process.py`` for another program as the server:
-then the leader of the group to end is an argument, and has a grace period to shut down.
+The module warden starts it for a server's agents, ``providers/server_process.py`` for another program as the
+server: then the leader of the group to end is an argument, and has a grace period to shut down.
 """
 
 import contextlib

@@ -1,0 +1,354 @@
+"""The jail provider: a local server and its agents in namespaces of their own, made by bubblewrap.
+
+They see the system read-only, a home of their own and the workspace, and no other file or process of the
+machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import httpx2
+import platformdirs
+
+from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.providers.local import LocalProvider
+from sandbox_agent.providers.server_process import PACKAGE_ROOT, Log
+from sandbox_agent.providers.unix_transport import UnixTransport
+
+HOME = "/home/agent"
+WORKSPACE = "/workspace"
+# In the jail; its folder on the host is the only one that both sides write to, besides workspace and home.
+_SOCKET_FOLDER = "/run/sandbox-agent"
+_SOCKET = "server.sock"
+# Of sockaddr_un in unix(7), without the byte that ends it.
+_SOCKET_PATH_BYTES = 107
+_PREFIX = "sandbox-agent-jail-"
+_LOCK = "lock"
+_USER = 1000
+# What programs read to find libraries, certificates, hosts, users and the time. The rest of /etc may have
+# secrets, which a jail that root starts could read.
+_ETC = (
+    *("alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies"),
+    *("debian_version", "default/locale", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d"),
+    *("locale.alias", "localtime", "magic", "mime.types", "nsswitch.conf", "os-release", "pki/ca-trust"),
+    *("pki/tls/cert.pem", "pki/tls/certs", "profile", "protocols", "resolv.conf", "services", "shells"),
+    *("ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone"),
+)
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_PASSWD = f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
+_GROUP = f"agent:x:{_USER}:\nnogroup:x:65534:\n"
+# Of the host's environment; in the jail they name what is not there.
+_HOST_ONLY = ("SSH_AUTH_SOCK", "SSH_AGENT_PID", "DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or folder of the host that is visible in a sandbox.
+
+    Attributes:
+        source: Its path on the host.
+        target: Its absolute path in the sandbox.
+        writable: Whether the sandbox may write there.
+    """
+
+    source: str | os.PathLike[str]
+    target: str
+    writable: bool = False
+
+
+class _Folder:
+    """The folder of a jail: its home, its socket and, if none is given, its workspace.
+
+    A lock shows that it is in use. The server has it, too, so that the folder lasts as long as both.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _delete_left_folders()
+        self.path: Path = path
+        # It has its name when it is locked: a folder that is not is taken for one that was left.
+        new = Path(tempfile.mkdtemp(prefix="sandbox-agent-new-"))
+        self.lock: int = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        for name in ("home", "run", "workspace"):
+            (new / name).mkdir(mode=0o700)
+        (new / "passwd").write_text(_PASSWD)
+        (new / "group").write_text(_GROUP)
+        new.rename(path)
+
+    def delete(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.lock)
+
+
+def _folder_path(name: str) -> Path:
+    return Path(tempfile.gettempdir(), f"{_PREFIX}{name}")
+
+
+def _delete_left_folders() -> None:
+    """Delete the folders of jails whose program was killed."""
+    for path in _folder_path("").parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use
+            if path.lstat().st_uid != os.geteuid():
+                continue
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+class JailProvider(LocalProvider):
+    """Starts sandbox-agent servers in jails on this machine. Created by ``jail``."""
+
+    name = "jail"
+    default_cwd = WORKSPACE
+    _ends_by_lifeline = True
+
+    def __init__(
+        self,
+        *,
+        workspace: str | os.PathLike[str] | None = None,
+        network: bool = True,
+        mounts: Sequence[Mount] = (),
+        port: int | None = None,
+        token: str | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Log = "inherit",
+        store: str | None = None,
+        args: Sequence[str] = (),
+    ) -> None:
+        """Store the options. See ``jail`` for the arguments."""
+        super().__init__(port=port, token=token, env=env, log=log, store=store, args=args)
+        self._bubblewrap = _find_bubblewrap()
+        self._workspace = None if workspace is None else _existing(workspace, "workspace")
+        self._network = network
+        self._mounts = [_checked(mount) for mount in mounts]
+        self._folders: dict[str, _Folder] = {}
+
+    def _new_id(self) -> str:
+        return super()._new_id() if self._network else secrets.token_hex(4)
+
+    def _prepare(self, raw_id: str) -> None:
+        name = secrets.token_hex(4) if self._network else raw_id
+        if not self._network and len(os.fsencode(self._socket(raw_id))) > _SOCKET_PATH_BYTES:
+            raise SandboxAgentError(
+                f"the path of the server's socket would be too long in '{tempfile.gettempdir()}': set TMPDIR "
+                "to a folder with a shorter path"
+            )
+        self._folders[raw_id] = _Folder(_folder_path(name))
+
+    def _address(self, raw_id: str) -> list[str]:
+        return super()._address(raw_id) if self._network else ["--uds", f"{_SOCKET_FOLDER}/{_SOCKET}"]
+
+    def _command(self, raw_id: str) -> list[str]:
+        folder = self._folders[raw_id].path
+        workspace = self._workspace or folder / "workspace"
+        options = [
+            *("--unshare-user", "--uid", str(_USER), "--gid", str(_USER), "--disable-userns"),
+            # The server is the first process: with it all others end, and no process of bubblewrap shows its
+            # environment and its command line to agents.
+            *("--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+            *("--hostname", "sandbox", *([] if self._network else ["--unshare-net"])),
+            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),  # noqa: S108
+            *("--tmpfs", "/tmp", "--tmpfs", "/var/tmp", "--dir", "/run"),  # noqa: S108
+            *_system_mounts(),
+            *(
+                "--ro-bind",
+                str(folder / "passwd"),
+                "/etc/passwd",
+                "--ro-bind",
+                str(folder / "group"),
+                "/etc/group",
+            ),
+            *("--bind", str(folder / "home"), HOME, "--bind", str(folder / "run"), _SOCKET_FOLDER),
+            *_installed_agents(),
+            *("--bind", str(workspace), WORKSPACE),
+        ]
+        for path in _program_folders():
+            if path.is_relative_to(workspace):
+                # Agents must not change what runs outside of the jail, such as this program's environment.
+                options += ["--ro-bind", str(path), str(Path(WORKSPACE, path.relative_to(workspace)))]
+        for mount in self._mounts:
+            options += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
+        options += ["--remount-ro", "/", "--chdir", WORKSPACE, "--"]
+        return [self._bubblewrap, *options, *super()._command(raw_id)]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            name: value
+            for name, value in super()._environment().items()
+            if name in self._env or not (name in _HOST_ONLY or name.startswith("XDG_"))
+        }
+        own = {
+            "HOME": HOME,
+            "USER": "agent",
+            "LOGNAME": "agent",
+            "SHELL": "/bin/bash",
+            "TMPDIR": "/tmp",  # noqa: S108 - the jail's own
+            "SANDBOX_AGENT_REQUIRE_PREINSTALL": "1",  # the installed agents are the host's, and read-only
+        }
+        return {**environment, **own, **self._env}
+
+    def _descriptors(self, raw_id: str) -> list[int]:
+        """Return what the server inherits: the lock of its folder."""
+        return [os.dup(self._folders[raw_id].lock)]
+
+    async def get_url(self, sandbox_id: str, /) -> str:
+        """Return ``http://host:port``, or a URL for the transport if the jail has no network."""
+        return await super().get_url(sandbox_id) if self._network else "http://sandbox"
+
+    async def get_transport(self, sandbox_id: str, /) -> httpx2.AsyncBaseTransport | None:
+        """Return the transport to the server's socket if the jail has no network."""
+        return None if self._network else UnixTransport(self._socket(sandbox_id))
+
+    def _socket(self, raw_id: str) -> Path:
+        return _folder_path(raw_id) / "run" / _SOCKET
+
+    async def _is_listening(self, raw_id: str) -> bool:
+        if self._network:
+            return await super()._is_listening(raw_id)
+        try:
+            _, writer = await asyncio.open_unix_connection(self._socket(raw_id))
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def _stop(self, raw_id: str, grace: float) -> None:
+        await super()._stop(raw_id, grace)
+        folder = self._folders.pop(raw_id, None)
+        if folder is not None:
+            await asyncio.to_thread(folder.delete)
+
+
+def _find_bubblewrap() -> str:
+    if not sys.platform.startswith("linux"):
+        raise SandboxAgentError("jail() needs Linux: on this platform use docker or a remote sandbox")
+    found = shutil.which("bwrap")
+    if found is None:
+        raise SandboxAgentError(
+            "jail() needs bubblewrap, whose command bwrap is not on PATH: install it, for example with "
+            "'apt install bubblewrap'"
+        )
+    return found
+
+
+def _existing(path: str | os.PathLike[str], what: str) -> Path:
+    found = Path(path).expanduser().resolve()
+    if not found.exists():
+        raise SandboxAgentError(f"the {what} '{path}' does not exist on this machine")
+    return found
+
+
+def _checked(mount: Mount) -> Mount:
+    if not PurePosixPath(mount.target).is_absolute():
+        raise SandboxAgentError(f"mount target '{mount.target}' is relative: use an absolute path")
+    return Mount(_existing(mount.source, "source of a mount"), mount.target, mount.writable)
+
+
+def _system_mounts() -> Iterator[str]:
+    """Yield bubblewrap's options for the system, Python and Node, all of which are read-only."""
+    for path in map(Path, _SYSTEM):
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+    for name in _ETC:
+        yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+    for path in _program_folders():
+        yield from ("--ro-bind", str(path), str(path))
+
+
+def _program_folders() -> list[Path]:
+    """Return the folders of this Python, its packages and Node that the system's folders do not contain."""
+    folders = [Path(sys.prefix), Path(sys.base_prefix), PACKAGE_ROOT]
+    node = shutil.which("node")
+    if node is not None:
+        folders.append(Path(node).resolve().parent.parent)
+    found: list[Path] = []
+    for folder in folders:
+        if not any(folder.is_relative_to(other) for other in (*map(Path, _SYSTEM), *found)):
+            found.append(folder)
+    return found
+
+
+def _installed_agents() -> Iterator[str]:
+    """Yield bubblewrap's options for the host's agents, at their paths on the host and the jail's own."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    folder = (
+        Path(data) / "sandbox-agent"
+        if Path(data).is_absolute()
+        else platformdirs.user_data_path("sandbox-agent", appauthor=False)
+    )
+    for name in ("bin", "agents"):
+        if (folder / name).is_dir():
+            # A launcher has the absolute paths of what it starts.
+            for target in (folder / name, Path(HOME, ".local/share/sandbox-agent", name)):
+                yield from ("--ro-bind", str(folder / name), str(target))
+
+
+def jail(
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+    network: bool = True,
+    mounts: Sequence[Mount] = (),
+    port: int | None = None,
+    token: str | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Log = "inherit",
+    store: str | None = None,
+    args: Sequence[str] = (),
+) -> JailProvider:
+    """Return a provider that starts the server and its agents in a jail on this machine (Linux, bubblewrap).
+
+    In the jail there are the system's programs, this Python, Node and the installed agents, all read-only;
+    the workspace at ``/workspace``; and an empty home, which lasts as long as the sandbox. There are no other
+    files of the machine, no processes of it, and no capabilities. The jail ends with this program, as
+    ``local`` does.
+
+    It does not limit memory, processors or disk, and with ``network=True`` agents reach what this machine
+    reaches, services on its loopback addresses included. The kernel is shared: for code that may attack it,
+    use a virtual machine.
+
+    Args:
+        workspace: The folder that agents work in and may write to, or None for an empty one, which is
+            deleted with the sandbox.
+        network: Whether there is a network. Without one, the server is reached over a Unix socket, and the
+            sandbox id is ``jail/<name>``; with one it is ``jail/127.0.0.1:<port>``.
+        mounts: More files and folders of this machine.
+        port: The port, or None for a free one. Not without a network.
+        token: The bearer token, or None for a random one.
+        env: Variables to add to the environment of the server and its agents. Of this program's other
+            variables, agents get what ``local`` gives them with its policy "strict".
+        log: Where its output goes: "inherit" (this program's stderr), "silent", or the path of a file.
+        store: Its ``--store`` (``memory``, ``sqlite:PATH`` with a path in the jail).
+        args: More command line arguments.
+
+    Raises:
+        ImportError: The extra ``server`` is not installed.
+        SandboxAgentError: This is not Linux, bubblewrap is not installed, or a folder does not exist.
+    """
+    return JailProvider(
+        workspace=workspace,
+        network=network,
+        mounts=mounts,
+        port=port,
+        token=token,
+        env=env,
+        log=log,
+        store=store,
+        args=args,
+    )
