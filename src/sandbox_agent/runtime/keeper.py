@@ -1,4 +1,4 @@
-"""The parent of one agent: it starts the agent, and ends everything that the agent has started.
+"""The parent of one agent: starts it, and ends everything it has started, orphans after kill -9 included.
 
 The warden forks a keeper for each agent. A keeper is a subreaper: a process of the agent whose parent has
 ended becomes its child, whatever session, group and environment it has. So the keeper kills only its own

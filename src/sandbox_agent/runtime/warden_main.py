@@ -1,4 +1,4 @@
-"""The program of the warden.
+"""The warden's program: ends the orphans of a server that was killed (kill -9), and starts its agents.
 
 The module warden starts it for a server's agents, ``providers/server_process.py`` for another program as the
 server: then the leader of the group to end is an argument, and has a grace period to shut down.
