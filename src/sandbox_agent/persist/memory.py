@@ -106,15 +106,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
             PersistError: another event of the session has its index.
         """
         check_session(session_id, event)
-        order = self._history(session_id).order
-        at = bisect_left(order, (event.event_index, ""))
-        if at < len(order) and order[at][0] == event.event_index and order[at][1] != event.id:
-            raise taken_index_error(event)
-        owner = self._owners.get(event.id)
-        if owner is not None:
-            self._histories[owner].remove(event.id)
-        self._store(event)
-        self._following.stored(session_id, [event])
+        self._replace(event)
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -128,9 +120,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
         self._check_generation(session_id, generation)
         for event in events:
             check_session(session_id, event)
-            owner = self._owners.get(event.id, session_id)
-            if owner != session_id:
-                raise taken_id_error(event.id, session_id, owner)
+            self._check_owner(event)
         history = self._history(session_id)
         indexes: dict[str, int] = {}
         fresh: list[SessionEvent] = []
@@ -161,9 +151,13 @@ class InMemorySessionPersistDriver(FollowedDriver):
         known = {one.id: history.events[one.id].event_index for one in events if one.id in history.events}
         if known or history.last_index != after:
             raise NotLastError(session_id, known)
-        # Neither waits, so nothing comes between them.
-        await self.append_events(session_id, events, generation=generation)
-        await self.insert_event(head.session_id, head)
+        for event in events:
+            check_session(session_id, event)
+            self._check_owner(event)
+        for event in events:
+            self._store(event)
+        self._following.stored(session_id, events)
+        self._replace(head)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, including dropped events."""
@@ -196,6 +190,11 @@ class InMemorySessionPersistDriver(FollowedDriver):
         if generation != UNFENCED and generation < self._generations.get(session_id, UNFENCED):
             raise SessionFencedError(session_id, generation)
 
+    def _check_owner(self, event: SessionEvent) -> None:
+        owner = self._owners.get(event.id, event.session_id)
+        if owner != event.session_id:
+            raise taken_id_error(event.id, event.session_id, owner)
+
     def _raise_generation(self, session_id: str) -> int:
         self._last_generation += 1
         # Keep the order of the claims.
@@ -220,6 +219,22 @@ class InMemorySessionPersistDriver(FollowedDriver):
             self._drop_orphan()
             history = self._histories[session_id] = _History()
         return history
+
+    def _replace(self, event: SessionEvent) -> None:
+        history = self._history(event.session_id)
+        old = history.events.get(event.id)
+        if old is not None and old.event_index == event.event_index:
+            history.events[event.id] = event.copy()
+        else:
+            at = bisect_left(history.order, (event.event_index, ""))
+            if at < len(history.order) and history.order[at][0] == event.event_index:
+                if history.order[at][1] != event.id:
+                    raise taken_index_error(event)
+            owner = self._owners.get(event.id)
+            if owner is not None:
+                self._histories[owner].remove(event.id)
+            self._store(event)
+        self._following.stored(event.session_id, [event])
 
     def _drop_orphan(self) -> None:
         """Limit the histories without a record: their session was dropped, but is still written."""

@@ -103,15 +103,18 @@ def extend(
 ) -> tuple[list[SessionEvent], Head, SessionEvent]:
     """Return the events sealed for the indexes after ``after``, and the new head, also as it is stored."""
     moved = {index: before for index, before in head.moved.items() if index <= after} if head.moved else {}
-    previous, tag = head.end()
+    previous, tag = head.end() if head.moved else (head.last, head.tag)
     nonces = make_nonces(len(events) + 1)
+    first = after + 1
     sealed: list[SessionEvent] = []
-    for index, (event, nonce) in enumerate(zip(events, nonces, strict=False), after + 1):
-        one, tag = seal_linked(cipher, event, index, previous, tag, nonce=nonce)
-        previous = index
+    for event in events:
+        after += 1
+        one, tag = seal_linked(cipher, event, after, previous, tag, nonce=nonces.pop())
+        previous = after
         sealed.append(one)
-    longer = Head(head.first or after + 1, previous, tag, moved)
-    return sealed, longer, longer.seal(cipher, events[0].session_id, events[-1].created_at, nonce=nonces[-1])
+    longer = Head(head.first or first, after, tag, moved)
+    stored = longer.seal(cipher, events[0].session_id, events[-1].created_at, nonce=nonces.pop())
+    return sealed, longer, stored
 
 
 def resolve(index: int, moved: Mapping[int, int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -44,21 +44,50 @@ _REMEMBERED: Final = 4_096
 
 
 class _Session:
-    """Where a session is continued, and the lock of the task that writes it.
+    """Where a session is continued, and a lock for the task that writes it.
+
+    An append takes a few microseconds, and anyio's lock, which finds out which task has it, one of them.
 
     Attributes:
         key_id: the key of the chain.
         head: the chain's newest head.
         after: the last index of the session; None if it has to be read.
+        locked: whether a task writes it.
     """
 
-    __slots__ = ("after", "head", "key_id", "lock")
+    __slots__ = ("_waiting", "after", "head", "key_id", "locked")
 
     def __init__(self) -> None:
-        self.lock = anyio.Lock(fast_acquire=True)
         self.key_id = ""
         self.head = Head()
         self.after: int | None = None
+        self.locked = False
+        self._waiting: deque[anyio.Event] = deque()
+
+    async def __aenter__(self) -> None:
+        if not self.locked:
+            self.locked = True
+            return
+        turn = anyio.Event()
+        self._waiting.append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self._release()
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """Give the lock to the task that waits longest."""
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self.locked = False
 
 
 class SessionChains:
@@ -83,21 +112,29 @@ class SessionChains:
             SessionFencedError: the session was claimed after that generation; nothing is stored.
             PersistError: the chain is broken, or the store failed.
         """
-        missing: dict[str, SessionEvent] = {}
-        for event in events:
-            missing.setdefault(event.id, event)
-        indexes: dict[str, int] = {}
+        wanted = events
+        if len(events) > 1 and len({event.id for event in events}) < len(events):
+            first: dict[str, SessionEvent] = {}
+            for event in events:
+                first.setdefault(event.id, event)
+            wanted = list(first.values())
+        known: dict[str, int] = {}
         session = self._session(session_id)
-        async with session.lock:
+        async with session:
             for attempt in range(_TRIES):
-                cipher = await self._keys.obtain(session_id)
-                tip = await self._find_tip(session, session_id, cipher)
-                if tip is None:
-                    continue
-                head, after = tip
-                wanted = list(missing.values())
-                seal = partial(extend, cipher, head, after)
-                sealed, longer, stored_head = await in_thread_if_large(wanted, seal)
+                cipher = self._keys.current(session_id) or await self._keys.obtain(session_id)
+                if session.key_id == cipher.key_id and session.after is not None:
+                    head, after = session.head, session.after
+                else:
+                    tip = await self._find_tip(session, session_id, cipher)
+                    if tip is None:
+                        continue
+                    head, after = tip
+                if _is_small(wanted):
+                    sealed, longer, stored_head = extend(cipher, head, after, wanted)
+                else:
+                    seal = partial(extend, cipher, head, after, wanted)
+                    sealed, longer, stored_head = await anyio.to_thread.run_sync(seal)
                 # What is stored is not known until the store has answered.
                 session.key_id, session.head, session.after = cipher.key_id, head, None
                 try:
@@ -105,9 +142,9 @@ class SessionChains:
                         session_id, sealed, stored_head, after=after, generation=generation
                     )
                 except NotLastError as error:
-                    indexes.update(error.known)
-                    missing = {one: event for one, event in missing.items() if one not in error.known}
-                    if not missing:
+                    known.update(error.known)
+                    wanted = [one for one in wanted if one.id not in error.known]
+                    if not wanted:
                         break
                     # Another process appended, or the session was erased and has another key.
                     self._keys.forget(session_id)
@@ -115,12 +152,16 @@ class SessionChains:
                         await anyio.sleep(random.uniform(0, min(_PAUSE, 0.001 * attempt)))  # noqa: S311
                     continue
                 session.head, session.after = longer, longer.last
-                indexes.update((event.id, event.event_index) for event in sealed)
+                for index, event in enumerate(wanted, after + 1):
+                    event.event_index = index
+                if wanted is events:
+                    return cipher
+                known.update((event.id, event.event_index) for event in wanted)
                 break
             else:
                 raise NotLastError(session_id)
         for event in events:
-            event.event_index = indexes[event.id]
+            event.event_index = known[event.id]
         return cipher
 
     async def insert(self, session_id: str, event: SessionEvent) -> SessionCipher:
@@ -128,7 +169,7 @@ class SessionChains:
 
         A replaced event stays where it is in the chain. A new one is in no chain.
         """
-        async with self._session(session_id).lock:
+        async with self._session(session_id):
             cipher = await self._keys.obtain(session_id)
             head = await self.read_head(session_id, cipher)
             like = None
@@ -356,7 +397,7 @@ class SessionChains:
             session = self._sessions[session_id] = _Session()
             if len(self._sessions) > _REMEMBERED:
                 oldest = next(iter(self._sessions))
-                if not self._sessions[oldest].lock.locked():
+                if not self._sessions[oldest].locked:
                     del self._sessions[oldest]
         self._sessions.move_to_end(session_id)
         return session
@@ -374,11 +415,15 @@ def _find_changed(cipher: SessionCipher, rows: Sequence[Stored]) -> list[str]:
     return changed
 
 
+def _is_small(events: Sequence[SessionEvent]) -> bool:
+    return sum([len(event.payload_json) for event in events]) <= _IN_LOOP
+
+
 async def in_thread_if_large(
     events: Sequence[SessionEvent], work: Callable[[Sequence[SessionEvent]], T]
 ) -> T:
     """Return the result of ``work``, which large payloads are given to in a thread."""
-    if sum(len(event.payload_json) for event in events) <= _IN_LOOP:
+    if _is_small(events):
         return work(events)
     return await anyio.to_thread.run_sync(work, events)
 

@@ -13,6 +13,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -99,6 +100,7 @@ class WrappedKey(msgspec.Struct, frozen=True):
 
 
 _encoder: Final = msgspec.json.Encoder()
+_text: Final = partial(binascii.b2a_base64, newline=False)
 _sealed_decoder: Final = msgspec.json.Decoder(Sealed)
 
 
@@ -112,13 +114,13 @@ class SessionCipher:
     def __init__(self, key_id: str, key: bytes) -> None:
         self.key_id: str = key_id
         self._cipher = _aes_gcm()(key)
-        self._forms = {form: f'{{"enc":"{form}","k":"{key_id}","n":"'.encode() for form in ("v1", "v2")}
+        self._v1, self._v2 = (f'{{"enc":"{form}","k":"{key_id}","n":"'.encode() for form in ("v1", "v2"))
 
     def seal(self, data: bytes, place: Sequence[object]) -> bytes:
         """Return the JSON of ``Sealed``. Opening it requires the same ``place``."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, data, _bound_to(place))
-        return b'%s%s","c":"%s"}' % (self._forms["v1"], _text(nonce), _text(sealed))
+        return b'%s%s","c":"%s"}' % (self._v1, _text(nonce), _text(sealed))
 
     def seal_linked(
         self,
@@ -136,10 +138,12 @@ class SessionCipher:
         """
         nonce = nonce or secrets.token_bytes(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, data, _bound_to_all((*place, previous, link, kept)))
-        chained = b"" if previous is None else b'"q":%d,"p":"%s",' % (previous, _text(link))
-        if kept:
-            chained += b'"l":"%s",' % _text(kept)
-        text = b'%s%s",%s"c":"%s"}' % (self._forms["v2"], _text(nonce), chained, _text(sealed))
+        if previous is None:
+            text = b'%b%b","c":"%b"}' % (self._v2, _text(nonce), _text(sealed))
+        else:
+            old = b'"l":"%b",' % _text(kept) if kept else b""
+            chained = (previous, _text(link), old)
+            text = b'%b%b","q":%d,"p":"%b",%b"c":"%b"}' % (self._v2, _text(nonce), *chained, _text(sealed))
         return text, sealed[-_TAG_BYTES:]
 
     def open(self, sealed: Sealed, place: Sequence[object]) -> bytes:
@@ -233,10 +237,6 @@ def _bound_to_all(place: Sequence[object]) -> bytes:
     except UnicodeEncodeError:
         # Half of a surrogate pair.
         return json.dumps([one.hex() if isinstance(one, bytes) else one for one in place]).encode()
-
-
-def _text(data: bytes) -> bytes:
-    return binascii.b2a_base64(data, newline=False)
 
 
 def _decrypt(cipher: AESGCM, nonce: bytes, data: bytes, bound: bytes) -> bytes:

@@ -147,6 +147,13 @@ class SessionKeys:
         known = self._known.get(session_id)
         return None if known is None else known[1]
 
+    def current(self, session_id: str) -> SessionCipher | None:
+        """Return the cached cipher if ``obtain`` would return it at once."""
+        known = self._known.get(session_id)
+        if known is None or time.monotonic() - self._touched.get(session_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:
+            return None
+        return known[1]
+
     def forget(self, session_id: str) -> None:
         """Read the key from the store at the next call."""
         self._known.pop(session_id, None)
