@@ -140,8 +140,8 @@ async def append_at_once(driver: SessionPersistDriver, scale: int, *, size: int)
 ROWS: Final[tuple[tuple[str, Work, int], ...]] = (
     ("one event, then the next", partial(append_batches, size=1), 400),
     ("batches of 100", partial(append_batches, size=100), 6_000),
-    (f"one event at a time, {SESSIONS} sessions at once", partial(append_at_once, size=1), 2_000),
-    (f"batches of 4, {SESSIONS} sessions at once", partial(append_at_once, size=4), 6_000),
+    (f"one event at a time, {SESSIONS} sessions at once", partial(append_at_once, size=1), 5_000),
+    (f"batches of 4, {SESSIONS} sessions at once", partial(append_at_once, size=4), 10_000),
 )
 
 

@@ -186,8 +186,8 @@ class SessionPersistDriver(ABC):
 
         Args:
             session_id: the session of the events.
-            events: at least one; their indexes are those after ``after``.
-            head: replaces the event of its id.
+            events: at least one; their indexes are those after ``after``. The driver may keep the objects.
+            head: replaces the event of its id. The driver may keep the object.
             after: the last index of the session.
             generation: as for ``append_events``.
 

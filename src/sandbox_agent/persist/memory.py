@@ -106,7 +106,8 @@ class InMemorySessionPersistDriver(FollowedDriver):
             PersistError: another event of the session has its index.
         """
         check_session(session_id, event)
-        self._replace(event)
+        self._replace(event.copy())
+        self._following.stored(session_id, [event])
 
     async def append_events(
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
@@ -130,7 +131,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
                 indexes[event.id] = stored.event_index
             elif event.id not in indexes:
                 indexes[event.id] = event.event_index = history.last_index + 1
-                self._store(event)
+                self._store(event.copy())
                 fresh.append(event)
         for event in events:
             event.event_index = indexes[event.id]
@@ -148,12 +149,14 @@ class InMemorySessionPersistDriver(FollowedDriver):
     ) -> None:
         self._check_generation(session_id, generation)
         history = self._histories.get(session_id, _EMPTY)
-        known = {one.id: history.events[one.id].event_index for one in events if one.id in history.events}
-        if known or history.last_index != after:
-            raise NotLastError(session_id, known)
         for event in events:
             check_session(session_id, event)
             self._check_owner(event)
+        stored = history.events
+        if history.last_index != after or any([event.id in stored for event in events]):
+            raise NotLastError(
+                session_id, {one.id: stored[one.id].event_index for one in events if one.id in stored}
+            )
         for event in events:
             self._store(event)
         self._following.stored(session_id, events)
@@ -224,7 +227,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
         history = self._history(event.session_id)
         old = history.events.get(event.id)
         if old is not None and old.event_index == event.event_index:
-            history.events[event.id] = event.copy()
+            history.events[event.id] = event
         else:
             at = bisect_left(history.order, (event.event_index, ""))
             if at < len(history.order) and history.order[at][0] == event.event_index:
@@ -234,7 +237,6 @@ class InMemorySessionPersistDriver(FollowedDriver):
             if owner is not None:
                 self._histories[owner].remove(event.id)
             self._store(event)
-        self._following.stored(event.session_id, [event])
 
     def _drop_orphan(self) -> None:
         """Limit the histories without a record: their session was dropped, but is still written."""
@@ -246,7 +248,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
 
     def _store(self, event: SessionEvent) -> None:
         history = self._history(event.session_id)
-        history.add(event.copy())
+        history.add(event)
         self._owners[event.id] = event.session_id
         while len(history.order) > self._max_events:
             oldest = history.order[0][1]

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import NotLastError, SessionPersistDriver, all_pages
@@ -64,25 +65,20 @@ class _Session:
         self.locked = False
         self._waiting: deque[anyio.Event] = deque()
 
-    async def __aenter__(self) -> None:
-        if not self.locked:
-            self.locked = True
-            return
+    async def wait_turn(self) -> None:
+        """Wait until the tasks that waited before have released the lock, and this one has it."""
         turn = anyio.Event()
         self._waiting.append(turn)
         try:
             await turn.wait()
         except BaseException:
             if turn.is_set():
-                self._release()
+                self.release()
             else:
                 self._waiting.remove(turn)
             raise
 
-    async def __aexit__(self, *_: object) -> None:
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
         """Give the lock to the task that waits longest."""
         if self._waiting:
             self._waiting.popleft().set()
@@ -120,7 +116,10 @@ class SessionChains:
             wanted = list(first.values())
         known: dict[str, int] = {}
         session = self._session(session_id)
-        async with session:
+        if session.locked:
+            await session.wait_turn()
+        session.locked = True
+        try:
             for attempt in range(_TRIES):
                 cipher = self._keys.current(session_id) or await self._keys.obtain(session_id)
                 if session.key_id == cipher.key_id and session.after is not None:
@@ -160,6 +159,8 @@ class SessionChains:
                 break
             else:
                 raise NotLastError(session_id)
+        finally:
+            session.release()
         for event in events:
             event.event_index = known[event.id]
         return cipher
@@ -169,7 +170,11 @@ class SessionChains:
 
         A replaced event stays where it is in the chain. A new one is in no chain.
         """
-        async with self._session(session_id):
+        session = self._session(session_id)
+        if session.locked:
+            await session.wait_turn()
+        session.locked = True
+        try:
             cipher = await self._keys.obtain(session_id)
             head = await self.read_head(session_id, cipher)
             like = None
@@ -182,13 +187,15 @@ class SessionChains:
                     else:
                         moved = {**head.moved, old.event_index: found[1].previous}
                         await self._store_head(
-                            session_id, cipher, head._replace(moved=moved), event.created_at
+                            session_id, cipher, msgspec.structs.replace(head, moved=moved), event.created_at
                         )
             (sealed_event,) = await in_thread_if_large(
                 [event], lambda events: [seal_event(cipher, one, like=like) for one in events]
             )
             self.forget(session_id)
             await self._inner.insert_event(session_id, sealed_event)
+        finally:
+            session.release()
         return cipher
 
     async def read_head(self, session_id: str, cipher: SessionCipher) -> Head | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MasterKey: TypeAlias = bytes | str
 
 _KEY_BYTES: Final = 32
-_NONCE_BYTES: Final = 12
+NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _ID_BYTES: Final = 8
 
@@ -114,11 +114,12 @@ class SessionCipher:
     def __init__(self, key_id: str, key: bytes) -> None:
         self.key_id: str = key_id
         self._cipher = _aes_gcm()(key)
+        self._encrypt = self._cipher.encrypt
         self._v1, self._v2 = (f'{{"enc":"{form}","k":"{key_id}","n":"'.encode() for form in ("v1", "v2"))
 
     def seal(self, data: bytes, place: Sequence[object]) -> bytes:
         """Return the JSON of ``Sealed``. Opening it requires the same ``place``."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, data, _bound_to(place))
         return b'%s%s","c":"%s"}' % (self._v1, _text(nonce), _text(sealed))
 
@@ -136,8 +137,8 @@ class SessionCipher:
 
         A nonce of ``make_nonces`` may be used once.
         """
-        nonce = nonce or secrets.token_bytes(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, data, _bound_to_all((*place, previous, link, kept)))
+        nonce = nonce or secrets.token_bytes(NONCE_BYTES)
+        sealed = self._encrypt(nonce, data, _bound_to_all((*place, previous, link, kept)))
         if previous is None:
             text = b'%b%b","c":"%b"}' % (self._v2, _text(nonce), _text(sealed))
         else:
@@ -191,7 +192,7 @@ class MasterKeys:
         return self._wrap(session_id, wrapped.key_id, self._unwrap(session_id, wrapped))
 
     def _wrap(self, session_id: str, key_id: str, key: bytes) -> WrappedKey:
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         place = _key_place(session_id, key_id)
         data = self._ciphers[self.current].encrypt(nonce, key, _bound_to(place))
         return WrappedKey(self.current, key_id, nonce, data)
@@ -215,10 +216,9 @@ class MasterKeys:
             ) from error
 
 
-def make_nonces(count: int) -> list[bytes]:
-    """Return so many nonces; the operating system is asked once."""
-    data = secrets.token_bytes(_NONCE_BYTES * count)
-    return [data[at : at + _NONCE_BYTES] for at in range(0, len(data), _NONCE_BYTES)]
+def make_nonces(count: int) -> bytes:
+    """Return so many nonces of 12 bytes, one after another; the operating system is asked once."""
+    return secrets.token_bytes(NONCE_BYTES * count)
 
 
 def _key_place(session_id: str, key_id: str) -> tuple[str, ...]:

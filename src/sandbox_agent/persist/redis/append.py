@@ -28,6 +28,7 @@ class _Append(NamedTuple):
     session_id: str
     keys: SessionKeys
     words: Sequence[Argument]
+    head_keys: Sequence[Argument]
     events: int
     size: int
     answer: asyncio.Future[Sequence[bytes]]
@@ -45,12 +46,28 @@ class Appender:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def append(
-        self, session_id: str, keys: SessionKeys, words: Sequence[Argument], *, events: int, size: int
+        self,
+        session_id: str,
+        keys: SessionKeys,
+        words: Sequence[Argument],
+        head_keys: Sequence[Argument] = (),
+        *,
+        events: int,
+        size: int,
     ) -> Sequence[bytes]:
-        """Return the script's answer for one append."""
+        """Return the script's answer for one append.
+
+        Args:
+            session_id: the session.
+            keys: its keys.
+            words: the script's arguments.
+            head_keys: the keys of its head, if one is stored with it.
+            events: how many events it has.
+            size: of their payloads, in bytes.
+        """
         self._client.check_usable(session_id)
         loop = asyncio.get_running_loop()
-        append = _Append(session_id, keys, words, events, size, loop.create_future())
+        append = _Append(session_id, keys, words, head_keys, events, size, loop.create_future())
         self._queue.append(append)
         if not self._scheduled:
             self._scheduled = True
@@ -96,6 +113,7 @@ class Appender:
         words: list[Argument] = [self._ttl_ms, width]
         for append in batch:
             keys += append.keys.data[:width]
+            keys += append.head_keys
             words += append.words
         try:
             answers: list[Sequence[bytes]] = await self._client.run(APPEND, keys, words, write=True)

@@ -33,6 +33,7 @@ from sandbox_agent.persist.redis.rows import (
     read_events,
     read_record,
     session_of_entry,
+    to_bytes,
 )
 from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, SAVE
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -100,6 +101,8 @@ class RedisSessionPersistDriver(FollowedDriver):
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
         self._known = KnownHistories(ttl or 0)
         self._appender = Appender(self._client, self._ttl_ms)
+        # In a cluster the keys of the head are on another server.
+        vars(self)["appends_head"] = not self._client.is_cluster
         self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -217,25 +220,41 @@ class RedisSessionPersistDriver(FollowedDriver):
         after: int,
         generation: int = UNFENCED,
     ) -> None:
-        await self._append(session_id, events, generation, after)
-        # In a cluster the head's keys are on another server, so it is stored after the events.
-        await self.insert_event(head.session_id, head)
+        if self.appends_head:
+            await self._append(session_id, events, generation, after, head)
+        else:
+            await self._append(session_id, events, generation, after)
+            await self.insert_event(head.session_id, head)
 
     async def _append(
-        self, session_id: str, events: Sequence[SessionEvent], generation: int, after: int = -1
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        generation: int,
+        after: int = -1,
+        head: SessionEvent | None = None,
     ) -> Sequence[int]:
         self._check_eviction_once()
         known = self._known.get(session_id)
-        words: list[Argument] = [generation, known.life, known.last, len(events), after]
+        words: list[Argument] = [
+            generation,
+            known.life,
+            known.last,
+            len(events),
+            after,
+            int(head is not None),
+        ]
         size = 0
         for event in events:
             check_session(session_id, event)
             words += pack_event(event)
             size += len(event.payload_json)
+        if head is not None:
+            words += (to_bytes(head.id), head.created_at, head.payload_json)
         batch = list(events)
-        answer = await self._appender.append(
-            session_id, self._keys.of_session(session_id), words, events=len(batch), size=size
-        )
+        head_keys = () if head is None else self._keys.of_session(head.session_id).data
+        keys = self._keys.of_session(session_id)
+        answer = await self._appender.append(session_id, keys, words, head_keys, events=len(batch), size=size)
         if answer[0] == b"other":
             found = zip(batch, map(int, answer[3:]), strict=len(answer) > 3)
             raise NotLastError(session_id, {event.id: index for event, index in found if index <= after})
