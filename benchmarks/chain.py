@@ -1,9 +1,9 @@
 """``python -m benchmarks.chain``: what the chain of an encrypted session costs an append.
 
-The encrypted driver appends beside the same driver as it was without the chain: each payload is sealed for its
-event, and the store allocates the index. Both use one store, each with sessions of its own; their rounds
-alternate, and so does which of them is first. Each figure is the median of its rounds, each ratio the median of
-the rounds' ratios. CPU is that of this process: of the event loop and of the SQLite thread.
+The encrypted driver appends beside the same driver as it was without the chain: each payload is sealed for
+its event, and the store allocates the index. Both use one store, each with sessions of its own; their rounds
+alternate, and so does which of them is first. Each figure is the median of its rounds, each ratio the median
+of the rounds' ratios. CPU is that of this process: of the event loop and of the SQLite thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from sandbox_agent import InMemorySessionPersistDriver, SessionPersistDriver, SQ
 from sandbox_agent.persist.base import UNFENCED, check_session
 from sandbox_agent.persist.encrypted.chains import in_thread_if_large
 from sandbox_agent.persist.encrypted.cipher import SessionCipher
-from sandbox_agent.persist.encrypted.driver import EncryptedSessionPersistDriver, _check_id
+from sandbox_agent.persist.encrypted.driver import (
+    EncryptedSessionPersistDriver,
+    _check_id,  # pyright: ignore[reportPrivateUsage] - what the driver did then
+)
 from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.wire.records import SessionEvent
@@ -40,11 +43,10 @@ from sandbox_agent.wire.records import SessionEvent
 SESSIONS: Final = 50
 STORES: Final = ("memory", "sqlite", "postgres", "redis")
 BAR: Final = 1.10
-_TEXT: Final = "w" * 120
 _PAYLOAD: Final = (
-    '{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"x","update":{"sessionUpdate":'
-    '"agent_message_chunk","content":{"type":"text","text":"%s"}}}}' % _TEXT
-).encode()
+    b'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"x","update":{"sessionUpdate":'
+    b'"agent_message_chunk","content":{"type":"text","text":"' + b"w" * 120 + b'"}}}}'
+)
 
 
 class Unchained(EncryptedSessionPersistDriver):

@@ -153,7 +153,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
             check_session(session_id, event)
             self._check_owner(event)
         stored = history.events
-        if history.last_index != after or any([event.id in stored for event in events]):
+        if history.last_index != after or not stored.keys().isdisjoint([event.id for event in events]):
             raise NotLastError(
                 session_id, {one.id: stored[one.id].event_index for one in events if one.id in stored}
             )
@@ -230,9 +230,9 @@ class InMemorySessionPersistDriver(FollowedDriver):
             history.events[event.id] = event
         else:
             at = bisect_left(history.order, (event.event_index, ""))
-            if at < len(history.order) and history.order[at][0] == event.event_index:
-                if history.order[at][1] != event.id:
-                    raise taken_index_error(event)
+            found = history.order[at] if at < len(history.order) else None
+            if found is not None and found[0] == event.event_index and found[1] != event.id:
+                raise taken_index_error(event)
             owner = self._owners.get(event.id)
             if owner is not None:
                 self._histories[owner].remove(event.id)

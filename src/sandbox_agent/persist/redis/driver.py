@@ -8,6 +8,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Final
 
+import msgspec
+
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
@@ -33,7 +35,6 @@ from sandbox_agent.persist.redis.rows import (
     read_events,
     read_record,
     session_of_entry,
-    to_bytes,
 )
 from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, SAVE
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
@@ -236,25 +237,20 @@ class RedisSessionPersistDriver(FollowedDriver):
     ) -> Sequence[int]:
         self._check_eviction_once()
         known = self._known.get(session_id)
-        words: list[Argument] = [
-            generation,
-            known.life,
-            known.last,
-            len(events),
-            after,
-            int(head is not None),
-        ]
+        words: list[Argument] = [generation, known.life, known.last, len(events), after]
         size = 0
         for event in events:
             check_session(session_id, event)
             words += pack_event(event)
             size += len(event.payload_json)
         if head is not None:
-            words += (to_bytes(head.id), head.created_at, head.payload_json)
+            # Lua's unpack knows texts only, no binary data.
+            texts = (head.id, str(head.created_at), "", "client", head.payload_json.decode())
+            words.append(msgspec.msgpack.encode(texts))
         batch = list(events)
-        head_keys = () if head is None else self._keys.of_session(head.session_id).data
+        head_key = None if head is None else self._keys.of_session(head.session_id).events
         keys = self._keys.of_session(session_id)
-        answer = await self._appender.append(session_id, keys, words, head_keys, events=len(batch), size=size)
+        answer = await self._appender.append(session_id, keys, words, head_key, events=len(batch), size=size)
         if answer[0] == b"other":
             found = zip(batch, map(int, answer[3:]), strict=len(answer) > 3)
             raise NotLastError(session_id, {event.id: index for event, index in found if index <= after})

@@ -58,11 +58,13 @@ def _script(body: str) -> Script:
     return Script(_COMMON + body)
 
 
-# insert: what INSERT does, with the six keys from k on; event is created_at, connection_id, sender, payload.
-#   Returns {'taken'}, or nil, life and last index.
+# insert: what INSERT does, with the six keys. The event is id, created_at, connection_id, sender, payload, in
+#   the form of the side table. Returns {'taken'}, or nil, life and last index.
 _INSERT: Final = """
-local function insert(k, index, id, event)
-  local events, ids, meta, _, order, side = unpack(KEYS, k, k + 5)
+local function insert(keys, index, packed)
+  local events, ids, meta, _, order, side = unpack(keys)
+  local event = cmsgpack.unpack(packed)
+  local id = event[1]
   local _, life, last = check(meta, 0, '', 0)
   -- The highest id that the stream ever had: it accepts only higher ones.
   local function highest_id()
@@ -81,7 +83,7 @@ local function insert(k, index, id, event)
   local old = redis.call('HGET', ids, id)
   if old == at(index) and redis.call('ZSCORE', order, old) then
     -- It stays where it is.
-    redis.call('HSET', side, old, cmsgpack.pack({id, unpack(event)}))
+    redis.call('HSET', side, old, packed)
     return nil, begin_life(meta, life), last
   end
   if old ~= at(index) then
@@ -99,11 +101,11 @@ local function insert(k, index, id, event)
     end
   end
   if index > highest_id() then
-    redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', event[1], 'connection_id', event[2],
-      'sender', event[3], 'payload', event[4])
+    redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', event[2], 'connection_id', event[3],
+      'sender', event[4], 'payload', event[5])
   else
     redis.call('ZADD', order, at(index), at(index))
-    redis.call('HSET', side, at(index), cmsgpack.pack({id, unpack(event)}))
+    redis.call('HSET', side, at(index), packed)
   end
   last = last_index()
   if last < highest_id() then
@@ -127,17 +129,17 @@ end
 
 
 # Atomic: allocates indexes for the events of each session and stores them; an event whose id is stored keeps
-# its index. KEYS: the six (or, without a ttl, the first three) of each session, then, if it has a head, the six
-#   of the head.
-# ARGV: ttl, keys per session; for each session: generation, life, known, count, after, heads, then count times
-#   id, created_at, connection_id, sender, payload, and heads times (0 or 1) id, created_at, payload. If after is not -1, it
-#   must be the last index, and all events must be new. The head is inserted with the index 1.
+# its index. KEYS: the six (or, without a ttl, the first three) of each session, then the first of its head's.
+# ARGV: ttl, keys per session, 1 if a session with an after has a head (never in a cluster: its keys are on
+#   another node); for each session: generation, life, known, count, after, then count times id, created_at,
+#   connection_id, sender, payload, then the head, packed as for insert. If after is not -1, it must be the
+#   last index, and all events must be new. The head is inserted with the index 1.
 # Answers for each session {'ok', life, first} if all are new, {'ok', life, -1, index, ...}, {'fenced'},
 #   {'lost'}, {'other', life, -1, index, ...} or {'error', text}.
 APPEND: Final = _script(
     _INSERT
     + """
-local ttl, width = tonumber(ARGV[1]), tonumber(ARGV[2])
+local ttl, width, with_heads = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
 local function append(k, a)
   local events, ids, meta = KEYS[k], KEYS[k + 1], KEYS[k + 2]
   local count, after = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
@@ -147,7 +149,7 @@ local function append(k, a)
   local indexes, fresh, seen, known = {}, {}, {}, 0
   for from = 0, count - 1, 500 do
     local names = {}
-    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 6 + i * 5] end
+    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 5 + i * 5] end
     local found = redis.call('HMGET', ids, unpack(names))
     for i, name in ipairs(names) do
       local index = found[i] or seen[name]
@@ -171,7 +173,7 @@ local function append(k, a)
   if #fresh > 0 then
     local pairs_of = {}
     for _, i in ipairs(fresh) do
-      local b = a + 6 + i * 5
+      local b = a + 5 + i * 5
       redis.call('XADD', events, indexes[i + 1] .. '-0', 'id', ARGV[b], 'created_at', ARGV[b + 1],
         'connection_id', ARGV[b + 2], 'sender', ARGV[b + 3], 'payload', ARGV[b + 4])
       pairs_of[#pairs_of + 1] = ARGV[b]
@@ -183,19 +185,25 @@ local function append(k, a)
   -- A retry writes too: WAIT confirms only what a write of this connection comes after.
   if count > 0 then redis.call('HSET', meta, 'last', at(last)) end
   refresh(ttl, k, k + width - 1)
-  if ARGV[a + 5] == '1' then
-    local h = a + 6 + count * 5
-    if insert(k + width, 1, ARGV[h], {ARGV[h + 1], '', 'client', ARGV[h + 2]}) then error('another event has the place of the head') end
-    refresh(ttl, k + width, k + width + 5)
+  if with_heads and after >= 0 then
+    local base = string.match(KEYS[k + width], '^(.*):events$')
+    local keys = {}
+    for i, name in ipairs({'events', 'ids', 'meta', 'record', 'order', 'side'}) do
+      keys[i] = base .. ':' .. name
+    end
+    if insert(keys, 1, ARGV[a + 5 + count * 5]) then error('another event has the place of the head') end
+    if ttl > 0 then
+      for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
+    end
   end
   if known == 0 then return {'ok', life, indexes[1]} end
   local answer = {'ok', life, '-1'}
   for i = 1, count do answer[i + 3] = indexes[i] end
   return answer
 end
-local answers, k, a = {}, 1, 3
+local answers, k, a = {}, 1, 4
 while k <= #KEYS do
-  local heads = tonumber(ARGV[a + 5])
+  local heads = with_heads and tonumber(ARGV[a + 4]) >= 0 and 1 or 0
   local done, answer = pcall(append, k, a)
   if not done then
     local cause = answer
@@ -203,8 +211,8 @@ while k <= #KEYS do
     answer = {'error', tostring(cause)}
   end
   answers[#answers + 1] = answer
-  a = a + 6 + tonumber(ARGV[a + 3]) * 5 + heads * 3
-  k = k + width + heads * 6
+  a = a + 5 + tonumber(ARGV[a + 3]) * 5 + heads
+  k = k + width + heads
 end
 return answers
 """
@@ -216,7 +224,7 @@ return answers
 INSERT: Final = _script(
     _INSERT
     + """
-local refused, life, last = insert(1, tonumber(ARGV[2]), ARGV[3], {unpack(ARGV, 4)})
+local refused, life, last = insert(KEYS, tonumber(ARGV[2]), cmsgpack.pack({unpack(ARGV, 3)}))
 if refused then return refused end
 refresh(tonumber(ARGV[1]), 1, #KEYS)
 return {'ok', life, at(last)}
