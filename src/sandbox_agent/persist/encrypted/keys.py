@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
@@ -64,8 +65,8 @@ class SessionKeys:
         self._masters = masters
         self._known: OrderedDict[str, tuple[WrappedKey, SessionCipher]] = OrderedDict()
         self._touched: dict[str, float] = {}
-        # One change at a time, so that concurrent tasks do not refuse each other.
-        self._changing = anyio.Lock()
+        # One change of a key at a time, so that concurrent tasks do not refuse each other.
+        self._changing: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def find(self, session_id: str) -> SessionKey | None:
         """Return the stored key, or None if the session has no key. Raises as ``read``."""
@@ -205,7 +206,7 @@ class SessionKeys:
     ) -> _Stored | None:
         """Store the result of ``change`` on the stored key, and return it."""
         key_id = KEY_PREFIX + session_id
-        async with self._changing:
+        async with self._changing.setdefault(session_id, anyio.Lock()):
             for attempt in range(_TRIES):
                 generation = await self._inner.claim_session(key_id)
                 record = await self._inner.get_session(key_id)
