@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -130,3 +131,33 @@ async def test_sealed_appends_of_many_sessions_share_a_statement_of_postgres(
     for name in names:
         assert [event.event_index for event in await all_events(driver, name)] == list(range(1, 13))
     await store.close()
+
+
+async def test_two_erasures_at_once_leave_no_half_of_a_session(attacked: Attacked) -> None:
+    """Readers see the session as it was written, or do not see it."""
+    eraser, writer, reader = (encrypt(attacked.store) for _ in range(3))
+    done = anyio.Event()
+
+    async def read() -> None:
+        while not done.is_set():
+            events = await all_events(reader, "s")
+            assert [event.event_index for event in events] == list(range(1, len(events) + 1))
+
+    async def write(turn: int) -> None:
+        with suppress(SessionFencedError):
+            generation = await writer.claim_session("s")
+            for number in range(3):
+                event = make_event(f"{turn}-{number}")
+                await writer.append_events("s", [event], generation=generation)
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(read)
+            for turn in range(10):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(eraser.erase, "s")
+                    group.start_soon(encrypt(attacked.store).erase, "s")
+                    group.start_soon(write, turn)
+            done.set()
+    await eraser.erase("s")
+    assert await problems(eraser) == []

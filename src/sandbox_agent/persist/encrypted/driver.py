@@ -263,9 +263,9 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         await self._keys.destroy(session_id)
         self._chains.erased(session_id)
         if Capability.DELETE in self.capabilities:
-            await self.inner.delete_session(HEAD_PREFIX + session_id)
-            await self.inner.delete_session(KEY_PREFIX + session_id)
-            await self.inner.delete_session(session_id)
+            # Together: another erasure may have ended, and the session may have been created again. The
+            # session is the last: what was written without this key by then goes with it.
+            await self.inner.delete_sessions([HEAD_PREFIX + session_id, KEY_PREFIX + session_id, session_id])
             self._keys.forget(session_id)
 
     async def verify_chain(self, session_id: str, /) -> tuple[list[str], list[str]]:

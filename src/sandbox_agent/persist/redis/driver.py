@@ -272,15 +272,26 @@ class RedisSessionPersistDriver(FollowedDriver):
 
         Writers that claimed the session before are refused from then on.
         """
-        keys = self._keys.of_session(session_id)
-        record = await self.get_session(session_id)
-        await self._client.run(
-            DELETE, [*keys.data, keys.end], [_TOMBSTONE_MS], session_id=session_id, write=True
-        )
-        if record is not None:
-            entry = index_entry(record.created_at, session_id)
-            await self._client.call("ZREM", self._keys.index, entry, session_id=session_id)
-        self._known.forget(session_id)
+        await self.delete_sessions([session_id])
+
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        # In a cluster each session is on a node of its own.
+        together = len(session_ids) if not self._client.is_cluster else 1
+        for start in range(0, len(session_ids), max(1, together)):
+            await self._delete_together(session_ids[start : start + together])
+
+    async def _delete_together(self, session_ids: Sequence[str]) -> None:
+        records = [await self.get_session(session_id) for session_id in session_ids]
+        keys: list[Argument] = []
+        for one in map(self._keys.of_session, session_ids):
+            keys += (*one.data, one.end)
+        await self._client.run(DELETE, keys, [_TOMBSTONE_MS], session_id=session_ids[0], write=True)
+        for record in records:
+            if record is not None:
+                entry = index_entry(record.created_at, record.id)
+                await self._client.call("ZREM", self._keys.index, entry, session_id=record.id)
+        for session_id in session_ids:
+            self._known.forget(session_id)
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         commands: list[Sequence[Argument]] = []

@@ -255,19 +255,23 @@ refresh(tonumber(ARGV[1]), 1, #KEYS)
 return {'ok', life}
 """)
 
-# Atomic: removes a session and leaves a tombstone with the next generation. KEYS: the six, end.
-# ARGV: lifetime of the tombstone in ms. Answers how many keys there were.
+# Atomic: removes sessions and leaves for each a tombstone with the next generation. KEYS: the six and end of
+# each. ARGV: lifetime of a tombstone in ms. Answers how many keys there were.
 DELETE: Final = _script("""
-local meta = KEYS[3]
-local generation = redis.call('HGET', meta, 'generation')
-local was = redis.call('UNLINK', unpack(KEYS, 1, 6))
-if was > 0 then
-  redis.call('HSET', meta, 'generation', at(math.max(number(generation) + 1, now())))
-  redis.call('PEXPIRE', meta, ARGV[1])
-  redis.call('XADD', KEYS[7], 'MAXLEN', 1, '*', 'deleted', '1')
-  redis.call('PEXPIRE', KEYS[7], ARGV[1])
+local all = 0
+for k = 1, #KEYS, 7 do
+  local meta = KEYS[k + 2]
+  local generation = redis.call('HGET', meta, 'generation')
+  local was = redis.call('UNLINK', unpack(KEYS, k, k + 5))
+  if was > 0 then
+    redis.call('HSET', meta, 'generation', at(math.max(number(generation) + 1, now())))
+    redis.call('PEXPIRE', meta, ARGV[1])
+    redis.call('XADD', KEYS[k + 6], 'MAXLEN', 1, '*', 'deleted', '1')
+    redis.call('PEXPIRE', KEYS[k + 6], ARGV[1])
+  end
+  all = all + was
 end
-return was
+return all
 """)
 
 # A consistent page of events from the stream and the side table. KEYS: events, order, side.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -85,7 +85,10 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
 
         Nothing happens if there is none. A writer that claimed the session before is refused from now on.
         """
-        await super().delete_session(session_id)
+        await self.delete_sessions([session_id])
+
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        await super().delete_sessions(session_ids)
         # The log still has the erased pages; a reader of another process may keep it from being cut.
         await self.writer.run(_cut_log, transaction=False)
 
