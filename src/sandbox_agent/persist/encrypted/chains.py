@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -42,6 +42,20 @@ _TRIES: Final = 200
 _PAUSE: Final = 0.05
 # How many sessions are remembered.
 _REMEMBERED: Final = 4_096
+
+
+class Findings(NamedTuple):
+    """What was found out about a session.
+
+    Attributes:
+        problems: what is wrong.
+        notes: what can't be known.
+        key_id: of its key; empty if it has none.
+    """
+
+    problems: list[str]
+    notes: list[str]
+    key_id: str
 
 
 class _Session:
@@ -239,25 +253,50 @@ class SessionChains:
             breaks = await self._without_dropped(session_id, breaks, head)
         return place, breaks, head
 
-    async def verify(self, session_id: str) -> tuple[list[str], list[str]]:
+    async def verify(self, session_id: str) -> Findings:
         """Return what is wrong with a session's events, and what can't be known of them.
 
         Raises:
             PersistError: the key or the head was changed, or the store failed.
         """
-        key = await self._keys.find(session_id)
-        if key is None or key.cipher is None:
-            lost = key is None and (await self._inner.list_events(session_id, limit=1)).items
-            return (["its key is missing"] if lost else []), []
-        cipher = key.cipher
-        # Read before the events: what is stored meanwhile is after it.
-        head = await self.read_head(session_id, cipher)
+        found = Findings([], [], "")
+        for _ in range(READS):
+            key = await self._keys.find(session_id)
+            cipher = None if key is None else key.cipher
+            # Read before the events: what is stored meanwhile is after it.
+            head = None if cipher is None else await self.read_head(session_id, cipher)
+            if key is not None and cipher is not None:
+                found = await self._verify(session_id, cipher, key.gone, head)
+                if not found.problems:
+                    break
+            else:
+                rest = (await self._inner.list_events(session_id, limit=1)).items
+                lost = ["its key is missing"] if rest and key is None else []
+                erased = ["it was erased: its key was destroyed, its events can't be read"] if rest else []
+                found = Findings(lost, [] if lost else erased, "")
+                if not lost:
+                    break
+            again = await self._keys.find(session_id)
+            if again == key and (cipher is None or await self.read_head(session_id, cipher) == head):
+                break
+            # It was erased meanwhile, or an event got another index.
+        return found
+
+    async def _verify(
+        self, session_id: str, cipher: SessionCipher, gone: Collection[str], head: Head | None
+    ) -> Findings:
         place: Place | None = Place(0)
         breaks: list[Break] = []
         changed: list[str] = []
         first = last = apart = 0
-        async with aclosing(self.read_rows(session_id, cipher)) as pages:
-            async for rows in pages:
+        async with aclosing(self._read_all(session_id)) as pages:
+            async for stored in pages:
+                rows = [row for row in stored if row[1].key_id == cipher.key_id]
+                changed += [
+                    f"event {event.event_index} ('{event.id}') can't be read: its key is not in the store"
+                    for event, sealed in stored
+                    if sealed.key_id != cipher.key_id and sealed.key_id not in gone
+                ]
                 changed += await anyio.to_thread.run_sync(_find_changed, cipher, rows)
                 place, found = walk(rows, place, head or Head())
                 breaks += found
@@ -278,7 +317,7 @@ class SessionChains:
             notes.append(f"no chain: {apart} events are bound to the session only, or were inserted")
         elif apart:
             notes.append(f"no chain before event {first}, or events were inserted: {apart} are in no chain")
-        return [*changed, *(one.what for one in breaks)], notes
+        return Findings([*changed, *(one.what for one in breaks)], notes, cipher.key_id)
 
     def forget(self, session_id: str) -> None:
         """Read from the store where the session is continued. Its newest event is remembered."""
@@ -362,12 +401,16 @@ class SessionChains:
         self, session_id: str, cipher: SessionCipher, after: int = 0
     ) -> AsyncGenerator[list[Stored]]:
         """Iterate over the pages of the events after an index that are encrypted with a cipher."""
+        async with aclosing(self._read_all(session_id, after)) as pages:
+            async for rows in pages:
+                yield [row for row in rows if row[1].key_id == cipher.key_id]
+
+    async def _read_all(self, session_id: str, after: int = 0) -> AsyncGenerator[list[Stored]]:
         read = partial(self._inner.list_events, session_id)
         cursor = self._inner.cursor_after(after) if after else None
         async with aclosing(all_pages(read, cursor)) as pages:
             async for events in pages:
-                rows = [(one, read_sealed_event(one)) for one in events if one.event_index > after]
-                yield [row for row in rows if row[1].key_id == cipher.key_id]
+                yield [(one, read_sealed_event(one)) for one in events if one.event_index > after]
 
     async def _find(self, session_id: str, index: int, event_id: str) -> Stored | None:
         """Return the stored event of that id, which is probably at that index."""

@@ -20,7 +20,13 @@ from sandbox_agent.persist.base import (
     normalize_limit,
 )
 from sandbox_agent.persist.encrypted.chain import HEAD_PREFIX, Break, Head, Place, Stored, walk
-from sandbox_agent.persist.encrypted.chains import READS, SessionChains, broken_error, in_thread_if_large
+from sandbox_agent.persist.encrypted.chains import (
+    READS,
+    Findings,
+    SessionChains,
+    broken_error,
+    in_thread_if_large,
+)
 from sandbox_agent.persist.encrypted.cipher import MasterKey, MasterKeys, SessionCipher
 from sandbox_agent.persist.encrypted.forms import (
     is_blank,
@@ -268,15 +274,29 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
             await self.inner.delete_sessions([HEAD_PREFIX + session_id, KEY_PREFIX + session_id, session_id])
             self._keys.forget(session_id)
 
-    async def verify_chain(self, session_id: str, /) -> tuple[list[str], list[str]]:
+    async def verify_chain(self, session_id: str, /) -> Findings:
         """Return what is wrong with a session, and what can't be known of it; nothing is changed.
 
         Raises:
-            PersistError: the session's key, head or record was changed, or the store failed.
+            PersistError: the store failed.
         """
-        _check_id(session_id)
-        await self.get_session(session_id)
-        return await self._chains.verify(session_id)
+        problems: dict[str, None] = {}
+        found = Findings([], [], "")
+        try:
+            _check_id(session_id)
+            found = await self._chains.verify(session_id)
+        except PersistError as error:
+            if error.session_id is None:
+                raise
+            problems[str(error)] = None
+        try:
+            await self.get_session(session_id)
+        except PersistError as error:
+            if error.session_id is None:
+                raise
+            # A key that can't be read was met before.
+            problems[str(error)] = None
+        return found._replace(problems=[*found.problems, *problems])
 
     async def rotate_keys(self) -> int:
         """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.

@@ -246,11 +246,10 @@ def _stored(record: SessionRecord, session_id: str) -> _Stored:
     try:
         stored = msgspec.convert(record.session_init, _Stored)
     except msgspec.ValidationError as error:
-        raise PersistError(
-            f"the key of session '{session_id}' is damaged in the store: nothing of the session can be read; "
-            "restore the store from a copy",
-            session_id=session_id,
-        ) from error
+        raise _damaged_error(session_id) from error
+    if stored.key is not None and stored.key.key_id in stored.gone:
+        # All that was encrypted with it would be left out as erased.
+        raise _damaged_error(session_id)
     if stored.form != _FORM:
         raise PersistError(
             f"the key of session '{session_id}' has the form '{stored.form}', which this release does not "
@@ -258,3 +257,11 @@ def _stored(record: SessionRecord, session_id: str) -> _Stored:
             session_id=session_id,
         )
     return stored
+
+
+def _damaged_error(session_id: str) -> PersistError:
+    return PersistError(
+        f"the key of session '{session_id}' is damaged in the store: nothing of the session can be read; "
+        "restore the store from a copy",
+        session_id=session_id,
+    )
