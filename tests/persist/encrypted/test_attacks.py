@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.encrypted.cipher import Sealed
 from sandbox_agent.persist.encrypted.keys import KEY_PREFIX
 from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.testing.drivers import all_events, make_event, make_session
@@ -99,6 +101,21 @@ async def test_a_changed_record_does_not_hide_what_else_is_wrong(store: SessionP
     found = "\n".join(await problems(encrypt(store)))
     assert "the record of session 's' can't be decrypted" in found
     assert not isinstance(store, SQLiteSessionPersistDriver) or "event 3 is missing before event 4" in found
+
+
+async def test_nothing_is_linked_to_an_event_that_was_made_without_the_key(
+    store: SessionPersistDriver,
+) -> None:
+    await fill(store)
+    *_, last = await all_events(store, "s")
+    sealed = Sealed.read(last.payload_json)
+    # It claims the tag of the event that it replaces.
+    forged = msgspec.structs.replace(sealed, data=sealed.data[:-1] + b"x", kept=sealed.tag)
+    last.payload_json = msgspec.json.encode(forged)
+    await store.insert_event("s", last)
+    with pytest.raises(PersistError, match=r"event 6 \('s-6'\) was changed"):
+        await encrypt(store).append_events("s", [make_event("s-7")])
+    assert await store.last_event_index("s") == 6
 
 
 class Listening(Interrupted):

@@ -371,6 +371,8 @@ class SessionChains:
         async with aclosing(self.read_rows(session_id, cipher, max(0, end.at - 1))) as pages:
             async for rows in pages:
                 start = place if seen or place is None else Place(max(0, end.at - 1))
+                # Nothing is linked to an event that was made without the key.
+                breaks += map(Break, _find_changed(cipher, rows))
                 if not seen and place is not None and end.at:
                     # The newest event is there, and none is missing before the ones after it.
                     rows = [row for row in rows if row[0].event_index >= end.at]
