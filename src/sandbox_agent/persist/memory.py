@@ -149,14 +149,15 @@ class InMemorySessionPersistDriver(FollowedDriver):
     ) -> None:
         self._check_generation(session_id, generation)
         history = self._histories.get(session_id, _EMPTY)
+        if not self._owners.keys().isdisjoint([event.id for event in events]):
+            for event in events:
+                self._check_owner(event)
+            known = [history.events[one.id] for one in events if one.id in history.events]
+            raise NotLastError(session_id, {one.id: one.event_index for one in known})
+        if history.last_index != after:
+            raise NotLastError(session_id)
         for event in events:
             check_session(session_id, event)
-            self._check_owner(event)
-        stored = history.events
-        if history.last_index != after or not stored.keys().isdisjoint([event.id for event in events]):
-            raise NotLastError(
-                session_id, {one.id: stored[one.id].event_index for one in events if one.id in stored}
-            )
         for event in events:
             self._store(event)
         self._following.stored(session_id, events)

@@ -572,10 +572,11 @@ async def test_holes_and_older_copies_of_a_plain_session_are_found(tmp_path: Pat
 
 def test_a_sealed_event_is_json_of_known_members() -> None:
     """Readers of other programs: see docs/encryption.md."""
-    from sandbox_agent.persist.encrypted.cipher import MasterKeys
+    from sandbox_agent.persist.encrypted.cipher import MasterKeys, bind_linked
 
     _, cipher = MasterKeys(KEY).make("s")
-    text, tag = cipher.seal_linked(b"{}", ("place",), 7, b"t" * 16, b"k" * 16)
+    bound = bind_linked(("place", 7, b"t" * 16, b"k" * 16))
+    text, tag = cipher.seal_linked(b"{}", bound, 7, b"t" * 16, b"k" * 16)
     assert list(msgspec.json.decode(text)) == ["enc", "k", "n", "q", "p", "l", "c"]
     assert len(tag) == 16
-    assert list(msgspec.json.decode(cipher.seal_linked(b"{}", ("place",), None)[0])) == ["enc", "k", "n", "c"]
+    assert list(msgspec.json.decode(cipher.seal_linked(b"{}", bound)[0])) == ["enc", "k", "n", "c"]

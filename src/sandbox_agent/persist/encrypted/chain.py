@@ -11,6 +11,7 @@ elsewhere (``sessions verify --head``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ from sandbox_agent.persist.encrypted.cipher import (
     Sealed,
     SessionCipher,
     UnsealedError,
+    bind_linked,
     make_nonces,
 )
 from sandbox_agent.persist.encrypted.forms import changed_error, seal_linked
@@ -80,13 +82,18 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         """Return the head as it is stored."""
         name = HEAD_PREFIX + session_id
         content = _encoder.encode(self)
-        payload, _ = cipher.seal_linked(content, ("head", session_id), None, nonce=nonce)
+        payload, _ = cipher.seal_linked(content, _bind_head(session_id), nonce=nonce)
         return SessionEvent(name, 1, name, created_at, "", "client", payload)
 
 
 _UNKNOWN: Final = Head()
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Head)
+
+
+@lru_cache(maxsize=1_024)
+def _bind_head(session_id: str) -> bytes:
+    return bind_linked(("head", session_id, None, b"", b""))
 
 
 def open_head(cipher: SessionCipher, session_id: str, event: SessionEvent) -> Head | None:

@@ -319,6 +319,10 @@ class SessionChains:
             notes.append(f"no chain before event {first}, or events were inserted: {apart} are in no chain")
         return Findings([*changed, *(one.what for one in breaks)], notes, cipher.key_id)
 
+    def is_known(self, session_id: str) -> bool:
+        """Whether this object has written the session, lately."""
+        return session_id in self._sessions
+
     def forget(self, session_id: str) -> None:
         """Read from the store where the session is continued. Its newest event is remembered."""
         if session_id in self._sessions:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hmac
 import json
+import os
 import secrets
 from collections.abc import Sequence
 from functools import partial
@@ -126,8 +127,8 @@ class SessionCipher:
     def seal_linked(
         self,
         data: bytes,
-        place: Sequence[object],
-        previous: int | None,
+        bound: bytes,
+        previous: int | None = None,
         link: bytes = b"",
         kept: bytes = b"",
         *,
@@ -135,10 +136,16 @@ class SessionCipher:
     ) -> tuple[bytes, bytes]:
         """Return the JSON of ``Sealed`` with its place in a chain, and its tag.
 
-        A nonce of ``make_nonces`` may be used once.
+        Args:
+            data: the content.
+            bound: ``bind_linked`` of the place, ``previous``, ``link`` and ``kept``.
+            previous: as in ``Sealed``.
+            link: as in ``Sealed``.
+            kept: as in ``Sealed``.
+            nonce: one of ``make_nonces``, which may be used once; None: a new one.
         """
         nonce = nonce or secrets.token_bytes(NONCE_BYTES)
-        sealed = self._encrypt(nonce, data, _bound_to_all((*place, previous, link, kept)))
+        sealed = self._encrypt(nonce, data, bound)
         if previous is None:
             text = b'%b%b","c":"%b"}' % (self._v2, _text(nonce), _text(sealed))
         else:
@@ -152,7 +159,7 @@ class SessionCipher:
         if sealed.form == "v1":
             bound = _bound_to(place)
         else:
-            bound = _bound_to_all((*place, sealed.previous, sealed.link, sealed.kept))
+            bound = bind_linked((*place, sealed.previous, sealed.link, sealed.kept))
         return _decrypt(self._cipher, sealed.nonce, sealed.data, bound)
 
 
@@ -218,7 +225,8 @@ class MasterKeys:
 
 def make_nonces(count: int) -> bytes:
     """Return so many nonces of 12 bytes, one after another; the operating system is asked once."""
-    return secrets.token_bytes(NONCE_BYTES * count)
+    # What the module secrets calls, at half of its cost.
+    return os.urandom(NONCE_BYTES * count)
 
 
 def _key_place(session_id: str, key_id: str) -> tuple[str, ...]:
@@ -230,9 +238,10 @@ def _bound_to(place: Sequence[object]) -> bytes:
     return json.dumps(place).encode()
 
 
-def _bound_to_all(place: Sequence[object]) -> bytes:
-    """Return the same JSON in UTF-8, three times as fast."""
+def bind_linked(place: Sequence[object]) -> bytes:
+    """Return the associated data of a place, followed by ``previous``, ``link`` and ``kept`` of the chain."""
     try:
+        # The same JSON in UTF-8, three times as fast.
         return _encoder.encode(place)
     except UnicodeEncodeError:
         # Half of a surrogate pair.

@@ -182,7 +182,8 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
     ) -> None:
         """Append the events and set their ``event_index``, as the inner driver does."""
-        _check_id(session_id)
+        if not self._chains.is_known(session_id):
+            _check_id(session_id)
         for event in events:
             check_session(session_id, event)
         if not events:

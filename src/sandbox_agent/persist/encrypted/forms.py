@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import not_json_error
-from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError
+from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError, bind_linked
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
@@ -41,8 +41,8 @@ def seal_linked(
     # The hot path of an append: no copy whose fields are then replaced.
     event_id, session_id, created_at = event.id, event.session_id, event.created_at
     connection_id, sender = event.connection_id, event.sender
-    place = ("event-2", session_id, event_id, index, created_at, connection_id, sender)
-    text, tag = cipher.seal_linked(event.payload_json, place, previous, link, kept, nonce=nonce)
+    place = ("event-2", session_id, event_id, index, created_at, connection_id, sender, previous, link, kept)
+    text, tag = cipher.seal_linked(event.payload_json, bind_linked(place), previous, link, kept, nonce=nonce)
     return SessionEvent(event_id, index, session_id, created_at, connection_id, sender, text), tag
 
 
