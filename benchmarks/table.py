@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 __all__ = ["DriverRow", "Row", "as_markdown", "show", "show_drivers"]
@@ -46,7 +47,7 @@ def show_drivers(row: DriverRow) -> DriverRow:
     return row
 
 
-def as_markdown(head: tuple[str, ...], rows: list[Row] | list[DriverRow]) -> list[str]:
+def as_markdown(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> list[str]:
     """Return a table's lines; the last column says whether the bar is met."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -19,6 +19,7 @@ from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 from sandbox_agent.persist.transfer.lines import event_line, export_lines, import_lines
 from sandbox_agent.persist.transfer.sessions import copy_sessions, list_all_sessions, measure
 from sandbox_agent.testing.drivers import all_events, all_sessions, make_event, make_session
+from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.records import SessionEvent
 from tests.persist.encrypted.conftest import Interrupted
 from tests.persist.test_conformance import FiveMethodDriver
@@ -382,6 +383,100 @@ async def test_a_history_that_differs_is_named_with_its_line(source: SessionPers
     with pytest.raises(PersistError, match="'holes' is in both stores with different histories"):
         await import_lines(target, await lines_of(source))
     assert [event.id for event in await all_events(target, "holes")] == ["other"]
+
+
+def lines_of_small_sessions(count: int) -> list[bytes]:
+    """Return three lines for each: a record and two events."""
+    lines: list[bytes] = []
+    for number in range(count):
+        name = f"small-{number:04}"
+        lines.append(dumps({"record": make_session(name)}) + b"\n")
+        lines += [event_line(make_event(f"{name}-{index}", name, index)) + b"\n" for index in (1, 2)]
+    return lines
+
+
+class CountingDriver(InMemorySessionPersistDriver):
+    """Counts the appends, of which each waits until others wait with it."""
+
+    def __init__(self, together: int) -> None:
+        super().__init__()
+        self.appended: list[str] = []
+        self._together = together
+        self._waiting = 0
+        self._enough = anyio.Event()
+
+    async def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = 0
+    ) -> None:
+        self._waiting += 1
+        if self._waiting == self._together:
+            self._enough.set()
+        await self._enough.wait()
+        await super().append_events(session_id, events, generation=generation)
+        self.appended.append(session_id)
+
+
+async def test_small_sessions_are_imported_together_in_bounded_memory() -> None:
+    lines = lines_of_small_sessions(600)
+    target = CountingDriver(together=100)
+    ahead: list[int] = []
+
+    def read() -> Iterator[bytes]:
+        for number, line in enumerate(lines):
+            ahead.append(number // 3 - len(target.appended))
+            yield line
+
+    with anyio.fail_after(30):
+        done = await import_lines(target, read())
+    assert (done.sessions, done.events, done.stored) == (600, 1_200, 1_200)
+    assert max(ahead) <= 128
+    assert len(await all_sessions(target)) == 600
+    for name in ("small-0000", "small-0599"):
+        assert [event.event_index for event in await all_events(target, name)] == [1, 2]
+
+
+async def test_memory_is_bounded_by_bytes_while_small_sessions_are_imported() -> None:
+    target = CountingDriver(together=1)
+    payload = b'{"a":"' + b"x" * 1_000_000 + b'"}'
+    ahead: list[int] = []
+
+    def read() -> Iterator[bytes]:
+        for number in range(20):
+            ahead.append(number - len(target.appended))
+            yield event_line(make_event(f"e{number}", f"s{number}", 1, payload=payload)) + b"\n"
+
+    assert (await import_lines(target, read())).stored == 20
+    assert max(ahead) <= 6
+
+
+async def test_of_small_sessions_only_one_with_another_history_is_not_imported(tmp_path: Path) -> None:
+    lines = lines_of_small_sessions(200)
+    target = SQLiteSessionPersistDriver(tmp_path / "target.db")
+    for number in (60, 40):
+        name = f"small-{number:04}"
+        await target.append_events(name, [make_event(f"other-{number}", name)])
+    with pytest.raises(PersistError, match=r"^line 121: .*'small-0040' is in both stores") as info:
+        await import_lines(target, lines)
+    assert info.value.session_id == "small-0040"
+    assert [event.id for event in await all_events(target, "small-0040")] == ["other-40"]
+    for number in range(40):
+        assert len(await all_events(target, f"small-{number:04}")) == 2
+    for number in (60, 40):
+        await target.delete_session(f"small-{number:04}")
+    assert (await import_lines(target, lines)).events == 400
+    assert len(await all_sessions(target)) == 200
+    await target.close()
+
+
+async def test_a_damaged_line_after_small_sessions_loses_none_of_them(tmp_path: Path) -> None:
+    lines = lines_of_small_sessions(200)
+    target = SQLiteSessionPersistDriver(tmp_path / "target.db")
+    with pytest.raises(InvalidRequestError, match=r"^line 450 can't be imported, .*; the 299 events in"):
+        await import_lines(target, [*lines[:449], b"{", *lines[449:]])
+    stored = [len(await all_events(target, f"small-{number:04}")) for number in range(200)]
+    assert stored == [2] * 149 + [1] + [0] * 50
+    assert (await import_lines(target, lines)).stored == 101
+    await target.close()
 
 
 def test_a_payload_of_several_lines_becomes_one() -> None:

@@ -186,8 +186,8 @@ class SessionPersistDriver(ABC):
 
         Args:
             session_id: the session of the events.
-            events: at least one; their indexes are those after ``after``.
-            head: replaces the event of its id.
+            events: at least one; their indexes are those after ``after``. The driver may keep the objects.
+            head: replaces the event of its id. The driver may keep the object.
             after: the last index of the session.
             generation: as for ``append_events``.
 
@@ -241,6 +241,19 @@ class SessionPersistDriver(ABC):
             raise NotImplementedError(f"{type(self).__name__} can't delete sessions: it declares no DELETE")
         if self._numberings is not None:
             self._numberings.forget(session_id)
+
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        """Erase several sessions that belong together, as ``delete_session`` does.
+
+        For encryption, which keeps the head and the key of a session beside it. A driver with transactions
+        erases all of them or none, in one step for readers; this default erases one after another. The last
+        is the session itself.
+
+        Raises:
+            NotImplementedError: the driver does not declare Capability.DELETE.
+        """
+        for session_id in session_ids:
+            await self.delete_session(session_id)
 
     async def follow_events(self, session_id: str, /, *, after: int = 0) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events after an index and those that are stored later, by any program.

@@ -426,6 +426,8 @@ class Following:
         self._make_hint = make_hint or _NoHint
         self._closings = 0
         self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, _Hub] = WeakKeyDictionary()
+        # Every append looks whether there is a hub.
+        self._has_hubs = False
 
     async def follow(self, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events after an index, the stored ones first; see ``follow_events``."""
@@ -433,6 +435,7 @@ class Following:
         hub = self._hubs.get(loop)
         if hub is None:
             hub = self._hubs[loop] = _Hub(self._store, self._make_hint)
+            self._has_hubs = True
         follower = _Follower()
         closings = self._closings
         try:
@@ -482,7 +485,11 @@ class Following:
 
     def stored(self, session_id: str, events: Sequence[SessionEvent]) -> None:
         """Deliver what the driver stored; followers get copies, the events stay the caller's."""
-        if events and self._hubs and any(hub.has_channel(session_id) for hub in list(self._hubs.values())):
+        if (
+            self._has_hubs
+            and events
+            and any(hub.has_channel(session_id) for hub in list(self._hubs.values()))
+        ):
             copies = [event.copy() for event in events]
             self._notify(lambda hub: hub.push(session_id, copies))
 

@@ -106,14 +106,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
             PersistError: another event of the session has its index.
         """
         check_session(session_id, event)
-        order = self._history(session_id).order
-        at = bisect_left(order, (event.event_index, ""))
-        if at < len(order) and order[at][0] == event.event_index and order[at][1] != event.id:
-            raise taken_index_error(event)
-        owner = self._owners.get(event.id)
-        if owner is not None:
-            self._histories[owner].remove(event.id)
-        self._store(event)
+        self._replace(event.copy())
         self._following.stored(session_id, [event])
 
     async def append_events(
@@ -128,9 +121,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
         self._check_generation(session_id, generation)
         for event in events:
             check_session(session_id, event)
-            owner = self._owners.get(event.id, session_id)
-            if owner != session_id:
-                raise taken_id_error(event.id, session_id, owner)
+            self._check_owner(event)
         history = self._history(session_id)
         indexes: dict[str, int] = {}
         fresh: list[SessionEvent] = []
@@ -140,7 +131,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
                 indexes[event.id] = stored.event_index
             elif event.id not in indexes:
                 indexes[event.id] = event.event_index = history.last_index + 1
-                self._store(event)
+                self._store(event.copy())
                 fresh.append(event)
         for event in events:
             event.event_index = indexes[event.id]
@@ -158,12 +149,19 @@ class InMemorySessionPersistDriver(FollowedDriver):
     ) -> None:
         self._check_generation(session_id, generation)
         history = self._histories.get(session_id, _EMPTY)
-        known = {one.id: history.events[one.id].event_index for one in events if one.id in history.events}
-        if known or history.last_index != after:
-            raise NotLastError(session_id, known)
-        # Neither waits, so nothing comes between them.
-        await self.append_events(session_id, events, generation=generation)
-        await self.insert_event(head.session_id, head)
+        if not self._owners.keys().isdisjoint([event.id for event in events]):
+            for event in events:
+                self._check_owner(event)
+            known = [history.events[one.id] for one in events if one.id in history.events]
+            raise NotLastError(session_id, {one.id: one.event_index for one in known})
+        if history.last_index != after:
+            raise NotLastError(session_id)
+        for event in events:
+            check_session(session_id, event)
+        for event in events:
+            self._store(event)
+        self._following.stored(session_id, events)
+        self._replace(head)
 
     async def last_event_index(self, session_id: str, /) -> int:
         """Return the highest event index of the session, including dropped events."""
@@ -196,6 +194,11 @@ class InMemorySessionPersistDriver(FollowedDriver):
         if generation != UNFENCED and generation < self._generations.get(session_id, UNFENCED):
             raise SessionFencedError(session_id, generation)
 
+    def _check_owner(self, event: SessionEvent) -> None:
+        owner = self._owners.get(event.id, event.session_id)
+        if owner != event.session_id:
+            raise taken_id_error(event.id, event.session_id, owner)
+
     def _raise_generation(self, session_id: str) -> int:
         self._last_generation += 1
         # Keep the order of the claims.
@@ -221,6 +224,21 @@ class InMemorySessionPersistDriver(FollowedDriver):
             history = self._histories[session_id] = _History()
         return history
 
+    def _replace(self, event: SessionEvent) -> None:
+        history = self._history(event.session_id)
+        old = history.events.get(event.id)
+        if old is not None and old.event_index == event.event_index:
+            history.events[event.id] = event
+        else:
+            at = bisect_left(history.order, (event.event_index, ""))
+            found = history.order[at] if at < len(history.order) else None
+            if found is not None and found[0] == event.event_index and found[1] != event.id:
+                raise taken_index_error(event)
+            owner = self._owners.get(event.id)
+            if owner is not None:
+                self._histories[owner].remove(event.id)
+            self._store(event)
+
     def _drop_orphan(self) -> None:
         """Limit the histories without a record: their session was dropped, but is still written."""
         if len(self._histories) < 2 * self._max_sessions:
@@ -231,7 +249,7 @@ class InMemorySessionPersistDriver(FollowedDriver):
 
     def _store(self, event: SessionEvent) -> None:
         history = self._history(event.session_id)
-        history.add(event.copy())
+        history.add(event)
         self._owners[event.id] = event.session_id
         while len(history.order) > self._max_events:
             oldest = history.order[0][1]

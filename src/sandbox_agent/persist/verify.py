@@ -26,10 +26,12 @@ class KnownHead(msgspec.Struct, frozen=True):
         last: the index of its last event, 0 without events.
         digest: the SHA-256 digest of all its events up to that one, as they are stored (encrypted, where they
             are), as hexadecimal digits.
+        key: the id of the session's key in an encrypted store; empty if it has none, or is not known.
     """
 
     last: int = 0
     digest: str = ""
+    key: str = ""
 
 
 class Verified(msgspec.Struct):
@@ -103,11 +105,18 @@ async def _verify(
 ) -> Verified:
     verified = Verified(session_id)
     await _compare(store, verified, known)
+    if isinstance(driver, EncryptedSessionPersistDriver):
+        problems, verified.notes, key = await driver.verify_chain(session_id)
+        verified.head = msgspec.structs.replace(verified.head, key=key)
+        if known is not None and known.key not in ("", key) and verified.events and not verified.problems:
+            verified.problems.append(
+                "it has another key than before: it was erased, and created again"
+                if key
+                else "its key was destroyed: it was erased since"
+            )
+        verified.problems += problems
     try:
-        if isinstance(driver, EncryptedSessionPersistDriver):
-            problems, verified.notes = await driver.verify_chain(session_id)
-            verified.problems += problems
-        exists = await driver.get_session(session_id) is not None
+        exists = bool(verified.problems) or await driver.get_session(session_id) is not None
     except PersistError as error:
         if error.session_id is None:
             raise

@@ -117,6 +117,11 @@ class Interrupted(SessionPersistDriver):
         await self.inner.delete_session(session_id)
         await self._leave("delete", session_id)
 
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        await self._enter("delete", session_ids[-1])
+        await self.inner.delete_sessions(session_ids)
+        await self._leave("delete", session_ids[-1])
+
 
 class KeepingDriver(InMemorySessionPersistDriver):
     """Fences writers, and can't delete."""

@@ -570,12 +570,54 @@ async def test_holes_and_older_copies_of_a_plain_session_are_found(tmp_path: Pat
     await store.close()
 
 
+async def test_appends_of_tasks_wait_their_turn_and_one_that_is_cancelled_leaves_it(
+    store: SessionPersistDriver,
+) -> None:
+    gate, entered = anyio.Event(), anyio.Event()
+
+    async def hold(name: str, session_id: str) -> None:
+        if (name, session_id) == ("append", "s"):
+            entered.set()
+            await gate.wait()
+
+    interrupted = Interrupted(store)
+    driver = encrypt(interrupted)
+    await driver.append_events("s", [make_event("s-1")])
+    interrupted.before = hold
+    order: list[int] = []
+
+    async def append(number: int, scope: anyio.CancelScope | None = None) -> None:
+        with scope or anyio.CancelScope():
+            await driver.append_events("s", [make_event(f"s-{number}")])
+            order.append(number)
+
+    first, second = anyio.CancelScope(), anyio.CancelScope()
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(append, 2)
+            await entered.wait()
+            for number, scope in ((3, first), (4, None), (5, second), (6, None)):
+                group.start_soon(append, number, scope)
+            await anyio.wait_all_tasks_blocked()
+            first.cancel()
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+            # It has its turn next, or has it already.
+            second.cancel()
+    assert order == [2, 4, 6]
+    await driver.append_events("s", [make_event("s-7")])
+    names = [event.id for event in await all_events(encrypt(store), "s")]
+    assert [name for name in names if name != "s-5"] == ["s-1", "s-2", "s-4", "s-6", "s-7"]
+    assert await problems(encrypt(store)) == []
+
+
 def test_a_sealed_event_is_json_of_known_members() -> None:
     """Readers of other programs: see docs/encryption.md."""
-    from sandbox_agent.persist.encrypted.cipher import MasterKeys
+    from sandbox_agent.persist.encrypted.cipher import MasterKeys, bind_linked
 
     _, cipher = MasterKeys(KEY).make("s")
-    text, tag = cipher.seal_linked(b"{}", ("place",), 7, b"t" * 16, b"k" * 16)
+    bound = bind_linked(("place", 7, b"t" * 16, b"k" * 16))
+    text, tag = cipher.seal_linked(b"{}", bound, 7, b"t" * 16, b"k" * 16)
     assert list(msgspec.json.decode(text)) == ["enc", "k", "n", "q", "p", "l", "c"]
     assert len(tag) == 16
-    assert list(msgspec.json.decode(cipher.seal_linked(b"{}", ("place",), None)[0])) == ["enc", "k", "n", "c"]
+    assert list(msgspec.json.decode(cipher.seal_linked(b"{}", bound)[0])) == ["enc", "k", "n", "c"]

@@ -17,7 +17,7 @@ from sandbox_agent.persist.postgres.driver import PostgresSessionPersistDriver
 from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
 from sandbox_agent.persist.sql.log import Log
 from sandbox_agent.testing.drivers import all_events, make_event
-from tests.persist.encrypted.conftest import KEY
+from tests.persist.encrypted.conftest import KEY, Interrupted
 from tests.persist.encrypted.test_chain import fill, problems
 
 pytestmark = pytest.mark.anyio
@@ -130,3 +130,29 @@ async def test_sealed_appends_of_many_sessions_share_a_statement_of_postgres(
     for name in names:
         assert [event.event_index for event in await all_events(driver, name)] == list(range(1, 13))
     await store.close()
+
+
+async def test_a_session_that_another_erasure_frees_is_never_half_erased(attacked: Attacked) -> None:
+    """Another erasure ends just before the first one deletes, and the session is created again."""
+    eraser_store = Interrupted(attacked.store)
+    writer = encrypt(attacked.store)
+    created = 0
+
+    async def erase_and_create(name: str, _: str) -> None:
+        nonlocal created
+        if name == "delete" and not created:
+            created += 1
+            await encrypt(attacked.store).erase("s")
+            await writer.append_events("s", [make_event("new-1"), make_event("new-2")])
+
+    async def read(*_: str) -> None:
+        if created:
+            reader = encrypt(attacked.store)
+            assert len(await all_events(reader, "s")) in (0, 2)
+            assert (await reader.verify_chain("s"))[0] == []
+
+    eraser_store.before, eraser_store.after = erase_and_create, read
+    await encrypt(eraser_store).erase("s")
+    assert created
+    assert await all_events(encrypt(attacked.store), "s") == []
+    assert [await all_events(attacked.store, one) for one in ("s", "~head:s")] == [[], []]

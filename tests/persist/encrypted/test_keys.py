@@ -312,6 +312,34 @@ async def test_a_session_that_is_created_again_during_an_erasure_can_be_used(
         assert (await driver.verify_chain("s"))[0] == []
 
 
+@pytest.mark.parametrize("point", range(12))
+async def test_a_session_that_another_erasure_frees_is_never_half_erased(
+    store: SessionPersistDriver, point: int
+) -> None:
+    """While one erasure is interrupted, another one ends, and the session is created again."""
+    eraser_store = Interrupted(store)
+    eraser = EncryptedSessionPersistDriver(eraser_store, key=KEY)
+    writer = EncryptedSessionPersistDriver(store, key=KEY)
+    await writer.update_session(make_session("s"))
+    await writer.append_events("s", [make_event("old")])
+
+    async def erase_and_create() -> None:
+        await EncryptedSessionPersistDriver(store, key=KEY).erase("s")
+        await writer.update_session(make_session("s"))
+        await writer.append_events("s", [make_event("new-1"), make_event("new-2")])
+
+    async def read(name: str, session_id: str) -> None:
+        reader = EncryptedSessionPersistDriver(store, key=KEY)
+        assert ids(await all_events(reader, "s")) in ([], ["old"], ["new-1", "new-2"])
+        assert (await reader.verify_chain("s"))[0] == []
+
+    eraser_store.before = at_call(point, erase_and_create)
+    eraser_store.after = read
+    await eraser.erase("s")
+    await writer.append_events("s", [make_event("newer")])
+    assert ids(await all_events(EncryptedSessionPersistDriver(store, key=KEY), "s"))[-1] == "newer"
+
+
 @pytest.mark.parametrize("point", range(2))
 async def test_a_session_that_is_erased_and_created_while_it_is_read(
     store: SessionPersistDriver, point: int

@@ -11,11 +11,19 @@ elsewhere (``sessions verify --head``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
 
-from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError, make_nonces
+from sandbox_agent.persist.encrypted.cipher import (
+    NONCE_BYTES,
+    Sealed,
+    SessionCipher,
+    UnsealedError,
+    bind_linked,
+    make_nonces,
+)
 from sandbox_agent.persist.encrypted.forms import changed_error, seal_linked
 from sandbox_agent.wire.records import SessionEvent
 
@@ -48,8 +56,8 @@ class Place(NamedTuple):
     tag: bytes = b""
 
 
-class Head(NamedTuple):
-    """The newest event of a chain.
+class Head(msgspec.Struct, frozen=True, array_like=True):
+    """The newest event of a chain. Encrypted is its JSON, an array.
 
     Attributes:
         first: the index of the chain's first event, 0 if it has none.
@@ -72,15 +80,20 @@ class Head(NamedTuple):
         self, cipher: SessionCipher, session_id: str, created_at: int, *, nonce: bytes | None = None
     ) -> SessionEvent:
         """Return the head as it is stored."""
-        content = _encoder.encode((self.first, self.last, self.tag, self.moved))
         name = HEAD_PREFIX + session_id
-        payload, _ = cipher.seal_linked(content, ("head", session_id), None, nonce=nonce)
+        content = _encoder.encode(self)
+        payload, _ = cipher.seal_linked(content, _bind_head(session_id), nonce=nonce)
         return SessionEvent(name, 1, name, created_at, "", "client", payload)
 
 
 _UNKNOWN: Final = Head()
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(tuple[int, int, bytes, dict[int, int]])
+_decoder: Final = msgspec.json.Decoder(Head)
+
+
+@lru_cache(maxsize=1_024)
+def _bind_head(session_id: str) -> bytes:
+    return bind_linked(("head", session_id, None, b"", b""))
 
 
 def open_head(cipher: SessionCipher, session_id: str, event: SessionEvent) -> Head | None:
@@ -93,7 +106,7 @@ def open_head(cipher: SessionCipher, session_id: str, event: SessionEvent) -> He
         sealed = Sealed.read(event.payload_json)
         if sealed.key_id != cipher.key_id:
             return None
-        return Head(*_decoder.decode(cipher.open(sealed, ("head", session_id))))
+        return _decoder.decode(cipher.open(sealed, ("head", session_id)))
     except (UnsealedError, msgspec.MsgspecError):
         raise changed_error(f"the head of session '{session_id}'", session_id) from None
 
@@ -102,16 +115,24 @@ def extend(
     cipher: SessionCipher, head: Head, after: int, events: Sequence[SessionEvent]
 ) -> tuple[list[SessionEvent], Head, SessionEvent]:
     """Return the events sealed for the indexes after ``after``, and the new head, also as it is stored."""
-    moved = {index: before for index, before in head.moved.items() if index <= after} if head.moved else {}
-    previous, tag = head.end()
+    first, moved = head.first or after + 1, head.moved
+    if moved:
+        moved = {index: before for index, before in moved.items() if index <= after}
+        previous, tag = head.end()
+    else:
+        previous, tag = head.last, head.tag
+    session_id = events[0].session_id
     nonces = make_nonces(len(events) + 1)
     sealed: list[SessionEvent] = []
-    for index, (event, nonce) in enumerate(zip(events, nonces, strict=False), after + 1):
-        one, tag = seal_linked(cipher, event, index, previous, tag, nonce=nonce)
-        previous = index
+    at = 0
+    for event in events:
+        after += 1
+        nonce = nonces[at : (at := at + NONCE_BYTES)]
+        one, tag = seal_linked(cipher, event, after, previous, tag, nonce=nonce)
+        previous = after
         sealed.append(one)
-    longer = Head(head.first or after + 1, previous, tag, moved)
-    return sealed, longer, longer.seal(cipher, events[0].session_id, events[-1].created_at, nonce=nonces[-1])
+    longer = Head(first, after, tag, moved)
+    return sealed, longer, longer.seal(cipher, session_id, events[-1].created_at, nonce=nonces[at:])
 
 
 def resolve(index: int, moved: Mapping[int, int]) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import NotLastError, SessionPersistDriver, all_pages
@@ -43,22 +44,60 @@ _PAUSE: Final = 0.05
 _REMEMBERED: Final = 4_096
 
 
+class Findings(NamedTuple):
+    """What was found out about a session.
+
+    Attributes:
+        problems: what is wrong.
+        notes: what can't be known.
+        key_id: of its key; empty if it has none.
+    """
+
+    problems: list[str]
+    notes: list[str]
+    key_id: str
+
+
 class _Session:
-    """Where a session is continued, and the lock of the task that writes it.
+    """Where a session is continued, and a lock for the task that writes it.
+
+    An append takes a few microseconds, and anyio's lock, which finds out which task has it, one of them.
 
     Attributes:
         key_id: the key of the chain.
         head: the chain's newest head.
         after: the last index of the session; None if it has to be read.
+        locked: whether a task writes it.
     """
 
-    __slots__ = ("after", "head", "key_id", "lock")
+    __slots__ = ("_waiting", "after", "head", "key_id", "locked")
 
     def __init__(self) -> None:
-        self.lock = anyio.Lock(fast_acquire=True)
         self.key_id = ""
         self.head = Head()
         self.after: int | None = None
+        self.locked = False
+        self._waiting: deque[anyio.Event] = deque()
+
+    async def wait_turn(self) -> None:
+        """Wait until the tasks that waited before have released the lock, and this one has it."""
+        turn = anyio.Event()
+        self._waiting.append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self.release()
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def release(self) -> None:
+        """Give the lock to the task that waits longest."""
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self.locked = False
 
 
 class SessionChains:
@@ -83,21 +122,32 @@ class SessionChains:
             SessionFencedError: the session was claimed after that generation; nothing is stored.
             PersistError: the chain is broken, or the store failed.
         """
-        missing: dict[str, SessionEvent] = {}
-        for event in events:
-            missing.setdefault(event.id, event)
-        indexes: dict[str, int] = {}
+        wanted = events
+        if len(events) > 1 and len({event.id for event in events}) < len(events):
+            first: dict[str, SessionEvent] = {}
+            for event in events:
+                first.setdefault(event.id, event)
+            wanted = list(first.values())
+        known: dict[str, int] = {}
         session = self._session(session_id)
-        async with session.lock:
+        if session.locked:
+            await session.wait_turn()
+        session.locked = True
+        try:
             for attempt in range(_TRIES):
-                cipher = await self._keys.obtain(session_id)
-                tip = await self._find_tip(session, session_id, cipher)
-                if tip is None:
-                    continue
-                head, after = tip
-                wanted = list(missing.values())
-                seal = partial(extend, cipher, head, after)
-                sealed, longer, stored_head = await in_thread_if_large(wanted, seal)
+                cipher = self._keys.current(session_id) or await self._keys.obtain(session_id)
+                if session.key_id == cipher.key_id and session.after is not None:
+                    head, after = session.head, session.after
+                else:
+                    tip = await self._find_tip(session, session_id, cipher)
+                    if tip is None:
+                        continue
+                    head, after = tip
+                if _is_small(wanted):
+                    sealed, longer, stored_head = extend(cipher, head, after, wanted)
+                else:
+                    seal = partial(extend, cipher, head, after, wanted)
+                    sealed, longer, stored_head = await anyio.to_thread.run_sync(seal)
                 # What is stored is not known until the store has answered.
                 session.key_id, session.head, session.after = cipher.key_id, head, None
                 try:
@@ -105,9 +155,9 @@ class SessionChains:
                         session_id, sealed, stored_head, after=after, generation=generation
                     )
                 except NotLastError as error:
-                    indexes.update(error.known)
-                    missing = {one: event for one, event in missing.items() if one not in error.known}
-                    if not missing:
+                    known.update(error.known)
+                    wanted = [one for one in wanted if one.id not in error.known]
+                    if not wanted:
                         break
                     # Another process appended, or the session was erased and has another key.
                     self._keys.forget(session_id)
@@ -115,12 +165,18 @@ class SessionChains:
                         await anyio.sleep(random.uniform(0, min(_PAUSE, 0.001 * attempt)))  # noqa: S311
                     continue
                 session.head, session.after = longer, longer.last
-                indexes.update((event.id, event.event_index) for event in sealed)
+                for index, event in enumerate(wanted, after + 1):
+                    event.event_index = index
+                if wanted is events:
+                    return cipher
+                known.update((event.id, event.event_index) for event in wanted)
                 break
             else:
                 raise NotLastError(session_id)
+        finally:
+            session.release()
         for event in events:
-            event.event_index = indexes[event.id]
+            event.event_index = known[event.id]
         return cipher
 
     async def insert(self, session_id: str, event: SessionEvent) -> SessionCipher:
@@ -128,7 +184,11 @@ class SessionChains:
 
         A replaced event stays where it is in the chain. A new one is in no chain.
         """
-        async with self._session(session_id).lock:
+        session = self._session(session_id)
+        if session.locked:
+            await session.wait_turn()
+        session.locked = True
+        try:
             cipher = await self._keys.obtain(session_id)
             head = await self.read_head(session_id, cipher)
             like = None
@@ -141,13 +201,15 @@ class SessionChains:
                     else:
                         moved = {**head.moved, old.event_index: found[1].previous}
                         await self._store_head(
-                            session_id, cipher, head._replace(moved=moved), event.created_at
+                            session_id, cipher, msgspec.structs.replace(head, moved=moved), event.created_at
                         )
             (sealed_event,) = await in_thread_if_large(
                 [event], lambda events: [seal_event(cipher, one, like=like) for one in events]
             )
             self.forget(session_id)
             await self._inner.insert_event(session_id, sealed_event)
+        finally:
+            session.release()
         return cipher
 
     async def read_head(self, session_id: str, cipher: SessionCipher) -> Head | None:
@@ -191,25 +253,52 @@ class SessionChains:
             breaks = await self._without_dropped(session_id, breaks, head)
         return place, breaks, head
 
-    async def verify(self, session_id: str) -> tuple[list[str], list[str]]:
+    async def verify(self, session_id: str) -> Findings:
         """Return what is wrong with a session's events, and what can't be known of them.
 
         Raises:
             PersistError: the key or the head was changed, or the store failed.
         """
-        key = await self._keys.find(session_id)
-        if key is None or key.cipher is None:
-            lost = key is None and (await self._inner.list_events(session_id, limit=1)).items
-            return (["its key is missing"] if lost else []), []
-        cipher = key.cipher
-        # Read before the events: what is stored meanwhile is after it.
-        head = await self.read_head(session_id, cipher)
+        found = Findings([], [], "")
+        for _ in range(READS):
+            key = await self._keys.find(session_id)
+            cipher = None if key is None else key.cipher
+            # Read before the events: what is stored meanwhile is after it.
+            head = None if cipher is None else await self.read_head(session_id, cipher)
+            if key is not None and cipher is not None:
+                found = await self._verify(session_id, cipher, key.gone, head)
+                if not found.problems:
+                    break
+            else:
+                rest = (await self._inner.list_events(session_id, limit=1)).items
+                lost = ["its key is missing"] if rest and key is None else []
+                erased = ["it was erased: its key was destroyed, its events can't be read"] if rest else []
+                found = Findings(lost, [] if lost else erased, "")
+                if not lost:
+                    break
+                # A driver without transactions deletes the key before the events.
+                continue
+            again = await self._keys.find(session_id)
+            if again == key and await self.read_head(session_id, cipher) == head:
+                break
+            # It was erased meanwhile, or an event got another index.
+        return found
+
+    async def _verify(
+        self, session_id: str, cipher: SessionCipher, gone: Collection[str], head: Head | None
+    ) -> Findings:
         place: Place | None = Place(0)
         breaks: list[Break] = []
         changed: list[str] = []
         first = last = apart = 0
-        async with aclosing(self.read_rows(session_id, cipher)) as pages:
-            async for rows in pages:
+        async with aclosing(self._read_all(session_id)) as pages:
+            async for stored in pages:
+                rows = [row for row in stored if row[1].key_id == cipher.key_id]
+                changed += [
+                    f"event {event.event_index} ('{event.id}') can't be read: its key is not in the store"
+                    for event, sealed in stored
+                    if sealed.key_id != cipher.key_id and sealed.key_id not in gone
+                ]
                 changed += await anyio.to_thread.run_sync(_find_changed, cipher, rows)
                 place, found = walk(rows, place, head or Head())
                 breaks += found
@@ -230,7 +319,11 @@ class SessionChains:
             notes.append(f"no chain: {apart} events are bound to the session only, or were inserted")
         elif apart:
             notes.append(f"no chain before event {first}, or events were inserted: {apart} are in no chain")
-        return [*changed, *(one.what for one in breaks)], notes
+        return Findings([*changed, *(one.what for one in breaks)], notes, cipher.key_id)
+
+    def is_known(self, session_id: str) -> bool:
+        """Whether this object has written the session, lately."""
+        return session_id in self._sessions
 
     def forget(self, session_id: str) -> None:
         """Read from the store where the session is continued. Its newest event is remembered."""
@@ -284,6 +377,8 @@ class SessionChains:
         async with aclosing(self.read_rows(session_id, cipher, max(0, end.at - 1))) as pages:
             async for rows in pages:
                 start = place if seen or place is None else Place(max(0, end.at - 1))
+                # Nothing is linked to an event that was made without the key.
+                breaks += map(Break, _find_changed(cipher, rows))
                 if not seen and place is not None and end.at:
                     # The newest event is there, and none is missing before the ones after it.
                     rows = [row for row in rows if row[0].event_index >= end.at]
@@ -314,12 +409,16 @@ class SessionChains:
         self, session_id: str, cipher: SessionCipher, after: int = 0
     ) -> AsyncGenerator[list[Stored]]:
         """Iterate over the pages of the events after an index that are encrypted with a cipher."""
+        async with aclosing(self._read_all(session_id, after)) as pages:
+            async for rows in pages:
+                yield [row for row in rows if row[1].key_id == cipher.key_id]
+
+    async def _read_all(self, session_id: str, after: int = 0) -> AsyncGenerator[list[Stored]]:
         read = partial(self._inner.list_events, session_id)
         cursor = self._inner.cursor_after(after) if after else None
         async with aclosing(all_pages(read, cursor)) as pages:
             async for events in pages:
-                rows = [(one, read_sealed_event(one)) for one in events if one.event_index > after]
-                yield [row for row in rows if row[1].key_id == cipher.key_id]
+                yield [(one, read_sealed_event(one)) for one in events if one.event_index > after]
 
     async def _find(self, session_id: str, index: int, event_id: str) -> Stored | None:
         """Return the stored event of that id, which is probably at that index."""
@@ -356,7 +455,7 @@ class SessionChains:
             session = self._sessions[session_id] = _Session()
             if len(self._sessions) > _REMEMBERED:
                 oldest = next(iter(self._sessions))
-                if not self._sessions[oldest].lock.locked():
+                if not self._sessions[oldest].locked:
                     del self._sessions[oldest]
         self._sessions.move_to_end(session_id)
         return session
@@ -374,11 +473,15 @@ def _find_changed(cipher: SessionCipher, rows: Sequence[Stored]) -> list[str]:
     return changed
 
 
+def _is_small(events: Sequence[SessionEvent]) -> bool:
+    return sum([len(event.payload_json) for event in events]) <= _IN_LOOP
+
+
 async def in_thread_if_large(
     events: Sequence[SessionEvent], work: Callable[[Sequence[SessionEvent]], T]
 ) -> T:
     """Return the result of ``work``, which large payloads are given to in a thread."""
-    if sum(len(event.payload_json) for event in events) <= _IN_LOOP:
+    if _is_small(events):
         return work(events)
     return await anyio.to_thread.run_sync(work, events)
 

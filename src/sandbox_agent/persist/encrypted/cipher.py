@@ -11,8 +11,10 @@ import base64
 import binascii
 import hmac
 import json
+import os
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 MasterKey: TypeAlias = bytes | str
 
 _KEY_BYTES: Final = 32
-_NONCE_BYTES: Final = 12
+NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _ID_BYTES: Final = 8
 
@@ -99,6 +101,7 @@ class WrappedKey(msgspec.Struct, frozen=True):
 
 
 _encoder: Final = msgspec.json.Encoder()
+_text: Final = partial(binascii.b2a_base64, newline=False)
 _sealed_decoder: Final = msgspec.json.Decoder(Sealed)
 
 
@@ -112,19 +115,20 @@ class SessionCipher:
     def __init__(self, key_id: str, key: bytes) -> None:
         self.key_id: str = key_id
         self._cipher = _aes_gcm()(key)
-        self._forms = {form: f'{{"enc":"{form}","k":"{key_id}","n":"'.encode() for form in ("v1", "v2")}
+        self._encrypt = self._cipher.encrypt
+        self._v1, self._v2 = (f'{{"enc":"{form}","k":"{key_id}","n":"'.encode() for form in ("v1", "v2"))
 
     def seal(self, data: bytes, place: Sequence[object]) -> bytes:
         """Return the JSON of ``Sealed``. Opening it requires the same ``place``."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, data, _bound_to(place))
-        return b'%s%s","c":"%s"}' % (self._forms["v1"], _text(nonce), _text(sealed))
+        return b'%s%s","c":"%s"}' % (self._v1, _text(nonce), _text(sealed))
 
     def seal_linked(
         self,
         data: bytes,
-        place: Sequence[object],
-        previous: int | None,
+        bound: bytes,
+        previous: int | None = None,
         link: bytes = b"",
         kept: bytes = b"",
         *,
@@ -132,14 +136,22 @@ class SessionCipher:
     ) -> tuple[bytes, bytes]:
         """Return the JSON of ``Sealed`` with its place in a chain, and its tag.
 
-        A nonce of ``make_nonces`` may be used once.
+        Args:
+            data: the content.
+            bound: ``bind_linked`` of the place, ``previous``, ``link`` and ``kept``.
+            previous: as in ``Sealed``.
+            link: as in ``Sealed``.
+            kept: as in ``Sealed``.
+            nonce: one of ``make_nonces``, which may be used once; None: a new one.
         """
-        nonce = nonce or secrets.token_bytes(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, data, _bound_to_all((*place, previous, link, kept)))
-        chained = b"" if previous is None else b'"q":%d,"p":"%s",' % (previous, _text(link))
-        if kept:
-            chained += b'"l":"%s",' % _text(kept)
-        text = b'%s%s",%s"c":"%s"}' % (self._forms["v2"], _text(nonce), chained, _text(sealed))
+        nonce = nonce or secrets.token_bytes(NONCE_BYTES)
+        sealed = self._encrypt(nonce, data, bound)
+        if previous is None:
+            text = b'%b%b","c":"%b"}' % (self._v2, _text(nonce), _text(sealed))
+        else:
+            old = b'"l":"%b",' % _text(kept) if kept else b""
+            chained = (previous, _text(link), old)
+            text = b'%b%b","q":%d,"p":"%b",%b"c":"%b"}' % (self._v2, _text(nonce), *chained, _text(sealed))
         return text, sealed[-_TAG_BYTES:]
 
     def open(self, sealed: Sealed, place: Sequence[object]) -> bytes:
@@ -147,7 +159,7 @@ class SessionCipher:
         if sealed.form == "v1":
             bound = _bound_to(place)
         else:
-            bound = _bound_to_all((*place, sealed.previous, sealed.link, sealed.kept))
+            bound = bind_linked((*place, sealed.previous, sealed.link, sealed.kept))
         return _decrypt(self._cipher, sealed.nonce, sealed.data, bound)
 
 
@@ -187,7 +199,7 @@ class MasterKeys:
         return self._wrap(session_id, wrapped.key_id, self._unwrap(session_id, wrapped))
 
     def _wrap(self, session_id: str, key_id: str, key: bytes) -> WrappedKey:
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         place = _key_place(session_id, key_id)
         data = self._ciphers[self.current].encrypt(nonce, key, _bound_to(place))
         return WrappedKey(self.current, key_id, nonce, data)
@@ -211,10 +223,10 @@ class MasterKeys:
             ) from error
 
 
-def make_nonces(count: int) -> list[bytes]:
-    """Return so many nonces; the operating system is asked once."""
-    data = secrets.token_bytes(_NONCE_BYTES * count)
-    return [data[at : at + _NONCE_BYTES] for at in range(0, len(data), _NONCE_BYTES)]
+def make_nonces(count: int) -> bytes:
+    """Return so many nonces of 12 bytes, one after another; the operating system is asked once."""
+    # What the module secrets calls, at half of its cost.
+    return os.urandom(NONCE_BYTES * count)
 
 
 def _key_place(session_id: str, key_id: str) -> tuple[str, ...]:
@@ -226,17 +238,14 @@ def _bound_to(place: Sequence[object]) -> bytes:
     return json.dumps(place).encode()
 
 
-def _bound_to_all(place: Sequence[object]) -> bytes:
-    """Return the same JSON in UTF-8, three times as fast."""
+def bind_linked(place: Sequence[object]) -> bytes:
+    """Return the associated data of a place, followed by ``previous``, ``link`` and ``kept`` of the chain."""
     try:
+        # The same JSON in UTF-8, three times as fast.
         return _encoder.encode(place)
     except UnicodeEncodeError:
         # Half of a surrogate pair.
         return json.dumps([one.hex() if isinstance(one, bytes) else one for one in place]).encode()
-
-
-def _text(data: bytes) -> bytes:
-    return binascii.b2a_base64(data, newline=False)
 
 
 def _decrypt(cipher: AESGCM, nonce: bytes, data: bytes, bound: bytes) -> bytes:

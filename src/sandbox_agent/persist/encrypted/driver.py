@@ -20,7 +20,13 @@ from sandbox_agent.persist.base import (
     normalize_limit,
 )
 from sandbox_agent.persist.encrypted.chain import HEAD_PREFIX, Break, Head, Place, Stored, walk
-from sandbox_agent.persist.encrypted.chains import READS, SessionChains, broken_error, in_thread_if_large
+from sandbox_agent.persist.encrypted.chains import (
+    READS,
+    Findings,
+    SessionChains,
+    broken_error,
+    in_thread_if_large,
+)
 from sandbox_agent.persist.encrypted.cipher import MasterKey, MasterKeys, SessionCipher
 from sandbox_agent.persist.encrypted.forms import (
     is_blank,
@@ -176,7 +182,8 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         self, session_id: str, events: Sequence[SessionEvent], /, *, generation: int = UNFENCED
     ) -> None:
         """Append the events and set their ``event_index``, as the inner driver does."""
-        _check_id(session_id)
+        if not self._chains.is_known(session_id):
+            _check_id(session_id)
         for event in events:
             check_session(session_id, event)
         if not events:
@@ -263,20 +270,34 @@ class EncryptedSessionPersistDriver(SessionPersistDriver):
         await self._keys.destroy(session_id)
         self._chains.erased(session_id)
         if Capability.DELETE in self.capabilities:
-            await self.inner.delete_session(HEAD_PREFIX + session_id)
-            await self.inner.delete_session(KEY_PREFIX + session_id)
-            await self.inner.delete_session(session_id)
+            # Together: another erasure may have ended, and the session may have been created again. The
+            # session is the last: what was written without this key by then goes with it.
+            await self.inner.delete_sessions([HEAD_PREFIX + session_id, KEY_PREFIX + session_id, session_id])
             self._keys.forget(session_id)
 
-    async def verify_chain(self, session_id: str, /) -> tuple[list[str], list[str]]:
+    async def verify_chain(self, session_id: str, /) -> Findings:
         """Return what is wrong with a session, and what can't be known of it; nothing is changed.
 
         Raises:
-            PersistError: the session's key, head or record was changed, or the store failed.
+            PersistError: the store failed.
         """
-        _check_id(session_id)
-        await self.get_session(session_id)
-        return await self._chains.verify(session_id)
+        problems: dict[str, None] = {}
+        found = Findings([], [], "")
+        try:
+            _check_id(session_id)
+            found = await self._chains.verify(session_id)
+        except PersistError as error:
+            if error.session_id is None:
+                raise
+            problems[str(error)] = None
+        try:
+            await self.get_session(session_id)
+        except PersistError as error:
+            if error.session_id is None:
+                raise
+            # A key that can't be read was met before.
+            problems[str(error)] = None
+        return found._replace(problems=[*found.problems, *problems])
 
     async def rotate_keys(self) -> int:
         """Wrap the session keys that one of ``old_keys`` wraps with ``key``; return how many.

@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.base import not_json_error
-from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError
+from sandbox_agent.persist.encrypted.cipher import Sealed, SessionCipher, UnsealedError, bind_linked
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
@@ -38,12 +38,12 @@ def seal_linked(
     nonce: bytes | None = None,
 ) -> tuple[SessionEvent, bytes]:
     """Return the event with that index, an encrypted payload and its place in a chain; and its tag."""
-    sealed = event.copy()
-    sealed.event_index = index
-    sealed.payload_json, tag = cipher.seal_linked(
-        event.payload_json, _indexed_place(sealed), previous, link, kept, nonce=nonce
-    )
-    return sealed, tag
+    # The hot path of an append: no copy whose fields are then replaced.
+    event_id, session_id, created_at = event.id, event.session_id, event.created_at
+    connection_id, sender = event.connection_id, event.sender
+    place = ("event-2", session_id, event_id, index, created_at, connection_id, sender, previous, link, kept)
+    text, tag = cipher.seal_linked(event.payload_json, bind_linked(place), previous, link, kept, nonce=nonce)
+    return SessionEvent(event_id, index, session_id, created_at, connection_id, sender, text), tag
 
 
 def read_sealed_event(event: SessionEvent) -> Sealed:

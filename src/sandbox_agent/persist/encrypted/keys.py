@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
@@ -64,8 +65,8 @@ class SessionKeys:
         self._masters = masters
         self._known: OrderedDict[str, tuple[WrappedKey, SessionCipher]] = OrderedDict()
         self._touched: dict[str, float] = {}
-        # One change at a time, so that concurrent tasks do not refuse each other.
-        self._changing = anyio.Lock()
+        # One change of a key at a time, so that concurrent tasks do not refuse each other.
+        self._changing: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def find(self, session_id: str) -> SessionKey | None:
         """Return the stored key, or None if the session has no key. Raises as ``read``."""
@@ -147,6 +148,13 @@ class SessionKeys:
         known = self._known.get(session_id)
         return None if known is None else known[1]
 
+    def current(self, session_id: str) -> SessionCipher | None:
+        """Return the cached cipher if ``obtain`` would return it at once."""
+        known = self._known.get(session_id)
+        if known is None or time.monotonic() - self._touched.get(session_id, -_TOUCH_EVERY) >= _TOUCH_EVERY:
+            return None
+        return known[1]
+
     def forget(self, session_id: str) -> None:
         """Read the key from the store at the next call."""
         self._known.pop(session_id, None)
@@ -198,7 +206,7 @@ class SessionKeys:
     ) -> _Stored | None:
         """Store the result of ``change`` on the stored key, and return it."""
         key_id = KEY_PREFIX + session_id
-        async with self._changing:
+        async with self._changing.setdefault(session_id, anyio.Lock()):
             for attempt in range(_TRIES):
                 generation = await self._inner.claim_session(key_id)
                 record = await self._inner.get_session(key_id)
@@ -238,11 +246,10 @@ def _stored(record: SessionRecord, session_id: str) -> _Stored:
     try:
         stored = msgspec.convert(record.session_init, _Stored)
     except msgspec.ValidationError as error:
-        raise PersistError(
-            f"the key of session '{session_id}' is damaged in the store: nothing of the session can be read; "
-            "restore the store from a copy",
-            session_id=session_id,
-        ) from error
+        raise _damaged_error(session_id) from error
+    if stored.key is not None and stored.key.key_id in stored.gone:
+        # All that was encrypted with it would be left out as erased.
+        raise _damaged_error(session_id)
     if stored.form != _FORM:
         raise PersistError(
             f"the key of session '{session_id}' has the form '{stored.form}', which this release does not "
@@ -250,3 +257,11 @@ def _stored(record: SessionRecord, session_id: str) -> _Stored:
             session_id=session_id,
         )
     return stored
+
+
+def _damaged_error(session_id: str) -> PersistError:
+    return PersistError(
+        f"the key of session '{session_id}' is damaged in the store: nothing of the session can be read; "
+        "restore the store from a copy",
+        session_id=session_id,
+    )

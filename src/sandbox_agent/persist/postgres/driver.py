@@ -104,9 +104,10 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
         await self._appender.append(session_id, events, generation, Sealed(after, head))
         self._following.stored(session_id, events)
 
-    async def delete_session(self, session_id: str, /) -> None:
-        await super().delete_session(session_id)
-        self._appender.forget(session_id)
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        await super().delete_sessions(session_ids)
+        for session_id in session_ids:
+            self._appender.forget(session_id)
 
     @reading
     def marks(self, session_ids: Collection[str], /) -> Work[Mapping[str, Mark]]:

@@ -81,8 +81,9 @@ SELECT pg_notify('{channel}', $2)
 # that another program holds locked delays the others for half a second at most.
 _TOGETHER: Final = """
 WITH wanted AS MATERIALIZED (
-  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $13::bigint[])
-    AS wanted (session_id, generation, known, first, amount, after)
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $13::bigint[],
+    $14::text[], $15::bigint[], $16::text[])
+    AS wanted (session_id, generation, known, first, amount, after, head_id, head_time, head)
   WHERE (SELECT set_config('lock_timeout', '500ms', TRUE)) IS NOT NULL
 ), taken AS (
   UPDATE {session_writers} AS writer
@@ -94,7 +95,7 @@ WITH wanted AS MATERIALIZED (
     AND (wanted.after IS NULL OR writer.last_index = wanted.after)
     AND EXISTS (SELECT FROM {session_store} WHERE store_id = $12)
   RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
-    wanted.first, wanted.amount
+    wanted.first, wanted.amount, wanted.head_id, wanted.head_time, wanted.head
 ), stored AS (
   INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
   SELECT event.id, taken.before + number - taken.first + 1, taken.session_id, event.created_at,
@@ -105,10 +106,9 @@ WITH wanted AS MATERIALIZED (
     WITH ORDINALITY AS event (id, created_at, connection_id, sender, payload, number) USING (number)
 ), heads AS (
   INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
-  SELECT head.id, 1, head.id, head.created_at, '', 'client', head.payload::json
+  SELECT head_id, 1, head_id, head_time, '', 'client', head::json
   FROM taken
-  JOIN unnest($14::text[], $15::text[], $16::bigint[], $17::text[])
-    AS head (session_id, id, created_at, payload) USING (session_id)
+  WHERE head_id IS NOT NULL
   ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, payload_json = excluded.payload_json
 )
 SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM taken
@@ -367,8 +367,8 @@ class Appender:
             yield from self._writers.make(new)
         batches = [[event for one in appends for event in one.events] for appends in by_session.values()]
         amounts = list(map(len, batches))
-        sealed = {appends[0].session_id: appends[0].sealed for appends in by_session.values()}
-        heads = [one.head for one in sealed.values() if one is not None]
+        sealed = [appends[0].sealed for appends in by_session.values()]
+        heads = [one and one.head for one in sealed]
         events = [event for batch in batches for event in batch]
         values = (
             list(by_session),
@@ -384,11 +384,11 @@ class Appender:
             # An empty text is about all sessions.
             " ".join(map(mark, by_session)) if len(by_session) <= _MOST_MARKS else "",
             self._writers.store_id,
-            [None if one is None else one.after for one in sealed.values()],
-            [session_id for session_id, one in sealed.items() if one is not None],
-            [head.id for head in heads],
-            [head.created_at for head in heads],
-            decode_payloads(heads),
+            [one and one.after for one in sealed],
+            [head and head.id for head in heads],
+            [head and head.created_at for head in heads],
+            # It is base64.
+            [head and head.payload_json.decode() for head in heads],
         )
         return (yield Query(_TOGETHER, values))
 

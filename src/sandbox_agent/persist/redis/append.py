@@ -28,6 +28,7 @@ class _Append(NamedTuple):
     session_id: str
     keys: SessionKeys
     words: Sequence[Argument]
+    head_key: Argument | None
     events: int
     size: int
     answer: asyncio.Future[Sequence[bytes]]
@@ -45,12 +46,28 @@ class Appender:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def append(
-        self, session_id: str, keys: SessionKeys, words: Sequence[Argument], *, events: int, size: int
+        self,
+        session_id: str,
+        keys: SessionKeys,
+        words: Sequence[Argument],
+        head_key: Argument | None = None,
+        *,
+        events: int,
+        size: int,
     ) -> Sequence[bytes]:
-        """Return the script's answer for one append."""
+        """Return the script's answer for one append.
+
+        Args:
+            session_id: the session.
+            keys: its keys.
+            words: the script's arguments.
+            head_key: the first key of its head, if one is stored with it.
+            events: how many events it has.
+            size: of their payloads, in bytes.
+        """
         self._client.check_usable(session_id)
         loop = asyncio.get_running_loop()
-        append = _Append(session_id, keys, words, events, size, loop.create_future())
+        append = _Append(session_id, keys, words, head_key, events, size, loop.create_future())
         self._queue.append(append)
         if not self._scheduled:
             self._scheduled = True
@@ -93,9 +110,11 @@ class Appender:
     async def _send(self, batch: list[_Append]) -> None:
         width = len(batch[0].keys.data) if self._ttl_ms else _WRITTEN_KEYS
         keys: list[Argument] = []
-        words: list[Argument] = [self._ttl_ms, width]
+        words: list[Argument] = [self._ttl_ms, width, int(not self._client.is_cluster)]
         for append in batch:
             keys += append.keys.data[:width]
+            if append.head_key is not None:
+                keys.append(append.head_key)
             words += append.words
         try:
             answers: list[Sequence[bytes]] = await self._client.run(APPEND, keys, words, write=True)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Final
 
+import msgspec
+
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
@@ -100,6 +102,8 @@ class RedisSessionPersistDriver(FollowedDriver):
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
         self._known = KnownHistories(ttl or 0)
         self._appender = Appender(self._client, self._ttl_ms)
+        # In a cluster the keys of the head are on another server.
+        vars(self)["appends_head"] = not self._client.is_cluster
         self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -217,12 +221,19 @@ class RedisSessionPersistDriver(FollowedDriver):
         after: int,
         generation: int = UNFENCED,
     ) -> None:
-        await self._append(session_id, events, generation, after)
-        # In a cluster the head's keys are on another server, so it is stored after the events.
-        await self.insert_event(head.session_id, head)
+        if self.appends_head:
+            await self._append(session_id, events, generation, after, head)
+        else:
+            await self._append(session_id, events, generation, after)
+            await self.insert_event(head.session_id, head)
 
     async def _append(
-        self, session_id: str, events: Sequence[SessionEvent], generation: int, after: int = -1
+        self,
+        session_id: str,
+        events: Sequence[SessionEvent],
+        generation: int,
+        after: int = -1,
+        head: SessionEvent | None = None,
     ) -> Sequence[int]:
         self._check_eviction_once()
         known = self._known.get(session_id)
@@ -232,10 +243,14 @@ class RedisSessionPersistDriver(FollowedDriver):
             check_session(session_id, event)
             words += pack_event(event)
             size += len(event.payload_json)
+        if head is not None:
+            # Lua's unpack knows texts only, no binary data.
+            texts = (head.id, str(head.created_at), "", "client", head.payload_json.decode())
+            words.append(msgspec.msgpack.encode(texts))
         batch = list(events)
-        answer = await self._appender.append(
-            session_id, self._keys.of_session(session_id), words, events=len(batch), size=size
-        )
+        head_key = None if head is None else self._keys.of_session(head.session_id).events
+        keys = self._keys.of_session(session_id)
+        answer = await self._appender.append(session_id, keys, words, head_key, events=len(batch), size=size)
         if answer[0] == b"other":
             found = zip(batch, map(int, answer[3:]), strict=len(answer) > 3)
             raise NotLastError(session_id, {event.id: index for event, index in found if index <= after})
@@ -257,15 +272,26 @@ class RedisSessionPersistDriver(FollowedDriver):
 
         Writers that claimed the session before are refused from then on.
         """
-        keys = self._keys.of_session(session_id)
-        record = await self.get_session(session_id)
-        await self._client.run(
-            DELETE, [*keys.data, keys.end], [_TOMBSTONE_MS], session_id=session_id, write=True
-        )
-        if record is not None:
-            entry = index_entry(record.created_at, session_id)
-            await self._client.call("ZREM", self._keys.index, entry, session_id=session_id)
-        self._known.forget(session_id)
+        await self.delete_sessions([session_id])
+
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        # In a cluster each session is on a node of its own.
+        together = len(session_ids) if not self._client.is_cluster else 1
+        for start in range(0, len(session_ids), max(1, together)):
+            await self._delete_together(session_ids[start : start + together])
+
+    async def _delete_together(self, session_ids: Sequence[str]) -> None:
+        records = [await self.get_session(session_id) for session_id in session_ids]
+        keys: list[Argument] = []
+        for one in map(self._keys.of_session, session_ids):
+            keys += (*one.data, one.end)
+        await self._client.run(DELETE, keys, [_TOMBSTONE_MS], session_id=session_ids[0], write=True)
+        for record in records:
+            if record is not None:
+                entry = index_entry(record.created_at, record.id)
+                await self._client.call("ZREM", self._keys.index, entry, session_id=record.id)
+        for session_id in session_ids:
+            self._known.forget(session_id)
 
     async def marks(self, session_ids: Collection[str], /) -> Mapping[str, Mark]:
         commands: list[Sequence[Argument]] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Final, cast
 
@@ -15,6 +16,8 @@ _QUOTED: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 _OFFSET: Final = 2**63
 _WIDTH: Final = 16
 _EVENT_PARTS: Final = 6
+# Sessions whose keys are remembered.
+_REMEMBERED: Final = 1_024
 # The fields of a record in the order of ``to_row``; the first ones are always there.
 _FIELDS: Final = (
     *(b"id", b"agent", b"agent_session_id", b"last_connection_id", b"created_at"),
@@ -34,9 +37,10 @@ class SessionKeys:
         side: a hash, index to event: events that were replaced or came out of order.
         order: a sorted set, the indexes in ``side``.
         end: a stream that notifies followers of a deletion.
+        data: all but ``end``, in the order of the scripts' KEYS.
     """
 
-    __slots__ = ("end", "events", "ids", "meta", "order", "record", "side")
+    __slots__ = ("data", "end", "events", "ids", "meta", "order", "record", "side")
 
     def __init__(self, base: bytes) -> None:
         self.record: bytes = base + b":record"
@@ -46,11 +50,10 @@ class SessionKeys:
         self.side: bytes = base + b":side"
         self.order: bytes = base + b":order"
         self.end: bytes = base + b":end"
-
-    @property
-    def data(self) -> tuple[bytes, ...]:
-        """All but ``end``, in the order of the scripts' KEYS."""
-        return (self.events, self.ids, self.meta, self.record, self.order, self.side)
+        self.data: tuple[bytes, ...] = (
+            *(self.events, self.ids, self.meta),
+            *(self.record, self.order, self.side),
+        )
 
 
 class Keys:
@@ -58,16 +61,17 @@ class Keys:
 
     Attributes:
         index: a sorted set of all sessions, in the order of listings.
+        of_session: returns the keys of a session.
     """
 
     def __init__(self, prefix: str) -> None:
         if not prefix or "{" in prefix or "}" in prefix:
             raise ValueError("the prefix must be a text without braces, such as 'sandbox-agent'")
         self._prefix = to_bytes(prefix)
+        self.of_session: Callable[[str], SessionKeys] = lru_cache(_REMEMBERED)(self._of_session)
         self.index: bytes = self._prefix + b":index"
 
-    def of_session(self, session_id: str) -> SessionKeys:
-        """Return the keys of a session."""
+    def _of_session(self, session_id: str) -> SessionKeys:
         # Redis ignores an empty hash tag.
         return SessionKeys(b"%s:{%s}" % (self._prefix, to_bytes(quote_tag(session_id)) or b"%"))
 

@@ -164,8 +164,17 @@ class SqlSessionPersistDriver(FollowedDriver):
 
         A writer that claimed the session before is refused from now on.
         """
-        await self._database.write(partial(self._log.writers.delete, session_id), session_id=session_id)
-        self._following.deleted(session_id)
+        await self.delete_sessions([session_id])
+
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        def delete() -> Work[None]:
+            # An append locks a session before what belongs to it.
+            for session_id in reversed(session_ids):
+                yield from self._log.writers.delete(session_id)
+
+        await self._database.write(delete, session_id=session_ids[0] if session_ids else None)
+        for session_id in session_ids:
+            self._following.deleted(session_id)
 
     async def search_events(
         self, query: str, /, *, session_id: str | None = None, limit: int | None = None

@@ -67,6 +67,12 @@ class Writers(Protocol):
         """
         ...
 
+    def check_end(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
+        """Check as ``check``, and return what is stored with the last index of the session."""
+        stored = yield from self.check(session_id, generation, known)
+        found = yield Query(LAST_INDEX, (session_id,))
+        return stored._replace(last_index=max(stored.last_index, found[0][0]))
+
     def check_store(self, session_id: str) -> Work[None]:
         """Check that this is the store that was opened, where that is not certain.
 
@@ -121,15 +127,14 @@ class Log:
             SessionFencedError: the session was claimed after that generation.
             PersistError: an id is stored in another session, or events that were known are gone.
         """
-        known = yield from self.writers.check(session_id, generation, known)
         if not events:
-            return Appended([], known)
+            return Appended([], (yield from self.writers.check(session_id, generation, known)))
+        known = yield from self.writers.check_end(session_id, generation, known)
+        last = known.last_index
         # One row is stored or not: there is nothing to undo.
         several = len(events) > 1
         if several:
             yield _SAVEPOINT
-        found = yield Query(LAST_INDEX, (session_id,))
-        last: int = max(known.last_index, found[0][0])
         stored = yield Insert(
             _APPEND, list(map(event_values, events, range(last + 1, last + 1 + len(events))))
         )
@@ -161,9 +166,8 @@ class Log:
             SessionFencedError: the session was claimed after that generation.
             PersistError: an id is stored in another session.
         """
-        known = yield from self.writers.check(session_id, generation)
-        found = yield Query(LAST_INDEX, (session_id,))
-        if max(known.last_index, found[0][0]) != after:
+        known = yield from self.writers.check_end(session_id, generation)
+        if known.last_index != after:
             raise NotLastError(session_id)
         rows = [event_values(event, event.event_index) for event in (*events, head)]
         if (yield Insert(_APPEND_SEALED, rows)) != len(rows):

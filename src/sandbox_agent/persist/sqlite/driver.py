@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -16,7 +16,7 @@ from sandbox_agent.persist.base import UNFENCED
 from sandbox_agent.persist.follow import FileHint, Mark
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
 from sandbox_agent.persist.sql.log import UNKNOWN, Writers
-from sandbox_agent.persist.sql.work import Make, Query, Work, reading
+from sandbox_agent.persist.sql.work import Make, Query, Row, Work, reading
 from sandbox_agent.persist.sqlite.dialect import SQLiteDatabase
 from sandbox_agent.persist.sqlite.schema import prepare_store
 from sandbox_agent.persist.sqlite.texts import erase_texts, forget_extent, search_events
@@ -44,6 +44,10 @@ ON CONFLICT (session_id) DO UPDATE SET
 RETURNING generation
 """
 _HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'session_writers'"
+_GENERATION: Final = "SELECT coalesce((SELECT generation FROM session_writers WHERE session_id = $1), 0)"
+_GENERATION_AND_LAST: Final = (
+    f"{_GENERATION}, coalesce((SELECT max(event_index) FROM {{events}} WHERE session_id = $1), 0)"
+)
 _MANY: Final = "json_each($1)"
 _ONE: Final = "(SELECT $1 AS value)"
 _LAST: Final = "coalesce((SELECT max(event_index) FROM events WHERE session_id = ids.value), 0)"
@@ -81,7 +85,10 @@ class SQLiteSessionPersistDriver(SqlSessionPersistDriver):
 
         Nothing happens if there is none. A writer that claimed the session before is refused from now on.
         """
-        await super().delete_session(session_id)
+        await self.delete_sessions([session_id])
+
+    async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
+        await super().delete_sessions(session_ids)
         # The log still has the erased pages; a reader of another process may keep it from being cut.
         await self.writer.run(_cut_log, transaction=False)
 
@@ -113,18 +120,30 @@ class _Writers(Writers):
         return (yield from _raise_generation(session_id, 0))
 
     def check(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
-        if generation == UNFENCED:
-            return UNKNOWN
+        if generation != UNFENCED:
+            yield from self._check(_GENERATION, session_id, generation)
+        return UNKNOWN
+
+    def check_end(self, session_id: str, generation: int, known: Mark = UNKNOWN) -> Work[Mark]:
+        if generation != UNFENCED:
+            # One statement for both: each releases the interpreter's lock.
+            row = yield from self._check(_GENERATION_AND_LAST, session_id, generation)
+            if row:
+                return Mark(row[1])
+        return (yield from super().check_end(session_id, UNFENCED))
+
+    def _check(self, query: str, session_id: str, generation: int) -> Work[Row]:
+        """Return the row of a query whose first column is the generation; () without a table."""
         try:
-            rows = yield Query("SELECT generation FROM session_writers WHERE session_id = $1", (session_id,))
+            (row,) = yield Query(query, (session_id,))
         except sqlite3.OperationalError:
             # Checked only after the error, because every statement releases the interpreter's lock.
             if (yield Query(_HAS_TABLE)):
                 raise
-            return UNKNOWN
-        if rows and rows[0][0] > generation:
+            return ()
+        if row[0] > generation:
             raise SessionFencedError(session_id, generation)
-        return UNKNOWN
+        return row
 
     def replaced(self, event: SessionEvent) -> Work[None]:
         yield from forget_extent(event)

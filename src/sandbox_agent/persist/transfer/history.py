@@ -105,6 +105,7 @@ class SessionWriter:
         # The last event of the store at the beginning. The history that is passed in must contain it.
         self._newest = newest
         self._met = newest is None
+        self._begun: SessionRecord | None = None
         self.last: int | None = None if newest is None else newest.event_index
         self.stored: int = 0
         self.given: Place | None = None
@@ -125,6 +126,7 @@ class SessionWriter:
         """Store the record of a new session, so that a session whose transfer is interrupted is visible."""
         if self.last is None and await self._target.get_session(record.id) is None:
             await self._target.update_session(record)
+            self._begun = record
 
     async def write(self, events: Sequence[SessionEvent]) -> None:
         """Store the next events of the history, in ascending order of their indexes."""
@@ -146,7 +148,7 @@ class SessionWriter:
         """Store the record, unless the store's history is longer than the one that was passed in."""
         if self._newest is not None and not self._met:
             await self._compare_end(self._newest)
-        if record is None:
+        if record is None or record is self._begun:
             return
         known = await self._target.get_session(record.id)
         if known is None or (known != record and self._met):

@@ -10,24 +10,27 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Final, NoReturn, cast
 
+import anyio
 import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, SandboxAgentError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.transfer.history import Place, SessionWriter, read_pages
+from sandbox_agent.persist.transfer.history import Place, SessionWriter, raise_first_error, read_pages
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 from sandbox_agent.wire.records import Sender, SessionEvent, SessionRecord
 
 # The agent of a session without a record.
 UNKNOWN_AGENT: Final = "unknown"
 
-# Limits of a batch that is stored together: events, and bytes of their payloads.
+# Limits of what is in memory and stored together: events, and bytes of their payloads.
 _BATCH: Final = 1_000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
+# So many sessions are stored at once.
+_AT_ONCE: Final = 128
 # The agent's session id is searched in so many events of a history without a record.
 _LOOKED_AT: Final = 50
 
@@ -135,23 +138,19 @@ async def import_lines(
         PersistError: the store has another history of a session, or failed.
     """
     work = _Import(target, agent, on_progress)
-    number = 0
     try:
-        for number, line in enumerate(lines, 1):
+        for work.line, line in enumerate(lines, 1):
             # Windows programs put a byte order mark in front.
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            text = line.removeprefix(codecs.BOM_UTF8) if work.line == 1 else line
             if text.strip():
                 await work.read_line(text)
     except _DamagedError as error:
-        await work.flush()
+        number = work.line
         await work.finish()
         raise InvalidRequestError(
             f"line {number} can't be imported, {error}; the {work.imported.events} events in the lines "
             "before it are in the store: repair the line and import again, it continues there"
         ) from error
-    except SandboxAgentError as error:
-        error.args = (f"line {number}: {error}", *error.args[1:])
-        raise
     await work.finish()
     return work.imported
 
@@ -160,36 +159,55 @@ class _DamagedError(Exception):
     """A line is not part of an export."""
 
 
-class _Open:
-    """A session whose lines are being read."""
+class _Part:
+    """Neighboring lines of one session.
 
-    def __init__(self, writer: SessionWriter) -> None:
-        self.writer = writer
+    Attributes:
+        line: the number of the first one.
+        given: the last event of the session's part before.
+    """
+
+    def __init__(self, session_id: str, line: int, given: Place | None) -> None:
+        self.session_id = session_id
+        self.line = line
+        self.given = given
         self.record: SessionRecord | None = None
+        self.events: list[SessionEvent] = []
+        self.writer: SessionWriter | None = None
         self.first: SessionEvent | None = None
+        self.last: Place | None = None
         self.connection_id = ""
         self.agent_session_id = ""
         self.looked_at = 0
 
 
 class _Import:
+    """Collects lines, and stores many small sessions at once, which then share commits.
+
+    Attributes:
+        line: the number of the line that is read.
+        imported: the result so far.
+    """
+
     def __init__(
         self, target: SessionPersistDriver, agent: str, on_progress: Callable[[Imported], None] | None
     ) -> None:
+        self.line = 0
+        self.imported = Imported()
         self._target = target
         self._agent = agent
         self._on_progress = on_progress
-        self._current: str | None = None
-        self._open: _Open | None = None
-        self._batch: list[SessionEvent] = []
-        self._bytes = 0
+        # Parts that are complete, each of another session; and the last one, whose next lines may follow.
+        self._parts: dict[str, _Part] = {}
+        self._current: _Part | None = None
+        # Of all of these.
+        self._events = self._bytes = 0
         self._has_records = False
         # The last event of each session: the lines of several sessions may be mixed.
         self._ended: dict[str, Place | None] = {}
-        self.imported = Imported()
 
     async def read_line(self, line: bytes) -> None:
-        """Store a line, or add it to the batch."""
+        """Store a line, or keep it until more can be stored with it."""
         if self.imported.complete:
             # Several exports may follow each other in one file.
             self.imported.complete = None
@@ -200,28 +218,16 @@ class _Import:
             self._has_records = True
             await self._add_record(bytes(found.record))
         elif found.end is not msgspec.UNSET:
-            await self.flush()
             self.imported.complete = True
         elif found.agent_session_id is not msgspec.UNSET:
             await self._add_record(line)
         else:
             raise _DamagedError("it is neither an event nor a record")
 
-    async def flush(self) -> None:
-        """Store the batch."""
-        if self._open is None or not self._batch:
-            return
-        batch, self._batch, self._bytes = self._batch, [], 0
-        before = self._open.writer.stored
-        await self._open.writer.write(batch)
-        self.imported.events += len(batch)
-        self.imported.stored += self._open.writer.stored - before
-        if self._on_progress is not None:
-            self._on_progress(self.imported)
-
     async def finish(self) -> None:
-        """Store the batch and finish the session."""
-        await self._close()
+        """Store what is left."""
+        await self._end_part()
+        await self._store_parts()
         if self._has_records and self.imported.complete is None:
             self.imported.complete = False
 
@@ -230,43 +236,109 @@ class _Import:
             record = msgspec.convert(loads(text), SessionRecord)
         except (InvalidEnvelopeError, msgspec.ValidationError) as error:
             raise _DamagedError(f"its record can't be read: {error}") from error
-        opened = await self._switch(record.id)
-        opened.record = record
-        await opened.writer.begin(record)
+        part = await self._begin_part(record.id)
+        part.record = record
 
     async def _add_event(self, event: SessionEvent) -> None:
-        opened = self._open
-        if opened is None or event.session_id != self._current:
-            opened = await self._switch(event.session_id)
-        given = opened.writer.given
-        last = self._batch[-1].event_index if self._batch else given.event_index if given else None
-        if last is not None and event.event_index <= last:
-            raise _DamagedError(f"event {event.event_index} comes after event {last}")
-        self._batch.append(event)
+        part = self._current
+        if part is None or event.session_id != part.session_id:
+            part = await self._begin_part(event.session_id)
+        if part.last is not None and event.event_index <= part.last.event_index:
+            raise _DamagedError(f"event {event.event_index} comes after event {part.last.event_index}")
+        part.events.append(event)
+        part.last = Place(event.event_index, event.id)
+        self._events += 1
         self._bytes += len(event.payload_json)
-        if opened.record is None:
-            _note_record(opened, event)
-        if len(self._batch) >= _BATCH or self._bytes >= _BATCH_BYTES:
-            await self.flush()
+        if part.record is None:
+            _note_record(part, event)
+        if self._events >= _BATCH or self._bytes >= _BATCH_BYTES:
+            await self._store_parts()
+            with _named(part):
+                await self._write(part)
+            self._events = self._bytes = 0
+            self._report()
 
-    async def _switch(self, session_id: str) -> _Open:
-        """Finish the current session and begin another one."""
-        await self._close()
-        opened = _Open(await SessionWriter.open(self._target, session_id, self._ended.get(session_id)))
-        self._open, self._current = opened, session_id
+    async def _begin_part(self, session_id: str) -> _Part:
+        """End the part before, and begin another one."""
+        await self._end_part()
+        if session_id in self._parts:
+            await self._store_parts()
+        part = _Part(session_id, self.line, self._ended.get(session_id))
         self.imported.sessions += session_id not in self._ended
-        return opened
+        self._ended[session_id] = None
+        self._current = part
+        return part
 
-    async def _close(self) -> None:
-        await self.flush()
-        if self._open is None:
+    async def _end_part(self) -> None:
+        part, self._current = self._current, None
+        if part is not None:
+            self._parts[part.session_id] = part
+            if part.writer is not None or len(self._parts) >= _AT_ONCE:
+                await self._store_parts()
+
+    async def _store_parts(self) -> None:
+        """Store the parts that are complete.
+
+        Raises:
+            SandboxAgentError: that of the first part that could not be stored. The others are stored.
+        """
+        parts, self._parts = list(self._parts.values()), {}
+        if not parts:
             return
-        record = self._open.record
-        if record is None and await self._target.get_session(self._current or "") is None:
-            record = _create_record(self._open, self._agent)
-        await self._open.writer.finish(record)
-        self._ended[self._open.writer.session_id] = self._open.writer.given
-        self._open = self._current = None
+        failed: dict[int, SandboxAgentError] = {}
+
+        async def store(part: _Part) -> None:
+            try:
+                with _named(part):
+                    await self._write(part)
+                    await self._finish_part(part)
+            except SandboxAgentError as error:
+                failed[part.line] = error
+
+        with raise_first_error():
+            async with anyio.create_task_group() as group:
+                for part in parts:
+                    group.start_soon(store, part)
+        if failed:
+            raise failed[min(failed)]
+        left = self._current.events if self._current else []
+        self._events, self._bytes = len(left), sum(len(event.payload_json) for event in left)
+        self._report()
+
+    async def _write(self, part: _Part) -> None:
+        """Store the part's lines so far."""
+        writer = part.writer
+        if writer is None:
+            writer = part.writer = await SessionWriter.open(self._target, part.session_id, part.given)
+            if part.record is not None:
+                await writer.begin(part.record)
+        events, part.events = part.events, []
+        before = writer.stored
+        await writer.write(events)
+        self.imported.events += len(events)
+        self.imported.stored += writer.stored - before
+
+    async def _finish_part(self, part: _Part) -> None:
+        assert part.writer is not None
+        record = part.record
+        if record is None and await self._target.get_session(part.session_id) is None:
+            record = _create_record(part, self._agent)
+        await part.writer.finish(record)
+        self._ended[part.session_id] = part.writer.given
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.imported)
+
+
+@contextmanager
+def _named(part: _Part) -> Generator[None]:
+    """Name the line in an error."""
+    try:
+        yield
+    except SandboxAgentError as error:
+        error.args = (f"line {part.line}: {error}", *error.args[1:])
+        raise
 
 
 def _decode(line: bytes) -> _Line:
@@ -330,7 +402,7 @@ def _event(line: _Line, payload: msgspec.Raw) -> SessionEvent:
     return SessionEvent(*cast("tuple[str, int, str, int, str, Sender]", fields), text)
 
 
-def _note_record(opened: _Open, event: SessionEvent) -> None:
+def _note_record(opened: _Part, event: SessionEvent) -> None:
     """Remember what a record can be created from."""
     opened.first = opened.first or event
     opened.connection_id = event.connection_id
@@ -342,7 +414,7 @@ def _note_record(opened: _Open, event: SessionEvent) -> None:
         opened.agent_session_id = named.params.session_id or named.result.session_id
 
 
-def _create_record(opened: _Open, agent: str) -> SessionRecord | None:
+def _create_record(opened: _Part, agent: str) -> SessionRecord | None:
     if opened.first is None:
         return None
     return SessionRecord(
