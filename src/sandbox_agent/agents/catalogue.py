@@ -1,14 +1,19 @@
-"""The agent catalogue: ``catalogue.toml`` as typed values. ``launch.agent_ids`` adds launchers."""
+"""The agent catalogue: ``catalogue.toml`` as typed values, and the agents that the user has added.
+
+``launch.agent_ids`` adds launchers.
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 import msgspec
 
 from sandbox_agent.agents.mock import sessions as mock_sessions
+from sandbox_agent.engine.permissions import AgentModes, PermissionMode, known_modes
 from sandbox_agent.wire.api import AgentCapabilities
 
 _NAMES = {"model": "Model", "mode": "Mode", "thought_level": "Thought Level"}
@@ -114,12 +119,18 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         adapters: Command lines to look for on ``PATH``, best first. Each speaks ACP.
         native: The name of the agent's own binary, or None.
         native_args: Arguments that make the binary speak ACP, or None if it needs an adapter.
+        command: A command line that speaks ACP. If given, nothing else starts the agent, and it is not
+            installed.
         credential_env: Environment variables, any of which holds credentials.
         env: Other variables that the agent reads, such as base URLs; patterns with ``*``. It inherits them
             and ``credential_env`` even with ``--agent-env-policy strict``.
+        defaults: Variables that the agent gets with these values unless its environment has them.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
         auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
+        permission_modes: The agent's modes that a permission mode stands for, best first. Without it, those
+            that are known for the id count, or the usual names.
+        never_asks: Whether the agent uses its tools without asking for permission, if that is known.
         npm: The npm packages that install it, or None.
         pypi: The PyPI package that installs it, or None.
     """
@@ -130,18 +141,32 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     adapters: tuple[tuple[str, ...], ...] = ()
     native: str | None = None
     native_args: tuple[str, ...] | None = None
+    command: tuple[str, ...] = ()
     credential_env: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
+    defaults: dict[str, str] = {}
     credential_files: tuple[CredentialFile, ...] = ()
     auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}
+    permission_modes: dict[PermissionMode, tuple[str, ...]] | None = None
+    never_asks: bool | None = None
     npm: NpmPackages | None = None
     pypi: PypiPackage | None = None
 
     @property
     def package(self) -> NpmPackages | PypiPackage | None:
         """What installs it, or None if it cannot be installed by this program."""
-        return self.npm or self.pypi
+        return None if self.command else self.npm or self.pypi
+
+    @property
+    def modes(self) -> AgentModes | None:
+        """What its modes mean; None if that is not known."""
+        known = known_modes(self.id)
+        if self.permission_modes is None and self.never_asks is None:
+            return known
+        names = known.names if self.permission_modes is None and known is not None else self.permission_modes
+        never = known is not None and known.never_asks if self.never_asks is None else self.never_asks
+        return AgentModes(names or {}, never)
 
     @property
     def config_options(self) -> list[dict[str, Any]]:
@@ -161,14 +186,42 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ]
 
 
-def _load_catalogue() -> dict[str, Agent]:
+def _read_catalogue() -> dict[str, dict[str, Any]]:
     text = files("sandbox_agent.agents").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    agents: dict[str, Agent] = {}
-    for agent_id, entry in tomllib.loads(text).items():
-        # The file lists the names of what is supported.
-        capabilities = AgentCapabilities(**dict.fromkeys(entry["capabilities"], True))
-        agents[agent_id] = msgspec.convert({**entry, "id": agent_id, "capabilities": capabilities}, Agent)
-    return agents
+    return tomllib.loads(text)
 
 
-CATALOGUE: dict[str, Agent] = _load_catalogue()
+def to_agent(agent_id: str, entry: Mapping[str, Any]) -> Agent:
+    """Return an entry of a catalogue as an agent. ``capabilities`` are the names of what it supports.
+
+    Raises:
+        msgspec.ValidationError: A field is unknown, missing or invalid.
+    """
+    capabilities = AgentCapabilities(**dict.fromkeys(entry["capabilities"], True))
+    return msgspec.convert({**entry, "id": agent_id, "capabilities": capabilities}, Agent)
+
+
+# The entries of the file, from which a user's entry takes what it does not name.
+ENTRIES: dict[str, dict[str, Any]] = _read_catalogue()
+CATALOGUE: dict[str, Agent] = {agent_id: to_agent(agent_id, entry) for agent_id, entry in ENTRIES.items()}
+_known = dict(CATALOGUE)
+
+
+def known_agents() -> Mapping[str, Agent]:
+    """Return the agents that this process knows: those of the catalogue, then those that were added."""
+    return _known
+
+
+def use_agents(agents: Mapping[str, Agent]) -> None:
+    """Add a user's agents to those of the catalogue, for this process. An agent with the same id is replaced.
+
+    A former call's agents are forgotten.
+    """
+    global _known
+    _known = {**CATALOGUE, **agents}
+
+
+def agent_modes(agent_id: str) -> AgentModes | None:
+    """Return what the modes of an agent mean; None if that is not known."""
+    agent = _known.get(agent_id)
+    return None if agent is None else agent.modes

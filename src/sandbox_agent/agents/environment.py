@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Literal, get_args
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import known_agents
 from sandbox_agent.runtime.user import User
 
 EnvPolicy = Literal["default", "strict"]
@@ -73,7 +73,7 @@ class AgentEnvironment:
     user: User | None = None
 
     def variables(self, agent_id: str) -> dict[str, str]:
-        """Return the variables that an agent inherits."""
+        """Return the variables of an agent: those that it inherits, and the defaults of its entry."""
         own, allowed, denied = _matcher(_OWN), _matcher(self.allow), _matcher((*self.deny, *_STORE))
         listed = _matcher((*_STRICT, *_catalogue_names(agent_id))) if self.policy == "strict" else None
 
@@ -91,7 +91,8 @@ class AgentEnvironment:
         inherited = {name: value for name, value in os.environ.items() if inherits(name, value)}
         if self.user is not None:
             inherited |= {"HOME": self.user.home, "USER": self.user.name, "LOGNAME": self.user.name}
-        return inherited
+        agent = known_agents().get(agent_id)
+        return inherited if agent is None else {**agent.defaults, **inherited}
 
     def _has_token(self, value: str) -> bool:
         if self.token is None:
@@ -104,7 +105,7 @@ class AgentEnvironment:
 
 
 def _catalogue_names(agent_id: str) -> tuple[str, ...]:
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     return () if agent is None else (*agent.credential_env, *agent.env)
 
 

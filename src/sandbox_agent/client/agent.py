@@ -31,7 +31,7 @@ from sandbox_agent.client.session import Session, session_handle
 from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
 from sandbox_agent.client.settings import created_with, init_with_arguments, required
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.engine.permissions import check_agreement
+from sandbox_agent.engine.permissions import AgentModes, check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -329,7 +329,10 @@ class SandboxAgent(ServerApi):
         if directories := options.get("additional_directories"):
             init["additionalDirectories"] = [os.fspath(directory) for directory in directories]
         local_id, policy = (id or "").strip() or None, options.get("permission_policy")
-        chosen, arguments = _chosen(name, options), arguments_digest(name, options)
+        if permission_mode(options.get("permission_mode")) is not None:
+            await self._registry.modes.load(name)
+        chosen = _chosen(name, options, self._registry.modes.get(name))
+        arguments = arguments_digest(name, options)
         if local_id is not None:
             init = init_with_arguments(init, arguments)
         try:
@@ -480,10 +483,10 @@ async def _ask_address(
     return await provider.get_url(raw_id), token, transport
 
 
-def _chosen(agent: str, options: SessionOptions) -> ChosenSettings:
+def _chosen(agent: str, options: SessionOptions, modes: AgentModes | None) -> ChosenSettings:
     mode, model, level = options.get("mode"), options.get("model"), options.get("thought_level")
     permissions = permission_mode(options.get("permission_mode"))
-    check_agreement(agent, mode, permissions)
+    check_agreement(agent, mode, permissions, modes)
     return ChosenSettings(
         mode=required(mode, "mode") if mode else None,
         model=required(model, "model") if model else None,

@@ -8,16 +8,15 @@ import time
 from typing import Any
 
 import httpx2
-import msgspec
 
+from sandbox_agent.client.agent_info import auth_methods
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.delivery import UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, request
-from sandbox_agent.client.http import Http, describe, quote_segment
+from sandbox_agent.client.http import describe
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
 from sandbox_agent.errors import AcpRpcError, SandboxAgentError
-from sandbox_agent.wire.api import AuthMethodInfo
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -110,22 +109,3 @@ class OpenedConnection(Connection):
         methods = await auth_methods(self._http, self.agent)
         usable = [each.method for each in methods or () if each.required and each.satisfied]
         return usable if methods else None
-
-
-async def auth_methods(http: Http, agent: str) -> list[AuthMethodInfo] | None:
-    """Fetch the ways to give an agent its credentials; None if the server does not say."""
-    try:
-        info = members(await http.json("GET", f"/v1/agents/{quote_segment(agent)}"))
-        return msgspec.convert(info.get("authMethods"), list[AuthMethodInfo] | None)
-    except (SandboxAgentError, httpx2.TransportError, msgspec.ValidationError) as error:
-        logger.info("what authenticates %s is not known: %s", agent, describe(error))
-        return None
-
-
-async def add_credentials_hint(http: Http, agent: str, error: AcpRpcError) -> None:
-    """Name the variables that hold the agent's credentials, in an error that says that it has none."""
-    if error.code == AcpRpcError.AUTH_REQUIRED:
-        names = [name for each in await auth_methods(http, agent) or () for name in each.variables]
-        if names:
-            variables = " or ".join(dict.fromkeys(names))
-            error.add_hint(f"set {variables} in the environment of the server")

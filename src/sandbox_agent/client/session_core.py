@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol, cast
 
+from sandbox_agent.client.agent_info import KnownModes
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Answer
 from sandbox_agent.client.journal import Journal
@@ -40,6 +41,7 @@ class SessionHost(Protocol):
     def is_fenced(self) -> bool: ...
 
     cancel_grace: float
+    modes: KnownModes
 
     def next_request_id(self) -> int: ...
     def keep(self, session: SessionCore) -> None: ...
@@ -69,7 +71,7 @@ class SessionCore:
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
         self.journal = journal
         self.permissions = permissions
-        self.settings: Settings = Settings(journal, host.agent_options)
+        self.settings: Settings = Settings(journal, host.agent_options, host.modes.get)
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
         self.prompts: int = 0
@@ -137,6 +139,7 @@ class SessionCore:
     async def set_permission_mode(self, mode: PermissionMode) -> None:
         """Change the permission mode, and the agent's mode that it stands for."""
         wanted = permission_mode(mode)
+        await self.host.modes.load(self.agent)
         await self.settings.set_permission_mode(wanted, self.call)
         self.permissions.mode = wanted
         await self.journal.flush()

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sandbox_agent.client.agent_info import KnownModes, add_credentials_hint
 from sandbox_agent.client.agent_requests import RequestHandlers
 from sandbox_agent.client.attached import AttachedConnection, attach
 from sandbox_agent.client.catch_up import catch_up
@@ -23,7 +24,7 @@ from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.identity import connection_of, describe_process
 from sandbox_agent.client.journal import EventIds, Journal
-from sandbox_agent.client.opened import OpenedConnection, add_credentials_hint
+from sandbox_agent.client.opened import OpenedConnection
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
@@ -68,6 +69,7 @@ class SessionRegistry:
         sandbox_id: the id of the client's sandbox, or None.
         default_cwd: the sandbox's default working directory, or None.
         handlers: the user's handlers of agent requests, by method.
+        modes: what the modes of the server's agents mean.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class SessionRegistry:
         self._event_ids = EventIds()
         # Unique over the clients that attach to one connection.
         self._request_ids = itertools.count(secrets.randbits(26))
+        self.modes: KnownModes = KnownModes(http, health)
         self._connections: dict[str, Connection] = {}
         # Connections that take no new sessions: they end with the turns that still run.
         self._retiring: set[Connection] = set()
@@ -214,9 +217,9 @@ class SessionRegistry:
             raise SessionNotFoundError(session.id)
         async with session.binding:
             name = agent or session.agent
-            if name != session.agent:
-                session.settings.check_agent(name)
             await self._health.wait_ready()
+            if name != session.agent:
+                await self._check_agent(session, name)
             former, former_id = self.live_connection(session), session.agent_session_id
             if former is None:
                 former = await self._attach(session, take_over=take_over)
@@ -275,7 +278,14 @@ class SessionRegistry:
             await end_unfinished_restore(calls, self._driver, session, ids, take_over=take_over)
         return connection
 
+    async def _check_agent(self, session: SessionCore, agent: str) -> None:
+        if session.permissions.mode is not None:
+            await self.modes.load(agent)
+        session.settings.check_agent(agent)
+
     async def _restore(self, session: SessionCore, connection: Connection) -> None:
+        if session.permissions.mode is not None:
+            await self.modes.load(connection.agent)
         await self._restorer.restore(session, connection, self._init_of(session))
 
     async def _cancel_on(self, connection: Connection | None, session: SessionCore) -> bool:

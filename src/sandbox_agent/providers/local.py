@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -78,11 +79,17 @@ class LocalProvider(SandboxProvider):
         binary: str | os.PathLike[str] | None = None,
         store: str | None = None,
         agent_env_policy: Literal["strict", "default"] = "strict",
+        agents: str | os.PathLike[str] | None = None,
+        agent_commands: Mapping[str, str | Sequence[str]] | None = None,
         args: Sequence[str] = (),
     ) -> None:
         """Store the options. See ``local`` for the arguments."""
         if binary is None:
             require_server("local()")
+        elif agents is not None or agent_commands:
+            raise ValueError(
+                "agents and agent_commands are for this package's server: leave them out, or leave binary out"
+            )
         self._host = host.strip("[]")
         self._port = port
         self._token = token
@@ -91,6 +98,8 @@ class LocalProvider(SandboxProvider):
         self._binary = binary
         self._store = store
         self._agent_env_policy = agent_env_policy
+        self._agents = None if agents is None else Path(agents).absolute()
+        self._agent_commands = dict(agent_commands or {})
         self._args = list(args)
         self._children: dict[str, _Child] = {}
         self._restarting: set[str] = set()
@@ -142,6 +151,10 @@ class LocalProvider(SandboxProvider):
             command += ["--token-file", f"/dev/fd/{token_descriptor}"]
             command += ["--agent-env-policy", self._agent_env_policy]
             command += [f"--agent-env={name}" for name in self._env]
+            command += [] if self._agents is None else [f"--agents={self._agents}"]
+            for agent, words in self._agent_commands.items():
+                line = words if isinstance(words, str) else shlex.join(words)
+                command.append(f"--agent-command={agent}={line}")
         if self._store is not None:
             command += ["--store", self._store]
             if self._binary is None:
@@ -256,6 +269,8 @@ def local(
     binary: str | os.PathLike[str] | None = None,
     store: str | None = None,
     agent_env_policy: Literal["strict", "default"] = "strict",
+    agents: str | os.PathLike[str] | None = None,
+    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
     args: Sequence[str] = (),
 ) -> LocalProvider:
     """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
@@ -280,9 +295,12 @@ def local(
         agent_env_policy: Which other variables of this program agents get: "strict" for those that programs
             need (PATH, HOME, proxies, ...) and those that are known for the agent, such as
             ANTHROPIC_API_KEY for claude; "default" for all but the server's secrets. Not with ``binary``.
+        agents: A TOML file with more agents; see docs/agents.md. Not with ``binary``.
+        agent_commands: More agents: the command line that speaks ACP, by id. Not with ``binary``.
         args: More command line arguments.
 
     Raises:
+        ValueError: Agents are given with ``binary``.
         ImportError: The extra ``server`` is not installed, and ``binary`` is not given.
     """
     return LocalProvider(
@@ -294,6 +312,8 @@ def local(
         binary=binary,
         store=store,
         agent_env_policy=agent_env_policy,
+        agents=agents,
+        agent_commands=agent_commands,
         args=args,
     )
 

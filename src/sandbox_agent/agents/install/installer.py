@@ -23,7 +23,7 @@ from typing import Literal
 import anyio
 import anyio.to_thread
 
-from sandbox_agent.agents.catalogue import CATALOGUE, Agent, NpmPackages, PypiPackage
+from sandbox_agent.agents.catalogue import Agent, NpmPackages, PypiPackage, known_agents
 from sandbox_agent.agents.install.command import COMMAND_SECONDS
 from sandbox_agent.agents.install.installed import (
     Installation,
@@ -165,6 +165,11 @@ def check_installable(
     if agent.id == "mock":
         return None
     source = agent.package
+    if agent.command:
+        raise InvalidRequestError(
+            f"invalid request: {agent_id} is not installed by this program: its command is given, by the "
+            "agents file or --agent-command"
+        )
     if source is None:
         raise InvalidRequestError(
             f"invalid request: {agent_id} has no package that can be installed: put its command on PATH, or "
@@ -238,7 +243,7 @@ def response_of(result: Installed) -> AgentInstallResponse:
 
 
 def _known(agent_id: str) -> Agent:
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     if agent is None:
         raise UnsupportedAgentError(
             f"unsupported agent: {agent_id}; known here: {', '.join(agent_ids())}", agent=agent_id

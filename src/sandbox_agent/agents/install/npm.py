@@ -13,8 +13,8 @@ from typing import Any
 
 import anyio.to_thread
 
-from sandbox_agent.agents.catalogue import NpmPackages
-from sandbox_agent.agents.install.command import CREDENTIALS, path_with, run_command
+from sandbox_agent.agents.catalogue import CATALOGUE, NpmPackages
+from sandbox_agent.agents.install.command import credential_names, path_with, run_command
 from sandbox_agent.agents.install.node import Node
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.warden import Warden
@@ -65,7 +65,9 @@ async def install_npm(
     Raises:
         InstallFailedError: npm failed, or the packages do not have the command.
     """
-    lock = read_lock(agent_id) if packages == source.packages else None
+    known = CATALOGUE.get(agent_id)
+    is_locked = known is not None and known.npm is not None and packages == known.npm.packages
+    lock = read_lock(agent_id) if is_locked else None
     await anyio.to_thread.run_sync(_prepare, folder, source, packages, lock, node)
     total = 0 if lock is None else _count(lock)
     downloaded: set[str] = set()
@@ -92,7 +94,7 @@ async def install_npm(
 
     await run("install" if lock is None else "ci", *_OPTIONS, without=())
     if source.scripts:
-        await run("rebuild", "--ignore-scripts=false", *source.scripts, without=CREDENTIALS)
+        await run("rebuild", "--ignore-scripts=false", *source.scripts, without=credential_names())
     if total:
         on_progress(total, total)
     return await anyio.to_thread.run_sync(_find_command, agent_id, source, folder, node)

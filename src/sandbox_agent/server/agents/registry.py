@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import known_agents
 from sandbox_agent.agents.info import agent_info, usable_auth_methods
 from sandbox_agent.agents.launch import agent_ids
 from sandbox_agent.engine.config_options import find_category, options_of
@@ -68,7 +68,7 @@ class AgentRegistry:
             except SandboxAgentError as error:
                 info.config_error = str(error)
         if config and not info.config_options:
-            known = CATALOGUE.get(agent)
+            known = known_agents().get(agent)
             info.config_options = list(known.config_options) if known else []
         info.server_status = self._status(agent)
         return info
