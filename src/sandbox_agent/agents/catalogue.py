@@ -92,11 +92,13 @@ class PypiPackage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         requirement: The package, with extras.
         version: Its exact version.
         command: A command of the environment and its arguments. It speaks ACP.
+        also: The exact versions of other packages that it needs and does not require.
     """
 
     requirement: str
     version: str
     command: tuple[str, ...]
+    also: dict[str, str] = {}
 
     @property
     def name(self) -> str:

@@ -56,6 +56,7 @@ _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "gemini": _modes("default", "autoEdit", "yolo", "plan", "default"),
     "goose": _modes("approve", "approve", "auto", "approve", "approve"),
     "hermes": _modes("default", "accept_edits", "dont_ask", "default", "default"),
+    "kimi": _modes("default", "default", "yolo", "plan", "default"),
     "mock": _modes("default", "acceptEdits", "", "plan", "default"),
     "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }

@@ -439,7 +439,7 @@ def test_the_docs_name_the_agents_whose_lockfile_is_for_linux_on_x64_only() -> N
 def test_the_requirements_have_the_pin_of_the_catalogue_and_a_hash_for_every_package(agent: Agent) -> None:
     lines = read_requirements(agent.id).splitlines()
     assert agent.pypi is not None
-    pin = f"{agent.pypi.name}=={agent.pypi.version} --hash"
-    assert len([line for line in lines if line.startswith(pin)]) == 1
+    for name, version in {**agent.pypi.packages, **agent.pypi.also}.items():
+        assert len([line for line in lines if line.startswith(f"{name}=={version} --hash")]) == 1
     for line in lines:
         assert re.fullmatch(r"[a-z0-9._-]+==\S+( ; [^#]+)?( --hash=sha256:[0-9a-f]{64})+", line), line

@@ -86,7 +86,8 @@ async def install_pypi(
         await run("pip install", python, *_PIP, "--require-hashes", "--requirement", str(file))
         on_progress(total, total)
     else:
-        await run("pip install", python, *_PIP, f"{source.requirement}=={version}")
+        also = [f"{name}=={pin}" for name, pin in source.also.items()]
+        await run("pip install", python, *_PIP, f"{source.requirement}=={version}", *also)
     program = commands / source.command[0]
     if not await anyio.to_thread.run_sync(program.is_file):
         raise InstallFailedError(
