@@ -366,7 +366,7 @@ async def _create_session(
             there is no session.
         PersistError: the store failed; the same.
     """
-    client = await AgentClient.start(context, request.agent)
+    client = await AgentClient.start(context, request.agent, request.env)
     try:
         session = await context.recorder.create(row)
         try:
