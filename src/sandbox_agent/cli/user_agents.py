@@ -33,13 +33,15 @@ def agents_option(
     )
 
 
-agent_command_option = click.option(
-    "--agent-command",
-    "agent_commands",
-    multiple=True,
-    metavar="ID=COMMAND",
-    help="Another agent: its id, and the command line that speaks ACP. Can be repeated.",
-)
+def agent_command_option(command: F) -> F:
+    """Add ``--agent-command`` to a command, as ``agent_commands``."""
+    return click.option(
+        "--agent-command",
+        "agent_commands",
+        multiple=True,
+        metavar="ID=COMMAND",
+        help="Another agent: its id, and the command line that speaks ACP. Can be repeated.",
+    )(command)
 
 
 def _load(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> None:
@@ -48,5 +50,6 @@ def _load(_context: click.Context, _parameter: click.Parameter, file: Path | Non
     load_user_agents(file)
 
 
-# For commands that only need the agents to be known.
-with_user_agents = agents_option(expose=False, callback=_load)
+def with_user_agents(command: F) -> F:
+    """Add ``--agents`` to a command that only needs the agents to be known."""
+    return agents_option(expose=False, callback=_load)(command)

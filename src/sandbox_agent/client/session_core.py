@@ -16,12 +16,12 @@ from sandbox_agent.client.envelopes import Answer
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
-from sandbox_agent.client.settings import SET_METHODS, Settings
+from sandbox_agent.client.settings import SET_METHODS, Settings, init_with_variables, variable_names
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.permissions import PermissionMode
-from sandbox_agent.errors import AcpRpcError, PersistError
+from sandbox_agent.errors import AcpRpcError, InvalidRequestError, PersistError
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
@@ -80,6 +80,7 @@ class SessionCore:
         self._turn = asyncio.Lock()
         self.replay: str | None = None
         self._has_new_policy = False
+        self._variables: dict[str, str] = {}
         self.read_permissions()
 
     @property
@@ -128,6 +129,27 @@ class SessionCore:
         self._has_new_policy = True
         if self.host.live_connection(self) is not None:
             self.store_permission_policy()
+
+    def set_variables(self, variables: Mapping[str, str]) -> None:
+        """Use these variables for the agents that are started from now on; their names are stored."""
+        self._variables = dict(variables)
+        if sorted(variables) != variable_names(self.record):
+            init = init_with_variables(self.record.session_init or {}, variables)
+            self.journal.change(session_init=init)
+
+    def variables(self) -> Mapping[str, str]:
+        """Return the session's variables.
+
+        Raises:
+            InvalidRequestError: this client does not know their values.
+        """
+        names = variable_names(self.record)
+        if any(name not in self._variables for name in names):
+            raise InvalidRequestError(
+                f"session '{self.id}' has variables of its own ({', '.join(names)}), whose values are not "
+                "stored: pass env= to resume_session"
+            )
+        return self._variables
 
     def store_permission_policy(self) -> None:
         """Record a policy that was changed; the session's writer calls it."""

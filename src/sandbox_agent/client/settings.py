@@ -6,7 +6,7 @@ what the agent reports (``config_options``, ``modes``), which its results and up
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
@@ -38,7 +38,7 @@ from sandbox_agent.errors import (
     UnsupportedSessionConfigOptionError,
     UnsupportedSessionValueError,
 )
-from sandbox_agent.wire.jsonrpc import loads, members
+from sandbox_agent.wire.jsonrpc import elements, loads, members
 from sandbox_agent.wire.records import SessionRecord
 
 # The chosen settings, and a digest of the arguments of create_session, which may have secrets, are in
@@ -87,6 +87,17 @@ def _member(record: SessionRecord) -> dict[str, Any]:
 def init_with_arguments(init: Mapping[str, Any], digest: str) -> dict[str, Any]:
     """Return ``session_init`` with the digest of the arguments that create the session."""
     return _with_member(init, arguments=digest)
+
+
+def variable_names(record: SessionRecord) -> list[str]:
+    """Return the names of the session's variables. Their values are not stored."""
+    names: object = _member(record).get("env")
+    return [name for name in elements(names) if isinstance(name, str)]
+
+
+def init_with_variables(init: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return ``session_init`` with the names of the session's variables."""
+    return _with_member(init, env=sorted(names))
 
 
 def init_with_chosen(init: Mapping[str, Any], chosen: ChosenSettings) -> dict[str, Any]:

@@ -95,6 +95,18 @@ class AcpServerInfo(Body):
     usage: AcpUsageInfo | None = None
 
 
+class OpenAcpRequest(Body, kw_only=True):
+    """``PUT /v1/acp/{server_id}``.
+
+    Attributes:
+        agent: the agent's id.
+        env: variables of this agent, besides those that agents inherit; no response has them.
+    """
+
+    agent: str
+    env: dict[str, str] | None = None
+
+
 class AcpServerListResponse(Body):
     """``GET /v1/acp``."""
 

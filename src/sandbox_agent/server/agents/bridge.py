@@ -263,6 +263,7 @@ class Bridge:
             request_timeout=self._timeout,
             adapt=lambda method, envelope: adapt(agent, method, envelope),
             recorder=recorder,
+            env=env,
         )
         self._tasks.start_soon(self._run, connection, process.pid)
         return connection
