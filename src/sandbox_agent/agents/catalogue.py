@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -111,6 +111,44 @@ class PypiPackage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {self.name: self.version}
 
 
+class ArchiveFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An archive for one platform.
+
+    Attributes:
+        url: Where it is: a tar archive (gzip, bzip2 or xz), a zip archive, or the program itself.
+        sha256: The SHA-256 checksum of the file, in hexadecimal.
+        member: The path of the program in the archive. Not used for a file that is the program.
+    """
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
+    member: str = ""
+
+
+class Archive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A program that is downloaded as an archive with a checksum.
+
+    Attributes:
+        name: The name of the program, for people.
+        version: Its exact version.
+        args: The arguments with which it speaks ACP.
+        platforms: The archive for each platform, such as "linux-x64", "darwin-arm64" or "linux-x64-musl".
+    """
+
+    name: str
+    version: str
+    args: tuple[str, ...] = ()
+    platforms: dict[str, ArchiveFile]
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The exact version of the program."""
+        return {self.name: self.version}
+
+
+Package: TypeAlias = NpmPackages | PypiPackage | Archive
+
+
 class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A known agent.
 
@@ -135,6 +173,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         never_asks: Whether the agent uses its tools without asking for permission, if that is known.
         npm: The npm packages that install it, or None.
         pypi: The PyPI package that installs it, or None.
+        archive: The archive that installs it, or None.
     """
 
     id: str
@@ -154,11 +193,12 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     never_asks: bool | None = None
     npm: NpmPackages | None = None
     pypi: PypiPackage | None = None
+    archive: Archive | None = None
 
     @property
-    def package(self) -> NpmPackages | PypiPackage | None:
+    def package(self) -> Package | None:
         """What installs it, or None if it cannot be installed by this program."""
-        return None if self.command else self.npm or self.pypi
+        return None if self.command else self.npm or self.pypi or self.archive
 
     @property
     def modes(self) -> AgentModes | None:

@@ -17,6 +17,7 @@ from sandbox_agent.agents.catalogue import (
     CATALOGUE,
     ENTRIES,
     Agent,
+    Archive,
     AuthMethod,
     CredentialFile,
     NpmPackages,
@@ -37,6 +38,7 @@ _CAPABILITIES = ["permissions", "tool_calls", "tool_results", "text_messages", "
 _CATEGORIES = ("model", "mode", "thought_level")
 # The type of each field that is a table or an array of tables.
 _TABLES: dict[str, type[msgspec.Struct]] = {
+    "archive": Archive,
     "auth": AuthMethod,
     "credential_files": CredentialFile,
     "npm": NpmPackages,

@@ -198,7 +198,7 @@ class AgentInstallArtifact(Body):
     """What was installed.
 
     ``kind`` is "agent_process" for the program that speaks ACP, or "native_agent"; ``source`` is "npm",
-    "pypi", "builtin", or "local_path" for a launcher that another program wrote.
+    "pypi", "archive", "builtin", or "local_path" for a launcher that another program wrote.
     """
 
     kind: str

@@ -23,7 +23,8 @@ from typing import Literal
 import anyio
 import anyio.to_thread
 
-from sandbox_agent.agents.catalogue import Agent, NpmPackages, PypiPackage, known_agents
+from sandbox_agent.agents.catalogue import Agent, Archive, NpmPackages, Package, PypiPackage, known_agents
+from sandbox_agent.agents.install.archive import install_archive
 from sandbox_agent.agents.install.command import COMMAND_SECONDS
 from sandbox_agent.agents.install.installed import (
     Installation,
@@ -41,6 +42,7 @@ from sandbox_agent.runtime.warden import Warden
 from sandbox_agent.wire.api import AgentInstallArtifact, AgentInstallResponse
 
 Phase = Literal["waiting", "installing", "starting", "installed"]
+_SOURCES: dict[type[Package], str] = {NpmPackages: "npm", PypiPackage: "pypi", Archive: "archive"}
 # How often a locked agent is tried again.
 _POLL_SECONDS = 0.2
 # A tag, a range or a URL would install something else each time.
@@ -152,9 +154,7 @@ async def install(
         return Installed(agent_id, already_installed=False, installation=installation)
 
 
-def check_installable(
-    agent_id: str, versions: Versions | None
-) -> tuple[NpmPackages | PypiPackage, dict[str, str]] | None:
+def check_installable(agent_id: str, versions: Versions | None) -> tuple[Package, dict[str, str]] | None:
     """Return what installs the agent, with the version of each package; None for the built-in agent.
 
     Raises:
@@ -258,13 +258,17 @@ def _not_ours(agent_id: str) -> ConflictError:
     )
 
 
-def _packages(agent_id: str, source: NpmPackages | PypiPackage, versions: Versions) -> dict[str, str]:
+def _packages(agent_id: str, source: Package, versions: Versions) -> dict[str, str]:
     """Return the version of each package."""
     acp, *others = source.packages
     packages = dict(source.packages)
     for name, version in ((acp, versions.acp), (others[0] if others else None, versions.native)):
         if version is None:
             continue
+        if isinstance(source, Archive):
+            raise InvalidRequestError(
+                f"invalid request: the version of {agent_id} cannot be chosen: it is that of its archive"
+            )
         if name is None:
             raise InvalidRequestError(
                 f"invalid request: the version of {agent_id} itself cannot be chosen: it is part of {acp}"
@@ -277,7 +281,7 @@ def _packages(agent_id: str, source: NpmPackages | PypiPackage, versions: Versio
 
 async def _fill(
     agent_id: str,
-    source: NpmPackages | PypiPackage,
+    source: Package,
     packages: dict[str, str],
     folder: Path,
     on_progress: Callable[[Progress], None],
@@ -305,6 +309,8 @@ async def _fill(
                     on_progress=report,
                     on_line=on_log,
                 )
+            elif isinstance(source, Archive):
+                argv = await install_archive(agent_id, source, folder, on_progress=report)
             else:
                 argv = await install_pypi(
                     agent_id,
@@ -323,7 +329,7 @@ async def _fill(
                 await warden.close()
         installation = Installation(
             folder=str(folder),
-            source="npm" if isinstance(source, NpmPackages) else "pypi",
+            source=_SOURCES[type(source)],
             packages=packages,
             reported=reported,
         )
