@@ -246,6 +246,10 @@ def to_agent(agent_id: str, entry: Mapping[str, Any]) -> Agent:
 # The entries of the file, from which a user's entry takes what it does not name.
 ENTRIES: dict[str, dict[str, Any]] = _read_catalogue()
 CATALOGUE: dict[str, Agent] = {agent_id: to_agent(agent_id, entry) for agent_id, entry in ENTRIES.items()}
+# What an entry of another file need not name: an agent that speaks ACP can do this.
+UNKNOWN_AGENT: dict[str, Any] = {
+    "capabilities": ["permissions", "tool_calls", "tool_results", "text_messages", "streaming_deltas"]
+}
 _known = dict(CATALOGUE)
 
 

@@ -16,6 +16,7 @@ import platformdirs
 from sandbox_agent.agents.catalogue import (
     CATALOGUE,
     ENTRIES,
+    UNKNOWN_AGENT,
     Agent,
     Archive,
     AuthMethod,
@@ -33,8 +34,6 @@ from sandbox_agent.wire.api import AgentCapabilities
 VARIABLE = "SANDBOX_AGENT_AGENTS"
 # The files of users are small. This bounds what a wrong path costs.
 _MAX_BYTES = 4 * 1024 * 1024
-# An agent that speaks ACP can do this.
-_CAPABILITIES = ["permissions", "tool_calls", "tool_results", "text_messages", "streaming_deltas"]
 _CATEGORIES = ("model", "mode", "thought_level")
 # The type of each field that is a table or an array of tables.
 _TABLES: dict[str, type[msgspec.Struct]] = {
@@ -47,18 +46,23 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 }
 
 
-def load_user_agents(file: Path | None, commands: Iterable[str] = ()) -> None:
-    """Make a user's agents known to this process.
+def load_user_agents(file: Path | None, commands: Iterable[str] = (), registry: str | None = None) -> None:
+    """Make a user's agents known to this process: those of the file come before those of the registry.
 
     Args:
         file: The file that the user names, or None for ``agents.toml`` in the user's configuration folder, if
             it exists.
         commands: Agents as ``ID=COMMAND ARGUMENTS``, in the words of a shell.
+        registry: The URL of an ACP registry's document, or None. If it cannot be used, that is logged.
 
     Raises:
         InvalidRequestError: The file cannot be read, or an entry or a command is invalid.
     """
     agents = read_agents(file) if file is not None else _read_default()
+    if registry:
+        from sandbox_agent.agents.acp_registry import fetch_registry
+
+        agents = {**fetch_registry(registry), **agents}
     for command in commands:
         agent = parse_command(command, agents)
         agents[agent.id] = agent
@@ -125,7 +129,7 @@ def parse_command(text: str, agents: Mapping[str, Agent] | None = None) -> Agent
     known = (agents or {}).get(agent_id) or CATALOGUE.get(agent_id)
     if known is not None:
         return msgspec.structs.replace(known, command=words)
-    return to_agent(agent_id, {"title": agent_id, "capabilities": _CAPABILITIES, "command": words})
+    return to_agent(agent_id, {**UNKNOWN_AGENT, "title": agent_id, "command": words})
 
 
 def _read_entry(file: Path, agent_id: str, entry: object) -> Agent:
@@ -141,7 +145,7 @@ def _read_entry(file: Path, agent_id: str, entry: object) -> Agent:
     problem = _problem_of(agent_id, fields)
     if problem is not None:
         raise _wrong(file, f"{where}: {problem}")
-    default = {"title": agent_id, "capabilities": _CAPABILITIES}
+    default = {**UNKNOWN_AGENT, "title": agent_id}
     try:
         return to_agent(agent_id, {**default, **ENTRIES.get(agent_id, {}), **fields})
     except msgspec.ValidationError as error:

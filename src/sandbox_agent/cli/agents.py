@@ -46,8 +46,8 @@ def agents() -> None:
 
 
 @agents.command("list")
-@with_user_agents
 @_json
+@with_user_agents
 def list_agents(*, as_json: bool) -> None:
     """List the agents, and which of them are installed."""
     infos = [agent_info(agent_id) for agent_id in agent_ids()]
@@ -70,8 +70,8 @@ def _how(info: AgentInfo) -> str:
 
 @agents.command()
 @click.argument("agent_id", metavar="ID")
-@with_user_agents
 @_json
+@with_user_agents
 def show(*, agent_id: str, as_json: bool) -> None:
     """Show one agent: how it is started here, its package and its credentials."""
     info = agent_info(agent_id)
@@ -98,11 +98,11 @@ def show(*, agent_id: str, as_json: bool) -> None:
 
 @agents.command("install")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@with_user_agents
 @_all
 @_reinstall
 @click.option("--version", metavar="VERSION", help="Version of the package that speaks ACP.")
 @_json
+@with_user_agents
 def install_agents(
     *, ids: tuple[str, ...], everything: bool, reinstall: bool, version: str | None, as_json: bool
 ) -> None:
@@ -116,11 +116,11 @@ def install_agents(
 
 @click.command("install-agent")
 @click.argument("agent_id", metavar="[ID]", required=False)
-@with_user_agents
 @_all
 @_reinstall
 @click.option("--agent-version", metavar="VERSION", help="Version of the agent's own package.")
 @click.option("--agent-process-version", metavar="VERSION", help="Version of the package that speaks ACP.")
+@with_user_agents
 def install_agent(
     *,
     agent_id: str | None,
@@ -154,8 +154,8 @@ def _install(
 
 @agents.command("update")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@with_user_agents
 @_json
+@with_user_agents
 def update_agents(*, ids: tuple[str, ...], as_json: bool) -> None:
     """Install the catalogue's versions of agents that are installed in others. Default: of all."""
 

@@ -19,7 +19,7 @@ from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
 from sandbox_agent.cli.permission_prompt import PermissionPrompt, ReadProgress
 from sandbox_agent.cli.stores import open_store, store_option
-from sandbox_agent.cli.user_agents import agent_command_option, agents_option
+from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PERMISSION_MODES, PermissionMode
@@ -127,7 +127,7 @@ Examples:
     metavar="NAME",
     help="Another variable that the agent inherits, or a pattern such as AWS_*. Can be repeated.",
 )
-@agents_option()
+@agents_options
 @agent_command_option
 @store_option(
     "--store",
@@ -148,17 +148,17 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
-    _install(options["agent"], options["agents"], options["agent_commands"])
+    _install(options["agent"], options["agents"], options["agent_commands"], options["agent_registry"])
     turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
 
 
-def _install(agent_id: str, agents: Path | None, commands: Sequence[str]) -> None:
+def _install(agent_id: str, agents: Path | None, commands: Sequence[str], registry: str | None) -> None:
     """Install the agent if it is not installed. Only here are the agents' modules loaded."""
     from sandbox_agent.agents.user_agents import load_user_agents
     from sandbox_agent.cli.agents import install_for_use
 
-    load_user_agents(agents, commands)
+    load_user_agents(agents, commands, registry)
     install_for_use(agent_id)
 
 
@@ -178,6 +178,7 @@ class _Run:
     agent_env: tuple[str, ...]
     agents: Path | None
     agent_commands: tuple[str, ...]
+    agent_registry: str | None
     store: str | None
 
     async def run(self) -> int:
@@ -248,6 +249,7 @@ class _Run:
                     args=[
                         *(f"--agent-env={name}" for name in self.agent_env),
                         *(f"--agent-command={command}" for command in self.agent_commands),
+                        *([f"--agent-registry={self.agent_registry}"] if self.agent_registry else []),
                     ],
                 )
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)

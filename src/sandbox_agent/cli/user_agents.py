@@ -1,36 +1,35 @@
-"""The options ``--agents`` and ``--agent-command``: agents besides those of the catalogue."""
+"""The options ``--agents``, ``--agent-registry`` and ``--agent-command``: agents besides the catalogue's."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def agents_option(
-    *, expose: bool = True, callback: Callable[[click.Context, click.Parameter, Any], Any] | None = None
-) -> Callable[[F], F]:
-    """Return a decorator that adds ``--agents``.
-
-    Args:
-        expose: Pass the value to the command, as ``agents``.
-        callback: Called with the value.
-    """
+def agents_options(command: F) -> F:
+    """Add ``--agents`` and ``--agent-registry`` to a command, as ``agents`` and ``agent_registry``."""
+    registry = click.option(
+        "--agent-registry",
+        envvar="SANDBOX_AGENT_REGISTRY",
+        show_envvar=True,
+        metavar="URL",
+        help="Document of an ACP registry. Its agents and versions come before those of the catalogue.",
+    )
     return click.option(
         "--agents",
         type=click.Path(dir_okay=False, path_type=Path),
         envvar="SANDBOX_AGENT_AGENTS",
         show_envvar=True,
         metavar="FILE",
-        expose_value=expose,
-        callback=callback,
         help="TOML file with more agents. Default: sandbox-agent/agents.toml in the user's configuration "
         "folder, if it exists.",
-    )
+    )(registry(command))
 
 
 def agent_command_option(command: F) -> F:
@@ -44,12 +43,14 @@ def agent_command_option(command: F) -> F:
     )(command)
 
 
-def _load(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> None:
-    from sandbox_agent.agents.user_agents import load_user_agents
-
-    load_user_agents(file)
-
-
 def with_user_agents(command: F) -> F:
-    """Add ``--agents`` to a command that only needs the agents to be known."""
-    return agents_option(expose=False, callback=_load)(command)
+    """Add ``--agents`` and ``--agent-registry`` to a command that only needs the agents to be known."""
+
+    @functools.wraps(command)
+    def loaded(*, agents: Path | None, agent_registry: str | None, **options: Any) -> Any:
+        from sandbox_agent.agents.user_agents import load_user_agents
+
+        load_user_agents(agents, registry=agent_registry)
+        return command(**options)
+
+    return agents_options(cast("F", loaded))

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Collection
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio.to_thread
 
@@ -148,13 +148,28 @@ def _prepare(
 
 def _find_command(agent_id: str, source: NpmPackages, folder: Path, node: Node) -> list[str]:
     commands = folder / "node_modules" / ".bin"
-    for name in (source.command[0], *source.on_path):
+    command = source.command[0]
+    if not (commands / command).is_file():
+        command = _only_command(folder / "node_modules" / source.name) or command
+    for name in (command, *source.on_path):
         if not (commands / name).is_file():
             raise InstallFailedError(
                 f"install failed: the packages of {agent_id} have no command {name}: choose other versions",
                 agent=agent_id,
             )
-    program = (commands / source.command[0]).resolve()
+    program = (commands / command).resolve()
     with program.open("rb") as file:
         is_script = file.readline(200).strip() == b"#!/usr/bin/env node"
     return [*([str(node.path)] if is_script else []), str(program), *source.command[1:]]
+
+
+def _only_command(package: Path) -> str | None:
+    """Return the command of a package that has one, as npx chooses it; a registry may not name it."""
+    try:
+        found: Any = json.loads((package / "package.json").read_bytes()).get("bin")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if isinstance(found, str):
+        return package.name
+    names = list(cast("dict[str, Any]", found)) if isinstance(found, dict) else []
+    return names[0] if len(names) == 1 and "/" not in names[0] else None
