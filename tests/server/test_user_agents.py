@@ -48,6 +48,7 @@ async def test_the_server_lists_them_with_their_options(server: ServerProcess) -
         ]
         assert found["wild"].permission_modes == {"allow": []}
         assert found["given"].permission_modes is None
+        assert found["mine"].version == "1.0.0"  # as the agent has reported
         options = {option["id"]: option for option in found["mine"].config_options or []}
         assert options["model"]["currentValue"] == "mock"
     async with httpx2.AsyncClient(base_url=server.url) as http:
