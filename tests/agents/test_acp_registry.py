@@ -84,6 +84,8 @@ def test_exact_packages_and_archives_with_a_checksum_are_agents() -> None:
         entry("a", npx={"package": "https://example.com/tool.tgz"}),
         entry("a", npx={"package": "../tool@1.0.0 --x"}),
         entry("a", uvx={"package": "tool>=1.0"}),
+        entry("a", uvx={"package": "-rtool==1.0"}),
+        entry("a", npx={"package": "..@1.0.0"}),
         entry("a", binary={"linux-x86_64": {"archive": "https://x/c.tgz", "cmd": "c"}}),
         entry("a", binary={"linux-x86_64": {"archive": "file:///c.tgz", "sha256": SHA, "cmd": "c"}}),
         entry("a", binary={"linux-x86_64": {"archive": "https://x/c.tgz", "sha256": "ab", "cmd": "c"}}),

@@ -146,6 +146,13 @@ def test_the_default_file_is_read_if_it_is_there(file: Path) -> None:
         ("[a.options.mode]\ncurrent = 'x'", ["'a'", "'options[...]'", "current, choices"]),
         ("[a.npm]\npackages = {x = '1.0.0'}", ["'a'", "field 'npm'", "packages, command, node"]),
         ("[a]\npermission_modes = {never = ['x']}", ["'a'", "permission_modes", "ask"]),
+        ("[a]\ndefaults = 'x'", ["'a'", "field 'defaults'", "expected `object`"]),
+        ("[a.npm]\npackages = {x = 'latest'}", ["'a'", "field 'npm.packages", "regex"]),
+        ("[a.pypi]\nrequirement = '-rx'\nversion = '1.0'", ["'a'", "field 'pypi.requirement", "regex"]),
+        (
+            "[a.archive]\nname = 'x'\nversion = '../../x'\nplatforms = {}",
+            ["'a'", "field 'archive.version", "regex", "name, version, args, platforms"],
+        ),
         ("[a]\ndefaults = {'B=C' = 'x'}", ["'a'", "field 'defaults'", "not the name of a variable"]),
         (
             "[claude]\nnpm = {packages = {x = '1.0.0'}}",

@@ -18,6 +18,7 @@ from sandbox_agent import (
     InvalidRequestError,
     SandboxAgent,
     SQLiteSessionPersistDriver,
+    UnsupportedSessionValueError,
 )
 from sandbox_agent.client.http import Http
 from tests.client.checks import all_events
@@ -131,6 +132,9 @@ async def test_variables_are_checked(server: ServerProcess) -> None:
             await sdk.create_session(agent="claude", env={"SANDBOX_AGENT_TOKEN": SECRET})
         assert await sdk.list_acp_servers() == []
         assert (await sdk.list_sessions()).items == []
+        with pytest.raises(UnsupportedSessionValueError):
+            await sdk.create_session(agent="claude", env={"MY_KEY": SECRET}, mode="nope")
+        assert await sdk.list_acp_servers() == []
 
 
 async def test_a_connection_is_opened_once_with_its_variables(server: ServerProcess, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.agents")
 REGISTRY_SECONDS = 5.0
 _MAX_BYTES = 8 * 1024 * 1024
 _EXACT = r"\d+(?:\.\w+)+(?:[-+][\w.+-]+)?"
-_NPM = re.compile(rf"((?:@[\w.-]+/)?[\w.-]+)@({_EXACT})", re.ASCII)
-_PYPI = re.compile(rf"([\w.-]+(?:\[[\w,.-]+\])?)(?:==|@)({_EXACT})", re.ASCII)
+_NPM = re.compile(rf"((?:@\w[\w.-]*/)?\w[\w.-]*)@({_EXACT})", re.ASCII)
+_PYPI = re.compile(rf"(\w[\w.-]*(?:\[[\w,.-]+\])?)(?:==|@)({_EXACT})", re.ASCII)
 _MACHINES = {"x86_64": "x64", "aarch64": "arm64"}
 # What the registry does not say; npm's packages of agents run on it.
 _NODE = "20"
@@ -46,7 +46,7 @@ def fetch_registry(url: str) -> dict[str, Agent]:
                 if time.monotonic() > deadline:
                     raise ValueError(f"it did not arrive within {REGISTRY_SECONDS:g} s")
         return read_registry(data)
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, ValueError) as error:  # no SOCKS support
         why = redact(str(error)) or type(error).__name__
         logger.warning("the agent registry %s is not used, the catalogue is: %s", redact(url), why)
         return {}

@@ -16,6 +16,8 @@ from sandbox_agent.agents.mock import sessions as mock_sessions
 from sandbox_agent.engine.permissions import AgentModes, PermissionMode, known_modes
 from sandbox_agent.wire.api import AgentCapabilities
 
+# A version becomes part of a folder's name; a tag or a range would install something else each time.
+_Exact: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\w+)+([-+][\w.+-]+)?\Z", max_length=100)]
 _NAMES = {"model": "Model", "mode": "Mode", "thought_level": "Thought Level"}
 
 
@@ -68,8 +70,8 @@ class NpmPackages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         on_path: Commands of these packages that the agent starts by their names.
     """
 
-    packages: dict[str, str]
-    command: tuple[str, ...]
+    packages: dict[str, _Exact]
+    command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     node: str
     scripts: tuple[str, ...] = ()
     on_path: tuple[str, ...] = ()
@@ -95,10 +97,10 @@ class PypiPackage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         also: The exact versions of other packages that it needs and does not require.
     """
 
-    requirement: str
-    version: str
-    command: tuple[str, ...]
-    also: dict[str, str] = {}
+    requirement: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*(\[[\w,.-]+\])?\Z")]
+    version: _Exact
+    command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    also: dict[str, _Exact] = {}
 
     @property
     def name(self) -> str:
@@ -120,8 +122,8 @@ class ArchiveFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         member: The path of the program in the archive. Not used for a file that is the program.
     """
 
-    url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://\S+\Z")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
     member: str = ""
 
 
@@ -136,7 +138,7 @@ class Archive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     name: str
-    version: str
+    version: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*\Z", max_length=100)]
     args: tuple[str, ...] = ()
     platforms: dict[str, ArchiveFile]
 

@@ -71,7 +71,11 @@ def load_user_agents(file: Path | None, commands: Iterable[str] = (), registry: 
 
 def _read_default() -> dict[str, Agent]:
     file = default_file()
-    return read_agents(file) if file.is_file() else {}
+    try:
+        exists = file.is_file()
+    except OSError:  # a folder of the user's that this process may not enter
+        exists = False
+    return read_agents(file) if exists else {}
 
 
 def default_file() -> Path:
@@ -173,8 +177,9 @@ def _problem_of(agent_id: str, fields: Mapping[str, Any]) -> str | None:
         problem = _command_problem(command)
         if problem is not None:
             return f"field {name!r}: {problem}"
-    for name, value in cast("dict[object, object]", fields.get("defaults") or {}).items():
-        if not re.fullmatch(r"[^=\0]+", str(name)) or "\0" in str(value):
+    defaults: object = fields.get("defaults")
+    for name, value in (cast("dict[str, object]", defaults) if isinstance(defaults, dict) else {}).items():
+        if not re.fullmatch(r"[^=\0]+", name) or "\0" in str(value):
             return f"field 'defaults': {name!r} is not the name of a variable, or its value has a NUL byte"
     return None
 

@@ -95,7 +95,7 @@ class SessionRegistry:
         # Of lost clients, each for one session.
         self._attached: set[Connection] = set()
         self._holder = describe_process()
-        self._connection_locks: dict[str, asyncio.Lock] = {}
+        self._connection_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         # A lock lives only while a task creates a session of that id.
         self._create_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._kept: set[SessionCore] = set()

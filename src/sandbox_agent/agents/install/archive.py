@@ -62,7 +62,7 @@ async def install_archive(
         await _download(agent_id, file, downloaded)
         on_progress(1, 1)
         program = await anyio.to_thread.run_sync(_unpack, agent_id, file, downloaded, unpacked)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError) as error:  # no SOCKS support
         raise _failed(agent_id, f"{redact(file.url)} cannot be downloaded: {type(error).__name__}") from error
     except _INVALID as error:
         raise _failed(agent_id, f"{redact(file.url)} is not a valid archive: {redact(str(error))}") from error
@@ -76,14 +76,15 @@ async def _download(agent_id: str, file: ArchiveFile, target: Path) -> None:
     timeout = httpx2.Timeout(ARCHIVE_READ_SECONDS)
     async with (
         httpx2.AsyncClient(timeout=timeout, follow_redirects=True) as client,
-        client.stream("GET", file.url) as response,
+        # The checksum is that of the file, not of what an encoding makes of it.
+        client.stream("GET", file.url, headers={"Accept-Encoding": "identity"}) as response,
         await anyio.open_file(target, "xb") as output,
     ):
         if response.status_code != 200:
             raise _failed(
                 agent_id, f"{redact(file.url)} cannot be downloaded: the status is {response.status_code}"
             )
-        async for chunk in response.aiter_bytes(_CHUNK_BYTES):
+        async for chunk in response.aiter_raw(_CHUNK_BYTES):
             size += len(chunk)
             if size > MAX_ARCHIVE_BYTES:
                 raise _failed(agent_id, f"{redact(file.url)} is larger than {MAX_ARCHIVE_BYTES} bytes")
