@@ -24,7 +24,6 @@ import anyio
 import anyio.to_thread
 
 from sandbox_agent.agents.catalogue import Agent, Archive, NpmPackages, Package, PypiPackage, known_agents
-from sandbox_agent.agents.install.archive import install_archive
 from sandbox_agent.agents.install.command import COMMAND_SECONDS
 from sandbox_agent.agents.install.installed import (
     Installation,
@@ -310,6 +309,9 @@ async def _fill(
                     on_line=on_log,
                 )
             elif isinstance(source, Archive):
+                # Only here is the HTTP client loaded.
+                from sandbox_agent.agents.install.archive import install_archive
+
                 argv = await install_archive(agent_id, source, folder, on_progress=report)
             else:
                 argv = await install_pypi(
