@@ -101,7 +101,8 @@ def lock_pypi(package: PypiPackage) -> str:
     """Return the requirements of a PyPI package, with hashes."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "requirements.in")
-        wanted.write_text(f"{package.requirement}=={package.version}\n")
+        also = [f"{name}=={version}\n" for name, version in package.also.items()]
+        wanted.write_text("".join([f"{package.requirement}=={package.version}\n", *also]))
         command = [
             "uv",
             "pip",

@@ -22,7 +22,8 @@ SECRET = "sk-very-secret"
 
 def encoded(agent_id: str, **more: Any) -> dict[str, Any]:
     info = json.loads(msgspec.json.encode(msgspec.structs.replace(agent_info(agent_id), **more)))
-    info.pop("authMethods", None)  # the peer has none
+    for added in ("authMethods", "permissionModes"):  # the peer has none
+        info.pop(added, None)
     return info
 
 

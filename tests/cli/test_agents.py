@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,28 @@ def test_a_bar_is_drawn_on_a_terminal(shell: Shell, npm: FakeNpm) -> None:
     assert "━".encode() in written
     assert b"/25" in written or b"codex: starting" in written
     assert not reader.is_alive()
+
+
+def test_agents_of_a_file_are_listed_shown_and_run(shell: Shell) -> None:
+    mock = [sys.executable, "-P", "-m", "sandbox_agent.agents.mock"]
+    file = shell.folder / "agents.toml"
+    file.write_text(f'[mine]\ntitle = "My agent"\ncommand = {mock!r}\n')
+    for given in (["--agents", str(file)], []):
+        env = {} if given else {"SANDBOX_AGENT_AGENTS": str(file)}
+        assert "mine        on PATH" in shell.run("agents", "list", *given, env=env).stdout
+        assert "mine (My agent)" in shell.run("agents", "show", "mine", *given, env=env).stdout
+        done = shell.run("run", "echo hello", "--agent", "mine", *given, env=env)
+        assert (done.stdout.strip(), done.returncode) == ("hello", 0)
+    done = shell.run("agents", "install", "mine", "--agents", file)
+    assert (done.returncode, "its command is given" in done.stderr) == (64, True)
+    done = shell.run("run", "echo again", "--agent", "b", "--agent-command", f"b={' '.join(mock)}")
+    assert (done.stdout.strip(), done.returncode) == ("again", 0)
+
+
+@pytest.mark.parametrize("command", [["agents", "list"], ["run", "x", "--agent", "mock"], ["server"]])
+def test_a_wrong_agents_file_is_one_line(shell: Shell, command: list[str]) -> None:
+    file = shell.folder / "agents.toml"
+    file.write_text("[mine]\ncomand = ['x']\n")
+    done = shell.run(*command, "--agents", file)
+    assert (done.returncode, done.stderr.count("\n")) == (64, 1)
+    assert "agent 'mine': it has the unknown field `comand`; allowed fields are title, " in done.stderr

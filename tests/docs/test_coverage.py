@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,27 @@ def test_an_agent_is_in_the_docs_with_its_commands_and_keys(agent: Agent) -> Non
     assert f"| `{agent.id}` | {names} |" in page
 
 
+@pytest.mark.parametrize("agent", [agent for agent in CATALOGUE if agent != "mock"])
+def test_an_agent_has_an_up_to_date_page_which_is_in_the_contents(agent: str) -> None:
+    wanted = {file.name: text for file, text in agent_pages().items()}
+    assert text_of(f"docs/agents/{agent}.md") == wanted[f"{agent}.md"], "run scripts/agent_pages.py"
+    assert f'{{ "{CATALOGUE[agent].title}" = "agents/{agent}.md" }}' in text_of("zensical.toml")
+
+
+def test_there_is_no_page_of_another_agent() -> None:
+    assert {file.name for file in (ROOT / "docs/agents").iterdir()} == {file.name for file in agent_pages()}
+
+
+def agent_pages() -> dict[Path, str]:
+    spec = importlib.util.spec_from_file_location("agent_pages", ROOT / "scripts/agent_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pages: dict[Path, str] = module.pages()
+    return pages
+
+
 def row_of(agent: Agent) -> str:
     """Return the agent's row in the table of docs/agents.md."""
     package = agent.package
@@ -135,7 +157,8 @@ def row_of(agent: Agent) -> str:
     commands = " or ".join(f"`{' '.join(words)}`" for words in agent.adapters)
     keys = ", ".join(f"`{name}`" for name in agent.credential_env)
     built_in = "built in" if agent.id == "mock" else "none"
-    cells = [f"`{agent.id}`", agent.title, ", ".join(installs) or built_in, needs or "", commands or "", keys]
+    title = agent.title if agent.id == "mock" else f"[{agent.title}](agents/{agent.id}.md)"
+    cells = [f"`{agent.id}`", title, ", ".join(installs) or built_in, needs or "", commands or "", keys]
     return f"| {' | '.join(cell or 'none' for cell in cells)} |"
 
 

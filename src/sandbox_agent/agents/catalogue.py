@@ -1,16 +1,23 @@
-"""The agent catalogue: ``catalogue.toml`` as typed values. ``launch.agent_ids`` adds launchers."""
+"""The agent catalogue: ``catalogue.toml`` as typed values, and the agents that the user has added.
+
+``launch.agent_ids`` adds launchers.
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from sandbox_agent.agents.mock import sessions as mock_sessions
+from sandbox_agent.engine.permissions import AgentModes, PermissionMode, known_modes
 from sandbox_agent.wire.api import AgentCapabilities
 
+# A version becomes part of a folder's name; a tag or a range would install something else each time.
+_Exact: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\w+)+([-+][\w.+-]+)?\Z", max_length=100)]
 _NAMES = {"model": "Model", "mode": "Mode", "thought_level": "Thought Level"}
 
 
@@ -63,8 +70,8 @@ class NpmPackages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         on_path: Commands of these packages that the agent starts by their names.
     """
 
-    packages: dict[str, str]
-    command: tuple[str, ...]
+    packages: dict[str, _Exact]
+    command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     node: str
     scripts: tuple[str, ...] = ()
     on_path: tuple[str, ...] = ()
@@ -87,11 +94,13 @@ class PypiPackage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         requirement: The package, with extras.
         version: Its exact version.
         command: A command of the environment and its arguments. It speaks ACP.
+        also: The exact versions of other packages that it needs and does not require.
     """
 
-    requirement: str
-    version: str
-    command: tuple[str, ...]
+    requirement: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*(\[[\w,.-]+\])?\Z")]
+    version: _Exact
+    command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    also: dict[str, _Exact] = {}
 
     @property
     def name(self) -> str:
@@ -104,6 +113,44 @@ class PypiPackage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {self.name: self.version}
 
 
+class ArchiveFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An archive for one platform.
+
+    Attributes:
+        url: Where it is: a tar archive (gzip, bzip2 or xz), a zip archive, or the program itself.
+        sha256: The SHA-256 checksum of the file, in hexadecimal.
+        member: The path of the program in the archive. Not used for a file that is the program.
+    """
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://\S+\Z")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
+    member: str = ""
+
+
+class Archive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A program that is downloaded as an archive with a checksum.
+
+    Attributes:
+        name: The name of the program, for people.
+        version: Its exact version.
+        args: The arguments with which it speaks ACP.
+        platforms: The archive for each platform, such as "linux-x64", "darwin-arm64" or "linux-x64-musl".
+    """
+
+    name: str
+    version: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.+-]*\Z", max_length=100)]
+    args: tuple[str, ...] = ()
+    platforms: dict[str, ArchiveFile]
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The exact version of the program."""
+        return {self.name: self.version}
+
+
+Package: TypeAlias = NpmPackages | PypiPackage | Archive
+
+
 class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A known agent.
 
@@ -114,14 +161,21 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         adapters: Command lines to look for on ``PATH``, best first. Each speaks ACP.
         native: The name of the agent's own binary, or None.
         native_args: Arguments that make the binary speak ACP, or None if it needs an adapter.
+        command: A command line that speaks ACP. If given, nothing else starts the agent, and it is not
+            installed.
         credential_env: Environment variables, any of which holds credentials.
         env: Other variables that the agent reads, such as base URLs; patterns with ``*``. It inherits them
             and ``credential_env`` even with ``--agent-env-policy strict``.
+        defaults: Variables that the agent gets with these values unless its environment has them.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
         auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
+        permission_modes: The agent's modes that a permission mode stands for, best first. Without it, those
+            that are known for the id count, or the usual names.
+        never_asks: Whether the agent uses its tools without asking for permission, if that is known.
         npm: The npm packages that install it, or None.
         pypi: The PyPI package that installs it, or None.
+        archive: The archive that installs it, or None.
     """
 
     id: str
@@ -130,18 +184,33 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     adapters: tuple[tuple[str, ...], ...] = ()
     native: str | None = None
     native_args: tuple[str, ...] | None = None
+    command: tuple[str, ...] = ()
     credential_env: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
+    defaults: dict[str, str] = {}
     credential_files: tuple[CredentialFile, ...] = ()
     auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}
+    permission_modes: dict[PermissionMode, tuple[str, ...]] | None = None
+    never_asks: bool | None = None
     npm: NpmPackages | None = None
     pypi: PypiPackage | None = None
+    archive: Archive | None = None
 
     @property
-    def package(self) -> NpmPackages | PypiPackage | None:
+    def package(self) -> Package | None:
         """What installs it, or None if it cannot be installed by this program."""
-        return self.npm or self.pypi
+        return None if self.command else self.npm or self.pypi or self.archive
+
+    @property
+    def modes(self) -> AgentModes | None:
+        """What its modes mean; None if that is not known."""
+        known = known_modes(self.id)
+        if self.permission_modes is None and self.never_asks is None:
+            return known
+        names = known.names if self.permission_modes is None and known is not None else self.permission_modes
+        never = known is not None and known.never_asks if self.never_asks is None else self.never_asks
+        return AgentModes(names or {}, never)
 
     @property
     def config_options(self) -> list[dict[str, Any]]:
@@ -161,14 +230,46 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ]
 
 
-def _load_catalogue() -> dict[str, Agent]:
+def _read_catalogue() -> dict[str, dict[str, Any]]:
     text = files("sandbox_agent.agents").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    agents: dict[str, Agent] = {}
-    for agent_id, entry in tomllib.loads(text).items():
-        # The file lists the names of what is supported.
-        capabilities = AgentCapabilities(**dict.fromkeys(entry["capabilities"], True))
-        agents[agent_id] = msgspec.convert({**entry, "id": agent_id, "capabilities": capabilities}, Agent)
-    return agents
+    return tomllib.loads(text)
 
 
-CATALOGUE: dict[str, Agent] = _load_catalogue()
+def to_agent(agent_id: str, entry: Mapping[str, Any]) -> Agent:
+    """Return an entry of a catalogue as an agent. ``capabilities`` are the names of what it supports.
+
+    Raises:
+        msgspec.ValidationError: A field is unknown, missing or invalid.
+    """
+    capabilities = AgentCapabilities(**dict.fromkeys(entry["capabilities"], True))
+    return msgspec.convert({**entry, "id": agent_id, "capabilities": capabilities}, Agent)
+
+
+# The entries of the file, from which a user's entry takes what it does not name.
+ENTRIES: dict[str, dict[str, Any]] = _read_catalogue()
+CATALOGUE: dict[str, Agent] = {agent_id: to_agent(agent_id, entry) for agent_id, entry in ENTRIES.items()}
+# What an entry of another file need not name: an agent that speaks ACP can do this.
+UNKNOWN_AGENT: dict[str, Any] = {
+    "capabilities": ["permissions", "tool_calls", "tool_results", "text_messages", "streaming_deltas"]
+}
+_known = dict(CATALOGUE)
+
+
+def known_agents() -> Mapping[str, Agent]:
+    """Return the agents that this process knows: those of the catalogue, then those that were added."""
+    return _known
+
+
+def use_agents(agents: Mapping[str, Agent]) -> None:
+    """Add a user's agents to those of the catalogue, for this process. An agent with the same id is replaced.
+
+    A former call's agents are forgotten.
+    """
+    global _known
+    _known = {**CATALOGUE, **agents}
+
+
+def agent_modes(agent_id: str) -> AgentModes | None:
+    """Return what the modes of an agent mean; None if that is not known."""
+    agent = _known.get(agent_id)
+    return None if agent is None else agent.modes

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Literal, get_args
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import known_agents
+from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.user import User
 
 EnvPolicy = Literal["default", "strict"]
@@ -26,6 +27,10 @@ _OWN = (
 # Clients of PostgreSQL and Redis, which the store's are, take passwords from these.
 _STORE = ("PG*", "REDISCLI_AUTH")
 _LONG_TOKEN = 16
+# Variables that a session brings for its own agent.
+MAX_VARIABLES = 256
+MAX_VARIABLES_BYTES = 64 * 1024
+_RESERVED = "SANDBOX_AGENT_"
 # What programs need to run at all, to reach the network and to find their files.
 _STRICT = (
     *(
@@ -73,7 +78,7 @@ class AgentEnvironment:
     user: User | None = None
 
     def variables(self, agent_id: str) -> dict[str, str]:
-        """Return the variables that an agent inherits."""
+        """Return the variables of an agent: those that it inherits, and the defaults of its entry."""
         own, allowed, denied = _matcher(_OWN), _matcher(self.allow), _matcher((*self.deny, *_STORE))
         listed = _matcher((*_STRICT, *_catalogue_names(agent_id))) if self.policy == "strict" else None
 
@@ -91,7 +96,8 @@ class AgentEnvironment:
         inherited = {name: value for name, value in os.environ.items() if inherits(name, value)}
         if self.user is not None:
             inherited |= {"HOME": self.user.home, "USER": self.user.name, "LOGNAME": self.user.name}
-        return inherited
+        agent = known_agents().get(agent_id)
+        return inherited if agent is None else {**agent.defaults, **inherited}
 
     def _has_token(self, value: str) -> bool:
         if self.token is None:
@@ -104,13 +110,41 @@ class AgentEnvironment:
 
 
 def _catalogue_names(agent_id: str) -> tuple[str, ...]:
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     return () if agent is None else (*agent.credential_env, *agent.env)
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
     """Return a function that returns something true for names that match one of the patterns."""
     return re.compile("|".join(map(translate, patterns)) or r"(?!)").match
+
+
+def check_variables(variables: Mapping[str, str]) -> None:
+    """Check the variables that a session brings for its agent. Errors name variables, and no values.
+
+    Raises:
+        InvalidRequestError: There are too many, or one is invalid or reserved.
+    """
+    if len(variables) > MAX_VARIABLES:
+        raise _invalid(f"it has {len(variables)} variables: at most {MAX_VARIABLES} are allowed")
+    size = 0
+    for name, value in variables.items():
+        try:
+            size += len(name.encode()) + len(value.encode()) + 2
+        except UnicodeEncodeError:
+            raise _invalid("a name or a value is not Unicode text: replace its lone surrogates") from None
+        if not name or "=" in name or "\0" in name:
+            raise _invalid(f"{name[:64]!r} cannot be the name of a variable: use one without '=' and NUL")
+        if name.startswith(_RESERVED):
+            raise _invalid(f"{name[:64]!r} is the server's, as all names with {_RESERVED}: choose another")
+        if "\0" in value:
+            raise _invalid(f"the value of {name[:64]!r} has a NUL character: remove it")
+    if size > MAX_VARIABLES_BYTES:
+        raise _invalid(f"its variables have {size} bytes: at most {MAX_VARIABLES_BYTES} are allowed")
+
+
+def _invalid(what: str) -> InvalidRequestError:
+    return InvalidRequestError(f"invalid request: env: {what}")
 
 
 _is_secret = _matcher((*_OWN, *_STORE))

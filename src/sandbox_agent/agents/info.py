@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from sandbox_agent.agents.catalogue import CATALOGUE, CredentialFile
+from sandbox_agent.agents.catalogue import Agent, CredentialFile, known_agents
 from sandbox_agent.agents.install.installed import read_launcher
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
+from sandbox_agent.engine.permissions import PERMISSION_MODES
 from sandbox_agent.errors import AgentNotInstalledError
 from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, AuthMethodInfo
 
@@ -37,7 +38,7 @@ def agent_info(agent_id: str, variables: Mapping[str, str] | None = None) -> Age
         launch = resolve(agent_id)
     except AgentNotInstalledError:
         launch = None
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     package = None if agent is None else agent.package
     return AgentInfo(
         id=agent_id,
@@ -49,7 +50,18 @@ def agent_info(agent_id: str, variables: Mapping[str, str] | None = None) -> Age
         package=None if package is None else package.name,
         pinned_version=None if package is None else package.version,
         auth_methods=auth_methods(agent_id, variables) or None,
+        permission_modes=_permission_modes(agent),
     )
+
+
+def _permission_modes(agent: Agent | None) -> dict[str, list[str]] | None:
+    """Return the agent's modes by permission mode; one that never asks has no others than "allow"."""
+    modes = None if agent is None else agent.modes
+    if modes is None:
+        return None
+    if modes.never_asks:
+        return {"allow": list(modes.names.get("allow", ()))}
+    return {name: list(modes.names.get(name, ())) for name in PERMISSION_MODES}
 
 
 def auth_methods(agent_id: str, variables: Mapping[str, str] | None = None) -> list[AuthMethodInfo]:
@@ -59,8 +71,8 @@ def auth_methods(agent_id: str, variables: Mapping[str, str] | None = None) -> l
         agent_id: Its id.
         variables: The environment in which it runs. Default: that of this process.
     """
-    agent = CATALOGUE.get(agent_id)
-    variables = os.environ if variables is None else variables
+    agent = known_agents().get(agent_id)
+    variables = _environment(agent_id, variables)
     return [
         AuthMethodInfo(
             method=each.id,
@@ -72,6 +84,14 @@ def auth_methods(agent_id: str, variables: Mapping[str, str] | None = None) -> l
     ]
 
 
+def _environment(agent_id: str, variables: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return the given variables, else those that the agent has if this process starts it."""
+    if variables is not None:
+        return variables
+    agent = known_agents().get(agent_id)
+    return os.environ if agent is None else {**agent.defaults, **os.environ}
+
+
 def usable_auth_methods(agent_id: str, variables: Mapping[str, str]) -> list[str] | None:
     """Return the methods to authenticate with; None for an agent of which none are known."""
     methods = auth_methods(agent_id, variables)
@@ -80,7 +100,7 @@ def usable_auth_methods(agent_id: str, variables: Mapping[str, str]) -> list[str
 
 def credentials_hint(agent_id: str) -> str:
     """Return what to do when the agent has no credentials."""
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     names = " or ".join(agent.credential_env) if agent is not None else ""
     return f"set {names} in the environment of the server" if names else ""
 
@@ -119,10 +139,10 @@ def credentials_available(agent_id: str, variables: Mapping[str, str] | None = N
 
     True for agents that are not in the catalogue, or whose credential locations are not known.
     """
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     if agent is None or not (agent.credential_env or agent.credential_files):
         return True
-    variables = os.environ if variables is None else variables
+    variables = _environment(agent_id, variables)
     if any(variables.get(name) for name in agent.credential_env):
         return True
     try:

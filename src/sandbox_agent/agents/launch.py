@@ -16,7 +16,7 @@ from typing import Literal
 
 import platformdirs
 
-from sandbox_agent.agents.catalogue import CATALOGUE, Agent
+from sandbox_agent.agents.catalogue import Agent, known_agents
 from sandbox_agent.errors import AgentNotInstalledError, UnsupportedAgentError
 
 _SUFFIX = "-acp"
@@ -45,7 +45,8 @@ class Launch:
 
 def agent_ids() -> list[str]:
     """Return the ids of all agents: those of the catalogue, then those that only have a launcher."""
-    return [*CATALOGUE, *(agent_id for agent_id in launcher_ids() if agent_id not in CATALOGUE)]
+    known = known_agents()
+    return [*known, *(agent_id for agent_id in launcher_ids() if agent_id not in known)]
 
 
 def resolve(agent_id: str) -> Launch:
@@ -55,9 +56,11 @@ def resolve(agent_id: str) -> Launch:
         UnsupportedAgentError: No agent has this id.
         AgentNotInstalledError: The agent is not installed on this machine.
     """
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     if agent is None and not is_agent_id(agent_id):
         raise _unsupported(agent_id)
+    if agent is not None and agent.command:
+        return _find_own(agent)
     launcher = launcher_path(agent_id)
     if launcher.is_file() and not (agent_id == "mock" and _is_published_mock(launcher)):
         if not os.access(launcher, os.X_OK):
@@ -89,6 +92,21 @@ def _is_published_mock(launcher: Path) -> bool:
 def _unsupported(agent_id: str) -> UnsupportedAgentError:
     known = ", ".join(agent_ids())
     return UnsupportedAgentError(f"unsupported agent: {agent_id}; known here: {known}", agent=agent_id)
+
+
+def _find_own(agent: Agent) -> Launch:
+    program, *arguments = agent.command
+    found = shutil.which(program)
+    if found is None:
+        # Responses do not reveal the server's paths.
+        name = Path(program).name
+        raise AgentNotInstalledError(
+            f"agent not installed: {agent.id}: its command `{name}` is neither on PATH nor an executable "
+            "file: install it, or change the agent's command",
+            agent=agent.id,
+        )
+    path = Path(found).absolute()
+    return Launch([str(path), *arguments], "path", path)
 
 
 def _find_native(agent: Agent) -> Launch | None:

@@ -12,7 +12,7 @@ import anyio
 import click
 import msgspec
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import NpmPackages, known_agents
 from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.install.installed import read_installation
 from sandbox_agent.agents.install.installer import (
@@ -26,6 +26,7 @@ from sandbox_agent.agents.install.installer import (
 )
 from sandbox_agent.agents.launch import agent_ids, resolve
 from sandbox_agent.cli.output import print_table, printable
+from sandbox_agent.cli.user_agents import with_user_agents
 from sandbox_agent.errors import (
     AgentNotInstalledError,
     InvalidRequestError,
@@ -46,6 +47,7 @@ def agents() -> None:
 
 @agents.command("list")
 @_json
+@with_user_agents
 def list_agents(*, as_json: bool) -> None:
     """List the agents, and which of them are installed."""
     infos = [agent_info(agent_id) for agent_id in agent_ids()]
@@ -69,21 +71,22 @@ def _how(info: AgentInfo) -> str:
 @agents.command()
 @click.argument("agent_id", metavar="ID")
 @_json
+@with_user_agents
 def show(*, agent_id: str, as_json: bool) -> None:
     """Show one agent: how it is started here, its package and its credentials."""
     info = agent_info(agent_id)
     if as_json:
         _print_json(info)
         return
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     lines = {
         "agent": info.id if agent is None else f"{info.id} ({agent.title})",
         "installed": _how(info),
         "version": info.version,
         "path": info.path,
         "package": info.package and f"{info.package} {info.pinned_version}",
-        "needs": f"Node.js {agent.npm.node} or newer"
-        if agent is not None and agent.npm is not None
+        "needs": f"Node.js {agent.package.node} or newer"
+        if agent is not None and isinstance(agent.package, NpmPackages)
         else None,
         "credentials": "found" if info.credentials_available else "not found",
         "variables": None if agent is None else ", ".join(agent.credential_env),
@@ -99,6 +102,7 @@ def show(*, agent_id: str, as_json: bool) -> None:
 @_reinstall
 @click.option("--version", metavar="VERSION", help="Version of the package that speaks ACP.")
 @_json
+@with_user_agents
 def install_agents(
     *, ids: tuple[str, ...], everything: bool, reinstall: bool, version: str | None, as_json: bool
 ) -> None:
@@ -116,6 +120,7 @@ def install_agents(
 @_reinstall
 @click.option("--agent-version", metavar="VERSION", help="Version of the agent's own package.")
 @click.option("--agent-process-version", metavar="VERSION", help="Version of the package that speaks ACP.")
+@with_user_agents
 def install_agent(
     *,
     agent_id: str | None,
@@ -139,7 +144,7 @@ def _install(
     if everything == bool(ids):
         raise InvalidRequestError("name the agents to install, or use --all")
     if everything:
-        ids = [agent.id for agent in CATALOGUE.values() if agent.package is not None]
+        ids = [agent.id for agent in known_agents().values() if agent.package is not None]
 
     async def one(agent_id: str, **callbacks: Any) -> Installed:
         return await install(agent_id, versions=versions, reinstall=reinstall, **callbacks)
@@ -150,6 +155,7 @@ def _install(
 @agents.command("update")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @_json
+@with_user_agents
 def update_agents(*, ids: tuple[str, ...], as_json: bool) -> None:
     """Install the catalogue's versions of agents that are installed in others. Default: of all."""
 
@@ -162,12 +168,13 @@ def update_agents(*, ids: tuple[str, ...], as_json: bool) -> None:
             )
         return result
 
-    installed = [agent_id for agent_id in CATALOGUE if read_installation(agent_id) is not None]
+    installed = [agent_id for agent_id in known_agents() if read_installation(agent_id) is not None]
     _run(ids or installed, one, as_json)
 
 
 @agents.command("uninstall")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@with_user_agents
 def uninstall_agents(*, ids: tuple[str, ...]) -> None:
     """Uninstall agents. Sessions that run them fail."""
     for agent_id in ids:
@@ -177,7 +184,7 @@ def uninstall_agents(*, ids: tuple[str, ...]) -> None:
 
 def install_for_use(agent_id: str) -> None:
     """Install an agent that a command on this machine needs, as the server would do, but with progress."""
-    known = CATALOGUE.get(agent_id)
+    known = known_agents().get(agent_id)
     forbidden = os.environ.get("SANDBOX_AGENT_REQUIRE_PREINSTALL", "")
     if known is None or known.package is None or (forbidden and click.BOOL.convert(forbidden, None, None)):
         return

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +19,7 @@ from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
 from sandbox_agent.cli.permission_prompt import PermissionPrompt, ReadProgress
 from sandbox_agent.cli.stores import open_store, store_option
+from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PERMISSION_MODES, PermissionMode
@@ -135,6 +136,8 @@ Examples:
     metavar="NAME",
     help="Another variable that the agent inherits, or a pattern such as AWS_*. Can be repeated.",
 )
+@agents_options
+@agent_command_option
 @store_option(
     "--store",
     envvar="SANDBOX_AGENT_STORE",
@@ -154,15 +157,17 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
-    _install(options["agent"])
+    _install(options["agent"], options["agents"], options["agent_commands"], options["agent_registry"])
     turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
 
 
-def _install(agent_id: str) -> None:
+def _install(agent_id: str, agents: Path | None, commands: Sequence[str], registry: str | None) -> None:
     """Install the agent if it is not installed. Only here are the agents' modules loaded."""
+    from sandbox_agent.agents.user_agents import load_user_agents
     from sandbox_agent.cli.agents import install_for_use
 
+    load_user_agents(agents, commands, registry)
     install_for_use(agent_id)
 
 
@@ -181,6 +186,9 @@ class _Run:
     as_json: bool
     sandbox: Literal["local", "jail"]
     agent_env: tuple[str, ...]
+    agents: Path | None
+    agent_commands: tuple[str, ...]
+    agent_registry: str | None
     store: str | None
 
     async def run(self) -> int:
@@ -245,11 +253,16 @@ class _Run:
     async def _start_server(self) -> AsyncGenerator[SandboxAgent]:
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
             async with self._open_driver() as driver:
-                log, args = Path(folder) / "server.log", [f"--agent-env={name}" for name in self.agent_env]
+                log = Path(folder) / "server.log"
+                args = [
+                    *(f"--agent-env={name}" for name in self.agent_env),
+                    *(f"--agent-command={command}" for command in self.agent_commands),
+                    *([f"--agent-registry={self.agent_registry}"] if self.agent_registry else []),
+                ]
                 provider = (
-                    jail(workspace=self.cwd or ".", log=log, args=args)
+                    jail(workspace=self.cwd or ".", log=log, agents=self.agents, args=args)
                     if self.sandbox == "jail"
-                    else local(log=log, args=args)
+                    else local(log=log, agents=self.agents, args=args)
                 )
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
                 try:

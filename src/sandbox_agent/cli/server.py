@@ -18,9 +18,11 @@ import click
 from click.core import ParameterSource
 
 from sandbox_agent.agents.environment import ENV_POLICIES, AgentEnvironment, EnvPolicy
+from sandbox_agent.agents.user_agents import load_user_agents
 from sandbox_agent.cli.agent_user import check_agent_user, find_agent_user
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_readable, token_option
+from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
@@ -194,6 +196,8 @@ _LIFELINE_GRACE = 4
     help="Stop the agent of a session that runs no turn and that no client has watched for this long. The "
     "next message restores the session. 0 stops none.",
 )
+@agents_options
+@agent_command_option
 @click.option(
     "--require-preinstall",
     is_flag=True,
@@ -269,6 +273,9 @@ def server(
     no_token: bool,
     store: str | None,
     store_namespace: str | None,
+    agents: Path | None,
+    agent_registry: str | None,
+    agent_commands: tuple[str, ...],
     log_level: str,
     log_format: str,
     agent_user: str | None,
@@ -299,6 +306,7 @@ def server(
     token_file = stays_readable(token_file)
     store = _read_store(store)
     configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
+    load_user_agents(agents, agent_commands, agent_registry)
     user = None if agent_user is None else find_agent_user(agent_user)
     if user is not None:
         check_agent_user(user, token_file=token_file, store_files=files_of(store))

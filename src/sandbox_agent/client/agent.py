@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
@@ -20,6 +19,7 @@ from sandbox_agent.client.options import (
     SessionOptions,
     arguments_digest,
     check_client_options,
+    check_env,
     check_keywords,
     open_persist,
 )
@@ -31,7 +31,7 @@ from sandbox_agent.client.session import Session, session_handle
 from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
 from sandbox_agent.client.settings import created_with, init_with_arguments, required
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.engine.permissions import check_agreement
+from sandbox_agent.engine.permissions import AgentModes, check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
 from sandbox_agent.persist.base import SessionPersistDriver
@@ -323,22 +323,21 @@ class SandboxAgent(ServerApi):
         """
         check_keywords(options, SessionOptions, "create_session")
         name = _agent_name(agent)
-        init = self._registry.session_init(
-            options.get("session_init"), options.get("cwd"), options.get("mcp_servers")
-        )
-        if directories := options.get("additional_directories"):
-            init["additionalDirectories"] = [os.fspath(directory) for directory in directories]
+        init, env = self._registry.session_init(options), check_env(options.get("env"))
         local_id, policy = (id or "").strip() or None, options.get("permission_policy")
-        chosen, arguments = _chosen(name, options), arguments_digest(name, options)
+        if permission_mode(options.get("permission_mode")) is not None:
+            await self._registry.modes.load(name)
+        chosen = _chosen(name, options, self._registry.modes.get(name))
+        arguments = arguments_digest(name, options)
         if local_id is not None:
             init = init_with_arguments(init, arguments)
         try:
-            return session_handle(await self._registry.create(name, local_id, init, policy, chosen))
+            return session_handle(await self._registry.create(name, local_id, init, policy, chosen, env))
         except SessionAlreadyExistsError:
             core = await self._registry.load(local_id or "")
             if core is None or core.record.destroyed_at or created_with(core.record) != arguments:
                 raise
-            return await self.resume_session(core.id, permission_policy=policy)
+            return await self.resume_session(core.id, permission_policy=policy, env=env)
 
     async def resume_session(
         self,
@@ -346,6 +345,7 @@ class SandboxAgent(ServerApi):
         *,
         agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
+        env: Mapping[str, str] | None = None,
         take_over: bool = False,
         read_only: bool = False,
     ) -> Session:
@@ -361,6 +361,8 @@ class SandboxAgent(ServerApi):
             agent: the agent that continues the session; another agent than before is given the history, and
                 the previous agent's turn is cancelled. None keeps the agent.
             permission_policy: as in ``create_session``; None keeps the handle's policy.
+            env: the variables of the session's agent. A process that has not created the session has to pass
+                them again before their agent can be started; an agent that runs keeps those that it has.
             take_over: take the session from another process that still drives it. Its calls fail with
                 SessionFencedError.
             read_only: return a handle that only reads: ``events`` and listeners receive what any process
@@ -379,6 +381,8 @@ class SandboxAgent(ServerApi):
         core = await self._registry.claim(id)
         if permission_policy is not None:
             core.set_permission_policy(permission_policy)
+        if env:
+            core.set_variables(check_env(env))
         await self._registry.bound_connection(core, name, take_over=take_over)
         if core.record.destroyed_at is not None:
             core.journal.change(destroyed_at=None)
@@ -402,7 +406,9 @@ class SandboxAgent(ServerApi):
             with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
                 return await self.create_session(agent=agent, id=id, **options)
         policy = options.get("permission_policy")
-        session = await self.resume_session(id, permission_policy=policy, take_over=take_over)
+        session = await self.resume_session(
+            id, permission_policy=policy, take_over=take_over, env=options.get("env")
+        )
         if permissions := options.get("permission_mode"):
             await session.set_permission_mode(permissions)
         if mode := options.get("mode"):
@@ -480,10 +486,10 @@ async def _ask_address(
     return await provider.get_url(raw_id), token, transport
 
 
-def _chosen(agent: str, options: SessionOptions) -> ChosenSettings:
+def _chosen(agent: str, options: SessionOptions, modes: AgentModes | None) -> ChosenSettings:
     mode, model, level = options.get("mode"), options.get("model"), options.get("thought_level")
     permissions = permission_mode(options.get("permission_mode"))
-    check_agreement(agent, mode, permissions)
+    check_agreement(agent, mode, permissions, modes)
     return ChosenSettings(
         mode=required(mode, "mode") if mode else None,
         model=required(model, "model") if model else None,

@@ -57,6 +57,7 @@ class Connection:
         agent: the agent's id.
         connection_id: the id that records and events store.
         server_id: the connection's id on the server.
+        key: the agent's id, or a key of its own where a session does not share it.
         lost: why the connection cannot be used any more, or None.
         closing: whether ``close`` was called.
         initialize_result: the agent's result of initialize.
@@ -77,6 +78,7 @@ class Connection:
         connection_id: str | None = None,
     ) -> None:
         self.agent = agent
+        self.key: str = agent
         self.connection_id: str = connection_id or str(uuid.uuid4())
         self.server_id: str = server_id_of(agent, self.connection_id)
         self.lost: SandboxAgentError | None = None

@@ -38,6 +38,8 @@ MAX_UNSTORED_EVENTS = 100_000
 MAX_UNSTORED_BYTES = 256 * 1024 * 1024
 # How long async listeners may take to receive the last events when the client is disposed.
 LISTENER_TIMEOUT = 5.0
+# How long the store may take to store the last events when the client is disposed.
+FLUSH_TIMEOUT = 30.0
 
 
 class EventIds:
@@ -518,6 +520,27 @@ class Journal:
             self._follower.cancel()
         for viewer in list(self._viewers):
             viewer.close()
+
+    async def finish(self, caller: asyncio.Task[Any] | None) -> PersistError | None:
+        """Store the last events and close; return why some could not be stored, or None."""
+        failed: PersistError | None = None
+        reported = self.fence_reported
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                if self.dirty:
+                    await self.flush()
+        except PersistError as error:
+            handled = isinstance(error, SessionFencedError) and reported
+            # A process that reads the same stream has stored the events: then nothing is left.
+            failed = None if handled or not self.dirty else error
+        except TimeoutError:
+            failed = PersistError(
+                f"session '{self.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",
+                session_id=self.record.id,
+            )
+        self.close()
+        await self.wait_listeners(caller)
+        return failed
 
     async def wait_listeners(self, caller: asyncio.Task[Any] | None) -> None:
         """Wait until all listener tasks except the caller's have ended, at most LISTENER_TIMEOUT."""

@@ -5,40 +5,71 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
-import msgspec
 
+from sandbox_agent.client.agent_info import auth_methods
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.delivery import UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, request
-from sandbox_agent.client.http import Http, describe, quote_segment
+from sandbox_agent.client.http import describe
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
-from sandbox_agent.errors import AcpRpcError, SandboxAgentError
-from sandbox_agent.wire.api import AuthMethodInfo
+from sandbox_agent.errors import (
+    AcpRpcError,
+    AgentNotInstalledError,
+    ConnectionLostError,
+    InvalidRequestError,
+    SandboxAgentError,
+)
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 RETRY_DELAY = 0.1
+_UNKNOWN_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
 
 class OpenedConnection(Connection):
     """A connection with an agent of its own; ``open`` starts it."""
 
-    async def open(self) -> None:
-        """Start the agent, initialize it, open the feed, and authenticate if that needs no user."""
+    _env: Mapping[str, str]
+
+    async def open(self, env: Mapping[str, str]) -> None:
+        """Start the agent, initialize it, open the feed, and authenticate if that needs no user.
+
+        Args:
+            env: variables of this agent, besides those that agents inherit.
+        """
+        self._env = env
         sent = PendingRequest(Outgoing(next(self._request_ids)), "initialize", None)
         try:
             # A cancelled caller may already have started the agent: close() ends it.
+            if env:
+                await self._start_with(env)
             line = await self._start_agent(sent)
             self.initialize_result: dict[str, Any] = self._read_initialize(line)
             self._start_feed()
             await self._authenticate()
         except BaseException:
             await self.close()
+            raise
+
+    async def _start_with(self, env: Mapping[str, str]) -> None:
+        """Start the agent with variables, which are not part of ACP."""
+        try:
+            await self._http.json("PUT", self._path, body={"agent": self.agent, "env": dict(env)})
+        except ConnectionLostError as error:
+            raise self._not_started(str(error)) from error
+        except SandboxAgentError as error:
+            if error.status in _UNKNOWN_ROUTE and not isinstance(error, AgentNotInstalledError):
+                raise InvalidRequestError(
+                    "this server cannot give a session variables of its own: leave env out, or set the "
+                    "variables where the server is started"
+                ) from error
             raise
 
     async def _start_agent(self, sent: PendingRequest) -> bytes:
@@ -108,24 +139,9 @@ class OpenedConnection(Connection):
     async def _usable_methods(self) -> list[str] | None:
         """Return the authentication methods whose credentials the server has; None if it does not say."""
         methods = await auth_methods(self._http, self.agent)
-        usable = [each.method for each in methods or () if each.required and each.satisfied]
+        usable = [
+            each.method
+            for each in methods or ()
+            if each.required and (each.satisfied or any(self._env.get(name) for name in each.variables))
+        ]
         return usable if methods else None
-
-
-async def auth_methods(http: Http, agent: str) -> list[AuthMethodInfo] | None:
-    """Fetch the ways to give an agent its credentials; None if the server does not say."""
-    try:
-        info = members(await http.json("GET", f"/v1/agents/{quote_segment(agent)}"))
-        return msgspec.convert(info.get("authMethods"), list[AuthMethodInfo] | None)
-    except (SandboxAgentError, httpx2.TransportError, msgspec.ValidationError) as error:
-        logger.info("what authenticates %s is not known: %s", agent, describe(error))
-        return None
-
-
-async def add_credentials_hint(http: Http, agent: str, error: AcpRpcError) -> None:
-    """Name the variables that hold the agent's credentials, in an error that says that it has none."""
-    if error.code == AcpRpcError.AUTH_REQUIRED:
-        names = [name for each in await auth_methods(http, agent) or () for name in each.variables]
-        if names:
-            variables = " or ".join(dict.fromkeys(names))
-            error.add_hint(f"set {variables} in the environment of the server")

@@ -57,6 +57,8 @@ class SessionOptions(TypedDict, total=False):
         additional_directories: more directories that the agent may work in, in ACP's params of session/new.
         permission_mode: what the session may do: "ask", "accept_edits", "allow", "plan" or "read_only". It
             decides permission requests before any listener, and sets the agent's mode that it stands for.
+        env: variables of an agent process of the session's own, besides those that agents inherit. Their
+            values are not stored: another process passes them to ``resume_session`` again.
         permission_policy: how permission requests are answered when there is no listener: a permission
             mode, a reply ("once", "always", "reject"), or a function of the request.
     """
@@ -69,12 +71,15 @@ class SessionOptions(TypedDict, total=False):
     additional_directories: Sequence[str | os.PathLike[str]] | None
     session_init: Mapping[str, Any] | None
     permission_mode: PermissionMode | None
+    env: Mapping[str, str] | None
     permission_policy: PermissionPolicy | None
 
 
 def arguments_digest(agent: str, options: SessionOptions) -> str:
     """Return a digest of the arguments of ``create_session``; all functions count as the same."""
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
+    if env := options.get("env"):
+        given["env"] = sorted(env)  # no digest of secrets is stored
     text = json.dumps([agent, given], sort_keys=True, default=_to_json)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -120,6 +125,37 @@ def open_persist(persist: SessionPersistDriver | str | os.PathLike[str] | None) 
     from sandbox_agent.persist.open import open_driver
 
     return open_driver(persist if isinstance(persist, str) else f"sqlite:{os.fspath(persist)}")
+
+
+def session_params(options: SessionOptions, default_cwd: str) -> dict[str, Any]:
+    """Return the params of session/new.
+
+    Raises:
+        ValueError: an MCP server is invalid.
+    """
+    given: dict[str, Any] = dict(options.get("session_init") or {})
+    params: dict[str, Any] = {
+        **given,
+        "cwd": os.fspath(given.get("cwd") or options.get("cwd") or default_cwd),
+        "mcpServers": given.get("mcpServers") or to_acp(options.get("mcp_servers") or []),
+    }
+    if directories := options.get("additional_directories"):
+        params["additionalDirectories"] = [os.fspath(directory) for directory in directories]
+    return params
+
+
+def check_env(env: object) -> dict[str, str]:
+    """Return variables as a dict.
+
+    Raises:
+        TypeError: they are no mapping of strings.
+    """
+    if env is None:
+        return {}
+    given = cast("Mapping[object, object]", env)
+    if not isinstance(env, Mapping) or not all(isinstance(each, str) for each in (*given, *given.values())):
+        raise TypeError("env must be a mapping of names to values, all of them strings")
+    return dict(cast("Mapping[str, str]", env))
 
 
 _STDIO = {"name": True, "command": True, "args": False, "env": False}

@@ -11,6 +11,7 @@ from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.settings import SET_METHODS, chosen_settings, refusal_of
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.permissions import AgentModes
 from sandbox_agent.engine.restore.ladder import Ladder, OpenSession, Plan, ReadNewest, native_methods
 from sandbox_agent.engine.restore.replay import EVENTS_PER_ENTRY
 from sandbox_agent.engine.settings import Call, ChosenSettings
@@ -68,8 +69,8 @@ class Restorer:
         session.settings.adopt()
         session.store_permission_policy()
         session.settings.expect_confirmation()
-        before = session.record
-        ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable))
+        before, modes = session.record, session.host.modes.get(connection.agent)
+        ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable, modes))
         try:
             for step in ladder:
                 if isinstance(step, Call):
@@ -124,6 +125,7 @@ class Restorer:
         tail: Sequence[SessionEvent],
         total: int,
         unopenable: str,
+        modes: AgentModes | None,
     ) -> Plan:
         native_id, chosen = record.agent_session_id, chosen_settings(record)
         handed_over = record.agent != connection.agent
@@ -138,6 +140,7 @@ class Restorer:
             wanted=_wanted_of_another(record, chosen) if handed_over else chosen.wanted(record.agent),
             config_ids={} if handed_over else chosen.config_ids,
             permission_mode=chosen.permission_mode,
+            modes=modes,
             known_options=record.config_options,
             known_modes=record.modes,
             events=tail,

@@ -187,7 +187,7 @@ class Session:
         """
         chosen, record = self._core.permissions.mode, self._core.record
         mode = config.setting(record.config_options, record.modes, "mode")
-        return chosen or permission_mode_of(record.agent, mode)
+        return chosen or permission_mode_of(record.agent, mode, self._core.host.modes.get(record.agent))
 
     async def set_permission_mode(self, permission_mode: PermissionMode) -> None:
         """Choose what the session may do, and set the agent's mode that this stands for.

@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol, cast
 
+from sandbox_agent.client.agent_info import KnownModes
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Answer
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
-from sandbox_agent.client.settings import SET_METHODS, Settings
+from sandbox_agent.client.settings import SET_METHODS, Settings, init_with_variables, variable_names
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.permissions import PermissionMode
-from sandbox_agent.errors import AcpRpcError, PersistError
+from sandbox_agent.errors import AcpRpcError, InvalidRequestError, PersistError
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 
@@ -40,6 +41,7 @@ class SessionHost(Protocol):
     def is_fenced(self) -> bool: ...
 
     cancel_grace: float
+    modes: KnownModes
 
     def next_request_id(self) -> int: ...
     def keep(self, session: SessionCore) -> None: ...
@@ -69,7 +71,7 @@ class SessionCore:
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
         self.journal = journal
         self.permissions = permissions
-        self.settings: Settings = Settings(journal, host.agent_options)
+        self.settings: Settings = Settings(journal, host.agent_options, host.modes.get)
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
         self.prompts: int = 0
@@ -78,6 +80,7 @@ class SessionCore:
         self._turn = asyncio.Lock()
         self.replay: str | None = None
         self._has_new_policy = False
+        self._variables: dict[str, str] = {}
         self.read_permissions()
 
     @property
@@ -127,6 +130,27 @@ class SessionCore:
         if self.host.live_connection(self) is not None:
             self.store_permission_policy()
 
+    def set_variables(self, variables: Mapping[str, str]) -> None:
+        """Use these variables for the agents that are started from now on; their names are stored."""
+        self._variables = dict(variables)
+        if sorted(variables) != variable_names(self.record):
+            init = init_with_variables(self.record.session_init or {}, variables)
+            self.journal.change(session_init=init)
+
+    def variables(self) -> Mapping[str, str]:
+        """Return the session's variables.
+
+        Raises:
+            InvalidRequestError: this client does not know their values.
+        """
+        names = variable_names(self.record)
+        if any(name not in self._variables for name in names):
+            raise InvalidRequestError(
+                f"session '{self.id}' has variables of its own ({', '.join(names)}), whose values are not "
+                "stored: pass env= to resume_session"
+            )
+        return self._variables
+
     def store_permission_policy(self) -> None:
         """Record a policy that was changed; the session's writer calls it."""
         if self._has_new_policy:
@@ -137,6 +161,7 @@ class SessionCore:
     async def set_permission_mode(self, mode: PermissionMode) -> None:
         """Change the permission mode, and the agent's mode that it stands for."""
         wanted = permission_mode(mode)
+        await self.host.modes.load(self.agent)
         await self.settings.set_permission_mode(wanted, self.call)
         self.permissions.mode = wanted
         await self.journal.flush()

@@ -11,10 +11,11 @@ import secrets
 import time
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sandbox_agent.client.agent_info import KnownModes, add_credentials_hint
 from sandbox_agent.client.agent_requests import RequestHandlers
 from sandbox_agent.client.attached import AttachedConnection, attach
 from sandbox_agent.client.catch_up import catch_up
@@ -23,8 +24,8 @@ from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.identity import connection_of, describe_process
 from sandbox_agent.client.journal import EventIds, Journal
-from sandbox_agent.client.opened import OpenedConnection, add_credentials_hint
-from sandbox_agent.client.options import to_acp
+from sandbox_agent.client.opened import OpenedConnection
+from sandbox_agent.client.options import SessionOptions, session_params
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
 from sandbox_agent.client.restore import Limits, Restorer, check_new_session
@@ -38,10 +39,8 @@ from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AcpRpcError,
     AgentProcessExitedError,
-    PersistError,
     SandboxAgentError,
     SessionAlreadyExistsError,
-    SessionFencedError,
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
@@ -50,8 +49,6 @@ from sandbox_agent.wire.records import SessionRecord
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# How long the store may take to store the last events when the client is disposed.
-FLUSH_TIMEOUT = 30.0
 # How long it may take to say whether another process has a session.
 CONFIRM_TIMEOUT = 5.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
@@ -68,6 +65,7 @@ class SessionRegistry:
         sandbox_id: the id of the client's sandbox, or None.
         default_cwd: the sandbox's default working directory, or None.
         handlers: the user's handlers of agent requests, by method.
+        modes: what the modes of the server's agents mean.
     """
 
     def __init__(
@@ -90,13 +88,14 @@ class SessionRegistry:
         self._event_ids = EventIds()
         # Unique over the clients that attach to one connection.
         self._request_ids = itertools.count(secrets.randbits(26))
+        self.modes: KnownModes = KnownModes(http, health)
         self._connections: dict[str, Connection] = {}
         # Connections that take no new sessions: they end with the turns that still run.
         self._retiring: set[Connection] = set()
         # Of lost clients, each for one session.
         self._attached: set[Connection] = set()
         self._holder = describe_process()
-        self._connection_locks: dict[str, asyncio.Lock] = {}
+        self._connection_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         # A lock lives only while a task creates a session of that id.
         self._create_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._kept: set[SessionCore] = set()
@@ -126,18 +125,26 @@ class SessionRegistry:
 
     # connections
 
-    async def connection(self, agent: str) -> Connection:
-        """Return the agent's live connection; open one if there is none."""
-        async with self._connection_locks.setdefault(agent, asyncio.Lock()):
+    async def connection(self, agent: str, session: SessionCore) -> Connection:
+        """Return a live connection for a session; open one if there is none.
+
+        It is shared by the agent's sessions, except those with variables of their own.
+
+        Raises:
+            InvalidRequestError: the session has variables whose values this client does not know.
+        """
+        env = session.variables()
+        key = f"{agent} {session.id}" if env else agent
+        async with self._connection_locks.setdefault(key, asyncio.Lock()):
             try:
-                return await self._existing_or_opened(agent)
+                return await self._existing_or_opened(agent, key, env)
             except NotSentError:
                 # The server was lost: this waits until it is healthy, or was started again.
-                return await self._existing_or_opened(agent)
+                return await self._existing_or_opened(agent, key, env)
 
-    async def _existing_or_opened(self, agent: str) -> Connection:
+    async def _existing_or_opened(self, agent: str, key: str, env: Mapping[str, str]) -> Connection:
         await self._health.wait_ready()
-        existing = self._connections.get(agent)
+        existing = self._connections.get(key)
         if existing is not None:
             return existing
         opened = OpenedConnection(
@@ -150,22 +157,23 @@ class SessionRegistry:
             self._health.recover,
             self._holder,
         )
+        opened.key = key
         try:
-            await opened.open()
+            await opened.open(env)
         except NotSentError:
             self._health.mark_suspect()
             raise
-        self._connections[agent] = opened
+        self._connections[key] = opened
         if opened.lost is not None:
-            del self._connections[agent]
+            del self._connections[key]
             raise opened.lost
         return opened
 
     def _on_lost(self, connection: Connection) -> None:
         self._retiring.discard(connection)
         self._attached.discard(connection)
-        if self._connections.get(connection.agent) is connection:
-            del self._connections[connection.agent]
+        if self._connections.get(connection.key) is connection:
+            del self._connections[connection.key]
         if connection.closing or not self.tasks.running:
             return
         # A stream that never opened says nothing about the server: most likely it has no such connection.
@@ -190,8 +198,8 @@ class SessionRegistry:
         call restores it in another process.
         """
         connection.end_turns(session)
-        if self._connections.get(connection.agent) is connection:
-            del self._connections[connection.agent]
+        if self._connections.get(connection.key) is connection:
+            del self._connections[connection.key]
             self._retiring.add(connection)
         await connection.wait_turns_ended()
         await connection.close()
@@ -214,15 +222,15 @@ class SessionRegistry:
             raise SessionNotFoundError(session.id)
         async with session.binding:
             name = agent or session.agent
-            if name != session.agent:
-                session.settings.check_agent(name)
             await self._health.wait_ready()
+            if name != session.agent:
+                await self._check_agent(session, name)
             former, former_id = self.live_connection(session), session.agent_session_id
             if former is None:
                 former = await self._attach(session, take_over=take_over)
             if name == session.agent and former is not None:
                 return former
-            connection = await self.connection(name)
+            connection = await self.connection(name, session)
             if former is not None and former.turns_of(session) and await self._cancel_on(former, session):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(HAND_OVER_TIMEOUT):
@@ -230,10 +238,12 @@ class SessionRegistry:
             try:
                 await self._restore(session, connection)
             except NotSentError:
-                connection = await self.connection(name)
+                connection = await self.connection(name, session)
                 await self._restore(session, connection)
             if former is not None:
                 former.router.unbind(former_id)
+                if former.key != former.agent:
+                    await self._close(former)
                 await self._close_attached()
             return connection
 
@@ -275,7 +285,14 @@ class SessionRegistry:
             await end_unfinished_restore(calls, self._driver, session, ids, take_over=take_over)
         return connection
 
+    async def _check_agent(self, session: SessionCore, agent: str) -> None:
+        if session.permissions.mode is not None:
+            await self.modes.load(agent)
+        session.settings.check_agent(agent)
+
     async def _restore(self, session: SessionCore, connection: Connection) -> None:
+        if session.permissions.mode is not None:
+            await self.modes.load(connection.agent)
         await self._restorer.restore(session, connection, self._init_of(session))
 
     async def _cancel_on(self, connection: Connection | None, session: SessionCore) -> bool:
@@ -364,6 +381,7 @@ class SessionRegistry:
         init: dict[str, Any],
         policy: PermissionPolicy | None,
         chosen: ChosenSettings,
+        env: Mapping[str, str],
     ) -> SessionCore:
         """Create a session at the agent and in the store, with the chosen settings.
 
@@ -382,7 +400,7 @@ class SessionRegistry:
                     "resume it, or use resume_or_create_session",
                     sessionId=local_id,
                 )
-            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policy)
+            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policy, env)
             try:
                 await session.settings.create(session.call)
                 await session.journal.flush()
@@ -392,7 +410,12 @@ class SessionRegistry:
             return session
 
     async def _create(
-        self, agent: str, local_id: str, init: dict[str, Any], policy: PermissionPolicy | None
+        self,
+        agent: str,
+        local_id: str,
+        init: dict[str, Any],
+        policy: PermissionPolicy | None,
+        env: Mapping[str, str],
     ) -> SessionCore:
         record = SessionRecord(
             id=local_id,
@@ -405,6 +428,7 @@ class SessionRegistry:
         )
         session = self.session(record, time.monotonic())
         session.journal.hold()
+        session.set_variables(env)
         if policy is not None:
             session.set_permission_policy(policy)
             session.store_permission_policy()
@@ -412,11 +436,11 @@ class SessionRegistry:
         session.settings.expect_confirmation()
         connection: Connection | None = None
         try:
-            connection = await self.connection(agent)
+            connection = await self.connection(agent, session)
             try:
                 await self._open_new(session, connection)
             except NotSentError:
-                connection = await self.connection(agent)
+                connection = await self.connection(agent, session)
                 await self._open_new(session, connection)
         except BaseException as error:
             session.journal.discard()
@@ -446,9 +470,12 @@ class SessionRegistry:
 
     async def destroy(self, session: SessionCore) -> None:
         """Cancel the session's turn, if its agent is alive, and mark the session as destroyed."""
-        await self._cancel_on(self.live_connection(session), session)
+        connection = self.live_connection(session)
+        await self._cancel_on(connection, session)
         session.journal.change(destroyed_at=time.time_ns() // 1_000_000)
         await session.journal.flush()
+        if connection is not None and connection.key != connection.agent:
+            await self._close(connection)  # no other session can use it
 
     async def withdraw(self, session: SessionCore) -> None:
         """Destroy a session that its caller will not get; its agent ends, unless it has other sessions."""
@@ -460,8 +487,12 @@ class SessionRegistry:
 
     async def _close_unused(self, connection: Connection) -> None:
         if not connection.is_used:
-            self._connections.pop(connection.agent, None)
-            await connection.close()
+            await self._close(connection)
+
+    async def _close(self, connection: Connection) -> None:
+        if self._connections.get(connection.key) is connection:
+            del self._connections[connection.key]
+        await connection.close()
 
     async def delete(self, session_id: str) -> None:
         """Erase a session; envelopes that its agent sends later are not stored."""
@@ -472,33 +503,25 @@ class SessionRegistry:
             await self._cancel_on(connection, session)
             if connection is not None:
                 connection.router.unbind(session.agent_session_id)
+                if connection.key != connection.agent:
+                    await self._close(connection)
             session.journal.discard()
             await session.journal.wait_idle()
             self._sessions.pop(session_id, None)
         await self._driver.delete_session(session_id)
 
-    def session_init(
-        self,
-        session_init: Mapping[str, Any] | None,
-        cwd: str | os.PathLike[str] | None,
-        mcp_servers: Sequence[Mapping[str, Any]] | None = None,
-    ) -> dict[str, Any]:
+    def session_init(self, options: SessionOptions) -> dict[str, Any]:
         """Return the params of session/new.
 
         Raises:
             ValueError: an MCP server is invalid.
         """
-        given = dict(session_init or {})
         # This client's folder means nothing on another machine; ACP requires an absolute path.
         default = self.default_cwd or (Path.cwd() if self._http.is_on_this_machine else "/")
-        return {
-            **given,
-            "cwd": os.fspath(given.get("cwd") or cwd or default),
-            "mcpServers": given.get("mcpServers") or to_acp(mcp_servers or []),
-        }
+        return session_params(options, os.fspath(default))
 
     def _init_of(self, session: SessionCore) -> dict[str, Any]:
-        return init_for_agent(session.record.session_init or self.session_init(None, None))
+        return init_for_agent(session.record.session_init or self.session_init({}))
 
     # dispose
 
@@ -528,28 +551,7 @@ class SessionRegistry:
             for connection in connections:
                 connection.abandon()
         caller = asyncio.current_task()
-        errors = await asyncio.gather(*(_finish(session.journal, caller) for session in sessions))
+        errors = await asyncio.gather(*(session.journal.finish(caller) for session in sessions))
         for error in errors:
             if error is not None:
                 raise error
-
-
-async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:
-    failed: PersistError | None = None
-    reported = journal.fence_reported
-    try:
-        async with asyncio.timeout(FLUSH_TIMEOUT):
-            if journal.dirty:
-                await journal.flush()
-    except PersistError as error:
-        handled = isinstance(error, SessionFencedError) and reported
-        # A process that reads the same stream has stored the events: then nothing is left.
-        failed = None if handled or not journal.dirty else error
-    except TimeoutError:
-        failed = PersistError(
-            f"session '{journal.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",
-            session_id=journal.record.id,
-        )
-    journal.close()
-    await journal.wait_listeners(caller)
-    return failed

@@ -6,7 +6,7 @@ what the agent reports (``config_options``, ``modes``), which its results and up
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
@@ -14,7 +14,7 @@ import msgspec
 
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.engine.permissions import PermissionMode, check_agreement, is_permission_mode
+from sandbox_agent.engine.permissions import AgentModes, PermissionMode, check_agreement, is_permission_mode
 from sandbox_agent.engine.restore.ladder import Outcome
 from sandbox_agent.engine.settings import (
     CATEGORIES,
@@ -38,7 +38,7 @@ from sandbox_agent.errors import (
     UnsupportedSessionConfigOptionError,
     UnsupportedSessionValueError,
 )
-from sandbox_agent.wire.jsonrpc import loads, members
+from sandbox_agent.wire.jsonrpc import elements, loads, members
 from sandbox_agent.wire.records import SessionRecord
 
 # The chosen settings, and a digest of the arguments of create_session, which may have secrets, are in
@@ -89,6 +89,17 @@ def init_with_arguments(init: Mapping[str, Any], digest: str) -> dict[str, Any]:
     return _with_member(init, arguments=digest)
 
 
+def variable_names(record: SessionRecord) -> list[str]:
+    """Return the names of the session's variables. Their values are not stored."""
+    names: object = _member(record).get("env")
+    return [name for name in elements(names) if isinstance(name, str)]
+
+
+def init_with_variables(init: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return ``session_init`` with the names of the session's variables."""
+    return _with_member(init, env=sorted(names))
+
+
 def init_with_chosen(init: Mapping[str, Any], chosen: ChosenSettings) -> dict[str, Any]:
     """Return ``session_init`` with the chosen settings in it."""
     return _with_member(init, chosen=msgspec.to_builtins(chosen))
@@ -124,8 +135,11 @@ AgentOptions = Callable[[str], Awaitable[list[dict[str, Any]]]]
 class Settings:
     """Reads and changes the settings in the journal's record; the journal's writer saves them."""
 
-    def __init__(self, journal: Journal, agent_options: AgentOptions) -> None:
+    def __init__(
+        self, journal: Journal, agent_options: AgentOptions, agent_modes: Callable[[str], AgentModes | None]
+    ) -> None:
         self._journal = journal
+        self._agent_modes = agent_modes
         self._agent_options = agent_options
         self._unconfirmed = False
         self._failed: dict[str, str] = {}
@@ -270,7 +284,7 @@ class Settings:
             await self.options()
         else:
             mode = self.chosen.permission_mode
-            check_agreement(self._record.agent, wanted, mode if is_permission_mode(mode) else None)
+            self._check_agreement(self._record.agent, wanted, mode)
         await self._set(self._agent_settings().choose(category, wanted), send)
 
     async def set_option(self, config_id: str, value: str | bool, send: Send) -> None:
@@ -282,9 +296,9 @@ class Settings:
 
     async def set_permission_mode(self, mode: PermissionMode | None, send: Send) -> None:
         """Set the agent's mode that a permission mode stands for, where it has one; raises as above."""
-        check_agreement(self._record.agent, None, mode)
+        self._check_agreement(self._record.agent, None, mode)
         settings = self._agent_settings()
-        agent_mode = settings.mode_for(self._record.agent, mode)
+        agent_mode = self._mode_for(self._record.agent, mode)
         if agent_mode is not None:
             await self._set(settings.choose("mode", agent_mode), send)
         self.choose(permission_mode=mode)
@@ -296,7 +310,14 @@ class Settings:
             ValueError: the agent never asks for permission.
         """
         mode = self.chosen.permission_mode
-        check_agreement(agent, None, mode if is_permission_mode(mode) else None)
+        self._check_agreement(agent, None, mode)
+
+    def _check_agreement(self, agent: str, agent_mode: str | None, mode: str | None) -> None:
+        wanted = mode if is_permission_mode(mode) else None
+        check_agreement(agent, agent_mode, wanted, self._agent_modes(agent))
+
+    def _mode_for(self, agent: str, mode: str | None) -> str | None:
+        return self._agent_settings().mode_for(agent, mode, self._agent_modes(agent))
 
     async def create(self, send: Send) -> None:
         """Set and confirm what a new session was created with; raises as ``set_category``.
@@ -305,7 +326,7 @@ class Settings:
             SettingNotConfirmedError: the agent reports another value afterwards.
         """
         wanted = self.chosen.wanted()
-        mode = self._agent_settings().mode_for(self._record.agent, self.chosen.permission_mode)
+        mode = self._mode_for(self._record.agent, self.chosen.permission_mode)
         if mode is not None and "mode" not in wanted:
             wanted["mode"] = mode
             self.choose(mode=mode)
@@ -357,7 +378,7 @@ class Settings:
         if handed_over:
             missing = [name for name in outcome.missing if name in chosen.wanted()]
             self.choose(missing={**chosen.missing, agent: missing})
-            mode = self._agent_settings().mode_for(agent, chosen.permission_mode)
+            mode = self._mode_for(agent, chosen.permission_mode)
             if mode is not None:
                 self.choose(mode=mode)  # that of the new agent: the permission mode is what was chosen
         required = self.chosen.wanted(agent)

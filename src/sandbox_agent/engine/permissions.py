@@ -8,7 +8,7 @@ A *reply* answers one request: ``once``, ``always`` or ``reject`` (ACP, session/
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 from sandbox_agent.errors import UnsupportedPermissionReplyError
 
@@ -28,14 +28,26 @@ _VERDICTS: dict[PermissionMode, tuple[dict[str, Verdict], Verdict]] = {
 }
 
 
+class AgentModes(NamedTuple):
+    """What an agent's modes mean.
+
+    Attributes:
+        names: by permission mode, the agent's modes that do what it says, best first; "#name" is the end of
+            an id. For the other permission modes the requests are decided by kind, so the agent has to be in
+            a mode in which it asks.
+        never_asks: whether the agent uses its tools without asking, whatever the client says.
+    """
+
+    names: Mapping[PermissionMode, Sequence[str]]
+    never_asks: bool = False
+
+
 def _modes(*names: str) -> dict[PermissionMode, tuple[str, ...]]:
     """Return the names in each column, best first, by permission mode; an empty column is left out."""
     columns = zip(PERMISSION_MODES, names, strict=True)
     return {mode: tuple(column.split()) for mode, column in columns if column}
 
 
-# The agent modes that do what a permission mode says; "#name" is the end of an id. For the other permission
-# modes the requests are decided by kind, so the agent has to be in a mode in which it asks.
 # Columns: ask, accept_edits, allow, plan, read_only.
 _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "claude": _modes("default", "acceptEdits", "bypassPermissions", "plan", "default"),
@@ -44,10 +56,10 @@ _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "gemini": _modes("default", "autoEdit", "yolo", "plan", "default"),
     "goose": _modes("approve", "approve", "auto", "approve", "approve"),
     "hermes": _modes("default", "accept_edits", "dont_ask", "default", "default"),
+    "kimi": _modes("default", "default", "yolo", "plan", "default"),
     "mock": _modes("default", "acceptEdits", "", "plan", "default"),
     "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }
-# Agents that use their tools without asking, whatever the client says.
 _NEVER_ASK = frozenset({"pi"})
 # Names that mean the same at most agents.
 _COMMON = _modes(
@@ -86,18 +98,28 @@ def decide_by_mode(mode: PermissionMode, kind: str | None) -> Verdict:
     return by_kind.get(kind or "other", other)
 
 
-def agent_mode_of(agent: str, mode: PermissionMode, listed: Sequence[str]) -> str | None:
+def known_modes(agent: str) -> AgentModes | None:
+    """Return what the modes of an agent mean; None if that is not known."""
+    if agent not in _AGENT_MODES and agent not in _NEVER_ASK:
+        return None
+    return AgentModes(_AGENT_MODES.get(agent, {}), agent in _NEVER_ASK)
+
+
+def agent_mode_of(
+    agent: str, mode: PermissionMode, listed: Sequence[str], modes: AgentModes | None = None
+) -> str | None:
     """Return the agent's mode that a permission mode stands for.
 
     Args:
         agent: the agent's id.
         mode: the permission mode.
         listed: the ids of the modes that the agent offers.
+        modes: what the agent's modes mean, if its entry or the server says so.
 
     Returns:
         None where the agent offers no such mode: only its requests are decided then.
     """
-    own = _AGENT_MODES.get(agent, {})
+    own = _names(agent, modes) or {}
     names = (*own.get(mode, ()), *_COMMON[mode])
     if mode == "allow":
         # Where the agent always asks, its requests are allowed.
@@ -109,41 +131,51 @@ def agent_mode_of(agent: str, mode: PermissionMode, listed: Sequence[str]) -> st
     return None
 
 
-def permission_mode_of(agent: str, agent_mode: str | None) -> PermissionMode | None:
+def permission_mode_of(
+    agent: str, agent_mode: str | None, modes: AgentModes | None = None
+) -> PermissionMode | None:
     """Return the permission mode that an agent's mode stands for, None where that is unknown."""
     if not agent_mode:
         return None
-    for modes in (_AGENT_MODES.get(agent), None if agent in _AGENT_MODES else _COMMON):
-        for mode, names in (modes or {}).items():
-            if any(_is_named(agent_mode, name) for name in names):
-                return mode
+    own = _names(agent, modes)
+    for mode, names in (_COMMON if own is None else own).items():
+        if any(_is_named(agent_mode, name) for name in names):
+            return mode
     return None
 
 
-def check_agreement(agent: str, agent_mode: str | None, mode: PermissionMode | None) -> None:
+def check_agreement(
+    agent: str, agent_mode: str | None, mode: PermissionMode | None, modes: AgentModes | None = None
+) -> None:
     """Refuse an agent's mode that contradicts a permission mode, and an agent that cannot keep to that mode.
 
     Raises:
         ValueError: they disagree, or the agent never asks for permission.
     """
-    if agent in _NEVER_ASK and mode not in (None, "allow"):
+    never_asks = agent in _NEVER_ASK if modes is None else modes.never_asks
+    if never_asks and mode not in (None, "allow"):
         raise ValueError(
             f"{agent} never asks for permission, so the permission mode '{mode}' has no effect: choose "
             "another agent, or 'allow' where it may do everything"
         )
     if not agent_mode or mode is None:
         return
-    own = _AGENT_MODES.get(agent, {})
-    names = own.get(mode, ()) or ((_COMMON[mode]) if agent not in _AGENT_MODES else ())
+    own = _names(agent, modes)
+    names = (_COMMON if own is None else own).get(mode, ())
     if any(_is_named(agent_mode, name) for name in names):
         return
-    meaning = permission_mode_of(agent, agent_mode)
-    if (meaning is None and not own.get(mode)) or meaning == mode:
+    meaning = permission_mode_of(agent, agent_mode, modes)
+    if (meaning is None and not (own or {}).get(mode)) or meaning == mode:
         return
     hint = f": it means '{meaning}'" if meaning is not None else f": use {' or '.join(names)}"
     raise ValueError(
         f"mode '{agent_mode}' of {agent} contradicts the permission mode '{mode}'{hint}; give one of the two"
     )
+
+
+def _names(agent: str, modes: AgentModes | None) -> Mapping[PermissionMode, Sequence[str]] | None:
+    """Return the agent's modes by permission mode; None if they are not known."""
+    return _AGENT_MODES.get(agent) if modes is None else modes.names or None
 
 
 def _is_named(agent_mode: str, name: str) -> bool:

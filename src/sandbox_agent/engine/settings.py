@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.engine.permissions import agent_mode_of, is_permission_mode
+from sandbox_agent.engine.permissions import AgentModes, agent_mode_of, is_permission_mode
 from sandbox_agent.wire.jsonrpc import elements, members
 
 METHOD_NOT_FOUND = -32601
@@ -208,11 +208,13 @@ class AgentSettings:
         available = elements((self.modes or {}).get("availableModes"))
         return [str(mode["id"]) for mode in map(members, available) if mode.get("id")]
 
-    def mode_for(self, agent: str, permission_mode: str | None) -> str | None:
+    def mode_for(
+        self, agent: str, permission_mode: str | None, modes: AgentModes | None = None
+    ) -> str | None:
         """Return the agent's mode that a permission mode stands for, None if it lists none."""
         if not is_permission_mode(permission_mode):
             return None
-        return agent_mode_of(agent, permission_mode, self.mode_ids)
+        return agent_mode_of(agent, permission_mode, self.mode_ids, modes)
 
     @property
     def config_ids(self) -> dict[str, str]:

@@ -128,10 +128,21 @@ class JailProvider(LocalProvider):
         env: Mapping[str, str] | None = None,
         log: Log = "inherit",
         store: str | None = None,
+        agents: str | os.PathLike[str] | None = None,
+        agent_commands: Mapping[str, str | Sequence[str]] | None = None,
         args: Sequence[str] = (),
     ) -> None:
         """Store the options. See ``jail`` for the arguments."""
-        super().__init__(port=port, token=token, env=env, log=log, store=store, args=args)
+        super().__init__(
+            port=port,
+            token=token,
+            env=env,
+            log=log,
+            store=store,
+            agents=_agents_file() if agents is None else _existing(agents, "agents file"),
+            agent_commands=agent_commands,
+            args=args,
+        )
         self._bubblewrap = _find_bubblewrap()
         self._workspace = None if workspace is None else _existing(workspace, "workspace")
         self._network = network
@@ -181,6 +192,8 @@ class JailProvider(LocalProvider):
             if path.is_relative_to(workspace):
                 # Agents must not change what runs outside of the jail, such as this program's environment.
                 options += ["--ro-bind", str(path), str(Path(WORKSPACE, path.relative_to(workspace)))]
+        if self._agents is not None:
+            options += ["--ro-bind", str(self._agents), str(self._agents)]
         for mount in self._mounts:
             options += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
         options += ["--remount-ro", "/", "--chdir", WORKSPACE, "--"]
@@ -285,6 +298,15 @@ def _program_folders() -> list[Path]:
     return found
 
 
+def _agents_file() -> Path | None:
+    """Return the user's file with agents, which the server would not find in the jail."""
+    named = os.environ.get("SANDBOX_AGENT_AGENTS")
+    if named:
+        return _existing(named, "agents file")
+    path = platformdirs.user_config_path("sandbox-agent", appauthor=False) / "agents.toml"
+    return path if path.is_file() else None
+
+
 def _installed_agents() -> Iterator[str]:
     """Yield bubblewrap's options for the host's agents, at their paths on the host and the jail's own."""
     data = os.environ.get("XDG_DATA_HOME", "")
@@ -310,6 +332,8 @@ def jail(
     env: Mapping[str, str] | None = None,
     log: Log = "inherit",
     store: str | None = None,
+    agents: str | os.PathLike[str] | None = None,
+    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
     args: Sequence[str] = (),
 ) -> JailProvider:
     """Return a provider that starts the server and its agents in a jail on this machine (Linux, bubblewrap).
@@ -335,6 +359,9 @@ def jail(
             variables, agents get what ``local`` gives them with its policy "strict".
         log: Where its output goes: "inherit" (this program's stderr), "silent", or the path of a file.
         store: Its ``--store`` (``memory``, ``sqlite:PATH`` with a path in the jail).
+        agents: A TOML file of this machine with more agents, or None for the user's, if there is one. What
+            it starts must be in the jail.
+        agent_commands: More agents: the command line that speaks ACP, by id.
         args: More command line arguments.
 
     Raises:
@@ -350,5 +377,7 @@ def jail(
         env=env,
         log=log,
         store=store,
+        agents=agents,
+        agent_commands=agent_commands,
         args=args,
     )

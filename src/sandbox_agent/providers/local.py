@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
@@ -54,11 +56,17 @@ class LocalProvider(SandboxProvider):
         binary: str | os.PathLike[str] | None = None,
         store: str | None = None,
         agent_env_policy: Literal["strict", "default"] = "strict",
+        agents: str | os.PathLike[str] | None = None,
+        agent_commands: Mapping[str, str | Sequence[str]] | None = None,
         args: Sequence[str] = (),
     ) -> None:
         """Store the options. See ``local`` for the arguments."""
         if binary is None:
             require_server("local()")
+        elif agents is not None or agent_commands:
+            raise ValueError(
+                "agents and agent_commands are for this package's server: leave them out, or leave binary out"
+            )
         self._host = host.strip("[]")
         self._port = port
         self._token = token
@@ -67,6 +75,8 @@ class LocalProvider(SandboxProvider):
         self._binary = binary
         self._store = store
         self._agent_env_policy = agent_env_policy
+        self._agents = None if agents is None else Path(agents).absolute()
+        self._agent_commands = dict(agent_commands or {})
         self._args = list(args)
         self._running: dict[str, _Running] = {}
         self._restarting: set[str] = set()
@@ -149,6 +159,10 @@ class LocalProvider(SandboxProvider):
         if self._binary is None:
             options += ["--agent-env-policy", self._agent_env_policy]
             options += [f"--agent-env={name}" for name in self._env]
+            options += [] if self._agents is None else [f"--agents={self._agents}"]
+            for agent, words in self._agent_commands.items():
+                line = words if isinstance(words, str) else shlex.join(words)
+                options.append(f"--agent-command={agent}={line}")
         if self._store is not None:
             options += ["--store", self._store]
             if self._binary is None:
@@ -226,6 +240,8 @@ def local(
     binary: str | os.PathLike[str] | None = None,
     store: str | None = None,
     agent_env_policy: Literal["strict", "default"] = "strict",
+    agents: str | os.PathLike[str] | None = None,
+    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
     args: Sequence[str] = (),
 ) -> LocalProvider:
     """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
@@ -250,9 +266,12 @@ def local(
         agent_env_policy: Which other variables of this program agents get: "strict" for those that programs
             need (PATH, HOME, proxies, ...) and those that are known for the agent, such as
             ANTHROPIC_API_KEY for claude; "default" for all but the server's secrets. Not with ``binary``.
+        agents: A TOML file with more agents; see docs/agents.md. Not with ``binary``.
+        agent_commands: More agents: the command line that speaks ACP, by id. Not with ``binary``.
         args: More command line arguments.
 
     Raises:
+        ValueError: Agents are given with ``binary``.
         ImportError: The extra ``server`` is not installed, and ``binary`` is not given.
     """
     return LocalProvider(
@@ -264,6 +283,8 @@ def local(
         binary=binary,
         store=store,
         agent_env_policy=agent_env_policy,
+        agents=agents,
+        agent_commands=agent_commands,
         args=args,
     )
 

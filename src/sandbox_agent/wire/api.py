@@ -95,6 +95,18 @@ class AcpServerInfo(Body):
     usage: AcpUsageInfo | None = None
 
 
+class OpenAcpRequest(Body, kw_only=True):
+    """``PUT /v1/acp/{server_id}``.
+
+    Attributes:
+        agent: the agent's id.
+        env: variables of this agent, besides those that agents inherit; no response has them.
+    """
+
+    agent: str
+    env: dict[str, str] | None = None
+
+
 class AcpServerListResponse(Body):
     """``GET /v1/acp``."""
 
@@ -149,7 +161,10 @@ class AgentInfo(Body):
     """One agent: whether it can be started here, and with which options.
 
     ``config_options`` have the shape of ACP's session/new; ``config_error`` says why they could not be read.
-    ``package`` and ``pinned_version`` are what an installation installs.
+    ``package`` and ``pinned_version`` are what an installation installs. ``permission_modes`` has the agent's
+    modes that each permission mode stands for, best first; "#name" is the end of an id. With an empty list,
+    the agent's requests alone are decided. A permission mode that is not in there is refused. It is absent if
+    the agent's modes are not known.
     """
 
     id: str
@@ -164,6 +179,7 @@ class AgentInfo(Body):
     package: str | None = None
     pinned_version: str | None = None
     auth_methods: list[AuthMethodInfo] | None = None
+    permission_modes: dict[str, list[str]] | None = None
 
 
 class AgentInstallRequest(Body):
@@ -182,7 +198,7 @@ class AgentInstallArtifact(Body):
     """What was installed.
 
     ``kind`` is "agent_process" for the program that speaks ACP, or "native_agent"; ``source`` is "npm",
-    "pypi", "builtin", or "local_path" for a launcher that another program wrote.
+    "pypi", "archive", "builtin", or "local_path" for a launcher that another program wrote.
     """
 
     kind: str

@@ -62,6 +62,7 @@ class CreateSessionRequest(Body, kw_only=True):
         title: shown to users.
         additional_directories: more directories that the agent may work in, absolute paths.
         mcp_servers: ACP's mcpServers of session/new.
+        env: variables of the session's agent, besides those that it inherits; responses have only the names.
         permission_rules: applied before the permission mode; the first rule that matches wins.
         permission_timeout_seconds: the time after which an unanswered request is rejected; None: never.
     """
@@ -76,6 +77,7 @@ class CreateSessionRequest(Body, kw_only=True):
     title: _Text | None = None
     additional_directories: list[_Text] | None = None
     mcp_servers: list[dict[str, Any]] | None = None
+    env: dict[str, str] | None = None
     permission_rules: (
         Annotated[list[PermissionRule], Meta(extra_json_schema={"maxItems": MAX_RULES})] | None
     ) = None
@@ -141,6 +143,8 @@ class SessionInfo(Body, kw_only=True):
         updated_at: the time of its newest event.
         managed: True if the server drives the session, False if an SDK does, over ``/v1/acp``.
         first_sequence: the sequence of the oldest stored event; absent while that is 1.
+        env: the names of the variables that the session was created with; only in the response of one
+            session.
         turns: the newest turns, oldest first; only in the response of one session.
     """
 
@@ -161,6 +165,7 @@ class SessionInfo(Body, kw_only=True):
     server_id: str | None = None
     first_sequence: int | None = None
     usage: UsageInfo | None = None
+    env: list[str] | None = None
     turns: list[TurnInfo] | None = None
 
 

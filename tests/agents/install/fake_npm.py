@@ -34,6 +34,10 @@ if "hang" in plan:
 if "fail" in plan:
     print(plan["fail"], file=sys.stderr)
     sys.exit(1)
+if "bin" in plan:
+    manifest = Path("node_modules", packages[0], "package.json")
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps({{"bin": plan["bin"]}}))
 for name in plan["commands"]:
     command = bin / name
     command.write_text(plan["agent"])

@@ -12,12 +12,14 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from sandbox_agent.agents.catalogue import CATALOGUE, Agent
+from sandbox_agent.agents.acp_registry import read_registry
+from sandbox_agent.agents.catalogue import CATALOGUE, Agent, use_agents
 from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.install.installed import agent_folder, read_installation
 from sandbox_agent.agents.install.installer import Progress, Versions, install, uninstall, update
@@ -68,6 +70,34 @@ async def test_an_installed_agent_answers_and_has_its_version(machine: Machine, 
     assert [each.phase for each in seen] == ["installing"] * (len(seen) - 2) + ["starting", "installed"]
     # Of the native program, one of the four platforms' packages is installed.
     assert seen[-3].done == seen[-3].total == len(read_lock("codex") or ()) - 1 - 3
+
+
+@pytest.mark.parametrize(
+    ("bins", "works"),
+    [
+        ({"pi": "x.js"}, True),
+        ({"pi": "x.js", "codex-acp": "y.js"}, False),
+        ({"missing": "x.js"}, False),
+        (7, False),
+    ],
+)
+async def test_the_only_command_of_a_package_is_used_if_none_is_named(
+    machine: Machine, npm: FakeNpm, bins: Any, works: bool
+) -> None:
+    npm.behave(bin=bins)
+    document = {
+        "agents": [{"id": "tool", "version": "1", "distribution": {"npx": {"package": "@s/tool@1.2.3"}}}]
+    }
+    use_agents(read_registry(json.dumps(document).encode()))
+    try:
+        if works:
+            await install("tool")
+            assert b'"id": 7' in answer("tool")
+        else:
+            with pytest.raises(InstallFailedError, match="have no command"):
+                await install("tool")
+    finally:
+        use_agents({})
 
 
 async def test_npm_gets_the_lockfile_and_runs_no_scripts_but_the_listed(
@@ -439,7 +469,7 @@ def test_the_docs_name_the_agents_whose_lockfile_is_for_linux_on_x64_only() -> N
 def test_the_requirements_have_the_pin_of_the_catalogue_and_a_hash_for_every_package(agent: Agent) -> None:
     lines = read_requirements(agent.id).splitlines()
     assert agent.pypi is not None
-    pin = f"{agent.pypi.name}=={agent.pypi.version} --hash"
-    assert len([line for line in lines if line.startswith(pin)]) == 1
+    for name, version in {**agent.pypi.packages, **agent.pypi.also}.items():
+        assert len([line for line in lines if line.startswith(f"{name}=={version} --hash")]) == 1
     for line in lines:
         assert re.fullmatch(r"[a-z0-9._-]+==\S+( ; [^#]+)?( --hash=sha256:[0-9a-f]{64})+", line), line

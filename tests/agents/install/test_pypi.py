@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.agents.info import agent_info
 from sandbox_agent.agents.install.installed import read_installation
 from sandbox_agent.agents.install.installer import Versions, install
@@ -17,6 +18,9 @@ from tests.agents.conftest import Machine
 
 pytestmark = pytest.mark.anyio
 
+DEEPAGENTS = CATALOGUE["deepagents"].pypi
+assert DEEPAGENTS is not None
+ALSO = DEEPAGENTS.also
 AGENT = """
 import json, sys
 for line in sys.stdin:
@@ -41,12 +45,16 @@ def packages(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def add(folder: Path, version: str, program: str = AGENT) -> None:
-    info = f"deepagents_acp-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"deepagents_acp-{version}-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("deepagents_acp/__main__.py", program)
-        wheel.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: deepagents-acp\nVersion: {version}\n"
-        )
+    add_wheel(folder, "deepagents_acp", version, program)
+    for name, pin in ALSO.items():
+        add_wheel(folder, name.replace("-", "_"), pin, "")
+
+
+def add_wheel(folder: Path, name: str, version: str, program: str) -> None:
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}/__main__.py", program)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -64,6 +72,7 @@ async def test_a_package_gets_an_environment_of_its_own(packages: Path) -> None:
     assert installation is not None
     assert (installation.source, installation.packages) == ("pypi", {"deepagents-acp": "0.0.99"})
     assert found(installation.folder, "venv/lib/*/site-packages/deepagents_acp/__main__.py")
+    assert found(installation.folder, "venv/lib/*/site-packages/langchain_openai/__main__.py")
 
 
 async def test_pips_reason_is_in_the_error(packages: Path) -> None:

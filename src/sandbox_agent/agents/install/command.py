@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import known_agents
 from sandbox_agent.agents.environment import is_server_secret
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InstallFailedError
@@ -23,8 +23,6 @@ COMMAND_SECONDS = 1800.0
 # How much of the output an error contains.
 _TAIL_LINES = 20
 _LINE_CHARS = 300
-# A package's code does not need the user's keys to be installed.
-CREDENTIALS: frozenset[str] = frozenset(name for each in CATALOGUE.values() for name in each.credential_env)
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|AUTH)$", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(?<=//)[^/@\s]+(?=@)|(?<=_authToken=)\S+|(?<=[Bb]earer )\S+")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -113,6 +111,11 @@ async def _run(
     if status is None or status.code is None:
         return f"signal {status.signal if status else '?'}"
     return status.code
+
+
+def credential_names() -> frozenset[str]:
+    """Return the variables that hold credentials of agents: a package's code is installed without them."""
+    return frozenset(name for each in known_agents().values() for name in each.credential_env)
 
 
 def path_with(folder: Path) -> str:

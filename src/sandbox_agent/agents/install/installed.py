@@ -24,7 +24,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         folder: The absolute path of its files.
-        source: "npm" or "pypi".
+        source: "npm", "pypi" or "archive".
         packages: The version of each package. The first one speaks ACP.
         reported: The version that the agent reported in its response to ACP's initialize, or None.
     """

@@ -23,7 +23,7 @@ from typing import Literal
 import anyio
 import anyio.to_thread
 
-from sandbox_agent.agents.catalogue import CATALOGUE, Agent, NpmPackages, PypiPackage
+from sandbox_agent.agents.catalogue import Agent, Archive, NpmPackages, Package, PypiPackage, known_agents
 from sandbox_agent.agents.install.command import COMMAND_SECONDS
 from sandbox_agent.agents.install.installed import (
     Installation,
@@ -41,6 +41,7 @@ from sandbox_agent.runtime.warden import Warden
 from sandbox_agent.wire.api import AgentInstallArtifact, AgentInstallResponse
 
 Phase = Literal["waiting", "installing", "starting", "installed"]
+_SOURCES: dict[type[Package], str] = {NpmPackages: "npm", PypiPackage: "pypi", Archive: "archive"}
 # How often a locked agent is tried again.
 _POLL_SECONDS = 0.2
 # A tag, a range or a URL would install something else each time.
@@ -152,9 +153,7 @@ async def install(
         return Installed(agent_id, already_installed=False, installation=installation)
 
 
-def check_installable(
-    agent_id: str, versions: Versions | None
-) -> tuple[NpmPackages | PypiPackage, dict[str, str]] | None:
+def check_installable(agent_id: str, versions: Versions | None) -> tuple[Package, dict[str, str]] | None:
     """Return what installs the agent, with the version of each package; None for the built-in agent.
 
     Raises:
@@ -165,6 +164,11 @@ def check_installable(
     if agent.id == "mock":
         return None
     source = agent.package
+    if agent.command:
+        raise InvalidRequestError(
+            f"invalid request: {agent_id} is not installed by this program: its command is given, by the "
+            "agents file or --agent-command"
+        )
     if source is None:
         raise InvalidRequestError(
             f"invalid request: {agent_id} has no package that can be installed: put its command on PATH, or "
@@ -238,7 +242,7 @@ def response_of(result: Installed) -> AgentInstallResponse:
 
 
 def _known(agent_id: str) -> Agent:
-    agent = CATALOGUE.get(agent_id)
+    agent = known_agents().get(agent_id)
     if agent is None:
         raise UnsupportedAgentError(
             f"unsupported agent: {agent_id}; known here: {', '.join(agent_ids())}", agent=agent_id
@@ -253,13 +257,17 @@ def _not_ours(agent_id: str) -> ConflictError:
     )
 
 
-def _packages(agent_id: str, source: NpmPackages | PypiPackage, versions: Versions) -> dict[str, str]:
+def _packages(agent_id: str, source: Package, versions: Versions) -> dict[str, str]:
     """Return the version of each package."""
     acp, *others = source.packages
     packages = dict(source.packages)
     for name, version in ((acp, versions.acp), (others[0] if others else None, versions.native)):
         if version is None:
             continue
+        if isinstance(source, Archive):
+            raise InvalidRequestError(
+                f"invalid request: the version of {agent_id} cannot be chosen: it is that of its archive"
+            )
         if name is None:
             raise InvalidRequestError(
                 f"invalid request: the version of {agent_id} itself cannot be chosen: it is part of {acp}"
@@ -272,7 +280,7 @@ def _packages(agent_id: str, source: NpmPackages | PypiPackage, versions: Versio
 
 async def _fill(
     agent_id: str,
-    source: NpmPackages | PypiPackage,
+    source: Package,
     packages: dict[str, str],
     folder: Path,
     on_progress: Callable[[Progress], None],
@@ -300,6 +308,11 @@ async def _fill(
                     on_progress=report,
                     on_line=on_log,
                 )
+            elif isinstance(source, Archive):
+                # Only here is the HTTP client loaded.
+                from sandbox_agent.agents.install.archive import install_archive
+
+                argv = await install_archive(agent_id, source, folder, on_progress=report)
             else:
                 argv = await install_pypi(
                     agent_id,
@@ -318,7 +331,7 @@ async def _fill(
                 await warden.close()
         installation = Installation(
             folder=str(folder),
-            source="npm" if isinstance(source, NpmPackages) else "pypi",
+            source=_SOURCES[type(source)],
             packages=packages,
             reported=reported,
         )

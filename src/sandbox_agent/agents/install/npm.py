@@ -9,12 +9,12 @@ import sysconfig
 from collections.abc import Callable, Collection
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio.to_thread
 
-from sandbox_agent.agents.catalogue import NpmPackages
-from sandbox_agent.agents.install.command import CREDENTIALS, path_with, run_command
+from sandbox_agent.agents.catalogue import CATALOGUE, NpmPackages
+from sandbox_agent.agents.install.command import credential_names, path_with, run_command
 from sandbox_agent.agents.install.node import Node
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.warden import Warden
@@ -65,7 +65,9 @@ async def install_npm(
     Raises:
         InstallFailedError: npm failed, or the packages do not have the command.
     """
-    lock = read_lock(agent_id) if packages == source.packages else None
+    known = CATALOGUE.get(agent_id)
+    is_locked = known is not None and known.npm is not None and packages == known.npm.packages
+    lock = read_lock(agent_id) if is_locked else None
     await anyio.to_thread.run_sync(_prepare, folder, source, packages, lock, node)
     total = 0 if lock is None else _count(lock)
     downloaded: set[str] = set()
@@ -92,7 +94,7 @@ async def install_npm(
 
     await run("install" if lock is None else "ci", *_OPTIONS, without=())
     if source.scripts:
-        await run("rebuild", "--ignore-scripts=false", *source.scripts, without=CREDENTIALS)
+        await run("rebuild", "--ignore-scripts=false", *source.scripts, without=credential_names())
     if total:
         on_progress(total, total)
     return await anyio.to_thread.run_sync(_find_command, agent_id, source, folder, node)
@@ -146,13 +148,28 @@ def _prepare(
 
 def _find_command(agent_id: str, source: NpmPackages, folder: Path, node: Node) -> list[str]:
     commands = folder / "node_modules" / ".bin"
-    for name in (source.command[0], *source.on_path):
+    command = source.command[0]
+    if not (commands / command).is_file():
+        command = _only_command(folder / "node_modules" / source.name) or command
+    for name in (command, *source.on_path):
         if not (commands / name).is_file():
             raise InstallFailedError(
                 f"install failed: the packages of {agent_id} have no command {name}: choose other versions",
                 agent=agent_id,
             )
-    program = (commands / source.command[0]).resolve()
+    program = (commands / command).resolve()
     with program.open("rb") as file:
         is_script = file.readline(200).strip() == b"#!/usr/bin/env node"
     return [*([str(node.path)] if is_script else []), str(program), *source.command[1:]]
+
+
+def _only_command(package: Path) -> str | None:
+    """Return the command of a package that has one, as npx chooses it; a registry may not name it."""
+    try:
+        found: Any = json.loads((package / "package.json").read_bytes()).get("bin")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if isinstance(found, str):
+        return package.name
+    names = list(cast("dict[str, Any]", found)) if isinstance(found, dict) else []
+    return names[0] if len(names) == 1 and "/" not in names[0] else None

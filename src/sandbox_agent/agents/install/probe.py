@@ -11,7 +11,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
-from sandbox_agent.agents.install.command import CREDENTIALS, path_with, redact, spawned
+from sandbox_agent.agents.install.command import credential_names, path_with, redact, spawned
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.process import SpawnError
 from sandbox_agent.runtime.warden import Warden
@@ -43,7 +43,7 @@ async def probe_agent(agent_id: str, argv: list[str], on_path: Path | None, ward
     stderr = ""
     try:
         with anyio.move_on_after(PROBE_SECONDS) as timeout:
-            async with spawned(argv, home, warden, env, CREDENTIALS) as process:
+            async with spawned(argv, home, warden, env, credential_names()) as process:
                 with contextlib.suppress(BrokenPipeError):  # it has ended: its stderr says why
                     await process.write(_REQUEST)
                 rest = b""

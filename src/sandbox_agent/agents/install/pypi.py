@@ -10,8 +10,8 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from sandbox_agent.agents.catalogue import PypiPackage
-from sandbox_agent.agents.install.command import CREDENTIALS, run_command
+from sandbox_agent.agents.catalogue import CATALOGUE, PypiPackage
+from sandbox_agent.agents.install.command import credential_names, run_command
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.runtime.warden import Warden
 
@@ -52,7 +52,9 @@ async def install_pypi(
     Raises:
         InstallFailedError: The environment cannot be made, pip failed, or the package lacks the command.
     """
-    requirements = read_requirements(agent_id) if version == source.version else ""
+    known = CATALOGUE.get(agent_id)
+    is_locked = known is not None and known.pypi == source and version == source.version
+    requirements = read_requirements(agent_id) if is_locked else ""
     total = len(requirements.splitlines())
     collected = 0
 
@@ -70,7 +72,7 @@ async def install_pypi(
             cwd=folder,
             warden=warden,
             on_line=on_output,
-            without=CREDENTIALS | _PYTHON,
+            without=credential_names() | _PYTHON,
             what=what,
             agent_id=agent_id,
         )
@@ -84,7 +86,8 @@ async def install_pypi(
         await run("pip install", python, *_PIP, "--require-hashes", "--requirement", str(file))
         on_progress(total, total)
     else:
-        await run("pip install", python, *_PIP, f"{source.requirement}=={version}")
+        also = [f"{name}=={pin}" for name, pin in source.also.items()]
+        await run("pip install", python, *_PIP, f"{source.requirement}=={version}", *also)
     program = commands / source.command[0]
     if not await anyio.to_thread.run_sync(program.is_file):
         raise InstallFailedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -13,6 +14,7 @@ import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, encode_header
+from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.server_sessions.calls import (
     SessionCalls,
     decode,
@@ -82,7 +84,9 @@ class ServerSessions:
         variant: str | None = None,
         directory: str | None = None,
         title: str | None = None,
+        additional_directories: Sequence[str | os.PathLike[str]] | None = None,
         mcp_servers: Sequence[Mapping[str, Any]] | None = None,
+        env: Mapping[str, str] | None = None,
         permission_rules: Sequence[PermissionRule] | None = None,
         permission_timeout_seconds: float | None = None,
     ) -> CreateSessionResponse:
@@ -99,7 +103,10 @@ class ServerSessions:
             variant: the model's variant, the agent's thought level.
             directory: the agent's working directory; default: the server's own.
             title: a title for people.
-            mcp_servers: MCP servers in ACP's shape.
+            additional_directories: more directories that the agent may work in, absolute paths.
+            mcp_servers: MCP servers in ACP's shape; ``env`` and ``headers`` may also be dicts.
+            env: variables of the session's agent, besides those that it inherits. The server keeps them with
+                the session and never returns their values.
             permission_rules: checked before ``permission_mode``; the first match decides.
             permission_timeout_seconds: a request that is not answered in this time is rejected.
 
@@ -111,6 +118,7 @@ class ServerSessions:
             UnsupportedAgentError: the server does not know the agent.
             ModeNotSupportedError: the agent has no such mode.
             InvalidRequestError: a value is invalid.
+            ValueError: an MCP server is invalid.
         """
         request = CreateSessionRequest(
             agent=agent,
@@ -120,7 +128,11 @@ class ServerSessions:
             variant=variant,
             directory=directory,
             title=title,
-            mcp_servers=None if mcp_servers is None else [dict(server) for server in mcp_servers],
+            additional_directories=None
+            if additional_directories is None
+            else [os.fspath(directory) for directory in additional_directories],
+            mcp_servers=None if mcp_servers is None else to_acp(mcp_servers),
+            env=None if env is None else dict(env),
             permission_rules=None if permission_rules is None else list(permission_rules),
             permission_timeout_seconds=permission_timeout_seconds,
         )

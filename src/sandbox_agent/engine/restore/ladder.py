@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sandbox_agent.engine.permissions import AgentModes
 from sandbox_agent.engine.restore.load_phase import PRESENT_UPDATES
 from sandbox_agent.engine.restore.replay import Replay, build_replay, needs_older
 from sandbox_agent.engine.restore.replay_check import ReportedHistory
@@ -59,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         config_ids: the options by which the categories were set before.
         permission_mode: the chosen permission mode; it selects the agent's mode if no mode was chosen, or if
             the session had another agent.
+        modes: what the agent's modes mean, if its entry or the server says so.
         known_options, known_modes: what the same agent reported earlier.
         events: the newest events of the history, oldest first.
         total: the number of events in the history.
@@ -79,6 +81,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     from_agent: str | None = None
     config_ids: Mapping[str, str] = {}
     permission_mode: str | None = None
+    modes: AgentModes | None = None
     known_options: list[dict[str, Any]] | None = None
     known_modes: dict[str, Any] | None = None
 
@@ -141,7 +144,7 @@ class Ladder:
             listed_only=plan.from_agent is not None,
         )
         wanted = dict(plan.wanted)
-        mode = settings.mode_for(plan.agent, plan.permission_mode)
+        mode = settings.mode_for(plan.agent, plan.permission_mode, plan.modes)
         if mode is not None and ("mode" not in wanted or plan.from_agent is not None):
             wanted["mode"] = mode
         failures = yield from settings.confirm(wanted, config_ids=plan.config_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -115,10 +115,17 @@ class Bridge:
         usable = connection is not None and connection.alive and not connection.stopping
         return connection if usable else None
 
-    async def open(self, server_id: str, agent: str | None) -> AgentConnection:
+    async def open(
+        self, server_id: str, agent: str | None, env: Mapping[str, str] | None = None
+    ) -> AgentConnection:
         """Return the connection of that id; start the agent if the id is new or its agent has ended.
 
         If the connection is being ended, this waits until it is gone; the id is then new.
+
+        Args:
+            server_id: the connection's id.
+            agent: its agent.
+            env: variables for an agent that is started, besides those that it inherits.
 
         Raises:
             InvalidRequestError: the id is new and the request names no agent.
@@ -135,7 +142,7 @@ class Bridge:
             async with self._lock(server_id):
                 connection = self._connections.get(server_id)
                 if connection is None or (agent is not None and not connection.alive):
-                    connection = await self._start(server_id, agent)
+                    connection = await self._start(server_id, agent, env or {})
         if agent is not None and agent != connection.agent:
             raise ConflictError(
                 f"conflict: server '{server_id}' already exists for agent '{connection.agent}'; "
@@ -196,7 +203,7 @@ class Bridge:
     @asynccontextmanager
     async def private(self, agent: str) -> AsyncGenerator[AgentConnection]:
         """Start an agent under no server id, for a request of the server itself, and end it."""
-        connection = await self._spawn(f"private-{uuid.uuid4().hex}", agent, None)
+        connection = await self._spawn(f"private-{uuid.uuid4().hex}", agent, None, {})
         try:
             yield connection
         finally:
@@ -214,13 +221,13 @@ class Bridge:
     def _lock(self, server_id: str) -> asyncio.Lock:
         return self._locks.setdefault(server_id, asyncio.Lock())
 
-    async def _start(self, server_id: str, agent: str | None) -> AgentConnection:
+    async def _start(self, server_id: str, agent: str | None, env: Mapping[str, str]) -> AgentConnection:
         if agent is None:
             raise InvalidRequestError(
                 "invalid request: missing required 'agent' query parameter for first POST to "
                 f"/v1/acp/{server_id}"
             )
-        connection = await self._spawn(server_id, agent, self._recorder)
+        connection = await self._spawn(server_id, agent, self._recorder, env)
         former = self._connections.pop(server_id, None)
         self._connections[server_id] = connection
         if former is not None:
@@ -228,7 +235,9 @@ class Bridge:
         await self._remove_oldest_ended()
         return connection
 
-    async def _spawn(self, server_id: str, agent: str, recorder: Recorder | None) -> AgentConnection:
+    async def _spawn(
+        self, server_id: str, agent: str, recorder: Recorder | None, env: Mapping[str, str]
+    ) -> AgentConnection:
         if self._tasks is None or self._closing:
             raise StreamError("stream error: the server is shutting down")
         launch = resolve(agent)
@@ -236,7 +245,7 @@ class Bridge:
             await self._warden.ready()  # first: from here on a killed server leaves no orphans
             process = await Process.spawn(
                 launch.argv,
-                env={**self.environment.variables(agent), **launch.env},
+                env={**self.environment.variables(agent), **launch.env, **env},
                 user=self.environment.user,
                 cwd=launch.cwd,
                 tag_prefix=self._tag,
@@ -254,6 +263,7 @@ class Bridge:
             request_timeout=self._timeout,
             adapt=lambda method, envelope: adapt(agent, method, envelope),
             recorder=recorder,
+            env=env,
         )
         self._tasks.start_soon(self._run, connection, process.pid)
         return connection

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -77,6 +77,7 @@ class AgentConnection:
         request_timeout: seconds for requests other than session/prompt.
         adapt: changes an envelope that is sent, for agents that are strict.
         recorder: records all envelopes; None for a connection that is not a session's.
+        env: the variables that the agent got besides those that agents inherit.
 
     Attributes:
         tap: records the connection.
@@ -98,8 +99,10 @@ class AgentConnection:
         request_timeout: float,
         adapt: Adapter,
         recorder: Recorder | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.server_id = server_id
+        self.env: dict[str, str] = dict(env or {})
         self.agent = agent
         self.created_at_ms: int = time.time_ns() // 1_000_000
         self._created = self._turn_active = time.monotonic()

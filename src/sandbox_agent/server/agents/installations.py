@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.abc
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import known_agents
 from sandbox_agent.agents.install.installer import Installed, Progress, Versions, install
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.errors import AgentNotInstalledError, InstallFailedError, SandboxAgentError, StreamError
@@ -79,7 +79,7 @@ class Installations:
         try:
             resolve(agent)
         except AgentNotInstalledError:
-            known = CATALOGUE.get(agent)
+            known = known_agents().get(agent)
             if not self._on_first_use or known is None or known.package is None:
                 raise
             await self.install(agent)

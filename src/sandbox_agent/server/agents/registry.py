@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.agents.catalogue import known_agents
 from sandbox_agent.agents.info import agent_info, usable_auth_methods
 from sandbox_agent.agents.launch import agent_ids
 from sandbox_agent.engine.config_options import find_category, options_of
@@ -37,6 +37,7 @@ class AgentRegistry:
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._options: dict[str, list[dict[str, Any]]] = {}
+        self._versions: dict[str, str] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
     async def list(self, *, config: bool, no_cache: bool) -> list[AgentInfo]:
@@ -67,15 +68,18 @@ class AgentRegistry:
                 info.config_options = await self._read_options(agent, no_cache=no_cache)
             except SandboxAgentError as error:
                 info.config_error = str(error)
+        if info.installed and info.version is None:
+            info.version = self._versions.get(agent)
         if config and not info.config_options:
-            known = CATALOGUE.get(agent)
+            known = known_agents().get(agent)
             info.config_options = list(known.config_options) if known else []
         info.server_status = self._status(agent)
         return info
 
     def forget(self, agent: str) -> None:
-        """Forget the agent's options: another version may be installed."""
+        """Forget the agent's options and version: another one may be installed."""
         self._options.pop(agent, None)
+        self._versions.pop(agent, None)
 
     def _status(self, agent: str) -> ServerStatusInfo | None:
         running = [each.uptime_ms for each in self._bridge.live() if each.agent == agent]
@@ -110,7 +114,11 @@ class AgentRegistry:
                     with anyio.fail_after(PROBE_SECONDS):
                         params = initialize_params("sandbox-agent", answers_questions=True)
                         answer = await _request(connection, 1, "initialize", params)
-                        offered = offered_methods(members(loads(answer or b"{}").get("result")))
+                        initialized = members(loads(answer or b"{}").get("result"))
+                        version: object = members(initialized.get("agentInfo")).get("version")
+                        if isinstance(version, str) and version:
+                            self._versions[agent] = version
+                        offered = offered_methods(initialized)
                         method = auth_method(
                             offered, usable_auth_methods(agent, self._bridge.environment.variables(agent))
                         )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sandbox_agent.agents.catalogue import agent_modes
 from sandbox_agent.engine import permissions as engine
 from sandbox_agent.engine.permissions import PermissionMode, Verdict
 from sandbox_agent.errors import InvalidRequestError, ModeNotSupportedError
@@ -103,7 +104,9 @@ def check_policy(request: CreateSessionRequest) -> None:
         known = ", ".join(PERMISSION_MODES)
         raise ModeNotSupportedError(f"mode not supported: permissionMode must be one of {known}")
     try:
-        engine.check_agreement(request.agent, request.agent_mode, permission_mode_of(request))
+        engine.check_agreement(
+            request.agent, request.agent_mode, permission_mode_of(request), agent_modes(request.agent)
+        )
     except ValueError as error:
         raise InvalidRequestError(f"invalid request: {error}") from error
     rules = request.permission_rules or ()

@@ -8,6 +8,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sandbox_agent.agents.environment import check_variables
 from sandbox_agent.engine.feed import EVERYTHING
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import (
@@ -36,13 +37,20 @@ from sandbox_agent.server.http.operations import (
     read_client,
     read_flag,
     read_idempotency_key,
+    read_json,
     read_text,
     require_json_body,
     text_schema,
 )
 from sandbox_agent.server.state import JsonResponse, json_response, state_of
 from sandbox_agent.server.streams.viewers import EVENT_STREAM, EventStream, Viewer, on_disconnect
-from sandbox_agent.wire.api import AcpClientInfo, AcpServerInfo, AcpServerListResponse, AcpUsageInfo
+from sandbox_agent.wire.api import (
+    AcpClientInfo,
+    AcpServerInfo,
+    AcpServerListResponse,
+    AcpUsageInfo,
+    OpenAcpRequest,
+)
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
 EPOCH_HEADER = "sandbox-agent-epoch"
@@ -331,6 +339,31 @@ async def get_v1_acp(request: Request) -> Response:
 
 
 @Operation(
+    "PUT",
+    "/v1/acp/{server_id}",
+    tag="acp",
+    parameters=(_SERVER_ID,),
+    request_body=OpenAcpRequest,
+    answers={204: Answer("The agent runs with these variables.")},
+    errors=(UnsupportedAgentError, AgentNotInstalledError, ConflictError, *AGENT_ERRORS),
+)
+async def put_v1_acp(request: Request) -> Response:
+    """Open a connection with variables.
+
+    Starts the agent before the first POST, with variables of its own besides those that agents inherit. The
+    same request again has no effect while the agent runs. If the agent has ended, a POST with `agent` starts
+    it without these variables.
+    """
+    state, server_id = state_of(request), _server_id(request)
+    body = await read_json(request, OpenAcpRequest, state.config.max_body_bytes)
+    check_variables(body.env or {})
+    connection = await state.bridge.open(server_id, body.agent, body.env or {})
+    if connection.env != (body.env or {}):
+        raise ConflictError(f"conflict: the agent of '{server_id}' runs with other variables")
+    return Response(status_code=204)
+
+
+@Operation(
     "DELETE",
     "/v1/acp/{server_id}",
     tag="acp",
@@ -371,5 +404,6 @@ OPERATIONS = (
     get_v1_acp_servers,
     post_v1_acp,
     get_v1_acp,
+    put_v1_acp,
     delete_v1_acp,
 )

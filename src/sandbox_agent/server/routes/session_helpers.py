@@ -12,6 +12,7 @@ from sandbox_agent.persist.store import SessionRow, TurnRow
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.http.operations import Parameter, read_flag, text_schema
+from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder.session_metadata import read_usage
 from sandbox_agent.server.state import state_of
 from sandbox_agent.wire.sessions import SessionInfo, TurnInfo
@@ -75,6 +76,7 @@ async def find_session(request: Request) -> SessionRow:
 
 def session_info(row: SessionRow, turns: list[TurnRow] | None = None) -> SessionInfo:
     """Convert a stored session to its body in responses."""
+    request = None if turns is None else stored_request(row)
     return SessionInfo(
         session_id=row.session_id,
         agent=row.agent,
@@ -93,6 +95,7 @@ def session_info(row: SessionRow, turns: list[TurnRow] | None = None) -> Session
         server_id=row.server_id,
         first_sequence=row.first_sequence if row.first_sequence > 1 else None,
         usage=read_usage(row.usage),
+        env=None if request is None or not request.env else list(request.env),
         turns=None if turns is None else [turn_info(turn) for turn in turns],
     )
 

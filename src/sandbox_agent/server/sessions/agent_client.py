@@ -58,19 +58,27 @@ class AgentClient:
         native_id: the agent's id of its session, once there is one.
     """
 
-    def __init__(self, context: SessionContext, connection: AgentConnection) -> None:
+    def __init__(self, context: SessionContext, connection: AgentConnection, env: Mapping[str, str]) -> None:
         self.initialized: dict[str, Any] = {}
         self.native_id: str = ""
         self.connection = connection
         self._bridge = context.bridge
+        self._env = env
         self._tasks = context.tasks
         self._numbers = itertools.count(1)
         connection.on_request = self._on_request
         connection.managed = True
 
     @classmethod
-    async def start(cls, context: SessionContext, agent: str) -> AgentClient:
+    async def start(
+        cls, context: SessionContext, agent: str, env: Mapping[str, str] | None = None
+    ) -> AgentClient:
         """Start an agent, initialize it, and authenticate if that needs no user.
+
+        Args:
+            context: what sessions work with.
+            agent: the agent's id.
+            env: variables of the session, besides those that agents inherit.
 
         Raises:
             ProblemError: it can't be started, or did not respond well in time; then it has been ended.
@@ -78,7 +86,7 @@ class AgentClient:
         # A random name: no client can have chosen it for a connection of its own.
         server_id = f"session-{uuid.uuid4()}"
         try:
-            client = cls(context, await context.bridge.open(server_id, agent))
+            client = cls(context, await context.bridge.open(server_id, agent, env), env or {})
             await client._initialize()
         except BaseException as error:
             with anyio.CancelScope(shield=True):  # bounded: a timed ladder
@@ -91,7 +99,8 @@ class AgentClient:
     async def _initialize(self) -> None:
         params = initialize_params("sandbox-agent", answers_questions=True)
         self.initialized = await self.call("initialize", params)
-        usable = usable_auth_methods(self.agent, self._bridge.environment.variables(self.agent))
+        variables = {**self._bridge.environment.variables(self.agent), **self._env}
+        usable = usable_auth_methods(self.agent, variables)
         method_id = auth_method(offered_methods(self.initialized), usable)
         if method_id is not None:
             try:

@@ -29,6 +29,7 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.errors import without_path
+from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
 from sandbox_agent.server.sessions.deaths import Deaths
@@ -283,7 +284,9 @@ class DrivenSession:
             return self._client
 
     async def _restored(self, session: RecordedSession, *, native: bool) -> tuple[AgentClient, str | None]:
-        client = await AgentClient.start(self._context, session.row.agent)
+        request = stored_request(session.row)
+        env = None if request is None else request.env
+        client = await AgentClient.start(self._context, session.row.agent, env)
         try:
             client.bind(session)
             replay = await restore(client, session, self._context, native=native)

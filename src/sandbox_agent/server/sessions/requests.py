@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from sandbox_agent.agents.environment import check_variables
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.user import User
 from sandbox_agent.server.permissions.policies import check_policy
@@ -51,6 +52,7 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
     if request.title is not None and len(request.title) > MAX_TEXT:
         raise InvalidRequestError(f"invalid request: title must be at most {MAX_TEXT} characters")
     check_policy(request)
+    check_variables(request.env or {})
     for name, value in (
         ("agentMode", request.agent_mode),
         ("model", request.model),

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sandbox_agent.agents.catalogue import agent_modes
 from sandbox_agent.engine.restore.ladder import Ladder, OpenSession, Plan, ReadNewest, native_methods
 from sandbox_agent.engine.restore.load_phase import Retelling
 from sandbox_agent.engine.restore.replay_check import ReportedHistory
@@ -65,6 +66,7 @@ async def restore(
             wanted=chosen.wanted(),
             config_ids=chosen.config_ids,
             permission_mode=chosen.permission_mode,
+            modes=agent_modes(client.agent),
             events=history(row, rows),
             total=row.last_envelope,
             max_events=REPLAY_ENVELOPES,

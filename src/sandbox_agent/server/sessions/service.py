@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from sandbox_agent.agents.catalogue import agent_modes
 from sandbox_agent.errors import AcpRpcError, ConflictError, NotFoundError, SandboxAgentError, StreamError
 from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
@@ -365,7 +366,7 @@ async def _create_session(
             there is no session.
         PersistError: the store failed; the same.
     """
-    client = await AgentClient.start(context, request.agent)
+    client = await AgentClient.start(context, request.agent, request.env)
     try:
         session = await context.recorder.create(row)
         try:
@@ -423,7 +424,7 @@ async def _set_up(
         settings=stored_settings(
             request,
             key,
-            mode=settings.mode_for(client.agent, chosen.permission_mode),
+            mode=settings.mode_for(client.agent, chosen.permission_mode, agent_modes(client.agent)),
             config_ids=settings.config_ids,
         ),
     )

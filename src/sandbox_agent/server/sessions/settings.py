@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from sandbox_agent.agents.catalogue import agent_modes
 from sandbox_agent.engine.settings import (
     SETTLE_SECONDS,
     AgentSettings,
@@ -183,7 +184,7 @@ async def set_chosen(
     """
     settings = AgentSettings.of_result(client.native_id, result)
     wanted = chosen.wanted()
-    mode = settings.mode_for(client.agent, chosen.permission_mode)
+    mode = settings.mode_for(client.agent, chosen.permission_mode, agent_modes(client.agent))
     if mode is not None and chosen.mode is None:
         wanted["mode"] = mode
     steps = settings.confirm(wanted)
