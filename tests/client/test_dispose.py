@@ -18,7 +18,6 @@ from sandbox_agent import (
     SessionNotFoundError,
 )
 from sandbox_agent.client import journal as journal_module
-from sandbox_agent.client import session_registry as sessions_module
 from sandbox_agent.persist.base import UNFENCED
 from tests.client.checks import journal_of, until
 from tests.support.servers import ServerProcess
@@ -127,7 +126,7 @@ async def test_turns_end_when_the_client_is_disposed_under_them(shared_server: S
 async def test_a_prompt_does_not_wait_for_a_store_that_the_client_gave_up(
     shared_server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "FLUSH_TIMEOUT", 0.05)
+    monkeypatch.setattr(journal_module, "FLUSH_TIMEOUT", 0.05)
     driver = StuckDriver()
     sdk = await SandboxAgent.connect(base_url=shared_server.url, persist=driver)
     sessions = [await sdk.create_session(agent="mock") for _ in range(20)]

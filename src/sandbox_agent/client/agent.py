@@ -24,10 +24,12 @@ from sandbox_agent.client.options import (
     open_persist,
 )
 from sandbox_agent.client.permissions import PermissionPolicy, permission_mode
+from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session, session_handle
+from sandbox_agent.client.session_core import Policies
 from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
 from sandbox_agent.client.settings import created_with, init_with_arguments, required
 from sandbox_agent.client.tasks import TaskOwner
@@ -328,17 +330,20 @@ class SandboxAgent(ServerApi):
         )
         if directories := options.get("additional_directories"):
             init["additionalDirectories"] = [os.fspath(directory) for directory in directories]
-        local_id, policy = (id or "").strip() or None, options.get("permission_policy")
+        local_id = (id or "").strip() or None
+        policies = Policies(options.get("permission_policy"), options.get("question_policy"))
         chosen, arguments = _chosen(name, options), arguments_digest(name, options)
         if local_id is not None:
             init = init_with_arguments(init, arguments)
         try:
-            return session_handle(await self._registry.create(name, local_id, init, policy, chosen))
+            return session_handle(await self._registry.create(name, local_id, init, policies, chosen))
         except SessionAlreadyExistsError:
             core = await self._registry.load(local_id or "")
             if core is None or core.record.destroyed_at or created_with(core.record) != arguments:
                 raise
-            return await self.resume_session(core.id, permission_policy=policy)
+            return await self.resume_session(
+                core.id, permission_policy=policies.permissions, question_policy=policies.questions
+            )
 
     async def resume_session(
         self,
@@ -346,6 +351,7 @@ class SandboxAgent(ServerApi):
         *,
         agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
+        question_policy: QuestionPolicy | None = None,
         take_over: bool = False,
         read_only: bool = False,
     ) -> Session:
@@ -361,6 +367,7 @@ class SandboxAgent(ServerApi):
             agent: the agent that continues the session; another agent than before is given the history, and
                 the previous agent's turn is cancelled. None keeps the agent.
             permission_policy: as in ``create_session``; None keeps the handle's policy.
+            question_policy: the same for questions. An agent that still runs asks only if it did before.
             take_over: take the session from another process that still drives it. Its calls fail with
                 SessionFencedError.
             read_only: return a handle that only reads: ``events`` and listeners receive what any process
@@ -377,8 +384,7 @@ class SandboxAgent(ServerApi):
             return Session(await self._registry.require(id), read_only=True)
         name = None if agent is None else _agent_name(agent)
         core = await self._registry.claim(id)
-        if permission_policy is not None:
-            core.set_permission_policy(permission_policy)
+        core.set_policies(Policies(permission_policy, question_policy))
         await self._registry.bound_connection(core, name, take_over=take_over)
         if core.record.destroyed_at is not None:
             core.journal.change(destroyed_at=None)
@@ -401,8 +407,12 @@ class SandboxAgent(ServerApi):
         if await self._registry.load(id) is None:
             with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
                 return await self.create_session(agent=agent, id=id, **options)
-        policy = options.get("permission_policy")
-        session = await self.resume_session(id, permission_policy=policy, take_over=take_over)
+        session = await self.resume_session(
+            id,
+            permission_policy=options.get("permission_policy"),
+            question_policy=options.get("question_policy"),
+            take_over=take_over,
+        )
         if permissions := options.get("permission_mode"):
             await session.set_permission_mode(permissions)
         if mode := options.get("mode"):
@@ -456,8 +466,9 @@ class SandboxAgent(ServerApi):
     def on_request(self, method: str, handler: Callable[[Any], Awaitable[object] | object]) -> None:
         """Register a handler for an agent request method: its result of the params is the response.
 
-        Requests without a handler are answered with "method not found". Agents ask questions of the user with
-        ``elicitation/create`` if its handler is registered before they are started.
+        Requests without a handler are answered with "method not found", but for permission requests and
+        questions, which go to their session. A handler of ``elicitation/create`` lets all agents that are
+        started later ask questions, and answers them instead of the sessions.
         """
         self._registry.handlers[method] = handler
 

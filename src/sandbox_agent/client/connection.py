@@ -57,6 +57,7 @@ class Connection:
         agent: the agent's id.
         connection_id: the id that records and events store.
         server_id: the connection's id on the server.
+        answers_questions: whether the agent may ask questions.
         lost: why the connection cannot be used any more, or None.
         closing: whether ``close`` was called.
         initialize_result: the agent's result of initialize.
@@ -75,8 +76,10 @@ class Connection:
         holder: str,
         *,
         connection_id: str | None = None,
+        answers_questions: bool = False,
     ) -> None:
         self.agent = agent
+        self.answers_questions = answers_questions
         self.connection_id: str = connection_id or str(uuid.uuid4())
         self.server_id: str = server_id_of(agent, self.connection_id)
         self.lost: SandboxAgentError | None = None

@@ -36,6 +36,8 @@ MAX_PENDING_BYTES = 32 * 1024 * 1024
 # While the store fails, this much is kept for the next append; further events are counted as lost.
 MAX_UNSTORED_EVENTS = 100_000
 MAX_UNSTORED_BYTES = 256 * 1024 * 1024
+# How long the store may take to store the last events when the client is disposed.
+FLUSH_TIMEOUT = 30.0
 # How long async listeners may take to receive the last events when the client is disposed.
 LISTENER_TIMEOUT = 5.0
 
@@ -524,3 +526,24 @@ class Journal:
         others = self._listener_tasks - {caller}
         if others:
             await asyncio.wait(others, timeout=LISTENER_TIMEOUT)
+
+    async def finish(self, caller: asyncio.Task[Any] | None) -> PersistError | None:
+        """Store the last events and close the journal; return the error if some could not be stored."""
+        failed: PersistError | None = None
+        reported = self.fence_reported
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                if self.dirty:
+                    await self.flush()
+        except PersistError as error:
+            handled = isinstance(error, SessionFencedError) and reported
+            # A process that reads the same stream has stored the events: then nothing is left.
+            failed = None if handled or not self.dirty else error
+        except TimeoutError:
+            failed = PersistError(
+                f"session '{self.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",
+                session_id=self.record.id,
+            )
+        self.close()
+        await self.wait_listeners(caller)
+        return failed

@@ -44,8 +44,7 @@ class OpenedConnection(Connection):
     async def _start_agent(self, sent: PendingRequest) -> bytes:
         """Send initialize, which starts the agent, and return the response."""
         self._pending[sent.outgoing.id] = sent
-        answers = "elicitation/create" in self._handlers
-        params = initialize_params("sandbox-agent-sdk", answers_questions=answers)
+        params = initialize_params("sandbox-agent-sdk", answers_questions=self.answers_questions)
         sent.body = body = request(sent.outgoing.id, "initialize", params)
         deadline = time.monotonic() + self._delivery.response_timeout
         while True:

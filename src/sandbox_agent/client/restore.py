@@ -66,7 +66,7 @@ class Restorer:
         total = await self._driver.last_event_index(session.id)
         tail = await self._driver.tail_events(session.id, limit=self._limits.max_events)
         session.settings.adopt()
-        session.store_permission_policy()
+        session.store_policies()
         session.settings.expect_confirmation()
         before = session.record
         ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable))

@@ -26,22 +26,21 @@ from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.opened import OpenedConnection, add_credentials_hint
 from sandbox_agent.client.options import to_acp
 from sandbox_agent.client.outgoing import NotSentError
-from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
+from sandbox_agent.client.permissions import PermissionBroker
 from sandbox_agent.client.restore import Limits, Restorer, check_new_session
 from sandbox_agent.client.server_sessions.calls import SessionCalls, is_of_network
-from sandbox_agent.client.session_core import SessionCore
+from sandbox_agent.client.session_core import Policies, SessionCore
 from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.client.unfinished import end_unfinished_restore
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.questions import ELICITATIONS
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AcpRpcError,
     AgentProcessExitedError,
-    PersistError,
     SandboxAgentError,
     SessionAlreadyExistsError,
-    SessionFencedError,
     SessionNotFoundError,
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
@@ -50,8 +49,6 @@ from sandbox_agent.wire.records import SessionRecord
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
-# How long the store may take to store the last events when the client is disposed.
-FLUSH_TIMEOUT = 30.0
 # How long it may take to say whether another process has a session.
 CONFIRM_TIMEOUT = 5.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
@@ -61,7 +58,10 @@ CANCEL_GRACE = 10.0
 
 
 class SessionRegistry:
-    """Owns the connections, one per agent, and the sessions, one per id for as long as it is in use.
+    """Owns the connections, and the sessions, one per id for as long as it is in use.
+
+    Sessions of one agent share a connection. Those whose agent may ask questions have another one, because an
+    agent learns that when it is initialized.
 
     Attributes:
         tasks: runs the client's background tasks.
@@ -90,7 +90,7 @@ class SessionRegistry:
         self._event_ids = EventIds()
         # Unique over the clients that attach to one connection.
         self._request_ids = itertools.count(secrets.randbits(26))
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[tuple[str, bool], Connection] = {}
         # Connections that take no new sessions: they end with the turns that still run.
         self._retiring: set[Connection] = set()
         # Of lost clients, each for one session.
@@ -126,18 +126,19 @@ class SessionRegistry:
 
     # connections
 
-    async def connection(self, agent: str) -> Connection:
-        """Return the agent's live connection; open one if there is none."""
+    async def connection(self, agent: str, session: SessionCore) -> Connection:
+        """Return the agent's live connection for a session; open one if there is none."""
+        answers = session.answers_questions or not ELICITATIONS.isdisjoint(self.handlers)
         async with self._connection_locks.setdefault(agent, asyncio.Lock()):
             try:
-                return await self._existing_or_opened(agent)
+                return await self._existing_or_opened(agent, answers)
             except NotSentError:
                 # The server was lost: this waits until it is healthy, or was started again.
-                return await self._existing_or_opened(agent)
+                return await self._existing_or_opened(agent, answers)
 
-    async def _existing_or_opened(self, agent: str) -> Connection:
+    async def _existing_or_opened(self, agent: str, answers_questions: bool) -> Connection:
         await self._health.wait_ready()
-        existing = self._connections.get(agent)
+        existing = self._connections.get((agent, answers_questions))
         if existing is not None:
             return existing
         opened = OpenedConnection(
@@ -149,23 +150,30 @@ class SessionRegistry:
             self.handlers,
             self._health.recover,
             self._holder,
+            answers_questions=answers_questions,
         )
         try:
             await opened.open()
         except NotSentError:
             self._health.mark_suspect()
             raise
-        self._connections[agent] = opened
         if opened.lost is not None:
-            del self._connections[agent]
             raise opened.lost
+        self._connections[agent, answers_questions] = opened
         return opened
+
+    def _withdraw_connection(self, connection: Connection) -> bool:
+        """Take no new sessions on a connection; return whether it took any."""
+        key = (connection.agent, connection.answers_questions)
+        if self._connections.get(key) is not connection:
+            return False
+        del self._connections[key]
+        return True
 
     def _on_lost(self, connection: Connection) -> None:
         self._retiring.discard(connection)
         self._attached.discard(connection)
-        if self._connections.get(connection.agent) is connection:
-            del self._connections[connection.agent]
+        self._withdraw_connection(connection)
         if connection.closing or not self.tasks.running:
             return
         # A stream that never opened says nothing about the server: most likely it has no such connection.
@@ -190,8 +198,7 @@ class SessionRegistry:
         call restores it in another process.
         """
         connection.end_turns(session)
-        if self._connections.get(connection.agent) is connection:
-            del self._connections[connection.agent]
+        if self._withdraw_connection(connection):
             self._retiring.add(connection)
         await connection.wait_turns_ended()
         await connection.close()
@@ -222,7 +229,7 @@ class SessionRegistry:
                 former = await self._attach(session, take_over=take_over)
             if name == session.agent and former is not None:
                 return former
-            connection = await self.connection(name)
+            connection = await self.connection(name, session)
             if former is not None and former.turns_of(session) and await self._cancel_on(former, session):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(HAND_OVER_TIMEOUT):
@@ -230,7 +237,7 @@ class SessionRegistry:
             try:
                 await self._restore(session, connection)
             except NotSentError:
-                connection = await self.connection(name)
+                connection = await self.connection(name, session)
                 await self._restore(session, connection)
             if former is not None:
                 former.router.unbind(former_id)
@@ -352,9 +359,9 @@ class SessionRegistry:
                 logger.info("session %s could not be cancelled: %s", session.id, error)
         other = connection_of(session.record.last_connection_id)
         if any(connection_of(connection.connection_id) == other for connection in self._all_connections()):
-            session.permissions.forget_all()  # it has attached to the agent, and answers
+            session.forget_requests()  # it has attached to the agent, and answers
         else:
-            await session.permissions.cancel_all()
+            await session.cancel_requests()
         await self._close_attached()
 
     async def create(
@@ -362,7 +369,7 @@ class SessionRegistry:
         agent: str,
         session_id: str | None,
         init: dict[str, Any],
-        policy: PermissionPolicy | None,
+        policies: Policies,
         chosen: ChosenSettings,
     ) -> SessionCore:
         """Create a session at the agent and in the store, with the chosen settings.
@@ -382,7 +389,7 @@ class SessionRegistry:
                     "resume it, or use resume_or_create_session",
                     sessionId=local_id,
                 )
-            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policy)
+            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policies)
             try:
                 await session.settings.create(session.call)
                 await session.journal.flush()
@@ -392,7 +399,7 @@ class SessionRegistry:
             return session
 
     async def _create(
-        self, agent: str, local_id: str, init: dict[str, Any], policy: PermissionPolicy | None
+        self, agent: str, local_id: str, init: dict[str, Any], policies: Policies
     ) -> SessionCore:
         record = SessionRecord(
             id=local_id,
@@ -405,18 +412,17 @@ class SessionRegistry:
         )
         session = self.session(record, time.monotonic())
         session.journal.hold()
-        if policy is not None:
-            session.set_permission_policy(policy)
-            session.store_permission_policy()
+        session.set_policies(policies)
+        session.store_policies()
         # The settings are stored before they are set: they stay chosen if this program dies meanwhile.
         session.settings.expect_confirmation()
         connection: Connection | None = None
         try:
-            connection = await self.connection(agent)
+            connection = await self.connection(agent, session)
             try:
                 await self._open_new(session, connection)
             except NotSentError:
-                connection = await self.connection(agent)
+                connection = await self.connection(agent, session)
                 await self._open_new(session, connection)
         except BaseException as error:
             session.journal.discard()
@@ -460,7 +466,7 @@ class SessionRegistry:
 
     async def _close_unused(self, connection: Connection) -> None:
         if not connection.is_used:
-            self._connections.pop(connection.agent, None)
+            self._withdraw_connection(connection)
             await connection.close()
 
     async def delete(self, session_id: str) -> None:
@@ -502,18 +508,18 @@ class SessionRegistry:
 
     # dispose
 
-    async def _cancel_permissions(self, session: SessionCore) -> None:
-        """Cancel the session's open permission requests, unless another process has the session."""
-        if not session.permissions.has_open:
+    async def _cancel_requests(self, session: SessionCore) -> None:
+        """Cancel the agent's open requests, unless another process has the session."""
+        if not session.has_open_requests:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_TIMEOUT):
                 if await session.journal.fencing_error() is not None:
                     return
-        await session.permissions.cancel_all()
+        await session.cancel_requests()
 
     async def close(self) -> None:
-        """Cancel open permission requests, close the connections, store all events.
+        """Cancel open requests, close the connections, store all events.
 
         Raises:
             PersistError: some events could not be stored.
@@ -521,35 +527,14 @@ class SessionRegistry:
         sessions = list(self._sessions.values())
         connections, self._connections = self._all_connections(), {}
         try:
-            await asyncio.gather(*(self._cancel_permissions(session) for session in sessions))
+            await asyncio.gather(*(self._cancel_requests(session) for session in sessions))
             await asyncio.gather(*(connection.close() for connection in connections))
         finally:
             # Also if the caller is cancelled: pending requests must fail, they cannot complete any more.
             for connection in connections:
                 connection.abandon()
         caller = asyncio.current_task()
-        errors = await asyncio.gather(*(_finish(session.journal, caller) for session in sessions))
+        errors = await asyncio.gather(*(session.journal.finish(caller) for session in sessions))
         for error in errors:
             if error is not None:
                 raise error
-
-
-async def _finish(journal: Journal, caller: asyncio.Task[Any] | None) -> PersistError | None:
-    failed: PersistError | None = None
-    reported = journal.fence_reported
-    try:
-        async with asyncio.timeout(FLUSH_TIMEOUT):
-            if journal.dirty:
-                await journal.flush()
-    except PersistError as error:
-        handled = isinstance(error, SessionFencedError) and reported
-        # A process that reads the same stream has stored the events: then nothing is left.
-        failed = None if handled or not journal.dirty else error
-    except TimeoutError:
-        failed = PersistError(
-            f"session '{journal.record.id}': storing its last events took more than {FLUSH_TIMEOUT:g} s",
-            session_id=journal.record.id,
-        )
-    journal.close()
-    await journal.wait_listeners(caller)
-    return failed

@@ -286,6 +286,38 @@ def _ask_extension(turn: Turn, _rest: str) -> None:
         turn.say(f"The client answered: {encode(response.get('result')).decode()}")
 
 
+_QUESTION_FORM: JsonObject = {
+    "type": "object",
+    "properties": {
+        "color": {
+            "type": "string",
+            "title": "Color",
+            "oneOf": [
+                {"const": "#f00", "title": "Red", "description": "like a rose"},
+                {"const": "#00f", "title": "Blue", "description": "like the sky"},
+            ],
+        },
+        "sizes": {
+            "type": "array",
+            "title": "Sizes",
+            "items": {"type": "string", "anyOf": [{"const": size, "title": size} for size in "SML"]},
+        },
+        "note": {"type": "string", "title": "Note", "description": "Anything else (optional)."},
+    },
+    "required": ["color"],
+}
+
+
+def _question(turn: Turn, _rest: str) -> None:
+    if "form" not in (turn.peer.client_capabilities.get("elicitation") or {}):
+        turn.say("I have a question, but the client does not answer questions.")
+        return
+    form = {"mode": "form", "message": "What shall I paint?", "requestedSchema": _QUESTION_FORM}
+    (response,) = turn.ask("elicitation/create", [form])
+    answer = response.get("error") or response.get("result")
+    turn.say(f"The user answered: {encode(answer).decode()}")
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "help": (_help, "this list"),
     "demo": (_demo, "text, thought, plan, tool call with a permission, markdown, usage, title"),
@@ -293,6 +325,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "markdown": (_markdown, "a text with headings, a list, a table and code"),
     "tool": (_tool, "a tool call that reads and shows a diff"),
     "permission": (_permission, "[N] tool calls that ask first, all at once"),
+    "question": (_question, "asks the user something, if the client answers questions"),
     "plan": (_plan, "a plan whose entries are completed one by one"),
     "thought": (_thought, "[TEXT] a thought"),
     "usage": (_usage, "tokens, context size and cost"),
