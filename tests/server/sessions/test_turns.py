@@ -193,8 +193,9 @@ async def test_a_cancel_that_is_late_does_not_answer_what_the_next_turn_asks(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stack.sessions.cancel, "s")
             assert (await stack.over(stalled)).state == "cancelled"
-            asked = await stack.asked()
+            await stack.until("permission.requested")
             late.opened.set()
+        asked = await stack.asked()
         allowed = {"outcome": {"outcome": "selected", "optionId": "allow_once"}}
         assert await stack.sessions.answer("s", asked.permission_id, allowed, "me")
         assert (await stack.over(next_one)).state == "done"
