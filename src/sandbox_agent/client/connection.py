@@ -443,8 +443,10 @@ class Connection:
     def _receive_exit(self, line: Line) -> None:
         params: dict[str, Any] = loads(line.data).get("params") or {}
         code = params.get("code")
+        reason = params.get("reason")
+        how = f"exited (code {code})" if reason is None else f"was ended by the server ({reason})"
         error = AgentProcessExitedError(
-            f"agent '{self.agent}' exited (code {code}): the next call starts it and restores the session",
+            f"agent '{self.agent}' {how}: the next call starts it and restores the session",
             agent=self.agent,
             exitCode=code,
         )

@@ -117,6 +117,7 @@ class Application:
                 idle_timeout_all=config.acp_idle_timeout_all,
                 prepare=installations.prepare,
                 environment=config.agent_environment,
+                limits=config.agent_limits,
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(

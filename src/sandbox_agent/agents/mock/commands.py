@@ -265,6 +265,13 @@ def _spawn(turn: Turn, rest: str) -> None:
     turn.say(f"I started process {child.pid} in my process group.")
 
 
+def _allocate(turn: Turn, rest: str) -> None:
+    (mebibytes,) = _parse_numbers(rest, "allocate MIB", 1)
+    turn.held = b"x" * (int(mebibytes) << 20)
+    turn.say(f"I hold {int(mebibytes)} MiB until the turn is cancelled.")
+    turn.cancelled.wait()
+
+
 def _garbage(turn: Turn, _rest: str) -> None:
     before, after = turn.template()
     turn.peer.write(b"this line is not JSON\n")
@@ -337,6 +344,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "die": (_die, "CODE: exits in the middle of the turn"),
     "deaf": (_deaf, "ignores SIGTERM and the end of stdin from now on"),
     "spawn": (_spawn, "[deaf] starts a child that outlives the agent; a deaf one ignores SIGTERM"),
+    "allocate": (_allocate, "MIB: holds that much memory; cancel it"),
     "garbage": (_garbage, "lines that are no JSON or no UTF-8, an empty one, CRLF, and one in two halves"),
     "ask-extension": (_ask_extension, "asks the client something that ACP doesn't know"),
 }

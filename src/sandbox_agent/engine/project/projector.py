@@ -145,7 +145,12 @@ class Projector(Inputs):
         elif method == "_adapter/agent_exited":
             params = members(message.params)
             code = params.get("code")
-            self._process_exit(code if isinstance(code, int) else None, success=params.get("success") is True)
+            reason = params.get("reason")
+            self._process_exit(
+                code if isinstance(code, int) else None,
+                success=params.get("success") is True,
+                reason=reason if isinstance(reason, str) else None,
+            )
         elif method == "_adapter/invalid_stdout":
             params = members(message.params)
             error = str(params.get("error") or "invalid line")

@@ -23,9 +23,11 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     StreamError,
 )
+from sandbox_agent.runtime.limits import Limits
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
@@ -52,6 +54,7 @@ class Bridge:
         idle_timeout_all: end also connections that clients without a name have used.
         prepare: installs an agent that is not installed, or raises; by default it is only looked for.
         environment: what agents inherit, and their user.
+        limits: what the processes of each agent may use.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Bridge:
         idle_timeout_all: bool = False,
         prepare: Callable[[str], Awaitable[None]] | None = None,
         environment: AgentEnvironment | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
     ) -> None:
         self._prepare = prepare
         self.spiller = spiller
@@ -72,6 +76,8 @@ class Bridge:
         self._idle_timeout = idle_timeout
         self._idle_timeout_all = idle_timeout_all
         self.environment: AgentEnvironment = environment or AgentEnvironment()
+        self._limits = limits
+        self._running: set[AgentConnection] = set()
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
         self._connections: dict[str, AgentConnection] = {}
@@ -86,6 +92,7 @@ class Bridge:
             self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
             self._tasks.start_soon(self._end_idle, self._tasks)
+            self._tasks.start_soon(enforce, self._limits, lambda: list(self._running))
             try:
                 yield self
             finally:
@@ -262,9 +269,11 @@ class Bridge:
         if not KEEPS:
             await self._watch(group)
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
+        self._running.add(connection)
         try:
             await connection.run()
         finally:
+            self._running.discard(connection)
             if not KEEPS:
                 await self._warden.release(group)
         await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
