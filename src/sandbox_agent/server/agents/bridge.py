@@ -7,11 +7,13 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 
 from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.agents.launch import resolve
@@ -23,7 +25,9 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     StreamError,
 )
+from sandbox_agent.persist.private import make_private_folder
 from sandbox_agent.runtime.limits import Limits
+from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
@@ -55,6 +59,7 @@ class Bridge:
         prepare: installs an agent that is not installed, or raises; by default it is only looked for.
         environment: what agents inherit, and their user.
         limits: what the processes of each agent may use.
+        run_folder: where this server records its agents, and finds those that killed servers have left.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Bridge:
         prepare: Callable[[str], Awaitable[None]] | None = None,
         environment: AgentEnvironment | None = None,
         limits: Limits = Limits(),  # noqa: B008 - immutable
+        run_folder: Path | None = None,
     ) -> None:
         self._prepare = prepare
         self.spiller = spiller
@@ -77,6 +83,8 @@ class Bridge:
         self._idle_timeout_all = idle_timeout_all
         self.environment: AgentEnvironment = environment or AgentEnvironment()
         self._limits = limits
+        self._run_folder = run_folder
+        self._run_file: RunFile | None = None
         self._running: set[AgentConnection] = set()
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
@@ -88,6 +96,8 @@ class Bridge:
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Bridge]:
         """Serve while the context lasts; at its end no agent runs."""
+        if self._run_folder is not None and KEEPS:
+            self._run_file = await anyio.to_thread.run_sync(_open_run_file, self._run_folder, self._tag)
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
@@ -98,6 +108,8 @@ class Bridge:
             finally:
                 with anyio.CancelScope(shield=True):  # bounded: each stop() walks a timed ladder
                     await self.close()
+                if self._run_file is not None:
+                    self._run_file.close()
                 self._tasks.cancel_scope.cancel()
         self._tasks = None
 
@@ -253,6 +265,8 @@ class Bridge:
             raise StreamError(f"stream error: {error}", agent=agent) from error
         except OSError as error:
             raise StreamError(f"stream error: can't start {agent}: {error.strerror}", agent=agent) from error
+        if self._run_file is not None:
+            self._run_file.add(process.pid, process.tag)
         connection = AgentConnection(
             server_id,
             agent,
@@ -274,6 +288,8 @@ class Bridge:
             await connection.run()
         finally:
             self._running.discard(connection)
+            if self._run_file is not None:
+                self._run_file.remove(group)
             if not KEEPS:
                 await self._warden.release(group)
         await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
@@ -298,3 +314,19 @@ class Bridge:
             await anyio.sleep(KEEPALIVE_SECONDS)
             for connection in list(self._connections.values()):
                 connection.signal.tick()
+
+
+def _open_run_file(folder: Path, tag: str) -> RunFile | None:
+    """End the agents that killed servers have left, and create this server's file."""
+    try:
+        make_private_folder(folder)
+        if count := end_orphans(folder):
+            logger.warning("%d processes of agents were ended, left by a server that was killed", count)
+        return RunFile.create(folder, tag)
+    except OSError as error:
+        logger.warning(
+            "%s can't be used (%s): if this server is killed with its warden, its agents may outlive it",
+            folder,
+            error.strerror,
+        )
+        return None
