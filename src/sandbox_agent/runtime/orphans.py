@@ -2,8 +2,8 @@
 
 Each server locks a file of its own in a folder: the lock of a server that was killed is free. The file has
 the tag of the server's processes, and the pid and start time of each agent. A later server ends the processes
-that have the tag, and the groups of the agents whose pid still has that start time: a pid alone may be another
-process's by now. Only on Linux; elsewhere nothing is recorded.
+that have the tag, and the groups of the agents whose pid still has that start time: a pid alone may belong to
+another process by now. Only on Linux; elsewhere nothing is recorded.
 """
 
 from __future__ import annotations
