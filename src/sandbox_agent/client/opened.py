@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any
@@ -23,6 +24,8 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, members
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 RETRY_DELAY = 0.1
+# An agent that has not responded after so long may be one that the server installs first.
+INSTALL_NOTICE_SECONDS = 2.0
 
 
 class OpenedConnection(Connection):
@@ -43,6 +46,24 @@ class OpenedConnection(Connection):
 
     async def _start_agent(self, sent: PendingRequest) -> bytes:
         """Send initialize, which starts the agent, and return the response."""
+        notice = self._tasks.spawn(self._report_installation(), name=f"installation of {self.agent}")
+        try:
+            return await self._initialize(sent)
+        finally:
+            notice.cancel()
+
+    async def _report_installation(self) -> None:
+        """Log that the server installs the agent first, if that is why it does not respond."""
+        await asyncio.sleep(INSTALL_NOTICE_SECONDS)
+        with contextlib.suppress(SandboxAgentError, httpx2.TransportError):
+            info = members(await self._http.json("GET", f"/v1/agents/{quote_segment(self.agent)}"))
+            if info.get("installed") is False:
+                logger.warning(
+                    "agent %s is not installed: the server installs it first, which can take minutes",
+                    self.agent,
+                )
+
+    async def _initialize(self, sent: PendingRequest) -> bytes:
         self._pending[sent.outgoing.id] = sent
         params = initialize_params("sandbox-agent-sdk", answers_questions=self.answers_questions)
         sent.body = body = request(sent.outgoing.id, "initialize", params)

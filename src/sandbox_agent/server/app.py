@@ -116,7 +116,7 @@ class Application:
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
                 idle_timeout_all=config.acp_idle_timeout_all,
-                prepare=installations.prepare,
+                installations=installations,
                 environment=config.agent_environment,
                 limits=config.agent_limits,
                 run_folder=data_dir() / "run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.agents.installations import Installations, Listener
 from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.usage import overdue
@@ -56,7 +57,7 @@ class Bridge:
         recorder: records the connections.
         idle_timeout: seconds after which an idle connection is ended; 0 ends none.
         idle_timeout_all: end also connections that clients without a name have used.
-        prepare: installs an agent that is not installed, or raises; by default it is only looked for.
+        installations: install agents that are not installed; without them, agents are only looked for.
         environment: what agents inherit, and their user.
         limits: what the processes of each agent may use.
         run_folder: where this server records its agents, and finds those that killed servers have left.
@@ -70,12 +71,12 @@ class Bridge:
         recorder: Recorder | None = None,
         idle_timeout: float = 0,
         idle_timeout_all: bool = False,
-        prepare: Callable[[str], Awaitable[None]] | None = None,
+        installations: Installations | None = None,
         environment: AgentEnvironment | None = None,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         run_folder: Path | None = None,
     ) -> None:
-        self._prepare = prepare
+        self._installations = installations
         self.spiller = spiller
         self._recorder = recorder
         self._timeout = request_timeout
@@ -162,12 +163,19 @@ class Bridge:
             )
         return connection
 
-    async def prepare(self, agent: str) -> None:
+    def is_missing(self, agent: str) -> bool:
+        """Return whether the agent is installed first; see Installations.is_missing()."""
+        if self._installations is not None:
+            return self._installations.is_missing(agent)
+        resolve(agent)
+        return False
+
+    async def prepare(self, agent: str, listener: Listener | None = None) -> None:
         """Return when the agent is installed; see Installations.prepare()."""
-        if self._prepare is None:
+        if self._installations is None:
             resolve(agent)
         else:
-            await self._prepare(agent)
+            await self._installations.prepare(agent, listener)
 
     async def delete(self, server_id: str) -> None:
         """End the connection of that id, its agent and its viewers, if there is one."""
