@@ -133,6 +133,21 @@ async def test_questions_of_an_extension_are_questions(sdk: SandboxAgent) -> Non
     assert "-32601" in said(await all_events(sdk, other))
 
 
+@pytest.mark.parametrize("prompt", ["elicit", "elicit stranger"])
+async def test_a_question_without_a_listener_or_a_policy_is_declined(sdk: SandboxAgent, prompt: str) -> None:
+    session = await sdk.create_session(agent="claude")
+    with anyio.fail_after(10):
+        await session.prompt(prompt)
+    assert '"action": "decline"' in said(await all_events(sdk, session))
+
+
+async def test_a_question_of_a_sub_agent_goes_to_its_parent(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="claude", question_policy=lambda _: {})
+    with anyio.fail_after(10):
+        await session.prompt("elicit stranger")
+    assert '"action": "accept"' in said(await all_events(sdk, session))
+
+
 async def test_a_handler_answers_instead_of_the_session(sdk: SandboxAgent) -> None:
     sdk.on_request("elicitation/create", lambda _: {"action": "accept", "content": {"by": "handler"}})
     session = await sdk.create_session(agent="mock", question_policy=lambda _: "Red")

@@ -173,6 +173,18 @@ def test_answers_are_given_alone_in_order_or_by_name(answers: Answers, expected:
     assert answer_lists(read_fields("elicitation/create", FORM), answers) == expected
 
 
+def test_options_may_be_any_json():
+    choices = [{"const": 7}, {"const": {"a": 1}, "title": "Odd"}, {"title": "Plain"}]
+    params = {"requestedSchema": {"properties": {"odd": {"oneOf": choices}}}}
+    (odd,) = read_fields("elicitation/create", params)
+    assert [each.label for each in odd.options] == ["7", "Odd", "Plain"]
+    values = [
+        answer_result("elicitation/create", params, [[text]])["content"]["odd"]
+        for text in ("7", "Odd", "Plain", "else")
+    ]
+    assert values == [7, {"a": 1}, "Plain", "else"]
+
+
 def test_an_answer_to_an_unknown_field_is_refused():
     with pytest.raises(InvalidRequestError, match="no field 'nom', only name, sure"):
         answer_lists(read_fields("elicitation/create", FORM), {"nom": "Ann"})

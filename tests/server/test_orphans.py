@@ -92,7 +92,7 @@ def record(folder: Path, *agents: dict[str, object], **header: object) -> None:
     """Write the file of a server that was killed."""
     run_file = RunFile.create(folder, TAG)
     (path,) = folder.iterdir()
-    first = {**json.loads(path.read_bytes()), **header}
+    first = {**json.loads(path.read_bytes()), "server": 0, **header}
     os.close(vars(run_file)["_descriptor"])
     path.write_text("".join(json.dumps(line) + "\n" for line in (first, *agents)) + '{"pid": 1')
 
@@ -115,6 +115,18 @@ def test_a_process_that_has_the_pid_of_an_agent_is_left_alone(
     assert end_orphans(tmp_path) == 0
     assert other.poll() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_runs_is_known_without_its_lock(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+    agent: dict[str, object] = {"pid": other.pid, "start": start_time(other.pid)}
+    record(tmp_path, agent, server=os.getpid())
+    assert end_orphans(tmp_path) == 0
+    assert other.poll() is None
+    assert len(list(tmp_path.iterdir())) == 1
+    record_of_others = next(tmp_path.iterdir())
+    record_of_others.unlink()
+    record(tmp_path, agent, server=os.getpid(), start=1)
+    assert end_orphans(tmp_path) == 1
 
 
 def test_the_file_of_a_server_that_runs_is_kept(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:

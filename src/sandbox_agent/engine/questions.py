@@ -181,7 +181,7 @@ def _extension_field(part: dict[str, Any], number: int) -> QuestionField:
 
 def _option(given: object) -> QuestionOption:
     option = members(given)
-    label = _label(given) or str(given)
+    label = _label(given) or str(option.get("const", given))
     return QuestionOption(
         _first(option, "const", "id", "value") or label, label, _first(option, "description")
     )
@@ -320,8 +320,9 @@ def _number(name: str, text: str, *, whole: bool) -> float:
 def _choice(field: dict[str, Any], text: str) -> Any:
     for choice in [*elements(field.get("oneOf")), *elements(field.get("anyOf"))]:
         option = members(choice)
-        if text in {option.get("const"), option.get("title")}:
-            return option.get("const", text)
+        value: object = option.get("const", text)
+        if text in (value, option.get("title")) or (isinstance(value, int | float) and text == str(value)):
+            return value
     return text
 
 

@@ -62,7 +62,9 @@ class RunFile:
             OSError: it can't be created.
         """
         path, draft = folder / f"{tag}{_SUFFIX}", folder / f"{tag}.new"
-        header = json.dumps({"tag": tag, **_machine()}).encode() + b"\n"
+        own = os.getpid()
+        fields = {"tag": tag, "server": own, "start": _start_time(own), **_machine()}
+        header = json.dumps(fields).encode() + b"\n"
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,8 +122,10 @@ def end_orphans(folder: Path) -> int:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            count += _end_agents(_read_lines(descriptor))
-            path.unlink(missing_ok=True)
+            lines = _read_lines(descriptor)
+            if not _is_running(lines):
+                count += _end_agents(lines)
+                path.unlink(missing_ok=True)
         except OSError:
             continue  # its server runs
         finally:
@@ -138,8 +142,19 @@ def _read_lines(descriptor: int) -> list[dict[str, Any]]:
     return lines
 
 
+def _is_running(lines: list[dict[str, Any]]) -> bool:
+    """Return whether the server is there, on a file system that does not keep its lock."""
+    server = lines[0] if lines and _is_of_this_machine(lines[0]) else {}
+    pid = server.get("server")
+    return isinstance(pid, int) and _start_time(pid) == server.get("start") is not None
+
+
+def _is_of_this_machine(header: dict[str, Any]) -> bool:
+    return all(header.get(name) == value for name, value in _machine().items())
+
+
 def _end_agents(lines: list[dict[str, Any]]) -> int:
-    if not lines or any(lines[0].get(name) != value for name, value in _machine().items()):
+    if not lines or not _is_of_this_machine(lines[0]):
         return 0  # the system was started again since, or it was another container
     tag = str(lines[0].get("tag") or "")
     if len(tag) < 32:
