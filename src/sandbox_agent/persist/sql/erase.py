@@ -175,6 +175,7 @@ class Eraser:
                 kept = SAME + str(moved[data]).encode() if data in moved else erased[data]
                 moved.setdefault(data, index)
                 yield Query(_SET_DATA, (*extent(key, index - 1), kept, index))
+                yield from self._dialect.count_bytes(len(kept) - len(data))
 
     def aged(self, after: int) -> Work[tuple[list[Aged], int | None]]:
         """Return some sessions that may lose events, and the key to continue after; None at the end."""
