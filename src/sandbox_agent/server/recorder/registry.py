@@ -21,7 +21,7 @@ from sandbox_agent.server.errors import session_exists, session_not_found
 from sandbox_agent.server.recorder.projection import REPEATS, Projection, Repeats
 from sandbox_agent.server.recorder.published_session import PublishedSession, TailMemory
 from sandbox_agent.server.recorder.rows import turn_id_of
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.universal import UniversalEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -242,7 +242,7 @@ async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projecto
     snapshot = await store.snapshot(row.key)
     if snapshot is not None:
         try:
-            document = loads(snapshot.data)
+            document = members(loads(snapshot.data))
             repeats = Repeats(msgspec.convert(document.pop(REPEATS, {}), dict[str, int]))
             projector = Projector.restore(document)
             after = snapshot.envelope
