@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.agent import SandboxAgent
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
+    from sandbox_agent.client.questions import QuestionPolicy, QuestionRequest
     from sandbox_agent.client.server_api import build_inspector_url
     from sandbox_agent.client.server_sessions.api import ServerSessions
     from sandbox_agent.client.server_sessions.cursor import EventPage
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
     from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
+    from sandbox_agent.engine.questions import QuestionField, QuestionOption
     from sandbox_agent.errors import (
         AcpRpcError,
         AgentNotInstalledError,
@@ -123,6 +125,7 @@ _MODULES = {
     "client.agent": ("SandboxAgent",),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
+    "client.questions": ("QuestionPolicy", "QuestionRequest"),
     "client.server_api": ("build_inspector_url",),
     "client.session": ("Session", "Turn"),
     "client.server_sessions.api": ("ServerSessions",),
@@ -140,6 +143,7 @@ _MODULES = {
     "persist.redis.driver": ("RedisSessionPersistDriver",),
     "client.sinks.sqlite": ("SQLiteSink",),
     "engine.permissions": ("PermissionMode", "PermissionReply"),
+    "engine.questions": ("QuestionField", "QuestionOption"),
     "errors": (
         "AcpRpcError",
         "AgentNotInstalledError",
@@ -292,6 +296,10 @@ __all__ = [
     "ProblemError",
     "PromptResponse",
     "QuestionEventData",
+    "QuestionField",
+    "QuestionOption",
+    "QuestionPolicy",
+    "QuestionRequest",
     "ReasoningPart",
     "RedisSessionPersistDriver",
     "RedisSink",

@@ -225,6 +225,26 @@ def test_run_asks_for_a_permission_on_the_terminal(shell: Shell, answer: bytes, 
     assert outcome in said
 
 
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ([b"2\n", b"s, 3\n", b"\n"], b'"content":{"color":"#00f","sizes":["S","L"]}'),
+        ([b"green\n\nred\n", b"\n", b"in oil\n"], b'"content":{"color":"#f00","note":"in oil"}'),
+        ([b"\x04"], b'{"action":"decline"}'),
+    ],
+)
+def test_run_asks_a_question_on_the_terminal(shell: Shell, answers: list[bytes], outcome: bytes) -> None:
+    terminal = Terminal(shell, "run", "question", "-a", "mock")
+    for prompt, answer in zip(
+        [b"Color? ", b"commas)? ", b"(Anything else (optional).)? "], answers, strict=False
+    ):
+        terminal.until(prompt)
+        terminal.type(answer)
+    code, said = terminal.end()
+    assert code == 0
+    assert outcome in said
+
+
 def test_run_colors_a_terminal_unless_no_color_is_set(shell: Shell) -> None:
     code, coloured = Terminal(shell, "run", "tool", "-a", "mock").end()
     assert code == 0

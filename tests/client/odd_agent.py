@@ -99,6 +99,12 @@ def prompt(request: dict[str, Any]) -> None:
         asked['"fs"'] = (request["id"], session)
         send({"id": "fs", "method": "fs/read_text_file", "params": {"sessionId": session, "path": "/x"}})
         return
+    elif text.startswith("elicit"):  # whatever the client has announced; "elicit stranger": in a sub-agent
+        asked['"elicit"'] = (request["id"], session)
+        whose = "sub-4" if text.endswith("stranger") else session
+        params = {"sessionId": whose, "message": "Well?", "requestedSchema": {"type": "object"}}
+        send({"id": "elicit", "method": "elicitation/create", "params": params})
+        return
     elif text == "stranger":
         asked['"stranger"'] = (request["id"], session)
         params = {"sessionId": "sub-2", "toolCall": {"toolCallId": "t1"}, "options": OPTIONS}

@@ -24,7 +24,8 @@ from sandbox_agent import SandboxAgent
 
 async def main(url, store, agent, *prompts):
     async with SandboxAgent.connect(base_url=url, persist=store) as sdk:
-        session = await sdk.create_session(agent=agent, id="s", cwd="/tmp", permission_policy="ask")
+        policies = {"permission_policy": "ask", "question_policy": "ask"}
+        session = await sdk.create_session(agent=agent, id="s", cwd="/tmp", **policies)
         session.on_event(lambda event: print(event.event_index, flush=True))
         for prompt in prompts:
             if prompt.startswith("mode "):

@@ -122,6 +122,26 @@ async def test_an_open_permission_request_is_answered_by_the_next_program(
     assert len(asked) == 1
 
 
+@pytest.mark.no_gateway("needs a prompt that was delivered before the program was killed")
+async def test_an_open_question_is_answered_by_the_next_program(server: ServerProcess, store: str) -> None:
+    program = Program(server, store, "question")
+    program.wait_stored(4)
+    program.kill()
+    with anyio.fail_after(60):
+        async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
+            session = await sdk.resume_session("s")
+            asked = anyio.Event()
+            session.on_question(lambda _: asked.set())
+            await asked.wait()
+            turn = session.turn
+            assert turn is not None
+            (question,) = session.pending_questions()
+            await session.respond_question(question.id, {"color": "Blue"})
+            assert session.pending_questions() == []
+            assert (await turn).stop_reason == "end_turn"
+            assert '"content":{"color":"#00f"}' in said(await all_events(sdk, session))
+
+
 async def test_an_idle_session_goes_on_with_its_agent(server: ServerProcess, store: str) -> None:
     program = Program(server, store, "echo one", "mode plan")
     program.wait_stored(1_000)

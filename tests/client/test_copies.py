@@ -42,6 +42,11 @@ VALUES: dict[str, Any] = {
     "PermissionRequest": sandbox_agent.PermissionRequest(
         "p", "s", "a", 1, {"title": "t"}, [{"optionId": "o"}], ["once"], {}
     ),
+    "QuestionField": sandbox_agent.QuestionField(
+        "f", "t", "d", "choice", [sandbox_agent.QuestionOption("v", "l", "d")], required=True
+    ),
+    "QuestionOption": sandbox_agent.QuestionOption("v", "l", "d"),
+    "QuestionRequest": sandbox_agent.QuestionRequest("q", "s", "a", 1, "m", [], "elicitation/create", {}),
     "SessionEvent": sandbox_agent.SessionEvent("e", 1, "s", 2, "c", "agent", b'{"method":"x"}'),
     "UniversalEvent": decode_event(event(1)),
 }

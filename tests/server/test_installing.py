@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx2
 import pytest
 
 from sandbox_agent import InstallFailedError, SandboxAgent
 from sandbox_agent.agents.catalogue import CATALOGUE
+from sandbox_agent.client import opened
 from tests.agents.install.fake_npm import FakeNpm
 from tests.interop.leftovers import Leftovers
 from tests.support.servers import ServerProcess, our_server
@@ -253,6 +257,123 @@ async def test_a_session_of_the_server_installs_its_agent(server: ServerProcess,
         answer = await http.post("/v1/sessions/one", json={"agent": "codex"})
         assert answer.status_code == 200, answer.text
         assert (await http.get("/v1/sessions/one")).json()["agent"] == "codex"
+
+
+async def following(http: httpx2.AsyncClient, session_id: str) -> AsyncGenerator[dict[str, Any]]:
+    """Yield a session's events, from its creation on."""
+    path = f"/v1/sessions/{session_id}/events/sse"
+    while (await http.get(f"/v1/sessions/{session_id}")).status_code == 404:
+        await anyio.lowlevel.checkpoint()
+    async with http.stream("GET", path) as stream:
+        async for line in stream.aiter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
+async def test_a_session_shows_the_installation_of_its_agent_while_it_runs(
+    server: ServerProcess, npm: FakeNpm, tmp_path: Path
+) -> None:
+    fifo = hang(npm, tmp_path)
+    answers: list[httpx2.Response] = []
+    seen: list[dict[str, Any]] = []
+
+    async def create(http: httpx2.AsyncClient) -> None:
+        answers.append(await http.post("/v1/sessions/one", json={"agent": "codex"}))
+
+    async with client(server) as http, anyio.create_task_group() as tasks:
+        tasks.start_soon(create, http)
+        await anyio.to_thread.run_sync(fifo.read_text)
+        async for event in following(http, "one"):
+            for part in event["data"].get("item", {}).get("content", []):
+                if part.get("label") == "agent.install" and part.get("detail"):
+                    seen.append(event)
+            if len(seen) == 1:
+                break
+        assert answers == []  # npm waits
+        assert (await http.post("/v1/sessions/one/messages", json={"message": "x"})).status_code == 409
+        await anyio.to_thread.run_sync(fifo.write_text, "")
+    assert answers[0].status_code == 200
+    async with client(server) as http:
+        events = (await http.get("/v1/sessions/one/events")).json()["events"]
+    shown = [
+        part["json"]
+        for event in events
+        for part in event["data"].get("item", {}).get("content", [])
+        if event["type"] == "item.completed" and part.get("type") == "json" and "phase" in part["json"]
+    ]
+    assert events[0]["type"] == "session.started"
+    assert {each["agent"] for each in shown} == {"codex"}
+    assert [each["phase"] for each in shown][-2:] == ["starting", "installed"]
+    assert {"agent": "codex", "phase": "installing", "done": 25, "total": 25, "percent": 100} in shown
+    assert len(shown) <= 14  # a phase, or a tenth
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_a_session_whose_agent_cannot_be_installed_ends_with_npms_output(
+    server: ServerProcess, npm: FakeNpm
+) -> None:
+    npm.behave(fail="npm error code ENOSPC")
+    async with client(server) as http:
+        answer = await http.post("/v1/sessions/one", json={"agent": "codex"})
+        assert answer.json()["type"] == "urn:sandbox-agent:error:install_failed"
+        events = (await http.get("/v1/sessions/one/events")).json()["events"]
+        error, ended = events[-2:]
+        assert (error["type"], error["data"]["code"]) == ("error", "install_failed")
+        assert error["data"]["message"] == "install failed: npm ci ended with 1: code ENOSPC"
+        assert "npm error code ENOSPC" in error["data"]["details"]["output"]
+        assert (ended["type"], ended["data"]["reason"]) == ("session.ended", "error")
+        assert (await http.post("/v1/sessions/one/messages", json={"message": "x"})).status_code == 409
+        npm.behave()
+        assert (await http.post("/v1/sessions/one", json={"agent": "codex"})).status_code == 200
+        again = (await http.get("/v1/sessions/one/events")).json()["events"]
+        assert "session.ended" not in [event["type"] for event in again]
+
+
+async def test_a_session_that_was_being_installed_when_the_server_was_killed_is_created_again(
+    tmp_path: Path, npm: FakeNpm, leftovers: Leftovers
+) -> None:
+    fifo = hang(npm, tmp_path)
+    with serving(tmp_path, npm, leftovers) as server:
+        async with client(server) as http, anyio.create_task_group() as tasks:
+
+            async def create() -> None:
+                with pytest.raises(httpx2.TransportError):
+                    await http.post("/v1/sessions/one", json={"agent": "codex"})
+
+            tasks.start_soon(create)
+            await anyio.to_thread.run_sync(fifo.read_text)
+            await anyio.to_thread.run_sync(server.kill)
+        await leftovers.gone()
+        npm.behave()
+        await anyio.to_thread.run_sync(server.start)
+        async with client(server) as http:
+            answer = await http.post("/v1/sessions/one", json={"agent": "codex"})
+            assert (answer.status_code, answer.json()["nativeSessionId"]) == (200, "session-1")
+
+
+async def test_the_sdk_says_that_it_waits_for_an_installation(
+    server: ServerProcess, npm: FakeNpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = hang(npm, tmp_path)
+    monkeypatch.setattr(opened, "INSTALL_NOTICE_SECONDS", 0.01)
+    said = anyio.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "agent codex is not installed: the server installs it first" in record.getMessage():
+                said.set()
+
+    listener = Listener()
+    logging.getLogger("sandbox_agent.client").addHandler(listener)
+    try:
+        with anyio.fail_after(SECONDS):
+            async with SandboxAgent.connect(base_url=server.url) as sdk, anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(sdk.create_session, agent="codex", id="s"))
+                await anyio.to_thread.run_sync(fifo.read_text)
+                await said.wait()
+                await anyio.to_thread.run_sync(fifo.write_text, "")
+    finally:
+        logging.getLogger("sandbox_agent.client").removeHandler(listener)
 
 
 async def test_an_invalid_session_installs_nothing(server: ServerProcess, npm: FakeNpm) -> None:

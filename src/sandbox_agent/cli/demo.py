@@ -19,7 +19,7 @@ import msgspec
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
-from sandbox_agent.cli.permission_prompt import ReadProgress
+from sandbox_agent.cli.prompts import ReadProgress
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.session import Session

@@ -116,7 +116,8 @@ class EventPrinter:
         if method == "session/prompt" and self._client:
             self._screen.note(f"> {_text(params.get('prompt'))}", "bold")
         elif method == "_adapter/agent_exited":
-            self._screen.note(f"agent exited (code {params.get('code')})", "red")
+            how = params.get("reason") or f"code {params.get('code')}"
+            self._screen.note(f"agent exited ({how})", "red")
         elif method == "_sandbox_agent/persist_failed":
             self._screen.note(f"store failed: {params.get('message') or params}", "red")
         elif method == "_sandbox_agent/events_lost":

@@ -17,7 +17,7 @@ import click
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
-from sandbox_agent.cli.permission_prompt import PermissionPrompt, ReadProgress
+from sandbox_agent.cli.prompts import Prompts, ReadProgress
 from sandbox_agent.cli.stores import open_store, store_option
 from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.client.agent import SandboxAgent
@@ -150,8 +150,9 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
 
     Starts a server on this machine and ends it afterwards. The agent's text goes to standard output; its
     thoughts, tool calls and plan go to standard error. If a tool call needs permission, you are asked;
-    without a terminal it is rejected unless --yes is given. Ctrl-C cancels the turn; a second Ctrl-C ends
-    everything immediately.
+    without a terminal it is rejected unless --yes is given. An agent can ask you questions on a terminal; the
+    end of the input (Ctrl-D) declines them. Ctrl-C cancels the turn; a second Ctrl-C ends everything
+    immediately.
     """
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -209,7 +210,7 @@ class _Run:
                 await interrupts.stop_cancelling()
 
     async def _run_turn(self, screen: Screen, interrupts: Interrupts) -> int:
-        permissions, progress = PermissionPrompt(screen, yes=self.yes), ReadProgress()
+        prompts, progress = Prompts(screen, yes=self.yes), ReadProgress()
         async with self._start_server() as sdk:
             session = await sdk.create_session(
                 agent=self.agent,
@@ -218,7 +219,8 @@ class _Run:
                 mode=self.mode,
                 thought_level=self.thought_level,
                 permission_mode=self.permission_mode,
-                permission_policy=permissions,
+                permission_policy=prompts.reply,
+                question_policy=prompts.answer if prompts.can_ask else None,
             )
 
             async def cancel() -> None:
@@ -226,7 +228,7 @@ class _Run:
                 await session.cancel()
 
             interrupts.cancel = cancel
-            permissions.ready = lambda: progress.catch_up(sdk, session)
+            prompts.ready = lambda: progress.catch_up(sdk, session)
             stop_reason = await self._stream(session, screen, progress)
             if self.store is not None:
                 screen.note(f"session {session.id} is stored in {parse_store_url(self.store).shown}", "dim")

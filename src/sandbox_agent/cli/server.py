@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import stat
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_readable, token_option
 from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.runtime.limits import Limits, parse_size
 from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
     CANCEL_GRACE,
@@ -43,6 +45,13 @@ STORE_VARIABLE = "SANDBOX_AGENT_STORE"
 _LIFELINE_VARIABLE = "SANDBOX_AGENT_LIFELINE"
 # Seconds that the shutdown may take when that program has ended: nothing else would kill a server that hangs.
 _LIFELINE_GRACE = 4
+
+
+def _read_size(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
+    try:
+        return 0 if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -242,6 +251,19 @@ _LIFELINE_GRACE = 4
     help="A variable that agents do not inherit, or a pattern such as AWS_*. Can be repeated.",
 )
 @click.option(
+    "--agent-memory",
+    callback=_read_size,
+    metavar="SIZE",
+    help="End an agent whose processes use more memory together, such as 4G. Only on Linux.",
+)
+@click.option(
+    "--agent-pids",
+    default=0,
+    type=click.IntRange(0),
+    metavar="NUMBER",
+    help="End an agent that has more processes. 0 sets no limit. Only on Linux.",
+)
+@click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
@@ -282,6 +304,8 @@ def server(
     agent_env_policy: EnvPolicy,
     agent_env: tuple[str, ...],
     agent_env_deny: tuple[str, ...],
+    agent_memory: int,
+    agent_pids: int,
     allow_host: tuple[str, ...],
     cors_allow_origin: tuple[str, ...],
     cors_allow_method: tuple[str, ...],
@@ -325,6 +349,7 @@ def server(
             store_secrets=tuple(secrets_of(store)),
             user=user,
         ),
+        agent_limits=_read_limits(agent_memory, agent_pids),
         allow_hosts=allow_host,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
         **limits,
@@ -352,6 +377,15 @@ def _check_only_path(context: click.Context) -> None:
             raise InvalidRequestError(
                 f"--uds and --{name} exclude each other: with a socket there is no port"
             )
+
+
+def _read_limits(memory: int, processes: int) -> Limits:
+    limits = Limits(memory, processes)
+    if any(limits) and sys.platform != "linux":
+        raise InvalidRequestError(
+            "--agent-memory and --agent-pids need Linux: what the processes of an agent use is not known here"
+        )
+    return limits
 
 
 def _read_store(store: str | None) -> str:

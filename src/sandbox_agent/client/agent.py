@@ -24,10 +24,12 @@ from sandbox_agent.client.options import (
     open_persist,
 )
 from sandbox_agent.client.permissions import PermissionPolicy, permission_mode
+from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.session import Session, session_handle
+from sandbox_agent.client.session_core import Policies
 from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
 from sandbox_agent.client.settings import created_with, init_with_arguments, required
 from sandbox_agent.client.tasks import TaskOwner
@@ -324,7 +326,8 @@ class SandboxAgent(ServerApi):
         check_keywords(options, SessionOptions, "create_session")
         name = _agent_name(agent)
         init, env = self._registry.session_init(options), check_env(options.get("env"))
-        local_id, policy = (id or "").strip() or None, options.get("permission_policy")
+        local_id = (id or "").strip() or None
+        policies = Policies(options.get("permission_policy"), options.get("question_policy"))
         if permission_mode(options.get("permission_mode")) is not None:
             await self._registry.modes.load(name)
         chosen = _chosen(name, options, self._registry.modes.get(name))
@@ -332,12 +335,17 @@ class SandboxAgent(ServerApi):
         if local_id is not None:
             init = init_with_arguments(init, arguments)
         try:
-            return session_handle(await self._registry.create(name, local_id, init, policy, chosen, env))
+            return session_handle(await self._registry.create(name, local_id, init, policies, chosen, env))
         except SessionAlreadyExistsError:
             core = await self._registry.load(local_id or "")
             if core is None or core.record.destroyed_at or created_with(core.record) != arguments:
                 raise
-            return await self.resume_session(core.id, permission_policy=policy, env=env)
+            return await self.resume_session(
+                core.id,
+                permission_policy=policies.permissions,
+                question_policy=policies.questions,
+                env=env,
+            )
 
     async def resume_session(
         self,
@@ -346,6 +354,7 @@ class SandboxAgent(ServerApi):
         agent: str | None = None,
         permission_policy: PermissionPolicy | None = None,
         env: Mapping[str, str] | None = None,
+        question_policy: QuestionPolicy | None = None,
         take_over: bool = False,
         read_only: bool = False,
     ) -> Session:
@@ -363,6 +372,7 @@ class SandboxAgent(ServerApi):
             permission_policy: as in ``create_session``; None keeps the handle's policy.
             env: the variables of the session's agent. A process that has not created the session has to pass
                 them again before their agent can be started; an agent that runs keeps those that it has.
+            question_policy: the same for questions. An agent that still runs asks only if it did before.
             take_over: take the session from another process that still drives it. Its calls fail with
                 SessionFencedError.
             read_only: return a handle that only reads: ``events`` and listeners receive what any process
@@ -379,10 +389,9 @@ class SandboxAgent(ServerApi):
             return Session(await self._registry.require(id), read_only=True)
         name = None if agent is None else _agent_name(agent)
         core = await self._registry.claim(id)
-        if permission_policy is not None:
-            core.set_permission_policy(permission_policy)
         if env:
             core.set_variables(check_env(env))
+        core.set_policies(Policies(permission_policy, question_policy))
         await self._registry.bound_connection(core, name, take_over=take_over)
         if core.record.destroyed_at is not None:
             core.journal.change(destroyed_at=None)
@@ -405,9 +414,12 @@ class SandboxAgent(ServerApi):
         if await self._registry.load(id) is None:
             with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
                 return await self.create_session(agent=agent, id=id, **options)
-        policy = options.get("permission_policy")
         session = await self.resume_session(
-            id, permission_policy=policy, take_over=take_over, env=options.get("env")
+            id,
+            permission_policy=options.get("permission_policy"),
+            question_policy=options.get("question_policy"),
+            env=options.get("env"),
+            take_over=take_over,
         )
         if permissions := options.get("permission_mode"):
             await session.set_permission_mode(permissions)
@@ -462,8 +474,9 @@ class SandboxAgent(ServerApi):
     def on_request(self, method: str, handler: Callable[[Any], Awaitable[object] | object]) -> None:
         """Register a handler for an agent request method: its result of the params is the response.
 
-        Requests without a handler are answered with "method not found". Agents ask questions of the user with
-        ``elicitation/create`` if its handler is registered before they are started.
+        Requests without a handler are answered with "method not found", but for permission requests and
+        questions, which go to their session. A handler of ``elicitation/create`` lets all agents that are
+        started later ask questions, and answers them instead of the sessions.
         """
         self._registry.handlers[method] = handler
 

@@ -1,4 +1,4 @@
-"""Answers an agent's requests: permissions by their session, everything else by the client's handlers."""
+"""Answers an agent's requests: by the client's handlers; permissions and questions by their session."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import cancelled_outcome
+from sandbox_agent.engine.questions import ELICITATIONS, read_question, rejection_result
 from sandbox_agent.wire.jsonrpc import loads, members
 from sandbox_agent.wire.records import SessionEvent
 
@@ -62,7 +63,7 @@ class AgentRequests:
     def receive(self, line: Line, head: Envelope, touched: set[Journal]) -> None:
         """Store a request, and answer it in the background or leave that to its session."""
         session, must_ask, event = self._router.get(head.session_id), False, None
-        if session is None and head.method == PERMISSION:
+        if session is None and (head.method == PERMISSION or head.method in ELICITATIONS):
             session, must_ask = self._parent_of(line.data)
         if session is not None:
             event = session.journal.append("agent", [line.data], self._connection_id, [line.event_id])
@@ -96,14 +97,23 @@ class AgentRequests:
         event: SessionEvent | None,
         must_ask: bool,
     ) -> None:
-        if head.method != PERMISSION:
-            work = self._call_handler(line, head, session)
-        elif session is not None and event is not None:
-            respond = partial(self._respond, head, session)
-            session.on_permission_request(event, respond, must_ask=must_ask)
+        method, respond = head.method or "", partial(self._respond, head, session)
+        if method == PERMISSION:
+            if session is not None and event is not None:
+                session.on_permission_request(event, respond, must_ask=must_ask)
+                return
+            work = respond(cancelled_outcome())
+        elif method in self._handlers:
+            work = self._call_handler(self._handlers[method], line, head, session)
+        elif session is not None and event is not None and _is_question(session, method, line):
+            session.on_question_request(event, respond, must_ask=must_ask)
             return
+        elif method in ELICITATIONS:
+            logger.warning("a question of the agent is declined: it was asked without a session to answer it")
+            work = respond(rejection_result(method))
         else:
-            work = self._respond(head, None, cancelled_outcome())
+            message = f'"Method not found": {method}'
+            work = respond(error={"code": -32601, "message": message})
         self._tasks.spawn(work, name=f"answer {head.method}")
 
     def hold(self) -> None:
@@ -140,12 +150,13 @@ class AgentRequests:
         running = self._running()
         return next(iter(running), None), len(running) > 1
 
-    async def _call_handler(self, line: bytes, head: Envelope, session: ClientSession | None) -> None:
-        handler = self._handlers.get(head.method or "")
-        if handler is None:
-            message = f'"Method not found": {head.method}'
-            await self._respond(head, session, error={"code": -32601, "message": message})
-            return
+    async def _call_handler(
+        self,
+        handler: Callable[[Any], Awaitable[object] | object],
+        line: bytes,
+        head: Envelope,
+        session: ClientSession | None,
+    ) -> None:
         try:
             answer = handler(loads(line).get("params"))
             result: object = await answer if inspect.isawaitable(answer) else answer
@@ -159,3 +170,10 @@ class AgentRequests:
         self, head: Envelope, session: ClientSession | None, result: object = None, *, error: object = None
     ) -> None:
         await self._send(response(head.id, result=result, error=error), session, "the response")
+
+
+def _is_question(session: ClientSession, method: str, line: bytes) -> bool:
+    """Return whether the request is a question that the session can answer."""
+    if not session.answers_questions:
+        return False
+    return read_question(method, members(loads(line).get("params"))) is not None

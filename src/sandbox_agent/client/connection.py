@@ -57,7 +57,9 @@ class Connection:
         agent: the agent's id.
         connection_id: the id that records and events store.
         server_id: the connection's id on the server.
-        key: the agent's id, or a key of its own where a session does not share it.
+        key: the agent's id, or a key of its own where a session does not share it; and whether the agent may
+            ask questions.
+        answers_questions: whether the agent may ask questions.
         lost: why the connection cannot be used any more, or None.
         closing: whether ``close`` was called.
         initialize_result: the agent's result of initialize.
@@ -76,9 +78,11 @@ class Connection:
         holder: str,
         *,
         connection_id: str | None = None,
+        answers_questions: bool = False,
     ) -> None:
         self.agent = agent
-        self.key: str = agent
+        self.answers_questions = answers_questions
+        self.key: tuple[str, bool] = (agent, answers_questions)
         self.connection_id: str = connection_id or str(uuid.uuid4())
         self.server_id: str = server_id_of(agent, self.connection_id)
         self.lost: SandboxAgentError | None = None
@@ -141,6 +145,11 @@ class Connection:
                 pending.future.set_result(line)
             pending.ended.set()
         self.router.unbind_all(session)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the agent's sessions share it."""
+        return self.key[0] == self.agent
 
     @property
     def is_used(self) -> bool:
@@ -442,8 +451,10 @@ class Connection:
     def _receive_exit(self, line: Line) -> None:
         params: dict[str, Any] = loads(line.data).get("params") or {}
         code = params.get("code")
+        reason = params.get("reason")
+        how = f"exited (code {code})" if reason is None else f"was ended by the server ({reason})"
         error = AgentProcessExitedError(
-            f"agent '{self.agent}' exited (code {code}): the next call starts it and restores the session",
+            f"agent '{self.agent}' {how}: the next call starts it and restores the session",
             agent=self.agent,
             exitCode=code,
         )

@@ -521,8 +521,14 @@ class Journal:
         for viewer in list(self._viewers):
             viewer.close()
 
+    async def wait_listeners(self, caller: asyncio.Task[Any] | None) -> None:
+        """Wait until all listener tasks except the caller's have ended, at most LISTENER_TIMEOUT."""
+        others = self._listener_tasks - {caller}
+        if others:
+            await asyncio.wait(others, timeout=LISTENER_TIMEOUT)
+
     async def finish(self, caller: asyncio.Task[Any] | None) -> PersistError | None:
-        """Store the last events and close; return why some could not be stored, or None."""
+        """Store the last events and close the journal; return the error if some could not be stored."""
         failed: PersistError | None = None
         reported = self.fence_reported
         try:
@@ -541,9 +547,3 @@ class Journal:
         self.close()
         await self.wait_listeners(caller)
         return failed
-
-    async def wait_listeners(self, caller: asyncio.Task[Any] | None) -> None:
-        """Wait until all listener tasks except the caller's have ended, at most LISTENER_TIMEOUT."""
-        others = self._listener_tasks - {caller}
-        if others:
-            await asyncio.wait(others, timeout=LISTENER_TIMEOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from sandbox_agent.client.agent_info import auth_methods
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.delivery import UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, request
-from sandbox_agent.client.http import describe
+from sandbox_agent.client.http import describe, quote_segment
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
 from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
 from sandbox_agent.errors import (
@@ -31,6 +32,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 RETRY_DELAY = 0.1
 _UNKNOWN_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+# An agent that has not responded after so long may be one that the server installs first.
+INSTALL_NOTICE_SECONDS = 2.0
 
 
 class OpenedConnection(Connection):
@@ -74,9 +77,26 @@ class OpenedConnection(Connection):
 
     async def _start_agent(self, sent: PendingRequest) -> bytes:
         """Send initialize, which starts the agent, and return the response."""
+        notice = self._tasks.spawn(self._report_installation(), name=f"installation of {self.agent}")
+        try:
+            return await self._initialize(sent)
+        finally:
+            notice.cancel()
+
+    async def _report_installation(self) -> None:
+        """Log that the server installs the agent first, if that is why it does not respond."""
+        await asyncio.sleep(INSTALL_NOTICE_SECONDS)
+        with contextlib.suppress(SandboxAgentError, httpx2.TransportError):
+            info = members(await self._http.json("GET", f"/v1/agents/{quote_segment(self.agent)}"))
+            if info.get("installed") is False:
+                logger.warning(
+                    "agent %s is not installed: the server installs it first, which can take minutes",
+                    self.agent,
+                )
+
+    async def _initialize(self, sent: PendingRequest) -> bytes:
         self._pending[sent.outgoing.id] = sent
-        answers = "elicitation/create" in self._handlers
-        params = initialize_params("sandbox-agent-sdk", answers_questions=answers)
+        params = initialize_params("sandbox-agent-sdk", answers_questions=self.answers_questions)
         sent.body = body = request(sent.outgoing.id, "initialize", params)
         deadline = time.monotonic() + self._delivery.response_timeout
         while True:

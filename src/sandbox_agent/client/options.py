@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 import httpx2
 
 from sandbox_agent.client.permissions import PermissionPolicy
+from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
 
@@ -61,6 +62,8 @@ class SessionOptions(TypedDict, total=False):
             values are not stored: another process passes them to ``resume_session`` again.
         permission_policy: how permission requests are answered when there is no listener: a permission
             mode, a reply ("once", "always", "reject"), or a function of the request.
+        question_policy: lets the agent ask questions, which it otherwise does not. Listeners answer them;
+            without one, a function of the request does, or "ask" waits for a listener.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -73,6 +76,7 @@ class SessionOptions(TypedDict, total=False):
     permission_mode: PermissionMode | None
     env: Mapping[str, str] | None
     permission_policy: PermissionPolicy | None
+    question_policy: QuestionPolicy | None
 
 
 def arguments_digest(agent: str, options: SessionOptions) -> str:

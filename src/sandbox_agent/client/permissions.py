@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from sandbox_agent.client.tasks import TaskOwner, await_result, call_listener
+from sandbox_agent.client.broker import Pending, RequestBroker, Respond
+from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import (
     PERMISSION_MODES,
     PermissionMode,
@@ -25,7 +24,7 @@ from sandbox_agent.engine.permissions import (
     select_option,
     verdict_outcome,
 )
-from sandbox_agent.errors import SandboxAgentError, UnsupportedPermissionReplyError
+from sandbox_agent.errors import UnsupportedPermissionReplyError
 from sandbox_agent.wire.jsonrpc import elements, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -63,17 +62,7 @@ PermissionPolicy = PermissionMode | PermissionReply | Literal["allow_once", "all
 _ALIASES: dict[str, PermissionReply] = {"allow_once": "once", "allow_always": "always"}
 
 
-# Sends the result of a request to the agent.
-Respond = Callable[[object], Coroutine[Any, Any, None]]
-
-
-@dataclass(slots=True)
-class _Pending:
-    request: PermissionRequest
-    respond: Respond
-
-
-class PermissionBroker:
+class PermissionBroker(RequestBroker[PermissionRequest]):
     """Holds one session's permission requests until they are answered.
 
     The session's permission mode decides first. What it leaves open goes to the listeners; without any, the
@@ -85,14 +74,9 @@ class PermissionBroker:
     """
 
     def __init__(self, session_id: str, tasks: TaskOwner) -> None:
+        super().__init__(session_id, tasks, "permission", lambda _: cancelled_outcome())
         self._policy: PermissionPolicy | None = None
         self.mode: PermissionMode | None = None
-        self._session_id = session_id
-        self._tasks = tasks
-        self._prefix = secrets.token_hex(8)
-        self._counter = itertools.count(1)
-        self._pending: dict[str, _Pending] = {}
-        self._listeners: dict[object, PermissionListener] = {}
 
     @property
     def policy(self) -> PermissionPolicy | None:
@@ -108,18 +92,6 @@ class PermissionBroker:
             )
         self._policy = policy
 
-    def listen(self, listener: PermissionListener) -> Callable[[], None]:
-        """Call the listener with requests, also those already open; return a function to unregister it."""
-        key = object()
-        self._listeners[key] = listener
-        for pending in list(self._pending.values()):
-            self._notify(listener, pending.request)
-
-        def unregister() -> None:
-            self._listeners.pop(key, None)
-
-        return unregister
-
     async def open(self, params: Mapping[str, Any], respond: Respond, *, must_ask: bool = False) -> None:
         """Add a request; it is delivered to the listeners or answered by the policy.
 
@@ -131,7 +103,7 @@ class PermissionBroker:
         given: list[object] = elements(params.get("options"))
         options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
         request = PermissionRequest(
-            id=f"perm-{self._prefix}-{next(self._counter)}",
+            id=self._next_id(),
             session_id=self._session_id,
             agent_session_id=str(params.get("sessionId") or ""),
             created_at=time.time_ns() // 1_000_000,
@@ -140,20 +112,19 @@ class PermissionBroker:
             available_replies=available_replies(options),
             raw_request=dict(params),
         )
-        pending = self._pending[request.id] = _Pending(request, respond)
+        pending = self._add(request, respond)
         mode = None if must_ask else self.mode
         result = self._decide(request, mode) if mode is not None else None
         if result is not None:
             await self._answer(pending, result)
         elif self._listeners:
-            for listener in list(self._listeners.values()):
-                self._notify(listener, request)
+            self._notify_all(request)
         elif self.policy is not None and not must_ask:
             await self._answer_by_policy(pending, self.policy)
         elif mode is None or mode == "allow":
             await self._cancel(pending)
 
-    async def _cancel(self, pending: _Pending) -> None:
+    async def _cancel(self, pending: Pending[PermissionRequest]) -> None:
         """Cancel a request that nothing can answer."""
         logger.warning(
             "permission %s of session %s is cancelled: neither its mode nor its policy can answer it, and "
@@ -168,7 +139,7 @@ class PermissionBroker:
         verdict: Verdict = decide_by_mode(mode, kind if isinstance(kind, str) else None)
         return verdict_outcome(request.id, request.options, verdict)
 
-    async def _answer_by_policy(self, pending: _Pending, policy: PermissionPolicy) -> None:
+    async def _answer_by_policy(self, pending: Pending[PermissionRequest], policy: PermissionPolicy) -> None:
         request = pending.request
         result: dict[str, Any] | None
         if is_permission_mode(policy):
@@ -195,12 +166,6 @@ class PermissionBroker:
             logger.exception("the permission policy of session %s failed: cancelled", self._session_id)
             return cancelled_outcome()
 
-    def _notify(self, listener: PermissionListener, request: PermissionRequest) -> None:
-        # If the listener fails, the request stays open for other listeners.
-        result = call_listener(listener, request, f"a permission listener of session {self._session_id}")
-        if result is not None and self._tasks.running:
-            self._tasks.spawn(await_result(result), name=f"permission listener of {self._session_id}")
-
     def respond(self, permission_id: str, reply: PermissionReply) -> Awaitable[None]:
         """Answer with the option of a reply; it is sent at once, even if the result is not awaited.
 
@@ -218,41 +183,6 @@ class PermissionBroker:
             SandboxAgentError: no such request is open.
         """
         return self._send(self._find(permission_id), dict(response))
-
-    async def cancel_all(self) -> None:
-        """Answer all open requests with "cancelled"."""
-        for pending in list(self._pending.values()):
-            try:
-                await self._answer(pending, cancelled_outcome())
-            except SandboxAgentError as error:
-                logger.info("permission %s could not be cancelled: %s", pending.request.id, error)
-
-    @property
-    def has_open(self) -> bool:
-        """Whether a request waits for an answer."""
-        return bool(self._pending)
-
-    def forget_all(self) -> None:
-        """Drop all open requests: their agent is gone."""
-        self._pending.clear()
-
-    def _find(self, permission_id: str) -> _Pending:
-        pending = self._pending.get(permission_id)
-        if pending is None:
-            raise SandboxAgentError(
-                f"permission '{permission_id}' is not open: it was answered, cancelled, or its agent is gone"
-            )
-        return pending
-
-    def _send(self, pending: _Pending, result: object) -> Awaitable[None]:
-        self._tasks.check()
-        # A task, not a coroutine: a listener need not await or return it.
-        self._pending.pop(pending.request.id, None)
-        return self._tasks.run(pending.respond(result), name=f"answer {pending.request.id}")
-
-    async def _answer(self, pending: _Pending, result: object) -> None:
-        self._pending.pop(pending.request.id, None)
-        await pending.respond(result)
 
 
 def permission_mode(value: object) -> PermissionMode | None:

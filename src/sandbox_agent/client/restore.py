@@ -67,7 +67,7 @@ class Restorer:
         total = await self._driver.last_event_index(session.id)
         tail = await self._driver.tail_events(session.id, limit=self._limits.max_events)
         session.settings.adopt()
-        session.store_permission_policy()
+        session.store_policies()
         session.settings.expect_confirmation()
         before, modes = session.record, session.host.modes.get(connection.agent)
         ladder = Ladder(self._plan(before, connection, init, tail, total, session.unopenable, modes))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 from zlib import crc32
 
+from sandbox_agent.client.broker import Respond
 from sandbox_agent.client.envelopes import Envelope, Line, decode
 from sandbox_agent.client.journal import Journal
-from sandbox_agent.client.permissions import Respond
 from sandbox_agent.engine.restore.load_phase import Retelling
 from sandbox_agent.engine.restore.replay_check import ReportedHistory
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
@@ -92,10 +92,13 @@ class ClientSession(Protocol):
 
     @property
     def journal(self) -> Journal: ...
+    @property
+    def answers_questions(self) -> bool: ...
     def on_bound(self, agent: str, connection_id: str, result: Mapping[str, Any]) -> None: ...
     def on_unbound(self, connection_id: str) -> None: ...
     def on_state_update(self, line: bytes) -> None: ...
     def on_permission_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None: ...
+    def on_question_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None: ...
 
 
 class Router:

@@ -11,11 +11,13 @@ import msgspec
 
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
-from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy
+from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy, PermissionRequest
+from sandbox_agent.client.questions import QuestionListener, QuestionRequest
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.viewer import Viewer
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
+from sandbox_agent.engine.questions import Answers
 from sandbox_agent.errors import ConflictError, SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.jsonrpc import members
@@ -277,7 +279,7 @@ class Session:
         return self._core.journal.view(after)
 
     async def cancel(self) -> None:
-        """Cancel the turn and its open permission requests; the prompt's response reports it.
+        """Cancel the turn and the agent's open requests; the prompt's response reports it.
 
         Does nothing if no agent holds the session.
         """
@@ -333,6 +335,38 @@ class Session:
     def raw_respond_permission(self, permission_id: str, response: Mapping[str, Any]) -> Awaitable[None]:
         """Answer a permission request with an ACP result (``{"outcome": …}``)."""
         return self._writer.permissions.respond_raw(permission_id, response)
+
+    def pending_permissions(self) -> list[PermissionRequest]:
+        """Return the permission requests that wait for an answer, oldest first."""
+        return self._core.permissions.open_requests
+
+    def on_question(self, listener: QuestionListener) -> Callable[[], None]:
+        """Call the listener with the agent's questions; answer them with ``respond_question``.
+
+        Agents ask only if the session was created with a ``question_policy``. Questions that are already open
+        are delivered at once. Returns a function that unregisters the listener.
+        """
+        return self._core.questions.listen(listener)
+
+    def respond_question(self, question_id: str, answers: Answers | None) -> Awaitable[None]:
+        """Answer a question; None declines it.
+
+        The response is sent at once, even if the result is not awaited.
+
+        Args:
+            question_id: the request's id.
+            answers: one answer, a list with the answer of each field, or a dict by the fields' names. An
+                answer is an option's label or value, or free text; several choices of one field are a list.
+
+        Raises:
+            InvalidRequestError: the answers do not match the question; it stays open.
+            SandboxAgentError: no such question is open.
+        """
+        return self._writer.questions.respond(question_id, answers)
+
+    def pending_questions(self) -> list[QuestionRequest]:
+        """Return the questions that wait for an answer, oldest first."""
+        return self._core.questions.open_requests
 
     # settings
 

@@ -1,4 +1,4 @@
-"""The internals of a session: its journal, settings, permissions, and the calls to its agent."""
+"""The internals of a session: its journal, settings, open requests, and the calls to its agent."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from sandbox_agent.client.agent_info import KnownModes
+from sandbox_agent.client.broker import Respond
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Answer
 from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
-from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, Respond, permission_mode
+from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy, permission_mode
+from sandbox_agent.client.questions import QuestionBroker, QuestionPolicy
 from sandbox_agent.client.settings import SET_METHODS, Settings, init_with_variables, variable_names
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
@@ -30,6 +32,13 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 # A request that did not reach the agent is sent again until this many seconds have passed.
 RESEND_FOR = 10.0
 RESEND_DELAY = 0.1
+
+
+class Policies(NamedTuple):
+    """What answers the agent's requests when there is no listener."""
+
+    permissions: PermissionPolicy | None = None
+    questions: QuestionPolicy | None = None
 
 
 class SessionHost(Protocol):
@@ -59,6 +68,7 @@ class SessionCore:
     Attributes:
         journal: stores the session's events and its record.
         permissions: the session's open permission requests.
+        questions: the session's open questions.
         settings: the session's model, mode and other options.
         binding: held while the session is bound to a connection.
         replay: the text in front of the next prompt, or None.
@@ -71,6 +81,7 @@ class SessionCore:
     def __init__(self, host: SessionHost, journal: Journal, permissions: PermissionBroker) -> None:
         self.journal = journal
         self.permissions = permissions
+        self.questions: QuestionBroker = QuestionBroker(journal.record.id, host.tasks)
         self.settings: Settings = Settings(journal, host.agent_options, host.modes.get)
         self.binding: asyncio.Lock = asyncio.Lock()
         self.unopenable: str = ""
@@ -109,11 +120,18 @@ class SessionCore:
         connection = self.host.live_connection(self)
         return self.prompts > 0 or (connection is not None and bool(connection.turns_of(self)))
 
-    # permissions
+    # permissions and questions
+
+    @property
+    def answers_questions(self) -> bool:
+        """Whether there is a listener or a policy for questions."""
+        return self.questions.can_answer
 
     def read_permissions(self) -> None:
-        """Use the permission mode and policy of the record; a function is never stored, so it stays."""
+        """Use the permission mode and policies of the record; a function is never stored, so it stays."""
         chosen = self.settings.chosen
+        if chosen.questions and self.questions.policy is None:
+            self.questions.policy = "ask"
         with contextlib.suppress(ValueError):  # a newer version's
             self.permissions.mode = permission_mode(chosen.permission_mode)
             if chosen.permission_policy is not None and not self._has_new_policy:
@@ -128,7 +146,7 @@ class SessionCore:
         self.permissions.policy = policy
         self._has_new_policy = True
         if self.host.live_connection(self) is not None:
-            self.store_permission_policy()
+            self.store_policies()
 
     def set_variables(self, variables: Mapping[str, str]) -> None:
         """Use these variables for the agents that are started from now on; their names are stored."""
@@ -151,8 +169,19 @@ class SessionCore:
             )
         return self._variables
 
-    def store_permission_policy(self) -> None:
-        """Record a policy that was changed; the session's writer calls it."""
+    def set_policies(self, policies: Policies) -> None:
+        """Change the policies that are given, as ``set_permission_policy`` does."""
+        if policies.questions is not None:
+            self.questions.policy = policies.questions
+        if policies.permissions is not None:
+            self.set_permission_policy(policies.permissions)
+        elif self.host.live_connection(self) is not None:
+            self.store_policies()
+
+    def store_policies(self) -> None:
+        """Record policies that were changed; the session's writer calls it."""
+        if self.questions.policy is not None and not self.settings.chosen.questions:
+            self.settings.choose(questions=True)
         if self._has_new_policy:
             policy = self.permissions.policy
             self.settings.choose(permission_policy=policy if isinstance(policy, str) else None)
@@ -277,7 +306,7 @@ class SessionCore:
         await connection.notify(method, {**params, "sessionId": self.agent_session_id}, session=self)
 
     async def cancel_on(self, connection: Connection) -> None:
-        """Cancel the turn on a connection, then the open permission requests (ACP wants this order).
+        """Cancel the turn on a connection, then the agent's open requests (ACP wants this order).
 
         An agent that does not end the turn within the grace period is stopped.
         """
@@ -290,7 +319,7 @@ class SessionCore:
         try:
             await connection.notify("session/cancel", {"sessionId": self.agent_session_id}, session=self)
         finally:
-            await self.permissions.cancel_all()
+            await self.cancel_requests()
 
     async def _end_if_ignored(self, connection: Connection, turns: set[asyncio.Event]) -> None:
         with contextlib.suppress(TimeoutError):
@@ -336,11 +365,11 @@ class SessionCore:
         self.settings.expect_confirmation()
 
     def on_unbound(self, connection_id: str) -> None:
-        """Drop the permission requests of an agent that is gone."""
+        """Drop the open requests of an agent that is gone."""
         if self.journal.dirty:
             self.host.keep(self)
         if self.record.last_connection_id == connection_id:
-            self.permissions.forget_all()
+            self.forget_requests()
 
     def on_state_update(self, line: bytes) -> None:
         """Record a config_option_update or current_mode_update."""
@@ -349,12 +378,34 @@ class SessionCore:
     def on_permission_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None:
         """Open a permission request once all events before it are delivered."""
         self.acted = True
+        params = members(event.payload.get("params"))
+        self._open_later(partial(self.permissions.open, params, respond, must_ask=must_ask))
 
-        async def open_request() -> None:
+    def on_question_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None:
+        """Open a question once all events before it are delivered."""
+        self.acted = True
+        method, params = str(event.payload.get("method")), members(event.payload.get("params"))
+        self._open_later(partial(self.questions.open, method, params, respond, must_ask=must_ask))
+
+    def _open_later(self, open_request: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def flush_and_open() -> None:
             await self._flush_quietly()
-            if self.journal.is_fenced:
-                return  # the process that took the session over answers
-            params = members(event.payload.get("params"))
-            await self.permissions.open(params, respond, must_ask=must_ask)
+            if not self.journal.is_fenced:  # else the process that took the session over answers
+                await open_request()
 
-        self.host.tasks.spawn(open_request(), name=f"permission for {self.id}")
+        self.host.tasks.spawn(flush_and_open(), name=f"request of {self.id}")
+
+    @property
+    def has_open_requests(self) -> bool:
+        """Whether a request of the agent waits for an answer."""
+        return bool(self.permissions.open_requests or self.questions.open_requests)
+
+    async def cancel_requests(self) -> None:
+        """Answer the agent's open requests with "cancelled"."""
+        await self.permissions.cancel_all()
+        await self.questions.cancel_all()
+
+    def forget_requests(self) -> None:
+        """Drop the agent's open requests without an answer."""
+        self.permissions.forget_all()
+        self.questions.forget_all()

@@ -27,14 +27,15 @@ from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.opened import OpenedConnection
 from sandbox_agent.client.options import SessionOptions, session_params
 from sandbox_agent.client.outgoing import NotSentError
-from sandbox_agent.client.permissions import PermissionBroker, PermissionPolicy
+from sandbox_agent.client.permissions import PermissionBroker
 from sandbox_agent.client.restore import Limits, Restorer, check_new_session
 from sandbox_agent.client.server_sessions.calls import SessionCalls, is_of_network
-from sandbox_agent.client.session_core import SessionCore
+from sandbox_agent.client.session_core import Policies, SessionCore
 from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.client.unfinished import end_unfinished_restore
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.questions import ELICITATIONS
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AcpRpcError,
@@ -58,7 +59,10 @@ CANCEL_GRACE = 10.0
 
 
 class SessionRegistry:
-    """Owns the connections, one per agent, and the sessions, one per id for as long as it is in use.
+    """Owns the connections, and the sessions, one per id for as long as it is in use.
+
+    Sessions of one agent share a connection. Those whose agent may ask questions have another one, because an
+    agent learns that when it is initialized.
 
     Attributes:
         tasks: runs the client's background tasks.
@@ -89,15 +93,14 @@ class SessionRegistry:
         # Unique over the clients that attach to one connection.
         self._request_ids = itertools.count(secrets.randbits(26))
         self.modes: KnownModes = KnownModes(http, health)
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[tuple[str, bool], Connection] = {}
         # Connections that take no new sessions: they end with the turns that still run.
         self._retiring: set[Connection] = set()
         # Of lost clients, each for one session.
         self._attached: set[Connection] = set()
         self._holder = describe_process()
-        self._connection_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        # A lock lives only while a task creates a session of that id.
-        self._create_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        # A lock lives only while a task opens that connection, or creates a session of that id.
+        self._locks: weakref.WeakValueDictionary[object, asyncio.Lock] = weakref.WeakValueDictionary()
         self._kept: set[SessionCore] = set()
         self._sessions: weakref.WeakValueDictionary[str, SessionCore] = weakref.WeakValueDictionary()
 
@@ -116,8 +119,7 @@ class SessionRegistry:
         """Fetch the agent's config options from the server."""
         calls, path = SessionCalls(self._http, self._health), f"/v1/agents/{quote_segment(agent)}"
         answer = await calls.send("GET", path, params={"config": "true"}, repeats=is_of_network)
-        info = members(loads(answer.content))
-        return config.valid_options(info.get("configOptions")) or []
+        return config.valid_options(members(loads(answer.content)).get("configOptions")) or []
 
     def keep(self, session: SessionCore) -> None:
         """Keep a session in memory until the client is disposed: it has events that are not stored."""
@@ -134,15 +136,18 @@ class SessionRegistry:
             InvalidRequestError: the session has variables whose values this client does not know.
         """
         env = session.variables()
-        key = f"{agent} {session.id}" if env else agent
-        async with self._connection_locks.setdefault(key, asyncio.Lock()):
+        answers = session.answers_questions or not ELICITATIONS.isdisjoint(self.handlers)
+        key = (f"{agent} {session.id}" if env else agent, answers)
+        async with self._locks.setdefault(key, asyncio.Lock()):
             try:
                 return await self._existing_or_opened(agent, key, env)
             except NotSentError:
                 # The server was lost: this waits until it is healthy, or was started again.
                 return await self._existing_or_opened(agent, key, env)
 
-    async def _existing_or_opened(self, agent: str, key: str, env: Mapping[str, str]) -> Connection:
+    async def _existing_or_opened(
+        self, agent: str, key: tuple[str, bool], env: Mapping[str, str]
+    ) -> Connection:
         await self._health.wait_ready()
         existing = self._connections.get(key)
         if existing is not None:
@@ -156,6 +161,7 @@ class SessionRegistry:
             self.handlers,
             self._health.recover,
             self._holder,
+            answers_questions=key[1],
         )
         opened.key = key
         try:
@@ -163,17 +169,22 @@ class SessionRegistry:
         except NotSentError:
             self._health.mark_suspect()
             raise
-        self._connections[key] = opened
         if opened.lost is not None:
-            del self._connections[key]
             raise opened.lost
+        self._connections[key] = opened
         return opened
+
+    def _withdraw_connection(self, connection: Connection) -> bool:
+        """Take no new sessions on a connection; return whether it took any."""
+        if self._connections.get(connection.key) is not connection:
+            return False
+        del self._connections[connection.key]
+        return True
 
     def _on_lost(self, connection: Connection) -> None:
         self._retiring.discard(connection)
         self._attached.discard(connection)
-        if self._connections.get(connection.key) is connection:
-            del self._connections[connection.key]
+        self._withdraw_connection(connection)
         if connection.closing or not self.tasks.running:
             return
         # A stream that never opened says nothing about the server: most likely it has no such connection.
@@ -198,8 +209,7 @@ class SessionRegistry:
         call restores it in another process.
         """
         connection.end_turns(session)
-        if self._connections.get(connection.key) is connection:
-            del self._connections[connection.key]
+        if self._withdraw_connection(connection):
             self._retiring.add(connection)
         await connection.wait_turns_ended()
         await connection.close()
@@ -242,7 +252,7 @@ class SessionRegistry:
                 await self._restore(session, connection)
             if former is not None:
                 former.router.unbind(former_id)
-                if former.key != former.agent:
+                if not former.is_shared:
                     await self._close(former)
                 await self._close_attached()
             return connection
@@ -369,9 +379,9 @@ class SessionRegistry:
                 logger.info("session %s could not be cancelled: %s", session.id, error)
         other = connection_of(session.record.last_connection_id)
         if any(connection_of(connection.connection_id) == other for connection in self._all_connections()):
-            session.permissions.forget_all()  # it has attached to the agent, and answers
+            session.forget_requests()  # it has attached to the agent, and answers
         else:
-            await session.permissions.cancel_all()
+            await session.cancel_requests()
         await self._close_attached()
 
     async def create(
@@ -379,7 +389,7 @@ class SessionRegistry:
         agent: str,
         session_id: str | None,
         init: dict[str, Any],
-        policy: PermissionPolicy | None,
+        policies: Policies,
         chosen: ChosenSettings,
         env: Mapping[str, str],
     ) -> SessionCore:
@@ -389,10 +399,7 @@ class SessionRegistry:
             SessionAlreadyExistsError: the store has a session of that id.
         """
         local_id = session_id or str(uuid.uuid4())
-        lock = self._create_locks.get(local_id)
-        if lock is None:
-            lock = self._create_locks[local_id] = asyncio.Lock()
-        async with lock:
+        async with self._locks.setdefault(local_id, asyncio.Lock()):
             self.tasks.check_caller()
             if session_id is not None and await self._driver.get_session(local_id) is not None:
                 raise SessionAlreadyExistsError(
@@ -400,7 +407,7 @@ class SessionRegistry:
                     "resume it, or use resume_or_create_session",
                     sessionId=local_id,
                 )
-            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policy, env)
+            session = await self._create(agent, local_id, init_with_chosen(init, chosen), policies, env)
             try:
                 await session.settings.create(session.call)
                 await session.journal.flush()
@@ -414,7 +421,7 @@ class SessionRegistry:
         agent: str,
         local_id: str,
         init: dict[str, Any],
-        policy: PermissionPolicy | None,
+        policies: Policies,
         env: Mapping[str, str],
     ) -> SessionCore:
         record = SessionRecord(
@@ -429,9 +436,8 @@ class SessionRegistry:
         session = self.session(record, time.monotonic())
         session.journal.hold()
         session.set_variables(env)
-        if policy is not None:
-            session.set_permission_policy(policy)
-            session.store_permission_policy()
+        session.set_policies(policies)
+        session.store_policies()
         # The settings are stored before they are set: they stay chosen if this program dies meanwhile.
         session.settings.expect_confirmation()
         connection: Connection | None = None
@@ -474,7 +480,7 @@ class SessionRegistry:
         await self._cancel_on(connection, session)
         session.journal.change(destroyed_at=time.time_ns() // 1_000_000)
         await session.journal.flush()
-        if connection is not None and connection.key != connection.agent:
+        if connection is not None and not connection.is_shared:
             await self._close(connection)  # no other session can use it
 
     async def withdraw(self, session: SessionCore) -> None:
@@ -490,8 +496,7 @@ class SessionRegistry:
             await self._close(connection)
 
     async def _close(self, connection: Connection) -> None:
-        if self._connections.get(connection.key) is connection:
-            del self._connections[connection.key]
+        self._withdraw_connection(connection)
         await connection.close()
 
     async def delete(self, session_id: str) -> None:
@@ -503,7 +508,7 @@ class SessionRegistry:
             await self._cancel_on(connection, session)
             if connection is not None:
                 connection.router.unbind(session.agent_session_id)
-                if connection.key != connection.agent:
+                if not connection.is_shared:
                     await self._close(connection)
             session.journal.discard()
             await session.journal.wait_idle()
@@ -525,18 +530,18 @@ class SessionRegistry:
 
     # dispose
 
-    async def _cancel_permissions(self, session: SessionCore) -> None:
-        """Cancel the session's open permission requests, unless another process has the session."""
-        if not session.permissions.has_open:
+    async def _cancel_requests(self, session: SessionCore) -> None:
+        """Cancel the agent's open requests, unless another process has the session."""
+        if not session.has_open_requests:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_TIMEOUT):
                 if await session.journal.fencing_error() is not None:
                     return
-        await session.permissions.cancel_all()
+        await session.cancel_requests()
 
     async def close(self) -> None:
-        """Cancel open permission requests, close the connections, store all events.
+        """Cancel open requests, close the connections, store all events.
 
         Raises:
             PersistError: some events could not be stored.
@@ -544,7 +549,7 @@ class SessionRegistry:
         sessions = list(self._sessions.values())
         connections, self._connections = self._all_connections(), {}
         try:
-            await asyncio.gather(*(self._cancel_permissions(session) for session in sessions))
+            await asyncio.gather(*(self._cancel_requests(session) for session in sessions))
             await asyncio.gather(*(connection.close() for connection in connections))
         finally:
             # Also if the caller is cancelled: pending requests must fail, they cannot complete any more.

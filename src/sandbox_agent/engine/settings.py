@@ -33,6 +33,7 @@ class ChosenSettings(msgspec.Struct, kw_only=True, frozen=True, rename="camel", 
         config_ids: the option by which a category was set, for agents that no longer list their options.
         permission_mode: how permission requests are decided (``engine.permissions``).
         permission_policy: the name of the permission policy; a function is never stored.
+        questions: whether the agent may ask questions; how they are answered is never stored.
         missing: by agent, the settings that it does not offer since the session was handed over to it.
     """
 
@@ -43,6 +44,7 @@ class ChosenSettings(msgspec.Struct, kw_only=True, frozen=True, rename="camel", 
     config_ids: dict[str, str] = {}
     permission_mode: str | None = None
     permission_policy: str | None = None
+    questions: bool = False
     missing: dict[str, list[str]] = {}
 
     def wanted(self, agent: str | None = None) -> dict[str, Any]:

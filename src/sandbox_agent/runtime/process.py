@@ -225,6 +225,10 @@ class Process:
             await self.sweep()
             return status
 
+    async def kill(self) -> None:
+        """Send SIGKILL to the tree, without the first steps of stop()."""
+        await self._signal(signal.SIGKILL)
+
     async def _signal(self, signum: signal.Signals) -> None:
         """Signal the tree, the group first."""
         if isinstance(self._child, KeptChild):

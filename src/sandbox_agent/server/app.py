@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
@@ -115,8 +116,10 @@ class Application:
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
                 idle_timeout_all=config.acp_idle_timeout_all,
-                prepare=installations.prepare,
+                installations=installations,
                 environment=config.agent_environment,
+                limits=config.agent_limits,
+                run_folder=data_dir() / "run",
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.runtime.limits import Limits
 
 DEFAULT_PORT = 2468
 CANCEL_GRACE = 10.0
@@ -54,6 +55,7 @@ class ServerConfig:
         require_preinstall: whether an agent that is not installed is refused; else its first use installs it.
         uds: path of a socket to bind instead of host and port, or None.
         agent_environment: what agents inherit, and the user as whom they run.
+        agent_limits: what the processes of each agent may use together.
         allow_hosts: names besides loopback under which a server without a token is reached.
         cors: cross-origin rules.
     """
@@ -82,6 +84,7 @@ class ServerConfig:
     require_preinstall: bool = False
     uds: Path | None = None
     agent_environment: AgentEnvironment = field(default_factory=AgentEnvironment)
+    agent_limits: Limits = field(default_factory=Limits)
     allow_hosts: tuple[str, ...] = ()
     cors: CorsConfig = field(default_factory=CorsConfig)
 

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from sandbox_agent.persist.store import (
+    LARGE_BYTES,
     Changes,
     EnvelopeRow,
     EventRow,
@@ -27,6 +29,10 @@ __all__ = ["StoreMachine"]
 T = TypeVar("T")
 
 NAMES = st.sampled_from(["a", "b", "ü \U0001f980"])
+# What envelopes repeat: large data, and such as reads like a reference to other data.
+CONTENTS = {"small": None, "a": b"a" * LARGE_BYTES, "b": b"b" * LARGE_BYTES, "=1": b"=1", "==": b"=="}
+# Mostly small, because the store is read after each step.
+KINDS = [*["small"] * 12, *CONTENTS]
 STATES = st.sampled_from(["accepted", "running", "done", "failed"])
 
 
@@ -37,6 +43,7 @@ class Kept:
         self.row = row
         self.events: dict[int, EventRow] = {}
         self.envelopes: dict[int, EnvelopeRow] = {}
+        self.newest: dict[bytes, int] = {}
         self.texts: dict[int, TextRow] = {}
         self.turns: dict[str, TurnRow] = {}
         self.permissions: dict[str, PermissionRow] = {}
@@ -85,22 +92,31 @@ class StoreMachine(RuleBasedStateMachine):
         row.managed, row.ended, row.title = managed, ended, title
         self.commit(Changes(sessions=[row]))
 
-    @rule(name=NAMES, count=st.integers(1, 9), step=st.integers(-3, 9), again=st.booleans())
-    def append(self, name: str, count: int, step: int, again: bool) -> None:
+    @rule(
+        name=NAMES,
+        contents=st.lists(st.sampled_from(KINDS), min_size=1, max_size=9),
+        step=st.integers(-3, 9),
+        again=st.booleans(),
+        wrong=st.booleans(),
+    )
+    def append(self, name: str, contents: list[str], step: int, again: bool, wrong: bool) -> None:
         kept = self.of(name)
         row, changes = kept.row, Changes(sessions=[kept.row])
-        for _ in range(count):
+        for content in contents:
             self.clock += step
             row.last_sequence += 1
             row.last_envelope += 1
             number = row.last_sequence
-            changes.envelopes.append(envelope(row.last_envelope, row.key, time=self.clock))
+            written = envelope(row.last_envelope, row.key, time=self.clock, data=CONTENTS[content])
+            written.same_as = 1 if wrong else kept.newest.get(written.data, 0)
+            kept.newest[written.data] = written.index
+            changes.envelopes.append(written)
             changes.events.append(event(number, row.key, time=self.clock, envelope=row.last_envelope))
             changes.texts.append(TextRow(row.key, number, self.clock, f"word number{number}"))
         for _ in range(1 + again):
             self.commit(changes)
         kept.events |= {one.sequence: one for one in changes.events}
-        kept.envelopes |= {one.index: one for one in changes.envelopes}
+        kept.envelopes |= {one.index: replace(one, same_as=0) for one in changes.envelopes}
         kept.texts |= {one.sequence: one for one in changes.texts}
 
     @rule(name=NAMES, number=st.integers(1, 4), state=STATES)

@@ -71,6 +71,11 @@ def envelope(index: int, key: int = 1, *, time: int = TIME, data: bytes | None =
     return EnvelopeRow(key, index, time, "agent", "epoch", b'{"index":%d}' % index if data is None else data)
 
 
+def repeating(index: int, same_as: int, data: bytes, *, time: int = TIME) -> EnvelopeRow:
+    """An envelope that may have the data of an earlier one."""
+    return EnvelopeRow(1, index, time, "agent", "epoch", data, same_as)
+
+
 def turn(number: int, key: int = 1, **columns: Any) -> TurnRow:
     defaults: dict[str, Any] = {
         "turn_id": f"turn_{number}",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import (
+    LARGE_BYTES,
     Changes,
     EnvelopeRow,
     EventRow,
@@ -24,6 +26,7 @@ from tests.persist.store.making import (
     indexes,
     listed,
     permission,
+    repeating,
     sequences,
     session,
     turn,
@@ -65,6 +68,43 @@ class CommittingSuite(StoreSuite):
             assert await store.permission(1, "q") == asked[1]
             assert await store.pending_permissions(limit=5) == [(FULL, asked[0])]
             assert await store.snapshot(1) == snapshot
+
+    async def test_envelopes_that_repeat_an_earlier_one_are_returned_as_they_were_committed(
+        self, store: SessionStore
+    ) -> None:
+        large, other = b"a" * LARGE_BYTES, b"b" * LARGE_BYTES
+        rows = [
+            envelope(1, data=large),
+            repeating(2, 1, large),  # in the same commit
+            repeating(3, 2, large),
+            repeating(4, 3, other),  # a wrong hint
+            repeating(5, 99, large),  # another one
+            repeating(6, 5, large),
+            envelope(7, data=b"=1"),
+            envelope(8, data=b"==1"),
+        ]
+        events = [event(number, envelope=number) for number in range(1, 9)]
+        for part in (slice(2), slice(8), slice(8)):
+            await store.commit(Changes(sessions=[session()], envelopes=rows[part], events=events[part]))
+        expected = [replace(row, same_as=0) for row in rows]
+        assert await store.envelopes(1, after=0, limit=99) == expected
+        assert await store.envelopes(1, after=2, limit=1) == expected[2:3]
+        assert await store.newest_envelopes(1, limit=4) == expected[4:]
+        raw = await store.events(1, after=0, limit=99, max_bytes=PLENTY, include_raw=True)
+        assert [large.decode() in row.data.decode() for row in raw[:6]] == [
+            True,
+            True,
+            True,
+            False,
+            True,
+            True,
+        ]
+        small = await store.events(
+            1, after=0, limit=99, max_bytes=3 * LARGE_BYTES + LARGE_BYTES // 2, include_raw=True
+        )
+        assert [row.sequence for row in small] == [1, 2, 3]
+        with pytest.raises(PersistError, match="another envelope of index 3"):
+            await store.commit(Changes(envelopes=[repeating(3, 1, other)]))
 
     async def test_sessions_turns_and_permissions_replace_theirs(self, store: SessionStore) -> None:
         await store.commit(Changes(sessions=[session(title="a")], turns=[turn(1, state="accepted")]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox_agent.persist.store import (
+    LARGE_BYTES,
     Changes,
     SessionRow,
     SessionStore,
@@ -17,6 +18,7 @@ from tests.persist.store.making import (
     filled,
     indexes,
     permission,
+    repeating,
     sequences,
     session,
     turn,
@@ -56,6 +58,32 @@ class ExpiringSuite(StoreSuite):
         assert kept is not None
         assert (blanked.metadata, kept.metadata) == (b"{}", b'{"a":1}')
         assert await store.expire(before=TIME + 6) == []
+
+    async def test_what_later_envelopes_repeat_is_kept(self, store: SessionStore) -> None:
+        large, other = b"a" * LARGE_BYTES, b"b" * LARGE_BYTES
+        for index, data in enumerate((large, other, large, large, other, large), 1):
+            row = repeating(index, max(index - 2, 0), data, time=TIME + index)
+            row.same_as = {3: 1, 4: 3, 5: 2, 6: 4}.get(index, 0)
+            changes = Changes(sessions=[session(managed=True, last_envelope=index)], envelopes=[row])
+            await store.commit(changes)
+        for before, left in ((2, [2, 3, 4, 5, 6]), (4, [4, 5, 6]), (6, [6])):
+            await store.expire(before=TIME + before)
+            rows = await store.envelopes(1, after=0, limit=99)
+            assert [row.index for row in rows] == left
+            assert [row.data for row in rows] == [{2: other, 5: other}.get(index, large) for index in left]
+
+    async def test_what_is_used_is_counted_with_what_is_repeated(self, store: SessionStore) -> None:
+        large = b"a" * LARGE_BYTES
+        await store.commit(Changes(sessions=[session(managed=True, last_envelope=4)]))
+        empty = await store.used_bytes()
+        for index in range(1, 5):
+            row = repeating(index, index - 1, large, time=TIME + index)
+            await store.commit(Changes(envelopes=[row]))
+        await store.expire(before=TIME + 3)
+        assert await store.used_bytes() >= empty + LARGE_BYTES
+        await store.expire(before=TIME + 9)
+        # A file keeps some pages for its own tables.
+        assert empty <= await store.used_bytes() < empty + LARGE_BYTES
 
     @pytest.mark.parametrize(
         ("columns", "stays"),

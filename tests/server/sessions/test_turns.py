@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from sandbox_agent.errors import ConflictError, InvalidRequestError, ServerSessionNotFoundError
 from sandbox_agent.server.sessions.driven_session import MAX_QUEUED_MESSAGES
-from tests.server.sessions.stack import running, said
+from tests.server.sessions.stack import TIMEOUT, running, said
 from tests.support.servers import put_launcher
 
 pytestmark = pytest.mark.anyio
@@ -144,6 +145,82 @@ async def test_a_cancel_that_races_the_end_of_a_turn_harms_nothing(tmp_path: Pat
         assert (await stack.texts("assistant"))[-1] == "last"
         kinds = await stack.types()
         assert kinds.count("turn.ended") == 31
+
+
+class Gate:
+    """Holds the calls of a method until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        self.reached = anyio.Event()
+        self.opened = anyio.Event()
+        method = getattr(owner, name)
+
+        async def wait(*args: Any) -> Any:
+            self.reached.set()
+            await self.opened.wait()
+            return await method(*args)
+
+        monkeypatch.setattr(owner, name, wait)
+
+
+async def test_a_cancel_between_two_turns_cancels_the_one_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        between = Gate(monkeypatch, stack.recorder, "wait_flushed")
+        first, next_one = await stack.say("echo first"), await stack.say("stall")
+        last = await stack.say("echo last")
+        await between.reached.wait()
+        await stack.until("turn.ended")
+        await stack.sessions.cancel("s")
+        between.opened.set()
+        assert (await stack.over(first)).state == "done"
+        assert (await stack.over(next_one)).state == "cancelled"
+        assert (await stack.over(last)).state == "done"
+        started = [event for event in await stack.events() if event["type"] == "turn.started"]
+        assert next_one.turn_id not in {event["data"]["turn_id"] for event in started}
+
+
+async def test_a_cancel_that_is_late_does_not_answer_what_the_next_turn_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as stack:
+        await stack.create()
+        stalled, next_one = await stack.say("stall"), await stack.say("permission")
+        await stack.until("turn.started")
+        late = Gate(monkeypatch, stack.recorder, "open_requests")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stack.sessions.cancel, "s")
+            assert (await stack.over(stalled)).state == "cancelled"
+            await stack.until("permission.requested")
+            late.opened.set()
+        asked = await stack.asked()
+        allowed = {"outcome": {"outcome": "selected", "optionId": "allow_once"}}
+        assert await stack.sessions.answer("s", asked.permission_id, allowed, "me")
+        assert (await stack.over(next_one)).state == "done"
+        assert "granted" in "".join(await stack.texts("assistant"))
+
+
+async def test_an_agent_that_ends_its_turn_too_late_is_started_again_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its turn ends between the decision to stop it and its end."""
+    put_asking(tmp_path, monkeypatch)
+    async with running(tmp_path, cancel_grace=0.01) as stack:
+        await stack.create(agent="asking")
+        ignoring, next_one = await stack.say("work"), await stack.say("read")
+        await stack.until("item.delta")
+        late = Gate(monkeypatch, stack.recorder, "open_requests")
+        stopping = Gate(monkeypatch, stack.recorder, "add_events")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stack.sessions.cancel, "s")
+            with anyio.fail_after(TIMEOUT):
+                await stopping.reached.wait()
+            late.opened.set()
+            assert (await stack.over(ignoring)).state == "cancelled"
+            stopping.opened.set()
+        assert (await stack.over(next_one)).state == "done"
 
 
 def put_asking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

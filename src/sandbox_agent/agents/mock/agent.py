@@ -97,6 +97,7 @@ class Agent:
         version = params.get("protocolVersion")
         if isinstance(version, bool) or not str(version).isdigit():
             raise RpcError(INVALID_PARAMS, "Invalid params: protocolVersion must be a number")
+        self._peer.client_capabilities = as_object(params.get("clientCapabilities")) or {}
         return {
             "protocolVersion": PROTOCOL_VERSION,
             "agentInfo": {"name": "mock", "title": "Mock", "version": VERSION},

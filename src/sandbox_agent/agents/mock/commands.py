@@ -265,6 +265,13 @@ def _spawn(turn: Turn, rest: str) -> None:
     turn.say(f"I started process {child.pid} in my process group.")
 
 
+def _allocate(turn: Turn, rest: str) -> None:
+    (mebibytes,) = _parse_numbers(rest, "allocate MIB", 1)
+    turn.held = b"x" * (int(mebibytes) << 20)
+    turn.say(f"I hold {int(mebibytes)} MiB until the turn is cancelled.")
+    turn.cancelled.wait()
+
+
 def _garbage(turn: Turn, _rest: str) -> None:
     before, after = turn.template()
     turn.peer.write(b"this line is not JSON\n")
@@ -286,6 +293,38 @@ def _ask_extension(turn: Turn, _rest: str) -> None:
         turn.say(f"The client answered: {encode(response.get('result')).decode()}")
 
 
+_QUESTION_FORM: JsonObject = {
+    "type": "object",
+    "properties": {
+        "color": {
+            "type": "string",
+            "title": "Color",
+            "oneOf": [
+                {"const": "#f00", "title": "Red", "description": "like a rose"},
+                {"const": "#00f", "title": "Blue", "description": "like the sky"},
+            ],
+        },
+        "sizes": {
+            "type": "array",
+            "title": "Sizes",
+            "items": {"type": "string", "anyOf": [{"const": size, "title": size} for size in "SML"]},
+        },
+        "note": {"type": "string", "title": "Note", "description": "Anything else (optional)."},
+    },
+    "required": ["color"],
+}
+
+
+def _question(turn: Turn, _rest: str) -> None:
+    if "form" not in (turn.peer.client_capabilities.get("elicitation") or {}):
+        turn.say("I have a question, but the client does not answer questions.")
+        return
+    form = {"mode": "form", "message": "What shall I paint?", "requestedSchema": _QUESTION_FORM}
+    (response,) = turn.ask("elicitation/create", [form])
+    answer = response.get("error") or response.get("result")
+    turn.say(f"The user answered: {encode(answer).decode()}")
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "help": (_help, "this list"),
     "demo": (_demo, "text, thought, plan, tool call with a permission, markdown, usage, title"),
@@ -293,6 +332,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "markdown": (_markdown, "a text with headings, a list, a table and code"),
     "tool": (_tool, "a tool call that reads and shows a diff"),
     "permission": (_permission, "[N] tool calls that ask first, all at once"),
+    "question": (_question, "asks the user something, if the client answers questions"),
     "plan": (_plan, "a plan whose entries are completed one by one"),
     "thought": (_thought, "[TEXT] a thought"),
     "usage": (_usage, "tokens, context size and cost"),
@@ -304,6 +344,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "die": (_die, "CODE: exits in the middle of the turn"),
     "deaf": (_deaf, "ignores SIGTERM and the end of stdin from now on"),
     "spawn": (_spawn, "[deaf] starts a child that outlives the agent; a deaf one ignores SIGTERM"),
+    "allocate": (_allocate, "MIB: holds that much memory; cancel it"),
     "garbage": (_garbage, "lines that are no JSON or no UTF-8, an empty one, CRLF, and one in two halves"),
     "ask-extension": (_ask_extension, "asks the client something that ACP doesn't know"),
 }

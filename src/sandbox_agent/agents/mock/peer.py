@@ -55,10 +55,12 @@ class Peer:
 
     Attributes:
         deaf: Whether SIGTERM and the end of stdin are ignored.
+        client_capabilities: What the client announced in initialize.
     """
 
     def __init__(self, fd: int) -> None:
         self.deaf = False
+        self.client_capabilities: JsonObject = {}
         self._fd = fd
         self._lock = threading.Lock()
         self._next_id = 0

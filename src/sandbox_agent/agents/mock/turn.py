@@ -34,6 +34,7 @@ class Turn:
         peer: The connection to the client.
         cancelled: Set when the client cancels.
         usage: The ``usage`` of the prompt's response, or None to omit it.
+        held: What the turn keeps in memory.
     """
 
     def __init__(self, peer: Peer, session: Session, request_id: object) -> None:
@@ -42,6 +43,7 @@ class Turn:
         self.request_id = request_id
         self.cancelled: threading.Event = threading.Event()
         self.usage: JsonObject | None = None
+        self.held = b""
         self._answers: queue.SimpleQueue[JsonObject | None] = queue.SimpleQueue()
         self._message_id = _new_id("msg")
 

@@ -181,7 +181,14 @@ class Inputs:
         self._statuses.show(label, detail, value, source="daemon")
         return events
 
-    def _process_exit(self, exit_code: int | None, *, success: bool, stderr: str | None = None) -> None:
+    def _process_exit(
+        self,
+        exit_code: int | None,
+        *,
+        success: bool,
+        stderr: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         state = self._state
         if state.exited:
             return
@@ -190,8 +197,9 @@ class Inputs:
         if is_busy or not success:
             code = "by a signal or with an unknown code" if exit_code is None else f"with code {exit_code}"
             busy = " before it answered" if is_busy else ""
-            details = {"exit_code": exit_code, "stderr": stderr}
+            details = {"exit_code": exit_code, "stderr": stderr, "reason": reason}
             known = {name: value for name, value in details.items() if value is not None}
-            message = f"the agent's process exited {code}{busy}: the next message starts it again"
+            what = f"exited {code}{busy}" if reason is None else f"was ended by the server: {reason}"
+            message = f"the agent's process {what}: the next message starts it again"
             self._emit.event("error", ErrorData(message, "agent_process_exited", known or None), "daemon")
         self._turns.interrupt("agent_exited")

@@ -11,7 +11,7 @@ import msgspec
 from sandbox_agent.engine.project.content import block_part
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.inputs import Inputs
-from sandbox_agent.engine.project.open_requests import OpenRequests, read_question
+from sandbox_agent.engine.project.open_requests import OpenRequests
 from sandbox_agent.engine.project.read import Envelope, members, read_chunk, read_envelope, value
 from sandbox_agent.engine.project.restores import Calls
 from sandbox_agent.engine.project.state import State
@@ -19,6 +19,7 @@ from sandbox_agent.engine.project.statuses import Statuses
 from sandbox_agent.engine.project.texts import STREAMS, Texts
 from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.engine.project.turns import Turns
+from sandbox_agent.engine.questions import read_question
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.jsonrpc import DECODE_FAILURES, InvalidEnvelopeError, loads
 from sandbox_agent.wire.records import RESTORED_METHOD, Sender
@@ -144,7 +145,12 @@ class Projector(Inputs):
         elif method == "_adapter/agent_exited":
             params = members(message.params)
             code = params.get("code")
-            self._process_exit(code if isinstance(code, int) else None, success=params.get("success") is True)
+            reason = params.get("reason")
+            self._process_exit(
+                code if isinstance(code, int) else None,
+                success=params.get("success") is True,
+                reason=reason if isinstance(reason, str) else None,
+            )
         elif method == "_adapter/invalid_stdout":
             params = members(message.params)
             error = str(params.get("error") or "invalid line")

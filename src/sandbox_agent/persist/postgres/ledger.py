@@ -165,6 +165,10 @@ class PostgresLedger(LedgerDialect):
     def erase_rows(self, table: Table, key: int, last: int) -> Work[None]:
         yield from _erase(table, key, last)
 
+    def count_bytes(self, size: int) -> Work[None]:
+        statement = "UPDATE {store_namespaces} SET bytes = bytes + $1 WHERE number = {namespace}"
+        yield Query(statement, (size,))
+
     def erase_texts(self, key: int, last: int) -> Work[bool]:
         return (yield from _erase(_TEXTS, key, last)) > 0
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from sandbox_agent.persist.sql.ledger import MAX_NUMBER, LedgerDialect, bounded
-from sandbox_agent.persist.sql.work import Query, Work
+from sandbox_agent.persist.sql.ledger import MAX_NUMBER, SAME, LedgerDialect, bounded
+from sandbox_agent.persist.sql.work import Query, Select, Work
+from sandbox_agent.persist.store import LARGE_BYTES
 
 # A slice has no more rows, nor bytes if it has more than one row: it holds up commits for some 20 ms.
 _SLICE_ROWS: Final = 2_000
@@ -72,6 +73,19 @@ _AGED_PAGE: Final = _aged("s.key > $1")
 _AGED_ONE: Final = _aged("s.key = $1")
 
 
+_LARGE: Final = f"""
+FROM {{store_envelopes}} AS v WHERE {{in_envelopes:v}} AND {{index:v}} <= $3
+AND length(v.data) >= {LARGE_BYTES} ORDER BY {{index_order:v}}
+"""
+# No longer than a reference to other data. One pass over the session, only where large data is erased.
+_SHORT: Final = """
+FROM {store_envelopes} AS v WHERE {in_envelopes:v} AND length(v.data) <= 20 ORDER BY {index_order:v}
+"""
+_SET_DATA: Final = """
+UPDATE {store_envelopes} AS v SET data = $3 WHERE {in_envelopes:v} AND {index:v} = $4
+"""
+
+
 class Aged(NamedTuple):
     """A session that may lose events, and the time of its oldest event or envelope."""
 
@@ -109,20 +123,23 @@ class Eraser:
         yield from self._dialect.check_owner()
         yield Query("DELETE FROM {store_sessions} WHERE {mine:} key = $1 AND deleted", (bounded(key),))
 
-    def erase(self, key: int, *, before: int | None = None, max_bytes: int = _SLICE_BYTES) -> Work[bool]:
+    def erase(
+        self, key: int, *, before: int | None = None, max_bytes: int = _SLICE_BYTES, whole: bool = False
+    ) -> Work[bool]:
         """Erase some of a session's oldest events, with their texts, or else envelopes.
 
         Args:
             key: the session's.
             before: erase only rows that are older; the first that is not ends it.
             max_bytes: erase about as much.
+            whole: nothing of the session is kept in the end.
 
         Returns:
             False if there was nothing left.
         """
         yield from self._dialect.check_owner()
         key = bounded(key)
-        erased = yield from self._erase_slice(key, before, max_bytes)
+        erased = yield from self._erase_slice(key, before, max_bytes, whole)
         if erased:
             yield from self._dialect.erased()
             yield Query(_FIRST, (*self._dialect.extent(key, 0), key))
@@ -130,7 +147,7 @@ class Eraser:
             yield Query(_BLANK_PERMISSIONS, (key, b"{}"))
         return erased
 
-    def _erase_slice(self, key: int, before: int | None, max_bytes: int) -> Work[bool]:
+    def _erase_slice(self, key: int, before: int | None, max_bytes: int, whole: bool) -> Work[bool]:
         dialect = self._dialect
         bounds = (bounded(MAX_NUMBER if before is None else before), min(max(max_bytes, 0), _SLICE_BYTES))
         for table, end in ((dialect.events, _EVENTS_END), (dialect.envelopes, _ENVELOPES_END)):
@@ -139,9 +156,26 @@ class Eraser:
             if last is not None:
                 if table is dialect.events:
                     yield from dialect.erase_texts(key, last)
+                elif not whole:
+                    yield from self._keep_repeated(key, last)
                 yield from dialect.erase_rows(table, key, last)
                 return True
         return before is None and (yield from dialect.erase_texts(key, MAX_NUMBER))
+
+    def _keep_repeated(self, key: int, last: int) -> Work[None]:
+        """Move data that envelopes after ``last`` repeat to the first of these."""
+        extent = self._dialect.extent
+        large = yield Select(("{index:v}",), _LARGE, (*extent(key, 0), last), "v.data")
+        if not large:
+            return
+        erased = {SAME + str(index).encode(): data for index, data in large}
+        moved: dict[bytes, int] = {}
+        for index, data in (yield Select(("{index:v}",), _SHORT, extent(key, last), "v.data")):
+            if data in erased:
+                kept = SAME + str(moved[data]).encode() if data in moved else erased[data]
+                moved.setdefault(data, index)
+                yield Query(_SET_DATA, (*extent(key, index - 1), kept, index))
+                yield from self._dialect.count_bytes(len(kept) - len(data))
 
     def aged(self, after: int) -> Work[tuple[list[Aged], int | None]]:
         """Return some sessions that may lose events, and the key to continue after; None at the end."""

@@ -18,14 +18,27 @@ from sandbox_agent.persist.sql.tables import (
 )
 from sandbox_agent.persist.sql.work import Bundle, Column, Insert, Row, Select, Table, Work
 from sandbox_agent.persist.store import (
+    LARGE_BYTES,
     NO_SESSION,
     Changes,
+    EnvelopeRow,
     SessionRow,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 MAX_NUMBER: Final = 2**63 - 1
+
+
+# Stands for data that another envelope of the session has in full, whose index follows. Before data that
+# begins with it, there is another one.
+SAME: Final = b"="
+# While it is read, data may move to a later envelope, because the earlier one is erased.
+_MOVES: Final = 10
+
+_ENVELOPE: Final = """
+FROM {store_envelopes} AS v WHERE {in_envelopes:v} ORDER BY {index_order:v} LIMIT 1
+"""
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -101,6 +114,10 @@ class LedgerDialect(Protocol):
         """Erase the events, or envelopes, up to that number."""
         ...
 
+    def count_bytes(self, size: int) -> Work[None]:
+        """Count bytes that a changed row takes more, where the store keeps a count."""
+        yield from ()
+
     def erase_texts(self, key: int, last: int) -> Work[bool]:
         """Erase the texts up to that sequence, also from the index; False if there were none."""
         ...
@@ -137,9 +154,15 @@ class Ledger:
         ]
         # Older releases stored envelopes that belong to no session.
         rows = [row for row in changes.envelopes if row.key != NO_SESSION]
+        yield from dialect.check_bundle()
+        repeated = [row for row in rows if row.same_as and len(row.data) >= LARGE_BYTES]
+        if repeated:
+            yield from dialect.check_owner()  # its lock keeps an expiry from erasing what is found
+        same = yield from self._find_same(repeated)
+        heads = [(*place(row.key, row.index), row.time, row.sender, text(row.connection_id)) for row in rows]
         envelopes = [
-            (*place(row.key, row.index), row.time, row.sender, text(row.connection_id), row.data)
-            for row in rows
+            (*head, same.get((row.key, row.index)) or _escaped(row.data))
+            for head, row in zip(heads, rows, strict=True)
         ]
         snapshots = sorted(changes.snapshots, key=attrgetter("envelope"))
         inserts: list[Insert] = [
@@ -152,7 +175,6 @@ class Ledger:
             self._insert(SNAPSHOTS, _last(snapshots, attrgetter("key"))),
         ]
         inserts = [insert for insert in inserts if insert.rows]
-        yield from dialect.check_bundle()
         counts: list[int] | None = yield Bundle(inserts)
         if counts is None:
             yield from dialect.check_owner()
@@ -163,7 +185,8 @@ class Ledger:
             yield from self._compare(self.events, numbers, events, "event of sequence")
         if stored.get(dialect.envelopes, 0) != len(envelopes):
             numbers = [(row.key, row.index) for row in rows]
-            yield from self._compare(self.envelopes, numbers, envelopes, "envelope of index")
+            whole = [(*head, row.data) for head, row in zip(heads, rows, strict=True)]
+            yield from self._compare(self.envelopes, numbers, whole, "envelope of index")
         yield from dialect.index_texts(texts)
 
     def next_key(self) -> Work[int]:
@@ -216,7 +239,67 @@ class Ledger:
             "FROM {store_envelopes} AS v WHERE {in_envelopes:v} "
             f"ORDER BY {{index_order:v}} {order} LIMIT $3"
         )
-        return (yield Select(columns, tail, (*self._dialect.extent(key, after), limit), "v.data"))
+        rows = yield Select(columns, tail, (*self._dialect.extent(key, after), limit), "v.data")
+        return (yield from self.with_data(key, rows, 0))
+
+    def with_data(self, key: int, rows: Sequence[Row], index: int) -> Work[Sequence[Row]]:
+        """Return rows whose last value is an envelope's data, with the data that another envelope has.
+
+        Args:
+            key: the session.
+            rows: the rows.
+            index: the place of the envelope's index in a row.
+        """
+        known: dict[bytes, bytes] = {}
+        found: list[Row] = []
+        for row in rows:
+            data = row[-1]
+            if data is not None and data[:1] == SAME:
+                if data not in known:
+                    known[data] = yield from self._data(key, row[index], data)
+                row = [*row[:-1], known[data]]
+            found.append(row)
+        return found
+
+    def _data(self, key: int, index: int, data: bytes) -> Work[bytes]:
+        for _ in range(_MOVES):
+            place = _other_place(data)
+            if place is None:
+                return _unescaped(data)
+            other = yield from self._stored(key, place)
+            if other is not None and _other_place(other) is None:
+                return _unescaped(other)
+            data = (yield from self._stored(key, index)) or data
+        raise PersistError(f"envelope {index} of session number {key} can't be read: its data is missing")
+
+    def _stored(self, key: int, index: int) -> Work[bytes | None]:
+        """Return the data of an envelope as it is stored, None if there is no such envelope."""
+        rows = yield Select(("{index:v}",), _ENVELOPE, self._dialect.extent(key, index - 1), "v.data")
+        return rows[0][1] if rows and rows[0][0] == index else None
+
+    def _find_same(self, rows: Sequence[EnvelopeRow]) -> Work[dict[tuple[int, int], bytes]]:
+        """Return what is stored instead of the data of envelopes that repeat an earlier one."""
+        found: dict[tuple[int, int], bytes] = {}
+        for row in rows:
+            index, data = row.same_as, (yield from self._stored(row.key, row.same_as))
+            if data is not None and (place := _other_place(data)) is not None:
+                index, data = place, (yield from self._stored(row.key, place))
+            if data == _escaped(row.data):
+                found[row.key, row.index] = SAME + str(index).encode()
+        return found
+
+
+def _escaped(data: bytes) -> bytes:
+    return SAME + data if data[:1] == SAME else data
+
+
+def _unescaped(data: bytes) -> bytes:
+    return data[1:] if data[:1] == SAME else data
+
+
+def _other_place(data: bytes) -> int | None:
+    """Return the index of the envelope that has the data, None if this is the data."""
+    return int(data[1:]) if data[:1] == SAME and data[1:2] != SAME else None
 
 
 def bounded(number: int) -> int:

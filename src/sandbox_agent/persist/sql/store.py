@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -103,6 +104,9 @@ class SqlSessionStore(ABC):
         rows = yield from self._dialect.read_events(
             key, bounded(max(after, 0)), _row_limit(limit), bounded(max_bytes), include_raw
         )
+        if include_raw:
+            rows = yield from self._ledger.with_data(key, rows, 3)
+            rows = _fitting(rows, max_bytes)
         original = self._dialect.original
         found = [EventRow(key, row[0], row[1], original(row[2]), row[3], row[4]) for row in rows]
         if include_raw:
@@ -276,7 +280,8 @@ class SqlSessionStore(ABC):
     async def _erase(self, key: int, before: int | None = None) -> bool:
         """Erase slice by slice; True if there was anything."""
         erased = False
-        while await self._database.write(partial(self._eraser.erase, key, before=before)):
+        erase = partial(self._eraser.erase, key, before=before, whole=before is None)
+        while await self._database.write(erase):
             erased = True
         return erased
 
@@ -315,6 +320,12 @@ class _Rows(Generic[R]):
             if values[at] is not None:
                 values[at] = convert(values[at])
         return self._kind(**dict(zip(self._names, values, strict=True)))
+
+
+def _fitting(rows: Sequence[Row], max_bytes: int) -> Sequence[Row]:
+    """Return the first rows whose data and raw envelopes have that size, at least one."""
+    sizes = accumulate(len(row[4]) + len(row[5] or b"") for row in rows)
+    return rows[: max(1, sum(size <= max_bytes for size in sizes))]
 
 
 def _pair(row: Row, sessions: _Rows[SessionRow], others: _Rows[R]) -> tuple[SessionRow, R]:

@@ -13,6 +13,10 @@ completed event's sequence, the part, start and length), and ``form`` says so. T
 sequence stays valid and contiguous. An envelope folds like that into an event. In version 1 ``form`` is 0
 everywhere: ``data`` is the whole of it.
 
+**Repeats.** Agents send some large envelopes again and again, such as the list of their commands. The
+``data`` of such an envelope is ``=`` and the index of the earlier one of its session that has it in full
+(``sql.ledger.SAME``). An expiry that erases that one moves the data to the first that refers to it.
+
 **Search.** ``store_texts.id`` is ``time << 12 | n``: the index is read newest first, and a time range is a
 range of ids. ``scope`` holds a word for the session and one for its agent, so the index itself filters by
 them. The index's words are in the text's row (external content).

@@ -14,6 +14,7 @@ from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.wire.records import Sender
 
 __all__ = [
+    "LARGE_BYTES",
     "NO_SESSION",
     "Changes",
     "EnvelopeRow",
@@ -30,6 +31,8 @@ __all__ = [
 
 # The key of envelopes that belong to a connection rather than a session (initialize, …).
 NO_SESSION = 0
+# Only data of this size is looked for in earlier envelopes.
+LARGE_BYTES = 16 * 1024
 
 
 class SessionRow(msgspec.Struct, kw_only=True):
@@ -75,7 +78,10 @@ class SessionRow(msgspec.Struct, kw_only=True):
 class EnvelopeRow(msgspec.Struct, gc=False):
     """An envelope as the agent wrote or read it; ``index`` is contiguous from 1 in its session.
 
-    ``connection_id`` is the epoch of the connection's feed.
+    Attributes:
+        connection_id: the epoch of the connection's feed.
+        same_as: an earlier envelope of the session that may have the same data, so that a store can keep that
+            once; 0 if none is known. Stores return 0.
     """
 
     key: int
@@ -84,6 +90,7 @@ class EnvelopeRow(msgspec.Struct, gc=False):
     sender: Sender
     connection_id: str
     data: bytes
+    same_as: int = 0
 
 
 class EventRow(msgspec.Struct, gc=False):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 
 from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.agents.launch import resolve
@@ -23,9 +25,14 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     StreamError,
 )
+from sandbox_agent.persist.private import make_private_folder
+from sandbox_agent.runtime.limits import Limits
+from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.agents.installations import Installations, Listener
+from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
@@ -50,8 +57,10 @@ class Bridge:
         recorder: records the connections.
         idle_timeout: seconds after which an idle connection is ended; 0 ends none.
         idle_timeout_all: end also connections that clients without a name have used.
-        prepare: installs an agent that is not installed, or raises; by default it is only looked for.
+        installations: install agents that are not installed; without them, agents are only looked for.
         environment: what agents inherit, and their user.
+        limits: what the processes of each agent may use.
+        run_folder: where this server records its agents, and finds those that killed servers have left.
     """
 
     def __init__(
@@ -62,16 +71,22 @@ class Bridge:
         recorder: Recorder | None = None,
         idle_timeout: float = 0,
         idle_timeout_all: bool = False,
-        prepare: Callable[[str], Awaitable[None]] | None = None,
+        installations: Installations | None = None,
         environment: AgentEnvironment | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        run_folder: Path | None = None,
     ) -> None:
-        self._prepare = prepare
+        self._installations = installations
         self.spiller = spiller
         self._recorder = recorder
         self._timeout = request_timeout
         self._idle_timeout = idle_timeout
         self._idle_timeout_all = idle_timeout_all
         self.environment: AgentEnvironment = environment or AgentEnvironment()
+        self._limits = limits
+        self._run_folder = run_folder
+        self._run_file: RunFile | None = None
+        self._running: set[AgentConnection] = set()
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
         self._connections: dict[str, AgentConnection] = {}
@@ -82,15 +97,20 @@ class Bridge:
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Bridge]:
         """Serve while the context lasts; at its end no agent runs."""
+        if self._run_folder is not None and KEEPS:
+            self._run_file = await anyio.to_thread.run_sync(_open_run_file, self._run_folder, self._tag)
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
             self._tasks.start_soon(self._end_idle, self._tasks)
+            self._tasks.start_soon(enforce, self._limits, lambda: list(self._running))
             try:
                 yield self
             finally:
                 with anyio.CancelScope(shield=True):  # bounded: each stop() walks a timed ladder
                     await self.close()
+                if self._run_file is not None:
+                    self._run_file.close()
                 self._tasks.cancel_scope.cancel()
         self._tasks = None
 
@@ -150,12 +170,19 @@ class Bridge:
             )
         return connection
 
-    async def prepare(self, agent: str) -> None:
+    def is_missing(self, agent: str) -> bool:
+        """Return whether the agent is installed first; see Installations.is_missing()."""
+        if self._installations is not None:
+            return self._installations.is_missing(agent)
+        resolve(agent)
+        return False
+
+    async def prepare(self, agent: str, listener: Listener | None = None) -> None:
         """Return when the agent is installed; see Installations.prepare()."""
-        if self._prepare is None:
+        if self._installations is None:
             resolve(agent)
         else:
-            await self._prepare(agent)
+            await self._installations.prepare(agent, listener)
 
     async def delete(self, server_id: str) -> None:
         """End the connection of that id, its agent and its viewers, if there is one."""
@@ -255,6 +282,8 @@ class Bridge:
             raise StreamError(f"stream error: {error}", agent=agent) from error
         except OSError as error:
             raise StreamError(f"stream error: can't start {agent}: {error.strerror}", agent=agent) from error
+        if self._run_file is not None:
+            self._run_file.add(process.pid, process.tag)
         connection = AgentConnection(
             server_id,
             agent,
@@ -272,9 +301,13 @@ class Bridge:
         if not KEEPS:
             await self._watch(group)
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
+        self._running.add(connection)
         try:
             await connection.run()
         finally:
+            self._running.discard(connection)
+            if self._run_file is not None:
+                self._run_file.remove(group)
             if not KEEPS:
                 await self._warden.release(group)
         await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
@@ -299,3 +332,19 @@ class Bridge:
             await anyio.sleep(KEEPALIVE_SECONDS)
             for connection in list(self._connections.values()):
                 connection.signal.tick()
+
+
+def _open_run_file(folder: Path, tag: str) -> RunFile | None:
+    """End the agents that killed servers have left, and create this server's file."""
+    try:
+        make_private_folder(folder)
+        if count := end_orphans(folder):
+            logger.warning("%d processes of agents were ended, left by a server that was killed", count)
+        return RunFile.create(folder, tag)
+    except OSError as error:
+        logger.warning(
+            "%s can't be used (%s): if this server is killed with its warden, its agents may outlive it",
+            folder,
+            error.strerror,
+        )
+        return None

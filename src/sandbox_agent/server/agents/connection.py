@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -127,6 +127,7 @@ class AgentConnection:
         self._responses: dict[Pending, _Response] = {}
         self._repeats = Repeats()
         self._status: ExitStatus | None = None
+        self._excess: str | None = None
         self._closed = False
         self.stopping: bool = False
         self.opened: bytes | None = None
@@ -206,7 +207,9 @@ class AgentConnection:
         self._process.drain_stderr()
         self._process.close()
         self._status = status
-        params = {"success": status.success, "code": status.code}
+        params: dict[str, object] = {"success": status.success, "code": status.code}
+        if self._excess is not None:
+            params["reason"] = self._excess
         exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
         if self.tap is not None:
             if self.stopping:
@@ -225,13 +228,16 @@ class AgentConnection:
     def _exit_error(self) -> AgentProcessExitedError:
         status = self._status or ExitStatus(None, None)
         how = f"signal {status.signal}" if status.signal is not None else f"exit code {status.code}"
+        what = f"ended with {how}" if self._excess is None else f"was ended: {self._excess}"
+        reason: dict[str, Any] = {} if self._excess is None else {"reason": self._excess}
         return AgentProcessExitedError(
-            f"agent process exited: {self.agent} ended with {how}; POST again with ?agent={self.agent} "
+            f"agent process exited: {self.agent} {what}; POST again with ?agent={self.agent} "
             "to start it again",
             agent=self.agent,
             exitCode=status.code,
             signal=status.signal,
             stderr=self._process.stderr_tail,
+            **reason,
         )
 
     def _deliver(self, lines: Sequence[bytes]) -> None:
@@ -536,6 +542,11 @@ class AgentConnection:
         self.stopping = True
         await self._process.stop()
         await self.ended.wait()
+
+    async def kill(self, reason: str) -> None:
+        """End the agent because it uses too much: its exit says so."""
+        self._excess = reason
+        await self._process.kill()
 
     async def close(self) -> None:
         """End the agent, the feed and its viewers."""

@@ -67,14 +67,12 @@ class Installations:
         for running in self._running.values():
             running.scope.cancel()
 
-    async def prepare(self, agent: str) -> None:
-        """Return when the agent is installed; install it if that is allowed.
+    def is_missing(self, agent: str) -> bool:
+        """Return whether ``prepare`` would install the agent.
 
         Raises:
             UnsupportedAgentError: there is no such agent.
             AgentNotInstalledError: the agent is not installed, and may or can not be installed here.
-            InstallFailedError: the installation failed.
-            StreamError: the server is shutting down.
         """
         try:
             resolve(agent)
@@ -82,7 +80,24 @@ class Installations:
             known = known_agents().get(agent)
             if not self._on_first_use or known is None or known.package is None:
                 raise
-            await self.install(agent)
+            return True
+        return False
+
+    async def prepare(self, agent: str, listener: Listener | None = None) -> None:
+        """Return when the agent is installed; install it if that is allowed.
+
+        Args:
+            agent: the agent's id.
+            listener: receives the progress of its installation, if it is not installed.
+
+        Raises:
+            UnsupportedAgentError: there is no such agent.
+            AgentNotInstalledError: the agent is not installed, and may or can not be installed here.
+            InstallFailedError: the installation failed.
+            StreamError: the server is shutting down.
+        """
+        if self.is_missing(agent):
+            await self.install(agent, listener=listener)
             resolve(agent)
 
     async def install(

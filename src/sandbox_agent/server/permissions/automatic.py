@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from sandbox_agent.engine.permissions import verdict_outcome
+from sandbox_agent.engine.questions import rejection_result
 from sandbox_agent.errors import ProblemError, SandboxAgentError
 from sandbox_agent.persist.store import PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.client_names import EXPIRY, POLICY
@@ -24,7 +25,6 @@ from sandbox_agent.server.permissions.inbox import (
     request_options,
 )
 from sandbox_agent.server.permissions.policies import asked_paths, decide, policy_of
-from sandbox_agent.server.permissions.question_answers import rejection_result
 from sandbox_agent.wire.jsonrpc import members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")

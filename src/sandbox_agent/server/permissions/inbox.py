@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from sandbox_agent.engine.permissions import PermissionReply, select_option
+from sandbox_agent.engine.questions import answer_result, rejection_result
 from sandbox_agent.errors import (
     ConflictError,
     InvalidRequestError,
@@ -17,7 +18,6 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.store import PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.errors import session_not_found
-from sandbox_agent.server.permissions.question_answers import answer_result, rejection_result
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, elements, loads, members
 from sandbox_agent.wire.sessions import PendingPermission
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.engine.route import Reply
 from sandbox_agent.persist.store import (
+    LARGE_BYTES,
     EnvelopeRow,
     EventRow,
     PermissionRow,
@@ -48,8 +50,35 @@ SNAPSHOT_ENVELOPES = 2000
 # A clock that is set back by more was ahead: the session returns to the real time.
 CLOCK_STEP_MS = 60_000
 
+# The member of a snapshot that has the large envelopes.
+REPEATS = "repeats"
+# So many different ones are known.
+MAX_REPEATS = 16
+
 # Stands for the envelope of events that were made without one.
 _NO_ENVELOPE = EnvelopeRow(key=0, index=0, time=0, sender="client", connection_id="", data=b"")
+
+
+class Repeats:
+    """The large envelopes of a session: agents send some of them again and again.
+
+    Attributes:
+        newest: the index of the newest envelope with a content, by the content's size and checksum.
+    """
+
+    def __init__(self, newest: Mapping[str, int] | None = None) -> None:
+        self.newest: dict[str, int] = dict(newest or {})
+
+    def add(self, line: bytes, index: int) -> int:
+        """Add an envelope; return an earlier one that is most likely the same, or 0."""
+        if len(line) < LARGE_BYTES:
+            return 0
+        name = f"{len(line)}-{zlib.crc32(line):08x}"
+        same_as = self.newest.pop(name, 0)
+        self.newest[name] = index
+        if len(self.newest) > MAX_REPEATS:
+            del self.newest[next(iter(self.newest))]
+        return same_as
 
 
 class Projection:
@@ -61,6 +90,7 @@ class Projection:
         time_ms: of the newest row.
         turns: those that run, by id, and those of a message that is about to be sent.
         requests: permissions and questions without an answer, by id.
+        repeats: the large envelopes.
         turn_number: of the newest turn.
     """
 
@@ -73,6 +103,7 @@ class Projection:
         self.turns: dict[str, TurnRow] = {}
         self.requests: dict[str, PermissionRow] = {}
         self.turn_number: int = turn_number
+        self.repeats: Repeats = Repeats()
         self._metadata = SessionMetadata(row)
         self._since_snapshot = 0
         self._snapshot_due = False
@@ -98,7 +129,8 @@ class Projection:
         row = self.row
         time_ms = self.next_time(time_ms)
         row.last_envelope = index = row.last_envelope + 1
-        envelope = EnvelopeRow(row.key, index, time_ms, sender, connection_id, line)
+        same_as = self.repeats.add(line, index)
+        envelope = EnvelopeRow(row.key, index, time_ms, sender, connection_id, line, same_as)
         rows: list[Row] = [envelope]
         self._since_snapshot += 1
         try:
@@ -134,7 +166,7 @@ class Projection:
             self._snapshot_due = False
             self._since_snapshot = 0
             try:
-                data = dumps(self.projector.snapshot())
+                data = dumps({**self.projector.snapshot(), REPEATS: self.repeats.newest})
             except Exception:  # the boundary: the older snapshot still works, with more to project again
                 logger.exception("no snapshot of session %s can be made", row.session_id)
             else:

@@ -18,10 +18,10 @@ from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import SessionRow, SessionStore
 from sandbox_agent.server.errors import session_exists, session_not_found
-from sandbox_agent.server.recorder.projection import Projection
+from sandbox_agent.server.recorder.projection import REPEATS, Projection, Repeats
 from sandbox_agent.server.recorder.published_session import PublishedSession, TailMemory
 from sandbox_agent.server.recorder.rows import turn_id_of
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads
+from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.universal import UniversalEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -100,7 +100,7 @@ class SessionRegistry:
             raise session_not_found(name)
         # The projection as it was when the newest row was stored, ready for more envelopes.
         store = self._store
-        projector, time_ms = await _project_again(store, row)
+        projector, time_ms, repeats = await _project_again(store, row)
         turns = await store.turns(row.key, limit=TURNS)
         projection = Projection(
             copy.copy(row),
@@ -108,6 +108,7 @@ class SessionRegistry:
             time_ms=max(time_ms, row.updated_at),
             turn_number=turns[-1].number if turns else 0,
         )
+        projection.repeats = repeats
         session = RecordedSession(row, projection, store, self.tails)
         known = projector.open_turns
         for turn_id in known:
@@ -229,15 +230,21 @@ def _started_metadata(row: SessionRow) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if value is not None}
 
 
-async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projector, int]:
-    """Return the projector of the newest snapshot, with the envelopes after it projected again."""
+async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projector, int, Repeats]:
+    """Return the projector of the newest snapshot, with the envelopes after it projected again.
+
+    Also the time of the newest of these, and the large envelopes.
+    """
     projector: Projector | None = None
+    repeats = Repeats()
     after = 0
     time_ms = 0
     snapshot = await store.snapshot(row.key)
     if snapshot is not None:
         try:
-            projector = Projector.restore(loads(snapshot.data))
+            document = members(loads(snapshot.data))
+            repeats = Repeats(msgspec.convert(document.pop(REPEATS, {}), dict[str, int]))
+            projector = Projector.restore(document)
             after = snapshot.envelope
         except (msgspec.ValidationError, InvalidEnvelopeError) as error:
             logger.warning("the snapshot of session %s can't be read (%s)", row.session_id, error)
@@ -252,6 +259,7 @@ async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projecto
                 prompted = row.managed and envelope.sender == "client"
                 subject_id = turn_id_of(envelope.data) if prompted else None
                 projector.feed(envelope.sender, envelope.data, envelope.time, subject_id=subject_id)
+                repeats.add(envelope.data, envelope.index)
                 time_ms = envelope.time
             after = envelopes[-1].index
     except PersistError:
@@ -270,4 +278,4 @@ async def _project_again(store: SessionStore, row: SessionRow) -> tuple[Projecto
             native_session_id=row.native_session_id,
             first_sequence=row.last_sequence + 1,
         )
-    return projector, time_ms
+    return projector, time_ms, repeats

@@ -129,9 +129,11 @@ async def list_sessions(request: Request) -> Response:
 async def create_session(request: Request) -> Response:
     """Create a session.
 
-    Starts the agent and opens a session with it. If that fails, no session is created. In the response,
-    `healthy` is always true; `error` exists for clients of 0.1 only. The same request again returns the
-    session that exists, unless it was terminated.
+    Starts the agent and opens a session with it. If that fails, no session is created. An agent that is not
+    installed is installed first, and the session's events show the progress; if that fails, the session has
+    ended with the reason, and another creation replaces it. In the response, `healthy` is always true;
+    `error` exists for clients of 0.1 only. The same request again returns the session that exists, unless it
+    was terminated.
     """
     session_id = session_id_of(request)
     state = state_of(request)

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from sandbox_agent.agents.info import credentials_hint, usable_auth_methods
 from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
-from sandbox_agent.engine.project.open_requests import read_question
+from sandbox_agent.engine.questions import read_question
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge

@@ -71,6 +71,8 @@ class DrivenSession:
         self._unopenable = False
         self._deaths = Deaths()
         self._cancelled = False
+        self._cancelled_next: TurnRow | None = None
+        self._response: asyncio.Future[bytes] | None = None
         self._scope: anyio.CancelScope | None = None
         self._idle = anyio.Event()
         self._turn_over = anyio.Event()
@@ -151,11 +153,12 @@ class DrivenSession:
             self._context.tasks.start_soon(self._work, self._scope, self._idle)
 
     def _start_next(self) -> TurnRow | None:
-        self._turn, self._sent, self._cancelled = None, False, False
+        self._turn, self._sent, self._cancelled, self._response = None, False, False, None
         self._turn_over.set()
         self._turn_over = anyio.Event()
         if self._waiting and not (self._ended or self._context.halted):
             self._turn = self._waiting.popleft()
+            self._cancelled = self._turn is self._cancelled_next
         return self._turn
 
     # turns
@@ -200,6 +203,8 @@ class DrivenSession:
 
         The turn stays accepted if it was cancelled, or if the server is about to end.
         """
+        if self._cancelled:
+            return None
         try:
             client = await self._agent(session)
         except Exception as error:
@@ -230,7 +235,7 @@ class DrivenSession:
 
         try:
             sent = await client.submit("session/prompt", params, request_id=turn.turn_id, stored_first=True)
-            self._sent = True
+            self._sent, self._response = True, sent
             if self._cancelled:  # meanwhile
                 self._context.tasks.start_soon(self._cancel_late, turn, client)
             client.read_result("session/prompt", await sent)
@@ -338,16 +343,37 @@ class DrivenSession:
         Raises:
             PersistError: the store failed; the agent was notified all the same.
         """
-        turn, client = self._turn, self._client
-        if turn is None:
+        turn = self._turn
+        if turn is not None and self._is_answered and await self._is_over(turn):
+            # Clients see its end before the next turn begins: they mean the next one.
+            if self._turn is turn:
+                self._cancelled_next = self._waiting[0] if self._waiting else None
+                return
+            is_next = self._turn is not None and self._turn.number == turn.number + 1
+            turn = self._turn if is_next else None
+        if turn is None or self._turn is not turn:
             return
         again, self._cancelled = self._cancelled, True
         if not again:
             self._context.tasks.start_soon(self._stop_if_ignored, turn, self._turn_over)
-        if self._sent and client is not None:
-            await self._cancel(turn, client, again=again)
+        if self._sent and self._client is not None and not self._is_answered:
+            await self._cancel(turn, self._client, again=again)
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the agent has answered the running turn, which ends once that is stored."""
+        return self._response is not None and self._response.done()
+
+    async def _is_over(self, turn: TurnRow) -> bool:
+        try:
+            stored = await self._context.store.turn(turn.key, turn_id=turn.turn_id)
+        except PersistError:
+            return False  # then its end is not stored either
+        return stored is None or stored.state not in ("accepted", "running")
 
     async def _cancel_late(self, turn: TurnRow, client: AgentClient) -> None:
+        if self._turn is not turn:
+            return
         try:
             await self._cancel(turn, client, again=False)
         except SandboxAgentError as error:
@@ -360,13 +386,15 @@ class DrivenSession:
             logger.info("session %s could not be cancelled: %s", self.session_id, error)
             return  # the turn ends with its agent
         session = await self._session()
-        await self._cancel_requests(session, client)
+        await self._cancel_requests(session, client, turn)
         if not again:
             self._context.tasks.start_soon(self._cancel_late_requests, session, client, turn)
 
-    async def _cancel_requests(self, session: RecordedSession, client: AgentClient) -> None:
+    async def _cancel_requests(self, session: RecordedSession, client: AgentClient, turn: TurnRow) -> None:
         """Answer all open requests of the agent with "cancelled", which ACP demands."""
         for request_id in await self._context.recorder.open_requests(session):
+            if self._turn is not turn:
+                return  # meanwhile; they may be requests of the next turn
             await answer(client.connection, CANCELLATION, request_id.encode(), _CANCELLED)
 
     async def _cancel_late_requests(
@@ -376,7 +404,7 @@ class DrivenSession:
         try:
             while self._turn is turn and client.alive and not session.finished:
                 sequence = session.row.last_sequence
-                await self._cancel_requests(session, client)
+                await self._cancel_requests(session, client, turn)
                 if self._turn is turn:
                     await session.wait_beyond(sequence)
         except SandboxAgentError as error:
@@ -385,17 +413,18 @@ class DrivenSession:
     async def _stop_if_ignored(self, turn: TurnRow, turn_over: anyio.Event) -> None:
         with anyio.move_on_after(self._context.cancel_grace):
             await turn_over.wait()
-        client = self._client
-        if self._turn is not turn or client is None or not self._sent:
-            return
-        logger.warning(
-            "agent %s of session %s did not end its turn within %g s of session/cancel: it is stopped",
-            client.agent,
-            self.session_id,
-            self._context.cancel_grace,
-        )
-        await self.announce_shutdown("cancelled")
-        await client.stop()
+        async with self._agent_lock:  # a turn that begins meanwhile starts the agent again
+            client = self._client
+            if self._turn is not turn or client is None or not self._sent or self._is_answered:
+                return
+            logger.warning(
+                "agent %s of session %s did not end its turn within %g s of session/cancel: it is stopped",
+                client.agent,
+                self.session_id,
+                self._context.cancel_grace,
+            )
+            await self.announce_shutdown("cancelled")
+            await client.stop()
 
     # termination
 

@@ -25,6 +25,7 @@ from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
 from sandbox_agent.server.sessions.creations import Creations
 from sandbox_agent.server.sessions.driven_session import DrivenSession
+from sandbox_agent.server.sessions.installing import install_in_session
 from sandbox_agent.server.sessions.requests import check_access, check_create, check_prompt, session_params
 from sandbox_agent.server.sessions.settings import (
     MODE,
@@ -153,7 +154,10 @@ class Sessions:
     async def create(
         self, session_id: str, request: CreateSessionRequest, *, idempotency_key: str | None = None
     ) -> CreateSessionResponse:
-        """Create a session: start its agent and make its settings. A failure leaves nothing behind.
+        """Create a session: start its agent and make its settings.
+
+        A failure leaves nothing behind. Only if the agent can't be installed, the session has ended with the
+        reason; another creation under its name replaces it.
 
         Args:
             session_id: its name; the same request again returns the session of that name.
@@ -179,7 +183,7 @@ class Sessions:
         user = self._bridge.environment.user
         if user is not None:
             await check_access(user, [directory, *(request.additional_directories or ())])
-        await self._bridge.prepare(request.agent)
+        self._bridge.is_missing(request.agent)  # or raises
         self._recorder.require_store()
         if idempotency_key is None:
             return await self._create(session_id, request, directory)
@@ -203,7 +207,10 @@ class Sessions:
     ) -> CreateSessionResponse:
         async with self._locks.setdefault(session_id, asyncio.Lock()):
             row = await self._store.session(session_id)
-            if row is not None:
+            if row is not None and row.managed and row.native_session_id is None:
+                # Its creation failed, or its server was killed meanwhile.
+                await self.delete(session_id)
+            elif row is not None:
                 return _existing(row, request)
             context = self._running()
             self._creating.add(session_id)
@@ -362,22 +369,27 @@ async def _create_session(
     """Start the agent, create its session, store it and make the requested settings.
 
     Raises:
+        InstallFailedError: the agent can't be installed; the session has ended with the reason.
         ProblemError: the agent can't be started, refuses, or lacks a setting; then the agent is ended and
             there is no session.
         PersistError: the store failed; the same.
     """
-    client = await AgentClient.start(context, request.agent, request.env)
+    session: RecordedSession | None = None
+    client: AgentClient | None = None
     try:
-        session = await context.recorder.create(row)
-        try:
-            await _set_up(context, client, session, request, key)
-        except BaseException:
+        if context.bridge.is_missing(request.agent):
+            session = await context.recorder.create(row)
+            await install_in_session(context, session)
+        client = await AgentClient.start(context, request.agent, request.env)
+        session = session or await context.recorder.create(row)
+        await _set_up(context, client, session, request, key)
+    except BaseException as error:
+        if session is not None and not session.row.ended:
             with anyio.CancelScope(shield=True), anyio.move_on_after(ERASE_SECONDS):
                 await _erase(context, session)
-            raise
-    except BaseException as error:
-        with anyio.CancelScope(shield=True):  # bounded: a timed ladder
-            await client.stop()
+        if client is not None:
+            with anyio.CancelScope(shield=True):  # bounded: a timed ladder
+                await client.stop()
         if isinstance(error, AcpRpcError):
             raise refused(request.agent, "session/new", error) from error
         raise

@@ -1,4 +1,4 @@
-"""The permission policy of ``run``: allow with ``--yes``, ask on a terminal, otherwise reject."""
+"""The policies of ``run``: allow with ``--yes``, ask on a terminal, otherwise reject."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 from sandbox_agent.cli.output import Screen
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
+from sandbox_agent.client.questions import QuestionRequest
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PermissionReply
+from sandbox_agent.engine.questions import QuestionField, is_answer
 
 
 class ReadProgress:
@@ -42,26 +44,27 @@ class ReadProgress:
 _READ_BYTES = 4096
 
 
-class PermissionPrompt:
-    """A permission policy that asks one question at a time.
+class Prompts:
+    """Asks the user one thing at a time.
 
     Args:
-        screen: Where to show questions and decisions.
-        yes: Allow everything.
+        screen: Where to show requests and decisions.
+        yes: Allow every tool call.
 
     Attributes:
+        can_ask: Whether there is a terminal to ask on.
         ready: Awaited before each answer, so that all earlier events are on the screen.
     """
 
     def __init__(self, screen: Screen, *, yes: bool) -> None:
         self._screen = screen
-        can_ask = sys.stdin.isatty() and sys.stderr.isatty()
-        self._decide = self._allow if yes else self._ask if can_ask else self._reject
+        self.can_ask: bool = sys.stdin.isatty() and sys.stderr.isatty()
+        self._decide = self._allow if yes else self._ask if self.can_ask else self._reject
         self._lock = asyncio.Lock()
         self.ready: Callable[[], Awaitable[None]] | None = None
 
-    async def __call__(self, request: PermissionRequest) -> PermissionReply:
-        """Return the reply, if possible one of those that the request offers."""
+    async def reply(self, request: PermissionRequest) -> PermissionReply:
+        """Return the reply to a permission request, if possible one of those that it offers."""
         async with self._lock:
             if self.ready is not None:
                 await self.ready()
@@ -94,6 +97,57 @@ class PermissionPrompt:
             if answer in answers:
                 return answers[answer]
 
+    async def answer(self, request: QuestionRequest) -> dict[str, list[str]] | None:
+        """Return the answers to a question; None, which declines it, at the end of the input."""
+        async with self._lock:
+            if self.ready is not None:
+                await self.ready()
+            self._screen.note(f"question  {_line(request.message)}", "yellow")
+            answers: dict[str, list[str]] = {}
+            for asked in request.fields:
+                given = await self._ask_field(asked)
+                if given is None:
+                    self._screen.note("the question is declined", "red")
+                    return None
+                answers[asked.name] = given
+            return answers
+
+    async def _ask_field(self, asked: QuestionField) -> list[str] | None:
+        for number, option in enumerate(asked.options, 1):
+            about = f": {_line(option.description)}" if option.description else ""
+            self._screen.note(f"  {number}. {_line(option.label)}{about}", "yellow")
+        about = f" ({_line(asked.description)})" if asked.description else ""
+        hint = " (several, with commas)" if asked.kind == "multi_choice" else ""
+        while True:
+            self._screen.ask(f"  {_line(asked.title)}{about}{hint}? ")
+            line = await _read_line()
+            if not line:
+                self._screen.note("")
+                return None
+            given = _parse(asked, line.strip())
+            if given is not None and is_answer(asked, given):
+                return given
+
+
+def _parse(asked: QuestionField, line: str) -> list[str] | None:
+    """Return the values that a line chooses, by their numbers or labels; None if one is unknown."""
+    if not asked.options:
+        return [line] if line else []
+    words = line.split(",") if asked.kind == "multi_choice" else [line]
+    chosen: list[str] = []
+    for word in filter(None, map(str.strip, words)):
+        number = int(word) if word.isascii() and word.isdigit() and len(word) < 4 else 0
+        named = [each for each in asked.options if word.lower() in {each.label.lower(), each.value.lower()}]
+        found = named[:1] or asked.options[max(number - 1, 0) : number]
+        if not found:
+            return None
+        chosen.append(found[0].value)
+    return chosen
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
 
 def _allowing_reply(request: PermissionRequest) -> PermissionReply:
     return "always" if "once" not in request.available_replies else "once"
@@ -101,8 +155,7 @@ def _allowing_reply(request: PermissionRequest) -> PermissionReply:
 
 def _title(request: PermissionRequest) -> str:
     call = request.tool_call
-    title = call.get("title") or call.get("toolCallId") or "a tool"
-    return " ".join(str(title).split())
+    return _line(str(call.get("title") or call.get("toolCallId") or "a tool"))
 
 
 async def _read_line() -> str:

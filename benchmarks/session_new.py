@@ -1,0 +1,153 @@
+"""``python -m benchmarks.session_new``: what the server adds to the start of an agent and its first session.
+
+Measures the time from nothing to the answer of session/new, directly over the agent's pipes and by two POSTs
+to the server, which starts the agent for the first of them. The rounds alternate. Agents other than the mock
+are those that are installed in ``$XDG_DATA_HOME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from tests.support.servers import ServerProcess, our_server
+
+from sandbox_agent.agents.environment import AgentEnvironment
+from sandbox_agent.agents.launch import Launch, resolve
+from sandbox_agent.engine.handshake import initialize_params
+from sandbox_agent.wire.jsonrpc import members
+
+# What the server may add, in milliseconds.
+BAR_MS = 10.0
+CLIENT = "benchmark"
+
+
+def request(number: int, method: str, params: object) -> bytes:
+    """Return a request as one line."""
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
+
+
+def requests(folder: str) -> list[bytes]:
+    """Return the two requests."""
+    return [
+        request(1, "initialize", initialize_params(CLIENT, answers_questions=False)),
+        request(2, "session/new", {"cwd": folder, "mcpServers": []}),
+    ]
+
+
+def read_response(stream: IO[bytes], number: int) -> dict[str, Any]:
+    """Return the response with that id; other lines are skipped."""
+    while line := stream.readline():
+        with contextlib.suppress(ValueError):
+            message = members(json.loads(line))
+            if message.get("id") == number and "method" not in message:
+                return message
+    raise RuntimeError("the agent ended")
+
+
+def check(response: dict[str, Any]) -> None:
+    """Raise an error if a response is one."""
+    if "error" in response:
+        raise RuntimeError(f"the agent refused: {response['error']}")
+
+
+def start_directly(launch: Launch, environment: dict[str, str], folder: str) -> float:
+    """Return the seconds until session/new is answered over the agent's own pipes."""
+    begin = time.perf_counter()
+    with subprocess.Popen(
+        launch.argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        cwd=launch.cwd,
+        start_new_session=True,
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        try:
+            for number, line in enumerate(requests(folder), 1):
+                agent.stdin.write(line + b"\n")
+                agent.stdin.flush()
+                check(read_response(agent.stdout, number))
+            return time.perf_counter() - begin
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, 9)
+
+
+def start_by_server(port: int, agent: str, folder: str, number: int) -> float:
+    """Return the seconds until session/new is answered by the server; the agent is ended afterwards."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.connect()
+    path = f"/v1/acp/bench-{agent}-{number}"
+    headers = {"content-type": "application/json"}
+    begin = time.perf_counter()
+    for query, line in zip((f"?agent={agent}", ""), requests(folder), strict=True):
+        connection.request("POST", path + query, body=line, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {body[:500]!r}")
+        check(json.loads(body))
+    elapsed = time.perf_counter() - begin
+    connection.request("DELETE", path)
+    connection.getresponse().read()
+    connection.close()
+    return elapsed
+
+
+def measure(server: ServerProcess, agent: str, environment: dict[str, str], rounds: int) -> bool:
+    """Print the figures of an agent; return whether they are within the bar."""
+    launch = resolve(agent)
+    variables = {**environment, **AgentEnvironment().variables(agent), **launch.env}
+    variables |= environment
+    direct: list[float] = []
+    served: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds + 1):
+            times = (
+                start_directly(launch, variables, folder),
+                start_by_server(server.port, agent, folder, number),
+            )
+            if number:  # the first one fills caches
+                direct.append(times[0] * 1000)
+                served.append(times[1] * 1000)
+    added = [mine - own for mine, own in zip(served, direct, strict=True)]
+    own, whole = statistics.median(direct), statistics.median(served)
+    print(
+        f"{agent:10} direct p50 {own:7.1f} ms   server p50 {whole:7.1f} ms   added {whole - own:+5.1f} ms "
+        f"(median of the pairs {statistics.median(added):+5.1f} ms, bar {BAR_MS:g} ms, {rounds} rounds)",
+        flush=True,
+    )
+    return whole - own <= BAR_MS
+
+
+def main() -> None:
+    """Measure every agent."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("agents", nargs="*", default=["mock"])
+    parser.add_argument("--rounds", type=int, default=30)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder, home = Path(name), Path(name) / "home"
+        home.mkdir()
+        data = os.environ.get("XDG_DATA_HOME") or str(folder / "data")
+        # IS_SANDBOX: without it, Claude Code refuses to be run by root.
+        own = {"HOME": str(home), "XDG_DATA_HOME": data, "IS_SANDBOX": "1"}
+        with our_server(folder, "--store", f"sqlite:{folder}/store.db", env=own) as server:
+            held = [measure(server, agent, own, arguments.rounds) for agent in arguments.agents]
+    raise SystemExit(0 if all(held) else 1)
+
+
+if __name__ == "__main__":
+    main()

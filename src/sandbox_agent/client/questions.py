@@ -1,0 +1,150 @@
+"""A session's open questions: delivered to listeners, answered, declined."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sandbox_agent.client.broker import Pending, RequestBroker, Respond
+from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.engine.questions import (
+    Answers,
+    QuestionField,
+    answer_lists,
+    answer_result,
+    cancellation_result,
+    read_fields,
+    read_question,
+    rejection_result,
+)
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.client")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionRequest:
+    """An agent's question to the user.
+
+    Attributes:
+        id: the question's id for ``respond_question``; not the agent's own id.
+        session_id: the local session id.
+        agent_session_id: the agent's session id.
+        created_at: when the question was received, in milliseconds since the epoch.
+        message: the question.
+        fields: its parts, in the order of their answers.
+        method: the agent's method, such as "elicitation/create".
+        raw_request: the request's params.
+    """
+
+    id: str
+    session_id: str
+    agent_session_id: str
+    created_at: int
+    message: str
+    fields: list[QuestionField]
+    method: str
+    raw_request: dict[str, Any] = field(repr=False)
+
+
+QuestionListener = Callable[[QuestionRequest], Awaitable[object] | object]
+QuestionPolicy = Literal["ask"] | Callable[[QuestionRequest], "Awaitable[Answers | None] | Answers | None"]
+
+
+class QuestionBroker(RequestBroker[QuestionRequest]):
+    """Holds one session's questions until they are answered.
+
+    They go to the listeners; without any, the policy answers. The policy "ask" waits for a listener that
+    comes later. Without a policy too, a question is declined.
+    """
+
+    def __init__(self, session_id: str, tasks: TaskOwner) -> None:
+        super().__init__(session_id, tasks, "question", lambda each: cancellation_result(each.method))
+        self._policy: QuestionPolicy | None = None
+
+    @property
+    def policy(self) -> QuestionPolicy | None:
+        """The policy that answers if there is no listener."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: QuestionPolicy | None) -> None:
+        if policy is not None and not callable(policy) and policy != "ask":
+            raise ValueError(f'question_policy must be "ask" or a function, not {policy!r}')
+        self._policy = policy
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether there is a listener or a policy."""
+        return bool(self._listeners) or self._policy is not None
+
+    async def open(
+        self, method: str, params: Mapping[str, Any], respond: Respond, *, must_ask: bool = False
+    ) -> None:
+        """Add a question; it is delivered to the listeners or answered by the policy.
+
+        Args:
+            method: the request's method.
+            params: its params.
+            respond: sends the result.
+            must_ask: only a listener may answer it; without one it is declined.
+        """
+        question = read_question(method, dict(params))
+        request = QuestionRequest(
+            id=self._next_id(),
+            session_id=self._session_id,
+            agent_session_id=str(params.get("sessionId") or ""),
+            created_at=time.time_ns() // 1_000_000,
+            message=question.prompt if question is not None else "",
+            fields=read_fields(method, params),
+            method=method,
+            raw_request=dict(params),
+        )
+        pending = self._add(request, respond)
+        if self._listeners:
+            self._notify_all(request)
+        elif callable(self._policy) and not must_ask:
+            await self._answer_by_policy(pending, self._policy)
+        elif self._policy is None or must_ask:
+            logger.warning(
+                "question %s of session %s is declined: there is no listener and no policy",
+                request.id,
+                self._session_id,
+            )
+            await self._answer(pending, rejection_result(method))
+
+    async def _answer_by_policy(
+        self,
+        pending: Pending[QuestionRequest],
+        policy: Callable[[QuestionRequest], Awaitable[Answers | None] | Answers | None],
+    ) -> None:
+        request = pending.request
+        try:
+            decided = policy(request)
+            answers = await decided if inspect.isawaitable(decided) else decided
+            result = _result(request, answers)
+        except Exception:
+            # The boundary to the user's policy: the agent needs a response in any case.
+            logger.exception("the question policy of session %s failed: declined", self._session_id)
+            result = rejection_result(request.method)
+        if request.id in self._pending:
+            await self._answer(pending, result)
+
+    def respond(self, question_id: str, answers: Answers | None) -> Awaitable[None]:
+        """Answer a question; it is sent at once, even if the result is not awaited.
+
+        Raises:
+            InvalidRequestError: the answers do not match the question; it stays open.
+            SandboxAgentError: no such question is open.
+        """
+        pending = self._find(question_id)
+        return self._send(pending, _result(pending.request, answers))
+
+
+def _result(request: QuestionRequest, answers: Answers | None) -> dict[str, Any]:
+    if answers is None:
+        return rejection_result(request.method)
+    return answer_result(request.method, request.raw_request, answer_lists(request.fields, answers))
