@@ -49,12 +49,14 @@ VALUES: dict[str, Any] = {
     "QuestionRequest": sandbox_agent.QuestionRequest("q", "s", "a", 1, "m", [], "elicitation/create", {}),
     "SessionEvent": sandbox_agent.SessionEvent("e", 1, "s", 2, "c", "agent", b'{"method":"x"}'),
     "UniversalEvent": decode_event(event(1)),
+    "Mount": sandbox_agent.Mount("data", "/data", writable=True),
 }
 # They hold sockets, tasks, files or processes.
 LIVE = {
     *("EncryptedSessionPersistDriver", "InMemorySessionPersistDriver", "PostgresSessionPersistDriver"),
     *("RedisSessionPersistDriver", "RivetSessionPersistDriver", "SQLiteSessionPersistDriver"),
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
+    "JailProvider",
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("SandboxAgent", "ServerSessions", "Session", "Turn"),
 }
