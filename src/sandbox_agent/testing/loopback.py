@@ -1,0 +1,86 @@
+"""A small HTTP server on loopback, in the event loop of the program that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import uvicorn
+from anyio.abc import TaskGroup
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+
+_STOP_SECONDS = 1
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave the signals to the program."""
+        yield
+
+
+class LoopbackServer:
+    """Serves an application on a free port of 127.0.0.1 while it is entered with ``async with``.
+
+    Attributes:
+        url: Its base URL.
+        stopped: Set when the server stops. A response that waits has to end then.
+    """
+
+    url: str
+    stopped: anyio.Event
+
+    def __init__(self, app: Starlette) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+        self._server = _Server(config)
+        self._tasks: TaskGroup | None = None
+        self._socket: socket.socket | None = None
+
+    async def __aenter__(self) -> Self:
+        self.stopped = anyio.Event()
+        self._tasks = await anyio.create_task_group().__aenter__()
+        listener = self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._tasks.start_soon(self._server.serve, [listener])
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stopped.set()
+        self._server.should_exit = True
+        assert self._tasks is not None
+        assert self._socket is not None
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            self._socket.close()
+
+    async def wait_disconnected(self, request: Request) -> None:
+        """Wait until the client has disconnected, or the server stops."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._cancel_when_stopped, tasks)
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+    async def _cancel_when_stopped(self, tasks: TaskGroup) -> None:
+        await self.stopped.wait()
+        tasks.cancel_scope.cancel()
