@@ -1,0 +1,432 @@
+"""The scenarios: each is a function that fails with a sentence, and runs on both routes."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, Unpack
+
+from anyio.abc import TaskGroup
+
+from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
+from sandbox_agent.testing.agents import mcp
+from sandbox_agent.testing.agents.bed import AgentBed
+from sandbox_agent.testing.agents.conversation import (
+    Conversation,
+    Route,
+    Settings,
+    Turn,
+    open_conversation,
+)
+from sandbox_agent.testing.llm import STALLED_TEXT
+
+# What ends a turn that was cancelled, in seconds.
+CANCEL_SECONDS = 2.0
+# How long an agent may go on with a model that fails, before the turn is cancelled.
+ERROR_SECONDS = 4.0
+_SECRET = "marmalade"  # noqa: S105 - a word to remember
+
+
+class MissingError(Exception):
+    """The agent does not have what the scenario needs; the message says what."""
+
+
+class PartlyError(Exception):
+    """The scenario works in part; the message says what does not."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A run of one scenario.
+
+    Attributes:
+        bed: The server with the agent.
+        route: What drives the sessions.
+        tasks: Runs their turns.
+        opened: The sessions.
+    """
+
+    bed: AgentBed
+    route: Route
+    tasks: TaskGroup
+    opened: list[Conversation] = field(default_factory=list[Conversation])
+
+    async def open(
+        self,
+        reply: PermissionReply | None = "once",
+        on_request: Callable[[], None] = lambda: None,
+        **settings: Unpack[Settings],
+    ) -> Conversation:
+        """Create a session of the agent."""
+        conversation = await open_conversation(self.bed, self.route, self.tasks, settings, reply, on_request)
+        self.opened.append(conversation)
+        return conversation
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the agent's working directory."""
+        return self.bed.work / f"{self.route}-{name}.txt"
+
+    def write(self, path: Path) -> str:
+        """Return a prompt with which the agent writes "hello" into a file."""
+        if self.bed.profile.write is None:
+            raise MissingError("the profile does not say how the agent writes a file")
+        return self.bed.profile.write.directive(path, "hello")
+
+
+Function: TypeAlias = Callable[[Run], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A scenario.
+
+    Attributes:
+        name: Its name.
+        title: What it shows, in one line.
+        run: Runs it; the exception says what is wrong.
+    """
+
+    name: str
+    title: str
+    run: Function
+
+
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def _scenario(function: Function) -> Function:
+    """Add a scenario. The function's docstring is its title."""
+    name = function.__name__  # type: ignore[attr-defined]
+    SCENARIOS[name] = Scenario(name, (function.__doc__ or "").strip(), function)
+    return function
+
+
+# what the agent says
+
+
+@_scenario
+async def text(run: Run) -> None:
+    """The model's text is the agent's text."""
+    conversation = await run.open()
+    turn = await conversation.prompt("Sum this up. [[say It is fine 👋.]]")
+    assert "It is fine 👋." in turn.text, f"the text was {turn.text!r}"
+    if turn.text.strip() != "It is fine 👋.":
+        raise PartlyError(f"more was said than the model's text: {turn.text[:80]!r}")
+    assert turn.stop_reason == "end_turn", f"the turn ended with {turn.stop_reason}"
+
+
+@_scenario
+async def thinking(run: Run) -> None:
+    """The model's thoughts are shown as thoughts."""
+    conversation = await run.open()
+    turn = await conversation.prompt("[[think Seven times six, then.]] [[say 42]]")
+    assert "Seven times six, then." in turn.thoughts, f"the thoughts were {turn.thoughts!r}"
+    assert "42" in turn.text, f"the text was {turn.text!r}"
+
+
+# tools and permissions
+
+
+@_scenario
+async def tool_allowed(run: Run) -> None:
+    """A tool runs when its permission request is answered with `once`."""
+    conversation, path = await run.open(permission_mode=_asking(run)), run.file("allowed")
+    await conversation.prompt(run.write(path))
+    assert path.is_file(), "the file was not written"
+    assert path.read_text().strip() == "hello", f"the file has {path.read_text()!r}"
+
+
+@_scenario
+async def tool_rejected(run: Run) -> None:
+    """A tool does not run when its permission request is rejected."""
+    conversation, path = await run.open("reject", permission_mode="ask"), run.file("rejected")
+    turn = await conversation.prompt(run.write(path))
+    assert turn.asked, "no permission was requested"
+    assert not path.exists(), "the file was written although that was rejected"
+
+
+@_scenario
+async def ask(run: Run) -> None:
+    """With the permission mode `ask`, nothing is written before the answer."""
+    path, written_before = run.file("asked"), list[bool]()
+    conversation = await run.open("once", lambda: written_before.append(path.exists()), permission_mode="ask")
+    turn = await conversation.prompt(run.write(path))
+    assert turn.asked, (
+        f"no permission was requested, and the file {'exists' if path.exists() else 'does not'}"
+    )
+    assert not any(written_before), "the file was written before the answer"
+
+
+@_scenario
+async def allow(run: Run) -> None:
+    """With the permission mode `allow`, a tool runs without a permission request that waits."""
+    conversation, path = await run.open(None, permission_mode="allow"), run.file("allow")
+    await conversation.prompt(run.write(path))
+    assert path.is_file(), "the file was not written"
+
+
+# cancellation
+
+
+@_scenario
+async def cancel_streaming(run: Run) -> None:
+    """Cancel ends a turn that streams, and the session goes on."""
+    conversation = await run.open()
+    turn = await conversation.start("[[slow 100]]")
+    assert await turn.until(lambda turn: "piece 1" in turn.text), f"no text was streamed: {turn.error}"
+    await _cancel(conversation, turn)
+    await _goes_on(conversation)
+
+
+@_scenario
+async def cancel_asking(run: Run) -> None:
+    """Cancel ends a turn whose permission request waits, and nothing is written."""
+    conversation, path = await run.open(None, permission_mode="ask"), run.file("cancelled")
+    turn = await conversation.start(run.write(path))
+    assert await turn.until(lambda turn: turn.asked > 0), "no permission was requested"
+    await _cancel(conversation, turn)
+    assert not path.exists(), "the file was written"
+    await _goes_on(conversation)
+
+
+# settings
+
+
+@_scenario
+async def model(run: Run) -> None:
+    """The selected model is used."""
+    wanted = run.bed.profile.model
+    if wanted is None:
+        raise MissingError("there is no other model to select")
+    conversation = await run.open(model=wanted)
+    await _uses_model(run, conversation, "[[say model selected]]")
+
+
+@_scenario
+async def mode(run: Run) -> None:
+    """The selected mode is kept."""
+    wanted = run.bed.profile.mode
+    if wanted is None:
+        raise MissingError("there is no other mode to select")
+    conversation = await run.open(mode=wanted)
+    await conversation.prompt("[[say mode selected]]")
+    await _has(conversation, "mode", wanted)
+
+
+@_scenario
+async def thought_level(run: Run) -> None:
+    """The selected thought level is kept."""
+    wanted = run.bed.profile.thought_level
+    if wanted is None:
+        raise MissingError("there is no thought level to select")
+    conversation = await run.open(thought_level=wanted)
+    await conversation.prompt("[[say level selected]]")
+    await _has(conversation, "thought_level", wanted)
+
+
+# input
+
+
+@_scenario
+async def image(run: Run) -> None:
+    """An image of the prompt reaches the model."""
+    conversation = await run.open()
+    marker = f"look at this for {run.route}"
+    data = base64.b64encode(_png()).decode()
+    await conversation.prompt(
+        [
+            {"type": "text", "text": f"{marker} [[say I see it.]]"},
+            {"type": "image", "mimeType": "image/png", "data": data},
+        ]
+    )
+    request = await run.bed.request_with("I see it.")
+    assert request.images, "the model's request has no image"
+
+
+@_scenario
+async def mcp_tool(run: Run) -> None:
+    """A tool of an MCP server is called."""
+    conversation = await run.open(mcp_servers=[run.bed.mcp_server()])
+    marker = f"add for {run.route}"
+    await conversation.prompt(f'{marker} {run.bed.profile.search}[[call {mcp.TOOL} {{"a": 40, "b": 2}}]]')
+    results = (await run.bed.request_with(marker)).results
+    assert "The sum is 42." in "\n".join(results), f"the model received {results!r}"
+
+
+@_scenario
+async def two_sessions(run: Run) -> None:
+    """Two sessions run at the same time without mixing."""
+    first, second = await run.open(), await run.open()
+    slow = await first.start("[[slow 8]]")
+    assert await slow.until(lambda turn: "piece 0" in turn.text), f"no text was streamed: {slow.error}"
+    fast = await second.prompt("[[say A short answer.]]")
+    assert not slow.ended, "the second session waited for the first"
+    assert await slow.end(), "the first turn did not end"
+    assert "piece" not in fast.text, "the texts are mixed"
+    assert "piece 7" in slow.text, f"the first session's text was {slow.text!r}"
+    assert "short" not in slow.text, "the texts are mixed"
+
+
+# losses
+
+
+@_scenario
+async def kill_idle(run: Run) -> None:
+    """SIGKILL of the idle agent: the next prompt finds the history."""
+    conversation = await _with_secret(run)
+    await run.bed.kill_agent()
+    await _remembers(run, conversation, "killed while idle")
+
+
+@_scenario
+async def kill_in_turn(run: Run) -> None:
+    """SIGKILL of the agent in a turn: the turn ends with an error, the next finds the history."""
+    conversation = await _with_secret(run)
+    turn = await conversation.start("[[stall]]")
+    assert await turn.until(lambda turn: STALLED_TEXT in turn.text), f"no text was streamed: {turn.error}"
+    await run.bed.kill_agent()
+    assert await turn.end(), "the turn did not end"
+    assert turn.error, f"the turn ended without an error: {turn.stop_reason}"
+    await _remembers(run, conversation, "killed in a turn")
+
+
+@_scenario
+async def kill_server(run: Run) -> None:
+    """SIGKILL of the server: the next prompt finds the history."""
+    conversation = await _with_secret(run)
+    await run.bed.kill_server()
+    await _remembers(run, conversation, "server killed")
+
+
+@_scenario
+async def settings_restored(run: Run) -> None:
+    """Model, mode and thought level are kept over three restores."""
+    profile = run.bed.profile
+    wanted: Settings = {}
+    if profile.model is not None:
+        wanted["model"] = profile.model
+    if profile.mode is not None:
+        wanted["mode"] = profile.mode
+    if profile.thought_level is not None:
+        wanted["thought_level"] = profile.thought_level
+    if not wanted:
+        raise MissingError("there is nothing to select")
+    conversation = await run.open(**wanted)
+    await conversation.prompt("[[say before]]")
+    for kill in (run.bed.kill_agent, run.bed.kill_server, run.bed.kill_agent):
+        await kill()
+        await conversation.prompt("[[say restored]]")
+    for name, value in wanted.items():
+        await _has(conversation, name, str(value))
+    if profile.model is not None:
+        await _uses_model(run, conversation, "[[say the same model]]")
+
+
+# a model that fails
+
+
+@_scenario
+async def error_400(run: Run) -> None:
+    """HTTP 400 of the model: a clear error, or cancel ends the turn."""
+    await _fails_clearly(run, 400)
+
+
+@_scenario
+async def error_401(run: Run) -> None:
+    """HTTP 401 of the model: a clear error, or cancel ends the turn."""
+    await _fails_clearly(run, 401)
+
+
+@_scenario
+async def error_500(run: Run) -> None:
+    """HTTP 500 of the model: a clear error, or cancel ends the turn."""
+    await _fails_clearly(run, 500)
+
+
+@_scenario
+async def hang(run: Run) -> None:
+    """A model that never answers: cancel ends the turn."""
+    conversation = await run.open()
+    marker = f"nothing for {run.route}"
+    turn = await conversation.start(f"{marker} [[hang]]")
+    await run.bed.request_with(marker)
+    await _cancel(conversation, turn)
+    await _goes_on(conversation)
+
+
+def _asking(run: Run) -> PermissionMode | None:
+    """Return the permission mode `ask`, or None for an agent that has none."""
+    deviation = run.bed.profile.deviation(run.route, "ask")
+    return None if deviation is not None and deviation.outcome == "none" else "ask"
+
+
+async def _cancel(conversation: Conversation, turn: Turn) -> None:
+    await conversation.cancel()
+    assert await turn.end(CANCEL_SECONDS), f"the turn did not end within {CANCEL_SECONDS:g} s of its cancel"
+    assert turn.error is None, f"the cancelled turn ended with an error: {turn.error}"
+    assert turn.cancelled, f"the turn ended with {turn.stop_reason}, not as cancelled"
+
+
+async def _goes_on(conversation: Conversation) -> None:
+    turn = await conversation.prompt("[[say Still here.]]")
+    assert "Still here." in turn.text, f"the next text was {turn.text!r}"
+
+
+async def _with_secret(run: Run) -> Conversation:
+    conversation = await run.open()
+    await conversation.prompt(f"The secret word is {_SECRET}. [[say I will remember that.]]")
+    return conversation
+
+
+async def _remembers(run: Run, conversation: Conversation, what: str) -> None:
+    answer = f"{what}, {run.route}"
+    turn = await conversation.prompt(f"What was the word? [[say {answer}]]")
+    assert answer in turn.text, f"the text was {turn.text!r}"
+    request = await run.bed.request_with(answer)
+    assert _SECRET in request.text, "the model was not given the history"
+
+
+async def _uses_model(run: Run, conversation: Conversation, directive: str) -> None:
+    profile = run.bed.profile
+    marker = f"model for {run.route}"
+    await conversation.prompt(f"{marker} {directive}")
+    sent = (await run.bed.request_with(directive)).model
+    wanted = profile.model_sent or profile.model or ""
+    assert wanted in sent, f"the request went to the model {sent}, not to {wanted}"
+    await _has(conversation, "model", profile.model or "")
+
+
+async def _has(conversation: Conversation, name: str, wanted: str) -> None:
+    found = (await conversation.settings()).get(name)
+    assert found == wanted, f"the {name} is {found}, not {wanted}"
+
+
+async def _fails_clearly(run: Run, status: int) -> None:
+    conversation = await run.open()
+    turn = await conversation.start(f"[[error {status}]]")
+    if not await turn.end(ERROR_SECONDS):
+        await _cancel(conversation, turn)
+    elif "scripted error" not in f"{turn.error}{turn.text}" and str(status) not in f"{turn.error}{turn.text}":
+        raise PartlyError(f"the turn ended without the reason: {turn.error or turn.text!r}")
+    await _goes_on(conversation)
+
+
+def _png() -> bytes:
+    """Return a small image."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = 32
+    rows = b"".join(b"\0" + bytes([row * 8, 128, 64]) * size for row in range(size))
+    head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
