@@ -351,7 +351,7 @@ async def test_a_request_says_what_was_asked(http: httpx2.AsyncClient, llm: Scri
     )
     (request,) = llm.requests
     assert (request.api, request.model, request.streaming, request.tools) == ("chat", "m", True, ())
-    assert (request.prompt, request.images, request.effort) == ("What is this?", 1, "low")
+    assert (request.prompt, request.images, request.effort) == ("[[say old]]\nWhat is this?", 1, "low")
 
 
 async def test_what_is_not_offered_is_noted(http: httpx2.AsyncClient, llm: ScriptedLLM) -> None:

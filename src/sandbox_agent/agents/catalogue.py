@@ -117,6 +117,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         credential_env: Environment variables, any of which holds credentials.
         env: Other variables that the agent reads, such as base URLs; patterns with ``*``. It inherits them
             and ``credential_env`` even with ``--agent-env-policy strict``.
+        defaults: Variables that the agent gets with these values unless its environment has them.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
         auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
@@ -132,6 +133,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     native_args: tuple[str, ...] | None = None
     credential_env: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
+    defaults: dict[str, str] = {}
     credential_files: tuple[CredentialFile, ...] = ()
     auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}

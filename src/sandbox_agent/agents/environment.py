@@ -73,7 +73,7 @@ class AgentEnvironment:
     user: User | None = None
 
     def variables(self, agent_id: str) -> dict[str, str]:
-        """Return the variables that an agent inherits."""
+        """Return the variables of an agent: those that it inherits, and the defaults of its entry."""
         own, allowed, denied = _matcher(_OWN), _matcher(self.allow), _matcher((*self.deny, *_STORE))
         listed = _matcher((*_STRICT, *_catalogue_names(agent_id))) if self.policy == "strict" else None
 
@@ -91,7 +91,8 @@ class AgentEnvironment:
         inherited = {name: value for name, value in os.environ.items() if inherits(name, value)}
         if self.user is not None:
             inherited |= {"HOME": self.user.home, "USER": self.user.name, "LOGNAME": self.user.name}
-        return inherited
+        agent = CATALOGUE.get(agent_id)
+        return inherited if agent is None else {**agent.defaults, **inherited}
 
     def _has_token(self, value: str) -> bool:
         if self.token is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -73,14 +74,22 @@ class LoopbackServer:
         finally:
             self._socket.close()
 
-    async def wait_disconnected(self, request: Request) -> None:
-        """Wait until the client has disconnected, or the server stops."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._cancel_when_stopped, tasks)
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
+    async def wait_disconnected(self, request: Request, seconds: float = inf) -> bool:
+        """Wait until the client disconnects or the server stops; return whether that was within the time."""
+        over = False
+
+        async def wait(event: Callable[[], Awaitable[object]]) -> None:
+            nonlocal over
+            await event()
+            over = True
             tasks.cancel_scope.cancel()
 
-    async def _cancel_when_stopped(self, tasks: TaskGroup) -> None:
-        await self.stopped.wait()
-        tasks.cancel_scope.cancel()
+        async def disconnected() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        with anyio.move_on_after(seconds):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait, self.stopped.wait)
+                tasks.start_soon(wait, disconnected)
+        return over

@@ -76,9 +76,12 @@ class AgentBed:
                 await anyio.sleep(_POLL_SECONDS)
 
     async def kill_agent(self) -> None:
-        """SIGKILL all processes of the agent, and wait until they are gone."""
+        """SIGKILL all processes of the agent, and wait until the server has noticed."""
         with anyio.fail_after(MOMENT):
-            while found := processes_of(self.home, tagged=True):
+            while True:
+                found = processes_of(self.home, tagged=True)
+                if not found and not await self.sdk.list_acp_servers():
+                    return
                 for pid in found:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -121,7 +124,7 @@ async def open_bed(
     for each in (home, work, data):
         each.mkdir(parents=True)
     _write_launcher(agent, data, command, record)
-    async with ScriptedLLM() as llm, LoopbackServer(_mcp_app()) as mcp_server:
+    async with ScriptedLLM(lambda request: _aside(profile, request)) as llm, LoopbackServer(_mcp_app()) as mcp_server:
         profile.write_files(llm.url, home)
         provider = local(
             store=f"sqlite:{folder / 'server.db'}",
@@ -134,6 +137,11 @@ async def open_bed(
         finally:
             with anyio.CancelScope(shield=True):  # bounded: the provider kills what does not end
                 await sdk.destroy_sandbox()
+
+
+def _aside(profile: Profile, request: LLMRequest) -> str | None:
+    """Return the answer to a request of the agent's own, such as that for a title, which repeats the prompt."""
+    return "An aside" if profile.write is not None and not request.tools else None
 
 
 def processes_of(home: Path, *, tagged: bool = False) -> dict[int, str]:

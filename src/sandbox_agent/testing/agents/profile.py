@@ -60,8 +60,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ``{home}`` by the agent's home folder.
         files: Files in its home folder, with the same replacements.
         write: How it writes a file, or None if that is not known: scenarios with tools are left out.
-        search: Directives that make an MCP server's tool known to the model before it is called.
         mcp: The transport of the MCP server that it is given.
+        mcp_call: The directives that call that server's tool ``add_numbers`` with 40 and 2.
         model: A model to select, other than the default.
         model_sent: The name of that model in requests; None for the same.
         mode: A mode to select, other than the default.
@@ -72,8 +72,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     env: dict[str, str] = {}
     files: dict[str, str] = {}
     write: ToolUse | None = None
-    search: str = ""
     mcp: Literal["stdio", "http"] = "stdio"
+    mcp_call: str = '[[call add_numbers {"a": 40, "b": 2}]]'
     model: str | None = None
     model_sent: str | None = None
     mode: str | None = None

@@ -3,9 +3,9 @@
 ``python -m sandbox_agent.testing.agents.record FILE -- COMMAND [ARGUMENT]...``
 
 The file gets one JSON object a line: ``t`` (seconds since the first line), ``dir`` ("c2a" from the
-client to the agent, "a2c" from the agent to the client, "meta") and ``msg``, the message. A line that is not JSON is a
-string. Several processes may write to one file. Values of variables whose names say that they are secret, and
-what looks like a credential, are replaced by ``[redacted]``.
+client to the agent, "a2c" from the agent to the client, "meta") and ``msg``, the message. A line that is not
+JSON is a string. Several processes may write to one file. Values of variables whose names say that they are
+secret, and what looks like a credential, are replaced by ``[redacted]``.
 """
 
 from __future__ import annotations
@@ -101,10 +101,7 @@ def main(arguments: list[str]) -> int:
     """Run the command of the arguments, and return its exit code."""
     file, separator, *command = arguments
     if separator != "--" or not command:
-        print(
-            "usage: python -m sandbox_agent.testing.agents.record FILE -- COMMAND [ARGUMENT]...",
-            file=sys.stderr,
-        )
+        sys.stderr.write("usage: python -m sandbox_agent.testing.agents.record FILE -- COMMAND...\n")
         return 2
     recorder = Recorder(Path(file), dict(os.environ))
     recorder.write("meta", {"cmd": command, "cwd": os.getcwd()})  # noqa: PTH109 - as the system has it

@@ -38,11 +38,11 @@ def _message(message: Object) -> Message:
         return Message()
     content = message.get("content")
     if isinstance(content, str):
-        return Message([content])
+        return Message(texts=[content])
     blocks = objects(content)
     results = [block for block in blocks if block.get("type") == "tool_result"]
     texts = [str(block.get("text")) for block in blocks if block.get("type") == "text"]
-    return Message(texts, [text_of(block.get("content")) for block in results])
+    return Message([text_of(block.get("content")) for block in results], texts)
 
 
 def document(request: LLMRequest, reply: Reply, number: int) -> Object:

@@ -18,11 +18,11 @@ def read(body: Object, path: str) -> LLMRequest:
         if message.get("role") == "tool":
             # The results of one response's calls are messages that follow each other.
             earlier = messages.pop().results if messages and messages[-1].results else ()
-            messages.append(Message(results=[*earlier, text_of(message.get("content"))]))
+            messages.append(Message([*earlier, text_of(message.get("content"))]))
         elif message.get("role") == "user":
             content = message.get("content")
             texts = [content] if isinstance(content, str) else [text_of(each) for each in objects(content)]
-            messages.append(Message([text for text in texts if text]))
+            messages.append(Message(texts=[text for text in texts if text]))
         else:
             messages.append(Message())
     prompt, results = since_prompt(messages)

@@ -47,7 +47,7 @@ def _message(content: Object) -> Message:
     parts = objects(content.get("parts"))
     responses = [part["functionResponse"] for part in parts if "functionResponse" in part]
     results = [json.dumps(each.get("response"), ensure_ascii=False) for each in responses]
-    return Message([str(part["text"]) for part in parts if part.get("text")], results)
+    return Message(results, [str(part["text"]) for part in parts if part.get("text")])
 
 
 def document(request: LLMRequest, reply: Reply, number: int) -> Object:

@@ -13,8 +13,10 @@ Api: TypeAlias = Literal["anthropic", "responses", "chat", "gemini"]
 Object: TypeAlias = dict[str, Any]
 
 # Agents put texts of their own beside what the user wrote.
-_REMINDER = re.compile(r"\s*<(system-reminder|environment_context|session_context)>")
-_IMAGE_TYPES = frozenset({"image", "input_image", "image_url"})
+_REMINDER = re.compile(r"<(system-reminder|environment_context|session_context|info-msg)>.*?</\1>", re.DOTALL)
+# Where the APIs have the conversation.
+_CONVERSATION = ("messages", "input", "contents")
+_IMAGE_TYPES = ("image", "input_image", "image_url")
 _IMAGE_MEMBERS = frozenset({"inlineData", "inline_data"})
 
 
@@ -27,7 +29,7 @@ class LLMRequest:
         model: The model's name.
         streaming: Whether the response is streamed.
         tools: The names of the tools that the model may call.
-        prompt: The last text of the user.
+        prompt: What the user said last.
         results: The tool results since then, oldest first: one for each response that had calls.
         effort: How much the model should think, where the API has that.
         body: The body of the request.
@@ -45,17 +47,20 @@ class LLMRequest:
     @property
     def text(self) -> str:
         """All texts of the conversation, instructions and tool results included."""
-        parts = (self.body.get(name) for name in ("system", "instructions", "messages", "input", "contents"))
+        parts = (self.body.get(name) for name in ("system", "instructions", *_CONVERSATION))
         return "\n".join(text_of(part) for part in parts if part)
 
     @property
     def images(self) -> int:
         """The number of images in the conversation."""
-        return sum(map(_is_image, _objects(dict(self.body))))
+        return sum(map(_is_image, _objects([self.body.get(name) for name in _CONVERSATION])))
 
     def tool(self, name: str) -> str | None:
-        """Return the tool of that name, or the one whose name ends with it, as those of MCP servers do."""
-        if name in self.tools:
+        """Return the tool of that name, or the one whose name ends with it, as those of MCP servers do.
+
+        ``namespace/name`` is returned as it is: Codex knows more tools than it offers.
+        """
+        if name in self.tools or "/" in name:
             return name
         return next((tool for tool in self.tools if tool.endswith(name)), None)
 
@@ -65,26 +70,27 @@ class Message:
     """A message of the conversation, as far as the script needs it.
 
     Attributes:
-        texts: The texts of the user, each a block.
         results: The texts of tool results.
+        texts: The texts of the user after them, each a block.
     """
 
-    texts: Sequence[str] = ()
     results: Sequence[str] = ()
+    texts: Sequence[str] = ()
 
 
 def since_prompt(messages: Sequence[Message]) -> tuple[str, tuple[str, ...]]:
-    """Return the user's last text, and the tool results since then.
+    """Return what the user said last, and the tool results since then.
 
     Args:
         messages: The messages, oldest first; those of the model are empty.
     """
     results: list[str] = []
     for message in reversed(messages):
+        texts = [_REMINDER.sub("", text).strip() for text in message.texts]
+        if prompt := "\n".join(filter(None, texts)):
+            return prompt, tuple(reversed(results))
         if message.results:
             results.append("\n".join(message.results))
-        elif prompt := next((text for text in reversed(message.texts) if not _REMINDER.match(text)), None):
-            return prompt, tuple(reversed(results))
     return "", tuple(reversed(results))
 
 

@@ -27,9 +27,9 @@ def read(body: Object, path: str) -> LLMRequest:
         if str(item.get("type")).endswith("_output"):
             # The results of one response's calls are items that follow each other.
             earlier = messages.pop().results if messages and messages[-1].results else ()
-            messages.append(Message(results=[*earlier, text_of(item)]))
+            messages.append(Message([*earlier, text_of(item)]))
         elif item.get("role") == "user":
-            messages.append(Message([text_of(item)]))
+            messages.append(Message(texts=[text_of(item)]))
         else:
             messages.append(Message())
     prompt, results = since_prompt(messages)
@@ -141,12 +141,13 @@ def _items(request: LLMRequest, reply: Reply, number: int) -> list[Object]:
 
 
 def _call(call: Call, tool: Object, name: str) -> Object:
-    item: Object = {"status": "completed", "call_id": f"call_{name}", "name": call.name}
+    namespace, _, own_name = call.name.rpartition("/")
+    item: Object = {"status": "completed", "call_id": f"call_{name}", "name": own_name}
     if tool.get("type") == "custom":  # its argument is a text
         text = str(call.arguments.get("input", ""))
         return {"id": f"ctc_{name}", "type": "custom_tool_call", **item, "input": text}
-    if tool.get("namespace"):
-        item["namespace"] = tool["namespace"]
+    if namespace := namespace or tool.get("namespace"):
+        item["namespace"] = namespace
     return {"id": f"fc_{name}", "type": "function_call", **item, "arguments": json.dumps(call.arguments)}
 
 

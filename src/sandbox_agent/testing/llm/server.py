@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, cast
 
-import anyio
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -15,7 +14,7 @@ from starlette.routing import Route
 
 from sandbox_agent.testing.llm import anthropic, chat, gemini, responses
 from sandbox_agent.testing.llm.request import LLMRequest, Object
-from sandbox_agent.testing.llm.script import FOREVER, Pause, Reply, reply_to
+from sandbox_agent.testing.llm.script import Pause, Reply, reply_to
 from sandbox_agent.testing.loopback import LoopbackServer
 
 Script = Callable[[LLMRequest], "Reply | str | Awaitable[Reply | str | None] | None"]
@@ -107,10 +106,8 @@ class ScriptedLLM(LoopbackServer):
     async def _stream(self, http: Request, events: Iterator[Object | str | Pause]) -> AsyncIterator[str]:
         for event in events:
             if isinstance(event, Pause):
-                if event.seconds == FOREVER:
-                    await self.wait_disconnected(http)
+                if await self.wait_disconnected(http, event.seconds):
                     return
-                await anyio.sleep(event.seconds)
             elif isinstance(event, str):
                 yield f"data: {event}\n\n"
             else:
