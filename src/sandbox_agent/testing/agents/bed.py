@@ -124,7 +124,10 @@ async def open_bed(
     for each in (home, work, data):
         each.mkdir(parents=True)
     _write_launcher(agent, data, command, record)
-    async with ScriptedLLM(lambda request: _aside(profile, request)) as llm, LoopbackServer(_mcp_app()) as mcp_server:
+    async with (
+        ScriptedLLM(lambda request: _aside(profile, request)) as llm,
+        LoopbackServer(_mcp_app()) as mcp_server,
+    ):
         profile.write_files(llm.url, home)
         provider = local(
             store=f"sqlite:{folder / 'server.db'}",
@@ -140,7 +143,7 @@ async def open_bed(
 
 
 def _aside(profile: Profile, request: LLMRequest) -> str | None:
-    """Return the answer to a request of the agent's own, such as that for a title, which repeats the prompt."""
+    """Return the answer to a request of the agent's own, such as that for a title of the prompt."""
     return "An aside" if profile.write is not None and not request.tools else None
 
 

@@ -105,6 +105,8 @@ class ScriptedLLM(LoopbackServer):
 
     async def _stream(self, http: Request, events: Iterator[Object | str | Pause]) -> AsyncIterator[str]:
         for event in events:
+            if await http.is_disconnected():
+                return
             if isinstance(event, Pause):
                 if await self.wait_disconnected(http, event.seconds):
                     return
