@@ -34,7 +34,7 @@ class Agent:
         sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
         sys.stdout.flush()
 
-    def update(self, session_id: str, kind: str, **fields: Any) -> None:
+    def update(self, session_id: str, kind: str, /, **fields: Any) -> None:
         params = {"sessionId": session_id, "update": {"sessionUpdate": kind, **fields}}
         self.send(method="session/update", params=params)
 
@@ -50,7 +50,9 @@ class Agent:
         while line := await reader.readline():
             message = json.loads(line)
             if "method" not in message:
-                self.asked.pop(message["id"]).set_result(message.get("result"))
+                asked = self.asked.pop(message["id"])
+                if not asked.done():  # its turn was not cancelled
+                    asked.set_result(message.get("result"))
             elif message["method"] == "session/cancel":
                 if turn := self.turns.get(message["params"]["sessionId"]):
                     turn.cancel()

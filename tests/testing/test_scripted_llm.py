@@ -75,7 +75,7 @@ def anthropic_events(events: list[Object]) -> Answer:
 def anthropic_continued(body: Object, document: Object, result: str) -> None:
     calls = [block["id"] for block in document["content"] if block["type"] == "tool_use"]
     results = [{"type": "tool_result", "tool_use_id": call, "content": result} for call in calls]
-    reminder = {"type": "text", "text": "<system-reminder>[[say wrong]]</system-reminder>"}
+    reminder = {"type": "text", "text": "<system-reminder>[[say wrong]]</system-reminder>\nTool loaded."}
     body["messages"] += [
         {"role": "assistant", "content": document["content"]},
         {"role": "user", "content": [*results, reminder]},
@@ -270,6 +270,14 @@ async def test_the_steps_of_a_prompt_follow_the_results_of_its_calls(
     assert said[-1].text == "All done."
     assert len(llm.requests[-1].results) == 2
     assert "first\nsecond line" in llm.requests[-1].text
+
+
+async def test_a_prompt_after_the_result_of_a_cancelled_turn_is_followed(http: httpx2.AsyncClient) -> None:
+    body = anthropic_body("[[call greet {}]]", TOOLS)
+    document = (await ANTHROPIC.post(http, body, streaming=False)).json()
+    anthropic_continued(body, document, "interrupted")
+    body["messages"][-1]["content"].append({"type": "text", "text": "[[say Still here.]]"})
+    assert (await ask(http, ANTHROPIC, body, streaming=False)).text == "Still here."
 
 
 @each_api

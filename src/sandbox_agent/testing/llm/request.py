@@ -87,7 +87,9 @@ def since_prompt(messages: Sequence[Message]) -> tuple[str, tuple[str, ...]]:
     results: list[str] = []
     for message in reversed(messages):
         texts = [_REMINDER.sub("", text).strip() for text in message.texts]
-        if prompt := "\n".join(filter(None, texts)):
+        prompt = "\n".join(filter(None, texts))
+        # After a result there may be a note of the agent, or the prompt after a turn that was cancelled.
+        if prompt and ("[[" in prompt or not message.results):
             return prompt, tuple(reversed(results))
         if message.results:
             results.append("\n".join(message.results))
