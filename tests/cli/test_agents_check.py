@@ -27,7 +27,7 @@ OPENAI_BASE_URL = "{url}/v1"
 OPENAI_API_KEY = "scripted-secret-key"
 
 [expected]
-thought_level = { outcome = "none", reason = "It has no thought levels.", seen = "no thought level" }
+thought_level = { outcome = "none", reason = "It has no thought levels.", seen = "no thought_level" }
 mcp_tool = { outcome = "none", reason = "It ignores MCP servers.", seen = "the model received" }
 """
 BOLD = "".join(

@@ -7,6 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from sandbox_agent.testing.agents.scenarios import (
 ROUTES: tuple[Route, ...] = ("sdk", "sessions")
 # The longest scenario: an agent that starts four times on a loaded machine.
 SCENARIO_SECONDS = 240.0
+_FAILURES = (AssertionError, MissingError, PartlyError, SandboxAgentError, TimeoutError, ValueError)
 # What holds after all scenarios, with the titles of their rows.
 FINAL = {
     "log": "the server's log has no gaps, no open items and nothing unparsed",
@@ -88,6 +90,7 @@ async def check_agent(
     only: Collection[str] = (),
     routes: Sequence[Route] = ROUTES,
     record: Path | None = None,
+    patience: float = 1.0,
     on_result: Callable[[Result], None] = lambda _: None,
 ) -> Report:
     """Run the scenarios with an agent in a temporary folder.
@@ -99,6 +102,7 @@ async def check_agent(
         only: The scenarios to run; empty for all.
         routes: What drives the sessions.
         record: A file for the agent's ACP traffic, or None.
+        patience: Factor for the time that a cancelled turn may take, for a machine under load.
         on_result: Called with each result.
 
     Raises:
@@ -118,8 +122,13 @@ async def check_agent(
         folder = Path(os.path.realpath(name))  # noqa: ASYNC240 - a moment
         async with open_bed(agent, profile, folder, command=command, record=record) as bed:
             for route in routes:
-                for scenario in chosen:
-                    add(await _run(bed, route, scenario))
+                async with anyio.create_task_group() as tasks:
+                    run = Run(bed, route, tasks, patience)
+                    for scenario in chosen:
+                        add(await _run(run, scenario))
+                    with suppress(SandboxAgentError):
+                        await run.close()
+                    tasks.cancel_scope.cancel()
             if not only or "log" in only:
                 add(_judge(profile, "log", "server", await _log_failure(bed), 0.0))
         if not only or "processes" in only:
@@ -131,32 +140,25 @@ async def check_agent(
     return Report(agent=agent, version=version, date=today, system=system, results=results)
 
 
-async def _run(bed: AgentBed, route: Route, scenario: Scenario) -> Result:
+async def _run(run: Run, scenario: Scenario) -> Result:
     started, failure = time.monotonic(), None
     try:
         with anyio.fail_after(SCENARIO_SECONDS):
-            async with anyio.create_task_group() as tasks:
-                run = Run(bed, route, tasks)
-                failure = await _failure(run, scenario)
-                tasks.cancel_scope.cancel()
+            failure = await _failure(run, scenario)
     except TimeoutError:
         failure = AssertionError(f"the scenario did not end within {SCENARIO_SECONDS:g} s")
-    return _judge(bed.profile, scenario.name, route, failure, time.monotonic() - started)
+    return _judge(run.bed.profile, scenario.name, run.route, failure, time.monotonic() - started)
 
 
 async def _failure(run: Run, scenario: Scenario) -> Exception | None:
-    failure: Exception | None = None
     try:
         await scenario.run(run)
-    except (AssertionError, MissingError, PartlyError, SandboxAgentError, TimeoutError, ValueError) as error:
-        failure = error
-    for conversation in run.opened:
-        try:
-            with anyio.fail_after(SCENARIO_SECONDS):
-                await conversation.close()
-        except (SandboxAgentError, TimeoutError) as error:
-            failure = failure or AssertionError(f"the session could not be ended: {error}")
-    return failure
+    except _FAILURES as failure:
+        # The next scenario must not find a turn that runs, or an agent that has died.
+        with suppress(SandboxAgentError):
+            await run.close()
+        return failure
+    return None
 
 
 async def _log_failure(bed: AgentBed) -> Exception | None:

@@ -94,9 +94,9 @@ class Conversation(ABC):
         on_request: Called with each permission request before it is answered.
     """
 
-    def __init__(self, reply: PermissionReply | None, on_request: Callable[[], None]) -> None:
-        self.reply: PermissionReply | None = reply
-        self.on_request = on_request
+    def __init__(self) -> None:
+        self.reply: PermissionReply | None = None
+        self.on_request: Callable[[], None] = lambda: None
         self._turn = Turn(ended=True)
 
     async def prompt(self, prompt: Prompt, seconds: float = TURN_SECONDS) -> Turn:
@@ -131,8 +131,8 @@ class Conversation(ABC):
 class SdkConversation(Conversation):
     """A session that the SDK drives over ``/v1/acp``."""
 
-    def __init__(self, sdk: SandboxAgent, session: Session, tasks: TaskGroup, *options: Any) -> None:
-        super().__init__(*options)
+    def __init__(self, sdk: SandboxAgent, session: Session, tasks: TaskGroup) -> None:
+        super().__init__()
         self._sdk = sdk
         self.session = session
         self._tasks = tasks
@@ -184,8 +184,8 @@ class SdkConversation(Conversation):
 class ServerConversation(Conversation):
     """A session that the server drives: ``/v1/sessions``."""
 
-    def __init__(self, bed: AgentBed, session_id: str, tasks: TaskGroup, *options: Any) -> None:
-        super().__init__(*options)
+    def __init__(self, bed: AgentBed, session_id: str, tasks: TaskGroup) -> None:
+        super().__init__()
         self.id = session_id
         self._sessions = bed.sdk.sessions
         self._thoughts: set[str] = set()
@@ -245,8 +245,6 @@ async def open_conversation(
     route: Route,
     tasks: TaskGroup,
     settings: Settings,
-    reply: PermissionReply | None,
-    on_request: Callable[[], None],
 ) -> Conversation:
     """Create a session.
 
@@ -255,13 +253,11 @@ async def open_conversation(
         route: What drives it.
         tasks: Runs its turns.
         settings: How it is created.
-        reply: How permission requests are answered; None leaves them open.
-        on_request: Called with each permission request before it is answered.
     """
     with anyio.fail_after(TURN_SECONDS):
         if route == "sdk":
             session = await bed.sdk.create_session(agent=bed.agent, cwd=bed.work, **settings)
-            return SdkConversation(bed.sdk, session, tasks, reply, on_request)
+            return SdkConversation(bed.sdk, session, tasks)
         session_id = f"check-{uuid.uuid4().hex[:12]}"
         await bed.sdk.sessions.create(
             session_id,
@@ -273,4 +269,4 @@ async def open_conversation(
             permission_mode=settings.get("permission_mode"),
             mcp_servers=settings.get("mcp_servers"),
         )
-        return ServerConversation(bed, session_id, tasks, reply, on_request)
+        return ServerConversation(bed, session_id, tasks)

@@ -62,6 +62,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         write: How it writes a file, or None if that is not known: scenarios with tools are left out.
         mcp: The transport of the MCP server that it is given.
         mcp_call: The directives that call that server's tool ``add_numbers`` with 40 and 2.
+        retry_seconds: How long it may go on with a model that fails before the turn is cancelled.
         model: A model to select, other than the default.
         model_sent: The name of that model in requests; None for the same.
         mode: A mode to select, other than the default.
@@ -74,6 +75,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     write: ToolUse | None = None
     mcp: Literal["stdio", "http"] = "stdio"
     mcp_call: str = '[[call add_numbers {"a": 40, "b": 2}]]'
+    retry_seconds: float = 4.0
     model: str | None = None
     model_sent: str | None = None
     mode: str | None = None
