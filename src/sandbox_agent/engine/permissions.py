@@ -45,7 +45,7 @@ _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "goose": _modes("approve", "approve", "auto", "approve", "approve"),
     "hermes": _modes("default", "accept_edits", "dont_ask", "default", "default"),
     "mock": _modes("default", "acceptEdits", "", "plan", "default"),
-    "opencode": _modes("ask", "ask", "build", "plan", "ask"),
+    "opencode": _modes("ask", "ask", "", "plan", "ask"),
     "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }
 # Agents that use their tools without asking, whatever the client says.
