@@ -22,7 +22,7 @@ from sandbox_agent.agents.launch import resolve
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.providers.local import LocalProvider, local
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE
-from sandbox_agent.testing.agents import mcp
+from sandbox_agent.testing import mcp
 from sandbox_agent.testing.agents.profile import Profile
 from sandbox_agent.testing.llm import LLMRequest, ScriptedLLM
 from sandbox_agent.testing.loopback import LoopbackServer
@@ -62,7 +62,7 @@ class AgentBed:
         """Return the MCP server in ACP's shape, with the transport that the agent has."""
         if self.profile.mcp == "http":
             return {"type": "http", "name": "tiny", "url": self.mcp_url, "headers": []}
-        arguments = ["-P", "-m", "sandbox_agent.testing.agents.mcp"]
+        arguments = ["-P", "-m", "sandbox_agent.testing.mcp"]
         return {"name": "tiny", "command": sys.executable, "args": arguments, "env": []}
 
     async def request_with(self, text: str) -> LLMRequest:
@@ -202,7 +202,7 @@ def _write_launcher(agent: str, data: Path, command: Sequence[str] | None, recor
         lines += [f"export {name}={shlex.quote(value)}" for name, value in launch.env.items()]
         lines += [] if launch.cwd is None else [f"cd {shlex.quote(str(launch.cwd))}"]
     if record is not None:
-        recorder = [sys.executable, "-P", "-m", "sandbox_agent.testing.agents.record"]
+        recorder = [sys.executable, "-P", "-m", "sandbox_agent.testing.record"]
         command = [*recorder, str(record), "--", *command]
     launcher = data / f"sandbox-agent/bin/agent_processes/{agent}-acp"
     launcher.parent.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Runs an agent and records its ACP traffic.
 
-``python -m sandbox_agent.testing.agents.record FILE -- COMMAND [ARGUMENT]...``
+``python -m sandbox_agent.testing.record FILE -- COMMAND [ARGUMENT]...``
 
 The file gets one JSON object a line: ``t`` (seconds since the first line), ``dir`` ("c2a" from the
 client to the agent, "a2c" from the agent to the client, "meta") and ``msg``, the message. A line that is not
@@ -99,11 +99,11 @@ def _parsed(line: bytes) -> object:
 
 def main(arguments: list[str]) -> int:
     """Run the command of the arguments, and return its exit code."""
-    file, separator, *command = arguments
-    if separator != "--" or not command:
-        sys.stderr.write("usage: python -m sandbox_agent.testing.agents.record FILE -- COMMAND...\n")
+    file, command = arguments[:1], arguments[2:]
+    if arguments[1:2] != ["--"] or not command:
+        sys.stderr.write("usage: python -m sandbox_agent.testing.record FILE -- COMMAND...\n")
         return 2
-    recorder = Recorder(Path(file), dict(os.environ))
+    recorder = Recorder(Path(file[0]), dict(os.environ))
     recorder.write("meta", {"cmd": command, "cwd": os.getcwd()})  # noqa: PTH109 - as the system has it
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
     assert child.stdin is not None
