@@ -77,6 +77,7 @@ class AgentBed:
 
     async def kill_agent(self) -> None:
         """SIGKILL all processes of the agent, and wait until the server has noticed."""
+        assert sys.platform == "linux", "the processes of an agent are found on Linux only"
         with anyio.fail_after(MOMENT):
             while True:
                 found = processes_of(self.home, tagged=True)

@@ -193,8 +193,12 @@ class ServerConversation(Conversation):
         tasks.start_soon(self._follow)
 
     async def _follow(self) -> None:
-        async for event in self._sessions.stream_events(self.id):
-            await self._on_event(event)
+        try:
+            async for event in self._sessions.stream_events(self.id):
+                await self._on_event(event)
+        except SandboxAgentError as error:
+            self._turn.error, self._turn.ended = f"the events ended: {error}", True
+            self._turn.changed()
 
     async def _on_event(self, event: UniversalEvent) -> None:
         turn, data = self._turn, event.data

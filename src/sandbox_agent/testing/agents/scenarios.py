@@ -6,6 +6,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, Unpack
@@ -13,6 +14,7 @@ from typing import Literal, TypeAlias, Unpack
 from anyio.abc import TaskGroup
 
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
+from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.testing.agents.bed import AgentBed
 from sandbox_agent.testing.agents.conversation import (
     Conversation,
@@ -95,7 +97,8 @@ class Run:
     async def close(self) -> None:
         """End the sessions."""
         while self._kept:
-            await self._kept.pop().close()
+            with suppress(SandboxAgentError):  # it may have failed already
+                await self._kept.pop().close()
 
     def file(self, name: str) -> Path:
         """Return the path of a file in the agent's working directory."""
