@@ -51,6 +51,7 @@ def results_of(output: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(result["route"], result["scenario"]): result for result in json.loads(output)["results"]}
 
 
+@pytest.mark.agents
 def test_an_agent_passes_all_scenarios_on_both_routes(shell: Shell, own_agent: Path, tmp_path: Path) -> None:
     traffic = tmp_path / "traffic.ndjson"
     done = shell.run("agents", "check", "good", "--profile", own_agent, "--record", traffic, "--json")
@@ -69,15 +70,24 @@ def test_an_agent_passes_all_scenarios_on_both_routes(shell: Shell, own_agent: P
 
 
 def test_what_changed_in_an_agent_fails_the_check_in_both_directions(shell: Shell, own_agent: Path) -> None:
-    only = ["--only", "text", "--only", "ask", "--only", "tool_rejected"]
+    only = [f"--only={name}" for name in ("text", "ask", "tool_rejected", "kill_in_turn", "log", "processes")]
     done = shell.run("agents", "check", "bold", "--profile", own_agent, *only)
     assert done.returncode == 1
     assert "! ask: no permission was requested, and the file exists" in done.stdout
     assert "! tool_rejected: no permission was requested" in done.stdout
+    assert "bold: 4 unexpected results" in done.stdout
     own_agent.write_text(PROFILE + BOLD)
     done = shell.run("agents", "check", "bold", "--profile", own_agent, *only)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ask: It never asks." in done.stdout
+    assert "bold: no unexpected results" in done.stdout
+    rows = {tuple(line.split()) for line in done.stdout.splitlines()}
+    assert {
+        ("text", "ok", "ok"),
+        ("ask", "none", "none"),
+        ("kill_in_turn", "ok", "ok"),
+        ("log", "ok"),
+    } <= rows
     done = shell.run("agents", "check", "good", "--profile", own_agent, *only)
     assert done.returncode == 1
     assert "! ask: this works now, but was expected not to: It never asks." in done.stdout

@@ -91,6 +91,6 @@ def _print_report(report: Report) -> None:
     }
     for reason, expected in reasons.items():
         click.echo(f"{' ' if expected else '!'} {printable(reason)}")
-    click.echo(
-        f"{report.agent} {report.version or ''}: {'as known' if report.is_expected else 'not as known'}"
-    )
+    name = f"{report.agent} {report.version}" if report.version else report.agent
+    unexpected = sum(not result.expected for result in report.results)
+    click.echo(f"{name}: {unexpected or 'no'} unexpected result{'' if unexpected == 1 else 's'}")

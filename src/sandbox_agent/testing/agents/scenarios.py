@@ -380,13 +380,16 @@ def _asking(run: Run) -> PermissionMode | None:
 
 
 async def _cancel(run: Run, conversation: Conversation, turn: Turn) -> None:
-    await conversation.cancel()
-    seconds = CANCEL_SECONDS * run.patience
-    in_time = await turn.end(seconds)
-    assert in_time or await turn.end(STOP_SECONDS), "the turn did not end after its cancel"
+    await _end(run, conversation, turn)
     assert turn.error is None, f"the cancelled turn ended with an error: {turn.error}"
     assert turn.cancelled, f"the turn ended with {turn.stop_reason}, not as cancelled"
-    if not in_time:
+
+
+async def _end(run: Run, conversation: Conversation, turn: Turn) -> None:
+    """Cancel a turn and wait for its end."""
+    await conversation.cancel()
+    if not await turn.end(CANCEL_SECONDS * run.patience):
+        assert await turn.end(STOP_SECONDS), "the turn did not end after its cancel"
         raise PartlyError(f"the turn did not end within {CANCEL_SECONDS:g} s of its cancel")
 
 
@@ -462,9 +465,10 @@ async def _fails_clearly(run: Run, status: int) -> None:
     conversation = await run.open()
     turn = await conversation.start(f"[[error {status}]]")
     if not await turn.end(run.bed.profile.retry_seconds):
-        await _cancel(run, conversation, turn)
-    elif "scripted error" not in f"{turn.error}{turn.text}" and str(status) not in f"{turn.error}{turn.text}":
-        raise PartlyError(f"the turn ended without the reason: {turn.error or turn.text!r}")
+        await _end(run, conversation, turn)
+    said = f"{turn.error or ''}{turn.text}"
+    if not (turn.cancelled or "scripted error" in said or str(status) in said):
+        raise PartlyError(f"the turn ended without the reason: {said!r}")
     await _goes_on(conversation)
 
 
