@@ -72,6 +72,7 @@ class Agent:
             session_id = os.urandom(6).hex()
             self.sessions[session_id] = {"model": MODELS[0], "mode": MODES[0], "messages": []}
             result = {"sessionId": session_id, "configOptions": self.options(session_id)}
+            result["_meta"] = {"env": dict(os.environ)}
         elif method == "session/load":
             session = self.sessions[session_id] = json.loads((FOLDER / session_id).read_text())
             for said in session["messages"]:

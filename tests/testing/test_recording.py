@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE
+from sandbox_agent.testing.agents import Profile, check_agent
 from sandbox_agent.testing.agents.bed import processes_of
 from sandbox_agent.testing.agents.log import log_faults
 from sandbox_agent.testing.mcp import answer
@@ -110,6 +111,25 @@ def test_processes_are_found_by_their_home(tmp_path: Path) -> None:
         for child in children:
             child.communicate(b"\n")
     assert processes_of(tmp_path) == {}
+
+
+@pytest.mark.anyio
+async def test_the_variables_of_the_user_do_not_reach_an_agent_that_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CLAUDE_CONFIG_DIR", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "the user's own")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file, agent = tmp_path / "traffic.ndjson", Path(__file__).with_name("llm_agent.py")
+    profile = Profile(env={"OPENAI_BASE_URL": "{url}/v1", "ANTHROPIC_API_KEY": "scripted-key"})
+    command = [sys.executable, str(agent), "good"]
+    report = await check_agent("claude", profile=profile, command=command, only=["text"], record=file)
+    assert [result.outcome for result in report.results] == ["ok", "ok"]
+    (env, *_) = [line["msg"]["result"]["_meta"]["env"] for line in lines_of(file) if "_meta" in str(line)]
+    assert "the user's own" not in env.values()
+    assert env["ANTHROPIC_API_KEY"] == "[redacted]"
+    assert str(tmp_path) not in env["XDG_CONFIG_HOME"]
+    assert env["HOME"] in env["XDG_CONFIG_HOME"]
 
 
 def events(*said: tuple[EventType, EventData], first: int = 1) -> list[UniversalEvent]:

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from sandbox_agent.wire.jsonrpc import members
+
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 _SECRET = re.compile(r"\b(?:sk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{12,}|(?<=[Bb]earer )[\w.~+/-]{8,}=*")
 _REDACTED = "[redacted]"
@@ -61,10 +63,10 @@ class Recorder:
             self._append({"t": round(now - self._start, 3), "dir": direction, "msg": message})
 
     def _append(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, ensure_ascii=False)
+        text = json.dumps(line)
         for secret in self._secrets:
             text = text.replace(secret, _REDACTED)
-        os.write(self._file, f"{_SECRET.sub(_REDACTED, text)}\n".encode("utf-8", "surrogatepass"))
+        os.write(self._file, f"{_SECRET.sub(_REDACTED, text)}\n".encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -73,8 +75,9 @@ class Recorder:
 
 def _start_of(path: Path) -> float | None:
     with path.open(encoding="utf-8") as file:
-        first = file.readline()
-    return float(json.loads(first)["msg"]["started"]) if first else None
+        first = _parsed(file.readline().encode())
+    started = members(members(first).get("msg")).get("started")
+    return started if isinstance(started, float) else None
 
 
 def _pump(source: IO[bytes], target: IO[bytes], recorder: Recorder, direction: str) -> None:
@@ -93,7 +96,7 @@ def _pump(source: IO[bytes], target: IO[bytes], recorder: Recorder, direction: s
 def _parsed(line: bytes) -> object:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line.decode("utf-8", "replace").rstrip("\n")
 
 
@@ -105,7 +108,11 @@ def main(arguments: list[str]) -> int:
         return 2
     recorder = Recorder(Path(file[0]), dict(os.environ))
     recorder.write("meta", {"cmd": command, "cwd": os.getcwd()})  # noqa: PTH109 - as the system has it
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+    except OSError as error:
+        sys.stderr.write(f"{command[0]} can't be started: {error.strerror}\n")
+        return 127
     assert child.stdin is not None
     assert child.stdout is not None
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -113,6 +120,7 @@ def main(arguments: list[str]) -> int:
     # It reads until the client closes its end, which may be after the agent has ended.
     threading.Thread(target=_pump, args=(sys.stdin.buffer, child.stdin, recorder, "c2a"), daemon=True).start()
     _pump(child.stdout, sys.stdout.buffer, recorder, "a2c")
+    child.stdout.close()  # an agent that still writes must not wait
     code = child.wait()
     recorder.write("meta", {"exit": code})
     return code if code >= 0 else 128 - code

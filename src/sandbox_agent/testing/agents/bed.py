@@ -69,10 +69,9 @@ class AgentBed:
         """Return the newest request to the model whose prompt has the text; wait for one if there is none."""
         with anyio.fail_after(MOMENT):
             while True:
-                found = [request for request in self.llm.requests if text in request.prompt]
-                # Agents also ask for a title of the prompt, without tools.
-                if found:
-                    return next((request for request in reversed(found) if request.tools), found[-1])
+                for request in reversed(self.llm.requests):
+                    if text in request.prompt and _aside(self.profile, request) is None:
+                        return request
                 await anyio.sleep(_POLL_SECONDS)
 
     async def kill_agent(self) -> None:
@@ -133,7 +132,8 @@ async def open_bed(
         provider = local(
             store=f"sqlite:{folder / 'server.db'}",
             log=folder / "server.log",
-            env=_environment(agent, profile, llm.url, home, data),
+            args=[f"--agent-env-deny={name}" for name in _own_variables(agent)],
+            env=_environment(profile, llm.url, home, data),
         )
         sdk = await SandboxAgent.start(sandbox=provider, persist=f"sqlite:{folder / 'sdk.db'}")
         try:
@@ -171,11 +171,14 @@ def processes_of(home: Path, *, tagged: bool = False) -> dict[int, str]:
     return found
 
 
-def _environment(agent: str, profile: Profile, url: str, home: Path, data: Path) -> dict[str, str]:
+def _own_variables(agent: str) -> tuple[str, ...]:
+    """Return the variables of the agent: the user's would lead it to other keys, endpoints and folders."""
     known = CATALOGUE.get(agent)
+    return () if known is None else (*known.credential_env, *known.env)
+
+
+def _environment(profile: Profile, url: str, home: Path, data: Path) -> dict[str, str]:
     return {
-        # The user's own keys would reach the script, or another endpoint.
-        **dict.fromkeys(() if known is None else known.credential_env, ""),
         "HOME": str(home),
         "XDG_DATA_HOME": str(data),
         "XDG_CONFIG_HOME": str(home / ".config"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -212,7 +213,8 @@ class ServerConversation(Conversation):
             self.on_request()
             turn.asked += 1
             if self.reply is not None:
-                await self._sessions.reply_permission(self.id, data.permission_id, self.reply)
+                with suppress(SandboxAgentError):  # its turn was cancelled
+                    await self._sessions.reply_permission(self.id, data.permission_id, self.reply)
         elif isinstance(data, TurnEventData) and event.type == "turn.ended":
             ending = members(data.metadata)
             turn.stop_reason = ending.get("stop_reason")
