@@ -28,6 +28,7 @@ OPENAI_API_KEY = "scripted-secret-key"
 
 [expected]
 thought_level = { outcome = "none", reason = "It has no thought levels.", seen = "no thought_level" }
+option = { outcome = "none", reason = "It has no other options.", seen = "no other option" }
 mcp_tool = { outcome = "none", reason = "It ignores MCP servers.", seen = "the model received" }
 """
 BOLD = "".join(
@@ -58,10 +59,10 @@ def test_an_agent_passes_all_scenarios_on_both_routes(shell: Shell, own_agent: P
     results = results_of(done.stdout)
     assert {key: result for key, result in results.items() if not result["expected"]} == {}
     assert done.returncode == 0
-    expected = {(route, name) for route in ("sdk", "sessions") for name in SCENARIOS}
+    expected = {(route, name) for name, scenario in SCENARIOS.items() for route in scenario.routes}
     assert results.keys() == expected | {("server", name) for name in FINAL}
     none = {key[1] for key, result in results.items() if result["outcome"] != "ok"}
-    assert none == {"thought_level", "mcp_tool"}
+    assert none == {"thought_level", "option", "mcp_tool"}
     lines = [json.loads(line) for line in traffic.read_text().splitlines()]
     assert {line["dir"] for line in lines} == {"meta", "c2a", "a2c"}
     methods = {line["msg"].get("method") for line in lines}

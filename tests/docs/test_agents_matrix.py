@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.testing.agents import SCENARIOS, profile_of
-from sandbox_agent.testing.agents.check import FINAL, ROUTES
+from sandbox_agent.testing.agents.check import FINAL
 from sandbox_agent.testing.agents.profile import known_profiles
 from tests.docs.pages import text_of
 
@@ -20,7 +20,7 @@ def table() -> list[list[str]]:
 
 
 def expected_cell(agent: str, scenario: str) -> str:
-    routes = ("server",) if scenario in FINAL else ROUTES
+    routes = ("server",) if scenario in FINAL else SCENARIOS[scenario].routes
     found = [profile_of(agent).deviation(route, scenario) for route in routes]
     outcomes = ["ok" if each is None else each.outcome for each in found]
     return outcomes[0] if len(set(outcomes)) == 1 else " / ".join(outcomes)

@@ -372,3 +372,23 @@ async def test_what_is_not_offered_is_noted(http: httpx2.AsyncClient, llm: Scrip
     assert llm.unknown == []
     assert (await http.post("/telemetry", json={})).status_code == 404
     assert llm.unknown == ["POST /telemetry"]
+
+
+async def test_the_tools_of_codex_are_found_where_it_offers_them(http: httpx2.AsyncClient) -> None:
+    def called(*tools: Object, more: Sequence[Object] = (), call: str) -> Object:
+        said = [{"type": "additional_tools", "tools": list(more)}] if more else []
+        said += [{"role": "user", "content": f'[[call {call} {{"input": "x"}}]]'}]
+        return {"model": "m", "input": said, "tools": list(tools)}
+
+    server = {"type": "namespace", "name": "mcp__tiny", "tools": [function("greet")]}
+    program = {"type": "namespace", "name": "functions", "tools": [{"type": "custom", "name": "exec"}]}
+    for body, expected in (
+        (called(server, call="greet"), {"type": "function_call", "name": "greet", "namespace": "mcp__tiny"}),
+        (
+            called(call="mcp__tiny/greet"),
+            {"type": "function_call", "name": "greet", "namespace": "mcp__tiny"},
+        ),
+        (called(more=[program], call="exec"), {"type": "custom_tool_call", "name": "exec", "input": "x"}),
+    ):
+        (*_, item) = (await RESPONSES.post(http, body, streaming=False)).json()["output"]
+        assert item | expected == item

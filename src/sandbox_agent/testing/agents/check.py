@@ -17,7 +17,7 @@ import msgspec
 from sandbox_agent.agents.info import agent_info
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.testing.agents.bed import AgentBed, open_bed, processes_of
-from sandbox_agent.testing.agents.conversation import Route
+from sandbox_agent.testing.agents.conversation import ROUTES, Route
 from sandbox_agent.testing.agents.log import check_log
 from sandbox_agent.testing.agents.profile import Outcome, Profile, profile_of
 from sandbox_agent.testing.agents.scenarios import (
@@ -28,7 +28,6 @@ from sandbox_agent.testing.agents.scenarios import (
     Scenario,
 )
 
-ROUTES: tuple[Route, ...] = ("sdk", "sessions")
 # The longest scenario: an agent that starts four times on a loaded machine.
 SCENARIO_SECONDS = 240.0
 _FAILURES = (AssertionError, MissingError, PartlyError, SandboxAgentError, TimeoutError, ValueError)
@@ -125,7 +124,8 @@ async def check_agent(
                 async with anyio.create_task_group() as tasks:
                     run = Run(bed, route, tasks, patience)
                     for scenario in chosen:
-                        add(await _run(run, scenario))
+                        if route in scenario.routes:
+                            add(await _run(run, scenario))
                     await run.close()
                     tasks.cancel_scope.cancel()
             if not only or "log" in only:

@@ -31,6 +31,9 @@ from sandbox_agent.wire.universal import (
 )
 
 Route: TypeAlias = Literal["sdk", "sessions"]
+ROUTES: tuple[Route, ...] = ("sdk", "sessions")
+Setting: TypeAlias = Literal["model", "mode", "thought_level"]
+SETTINGS: tuple[Setting, ...] = ("model", "mode", "thought_level")
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 
 # Seconds that an agent may take to start, and for a turn in which the model answers at once.
@@ -175,8 +178,17 @@ class SdkConversation(Conversation):
     async def settings(self) -> dict[str, str]:
         options = await self.session.get_config_options()
         found = {str(option.get("category")): str(option.get("currentValue")) for option in options}
-        modes = await self.session.get_modes()
-        return found if modes is None else {**found, "mode": str(modes.get("currentModeId"))}
+        if (modes := await self.session.get_modes()) is not None:
+            found["mode"] = str(modes.get("currentModeId"))
+        return {name: found[name] for name in SETTINGS if name in found}
+
+    async def other_options(self) -> dict[str, str | bool]:
+        """Return the values of the options that are neither model, mode nor thought level, by id."""
+        return {
+            str(option["id"]): option["currentValue"]
+            for option in await self.session.get_config_options()
+            if option.get("category") not in SETTINGS
+        }
 
     async def close(self) -> None:
         await self._sdk.destroy_session(self.session.id)

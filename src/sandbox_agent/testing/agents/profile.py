@@ -60,6 +60,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ``{home}`` by the agent's home folder.
         files: Files in its home folder, with the same replacements.
         write: How it writes a file, or None if that is not known: scenarios with tools are left out.
+        write_selected: The same for the model ``model``, if that has other tools.
         mcp: The transport of the MCP server that it is given.
         mcp_call: The directives that call that server's tool ``add_numbers`` with 40 and 2.
         retry_seconds: How long it may go on with a model that fails before the turn is cancelled.
@@ -67,12 +68,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         model_sent: The name of that model in requests; None for the same.
         mode: A mode to select, other than the default.
         thought_level: A thought level to select.
+        option: The id of another option, and a value to set.
         expected: Scenarios that the agent does not pass, by name, or by route and name (``sdk.model``).
     """
 
     env: dict[str, str] = {}
     files: dict[str, str] = {}
     write: ToolUse | None = None
+    write_selected: ToolUse | None = None
     mcp: Literal["stdio", "http"] = "stdio"
     mcp_call: str = '[[call add_numbers {"a": 40, "b": 2}]]'
     retry_seconds: float = 4.0
@@ -80,6 +83,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model_sent: str | None = None
     mode: str | None = None
     thought_level: str | None = None
+    option: tuple[str, str | bool] | None = None
     expected: dict[str, Deviation] = {}
 
     def deviation(self, route: str, scenario: str) -> Deviation | None:

@@ -1,4 +1,4 @@
-"""The scenarios: each is a function that fails with a sentence, and runs on both routes."""
+"""The scenarios: functions that fail with a sentence. They run through the SDK and in server sessions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, Unpack
+from typing import TypeAlias, Unpack
 
 from anyio.abc import TaskGroup
 
@@ -17,8 +17,12 @@ from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.testing.agents.bed import AgentBed
 from sandbox_agent.testing.agents.conversation import (
+    ROUTES,
+    SETTINGS,
     Conversation,
     Route,
+    SdkConversation,
+    Setting,
     Settings,
     Turn,
     open_conversation,
@@ -31,9 +35,6 @@ CANCEL_SECONDS = 2.0
 STOP_SECONDS = 25.0
 _MCP_ATTEMPTS = 5
 _SECRET = "marmalade"  # noqa: S105 - a word to remember
-
-
-Setting: TypeAlias = Literal["model", "mode", "thought_level"]
 
 
 class MissingError(Exception):
@@ -68,7 +69,6 @@ class Run:
     async def open(
         self,
         reply: PermissionReply | None = "once",
-        on_request: Callable[[], None] = lambda: None,
         *,
         fresh: bool = False,
         **settings: Unpack[Settings],
@@ -77,7 +77,6 @@ class Run:
 
         Args:
             reply: How permission requests are answered; None leaves them open.
-            on_request: Called with each permission request before it is answered.
             fresh: Create a session in any case.
             **settings: How it is created.
         """
@@ -86,7 +85,7 @@ class Run:
             self._kept.append(await open_conversation(self.bed, self.route, self.tasks, settings))
             self._settings = repr(settings)
         conversation = self._kept[0]
-        conversation.reply, conversation.on_request = reply, on_request
+        conversation.reply, conversation.on_request = reply, lambda: None
         return conversation
 
     async def open_second(self) -> Conversation:
@@ -104,11 +103,13 @@ class Run:
         """Return the path of a file in the agent's working directory."""
         return self.bed.work / f"{self.route}-{name}.txt"
 
-    def write(self, path: Path) -> str:
-        """Return a prompt with which the agent writes "hello" into a file."""
-        if self.bed.profile.write is None:
+    def write(self, path: Path, *, selected: bool = False) -> str:
+        """Return a prompt with which the agent, or its selected model, writes "hello" into a file."""
+        profile = self.bed.profile
+        tool = profile.write_selected if selected and profile.write_selected is not None else profile.write
+        if tool is None:
             raise MissingError("the profile does not say how the agent writes a file")
-        return self.bed.profile.write.directive(path, "hello")
+        return tool.directive(path, "hello")
 
 
 Function: TypeAlias = Callable[[Run], Awaitable[None]]
@@ -122,11 +123,13 @@ class Scenario:
         name: Its name.
         title: What it shows, in one line.
         run: Runs it; the exception says what is wrong.
+        routes: What can drive it.
     """
 
     name: str
     title: str
     run: Function
+    routes: tuple[Route, ...] = ROUTES
 
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -135,7 +138,9 @@ SCENARIOS: dict[str, Scenario] = {}
 def _scenario(function: Function) -> Function:
     """Add a scenario. The function's docstring is its title."""
     name = function.__name__  # type: ignore[attr-defined]
-    SCENARIOS[name] = Scenario(name, (function.__doc__ or "").strip(), function)
+    title = (function.__doc__ or "").strip()
+    routes: tuple[Route, ...] = ("sdk",) if "SDK only" in title else ROUTES
+    SCENARIOS[name] = Scenario(name, title, function, routes)
     return function
 
 
@@ -186,13 +191,7 @@ async def tool_rejected(run: Run) -> None:
 @_scenario
 async def ask(run: Run) -> None:
     """With the permission mode `ask`, nothing is written before the answer."""
-    path, written_before = run.file("asked"), list[bool]()
-    conversation = await run.open("once", lambda: written_before.append(path.exists()), permission_mode="ask")
-    turn = await conversation.prompt(run.write(path))
-    assert turn.asked, (
-        f"no permission was requested, and the file {'exists' if path.exists() else 'does not'}"
-    )
-    assert not any(written_before), "the file was written before the answer"
+    await _asks(run, await run.open(permission_mode="ask"), run.file("asked"))
 
 
 @_scenario
@@ -359,24 +358,62 @@ async def thought_level(run: Run) -> None:
 
 
 @_scenario
+async def option(run: Run) -> None:
+    """Another option is set and kept (SDK only: server sessions have no other options)."""
+    conversation = await run.open()
+    assert isinstance(conversation, SdkConversation)
+    wanted = run.bed.profile.option
+    found = await conversation.other_options()
+    if wanted is None:
+        assert not found, f"the profile names no option, but the agent has {', '.join(found)}"
+        raise MissingError("there is no other option to set")
+    config_id, value = wanted
+    assert config_id in found, f"there is no option {config_id}, only {', '.join(found)}"
+    for chosen in (value, found[config_id]):
+        await conversation.session.set_config_option(config_id, chosen)
+        await conversation.prompt("[[say option set]]")
+        now = (await conversation.other_options()).get(config_id)
+        assert now == chosen, f"the option {config_id} is {now}, not {chosen}"
+
+
+@_scenario
 async def settings_restored(run: Run) -> None:
-    """Model, mode and thought level are kept over three restores."""
-    conversation = await _with_settings(run)
+    """Model, thought level and the permission mode `ask` are kept over three restores."""
+    wanted = _wanted(run)
+    conversation = await run.open(
+        permission_mode=_asking(run),
+        model=_value(run, "model") if "model" in wanted else None,
+        thought_level=_value(run, "thought_level") if "thought_level" in wanted else None,
+    )
     await conversation.prompt("[[say before]]")
+    before = await conversation.settings()
     for kill in (run.bed.kill_agent, run.bed.kill_server, run.bed.kill_agent):
         await kill()
         await conversation.prompt("[[say restored]]")
-    wanted = _wanted(run)
-    for name in wanted:
-        await _keeps(run, conversation, name)
+    after = await conversation.settings()
+    assert after == before, f"the settings were {before}, and are {after}"
     if "model" in wanted:
         await _uses_model(run, conversation, "[[say the same model]]")
+    if _asking(run) is not None and run.bed.profile.write is not None:
+        await _asks(run, conversation, run.file("restored"), selected="model" in wanted)
 
 
 def _asking(run: Run) -> PermissionMode | None:
     """Return the permission mode `ask`, or None for an agent that has none."""
     deviation = run.bed.profile.deviation(run.route, "ask")
     return None if deviation is not None and deviation.outcome == "none" else "ask"
+
+
+async def _asks(run: Run, conversation: Conversation, path: Path, *, selected: bool = False) -> None:
+    def exists() -> bool:
+        return path.exists()
+
+    written_before: list[bool] = []
+    conversation.on_request = lambda: written_before.append(exists())
+    turn = await conversation.prompt(run.write(path, selected=selected))
+    assert turn.asked, f"no permission was requested, and the file {'exists' if exists() else 'does not'}"
+    assert not any(written_before), "the file was written before the answer"
+    assert exists(), "the file was not written after the answer"
 
 
 async def _cancel(run: Run, conversation: Conversation, turn: Turn) -> None:
@@ -415,25 +452,22 @@ async def _remembers(run: Run, conversation: Conversation, what: str) -> None:
 def _wanted(run: Run) -> list[Setting]:
     """Return the settings that the agent can have at the same time."""
     profile = run.bed.profile
-    names: tuple[Setting, ...] = ("model", "mode", "thought_level")
-    return [name for name in names if _value(run, name) and profile.deviation(run.route, name) is None]
+    return [name for name in SETTINGS if _value(run, name) and profile.deviation(run.route, name) is None]
 
 
-async def _with_settings(run: Run, name: Setting | None = None) -> Conversation:
+async def _with_settings(run: Run, name: Setting) -> Conversation:
     """Return a session with the settings that the agent can have, and that one.
 
     Raises:
         MissingError: The agent has no such setting.
     """
     wanted = _wanted(run)
-    if name is not None and name not in wanted:
+    if name not in wanted:
         if _value(run, name) is None:
             found = await (await run.open()).settings()
             assert name not in found, f"the profile names no {name}, but the agent has {found.get(name)}"
             raise MissingError(f"there is no {name} to select")
         wanted = [name]
-    if not wanted:
-        raise MissingError("there is nothing to select")
     return await run.open(
         model=_value(run, "model") if "model" in wanted else None,
         mode=_value(run, "mode") if "mode" in wanted else None,

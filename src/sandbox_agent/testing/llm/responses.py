@@ -48,10 +48,13 @@ def read(body: Object, path: str) -> LLMRequest:
 def _tools(body: Object) -> dict[str, Object]:
     """Return the tools by name: of a namespace, such as an MCP server's, those that are in it."""
     found: dict[str, Object] = {}
-    for tool in objects(body.get("tools")):
+    # Codex offers those of newer models in an item of the input.
+    more = [item for item in objects(body.get("input")) if item.get("type") == "additional_tools"]
+    for tool in [tool for place in (body, *more) for tool in objects(place.get("tools"))]:
         if tool.get("type") == "namespace":
             found |= {
-                str(each.get("name")): {"namespace": tool.get("name")} for each in objects(tool.get("tools"))
+                str(each.get("name")): {**each, "namespace": tool.get("name")}
+                for each in objects(tool.get("tools"))
             }
         else:
             found[str(tool.get("name") or tool.get("type"))] = tool
