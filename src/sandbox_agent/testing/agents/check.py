@@ -170,7 +170,8 @@ def _judge(profile: Profile, scenario: str, route: str, failure: Exception | Non
         seen = "none"
     elif isinstance(failure, PartlyError):
         seen = "partly"
-    text = None if failure is None else str(failure) or "it did not end in time"
+    # pytest adds lines to an assertion.
+    text = None if failure is None else str(failure).partition("\n")[0] or "it did not end in time"
     deviation = profile.deviation(route, scenario)
     outcome, reason, expected = seen, text, seen == "ok"
     if deviation is not None:

@@ -386,11 +386,11 @@ async def settings_restored(run: Run) -> None:
         thought_level=_value(run, "thought_level") if "thought_level" in wanted else None,
     )
     await conversation.prompt("[[say before]]")
-    before = await conversation.settings()
+    before = await _known_settings(run, conversation)
     for kill in (run.bed.kill_agent, run.bed.kill_server, run.bed.kill_agent):
         await kill()
         await conversation.prompt("[[say restored]]")
-    after = await conversation.settings()
+    after = await _known_settings(run, conversation)
     assert after == before, f"the settings were {before}, and are {after}"
     if "model" in wanted:
         await _uses_model(run, conversation, "[[say the same model]]")
@@ -453,6 +453,14 @@ def _wanted(run: Run) -> list[Setting]:
     """Return the settings that the agent can have at the same time."""
     profile = run.bed.profile
     return [name for name in SETTINGS if _value(run, name) and profile.deviation(run.route, name) is None]
+
+
+async def _known_settings(run: Run, conversation: Conversation) -> dict[str, str]:
+    """Return the settings, without those that the agent does not report as it should."""
+    found = await conversation.settings()
+    return {
+        name: value for name, value in found.items() if run.bed.profile.deviation(run.route, name) is None
+    }
 
 
 async def _with_settings(run: Run, name: Setting) -> Conversation:
