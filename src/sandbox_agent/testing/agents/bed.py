@@ -65,13 +65,17 @@ class AgentBed:
         arguments = ["-P", "-m", "sandbox_agent.testing.mcp"]
         return {"name": "tiny", "command": sys.executable, "args": arguments, "env": []}
 
-    async def request_with(self, text: str) -> LLMRequest:
-        """Return the newest request to the model whose prompt has the text; wait for one if there is none."""
+    async def requests_with(self, text: str) -> list[LLMRequest]:
+        """Return the requests to the model whose prompt has the text; wait until there is one.
+
+        One of them may be for a title of the prompt.
+        """
         with anyio.fail_after(MOMENT):
             while True:
-                for request in reversed(self.llm.requests):
-                    if text in request.prompt and _aside(self.profile, request) is None:
-                        return request
+                found = [each for each in self.llm.requests if text in each.prompt]
+                found = [each for each in found if _aside(self.profile, each) is None]
+                if found:
+                    return found
                 await anyio.sleep(_POLL_SECONDS)
 
     async def kill_agent(self) -> None:
