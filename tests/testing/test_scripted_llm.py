@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple
@@ -392,3 +393,18 @@ async def test_the_tools_of_codex_are_found_where_it_offers_them(http: httpx2.As
     ):
         (*_, item) = (await RESPONSES.post(http, body, streaming=False)).json()["output"]
         assert item | expected == item
+
+
+async def test_a_body_may_be_compressed_and_is_refused_if_it_is_not_json(
+    http: httpx2.AsyncClient, llm: ScriptedLLM
+) -> None:
+    headers = {"content-encoding": "gzip"}
+    body = gzip.compress(json.dumps(chat_body("[[say small]]", [])).encode())
+    response = await http.post(CHAT.path, content=body, headers=headers)
+    assert chat_read(response.json()).text == "small"
+    for content in (b"{", b"\x1f\x8b"):
+        response = await http.post(CHAT.path, content=content, headers=headers)
+        assert response.status_code == 400
+    response = await http.post(CHAT.path, content=b"{")
+    assert "the body is not JSON" in response.json()["error"]["message"]
+    assert len(llm.requests) == 1

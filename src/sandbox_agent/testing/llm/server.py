@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ from sandbox_agent.testing.llm import anthropic, chat, gemini, responses
 from sandbox_agent.testing.llm.request import LLMRequest, Object
 from sandbox_agent.testing.llm.script import Pause, Reply, reply_to
 from sandbox_agent.testing.loopback import LoopbackServer
+from sandbox_agent.wire.jsonrpc import members
 
 Script = Callable[[LLMRequest], "Reply | str | Awaitable[Reply | str | None] | None"]
 
@@ -78,7 +80,14 @@ class ScriptedLLM(LoopbackServer):
         if request.method != "POST" or api is None:
             self.unknown.append(f"{request.method} {path}")
             return JSONResponse({"error": {"type": "not_found_error", "message": path}}, 404)
-        return await self._reply(request, api, json.loads(await request.body()))
+        body = await request.body()
+        try:
+            if request.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            document = json.loads(body)
+        except (ValueError, OSError, EOFError) as error:
+            return JSONResponse(api.error(400, f"the body is not JSON: {error}"), 400)
+        return await self._reply(request, api, members(document))
 
     async def _reply(self, http: Request, api: _Api, body: Object) -> Response:
         request = api.read(body, http.url.path)
