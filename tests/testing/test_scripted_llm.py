@@ -408,3 +408,25 @@ async def test_a_body_may_be_compressed_and_is_refused_if_it_is_not_json(
     response = await http.post(CHAT.path, content=b"{")
     assert "the body is not JSON" in response.json()["error"]["message"]
     assert len(llm.requests) == 1
+
+
+@each_api
+@pytest.mark.parametrize("prompt", ["[[call write_file {nonsense}]]", "[[slow down]]", "[[error ?]]"])
+async def test_an_invalid_directive_is_refused_with_the_reason(
+    http: httpx2.AsyncClient, api: Api, prompt: str
+) -> None:
+    response = await api.post(http, api.body(prompt, TOOLS), streaming=True)
+    assert response.status_code == 400
+    assert "invalid directive: " in response.json()["error"]["message"]
+
+
+async def test_the_server_ends_properly_when_its_program_is_cancelled() -> None:
+    llm = ScriptedLLM()
+    with anyio.fail_after(SECONDS), anyio.CancelScope() as scope:
+        async with llm, httpx2.AsyncClient(base_url=llm.url) as http:
+            await ask(http, CHAT, CHAT.body("hello", []), streaming=True)
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert len(llm.requests) == 1
+    with pytest.raises(OSError, match="connect"):
+        await anyio.connect_tcp("127.0.0.1", int(llm.url.rpartition(":")[2]))

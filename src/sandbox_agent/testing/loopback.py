@@ -53,11 +53,16 @@ class LoopbackServer:
 
     async def __aenter__(self) -> Self:
         self.stopped = anyio.Event()
-        self._tasks = await anyio.create_task_group().__aenter__()
         listener = self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._tasks.start_soon(self._server.serve, [listener])
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._tasks.start_soon(self._serve, listener)
         return self
+
+    async def _serve(self, listener: socket.socket) -> None:
+        # Without its own shutdown, uvicorn leaves connections open. It is bounded by _STOP_SECONDS.
+        with anyio.CancelScope(shield=True):
+            await self._server.serve([listener])
 
     async def __aexit__(
         self,

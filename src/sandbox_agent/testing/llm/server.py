@@ -93,7 +93,10 @@ class ScriptedLLM(LoopbackServer):
         request = api.read(body, http.url.path)
         self.requests.append(request)
         number = len(self.requests)
-        reply = await self._decide(request)
+        try:
+            reply = await self._decide(request)
+        except ValueError as error:
+            return JSONResponse(api.error(400, f"there is no reply: invalid directive: {error}"), 400)
         if reply.hang or (reply.stall and not request.streaming):
             await self.wait_disconnected(http)
             return Response(status_code=499)
