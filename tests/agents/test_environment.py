@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sandbox_agent.agents.catalogue import CATALOGUE
@@ -78,7 +80,8 @@ def test_an_agent_inherits_the_keys_and_addresses_that_the_catalogue_names(
 @pytest.mark.parametrize("agent", CATALOGUE)
 def test_every_key_of_the_catalogue_arrives(monkeypatch: pytest.MonkeyPatch, agent: str) -> None:
     keys = dict.fromkeys(CATALOGUE[agent].credential_env, "key")
-    assert variables(monkeypatch, keys, agent=agent, policy="strict") == keys
+    found = variables(monkeypatch, keys, agent=agent, policy="strict")
+    assert found == {**CATALOGUE[agent].defaults, **keys}
 
 
 @pytest.mark.parametrize("policy", ["default", "strict"])
@@ -140,3 +143,15 @@ def test_another_user_has_its_own_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_are_not_shown() -> None:
     assert "12345" not in repr(AgentEnvironment(token="12345", store_secrets=("12345",)))
+
+
+def test_an_agent_gets_the_defaults_of_its_entry_unless_the_environment_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (name,) = CATALOGUE["opencode"].defaults
+    assert name == "OPENCODE_CONFIG_CONTENT"
+    mode = json.loads(variables(monkeypatch, NEEDED, agent="opencode")[name])["agent"]["ask"]
+    assert mode["permission"] == {"edit": "ask", "bash": "ask", "webfetch": "ask"}
+    own = variables(monkeypatch, NEEDED, {name: "{}"}, agent="opencode", policy="strict")
+    assert own[name] == "{}"
+    assert name not in variables(monkeypatch, NEEDED, agent="claude")

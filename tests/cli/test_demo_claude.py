@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
+from sandbox_agent.testing.llm import ScriptedLLM
 from tests.cli.conftest import Shell
-from tests.support.fake_llm import FakeLlm
 from tests.support.npm import CLAUDE_AGENT, npm_or_skip
 from tests.support.servers import put_launcher
 
@@ -27,7 +28,7 @@ def test_the_demo_runs_on_claude_code(shell: Shell, entry: Path, tmp_path: Path)
     put_launcher(tmp_path / "data", "claude", ["node", str(entry)])
     home = tmp_path / "home"
     home.mkdir()
-    with FakeLlm() as llm:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(ScriptedLLM()) as llm:
         env = {
             "HOME": str(home),
             "CLAUDE_CONFIG_DIR": str(home / ".claude"),
@@ -44,8 +45,8 @@ def test_the_demo_runs_on_claude_code(shell: Shell, entry: Path, tmp_path: Path)
         }
         done = shell.run("demo", "--agent", "claude", "--folder", tmp_path / "demo", env=env)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "very first thing" in llm.said[-1].text
-        assert "Create the file hello.txt" in llm.said[-1].text, "the history was not given again"
+        assert "very first thing" in llm.requests[-1].text
+        assert "Create the file hello.txt" in llm.requests[-1].text, "the history was not given again"
     counts = re.findall(r"^(?:sent|stored|seen) +(\d+) ", done.stdout, flags=re.MULTILINE)
     assert len(counts) == 3
     assert len(set(counts)) == 1

@@ -57,6 +57,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_license(wheel: Path) -> N
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     assert modules <= set(names)
     assert {"sandbox_agent/py.typed", "sandbox_agent/agents/catalogue.toml"} <= set(names)
+    assert "sandbox_agent/testing/agents/profiles.toml" in names
     locks = {f"{name}.json" for name in ("claude", "codex", "pi")} | {"hermes.txt", "deepagents.txt"}
     assert {f"sandbox_agent/agents/install/locks/{lock}" for lock in locks} <= set(names)
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]

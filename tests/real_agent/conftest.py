@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from sandbox_agent.testing.llm import ScriptedLLM
 from tests.interop.leftovers import Leftovers
-from tests.support.fake_llm import FakeLlm
 from tests.support.npm import CLAUDE_AGENT, npm_or_skip
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
@@ -28,7 +28,7 @@ class ClaudeServer:
     """
 
     process: ServerProcess
-    llm: FakeLlm
+    llm: ScriptedLLM
     work: Path
     leftovers: Leftovers
 
@@ -45,14 +45,14 @@ def claude_entry() -> Path:
 
 
 @pytest.fixture
-def claude(claude_entry: Path, tmp_path: Path) -> Generator[ClaudeServer]:
+async def claude(claude_entry: Path, tmp_path: Path) -> AsyncGenerator[ClaudeServer]:
     """A server, a model and a folder of the test's own."""
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
     put_launcher(tmp_path / "data", "claude", ["node", str(claude_entry)])
     leftovers = Leftovers()
-    with FakeLlm() as llm:
+    async with ScriptedLLM() as llm:
         env = {
             **leftovers.env,
             "HOME": str(home),
@@ -75,4 +75,4 @@ def claude(claude_entry: Path, tmp_path: Path) -> Generator[ClaudeServer]:
         with our_server(tmp_path, "--store", f"sqlite:{tmp_path}/server.db", env=env) as process:
             yield ClaudeServer(process, llm, work, leftovers)
         assert not leftovers.find(), "processes outlived the server"
-        assert llm.strays == []
+        assert llm.unknown == []

@@ -27,8 +27,8 @@ from sandbox_agent import (
     ToolCallUpdate,
     UnsupportedSessionValueError,
 )
+from sandbox_agent.testing.llm import STALLED_TEXT
 from tests.real_agent.conftest import ClaudeServer
-from tests.support.fake_llm import HANGING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.agents]
 
@@ -76,7 +76,7 @@ async def test_claude_says_the_models_text_when_it_is_prompted(claude: ClaudeSer
         assert spoken(streamed, AgentMessageChunk) == "It is empty, as a new folder is. 👋"
         stored = await history(sdk, session)
         assert [event.id for event in stored[-len(streamed) :]] == [event.id for event in streamed]
-        assert len(claude.llm.said) == 1
+        assert len(claude.llm.requests) == 1
     await claude.leftovers.gone("claude-agent-acp", "claude-agent-sdk")
 
 
@@ -118,11 +118,11 @@ async def test_claude_writes_a_file_only_when_it_may(
 async def test_claude_goes_on_when_a_turn_was_cancelled(claude: ClaudeServer, tmp_path: Path) -> None:
     async with connected(claude, tmp_path / "sdk.db") as sdk:
         session = await sdk.create_session(agent="claude", cwd=str(claude.work))
-        turn = session.stream("[[hang]]")
+        turn = session.stream("[[stall]]")
         text = ""
         async for event in turn:
             text += spoken([event], AgentMessageChunk)
-            if text == HANGING:
+            if text == STALLED_TEXT:
                 await session.cancel()
         assert turn.response is not None
         assert turn.response.stop_reason in {"cancelled", "end_turn"}
@@ -140,7 +140,7 @@ async def test_claude_uses_the_settings_when_they_are_changed(claude: ClaudeServ
         await session.set_thought_level("low")
         await session.set_mode("plan")
         await session.prompt("[[say two]]")
-        first, second = claude.llm.said
+        first, second = claude.llm.requests
         assert "haiku" in first.model
         assert "sonnet" in second.model
         assert second.effort == "low"
@@ -160,9 +160,9 @@ async def test_claude_uses_the_settings_when_they_are_changed(claude: ClaudeServ
 async def hang_and_kill(session: Session, claude: ClaudeServer) -> None:
     """Prompt, and once the answer has begun SIGKILL the server and start it again."""
     text = ""
-    async for event in session.stream("[[hang]]"):
+    async for event in session.stream("[[stall]]"):
         text += spoken([event], AgentMessageChunk)
-        if text == HANGING:
+        if text == STALLED_TEXT:
             await anyio.to_thread.run_sync(claude.process.kill)
             await claude.leftovers.gone()  # nothing outlives the server, killed or not
             await anyio.to_thread.run_sync(claude.process.start)
@@ -185,17 +185,17 @@ async def test_claude_knows_the_history_when_the_server_was_killed_in_a_turn(
     if forgotten:  # as in a new sandbox
         shutil.rmtree(tmp_path / "home/.claude/projects")
 
-    heard = len(claude.llm.said)
+    heard = len(claude.llm.requests)
     async with connected(claude, tmp_path / "sdk.db") as sdk:
         session = await sdk.resume_session(session_id)
         assert (session.agent_session_id != first_agent_session) is forgotten
         response = await session.prompt("What was the word? [[say You said it before.]]")
         assert response.stop_reason == "end_turn"
-        (said,) = claude.llm.said[heard:]
+        (said,) = claude.llm.requests[heard:]
         assert "The secret word is marmalade." in said.text
         assert "I will remember marmalade." in said.text
         assert "recipe.txt" in said.text
-        assert HANGING in said.text
+        assert STALLED_TEXT in said.text
         assert "sonnet" in said.model
         events = await history(sdk, session)
         (restored,) = [event.update for event in events if isinstance(event.update, SessionRestored)]
@@ -205,5 +205,5 @@ async def test_claude_knows_the_history_when_the_server_was_killed_in_a_turn(
         assert restored.verified is (None if forgotten else False)
         assert restored.replayed > 0
         assert restored.left_out == 0
-        assert spoken(events, AgentMessageChunk).endswith(f"{HANGING}You said it before.")
+        assert spoken(events, AgentMessageChunk).endswith(f"{STALLED_TEXT}You said it before.")
     await claude.leftovers.gone("claude-agent-acp", "claude-agent-sdk")

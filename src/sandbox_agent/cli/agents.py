@@ -1,4 +1,4 @@
-"""``sandbox-agent agents``: list, install, update and uninstall the agents of this machine."""
+"""``sandbox-agent agents``: list, install, update, uninstall and check the agents of this machine."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from sandbox_agent.agents.install.installer import (
     update,
 )
 from sandbox_agent.agents.launch import agent_ids, resolve
+from sandbox_agent.cli.agents_check import check
 from sandbox_agent.cli.output import print_table, printable
 from sandbox_agent.cli.user_agents import with_user_agents
 from sandbox_agent.errors import (
@@ -42,7 +43,10 @@ _SOURCES = {"launcher": "launcher", "path": "on PATH", "builtin": "built in"}
 
 @click.group()
 def agents() -> None:
-    """List, install, update and uninstall the agents of this machine."""
+    """List, install, update, uninstall and check the agents of this machine."""
+
+
+agents.add_command(check)
 
 
 @agents.command("list")

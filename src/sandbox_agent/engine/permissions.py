@@ -58,6 +58,7 @@ _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "hermes": _modes("default", "accept_edits", "dont_ask", "default", "default"),
     "kimi": _modes("default", "default", "yolo", "plan", "default"),
     "mock": _modes("default", "acceptEdits", "", "plan", "default"),
+    "opencode": _modes("ask", "ask", "", "plan", "ask"),
     "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }
 _NEVER_ASK = frozenset({"pi"})
