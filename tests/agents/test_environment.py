@@ -69,11 +69,15 @@ def test_an_agent_inherits_the_keys_and_addresses_that_the_catalogue_names(
     }
 
     def inherited(agent: str) -> str:
-        return "".join(variables(monkeypatch, keys, agent=agent, policy="strict").values())
+        found = variables(monkeypatch, keys, agent=agent, policy="strict")
+        return "".join(value for name, value in found.items() if name in keys)
 
     assert inherited("claude") == "123"
     assert inherited("codex") == "45"
     assert inherited("gemini") == "6"
+    trust = "GEMINI_CLI_TRUST_WORKSPACE"
+    assert variables(monkeypatch, agent="gemini")[trust] == "true"
+    assert variables(monkeypatch, {trust: "false"}, agent="gemini")[trust] == "false"
     assert inherited("not-in-the-catalogue") == inherited("mock") == ""
 
 
