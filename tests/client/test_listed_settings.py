@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 
@@ -132,3 +133,17 @@ async def test_sessions_of_the_server_set_them_too(
         modes = (await http.get("/v1/agents/gemini/modes")).json()
     assert [model["id"] for model in models["models"]] == ["m1", "m2"]
     assert [mode["id"] for mode in modes["modes"]] == ["default", "plan", "yolo"]
+
+
+async def test_a_session_of_the_server_shows_a_model_that_the_agent_took_and_does_not_report(
+    sdk: SandboxAgent, log: Path
+) -> None:
+    await sdk.sessions.create("s", agent="silent", model="m2")
+    assert (await sdk.sessions.get("s")).model == "m2"
+    os.kill(starts(log)[-1], signal.SIGKILL)
+    while (await sdk.list_acp_servers()) != []:
+        await anyio.lowlevel.checkpoint()
+    async for _ in sdk.sessions.stream_turn("s", "go"):
+        pass
+    assert prompts(log) == ["m2 default False"]
+    assert (await sdk.sessions.get("s")).model == "m2"

@@ -431,7 +431,8 @@ async def _set_up(
         session,
         native_session_id=client.native_id,
         agent_mode=settings.current(MODE) or "",
-        model=settings.current(MODEL),
+        # An agent that lists no models may have taken the chosen one.
+        model=settings.current(MODEL) or chosen.model,
         variant=settings.current(VARIANT),
         settings=stored_settings(
             request,
