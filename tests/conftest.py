@@ -22,6 +22,7 @@ __all__ = [
     "postgres_dsn",
     "pytest_collection_finish",
     "pytest_configure",
+    "pytest_itemcollected",
     "pytest_make_collect_report",
     "pytest_runtest_makereport",
     "pytest_runtest_teardown",
@@ -37,6 +38,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 def pytest_configure() -> None:
     restore_signals()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Move the parameters that ``soak_with`` names to the group soak."""
+    parameters = item.name.partition("[")[2].rstrip("]").split("-")
+    if any(name in parameters for mark in item.iter_markers("soak_with") for name in mark.args):
+        item.add_marker(pytest.mark.soak)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -59,6 +59,7 @@ async def hanging(request: pytest.FixtureRequest, database: Database) -> AsyncGe
         )
 
 
+@pytest.mark.soak_with("redis")
 async def test_a_store_that_hangs_is_reported_and_nothing_is_lost(tmp_path: Path, hanging: Hanging) -> None:
     server = our_server(tmp_path, env={"SANDBOX_AGENT_STORE": hanging.url})
     await anyio.to_thread.run_sync(server.start)
@@ -112,6 +113,7 @@ async def _hang_and_recover(server: ServerProcess, hanging: Hanging) -> None:
         assert await Chat(client, "busy").events() == events
 
 
+@pytest.mark.soak_with("redis")
 async def test_a_server_ends_in_time_while_its_store_hangs_and_names_what_is_lost(
     tmp_path: Path, hanging: Hanging
 ) -> None:

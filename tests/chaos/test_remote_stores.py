@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 SECONDS = 90
 
 
+@pytest.mark.soak_with("redis")
 async def test_a_database_that_is_killed_and_started_again_loses_nothing(
     tmp_path: Path, database: Database
 ) -> None:

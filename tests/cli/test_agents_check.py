@@ -70,6 +70,7 @@ def test_an_agent_passes_all_scenarios_on_both_routes(shell: Shell, own_agent: P
     assert "scripted-secret-key" not in traffic.read_text()
 
 
+@pytest.mark.agents
 def test_what_changed_in_an_agent_fails_the_check_in_both_directions(shell: Shell, own_agent: Path) -> None:
     only = [f"--only={name}" for name in ("text", "ask", "tool_rejected", "kill_in_turn", "log", "processes")]
     done = shell.run("agents", "check", "bold", "--profile", own_agent, *only)

@@ -114,6 +114,7 @@ def test_health_is_answered_while_all_kinds_of_hostile_clients_come_at_once(tmp_
     assert statistics.median(load.p99_busy for load in loads) <= MOST_MS
 
 
+@pytest.mark.soak
 @pytest.mark.loops
 def test_one_hostile_client_does_not_delay_others(tmp_path: Path) -> None:
     with _pinned_server(tmp_path) as server:

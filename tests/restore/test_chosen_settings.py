@@ -55,6 +55,7 @@ async def end_agents(stack: Stack) -> None:
         await stack.bridge.delete(connection.server_id)
 
 
+@pytest.mark.soak_with("hangs")
 @pytest.mark.parametrize("habit", HABITS)
 async def test_a_server_session_is_never_prompted_in_settings_that_were_not_chosen(
     habit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

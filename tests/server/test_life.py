@@ -138,7 +138,12 @@ async def test_running_out_of_descriptors_refuses_agents_and_harms_nobody(tmp_pa
             assert server.stop() == 0
 
 
-async def test_the_list_of_agents_can_ask_them_for_their_options(server: ServerProcess) -> None:
+async def test_the_list_of_agents_can_ask_them_for_their_options(tmp_path: Path) -> None:
+    with our_server(tmp_path) as server:  # the shared one has agents that do not answer
+        await _ask_agents_for_their_options(server)
+
+
+async def _ask_agents_for_their_options(server: ServerProcess) -> None:
     async with talk(server, open_=False) as talking:
         plain = (await talking.client.get("/v1/agents/mock")).json()
         assert plain["installed"] is True

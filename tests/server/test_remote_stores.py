@@ -34,6 +34,7 @@ def server_of(folder: Path, database: Database, *options: str) -> ServerProcess:
 
 
 @pytest.mark.loops
+@pytest.mark.soak_with("redis")
 async def test_sessions_are_whole_however_often_the_server_is_killed(
     tmp_path: Path, database: Database
 ) -> None:
@@ -101,6 +102,7 @@ async def test_servers_of_other_namespaces_see_nothing_of_each_other(
             assert user_texts(await Chat(client, "same").events()) == ["echo beta"]
 
 
+@pytest.mark.soak_with("redis")
 async def test_second_server_of_a_namespace_is_refused_until_the_first_has_ended(
     tmp_path: Path, database: Database
 ) -> None:

@@ -114,8 +114,8 @@ class JailProvider(LocalProvider):
     """Starts sandbox-agent servers in jails on this machine. Created by ``jail``."""
 
     name = "jail"
-    default_cwd = WORKSPACE
-    _ends_by_lifeline = True
+    default_cwd: str | None = WORKSPACE
+    _ends_by_lifeline: bool = True
 
     def __init__(
         self,

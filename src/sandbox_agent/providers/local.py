@@ -43,7 +43,7 @@ class LocalProvider(SandboxProvider):
     """Starts sandbox-agent servers on this machine. Created by ``local``."""
 
     name = "local"
-    _ends_by_lifeline = False
+    _ends_by_lifeline: bool = False
 
     def __init__(
         self,
