@@ -14,6 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from sandbox_agent import (
+    AgentProcessExitedError,
     ConflictError,
     InvalidRequestError,
     SandboxAgent,
@@ -120,6 +121,18 @@ async def test_another_process_has_to_pass_the_values_before_an_agent_can_start(
         assert [each.agent for each in await sdk.list_acp_servers()] == ["mock"]
         await handed.prompt("echo hello")
     await driver.close()
+
+
+async def test_an_agent_that_ends_at_its_start_is_not_started_without_its_variables(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    mock = shlex.join([sys.executable, "-P", "-m", "sandbox_agent.agents.mock"])
+    put_launcher(tmp_path / "data", "codex", ["sh", "-c", f'[ -z "$BAD" ] || exit 1; exec {mock}'])
+    async with SandboxAgent.connect(base_url=server.url) as sdk:
+        for _ in range(6):
+            with pytest.raises(AgentProcessExitedError):
+                await sdk.create_session(agent="codex", env={"BAD": "1"})
+        assert await sdk.create_session(agent="codex", env={"GOOD": "1"})
 
 
 async def test_variables_are_checked(server: ServerProcess) -> None:

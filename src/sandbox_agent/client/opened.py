@@ -96,12 +96,14 @@ class OpenedConnection(Connection):
 
     async def _initialize(self, sent: PendingRequest) -> bytes:
         self._pending[sent.outgoing.id] = sent
-        params = initialize_params("sandbox-agent-sdk", answers_questions=self.answers_questions)
-        sent.body = body = request(sent.outgoing.id, "initialize", params)
+        initialize = initialize_params("sandbox-agent-sdk", answers_questions=self.answers_questions)
+        sent.body = body = request(sent.outgoing.id, "initialize", initialize)
         deadline = time.monotonic() + self._delivery.response_timeout
         while True:
             try:
-                answer = await self._delivery.request(body, sent.future, params={"agent": self.agent})
+                # An agent with variables runs already. If it has ended, it must not start without them.
+                params = {} if self._env else {"agent": self.agent}
+                answer = await self._delivery.request(body, sent.future, params=params)
                 break
             except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
                 raise self._not_started(describe(error)) from error
