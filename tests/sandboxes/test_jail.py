@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
-from sandbox_agent import JailProvider, Mount, SandboxAgent, SandboxDestroyedError, Session, jail
+from sandbox_agent import (
+    JailProvider,
+    Mount,
+    SandboxAgent,
+    SandboxAgentError,
+    SandboxDestroyedError,
+    Session,
+    jail,
+)
 from sandbox_agent.wire.acp import AgentMessageChunk, TextContent
 from tests.interop.leftovers import Leftovers
 from tests.support import shell_agent
@@ -132,6 +141,78 @@ async def test_an_environment_in_the_workspace_is_read_only(
         assert (await shell.run(f"ls {name}/bin/python >/dev/null; touch {name}/x")).endswith("[1]")
 
 
+async def test_a_program_deep_in_the_workspace_cannot_be_replaced(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = host / "work" / "project" / "node" / "bin" / "node"
+    (node.parents[1] / "include" / "node").mkdir(parents=True)
+    node.parent.mkdir()
+    node.write_text("good")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{node.parent}:{os.environ['PATH']}")
+    (host / "link").symlink_to(host / "work")
+    mounts = [Mount(host / "link", "/data", writable=True)]
+    async with jailed(workspace=host / "link", mounts=mounts) as shell:
+        for folder in ("/workspace", "/data"):
+            assert not (await shell.run(f"mv {folder}/project {folder}/old")).endswith("[0]")
+            assert not (await shell.run(f"rm -rf {folder}/project")).endswith("[0]")
+            assert not (await shell.run(f"echo bad > {folder}/project/node/bin/node")).endswith("[0]")
+        assert await shell.run("echo new > /workspace/project/file") == "[0]"
+    assert node.read_text() == "good"
+    assert (host / "work" / "project" / "file").read_text() == "new\n"
+
+
+async def test_a_program_of_node_in_the_home_does_not_show_the_home(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = host / "host-home" / "bin" / "node"
+    node.parent.mkdir()
+    node.write_text("#!/bin/sh\necho node\n")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{node.parent}:{os.environ['PATH']}")
+    async with jailed() as shell:
+        assert await shell.run("node") == "node\n[0]"
+        assert SECRET not in await shell.run(f"cat {host}/host-home/.ssh/id")
+
+
+async def test_an_environment_that_has_the_home_is_refused(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(host))
+    with pytest.raises(SandboxAgentError, match="has your home: use a virtual environment"):
+        await jail(log="silent").create()
+    assert not folders()
+
+
+async def test_what_an_agent_leaves_in_its_home_is_deleted() -> None:
+    code = "import os; [(os.mkdir('d'), os.chdir('d')) for _ in range(1500)]"
+    async with jailed() as shell:
+        assert await shell.run(f'cd ~ && {sys.executable} -c "{code}"') == "[0]"
+        assert await shell.run("mkdir -p ~/mod/x && touch ~/mod/x/f && chmod -R a-w ~/mod") == "[0]"
+    assert not folders()
+
+
+async def test_a_socket_that_an_agent_puts_in_its_place_is_not_used() -> None:
+    async with jailed(network=False) as shell:
+        with socket.socket(socket.AF_UNIX) as listener:
+            short = Path(tempfile.gettempdir()) / "s"
+            listener.bind(str(short))
+            listener.listen()
+            listener.setblocking(False)
+            socket_path = "/run/sandbox-agent/server.sock"
+            assert (
+                await shell.run(f"mv {socket_path} {socket_path}.old; ln -s {short} {socket_path}") == "[0]"
+            )
+            provider = shell.sdk.sandbox
+            assert provider is not None
+            raw_id = str(shell.sdk.sandbox_id).removeprefix("jail/")
+            transport = await provider.get_transport(raw_id)
+            async with httpx2.AsyncClient(transport=transport) as client:
+                with pytest.raises(httpx2.ConnectError, match="is not its server"):
+                    await client.get("http://sandbox/v1/health", headers={"Authorization": "Bearer secret"})
+            assert await shell.run(f"mv {socket_path}.old {socket_path}") == "[0]"
+
+
 async def test_mounts_are_read_only_unless_they_say_otherwise(host: Path) -> None:
     for name in ("read", "write"):
         (host / name).mkdir()
@@ -192,7 +273,7 @@ async def test_a_jail_without_a_network_reaches_nothing(*, network: bool) -> Non
             assert network or devices == {"lo"}
 
 
-async def test_an_agent_cannot_end_the_server() -> None:
+async def test_an_agent_cannot_kill_or_stop_the_server() -> None:
     async with jailed() as shell:
         await shell.run("kill -9 1; kill -STOP 1")
         assert await shell.run("echo still here") == "still here\n[0]"

@@ -12,6 +12,9 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
+import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,8 +91,10 @@ class _Folder:
 
     def delete(self) -> None:
         """Delete the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self.lock)
+        try:
+            _delete_folder(self.path)
+        finally:
+            os.close(self.lock)
 
 
 def _folder_path(name: str) -> Path:
@@ -102,12 +107,20 @@ def _delete_left_folders() -> None:
         with contextlib.suppress(OSError):  # in use
             if path.lstat().st_uid != os.geteuid():
                 continue
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            # Its lock may be deleted already: a folder gets its name when it is locked.
+            lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                _delete_folder(path)
             finally:
                 os.close(lock)
+
+
+def _delete_folder(path: Path) -> None:
+    """Delete a folder whose content an agent has made: deep, or protected from writing."""
+    # These programs have no limit of depth, and do not follow links.
+    for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        subprocess.run([*command, "--", str(path)], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
 
 
 class JailProvider(LocalProvider):
@@ -186,16 +199,17 @@ class JailProvider(LocalProvider):
             ),
             *("--bind", str(folder / "home"), HOME, "--bind", str(folder / "run"), _SOCKET_FOLDER),
             *_installed_agents(),
-            *("--bind", str(workspace), WORKSPACE),
+            *_writable(workspace, WORKSPACE),
         ]
-        for path in _program_folders():
-            if path.is_relative_to(workspace):
-                # Agents must not change what runs outside of the jail, such as this program's environment.
-                options += ["--ro-bind", str(path), str(Path(WORKSPACE, path.relative_to(workspace)))]
         if self._agents is not None:
             options += ["--ro-bind", str(self._agents), str(self._agents)]
         for mount in self._mounts:
-            options += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
+            source = Path(mount.source)
+            options += (
+                _writable(source, mount.target)
+                if mount.writable
+                else ["--ro-bind", str(source), mount.target]
+            )
         options += ["--remount-ro", "/", "--chdir", WORKSPACE, "--"]
         return [self._bubblewrap, *options, *super()._command(raw_id)]
 
@@ -225,7 +239,15 @@ class JailProvider(LocalProvider):
 
     async def get_transport(self, sandbox_id: str, /) -> httpx2.AsyncBaseTransport | None:
         """Return the transport to the server's socket if the jail has no network."""
-        return None if self._network else UnixTransport(self._socket(sandbox_id))
+        if self._network:
+            return None
+
+        def check(connection: socket.socket) -> None:
+            running = self._running.get(sandbox_id)
+            if running is not None:
+                _check_peer(connection, running.process.pid)
+
+        return UnixTransport(self._socket(sandbox_id), check)
 
     def _socket(self, raw_id: str) -> Path:
         return _folder_path(raw_id) / "run" / _SOCKET
@@ -245,6 +267,19 @@ class JailProvider(LocalProvider):
         folder = self._folders.pop(raw_id, None)
         if folder is not None:
             await asyncio.to_thread(folder.delete)
+
+
+def _check_peer(connection: socket.socket, bubblewrap: int) -> None:
+    """Check that a server in the jail listens: an agent can put another socket in its place.
+
+    Raises:
+        OSError: The process that listens is not the first one of the jail, bubblewrap's child.
+    """
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _, _ = struct.unpack("3i", found)
+    parent = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    if parent != bubblewrap:
+        raise ConnectionRefusedError(f"process {pid} listens on the jail's socket, and is not its server")
 
 
 def _find_bubblewrap() -> str:
@@ -285,17 +320,53 @@ def _system_mounts() -> Iterator[str]:
         yield from ("--ro-bind", str(path), str(path))
 
 
+def _writable(source: Path, target: str) -> Iterator[str]:
+    """Yield bubblewrap's options for a folder that agents write to.
+
+    What runs outside of the jail, such as this program's Python environment, is read-only there. The folders
+    on the way to it are mounted, too: then an agent cannot replace one of them.
+    """
+    yield from ("--bind", str(source), target)
+    for path in _program_folders():
+        if path.is_relative_to(source) and path != source:
+            steps = path.relative_to(source).parts
+            for count in range(1, len(steps)):
+                step = Path(*steps[:count])
+                yield from ("--bind", str(source / step), str(target / step))
+            yield from ("--ro-bind", str(path), str(target / Path(*steps)))
+
+
 def _program_folders() -> list[Path]:
-    """Return the folders of this Python, its packages and Node that the system's folders do not contain."""
-    folders = [Path(sys.prefix), Path(sys.base_prefix), PACKAGE_ROOT]
-    node = shutil.which("node")
-    if node is not None:
-        folders.append(Path(node).resolve().parent.parent)
+    """Return what this Python, its packages and Node consist of, without what the system's folders contain.
+
+    Raises:
+        SandboxAgentError: One of them would show the user's home.
+    """
+    parts = [Path(sys.prefix), Path(sys.base_prefix), PACKAGE_ROOT]
+    if node := shutil.which("node"):
+        parts.append(_node_installation(Path(node)))
+    home = Path.home().resolve()
     found: list[Path] = []
-    for folder in folders:
-        if not any(folder.is_relative_to(other) for other in (*map(Path, _SYSTEM), *found)):
-            found.append(folder)
+    for part in parts:
+        if home.is_relative_to(part.resolve()):
+            raise SandboxAgentError(
+                f"the jail needs '{part}' for this Python, and that has your home: use a virtual environment "
+                "in a folder of its own"
+            )
+        # Programs are found at their path, and what is protected at the one behind links.
+        for path in (part, part.resolve()):
+            if not any(path.is_relative_to(other) for other in (*map(Path, _SYSTEM), *found)):
+                found.append(path)
     return found
+
+
+def _node_installation(node: Path) -> Path:
+    """Return the folder of Node, or only its program if it is not in one of its own."""
+    folder = node.resolve().parent.parent
+    is_own = node.resolve().parent.name == "bin" and (
+        (folder / "lib/node_modules").is_dir() or (folder / "include/node").is_dir()
+    )
+    return folder if is_own else node
 
 
 def _agents_file() -> Path | None:
