@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import pytest
 
 from sandbox_agent import (
@@ -23,29 +17,15 @@ from sandbox_agent import (
 )
 from sandbox_agent.client.http import Http
 from tests.client.checks import all_events
+from tests.support.dumping_agent import MOCK, kill_agents, server, starts
 from tests.support.npm import PUBLISHED_SERVER, npm_or_skip
-from tests.support.servers import ServerProcess, descendants, our_server, published_server, put_launcher
+from tests.support.servers import ServerProcess, published_server, put_launcher
+
+__all__ = ["server"]
 
 pytestmark = pytest.mark.anyio
 
 SECRET = "value-that-is-secret"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server whose agent ``claude`` appends its environment to a file when it starts."""
-    mock = shlex.join([sys.executable, "-P", "-m", "sandbox_agent.agents.mock"])
-    dump = f"env -0 >> {shlex.quote(str(tmp_path / 'starts'))}; exec {mock}"
-    put_launcher(tmp_path / "data", "claude", ["sh", "-c", dump])
-    options = ("--store", f"sqlite:{tmp_path}/server.db", "--log-level", "debug")
-    with our_server(tmp_path, *options, env={"MY_KEY": "of the server"}) as running:
-        yield running
-
-
-def starts(folder: Path) -> list[str]:
-    """Return the variable's value in each start of an agent."""
-    lines = (folder / "starts").read_text().split("\0")
-    return [line.partition("=")[2] for line in lines if line.startswith("MY_KEY=")]
 
 
 def files_with(folder: Path, text: str) -> list[Path]:
@@ -53,24 +33,6 @@ def files_with(folder: Path, text: str) -> list[Path]:
     files = [*folder.glob("*.db*"), folder / "server.log"]
     assert len(files) > 2
     return [file for file in files if text.encode() in file.read_bytes()]
-
-
-def kill_processes(server: ServerProcess) -> int:
-    killed = 0
-    for pid in descendants(server.pid):
-        if b"sandbox_agent.agents.mock" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, 9)
-            killed += 1
-    return killed
-
-
-async def kill_agents(sdk: SandboxAgent, server: ServerProcess) -> int:
-    """Kill all agents, and return their number when the server has noticed."""
-    killed = kill_processes(server)
-    with anyio.fail_after(20):
-        while await sdk.list_acp_servers():
-            await anyio.lowlevel.checkpoint()
-    return killed
 
 
 async def test_a_session_has_an_agent_with_its_variables_after_every_loss(
@@ -126,8 +88,7 @@ async def test_another_process_has_to_pass_the_values_before_an_agent_can_start(
 async def test_an_agent_that_ends_at_its_start_is_not_started_without_its_variables(
     server: ServerProcess, tmp_path: Path
 ) -> None:
-    mock = shlex.join([sys.executable, "-P", "-m", "sandbox_agent.agents.mock"])
-    put_launcher(tmp_path / "data", "codex", ["sh", "-c", f'[ -z "$BAD" ] || exit 1; exec {mock}'])
+    put_launcher(tmp_path / "data", "codex", ["sh", "-c", f'[ -z "$BAD" ] || exit 1; exec {MOCK}'])
     async with SandboxAgent.connect(base_url=server.url) as sdk:
         for _ in range(6):
             with pytest.raises(AgentProcessExitedError):

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import httpx2
 import pytest
 
@@ -20,47 +14,15 @@ from sandbox_agent import (
     ServerSessions,
     SessionAlreadyExistsError,
 )
-from tests.support.servers import ServerProcess, descendants, our_server, put_launcher
+from tests.support.dumping_agent import kill_agents, server, starts
+from tests.support.servers import ServerProcess
+
+__all__ = ["server"]
 
 pytestmark = pytest.mark.anyio
 
 SECRET = "value-that-is-secret"
 ENV = {"MY_KEY": SECRET, "PATH_LIKE": "/a:/b", "EMPTY": ""}
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server whose agent ``claude`` appends its environment to a file when it starts."""
-    mock = shlex.join([sys.executable, "-P", "-m", "sandbox_agent.agents.mock"])
-    dump = f"env -0 >> {shlex.quote(str(tmp_path / 'starts'))}; exec {mock}"
-    put_launcher(tmp_path / "data", "claude", ["sh", "-c", dump])
-    options = ("--store", f"sqlite:{tmp_path}/server.db", "--log-level", "debug")
-    with our_server(tmp_path, *options, env={"MY_KEY": "of the server"}) as running:
-        yield running
-
-
-def starts(folder: Path, name: str) -> list[str]:
-    """Return the variable's value in each start of an agent."""
-    lines = (folder / "starts").read_text().split("\0")
-    return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
-
-
-def kill_processes(server: ServerProcess) -> int:
-    killed = 0
-    for pid in descendants(server.pid):
-        if b"sandbox_agent.agents.mock" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, 9)
-            killed += 1
-    return killed
-
-
-async def kill_agents(sdk: SandboxAgent, server: ServerProcess) -> int:
-    """Kill all agents, and return their number when the server has noticed."""
-    killed = kill_processes(server)
-    with anyio.fail_after(20):
-        while await sdk.list_acp_servers():
-            await anyio.lowlevel.checkpoint()
-    return killed
 
 
 async def turn(sessions: ServerSessions, session_id: str) -> None:
