@@ -147,6 +147,22 @@ def test_the_file_of_a_server_that_runs_is_kept(tmp_path: Path, other: subproces
     assert list(tmp_path.iterdir()) == []
 
 
+def test_agents_are_recorded_the_moment_they_are_started(tmp_path: Path) -> None:
+    run_file = RunFile.create(tmp_path, TAG)
+    try:
+        started: list[int] = []
+        for number in range(100):
+            tag = f"{TAG}{number}"
+            with subprocess.Popen(["sleep", "600"], env={**os.environ, TAG_VARIABLE: tag}) as agent:
+                run_file.add(agent.pid, tag)
+                started.append(agent.pid)
+                agent.kill()
+        (path,) = tmp_path.iterdir()
+        assert [json.loads(line).get("pid") for line in path.read_text().splitlines()] == [None, *started]
+    finally:
+        run_file.close()
+
+
 def test_the_file_does_not_grow_with_agents_that_have_ended(tmp_path: Path) -> None:
     tagged = subprocess.Popen(["sleep", "600"], env={**os.environ, TAG_VARIABLE: f"{TAG}1"})
     run_file = RunFile.create(tmp_path, TAG)

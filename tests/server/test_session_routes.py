@@ -463,6 +463,19 @@ async def test_the_stream_of_a_turn_that_never_began_ends_with_the_turn(
         assert events[-1]["data"]["turn_id"] == queued
 
 
+async def test_the_stream_of_a_turn_that_has_ended_without_beginning_has_its_end(
+    server: ServerProcess, fresh: Callable[[], str]
+):
+    async with made(server, fresh()) as session, session.stream() as stream:
+        await session.say("permission")
+        await stream.until("permission.requested")
+        queued = await session.say("later", idempotency_key="k")
+        assert (await session.post("/terminate")).status_code == 204
+        with anyio.fail_after(10):
+            events = await session.turn("later", idempotency_key="k")
+        assert [(event["type"], event["data"]["turn_id"]) for event in events] == [("turn.ended", queued)]
+
+
 async def test_open_streams_do_not_hold_up_the_servers_end(tmp_path: Path):
     with our_server(tmp_path) as server:
         async with client_of(server) as client:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import time
 from pathlib import Path
 
 # Tools of agents start shells in new sessions, outside the group. All of them inherit the environment.
 TAG_VARIABLE = "SANDBOX_AGENT_PROCESS_TAG"
 
 _PROC = Path("/proc")
+# How long a program may take to have its environment once it is started.
+_EXEC_SECONDS = 0.05
+_EXEC_PAUSE_MS = 1
 
 
 def find_tagged(tag: str) -> list[int]:
@@ -28,11 +33,15 @@ def find_tagged(tag: str) -> list[int]:
 
 
 def _has_tag(pid: str, needle: bytes) -> bool:
-    try:
-        environ = (_PROC / pid / "environ").read_bytes()
-    except OSError:
-        return False
+    environ = _environ(pid)
     return environ.startswith(needle) or b"\0" + needle in environ
+
+
+def _environ(pid: str) -> bytes:
+    try:
+        return (_PROC / pid / "environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def signal_tagged(tag: str, signum: signal.Signals) -> bool:
@@ -57,6 +66,12 @@ def open_tagged(pid: int, tag: str) -> int | None:
         handle = os.pidfd_open(pid)
     except (AttributeError, OSError):
         return None
+    # execve(2) closes descriptors, which says that a program was started, before its environment is there.
+    deadline, poll = time.monotonic() + _EXEC_SECONDS, select.poll()
+    poll.register(handle, select.POLLIN)
+    while not _environ(str(pid)) and time.monotonic() < deadline:
+        if poll.poll(_EXEC_PAUSE_MS):
+            break  # it has ended
     if _has_tag(str(pid), f"{TAG_VARIABLE}={tag}".encode()):
         return handle
     os.close(handle)

@@ -111,7 +111,9 @@ async def post_message_stream(request: Request) -> Response:
             firstSequence=row.first_sequence,
             lastSequence=row.last_sequence,
         )
-    cursor = last_sequence if turn.first_sequence is None else turn.first_sequence - 1
+    # A turn that never began has only an end, which may have come before this request.
+    first = turn.last_sequence if turn.first_sequence is None else turn.first_sequence
+    cursor = last_sequence if first is None else first - 1
     view = TurnView(
         session,
         state.store,
