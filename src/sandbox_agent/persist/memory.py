@@ -149,15 +149,13 @@ class InMemorySessionPersistDriver(FollowedDriver):
     ) -> None:
         self._check_generation(session_id, generation)
         history = self._histories.get(session_id, _EMPTY)
-        if not self._owners.keys().isdisjoint([event.id for event in events]):
-            for event in events:
-                self._check_owner(event)
-            known = [history.events[one.id] for one in events if one.id in history.events]
-            raise NotLastError(session_id, {one.id: one.event_index for one in known})
-        if history.last_index != after:
-            raise NotLastError(session_id)
+        owners = self._owners
         for event in events:
             check_session(session_id, event)
+            if event.id in owners:
+                raise self._known_error(session_id, events)
+        if history.last_index != after:
+            raise NotLastError(session_id)
         for event in events:
             self._store(event)
         self._following.stored(session_id, events)
@@ -198,6 +196,14 @@ class InMemorySessionPersistDriver(FollowedDriver):
         owner = self._owners.get(event.id, event.session_id)
         if owner != event.session_id:
             raise taken_id_error(event.id, event.session_id, owner)
+
+    def _known_error(self, session_id: str, events: Sequence[SessionEvent]) -> NotLastError:
+        """Return the error for events of which some are stored; raise that of an id of another session."""
+        for event in events:
+            self._check_owner(event)
+        history = self._histories.get(session_id, _EMPTY)
+        known = [history.events[one.id] for one in events if one.id in history.events]
+        return NotLastError(session_id, {one.id: one.event_index for one in known})
 
     def _raise_generation(self, session_id: str) -> int:
         self._last_generation += 1

@@ -71,7 +71,7 @@ async def test_what_the_store_holds_is_json_and_says_who_and_when_only(store: Se
     await driver.append_events("s", [event])
     (stored,) = await all_events(store, "s")
     payload = msgspec.json.decode(stored.payload_json)
-    assert payload.keys() == {"enc", "k", "n", "q", "p", "c"}
+    assert payload.keys() == {"enc", "k", "n", "c", "q"}
     assert [stored.id, stored.event_index, stored.created_at, stored.sender, stored.connection_id] == [
         "e",
         1,
