@@ -7,7 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.interop.conftest import AGENT_PROCESS, RunningServer
+from sandbox_agent import SandboxAgent
+from tests.interop.conftest import AGENT_PROCESS, PUBLISHED, RunningServer
 from tests.interop.pairs import BOTH_SDKS, EVERY_PAIR
 from tests.interop.peers import PYTHON, TYPESCRIPT, Peer, PeerError, open_peer
 from tests.interop.seen import chunks, indexes, text_of
@@ -95,6 +96,18 @@ async def test_an_sdk_names_the_error_when_a_setting_is_unknown(sdk: str, server
         assert option.value.name == "UnsupportedSessionConfigOptionError"
         assert await peer.prompt(session_id, "echo still here") == "end_turn"
         await peer.dispose()
+
+
+@pytest.mark.parametrize("server", [PUBLISHED], indirect=True)
+async def test_our_sdk_ends_the_agent_of_the_published_server(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="sandbox_agent.client"):
+        async with SandboxAgent.connect(base_url=server.url) as sdk:
+            await sdk.create_session(agent=server.agent)
+    assert "was not closed" not in caplog.text
+    async with SandboxAgent.connect(base_url=server.url) as sdk:
+        assert await sdk.list_acp_servers() == []
 
 
 @EVERY_PAIR

@@ -47,6 +47,8 @@ LIST_TIMEOUT = 10.0
 EXIT_GRACE = 0.5
 # A proxy may answer 503 for a moment.
 CLOSE_TIMEOUT = 5.0
+# The published server ends the agent of a DELETE, but answers none: only the next one.
+DELETE_TIMEOUT = 2.5
 CONFLICT = 409
 
 
@@ -539,8 +541,14 @@ class Connection:
         """Delete the connection, unless another client has attached to it; return whether one has."""
         params = {"if_unused": "true"}
         while True:
-            with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError):
-                answer = await self._http.send("DELETE", self._path, params=params, headers=self._headers)
+            with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.ReadTimeout):
+                answer = await self._http.send(
+                    "DELETE",
+                    self._path,
+                    params=params,
+                    headers=self._headers,
+                    read_timeout=DELETE_TIMEOUT,
+                )
                 if answer.status_code < 429 or problem_error(answer) is not None:
                     return answer.status_code == CONFLICT
             await asyncio.sleep(RETRY_DELAY)  # the agent must not outlive its client because of a proxy
