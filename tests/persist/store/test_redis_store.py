@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 
 import pytest
+import redis.asyncio
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from sandbox_agent.persist.store import Changes, SessionStore, TextRow
+from sandbox_agent.persist.store import LARGE_BYTES, Changes, SessionStore, TextRow
 from tests.persist.store.machine import StoreMachine
-from tests.persist.store.making import TIME, envelope, fill, filled, indexes, session
+from tests.persist.store.making import TIME, envelope, fill, filled, indexes, repeating, session
 from tests.persist.store.redis_opening import opened_redis, opener_of
 from tests.persist.store.suite import Opener, SessionStoreSuite
 from tests.support.effort import repeats
@@ -68,6 +69,25 @@ async def test_search_reads_the_texts_in_small_steps_and_not_beyond_its_bound(
         monkeypatch.setattr("sandbox_agent.persist.redis.ledger.MAX_TEXTS", 21)
         assert [hit.sequence for hit in await store.search("word", limit=1_000)] == one[:21]
         assert await store.search("number2", limit=9) == []
+
+
+async def test_what_is_repeated_is_stored_twice_at_most_and_erased_with_the_session(redis_url: str) -> None:
+    large = b"a" * LARGE_BYTES
+    async with opened_redis(redis_url) as store:
+        for index in range(1, 21):
+            row = repeating(index, index - 1, large, time=TIME + index)
+            await store.commit(
+                Changes(sessions=[session(managed=True, last_envelope=index)], envelopes=[row])
+            )
+        assert 2 * LARGE_BYTES < await store.used_bytes() < 3 * LARGE_BYTES
+        await store.expire(before=TIME + 20)
+        assert [row.data for row in await store.envelopes(1, after=0, limit=99)] == [large]
+        assert LARGE_BYTES < await store.used_bytes() < 2 * LARGE_BYTES
+        await store.delete(1)
+        assert await store.used_bytes() == 0
+    async with redis.asyncio.from_url(redis_url) as client:
+        left = [key.decode() for key in await client.keys()]
+    assert not [key for key in left if key.endswith(":1")]
 
 
 async def test_envelopes_of_no_session_are_not_stored(redis_url: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from sandbox_agent.persist.redis.ledger_scripts import write_script
+from sandbox_agent.persist.redis.ledger_scripts import WHOLE, write_script
 from sandbox_agent.persist.redis.owner import Owner
 from sandbox_agent.persist.redis.scripts import Script
 
@@ -58,7 +58,7 @@ local key = ARGV[3]
 local place = P..'s:'..key
 if call('HEXISTS', place, 'del') == 0 then return {'ok', 0} end
 call('HINCRBY', P..'meta', 'bytes', 0 - tonumber(call('HGET', place, 'b') or 0))
-call('UNLINK', P..'e:'..key, P..'v:'..key, P..'ts:'..key, P..'ws:'..key, place)
+call('UNLINK', P..'e:'..key, P..'v:'..key, P..'r:'..key, P..'rc:'..key, P..'ts:'..key, P..'ws:'..key, place)
 call('SREM', P..'deleted', key)
 return {'ok', 1}
 """)
@@ -88,12 +88,13 @@ ERASE_TEXTS: Final = _script(_TEXTS + "return {'ok', erase_texts(ARGV[3], '+inf'
 # the prompts and details of turns and permissions before it. ARGV[3]: K, "e" or "v", time before which or "",
 # how many rows and bytes at most (but one row at least). Answers how many were erased.
 ERASE: Final = _script(
-    _TEXTS
+    WHOLE
+    + _TEXTS
     + """
 local key, kind, before = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local limit, room = tonumber(ARGV[6]), tonumber(ARGV[7])
 local place, stream = P..'s:'..key, P..kind..':'..key
-local rows, total, last = 0, 0, nil
+local rows, total, last, references = 0, 0, nil, {}
 local function find()
   local from, size = '-', 0
   while true do
@@ -104,6 +105,8 @@ local function find()
       if rows >= limit or (rows > 0 and size > room) then return end
       if before and tonumber(string.match(value, '^%[(%-?%d+)')) >= before then return end
       last, rows, total = tonumber(string.sub(entry[1], 1, -3)), rows + 1, total + #value + 16
+      local name = kind == 'v' and reference(value)
+      if name then references[name] = (references[name] or 0) + 1 end
     end
     if #chunk < 32 then return end
     from = (last + 1)..'-0'
@@ -114,6 +117,14 @@ if rows == 0 then return {'ok', 0} end
 if kind == 'e' then erase_texts(key, last, -1) end
 call('XTRIM', stream, 'MINID', '=', (last + 1)..'-0')
 call('HSET', place, kind..'t', last)
+for name, count in pairs(references) do
+  local size = call('HSTRLEN', P..'r:'..key, name)
+  if size > 0 and call('HINCRBY', P..'rc:'..key, name, 0 - count) < 1 then
+    call('HDEL', P..'r:'..key, name)
+    call('HDEL', P..'rc:'..key, name)
+    total = total + size
+  end
+end
 subtract_bytes(key, total)
 local row = call('HMGET', place, 'row', 'l')
 if not row[1] then return {'ok', rows} end

@@ -16,6 +16,7 @@ import msgspec
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import (
+    LARGE_BYTES,
     Changes,
     EnvelopeRow,
     EventRow,
@@ -136,16 +137,25 @@ def _pack_session(row: SessionRow, values: list[bytes]) -> list[Any]:
 def _pack_streams(
     kind: str, rows: Sequence[EventRow] | Sequence[EnvelopeRow], values: list[bytes]
 ) -> list[list[Any]]:
-    """Return for each session its numbers, ascending, and the lengths of their values."""
+    """Return for each session its numbers, ascending, the lengths of their values, and what they may repeat.
+
+    The last is a list of the numbers of earlier rows, 0 for none.
+    """
     encode = _json.encode
     sessions: dict[int, dict[int, bytes]] = {}
+    repeats: dict[tuple[int, int], int] = {}
     for row in rows:
         if isinstance(row, EventRow):
             number = row.sequence
             value = b"%b\n%b" % (encode((row.time, clean(row.type), row.envelope)), row.data)
         else:
             number = row.index
-            value = b"%b\n%b" % (encode((row.time, row.sender, clean(row.connection_id))), row.data)
+            head = encode((row.time, row.sender, clean(row.connection_id)))
+            # What begins like a reference to other data is escaped.
+            escape = b"=" if row.data[:1] == b"=" else b""
+            value = b"%b\n%b%b" % (head, escape, row.data)
+            if row.same_as and not escape and len(row.data) >= LARGE_BYTES:
+                repeats[row.key, number] = row.same_as
         known = sessions.setdefault(row.key, {})
         if known.setdefault(number, value) is not value and known[number] != value:
             raise PersistError(
@@ -161,7 +171,8 @@ def _pack_streams(
                 f"nothing was stored: session number {key} can't hold a row of number "
                 f"{numbers[0] if numbers[0] < 1 else numbers[-1]}"
             )
-        packed.append([kind, key, numbers, [_add_value(values, known[number]) for number in numbers]])
+        sizes = [_add_value(values, known[number]) for number in numbers]
+        packed.append([kind, key, numbers, sizes, [repeats.get((key, number), 0) for number in numbers]])
     return packed
 
 

@@ -14,6 +14,8 @@ deleted            set of the keys of sessions whose deletion has not finished
 s:K                hash: the session's ``row``, its numbers ``f``, ``l``, ``v``, the state of its streams
                    (``en``, ``vn``: newest; ``et``, ``vt``: erased up to; ``b``: bytes), ``del``: hidden
 e:K, v:K           streams of events and envelopes, ids ``<sequence>-0`` and ``<index>-0``
+r:K, rc:K          hashes: name -> data that several envelopes have, and how many; they have ``=NAME``
+                   instead, and data that begins with ``=`` has one more
 x:K                hash: the snapshot
 t:K, tp:K          hashes: turn id -> row, and its prompt, which expires
 tn:K, tb:K         sorted sets of turn ids: by number; by last event, of those whose prompts can expire
@@ -41,6 +43,24 @@ from typing import Final
 from sandbox_agent.persist.redis.scripts import Script
 
 SCHEMA_VERSION: Final = 1
+
+# whole(K, value): an envelope's value with its data. reference(value): the name of data that is elsewhere, or
+# nil, and where the head of the value ends.
+WHOLE: Final = """
+local function reference(value)
+  local stop = string.find(value, '\\n', 1, true)
+  if string.sub(value, stop + 1, stop + 1) ~= '=' then return nil, stop end
+  return string.match(value, '^%d+$', stop + 2), stop
+end
+local function whole(key, value)
+  local name, stop = reference(value)
+  if string.sub(value, stop + 1, stop + 1) ~= '=' then return value end
+  local data = name and call('HGET', P..'r:'..key, name)
+  -- A release that had no references did not escape.
+  if name and not data then return value end
+  return string.sub(value, 1, stop)..(data or string.sub(value, stop + 2))
+end
+"""
 
 # Every script that writes begins with this check. ARGV[1]: the owner, ARGV[2]: the number of the call.
 _PRELUDE: Final = """
@@ -107,7 +127,9 @@ return {'ok', key}
 """)
 
 # Atomic: one commit, all of its rows or none. ARGV[3] and ARGV[4]: the result of rows.pack_changes.
-COMMIT: Final = write_script("""
+COMMIT: Final = write_script(
+    WHOLE
+    + """
 local head, blob, at = cmsgpack.unpack(ARGV[3]), ARGV[4], 1
 local sessions, streams, turns = head[1], head[2], head[3]
 local permissions, snapshots, texts = head[4], head[5], head[6]
@@ -129,7 +151,7 @@ end
 for _, stream in ipairs(streams) do
   local kind, key, numbers, sizes, values = stream[1], stream[2], stream[3], stream[4], {}
   for i = 1, #sizes do values[i] = next_value(sizes[i]) end
-  stream.values, stream.first = values, 1
+  stream.values, stream.first, stream.repeats = values, 1, stream[5]
   if not hidden(key) then
     local known = call('HMGET', P..'s:'..key, kind..'n', kind..'t')
     local newest, erased = tonumber(known[1] or 0), tonumber(known[2] or 0)
@@ -138,7 +160,10 @@ for _, stream in ipairs(streams) do
       if number > erased then
         local id = number..'-0'
         local found = call('XRANGE', P..kind..':'..key, id, id)[1]
-        if not found or found[2][2] ~= values[stream.first] then return {'other', kind, key, number} end
+        local stored, value = found and found[2][2], values[stream.first]
+        if stored ~= value and (kind == 'e' or not stored or whole(key, stored) ~= whole(key, value)) then
+          return {'other', kind, key, number}
+        end
       end
       stream.first = stream.first + 1
     end
@@ -196,8 +221,26 @@ for _, stream in ipairs(streams) do
   if not hidden(key) and stream.first <= #numbers then
     local place, bytes = P..kind..':'..key, 0
     for i = stream.first, #numbers do
-      call('XADD', place, numbers[i]..'-0', 'd', values[i])
-      bytes = bytes + #values[i] + 16
+      local value = values[i]
+      if stream.repeats[i] > 0 then
+        local id = stream.repeats[i]..'-0'
+        local earlier = call('XRANGE', place, id, id)[1]
+        local stop = string.find(value, '\\n', 1, true)
+        local data = string.sub(value, stop + 1)
+        local other = earlier and whole(key, earlier[2][2])
+        if other and string.sub(other, string.find(other, '\\n', 1, true) + 1) == data then
+          local name = reference(earlier[2][2])
+          if not name then
+            name = tostring(numbers[i])
+            call('HSET', P..'r:'..key, name, data)
+            bytes = bytes + #data
+          end
+          call('HINCRBY', P..'rc:'..key, name, 1)
+          value = string.sub(value, 1, stop)..'='..name
+        end
+      end
+      call('XADD', place, numbers[i]..'-0', 'd', value)
+      bytes = bytes + #value + 16
     end
     call('HSET', P..'s:'..key, kind..'n', numbers[#numbers])
     count(key, bytes)
@@ -260,7 +303,8 @@ if #texts > 0 then
 end
 if total > 0 then call('HINCRBY', P..'meta', 'bytes', total) end
 return {'ok'}
-""")
+"""
+)
 
 # Shared by all scripts that read: their answer is a list of numbers and one blob. A read is one consistent
 # view, because nothing else runs meanwhile.
@@ -309,7 +353,9 @@ return answer()
 # ARGV: "e" or "v", K, first number, limit, max bytes, and "raw", "newest" or "". The first number of the
 # answer is 1 if there is more to read, else 0; then for each row its number, its size and with "raw" the size
 # of its envelope (-1: erased).
-EVENTS: Final = _read_script("""
+EVENTS: Final = _read_script(
+    WHOLE
+    + """
 local kind, key, first, limit = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local room, raw, newest = tonumber(ARGV[5]), ARGV[6] == 'raw', ARGV[6] == 'newest'
 local place, from, read, total, envelope, envelopes = P..kind..':'..key, first..'-0', 0, 0, false, nil
@@ -322,6 +368,7 @@ while read < limit and not ends do
   ends = #chunk < wanted
   for _, entry in ipairs(chunk) do
     local number, value, more = tonumber(string.sub(entry[1], 1, -3)), entry[2][2], false
+    if kind == 'v' then value = whole(key, value) end
     local stop = string.find(value, '\\n', 1, true)
     local size = #value - stop
     if raw then
@@ -329,7 +376,7 @@ while read < limit and not ends do
       if index ~= envelope then
         envelope = index
         local found = call('XRANGE', P..'v:'..key, index..'-0', index..'-0')[1]
-        envelopes = found and found[2][2]
+        envelopes = found and whole(key, found[2][2])
       end
       more = envelopes and string.sub(envelopes, string.find(envelopes, '\\n', 1, true) + 1)
       if more then size = size + #more end
@@ -349,7 +396,8 @@ while read < limit and not ends do
   if read > 0 then step = math.max(1, math.min(step * 2, 256, math.floor(262144 * read / (total + 1)))) end
 end
 return answer()
-""")
+"""
+)
 
 # ARGV: the names of hashes, and a field of each. Answers the size of each value, -1 if there is none.
 FIELDS: Final = _read_script("""
