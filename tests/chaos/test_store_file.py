@@ -55,6 +55,7 @@ async def reason(chat: Chat, folder: Path) -> str:
     return found
 
 
+@pytest.mark.soak
 async def test_a_file_that_was_moved_away_and_comes_back_is_used_again(
     server: ServerProcess, tmp_path: Path
 ) -> None:

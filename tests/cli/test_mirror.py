@@ -136,6 +136,7 @@ def test_a_mirror_has_each_event_once_when_server_and_mirror_are_killed(
     assert f"mirror of s: {len(events)} events, " in errors.decode()
 
 
+@pytest.mark.soak_with("postgres", "redis")
 def test_a_mirror_that_is_run_once_ends_where_the_history_does(
     shell: Shell, server: ServerProcess, place: tuple[str, Reader]
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_mirror_that_is_run_once_ends_where_the_history_does(
         assert f"{len(read())} events, {len(read()) - before} of them new" in done.stderr
 
 
+@pytest.mark.soak_with("postgres", "redis")
 def test_a_mirror_ends_in_good_order_when_it_is_interrupted(
     shell: Shell, server: ServerProcess, place: tuple[str, Reader]
 ) -> None:

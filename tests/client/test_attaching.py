@@ -312,7 +312,7 @@ async def test_programs_are_killed_anywhere(
     server: ServerProcess, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     seconds: list[float] = []
-    for seed in range(repeats(20, 100)):
+    for seed in range(repeats(10, 100)):
         generator = random.Random(seed)
         url = _store_url(seed, tmp_path, request)
         if seed % 2:

@@ -122,6 +122,7 @@ async def test_an_agent_reads_the_token_of_no_process(tmp_path: Path, how: str) 
 
 
 @pytest.mark.parametrize("how", WAYS)
+@pytest.mark.soak_with("short", "joined", "separate")
 async def test_only_the_server_has_the_token_and_only_in_its_memory(tmp_path: Path, how: str) -> None:
     """With a debugger allowed, the spy sees everything: the other test would notice a token."""
     options, env = pass_token(tmp_path, how)

@@ -55,6 +55,7 @@ class Count:
 
 
 @pytest.mark.loops
+@pytest.mark.soak_with("memory")
 async def test_every_reader_gets_all_exactly_once_however_late_slow_or_stalled(
     spilling: ServerProcess,
 ) -> None:

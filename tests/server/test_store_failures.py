@@ -127,6 +127,7 @@ async def test_other_agents_and_delete_go_on_while_the_store_fails(tmp_path: Pat
             assert stream.ids == list(range(1, len(stream.ids) + 1))
 
 
+@pytest.mark.soak
 async def test_an_agent_that_dies_while_the_store_fails_leaves_a_store_that_recovers(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     with our_server(tmp_path, "--feed-memory-bytes", "100000", "--store", f"sqlite:{path}") as server:

@@ -75,6 +75,7 @@ async def test_a_package_gets_an_environment_of_its_own(packages: Path) -> None:
     assert found(installation.folder, "venv/lib/*/site-packages/langchain_openai/__main__.py")
 
 
+@pytest.mark.soak
 async def test_pips_reason_is_in_the_error(packages: Path) -> None:
     with pytest.raises(InstallFailedError, match=r"pip install ended with 1: .*deepagents-acp==0\.0\.98"):
         await install("deepagents", versions=Versions(acp="0.0.98"))
