@@ -129,6 +129,13 @@ def _read_size(_context: click.Context, _option: click.Parameter, value: str | N
     help="Maximum size of a request body.",
 )
 @click.option(
+    "--max-upload-bytes",
+    default=1024 * 1024 * 1024,
+    type=click.IntRange(1),
+    metavar="BYTES",
+    help="Maximum size of an archive of files that is uploaded.",
+)
+@click.option(
     "--max-head-bytes",
     default=64 * 1024,
     type=click.IntRange(1),
@@ -264,6 +271,13 @@ def _read_size(_context: click.Context, _option: click.Parameter, value: str | N
     help="End an agent that has more processes. 0 sets no limit. Only on Linux.",
 )
 @click.option(
+    "--fs-root",
+    multiple=True,
+    metavar="FOLDER",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="The file API reaches this folder and nothing outside of it. Can be repeated. Default: all folders.",
+)
+@click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
@@ -306,6 +320,7 @@ def server(
     agent_env_deny: tuple[str, ...],
     agent_memory: int,
     agent_pids: int,
+    fs_root: tuple[Path, ...],
     allow_host: tuple[str, ...],
     cors_allow_origin: tuple[str, ...],
     cors_allow_method: tuple[str, ...],
@@ -350,6 +365,7 @@ def server(
             user=user,
         ),
         agent_limits=_read_limits(agent_memory, agent_pids),
+        fs_roots=fs_root,
         allow_hosts=allow_host,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
         **limits,

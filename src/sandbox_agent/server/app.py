@@ -21,6 +21,8 @@ from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
+from sandbox_agent.server.files.places import Places, Root
+from sandbox_agent.server.files.tree import FileTree, home
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
 from sandbox_agent.server.http.fast_path import FastPath
@@ -36,6 +38,7 @@ from sandbox_agent.server.routes import (
     acp,
     agents,
     events,
+    files,
     meta,
     permissions,
     search,
@@ -53,7 +56,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search)
+    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files)
     for operation in module.OPERATIONS
 )
 
@@ -147,6 +150,7 @@ class Application:
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
                 tickets=self.tickets,
+                files=FileTree(Places([Root(root) for root in config.fs_roots], home())),
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:

@@ -46,6 +46,8 @@ class ServerConfig:
         max_connections: bound on open connections; 0 for what the limit of open files allows.
         head_timeout: seconds in which a head has to be received.
         write_timeout: seconds after which a client that reads nothing loses its connection.
+        max_upload_bytes: bound on an archive of files that is uploaded.
+        fs_roots: the folders whose files the API gives access to; none for all.
         request_timeout: seconds that an agent has to respond to a request other than session/prompt.
         cancel_grace: seconds that the agent of a session has to end a turn that was cancelled; then it is
             stopped.
@@ -76,6 +78,8 @@ class ServerConfig:
     max_connections: int = 0
     head_timeout: float = 20.0
     write_timeout: float = 60.0
+    max_upload_bytes: int = 1024 * 1024 * 1024
+    fs_roots: tuple[Path, ...] = ()
     request_timeout: float = 120.0
     cancel_grace: float = CANCEL_GRACE
     acp_idle_timeout: float = IDLE_TIMEOUT

@@ -15,6 +15,7 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
@@ -35,6 +36,7 @@ class ServerState:
     inbox: Inbox
     installations: Installations
     tickets: Tickets
+    files: FileTree
 
 
 class JsonResponse(Response):

@@ -26,6 +26,7 @@ _TAGS = {
     "meta": "The server itself.",
     "acp": "Connections to agents: JSON-RPC envelopes of the Agent Client Protocol over HTTP.",
     "agents": "The agents that this server can start.",
+    "files": "The files of the sandbox.",
     "sessions": "Sessions, their events, and the permissions and questions of their agents.",
 }
 _ACP_ENVELOPE: dict[str, Any] = {
@@ -149,7 +150,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.request_body is not None:
         document["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _body_schema(operation.request_body)}},
+            "content": {operation.media_type: {"schema": _body_schema(operation.request_body)}},
         }
     return document
 

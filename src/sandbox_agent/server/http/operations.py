@@ -90,6 +90,7 @@ class Operation:
     Attributes:
         errors: the ProblemError subclasses that it answers with; those of parameters and a body are implied.
         request_body: a msgspec type or a JSON schema.
+        media_type: of the request's body.
         schemas: types to which its JSON schemas refer by name.
         store_deadline: when the time begins after which it fails if the store has not answered: with the
             "request", once its "body" was read, or never.
@@ -103,6 +104,7 @@ class Operation:
     errors: Sequence[type[Exception]] = ()
     parameters: Sequence[Parameter] = ()
     request_body: Any = None
+    media_type: str = "application/json"
     schemas: Sequence[Any] = ()
     store_deadline: Literal["request", "body"] | None = None
     endpoint: Endpoint = field(init=False)

@@ -1,0 +1,101 @@
+"""Bodies of the HTTP contract about files; field names on the wire are those of the OpenAPI files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from sandbox_agent.wire.api import Body
+
+__all__ = [
+    "FsActionResponse",
+    "FsEntry",
+    "FsMoveRequest",
+    "FsMoveResponse",
+    "FsStat",
+    "FsUploadBatchResponse",
+    "FsWriteResponse",
+]
+
+EntryType = Literal["file", "directory"]
+
+
+class FsEntry(Body):
+    """A file or folder in a folder.
+
+    Attributes:
+        name: in its folder.
+        path: the absolute path.
+        entry_type: "directory", or "file" for everything else, links included.
+        size: in bytes.
+        modified: when it was changed, in RFC 3339.
+    """
+
+    name: str
+    path: str
+    entry_type: EntryType
+    size: int
+    modified: str | None = None
+
+
+class FsStat(Body):
+    """A file or folder.
+
+    Attributes:
+        path: the absolute path.
+        entry_type: "file" or "directory".
+        size: in bytes.
+        modified: when it was changed, in RFC 3339.
+    """
+
+    path: str
+    entry_type: EntryType
+    size: int
+    modified: str | None = None
+
+
+class FsActionResponse(Body):
+    """A file or folder that was made or deleted, by its absolute path."""
+
+    path: str
+
+
+class FsWriteResponse(Body):
+    """A file that was written."""
+
+    path: str
+    bytes_written: int
+
+
+class FsMoveRequest(Body):
+    """``POST /v1/fs/move``.
+
+    Attributes:
+        from_: the path of a file or folder.
+        to: its new path.
+        overwrite: whether to replace what is there.
+    """
+
+    from_: str = msgspec.field(name="from")
+    to: str
+    overwrite: bool | None = None
+
+
+class FsMoveResponse(Body):
+    """A file or folder that was moved, by its absolute paths."""
+
+    from_: str = msgspec.field(name="from")
+    to: str
+
+
+class FsUploadBatchResponse(Body):
+    """What a batch has written.
+
+    Attributes:
+        paths: the absolute paths, at most 1,024 of them.
+        truncated: whether there are more.
+    """
+
+    paths: list[str]
+    truncated: bool
