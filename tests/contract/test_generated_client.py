@@ -87,8 +87,12 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Generator[ModuleType]
     document = folder / "openapi.json"
     document.write_bytes(openapi_json())
     output = folder / NAME
+    # The generator knows no archives.
+    config = folder / "config.json"
+    config.write_text('{"content_type_overrides": {"application/x-tar": "application/octet-stream"}}')
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--fail-on-warning"]
     command += ["--path", str(document), "--output-path", str(output), "--meta", "none"]
+    command += ["--config", str(config)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it formats with the environment's ruff
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}

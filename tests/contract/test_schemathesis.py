@@ -20,7 +20,7 @@ from tests.support.effort import repeats
 from tests.support.servers import ServerProcess, our_server
 
 # A body that asks an agent something it never answers ends after a second, not after two minutes.
-OPTIONS = ("--request-timeout", "1", "--max-body-bytes", "200000")
+OPTIONS = ("--request-timeout", "1", "--max-body-bytes", "200000", "--max-upload-bytes", "200000")
 EXAMPLES = repeats(40, 150)
 # A session with events, which every second example of these paths is about. (Its stream has no end.)
 STORED = "stored"
@@ -49,6 +49,7 @@ post["requestBody"]["content"]["application/json"]["schema"] = {
 # schemathesis' own types are partly unknown to a strict checker
 general: Any = importlib.import_module("schemathesis.checks")
 openapi: Any = importlib.import_module("schemathesis.specs.openapi.checks")
+schemathesis.serializer("application/x-tar")(lambda _, value: value if isinstance(value, bytes) else b"x")
 checks = [
     general.not_a_server_error,
     openapi.status_code_conformance,
@@ -62,9 +63,11 @@ each_operation: Callable[[Callable[..., None]], Callable[..., None]] = schema.pa
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
     """A server that is sent what schemathesis thinks of."""
-    with our_server(
-        tmp_path_factory.mktemp("schemathesis"), *OPTIONS, env={"PATH": "/usr/bin:/bin"}
-    ) as running:
+    folder = tmp_path_factory.mktemp("schemathesis")
+    # Its paths are random, and files are deleted: nothing outside of this folder may be reached.
+    (folder / "root").mkdir()
+    options = (*OPTIONS, "--fs-root", str(folder / "root"))
+    with our_server(folder, *options, env={"PATH": "/usr/bin:/bin", "HOME": str(folder / "root")}) as running:
         session = f"{running.url}/v1/sessions/{STORED}"
         httpx2.post(session, json={"agent": "mock"}).raise_for_status()
         httpx2.post(f"{session}/messages/stream", json={"message": "diff"}, timeout=30).raise_for_status()

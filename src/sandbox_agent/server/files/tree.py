@@ -309,8 +309,10 @@ def _beside(place: Place) -> str:
 
 
 def _refuse_root(place: Place) -> None:
-    if place.name == ".":
-        raise PermissionDeniedError(f"permission denied: {place.path} is a folder of --fs-root")
+    if place.name in (".", "/"):
+        raise PermissionDeniedError(
+            f"permission denied: {place.path} is a root: delete, move or replace what is in it"
+        )
 
 
 def _exists(place: Place) -> bool:
