@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     __version__: str
     from sandbox_agent.client.agent import SandboxAgent
+    from sandbox_agent.client.files import Files
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
     from sandbox_agent.client.questions import QuestionPolicy, QuestionRequest
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
         UsageUpdate,
         UserMessageChunk,
     )
+    from sandbox_agent.wire.files import FsEntry, FsStat, FsUploadBatchResponse
     from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
     from sandbox_agent.wire.sessions import (
         CreateSessionResponse,
@@ -123,6 +125,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.agent": ("SandboxAgent",),
+    "client.files": ("Files",),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.questions": ("QuestionPolicy", "QuestionRequest"),
@@ -206,6 +209,7 @@ _MODULES = {
         "UsageUpdate",
         "UserMessageChunk",
     ),
+    "wire.files": ("FsEntry", "FsStat", "FsUploadBatchResponse"),
     "wire.records": ("ListPage", "SessionEvent", "SessionRecord", "SessionRestored"),
     "wire.sessions": (
         "CreateSessionResponse",
@@ -263,6 +267,10 @@ __all__ = [
     "EventPage",
     "EventSink",
     "FileRefPart",
+    "Files",
+    "FsEntry",
+    "FsStat",
+    "FsUploadBatchResponse",
     "GoneError",
     "HealthTimeoutError",
     "ImagePart",

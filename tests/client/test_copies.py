@@ -58,7 +58,7 @@ LIVE = {
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
     "JailProvider",
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
-    *("SandboxAgent", "ServerSessions", "Session", "Turn"),
+    *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),
 }
 CLONES: list[Callable[[Any], Any]] = [
     lambda value: pickle.loads(pickle.dumps(value)),

@@ -12,6 +12,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 
 import httpx2
 
+from sandbox_agent.client.files import Files
 from sandbox_agent.client.health import DEFAULT_TIMEOUT, HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
 from sandbox_agent.client.options import (
@@ -294,6 +295,11 @@ class SandboxAgent(ServerApi):
         if self._server_sessions is None:
             self._server_sessions = ServerSessions(self._http, self._health, self._tasks)
         return self._server_sessions
+
+    @property
+    def files(self) -> Files:
+        """The files of the sandbox."""
+        return Files(self._http, self._health)
 
     async def create_session(
         self,
