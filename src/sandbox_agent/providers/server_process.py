@@ -60,6 +60,7 @@ class ServerProcess:
         descriptors: Sequence[int] = (),
         is_watched: bool = False,
         ends_by_lifeline: bool = False,
+        name: str = "the local server",
     ) -> None:
         """Start the server.
 
@@ -71,6 +72,7 @@ class ServerProcess:
             is_watched: It does not know the lifeline: a process of ours ends it.
             ends_by_lifeline: It is the child of a program that does not pass signals on: to stop it, its
                 lifeline is closed.
+            name: What it is, in errors.
 
         Raises:
             SandboxAgentError: The program could not be started.
@@ -80,6 +82,7 @@ class ServerProcess:
         self._lifeline: IO[bytes] = open(write, "wb", buffering=0)  # noqa: PTH123, SIM115 - closed by stop
         _lifelines.add(self._lifeline)
         self._ends_by_lifeline = ends_by_lifeline
+        self._name = name
         self._watcher: subprocess.Popen[bytes] | None = None
         self._output = _Output(log)
         added = {LIFELINE_VARIABLE: str(read), **({_TAG_VARIABLE: tag} if is_watched else {})}
@@ -98,7 +101,7 @@ class ServerProcess:
         except OSError as error:
             _close_lifeline(self._lifeline)
             os.close(read)
-            raise SandboxAgentError(f"the local server could not be started: {error}") from error
+            raise SandboxAgentError(f"{name} could not be started: {error}") from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -176,11 +179,11 @@ class ServerProcess:
                     code = self._process.wait()
                     self._output.close()  # waits for the rest
                     raise SandboxAgentError(
-                        f"the local server exited with code {code} at its start{self._output.tail()}"
+                        f"{self._name} exited with code {code} at its start{self._output.tail()}"
                     )
                 if loop.time() > deadline:
                     raise SandboxAgentError(
-                        f"the local server did not respond on {url} within {START_TIMEOUT:g} s"
+                        f"{self._name} did not respond on {url} within {START_TIMEOUT:g} s"
                         f"{self._output.tail()}"
                     )
                 await asyncio.sleep(POLL_INTERVAL)
