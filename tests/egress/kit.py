@@ -32,12 +32,14 @@ class Origin:
 
     def __init__(self, handler: Handler | None = None, *, closes: bool = True) -> None:
         self._closes = closes
+        self.connected = asyncio.Event()
         self.received: list[bytearray] = []
         self.ended: list[asyncio.Event] = []
         self.port = 0
         self._handler = handler
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connected.set()
         with contextlib.suppress(ConnectionError):
             if self._handler is not None:
                 await self._handler(reader, writer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import assert_type
 
 import anyio
-import anyio.to_thread
 import pytest
 
 from sandbox_agent import JailProvider, SandboxAgent, SandboxAgentError, jail, local
@@ -231,20 +231,38 @@ async def test_an_agent_can_not_replace_the_proxys_socket() -> None:
             assert not (await shell.run(f"{command} 2>/dev/null")).endswith("[0]"), command
 
 
-async def test_a_proxy_that_is_killed_is_an_error_for_agents_and_is_started_again() -> None:
+WAIT = """
+import os, socket, sys
+from urllib.parse import urlsplit
+proxy = urlsplit(os.environ["HTTP_PROXY"])
+with socket.create_connection((proxy.hostname, proxy.port), 30) as connection:
+    connection.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+    while connection.recv(4096):
+        pass
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["by ensure_server", "by itself"])
+async def test_a_proxy_that_is_killed_is_an_error_for_agents_and_is_started_again(*, asked: bool) -> None:
     async with limited() as (shell, origin):
-        url = f"http://web.test:{origin.port}/"
         pid = proxy_pid(shell)
-        os.kill(pid, signal.SIGKILL)
-        await anyio.to_thread.run_sync(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        answer = await run_python(shell, GET, url)
-        assert answer.startswith("502 sandbox-agent: the proxy of the sandbox cannot be reached")
-        await provider_of(shell).ensure_server(raw_id(shell))
-        assert proxy_pid(shell) != pid
-        assert await run_python(shell, GET, url) == "hello\n[0]"
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(run_python(shell, WAIT, f"web.test:{origin.port}"))
+            with anyio.fail_after(30):
+                await origin.connected.wait()
+            os.kill(pid, signal.SIGKILL)
+        assert waiting.result() == "ended\n[0]"
+        if asked:
+            await provider_of(shell).ensure_server(raw_id(shell))
+            assert proxy_pid(shell) != pid
         with anyio.fail_after(30):
+            while (answer := await run_python(shell, GET, f"http://web.test:{origin.port}/")) != "hello\n[0]":
+                assert not asked
+                assert answer.startswith("502 sandbox-agent: the proxy of the sandbox cannot be reached")
             while not await statuses(shell, "shell"):  # once the server reads the refusals again
                 await run_python(shell, GET, "http://example.com/")
+        assert proxy_pid(shell) != pid
 
 
 async def test_a_server_that_is_killed_is_started_again_with_its_proxy() -> None:
@@ -345,3 +363,15 @@ async def test_the_jail_is_an_isolation_of_local_too() -> None:
         session = await sdk.create_session(agent="shell")
         assert await Shell(sdk, session).run("pwd") == "/workspace\n[0]"
         await sdk.destroy_sandbox()
+
+
+async def test_run_shows_which_host_was_refused(host: Path) -> None:
+    get = host / "get.py"
+    get.write_text(GET)
+    command = ["run", f"{sys.executable} get.py http://example.com/", "--agent", "shell"]
+    sandbox = ["--sandbox", "jail", "--allow-host", "a.test"]
+    done = await anyio.run_process(
+        [sys.executable, "-m", "sandbox_agent.cli.main", *command, *sandbox], cwd=host
+    )
+    assert done.stdout.decode().startswith("403 sandbox-agent: the sandbox does not allow example.com:80")
+    assert "refused  the sandbox does not allow example.com:80" in done.stderr.decode()

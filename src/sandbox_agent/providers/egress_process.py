@@ -5,18 +5,26 @@ It runs outside of the sandbox and ends with this program, as the server does.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox_agent.egress.allow_list import AllowList
+from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.providers.server_process import Log, ServerProcess
 from sandbox_agent.providers.unix_transport import UnixTransport
 
+logger: logging.Logger = logging.getLogger("sandbox_agent.providers")
+
 SOCKET = "proxy.sock"
 _BACKLOG = 512
+# Seconds from one start to the next.
+_PAUSE = 1.0
 # The proxy needs no other variables of this program, which may have secrets.
 _VARIABLES = (
     "PATH",
@@ -54,6 +62,8 @@ class EgressProcess:
         self._hosts = [f"--allow-host={host}" for host in allow_hosts]
         self._log = log
         self._process: ServerProcess | None = None
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -66,20 +76,39 @@ class EgressProcess:
         Raises:
             SandboxAgentError: It cannot be started.
         """
-        if self._process is not None:
-            if not self._process.has_exited():
+        with self._lock:
+            if self._stopped.is_set():
                 return
-            self._process.stop(0.0)
-        # -P: the working directory may be a workspace, where agents write.
-        command = [sys.executable, "-P", "-m", "sandbox_agent.cli.main", "egress-proxy"]
-        listener = self._listen()
-        self._process = ServerProcess(
-            [*command, f"--fd={listener}", "--log-level=warning", *self._hosts],
-            _environment(),
-            log=self._log,
-            descriptors=[listener],
-            name="the egress proxy",
-        )
+            if self._process is not None:
+                if not self._process.has_exited():
+                    return
+                self._process.stop(0.0)
+            # -P: the working directory may be a workspace, where agents write.
+            command = [sys.executable, "-P", "-m", "sandbox_agent.cli.main", "egress-proxy"]
+            listener = self._listen()
+            process = self._process = ServerProcess(
+                [*command, f"--fd={listener}", "--log-level=warning", *self._hosts],
+                _environment(),
+                log=self._log,
+                descriptors=[listener],
+                name="the egress proxy",
+            )
+        threading.Thread(
+            target=self._restart, args=(process,), name="sandbox-agent-egress", daemon=True
+        ).start()
+
+    def _restart(self, process: ServerProcess) -> None:
+        """Start it again when it was killed: nothing else in the sandbox would notice."""
+        started = time.monotonic()
+        process.wait_exited()
+        pause = _PAUSE - (time.monotonic() - started)
+        if process.stopping or (pause > 0 and self._stopped.wait(pause)):
+            return
+        logger.warning("the egress proxy has ended: it is started again")
+        try:
+            self.start()
+        except (SandboxAgentError, OSError) as error:
+            logger.error("the egress proxy cannot be started again: %s", error)
 
     def _listen(self) -> int:
         # Bound here, connections wait for the proxy from the start, and fail at once when it was killed.
@@ -106,8 +135,10 @@ class EgressProcess:
 
     def stop(self, grace: float) -> None:
         """Stop it; with a grace of 0 it is killed."""
-        if self._process is not None:
-            self._process.stop(grace)
+        self._stopped.set()
+        with self._lock:
+            if self._process is not None:
+                self._process.stop(grace)
 
 
 def _environment() -> dict[str, str]:

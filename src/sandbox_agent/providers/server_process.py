@@ -49,6 +49,7 @@ class ServerProcess:
 
     Attributes:
         pid: Its process id.
+        stopping: Whether ``stop`` was called.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ServerProcess:
         _lifelines.add(self._lifeline)
         self._ends_by_lifeline = ends_by_lifeline
         self._name = name
+        self.stopping: bool = False
         self._watcher: subprocess.Popen[bytes] | None = None
         self._output = _Output(log)
         added = {LIFELINE_VARIABLE: str(read), **({_TAG_VARIABLE: tag} if is_watched else {})}
@@ -123,6 +125,7 @@ class ServerProcess:
         Args:
             grace: Seconds that it has to end by itself. With 0 it is killed at once.
         """
+        self.stopping = True
         if self._watcher is not None:
             # It must not signal the server's pid once another process may have it.
             self._watcher.kill()
@@ -153,6 +156,11 @@ class ServerProcess:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
         except ChildProcessError:  # something else in this program has reaped it
             return self._process.poll() is not None
+
+    def wait_exited(self) -> None:
+        """Block until the server has exited. Only on Linux."""
+        with contextlib.suppress(ChildProcessError):  # it is reaped
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
     async def wait_responding(
         self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None
