@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Any
 
+import anyio
 import pytest
 
-from sandbox_agent.egress import allow_list
+from sandbox_agent.egress import allow_list, streams
 from sandbox_agent.egress.dial import Upstream, read_upstreams
 from sandbox_agent.egress.proxy import Bounds
 from sandbox_agent.egress.tls import UNRECOGNIZED_NAME
@@ -331,6 +333,16 @@ async def test_a_client_that_does_not_read_holds_the_server_up() -> None:
         while data := await client.reader.read(1024 * 1024):
             got += len(data)
         assert got == size
+
+
+async def test_a_refused_client_that_goes_on_sending_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LINGER_SECONDS", 0.01)
+    async with proxying() as proxy, proxy.client() as client:
+        await client.send(b"CONNECT b.test:443 HTTP/1.1\r\n\r\n")
+        assert (await client.head()).startswith(b"HTTP/1.1 403 ")
+        with contextlib.suppress(ConnectionError), anyio.fail_after(20):
+            while True:
+                await client.send(bytes(65_536))
 
 
 async def test_a_connection_without_traffic_is_closed() -> None:

@@ -267,10 +267,16 @@ async def test_a_proxy_that_is_killed_is_an_error_for_agents_and_is_started_agai
 
 async def test_a_server_that_is_killed_is_started_again_with_its_proxy() -> None:
     async with limited() as (shell, origin):
-        pid = provider_of(shell).pid(raw_id(shell))
+        provider, sandbox = provider_of(shell), raw_id(shell)
+        pid, proxy = provider.pid(sandbox), proxy_pid(shell)
         assert pid is not None
         os.killpg(pid, signal.SIGKILL)
-        assert await run_python(shell, GET, f"http://web.test:{origin.port}/") == "hello\n[0]"
+        with anyio.fail_after(30):
+            while provider.pid(sandbox) == pid:
+                await provider.ensure_server(sandbox)
+        restarted = Shell(shell.sdk, await shell.sdk.create_session(agent="shell"))
+        assert await run_python(restarted, GET, f"http://web.test:{origin.port}/") == "hello\n[0]"
+        assert proxy_pid(shell) == proxy
 
 
 async def test_destroying_ends_the_proxy_and_deletes_its_folder() -> None:
