@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_agent import Mount, SandboxAgentError, jail
+from sandbox_agent import InvalidRequestError, JailProvider, Mount, SandboxAgentError, jail, local
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +41,25 @@ def test_folders_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 def test_a_relative_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SandboxAgentError, match="mount target 'data' is relative"):
         jail(mounts=[Mount(tmp_path, "data")])
+
+
+def test_hosts_are_not_allowed_without_a_network() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        jail(network=False, allow_hosts=["example.com"])
+
+
+def test_an_invalid_host_is_refused() -> None:
+    with pytest.raises(
+        InvalidRequestError, match=r"'https://example\.com' of the allowed hosts: it is for a host"
+    ):
+        jail(allow_hosts=["https://example.com"])
+
+
+def test_local_with_the_isolation_of_a_jail_is_a_jail(tmp_path: Path) -> None:
+    assert isinstance(local(isolation="jail", mounts=[Mount(tmp_path, "/data")]), JailProvider)
+    with pytest.raises(TypeError, match="workspace"):
+        local(workspace=tmp_path)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="host"):
+        local(isolation="jail", host="0.0.0.0")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(ValueError, match="isolation must be 'jail' or None, not 'vm'"):
+        local(isolation="vm")  # pyright: ignore[reportCallIssue, reportArgumentType]

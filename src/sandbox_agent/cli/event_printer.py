@@ -118,6 +118,8 @@ class EventPrinter:
         elif method == "_adapter/agent_exited":
             how = params.get("reason") or f"code {params.get('code')}"
             self._screen.note(f"agent exited ({how})", "red")
+        elif method == "_adapter/egress_refused":
+            self._screen.note(f"refused  {params.get('message')}", "yellow")
         elif method == "_sandbox_agent/persist_failed":
             self._screen.note(f"store failed: {params.get('message') or params}", "red")
         elif method == "_sandbox_agent/events_lost":

@@ -28,6 +28,10 @@ COMMANDS: Final = {
         "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
     ),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
+    "egress-proxy": Entry(
+        "sandbox_agent.cli.egress_proxy:egress_proxy",
+        "Run the proxy that limits which hosts a sandbox reaches.",
+    ),
     "install-agent": Entry("sandbox_agent.cli.agents:install_agent", "Install an agent."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
     "ps": Entry("sandbox_agent.cli.ps:ps", "List the agents that run behind a server, and what they use."),

@@ -120,6 +120,14 @@ Examples:
     help="Where the agent runs: as a process like others, or in a jail that has only the working directory "
     "(Linux, with bubblewrap).",
 )
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="With --sandbox jail: a host that the agent may reach, such as api.anthropic.com or *.npmjs.org. "
+    "Without this option it may reach all. Can be repeated.",
+)
 @click.option("--model", metavar="ID", help="Model id of the agent.")
 @click.option("--mode", metavar="ID", help="Mode id of the agent.")
 @click.option("--thought-level", metavar="ID", help="Thought level id of the agent.")
@@ -158,6 +166,8 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
+    if options["allow_hosts"] and options["sandbox"] != "jail":
+        raise click.UsageError("--allow-host needs --sandbox jail: any other agent reaches all hosts")
     _install(options["agent"], options["agents"], options["agent_commands"], options["agent_registry"])
     turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
@@ -186,6 +196,7 @@ class _Run:
     yes: bool
     as_json: bool
     sandbox: Literal["local", "jail"]
+    allow_hosts: tuple[str, ...]
     agent_env: tuple[str, ...]
     agents: Path | None
     agent_commands: tuple[str, ...]
@@ -262,7 +273,13 @@ class _Run:
                     *([f"--agent-registry={self.agent_registry}"] if self.agent_registry else []),
                 ]
                 provider = (
-                    jail(workspace=self.cwd or ".", log=log, agents=self.agents, args=args)
+                    jail(
+                        workspace=self.cwd or ".",
+                        allow_hosts=self.allow_hosts or None,
+                        log=log,
+                        agents=self.agents,
+                        args=args,
+                    )
                     if self.sandbox == "jail"
                     else local(log=log, agents=self.agents, args=args)
                 )

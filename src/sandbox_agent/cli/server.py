@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import faulthandler
 import logging
-import os
 import signal
-import stat
 import sys
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +16,11 @@ from click.core import ParameterSource
 from sandbox_agent.agents.environment import ENV_POLICIES, AgentEnvironment, EnvPolicy
 from sandbox_agent.agents.user_agents import load_user_agents
 from sandbox_agent.cli.agent_user import check_agent_user, find_agent_user
+from sandbox_agent.cli.lifeline import watch_lifeline
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_readable, token_option
 from sandbox_agent.cli.user_agents import agent_command_option, agents_options
+from sandbox_agent.egress.relay import parse_where
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.limits import Limits, parse_size
 from sandbox_agent.runtime.privacy import hide_url, take_variable
@@ -41,10 +38,6 @@ from sandbox_agent.server.store import check_namespace, check_store, default_sto
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 STORE_VARIABLE = "SANDBOX_AGENT_STORE"
-# Set by ``local()``: the descriptor of a pipe that closes when the program that started this server ends.
-_LIFELINE_VARIABLE = "SANDBOX_AGENT_LIFELINE"
-# Seconds that the shutdown may take when that program has ended: nothing else would kill a server that hangs.
-_LIFELINE_GRACE = 4
 
 
 def _read_size(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
@@ -278,6 +271,11 @@ def _read_size(_context: click.Context, _option: click.Parameter, value: str | N
     help="The file API reaches this folder and nothing outside of it. Can be repeated. Default: all folders.",
 )
 @click.option(
+    "--egress-proxy",
+    metavar="unix:PATH|http://HOST:PORT",
+    help="Let agents reach other hosts through this proxy, which sandbox-agent egress-proxy is.",
+)
+@click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
@@ -321,6 +319,7 @@ def server(
     agent_memory: int,
     agent_pids: int,
     fs_root: tuple[Path, ...],
+    egress_proxy: str | None,
     allow_host: tuple[str, ...],
     cors_allow_origin: tuple[str, ...],
     cors_allow_method: tuple[str, ...],
@@ -366,6 +365,7 @@ def server(
         ),
         agent_limits=_read_limits(agent_memory, agent_pids),
         fs_roots=fs_root,
+        egress_proxy=None if egress_proxy is None else parse_where(egress_proxy),
         allow_hosts=allow_host,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
         **limits,
@@ -373,7 +373,7 @@ def server(
     # After its shutdown uvicorn raises the signal again: exit with 0, as the signal was a normal request.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    _watch_lifeline()
+    watch_lifeline()
     if log_level == "info":
         # We log the start and the end ourselves.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -424,22 +424,3 @@ def _why_not(config: ServerConfig, error: OSError) -> str:
 
 def _exit(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
-
-
-def _watch_lifeline() -> None:
-    """End the server with the program that started it. Agents inherit neither the variable nor the pipe."""
-    value = os.environ.pop(_LIFELINE_VARIABLE, "")
-    with contextlib.suppress(OSError, ValueError, OverflowError):  # the pipe did not come with the variable
-        lifeline = int(value)
-        os.set_inheritable(lifeline, False)
-        if stat.S_ISFIFO(os.fstat(lifeline).st_mode):
-            threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
-
-
-def _end_with(lifeline: int) -> None:
-    while os.read(lifeline, 1):
-        pass
-    # In a thread of C, whatever hangs. SIGALRM would not end the first process of a jail.
-    faulthandler.dump_traceback_later(_LIFELINE_GRACE, exit=True)
-    logger.info("the program that started this server has ended")
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -392,6 +392,8 @@ class Connection:
             self._agent_requests.receive(line, head, touched)
         elif head.method == "_adapter/agent_exited":
             self._receive_exit(line)
+        elif head.method == "_adapter/egress_refused":
+            touched.update(self.router.append_to_all("agent", line))
         elif head.method == "_adapter/invalid_stdout":
             touched.update(self.router.append_invalid_line(line))
         elif head.method is not None:

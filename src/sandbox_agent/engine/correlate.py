@@ -96,12 +96,16 @@ class Correlator:
     An id is rewritten only if the same id is pending. In the feed, a response has the client's own id, with
     one exception: if two requests of one audience had the same id at once, the id would be ambiguous. The
     feed then shows an id that belongs to no request, and each POST still receives its own response.
+
+    Attributes:
+        prompts: How many prompts were submitted.
     """
 
     def __init__(self) -> None:
         self._pending: dict[bytes, Pending] = {}
         self._agent_requests: set[bytes] = set()
         self._aliases = 0
+        self.prompts: int = 0
         self._sessions: set[str] = set()
 
     def submit(self, client: str, head: Head, envelope: bytes) -> Submitted:
@@ -147,6 +151,7 @@ class Correlator:
                 if other.client == client and canonical_id(other.original_id) == canonical_id(original):
                     other.contested = pending.contested = True
         self._pending[key] = pending
+        self.prompts += pending.method == "session/prompt"
         if pending.method.startswith("session/"):
             self._add_session(envelope)
         return Submitted(envelope, head.method, pending)

@@ -24,7 +24,9 @@ from pathlib import Path, PurePosixPath
 import httpx2
 import platformdirs
 
+from sandbox_agent.egress.allow_list import AllowList
 from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.providers.egress_process import PROXY_VARIABLES, SOCKET, EgressProcess
 from sandbox_agent.providers.local import LocalProvider
 from sandbox_agent.providers.server_process import PACKAGE_ROOT, Log
 from sandbox_agent.providers.unix_transport import UnixTransport
@@ -34,6 +36,9 @@ WORKSPACE = "/workspace"
 # In the jail; its folder on the host is the only one that both sides write to, besides workspace and home.
 _SOCKET_FOLDER = "/run/sandbox-agent"
 _SOCKET = "server.sock"
+# The folder of the proxy's socket on the host, and in the jail, where it is read-only.
+_PROXY = "net"
+_PROXY_FOLDER = "/run/sandbox-agent-proxy"
 # Of sockaddr_un in unix(7), without the byte that ends it.
 _SOCKET_PATH_BYTES = 107
 _PREFIX = "sandbox-agent-jail-"
@@ -135,6 +140,7 @@ class JailProvider(LocalProvider):
         *,
         workspace: str | os.PathLike[str] | None = None,
         network: bool = True,
+        allow_hosts: Sequence[str] | None = None,
         mounts: Sequence[Mount] = (),
         port: int | None = None,
         token: str | None = None,
@@ -146,6 +152,14 @@ class JailProvider(LocalProvider):
         args: Sequence[str] = (),
     ) -> None:
         """Store the options. See ``jail`` for the arguments."""
+        if allow_hosts is not None:
+            if not network:
+                raise ValueError(
+                    "network=False and allow_hosts exclude each other: without a network there is no host to "
+                    "allow, so leave one of them out"
+                )
+            AllowList(allow_hosts)
+            network = False  # but for the proxy
         super().__init__(
             port=port,
             token=token,
@@ -161,6 +175,8 @@ class JailProvider(LocalProvider):
         self._network = network
         self._mounts = [_checked(mount) for mount in mounts]
         self._folders: dict[str, _Folder] = {}
+        self._allow_hosts = None if allow_hosts is None else list(allow_hosts)
+        self._proxies: dict[str, EgressProcess] = {}
 
     def _new_id(self) -> str:
         return super()._new_id() if self._network else secrets.token_hex(4)
@@ -172,10 +188,34 @@ class JailProvider(LocalProvider):
                 f"the path of the server's socket would be too long in '{tempfile.gettempdir()}': set TMPDIR "
                 "to a folder with a shorter path"
             )
-        self._folders[raw_id] = _Folder(_folder_path(name))
+        folder = self._folders[raw_id] = _Folder(_folder_path(name))
+        if self._allow_hosts is not None:
+            self._proxies[raw_id] = EgressProcess(folder.path / _PROXY, self._allow_hosts, self._log)
+
+    async def _start(self, raw_id: str, token: str) -> None:
+        proxy = self._proxies.get(raw_id)
+        if proxy is not None:
+            proxy.start()
+        await super()._start(raw_id, token)
+        if proxy is not None:
+            await proxy.wait_responding()
+
+    def proxy_pid(self, sandbox_id: str, /) -> int | None:
+        """Return the process id of the proxy for the allowed hosts, or None without one."""
+        proxy = self._proxies.get(sandbox_id)
+        return None if proxy is None else proxy.pid
+
+    async def ensure_server(self, sandbox_id: str, /) -> None:
+        """Restart the server and the proxy if they have ended, with the same files."""
+        if (proxy := self._proxies.get(sandbox_id)) is not None:
+            proxy.start()
+        await super().ensure_server(sandbox_id)
 
     def _address(self, raw_id: str) -> list[str]:
-        return super()._address(raw_id) if self._network else ["--uds", f"{_SOCKET_FOLDER}/{_SOCKET}"]
+        if self._network:
+            return super()._address(raw_id)
+        proxy = [] if self._allow_hosts is None else ["--egress-proxy", f"unix:{_PROXY_FOLDER}/{SOCKET}"]
+        return ["--uds", f"{_SOCKET_FOLDER}/{_SOCKET}", *proxy]
 
     def _command(self, raw_id: str) -> list[str]:
         folder = self._folders[raw_id].path
@@ -201,6 +241,8 @@ class JailProvider(LocalProvider):
             *_installed_agents(),
             *_writable(workspace, WORKSPACE),
         ]
+        if self._allow_hosts is not None:
+            options += ["--ro-bind", str(folder / _PROXY), _PROXY_FOLDER]
         if self._agents is not None:
             options += ["--ro-bind", str(self._agents), str(self._agents)]
         for mount in self._mounts:
@@ -219,6 +261,9 @@ class JailProvider(LocalProvider):
             for name, value in super()._environment().items()
             if name in self._env or not (name in _HOST_ONLY or name.startswith("XDG_"))
         }
+        if self._allow_hosts is not None:
+            for name in PROXY_VARIABLES:  # of this machine: their passwords are of no use in the jail
+                environment.pop(name, None)
         own = {
             "HOME": HOME,
             "USER": "agent",
@@ -264,6 +309,9 @@ class JailProvider(LocalProvider):
 
     async def _stop(self, raw_id: str, grace: float) -> None:
         await super()._stop(raw_id, grace)
+        proxy = self._proxies.pop(raw_id, None)
+        if proxy is not None:
+            await asyncio.to_thread(proxy.stop, grace)
         folder = self._folders.pop(raw_id, None)
         if folder is not None:
             await asyncio.to_thread(folder.delete)
@@ -397,6 +445,7 @@ def jail(
     *,
     workspace: str | os.PathLike[str] | None = None,
     network: bool = True,
+    allow_hosts: Sequence[str] | None = None,
     mounts: Sequence[Mount] = (),
     port: int | None = None,
     token: str | None = None,
@@ -414,17 +463,22 @@ def jail(
     files of the machine, no processes of it, and no capabilities. The jail ends with this program, as
     ``local`` does.
 
-    It does not limit memory, processors or disk, and with ``network=True`` agents reach what this machine
-    reaches, services on its loopback addresses included. The kernel is shared: for code that may attack it,
-    use a virtual machine.
+    It does not limit memory, processors or disk. With ``network=True`` and without ``allow_hosts`` agents
+    reach what this machine reaches, services on its loopback addresses included. The kernel is shared: for
+    code that may attack it, use a virtual machine.
 
     Args:
         workspace: The folder that agents work in and may write to, or None for an empty one, which is
             deleted with the sandbox.
         network: Whether there is a network. Without one, the server is reached over a Unix socket, and the
             sandbox id is ``jail/<name>``; with one it is ``jail/127.0.0.1:<port>``.
+        allow_hosts: The hosts that agents may reach, or None for all. There is then no network but a proxy,
+            which HTTPS_PROXY names: a name (``api.anthropic.com``), all names below one (``*.npmjs.org``) or
+            an address, on the ports 443 and 80 or another one (``github.com:22``). Names must have an address
+            of the internet, unless the list has it (``registry.corp.example=10.0.0.5``). The sandbox id is
+            ``jail/<name>``. What is refused is a ``status`` item of the session.
         mounts: More files and folders of this machine.
-        port: The port, or None for a free one. Not without a network.
+        port: The port, or None for a free one. Not without a network, and not with ``allow_hosts``.
         token: The bearer token, or None for a random one.
         env: Variables to add to the environment of the server and its agents. Of this program's other
             variables, agents get what ``local`` gives them with its policy "strict".
@@ -436,12 +490,15 @@ def jail(
         args: More command line arguments.
 
     Raises:
+        ValueError: ``allow_hosts`` is given with ``network=False``.
+        InvalidRequestError: A host of ``allow_hosts`` is invalid.
         ImportError: The extra ``server`` is not installed.
         SandboxAgentError: This is not Linux, bubblewrap is not installed, or a folder does not exist.
     """
     return JailProvider(
         workspace=workspace,
         network=network,
+        allow_hosts=allow_hosts,
         mounts=mounts,
         port=port,
         token=token,

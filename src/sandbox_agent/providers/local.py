@@ -12,7 +12,7 @@ import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
@@ -24,6 +24,9 @@ from sandbox_agent.providers.server_process import (
     ServerProcess,
     written_pipe,
 )
+
+if TYPE_CHECKING:
+    from sandbox_agent.providers.jail import JailProvider, Mount
 
 # The server of a program that was killed ends a moment after it, and has its store until then.
 STORE_WAIT = 6.0
@@ -230,8 +233,10 @@ class LocalProvider(SandboxProvider):
         return running.process.pid if running is not None else None
 
 
+@overload
 def local(
     *,
+    isolation: None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     token: str | None = None,
@@ -243,7 +248,29 @@ def local(
     agents: str | os.PathLike[str] | None = None,
     agent_commands: Mapping[str, str | Sequence[str]] | None = None,
     args: Sequence[str] = (),
-) -> LocalProvider:
+) -> LocalProvider: ...
+
+
+@overload
+def local(
+    *,
+    isolation: Literal["jail"],
+    workspace: str | os.PathLike[str] | None = None,
+    network: bool = True,
+    allow_hosts: Sequence[str] | None = None,
+    mounts: Sequence[Mount] = (),
+    port: int | None = None,
+    token: str | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Log = "inherit",
+    store: str | None = None,
+    agents: str | os.PathLike[str] | None = None,
+    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
+    args: Sequence[str] = (),
+) -> JailProvider: ...
+
+
+def local(*, isolation: Literal["jail"] | None = None, **options: Any) -> LocalProvider:
     """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
 
     The server ends with ``destroy_sandbox``, and with this program: when it exits, and within 5 s when it is
@@ -256,6 +283,8 @@ def local(
     Linux, to all other processes that the server has started.
 
     Args:
+        isolation: None, or "jail" for a server in a jail: the other arguments are then those of ``jail``.
+        **options: The arguments below.
         host: The address to listen on.
         port: The port, or None for a free one.
         token: The bearer token, or None for a random one.
@@ -271,22 +300,16 @@ def local(
         args: More command line arguments.
 
     Raises:
-        ValueError: Agents are given with ``binary``.
+        ValueError: Agents are given with ``binary``, or the isolation is unknown.
         ImportError: The extra ``server`` is not installed, and ``binary`` is not given.
     """
-    return LocalProvider(
-        host=host,
-        port=port,
-        token=token,
-        env=env,
-        log=log,
-        binary=binary,
-        store=store,
-        agent_env_policy=agent_env_policy,
-        agents=agents,
-        agent_commands=agent_commands,
-        args=args,
-    )
+    if isolation is None:
+        return LocalProvider(**options)
+    if isolation != "jail":
+        raise ValueError(f"isolation must be 'jail' or None, not {isolation!r}")
+    from sandbox_agent.providers.jail import jail
+
+    return jail(**options)
 
 
 def _free_port(host: str) -> int:

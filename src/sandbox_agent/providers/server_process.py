@@ -49,6 +49,7 @@ class ServerProcess:
 
     Attributes:
         pid: Its process id.
+        stopping: Whether ``stop`` was called.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ServerProcess:
         descriptors: Sequence[int] = (),
         is_watched: bool = False,
         ends_by_lifeline: bool = False,
+        name: str = "the local server",
     ) -> None:
         """Start the server.
 
@@ -71,6 +73,7 @@ class ServerProcess:
             is_watched: It does not know the lifeline: a process of ours ends it.
             ends_by_lifeline: It is the child of a program that does not pass signals on: to stop it, its
                 lifeline is closed.
+            name: What it is, in errors.
 
         Raises:
             SandboxAgentError: The program could not be started.
@@ -80,6 +83,8 @@ class ServerProcess:
         self._lifeline: IO[bytes] = open(write, "wb", buffering=0)  # noqa: PTH123, SIM115 - closed by stop
         _lifelines.add(self._lifeline)
         self._ends_by_lifeline = ends_by_lifeline
+        self._name = name
+        self.stopping: bool = False
         self._watcher: subprocess.Popen[bytes] | None = None
         self._output = _Output(log)
         added = {LIFELINE_VARIABLE: str(read), **({_TAG_VARIABLE: tag} if is_watched else {})}
@@ -98,7 +103,7 @@ class ServerProcess:
         except OSError as error:
             _close_lifeline(self._lifeline)
             os.close(read)
-            raise SandboxAgentError(f"the local server could not be started: {error}") from error
+            raise SandboxAgentError(f"{name} could not be started: {error}") from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -120,6 +125,7 @@ class ServerProcess:
         Args:
             grace: Seconds that it has to end by itself. With 0 it is killed at once.
         """
+        self.stopping = True
         if self._watcher is not None:
             # It must not signal the server's pid once another process may have it.
             self._watcher.kill()
@@ -151,6 +157,11 @@ class ServerProcess:
         except ChildProcessError:  # something else in this program has reaped it
             return self._process.poll() is not None
 
+    def wait_exited(self) -> None:
+        """Block until the server has exited. Only on Linux."""
+        with contextlib.suppress(ChildProcessError):  # it is reaped
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
     async def wait_responding(
         self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
@@ -176,11 +187,11 @@ class ServerProcess:
                     code = self._process.wait()
                     self._output.close()  # waits for the rest
                     raise SandboxAgentError(
-                        f"the local server exited with code {code} at its start{self._output.tail()}"
+                        f"{self._name} exited with code {code} at its start{self._output.tail()}"
                     )
                 if loop.time() > deadline:
                     raise SandboxAgentError(
-                        f"the local server did not respond on {url} within {START_TIMEOUT:g} s"
+                        f"{self._name} did not respond on {url} within {START_TIMEOUT:g} s"
                         f"{self._output.tail()}"
                     )
                 await asyncio.sleep(POLL_INTERVAL)

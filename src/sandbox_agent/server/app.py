@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
+from sandbox_agent.server.agents.egress import Egress
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
@@ -113,6 +114,9 @@ class Application:
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
             installations = Installations(on_first_use=not config.require_preinstall)
             await stack.enter_async_context(installations.run())
+            egress = None if config.egress_proxy is None else Egress(config.egress_proxy)
+            if egress is not None:
+                await stack.enter_async_context(egress.run())
             bridge = Bridge(
                 spiller,
                 request_timeout=config.request_timeout,
@@ -123,6 +127,7 @@ class Application:
                 environment=config.agent_environment,
                 limits=config.agent_limits,
                 run_folder=data_dir() / "run",
+                egress=egress,
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox_agent.agents.environment import AgentEnvironment
+from sandbox_agent.egress.relay import Where
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.limits import Limits
 
@@ -58,6 +59,7 @@ class ServerConfig:
         uds: path of a socket to bind instead of host and port, or None.
         agent_environment: what agents inherit, and the user as whom they run.
         agent_limits: what the processes of each agent may use together.
+        egress_proxy: where the proxy of the sandbox listens, which agents use; None without one.
         allow_hosts: names besides loopback under which a server without a token is reached.
         cors: cross-origin rules.
     """
@@ -89,6 +91,7 @@ class ServerConfig:
     uds: Path | None = None
     agent_environment: AgentEnvironment = field(default_factory=AgentEnvironment)
     agent_limits: Limits = field(default_factory=Limits)
+    egress_proxy: Where | None = None
     allow_hosts: tuple[str, ...] = ()
     cors: CorsConfig = field(default_factory=CorsConfig)
 

@@ -151,6 +151,9 @@ class Projector(Inputs):
                 success=params.get("success") is True,
                 reason=reason if isinstance(reason, str) else None,
             )
+        elif method == "_adapter/egress_refused":
+            params = members(message.params)
+            self._statuses.show("egress", str(params.pop("message", "")), params or None, source="daemon")
         elif method == "_adapter/invalid_stdout":
             params = members(message.params)
             error = str(params.get("error") or "invalid line")

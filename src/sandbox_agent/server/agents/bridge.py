@@ -31,6 +31,7 @@ from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
 from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.spill import Spiller
@@ -61,6 +62,7 @@ class Bridge:
         environment: what agents inherit, and their user.
         limits: what the processes of each agent may use.
         run_folder: where this server records its agents, and finds those that killed servers have left.
+        egress: the proxy that agents use; None without one.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Bridge:
         environment: AgentEnvironment | None = None,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         run_folder: Path | None = None,
+        egress: Egress | None = None,
     ) -> None:
+        self._egress = egress
         self._installations = installations
         self.spiller = spiller
         self._recorder = recorder
@@ -268,11 +272,13 @@ class Bridge:
         if self._tasks is None or self._closing:
             raise StreamError("stream error: the server is shutting down")
         launch = resolve(agent)
+        user = new_user()
+        proxy = {} if self._egress is None else self._egress.variables(user)
         try:
             await self._warden.ready()  # first: from here on a killed server leaves no orphans
             process = await Process.spawn(
                 launch.argv,
-                env={**self.environment.variables(agent), **launch.env, **env},
+                env={**self.environment.variables(agent), **launch.env, **proxy, **env},
                 user=self.environment.user,
                 cwd=launch.cwd,
                 tag_prefix=self._tag,
@@ -294,6 +300,8 @@ class Bridge:
             recorder=recorder,
             env=env,
         )
+        if self._egress is not None:
+            self._egress.add(user, connection)
         self._tasks.start_soon(self._run, connection, process.pid)
         return connection
 

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -31,6 +31,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.agents.clients import Clients, sent_event
+from sandbox_agent.server.agents.exits import exit_error
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.agents.stderr import with_stderr
@@ -159,6 +160,11 @@ class AgentConnection:
         return min(idle, time.monotonic() - self._turn_active)
 
     @property
+    def prompts(self) -> int:
+        """How many prompts were sent to the agent."""
+        return self._correlator.prompts
+
+    @property
     def finished(self) -> bool:
         """Whether the feed is closed: the server id was deleted or is used by another process."""
         return self._closed
@@ -210,14 +216,11 @@ class AgentConnection:
         params: dict[str, object] = {"success": status.success, "code": status.code}
         if self._excess is not None:
             params["reason"] = self._excess
-        exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
+        if self.tap is not None and self.stopping:
+            self.tap.stop()
+        self.announce("_adapter/agent_exited", params)
         if self.tap is not None:
-            if self.stopping:
-                self.tap.stop()
-            self.tap.received([exited])
             self.tap.close()
-        self._unnumbered.append(([exited], EVERYONE))
-        self._append_to_feed()
         error = self._exit_error()
         for pending in self._correlator.fail_all():
             future = self._remove_response(pending)
@@ -226,19 +229,7 @@ class AgentConnection:
         self.ended.set()
 
     def _exit_error(self) -> AgentProcessExitedError:
-        status = self._status or ExitStatus(None, None)
-        how = f"signal {status.signal}" if status.signal is not None else f"exit code {status.code}"
-        what = f"ended with {how}" if self._excess is None else f"was ended: {self._excess}"
-        reason: dict[str, Any] = {} if self._excess is None else {"reason": self._excess}
-        return AgentProcessExitedError(
-            f"agent process exited: {self.agent} {what}; POST again with ?agent={self.agent} "
-            "to start it again",
-            agent=self.agent,
-            exitCode=status.code,
-            signal=status.signal,
-            stderr=self._process.stderr_tail,
-            **reason,
-        )
+        return exit_error(self.agent, self._status, self._excess, self._process.stderr_tail)
 
     def _deliver(self, lines: Sequence[bytes]) -> None:
         """Record the agent's lines, and pass them to the requests that wait for them and to the feed."""
@@ -277,6 +268,14 @@ class AgentConnection:
                 future.set_result(answer.line)
         # Waiting requests are answered first; the feed follows before the loop reads any pipe again.
         self._loop.call_soon(self._append_to_feed)
+
+    def announce(self, method: str, params: Mapping[str, object]) -> None:
+        """Record a notification of the server in all sessions, and append it to the feed."""
+        line = dumps({"jsonrpc": "2.0", "method": method, "params": params})
+        if self.tap is not None:
+            self.tap.received([line])
+        self._unnumbered.append(([line], EVERYONE))
+        self._append_to_feed()
 
     def _append_to_feed(self) -> None:
         """Append what was delivered to the feed, in order, and wake the viewers."""
