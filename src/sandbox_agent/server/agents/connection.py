@@ -207,9 +207,9 @@ class AgentConnection:
         self._process.drain_stderr()
         self._process.close()
         self._status = status
-        params: dict[str, object] = {"success": status.success, "code": status.code}
-        if self._excess is not None:
-            params["reason"] = self._excess
+        self._excess = self._excess or (None if self.stopping else status.excess)
+        reason = {} if self._excess is None else {"reason": self._excess}
+        params: dict[str, object] = {"success": status.success, "code": status.code, **reason}
         exited = dumps({"jsonrpc": "2.0", "method": "_adapter/agent_exited", "params": params})
         if self.tap is not None:
             if self.stopping:
