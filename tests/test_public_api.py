@@ -42,6 +42,7 @@ PUBLIC = [
     "ItemDeltaData",
     "ItemEventData",
     "JsonPart",
+    "Limits",
     "ListPage",
     "JailProvider",
     "LocalProvider",

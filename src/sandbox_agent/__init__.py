@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
     from sandbox_agent.providers.jail import JailProvider, Mount, jail
+    from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.local import LocalProvider, local
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
@@ -185,6 +186,7 @@ _MODULES = {
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
     "providers.jail": ("JailProvider", "Mount", "jail"),
+    "providers.jail_limits": ("Limits",),
     "providers.local": ("LocalProvider", "local"),
     "wire.acp": (
         "AgentMessageChunk",
@@ -273,6 +275,7 @@ __all__ = [
     "ItemEventData",
     "JailProvider",
     "JsonPart",
+    "Limits",
     "ListPage",
     "LocalProvider",
     "ModeNotSupportedError",

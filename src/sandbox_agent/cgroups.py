@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["PREFIX", "Cgroup", "CgroupError", "create_cgroup", "find_parents", "remove_cgroups"]
+__all__ = ["PREFIX", "Cgroup", "CgroupError", "create_cgroup", "find_parents", "parse_size", "remove_cgroups"]
 
 # The names of our groups begin with it.
 PREFIX = "sandbox-agent-"
 _MEMORY, _PIDS, _CPU = "memory", "pids", "cpu"
 _PERIOD = 100_000  # microseconds, the kernel's default
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _MEMBERS = "cgroup.procs"
 _ENABLED = "cgroup.subtree_control"
 # A killed process takes a moment to end.
@@ -228,3 +231,15 @@ def remove_cgroups(parents: Sequence[str | Path], name: str) -> int:
 def _named(parent: Path, name: str) -> Iterator[Path]:
     if name.startswith(PREFIX) and len(name) > len(PREFIX):
         yield from (folder for folder in parent.glob(f"{name}*") if (folder / _MEMBERS).is_file())
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as "512M". The units are powers of 1024.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"invalid size {text!r}: use a number with K, M, G or T, such as 512M")
+    return int(found[1]) * _UNITS[found[2].lower()]

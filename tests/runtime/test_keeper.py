@@ -194,13 +194,15 @@ async def test_an_agent_of_another_user_is_in_its_control_group_before_it_runs(w
     limits = Limits(memory_bytes=100 << 20, processes=2)
     group = limits.create_group(f"{PREFIX}test-{secrets.token_hex(8)}")
     try:
-        body = "print(os.getuid(), open('/proc/self/cgroup').read())"
-        process = await Process.spawn(program(body), warden=warden, user=find_user("nobody"), group=group)
+        command = ["/bin/sh", "-c", "id -u; exec cat /proc/self/cgroup"]
+        process = await Process.spawn(command, warden=warden, cwd="/", user=find_user("nobody"), group=group)
         with anyio.fail_after(10):
-            text = (await process.stdout.read()).decode()
+            text = ""
+            while data := await process.stdout.read():
+                text += data.decode()
             assert await process.stop() == ExitStatus(0, None)
         process.close()
-        assert text.startswith("65534 ")
+        assert text.startswith("65534\n")
         assert text.count(f"/{group.folders[0].name}\n") == len(group.folders) == len(limits.find_parents())
     finally:
         group.remove()

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from sandbox_agent import AgentProcessExitedError, ErrorData, SandboxAgent
-from sandbox_agent.cgroups import PREFIX, find_parents
-from sandbox_agent.runtime.limits import Limits, parse_size
+from sandbox_agent.cgroups import PREFIX, find_parents, parse_size
+from sandbox_agent.runtime.limits import Limits
 from sandbox_agent.runtime.tree_usage import TreeUsage
 from sandbox_agent.runtime.warden import KEEPS
 from tests.client.checks import all_events, said

@@ -24,7 +24,14 @@ from pathlib import Path, PurePosixPath
 import httpx2
 import platformdirs
 
+from sandbox_agent.cgroups import Cgroup
 from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.providers.jail_limits import (
+    Limits,
+    check_limits,
+    create_jail_group,
+    remove_jail_group,
+)
 from sandbox_agent.providers.local import LocalProvider
 from sandbox_agent.providers.server_process import PACKAGE_ROOT, Log
 from sandbox_agent.providers.unix_transport import UnixTransport
@@ -76,7 +83,7 @@ class _Folder:
     A lock shows that it is in use. The server has it, too, so that the folder lasts as long as both.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
         _delete_left_folders()
         self.path: Path = path
         # It has its name when it is locked: a folder that is not is taken for one that was left.
@@ -88,6 +95,11 @@ class _Folder:
         (new / "passwd").write_text(_PASSWD)
         (new / "group").write_text(_GROUP)
         new.rename(path)
+        try:
+            self.group: Cgroup | None = create_jail_group(limits, path)
+        except BaseException:
+            self.delete()
+            raise
 
     def delete(self) -> None:
         """Delete the folder."""
@@ -118,6 +130,7 @@ def _delete_left_folders() -> None:
 
 def _delete_folder(path: Path) -> None:
     """Delete a folder whose content an agent has made: deep, or protected from writing."""
+    remove_jail_group(path)
     # These programs have no limit of depth, and do not follow links.
     for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
         subprocess.run([*command, "--", str(path)], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
@@ -136,6 +149,7 @@ class JailProvider(LocalProvider):
         workspace: str | os.PathLike[str] | None = None,
         network: bool = True,
         mounts: Sequence[Mount] = (),
+        limits: Limits | None = None,
         port: int | None = None,
         token: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -160,6 +174,8 @@ class JailProvider(LocalProvider):
         self._workspace = None if workspace is None else _existing(workspace, "workspace")
         self._network = network
         self._mounts = [_checked(mount) for mount in mounts]
+        check_limits(limits)
+        self._limits = limits
         self._folders: dict[str, _Folder] = {}
 
     def _new_id(self) -> str:
@@ -172,7 +188,7 @@ class JailProvider(LocalProvider):
                 f"the path of the server's socket would be too long in '{tempfile.gettempdir()}': set TMPDIR "
                 "to a folder with a shorter path"
             )
-        self._folders[raw_id] = _Folder(_folder_path(name))
+        self._folders[raw_id] = _Folder(_folder_path(name), self._limits)
 
     def _address(self, raw_id: str) -> list[str]:
         return super()._address(raw_id) if self._network else ["--uds", f"{_SOCKET_FOLDER}/{_SOCKET}"]
@@ -211,7 +227,9 @@ class JailProvider(LocalProvider):
                 else ["--ro-bind", str(source), mount.target]
             )
         options += ["--remount-ro", "/", "--chdir", WORKSPACE, "--"]
-        return [self._bubblewrap, *options, *super()._command(raw_id)]
+        command = [self._bubblewrap, *options, *super()._command(raw_id)]
+        group = self._folders[raw_id].group
+        return group.wrap(command) if group else command
 
     def _environment(self) -> dict[str, str]:
         environment = {
@@ -398,6 +416,7 @@ def jail(
     workspace: str | os.PathLike[str] | None = None,
     network: bool = True,
     mounts: Sequence[Mount] = (),
+    limits: Limits | None = None,
     port: int | None = None,
     token: str | None = None,
     env: Mapping[str, str] | None = None,
@@ -414,9 +433,9 @@ def jail(
     files of the machine, no processes of it, and no capabilities. The jail ends with this program, as
     ``local`` does.
 
-    It does not limit memory, processors or disk, and with ``network=True`` agents reach what this machine
-    reaches, services on its loopback addresses included. The kernel is shared: for code that may attack it,
-    use a virtual machine.
+    ``limits`` limits memory, processes and processors; disk space is not limited. With ``network=True``
+    agents reach what this machine reaches, services on its loopback addresses included. The kernel is shared:
+    for code that may attack it, use a virtual machine.
 
     Args:
         workspace: The folder that agents work in and may write to, or None for an empty one, which is
@@ -424,6 +443,8 @@ def jail(
         network: Whether there is a network. Without one, the server is reached over a Unix socket, and the
             sandbox id is ``jail/<name>``; with one it is ``jail/127.0.0.1:<port>``.
         mounts: More files and folders of this machine.
+        limits: What everything in the jail may use together, or None. This needs control groups that this
+            program may create, as root may on most machines.
         port: The port, or None for a free one. Not without a network.
         token: The bearer token, or None for a random one.
         env: Variables to add to the environment of the server and its agents. Of this program's other
@@ -437,12 +458,14 @@ def jail(
 
     Raises:
         ImportError: The extra ``server`` is not installed.
-        SandboxAgentError: This is not Linux, bubblewrap is not installed, or a folder does not exist.
+        SandboxAgentError: This is not Linux, bubblewrap is not installed, a folder does not exist, or no
+            control group can be created for ``limits``.
     """
     return JailProvider(
         workspace=workspace,
         network=network,
         mounts=mounts,
+        limits=limits,
         port=port,
         token=token,
         env=env,

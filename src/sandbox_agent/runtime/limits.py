@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +11,6 @@ from sandbox_agent.runtime.tree_usage import TreeUsage
 
 # Node.js has about ten, and native agents some dozens.
 _THREADS_PER_PROCESS = 64
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 
 
 class Limits(NamedTuple):
@@ -85,18 +82,6 @@ class LimitedGroup(Cgroup):
     def survive(self) -> None:
         """Note that the agent has survived: what the kernel has killed was only a process that it started."""
         self._survived = self.memory_kills
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as "512M". The units are powers of 1024.
-
-    Raises:
-        ValueError: it is not a size.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"invalid size {text!r}: use a number with K, M, G or T, such as 512M")
-    return int(found[1]) * _UNITS[found[2].lower()]
 
 
 def format_size(size: int) -> str:
