@@ -46,6 +46,7 @@ PUBLIC = [
     "ItemDeltaData",
     "ItemEventData",
     "JsonPart",
+    "Limits",
     "ListPage",
     "JailProvider",
     "LocalProvider",

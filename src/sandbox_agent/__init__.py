@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
     from sandbox_agent.providers.jail import JailProvider, Mount, jail
+    from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.local import LocalProvider, local
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
@@ -188,6 +189,7 @@ _MODULES = {
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
     "providers.jail": ("JailProvider", "Mount", "jail"),
+    "providers.jail_limits": ("Limits",),
     "providers.local": ("LocalProvider", "local"),
     "wire.acp": (
         "AgentMessageChunk",
@@ -281,6 +283,7 @@ __all__ = [
     "ItemEventData",
     "JailProvider",
     "JsonPart",
+    "Limits",
     "ListPage",
     "LocalProvider",
     "ModeNotSupportedError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -11,9 +12,13 @@ from pathlib import Path
 import anyio
 import pytest
 
+from sandbox_agent.cgroups import PREFIX
+from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.process import ExitStatus, Process, SpawnError
+from sandbox_agent.runtime.user import find_user
 from sandbox_agent.runtime.warden import Warden
 from tests.runtime.children import alive, gone, program
+from tests.support.cgroups import needs_cgroups
 
 pytestmark = [
     pytest.mark.anyio,
@@ -181,6 +186,32 @@ async def test_an_agent_has_default_signals_and_no_descriptor_of_the_warden(ward
         assert (await process.stdout.read()).decode().strip() == "True ['0', '1', '2', '3']"
         assert await process.stop() == ExitStatus(0, None)
     process.close()
+
+
+@needs_cgroups
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_an_agent_of_another_user_is_in_its_control_group_before_it_runs(warden: Warden) -> None:
+    limits = Limits(memory_bytes=100 << 20, processes=2)
+    group = limits.create_group(f"{PREFIX}test-{secrets.token_hex(8)}")
+    try:
+        command = ["/bin/sh", "-c", "id -u; exec cat /proc/self/cgroup"]
+        process = await Process.spawn(command, warden=warden, cwd="/", user=find_user("nobody"), group=group)
+        with anyio.fail_after(10):
+            text = ""
+            while data := await process.stdout.read():
+                text += data.decode()
+            assert await process.stop() == ExitStatus(0, None)
+        process.close()
+        assert text.startswith("65534\n")
+        assert text.count(f"/{group.folders[0].name}\n") == len(group.folders) == len(limits.find_parents())
+    finally:
+        group.remove()
+
+
+async def test_an_agent_whose_control_group_is_gone_is_not_started(warden: Warden) -> None:
+    group = LimitedGroup([Path("/no/such/group")], 0)
+    with pytest.raises(SpawnError, match="can't start"):
+        await Process.spawn(["cat"], warden=warden, group=group)
 
 
 async def _parent(pid: int) -> int:

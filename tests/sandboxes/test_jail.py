@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
@@ -19,6 +20,7 @@ import pytest
 
 from sandbox_agent import (
     JailProvider,
+    Limits,
     Mount,
     SandboxAgent,
     SandboxAgentError,
@@ -26,9 +28,11 @@ from sandbox_agent import (
     Session,
     jail,
 )
+from sandbox_agent.cgroups import PREFIX, find_parents
 from sandbox_agent.wire.acp import AgentMessageChunk, TextContent
 from tests.interop.leftovers import Leftovers
 from tests.support import shell_agent
+from tests.support.cgroups import needs_cgroups
 from tests.support.servers import put_launcher
 
 pytestmark = [
@@ -329,6 +333,75 @@ async def test_a_program_that_is_killed_leaves_no_process_and_the_next_jail_dele
     await marked.gone()
     async with jailed():
         assert left not in folders()
+
+
+def jail_groups() -> list[Path]:
+    """Return the control groups of jails."""
+    parents = set(find_parents(["memory", "pids", "cpu"]).values())
+    return [group for parent in parents for group in parent.glob(f"{PREFIX}jail-*")]
+
+
+@needs_cgroups
+async def test_what_runs_in_a_jail_cannot_exhaust_the_memory_and_pids_of_the_host() -> None:
+    former = set(jail_groups())
+    async with jailed(limits=Limits(memory="300m", pids=60, cpus=1.5)) as shell:
+        own = set(jail_groups()) - former
+        assert {group.parent for group in own} == set(find_parents(["memory", "pids", "cpu"]).values())
+        hog = f"{sys.executable} -c 'held = bytearray(900 << 20)'"
+        assert (await shell.run(hog)).endswith("[137]")
+        forks = "for i in $(seq 200); do sleep 600 >/dev/null 2>&1 & done; echo all"
+        assert "all" not in await shell.run(forks)
+        (peak,) = [int(path.read_text()) for group in own for path in group.glob("pids.current")]
+        assert peak <= 60
+        quotas = [
+            path for group in own for name in ("cpu.max", "cpu.cfs_quota_us") for path in group.glob(name)
+        ]
+        assert [path.read_text().split()[0] for path in quotas] == ["150000"]
+    assert set(jail_groups()) == former
+
+
+@needs_cgroups
+async def test_an_agent_in_a_jail_cannot_leave_or_change_its_limits() -> None:
+    async with jailed(limits=Limits(pids=60)) as shell:
+        assert (await shell.run("ls /sys/fs/cgroup")).endswith("[2]")
+        mounted = await shell.run(
+            "mkdir -p /tmp/c && mount -t cgroup2 none /tmp/c; mount -t cgroup -o pids none /tmp/c"
+        )
+        assert not mounted.endswith("[0]")
+
+
+@needs_cgroups
+async def test_the_next_jail_removes_the_group_of_a_program_that_was_killed() -> None:
+    former = set(jail_groups())
+    marked = Leftovers()
+    env = {**os.environ, **marked.env, "TMPDIR": tempfile.gettempdir()}
+    limited = PROGRAM.replace("=jail(", "=jail(limits=Limits(pids=200), ").replace(
+        ", jail\n", ", Limits, jail\n"
+    )
+    async with await anyio.open_process([sys.executable, "-c", limited], env=env, stderr=None) as program:
+        assert program.stdout is not None
+        assert (await program.stdout.receive()).strip() == b"ready"
+        left = set(jail_groups()) - former
+        assert left
+        program.kill()
+    await marked.gone()
+    assert left <= set(jail_groups())
+    async with jailed():
+        assert not left & set(jail_groups())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hides control groups")
+def test_limits_that_cannot_be_enforced_are_refused() -> None:
+    code = "from sandbox_agent import Limits, jail; jail(limits=Limits(memory='1g'))"
+    hidden = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /sys/fs/cgroup; exec "$@"', "sh"]
+    done = subprocess.run([*hidden, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "SandboxAgentError: jail(limits=...) needs a control group, and none can be created" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"memory": "much"}, {"memory": 0}, {"pids": 0}, {"cpus": -1.0}])
+def test_limits_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"invalid size|is not positive"):
+        Limits(**wrong)
 
 
 async def test_jails_at_the_same_time_have_nothing_in_common() -> None:

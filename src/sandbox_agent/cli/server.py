@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from sandbox_agent.agents.environment import ENV_POLICIES, AgentEnvironment, EnvPolicy
 from sandbox_agent.agents.user_agents import load_user_agents
+from sandbox_agent.cgroups import parse_size
 from sandbox_agent.cli.agent_user import check_agent_user, find_agent_user
 from sandbox_agent.cli.lifeline import watch_lifeline
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
@@ -22,7 +23,7 @@ from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_reada
 from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.egress.relay import parse_where
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.runtime.limits import Limits, parse_size
+from sandbox_agent.runtime.limits import Limits
 from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
     CANCEL_GRACE,

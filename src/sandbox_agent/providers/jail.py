@@ -24,9 +24,16 @@ from pathlib import Path, PurePosixPath
 import httpx2
 import platformdirs
 
+from sandbox_agent.cgroups import Cgroup
 from sandbox_agent.egress.allow_list import AllowList
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.providers.egress_process import PROXY_VARIABLES, SOCKET, EgressProcess
+from sandbox_agent.providers.jail_limits import (
+    Limits,
+    check_limits,
+    create_jail_group,
+    remove_jail_group,
+)
 from sandbox_agent.providers.local import LocalProvider
 from sandbox_agent.providers.server_process import PACKAGE_ROOT, Log
 from sandbox_agent.providers.unix_transport import UnixTransport
@@ -81,7 +88,7 @@ class _Folder:
     A lock shows that it is in use. The server has it, too, so that the folder lasts as long as both.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
         _delete_left_folders()
         self.path: Path = path
         # It has its name when it is locked: a folder that is not is taken for one that was left.
@@ -93,6 +100,11 @@ class _Folder:
         (new / "passwd").write_text(_PASSWD)
         (new / "group").write_text(_GROUP)
         new.rename(path)
+        try:
+            self.group: Cgroup | None = create_jail_group(limits, path)
+        except BaseException:
+            self.delete()
+            raise
 
     def delete(self) -> None:
         """Delete the folder."""
@@ -123,6 +135,7 @@ def _delete_left_folders() -> None:
 
 def _delete_folder(path: Path) -> None:
     """Delete a folder whose content an agent has made: deep, or protected from writing."""
+    remove_jail_group(path)
     # These programs have no limit of depth, and do not follow links.
     for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
         subprocess.run([*command, "--", str(path)], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
@@ -142,6 +155,7 @@ class JailProvider(LocalProvider):
         network: bool = True,
         allow_hosts: Sequence[str] | None = None,
         mounts: Sequence[Mount] = (),
+        limits: Limits | None = None,
         port: int | None = None,
         token: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -174,6 +188,8 @@ class JailProvider(LocalProvider):
         self._workspace = None if workspace is None else _existing(workspace, "workspace")
         self._network = network
         self._mounts = [_checked(mount) for mount in mounts]
+        check_limits(limits)
+        self._limits = limits
         self._folders: dict[str, _Folder] = {}
         self._allow_hosts = None if allow_hosts is None else list(allow_hosts)
         self._proxies: dict[str, EgressProcess] = {}
@@ -188,7 +204,7 @@ class JailProvider(LocalProvider):
                 f"the path of the server's socket would be too long in '{tempfile.gettempdir()}': set TMPDIR "
                 "to a folder with a shorter path"
             )
-        folder = self._folders[raw_id] = _Folder(_folder_path(name))
+        folder = self._folders[raw_id] = _Folder(_folder_path(name), self._limits)
         if self._allow_hosts is not None:
             self._proxies[raw_id] = EgressProcess(folder.path / _PROXY, self._allow_hosts, self._log)
 
@@ -253,7 +269,9 @@ class JailProvider(LocalProvider):
                 else ["--ro-bind", str(source), mount.target]
             )
         options += ["--remount-ro", "/", "--chdir", WORKSPACE, "--"]
-        return [self._bubblewrap, *options, *super()._command(raw_id)]
+        command = [self._bubblewrap, *options, *super()._command(raw_id)]
+        group = self._folders[raw_id].group
+        return group.wrap(command) if group else command
 
     def _environment(self) -> dict[str, str]:
         environment = {
@@ -447,6 +465,7 @@ def jail(
     network: bool = True,
     allow_hosts: Sequence[str] | None = None,
     mounts: Sequence[Mount] = (),
+    limits: Limits | None = None,
     port: int | None = None,
     token: str | None = None,
     env: Mapping[str, str] | None = None,
@@ -463,9 +482,9 @@ def jail(
     files of the machine, no processes of it, and no capabilities. The jail ends with this program, as
     ``local`` does.
 
-    It does not limit memory, processors or disk. With ``network=True`` and without ``allow_hosts`` agents
-    reach what this machine reaches, services on its loopback addresses included. The kernel is shared: for
-    code that may attack it, use a virtual machine.
+    ``limits`` limits memory, processes and processors; disk space is not limited. With ``network=True`` and
+    without ``allow_hosts`` agents reach what this machine reaches, services on its loopback addresses
+    included. The kernel is shared: for code that may attack it, use a virtual machine.
 
     Args:
         workspace: The folder that agents work in and may write to, or None for an empty one, which is
@@ -478,6 +497,8 @@ def jail(
             of the internet, unless the list has it (``registry.corp.example=10.0.0.5``). The sandbox id is
             ``jail/<name>``. What is refused is a ``status`` item of the session.
         mounts: More files and folders of this machine.
+        limits: What everything in the jail may use together, or None. This needs control groups that this
+            program may create, as root may on most machines.
         port: The port, or None for a free one. Not without a network, and not with ``allow_hosts``.
         token: The bearer token, or None for a random one.
         env: Variables to add to the environment of the server and its agents. Of this program's other
@@ -493,13 +514,15 @@ def jail(
         ValueError: ``allow_hosts`` is given with ``network=False``.
         InvalidRequestError: A host of ``allow_hosts`` is invalid.
         ImportError: The extra ``server`` is not installed.
-        SandboxAgentError: This is not Linux, bubblewrap is not installed, or a folder does not exist.
+        SandboxAgentError: This is not Linux, bubblewrap is not installed, a folder does not exist, or no
+            control group can be created for ``limits``.
     """
     return JailProvider(
         workspace=workspace,
         network=network,
         allow_hosts=allow_hosts,
         mounts=mounts,
+        limits=limits,
         port=port,
         token=token,
         env=env,

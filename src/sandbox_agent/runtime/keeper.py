@@ -43,7 +43,8 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     Args:
         control: the socket to the server.
         command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
-            its group's, and those of all its groups; or nulls).
+            its group's, and those of all its groups; or nulls), and ``members``, the files by which it
+            becomes a member of its control group (see Cgroup).
         pipes: the agent's stdin, stdout and stderr.
     """
     os.setsid()
@@ -54,8 +55,11 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     signal.signal(signal.SIGCHLD, ignore)
     with open(command, "rb") as file:
         request = json.load(file)
+    members: list[int] = []
     try:
         # The result is kept: it must not be reaped by anything but _Tree.
+        # Opened here: the agent may have another user.
+        members += [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in request["members"]]
         agent = subprocess.Popen(  # noqa: S603 - the server's command
             request["argv"],
             stdin=pipes[0],
@@ -67,12 +71,13 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             user=request["user"][0],
             group=request["user"][1],
             extra_groups=request["user"][2],
+            preexec_fn=(lambda: _join(members)) if members else None,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})
         return
     finally:
-        for fd in pipes:
+        for fd in (*pipes, *members):
             os.close(fd)
     _send(control, {"pid": agent.pid, "keeper": os.getpid()})
     tree = _Tree(control, agent.pid)
@@ -86,6 +91,12 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
                     tree.terminate()
                     continue
             tree.kill()  # that is what the server says, or it is gone
+
+
+def _join(members: list[int]) -> None:
+    """Make this process a member of a control group."""
+    for descriptor in members:
+        os.write(descriptor, b"0")
 
 
 class _Tree:

@@ -122,8 +122,9 @@ def send_command(
     cwd: str | os.PathLike[str] | None,
     pipes: Sequence[int],
     user: User | None = None,
+    members: Sequence[str] = (),
 ) -> KeptChild:
-    """Send a command and its pipes to the warden.
+    """Send a command and its pipes to the warden. ``members`` are the files of its control group.
 
     Raises:
         OSError: the warden does not receive it.
@@ -137,6 +138,7 @@ def send_command(
                 "env": dict(env),
                 "cwd": None if cwd is None else os.fspath(cwd),
                 "user": [user.uid, user.gid, user.groups] if user else [None, None, None],
+                "members": list(members),
             }
             os.write(command, json.dumps(fields).encode())
             os.lseek(command, 0, os.SEEK_SET)

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from sandbox_agent.cgroups import Cgroup, create_cgroup, find_parents
 from sandbox_agent.runtime.tree_usage import TreeUsage
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+# Node.js has about ten, and native agents some dozens.
+_THREADS_PER_PROCESS = 64
 
 
 class Limits(NamedTuple):
     """What the processes of one agent may use together; 0 is no limit.
 
     Attributes:
-        memory_bytes: their resident memory.
+        memory_bytes: their memory: what their control group counts, else their resident memory.
         processes: how many there may be.
     """
 
     memory_bytes: int = 0
     processes: int = 0
+
+    def find_parents(self) -> list[str]:
+        """Return the control groups in which those of agents are created.
+
+        Raises:
+            CgroupError: None can be created.
+        """
+        limited = {"memory": self.memory_bytes, "pids": self.processes}
+        parents = find_parents([controller for controller, limit in limited.items() if limit])
+        return sorted({str(parent) for parent in parents.values()})
+
+    def create_group(self, name: str) -> LimitedGroup:
+        """Create a control group in which the kernel enforces them.
+
+        The kernel counts threads, not processes. So the group has room for the threads of as many processes:
+        that stops a fork bomb, and ``excess`` finds what has more processes.
+
+        Raises:
+            CgroupError: it can't be created.
+        """
+        tasks = self.processes * _THREADS_PER_PROCESS
+        group = create_cgroup(name, memory_bytes=self.memory_bytes, tasks=tasks)
+        return LimitedGroup(group.folders, self.memory_bytes)
 
     def excess(self, usage: TreeUsage) -> str | None:
         """Return which limit is exceeded, in words; None if none is."""
@@ -34,16 +59,29 @@ class Limits(NamedTuple):
         return None
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as "512M". The units are powers of 1024.
+class LimitedGroup(Cgroup):
+    """The control group of one agent.
 
-    Raises:
-        ValueError: it is not a size.
+    Args:
+        folders: its folders.
+        memory_bytes: the limit of its memory.
     """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"invalid size {text!r}: use a number with K, M, G or T, such as 512M")
-    return int(found[1]) * _UNITS[found[2].lower()]
+
+    def __init__(self, folders: Sequence[Path], memory_bytes: int) -> None:
+        super().__init__(folders)
+        self._memory_bytes = memory_bytes
+        self._survived = 0
+
+    @property
+    def excess(self) -> str | None:
+        """Which limit the kernel has enforced by a kill since ``survive``, in words; None if none."""
+        if self.memory_kills == self._survived:
+            return None
+        return f"its processes used more than the {format_size(self._memory_bytes)} of --agent-memory"
+
+    def survive(self) -> None:
+        """Note that the agent has survived: what the kernel has killed was only a process that it started."""
+        self._survived = self.memory_kills
 
 
 def format_size(size: int) -> str:

@@ -16,9 +16,11 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sandbox_agent.cgroups import PREFIX, remove_cgroups
 from sandbox_agent.runtime.process_tree import (
     find_tagged,
     open_tagged,
@@ -26,7 +28,7 @@ from sandbox_agent.runtime.process_tree import (
     signal_handle,
     signal_tagged,
 )
-from sandbox_agent.wire.jsonrpc import members
+from sandbox_agent.wire.jsonrpc import elements, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.runtime")
 
@@ -51,19 +53,26 @@ class RunFile:
         self._lines = 0
 
     @classmethod
-    def create(cls, folder: Path, tag: str) -> RunFile:
+    def create(cls, folder: Path, tag: str, cgroups: Sequence[str] = ()) -> RunFile:
         """Create and lock the file of a server.
 
         Args:
             folder: the folder of all servers' files, which exists.
             tag: the start of the tags of its processes.
+            cgroups: the control groups in which it creates those of its agents.
 
         Raises:
             OSError: it can't be created.
         """
         path, draft = folder / f"{tag}{_SUFFIX}", folder / f"{tag}.new"
         own = os.getpid()
-        fields = {"tag": tag, "server": own, "start": _start_time(own), **_machine()}
+        fields = {
+            "tag": tag,
+            "server": own,
+            "start": _start_time(own),
+            "cgroups": list(cgroups),
+            **_machine(),
+        }
         header = json.dumps(fields).encode() + b"\n"
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -167,6 +176,8 @@ def _end_agents(lines: list[dict[str, Any]]) -> int:
         if not signal_tagged(tag, signal.SIGKILL):
             break
         time.sleep(_PAUSE)
+    parents = [parent for parent in elements(lines[0].get("cgroups")) if isinstance(parent, str)]
+    remove_cgroups(parents, f"{PREFIX}{tag}-")
     return len(found)
 
 

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sandbox_agent.runtime.kept_child import KeptChild
+from sandbox_agent.runtime.limits import LimitedGroup
 from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
 from sandbox_agent.runtime.user import User
@@ -59,10 +60,12 @@ class ExitStatus:
     Attributes:
         code: The exit code, or None if a signal ended the process.
         signal: The signal's number, or None.
+        excess: The limit that the kernel has enforced by killing a process of the tree, in words, or None.
     """
 
     code: int | None
     signal: int | None
+    excess: str | None = None
 
     @property
     def success(self) -> bool:
@@ -87,11 +90,13 @@ class Process:
         stdin: PipeWriter,
         stdout: PipeReader,
         stderr: PipeReader,
+        group: LimitedGroup | None = None,
     ) -> None:
         self.pid: int = child.pid
         self.tag = tag
         self.stdout = stdout
         self._child = child
+        self._group = group
         self._stdin = stdin
         self._stderr = stderr
         self._tail: deque[bytes] = deque()
@@ -110,6 +115,7 @@ class Process:
         cwd: str | os.PathLike[str] | None = None,
         tag_prefix: str = "",
         warden: Warden | None = None,
+        group: LimitedGroup | None = None,
     ) -> Process:
         """Start a command as the leader of a new session.
 
@@ -120,6 +126,7 @@ class Process:
             cwd: The working directory.
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
             warden: Starts the command under a keeper, where the system allows it (see keeper).
+            group: Its control group. Only with a keeper.
 
         Raises:
             SpawnError: The program does not exist, or the kernel refuses.
@@ -136,7 +143,9 @@ class Process:
                 for fd in pipes:
                     os.fchown(fd, user.uid, user.gid)  # for programs that open /dev/stderr
             if warden is not None and KEEPS:
-                child = await warden.start(argv, environ, cwd, pipes, user)
+                child = await warden.start(
+                    argv, environ, cwd, pipes, user, group.members_files if group else ()
+                )
             else:
                 child = _start(argv, environ, cwd, pipes, user)
         except BaseException as error:
@@ -155,6 +164,7 @@ class Process:
             stdin=PipeWriter(in_write),
             stdout=PipeReader(out_read),
             stderr=PipeReader(err_read),
+            group=group,
         )
         if isinstance(child, KeptChild):
             child.watch(process._set_status)
@@ -209,7 +219,8 @@ class Process:
         self._set_status(self._child.wait())
 
     def _set_status(self, code: int) -> None:
-        self._status = ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
+        excess = self._group.excess if self._group and code != 0 else None
+        self._status = ExitStatus(code, None, excess) if code >= 0 else ExitStatus(None, -code, excess)
         self._exited.set()
 
     async def stop(self, *, eof_grace: float = EOF_GRACE, term_grace: float = TERM_GRACE) -> ExitStatus:

@@ -79,8 +79,17 @@ class Warden:
         cwd: str | os.PathLike[str] | None,
         pipes: Sequence[int],
         user: User | None = None,
+        members: Sequence[str] = (),
     ) -> KeptChild:
-        """Start a command under a keeper. ``pipes`` are its stdin, stdout and stderr.
+        """Start a command under a keeper.
+
+        Args:
+            argv: the program and its arguments.
+            env: its environment.
+            cwd: its working directory.
+            pipes: its stdin, stdout and stderr.
+            user: its user.
+            members: the files by which it becomes a member of a control group.
 
         Raises:
             OSError: The command or the warden cannot be started.
@@ -91,7 +100,7 @@ class Warden:
             assert warden is not None
             assert commands is not None
             try:
-                child = send_command(commands, argv, env, cwd, pipes, user)
+                child = send_command(commands, argv, env, cwd, pipes, user, members)
                 await child.wait_started(START_SECONDS)
             except (ConnectionError, BlockingIOError, TimeoutError) as error:  # it was killed, or hangs
                 if last:

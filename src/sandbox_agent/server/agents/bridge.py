@@ -18,6 +18,7 @@ import anyio.to_thread
 from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.agents.quirks import adapt
+from sandbox_agent.cgroups import PREFIX, CgroupError
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import (
     ConflictError,
@@ -26,7 +27,7 @@ from sandbox_agent.errors import (
     StreamError,
 )
 from sandbox_agent.persist.private import make_private_folder
-from sandbox_agent.runtime.limits import Limits
+from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.runtime.warden import KEEPS, Warden
@@ -90,7 +91,8 @@ class Bridge:
         self._limits = limits
         self._run_folder = run_folder
         self._run_file: RunFile | None = None
-        self._running: set[AgentConnection] = set()
+        self._has_groups = False
+        self._running: dict[AgentConnection, LimitedGroup | None] = {}
         self._tag = uuid.uuid4().hex
         self._warden = Warden(self._tag)
         self._connections: dict[str, AgentConnection] = {}
@@ -101,13 +103,16 @@ class Bridge:
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Bridge]:
         """Serve while the context lasts; at its end no agent runs."""
+        parents = await anyio.to_thread.run_sync(self._find_parents)
         if self._run_folder is not None and KEEPS:
-            self._run_file = await anyio.to_thread.run_sync(_open_run_file, self._run_folder, self._tag)
+            self._run_file = await anyio.to_thread.run_sync(
+                _open_run_file, self._run_folder, self._tag, parents
+            )
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
             self._tasks.start_soon(self._end_idle, self._tasks)
-            self._tasks.start_soon(enforce, self._limits, lambda: list(self._running))
+            self._tasks.start_soon(enforce, self._limits, lambda: dict(self._running))
             try:
                 yield self
             finally:
@@ -274,6 +279,7 @@ class Bridge:
         launch = resolve(agent)
         user = new_user()
         proxy = {} if self._egress is None else self._egress.variables(user)
+        group = await self._create_group()
         try:
             await self._warden.ready()  # first: from here on a killed server leaves no orphans
             process = await Process.spawn(
@@ -283,11 +289,17 @@ class Bridge:
                 cwd=launch.cwd,
                 tag_prefix=self._tag,
                 warden=self._warden,
+                group=group,
             )
-        except SpawnError as error:
-            raise StreamError(f"stream error: {error}", agent=agent) from error
-        except OSError as error:
-            raise StreamError(f"stream error: can't start {agent}: {error.strerror}", agent=agent) from error
+        except BaseException as error:
+            await _remove_group(group)
+            if isinstance(error, SpawnError):
+                raise StreamError(f"stream error: {error}", agent=agent) from error
+            if isinstance(error, OSError):
+                raise StreamError(
+                    f"stream error: can't start {agent}: {error.strerror}", agent=agent
+                ) from error
+            raise
         if self._run_file is not None:
             self._run_file.add(process.pid, process.tag)
         connection = AgentConnection(
@@ -302,22 +314,46 @@ class Bridge:
         )
         if self._egress is not None:
             self._egress.add(user, connection)
-        self._tasks.start_soon(self._run, connection, process.pid)
+        self._tasks.start_soon(self._run, connection, process.pid, group)
         return connection
 
-    async def _run(self, connection: AgentConnection, group: int) -> None:
+    def _find_parents(self) -> list[str]:
+        """Return where the control groups of agents are created; none without limits or permission."""
+        if not (KEEPS and any(self._limits)):
+            return []
+        try:
+            parents = self._limits.find_parents()
+        except CgroupError as error:
+            logger.info("what agents use is watched, because no control groups can be created: %s", error)
+            return []
+        self._has_groups = True
+        return parents
+
+    async def _create_group(self) -> LimitedGroup | None:
+        if not self._has_groups:
+            return None
+        name = f"{PREFIX}{self._tag}-{uuid.uuid4().hex[:8]}"
+        try:
+            with anyio.CancelScope(shield=True):  # else one that is created would be forgotten
+                return await anyio.to_thread.run_sync(self._limits.create_group, name)
+        except CgroupError as error:
+            logger.warning("an agent has no control group, and what it uses is watched: %s", error)
+            return None
+
+    async def _run(self, connection: AgentConnection, pid: int, group: LimitedGroup | None) -> None:
         if not KEEPS:
-            await self._watch(group)
-        logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, group)
-        self._running.add(connection)
+            await self._watch(pid)
+        logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, pid)
+        self._running[connection] = group
         try:
             await connection.run()
         finally:
-            self._running.discard(connection)
+            del self._running[connection]
+            await _remove_group(group)
             if self._run_file is not None:
-                self._run_file.remove(group)
+                self._run_file.remove(pid)
             if not KEEPS:
-                await self._warden.release(group)
+                await self._warden.release(pid)
         await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
         logger.info("agent %s ended for %s", connection.agent, connection.server_id)
 
@@ -342,13 +378,21 @@ class Bridge:
                 connection.signal.tick()
 
 
-def _open_run_file(folder: Path, tag: str) -> RunFile | None:
+async def _remove_group(group: LimitedGroup | None) -> None:
+    """Remove an agent's control group. Processes that are left in it are killed."""
+    if group is not None:
+        with anyio.CancelScope(shield=True):  # bounded: both steps have a deadline
+            await anyio.to_thread.run_sync(group.kill)
+            await anyio.to_thread.run_sync(group.remove)
+
+
+def _open_run_file(folder: Path, tag: str, cgroups: list[str]) -> RunFile | None:
     """End the agents that killed servers have left, and create this server's file."""
     try:
         make_private_folder(folder)
         if count := end_orphans(folder):
             logger.warning("%d processes of agents were ended, left by a server that was killed", count)
-        return RunFile.create(folder, tag)
+        return RunFile.create(folder, tag, cgroups)
     except OSError as error:
         logger.warning(
             "%s can't be used (%s): if this server is killed with its warden, its agents may outlive it",

@@ -213,6 +213,7 @@ class AgentConnection:
         self._process.drain_stderr()
         self._process.close()
         self._status = status
+        self._excess = self._excess or (None if self.stopping else status.excess)
         params: dict[str, object] = {"success": status.success, "code": status.code}
         if self._excess is not None:
             params["reason"] = self._excess
