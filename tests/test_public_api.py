@@ -28,6 +28,7 @@ PUBLIC = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "DockerProvider",
     "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
@@ -61,6 +62,7 @@ PUBLIC = [
     "PermissionRule",
     "PersistError",
     "Plan",
+    "PodmanProvider",
     "PostgresSessionPersistDriver",
     "PostgresSink",
     "ProblemError",
@@ -128,9 +130,11 @@ PUBLIC = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "docker",
     "jail",
     "local",
     "open_driver",
+    "podman",
 ]
 
 

@@ -66,8 +66,10 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
-    from sandbox_agent.providers.jail import JailProvider, Mount, jail
+    from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
+    from sandbox_agent.providers.jail import JailProvider, jail
     from sandbox_agent.providers.local import LocalProvider, local
+    from sandbox_agent.providers.mounts import Mount
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
         AgentThoughtChunk,
@@ -184,8 +186,10 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
-    "providers.jail": ("JailProvider", "Mount", "jail"),
+    "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
+    "providers.jail": ("JailProvider", "jail"),
     "providers.local": ("LocalProvider", "local"),
+    "providers.mounts": ("Mount",),
     "wire.acp": (
         "AgentMessageChunk",
         "AgentThoughtChunk",
@@ -258,6 +262,7 @@ __all__ = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "DockerProvider",
     "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
@@ -291,6 +296,7 @@ __all__ = [
     "PermissionRule",
     "PersistError",
     "Plan",
+    "PodmanProvider",
     "PostgresSessionPersistDriver",
     "PostgresSink",
     "ProblemError",
@@ -358,9 +364,11 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "docker",
     "jail",
     "local",
     "open_driver",
+    "podman",
 ]
 
 
