@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import anyio
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError
@@ -100,10 +101,14 @@ def split_sandbox_id(sandbox_id: str, provider: SandboxProvider) -> str:
 
 
 async def finish(work: Coroutine[Any, Any, _T]) -> _T:
-    """Wait for work, which goes on when this is cancelled, and return its result."""
+    """Wait for work, which goes on when this is cancelled, and return its result.
+
+    A cancelled scope of anyio cancels each wait in it, so the scope here is shielded, too.
+    """
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    with anyio.CancelScope(shield=True):
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise

@@ -97,7 +97,7 @@ class LocalProvider(SandboxProvider):
             await finish(asyncio.to_thread(self._prepare, raw_id))
             await self._start(raw_id, self._token or secrets.token_urlsafe(24))
         except BaseException:
-            await self.kill(raw_id)
+            await finish(self.kill(raw_id))
             raise
         return raw_id
 
@@ -122,7 +122,7 @@ class LocalProvider(SandboxProvider):
             url, transport = await self.get_url(raw_id), await self.get_transport(raw_id)
             await process.wait_responding(url, token, transport)
         except BaseException:
-            await asyncio.to_thread(process.stop, STOP_TIMEOUT)
+            await finish(asyncio.to_thread(process.stop, STOP_TIMEOUT))
             raise
 
     def _spawn(self, raw_id: str, token: str) -> ServerProcess:

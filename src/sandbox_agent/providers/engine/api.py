@@ -107,7 +107,8 @@ class EngineApi:
         try:
             return (await self.request("GET", f"/containers/{container}/json")).json()
         except SandboxAgentError as error:
-            if error.status == 404:
+            # Podman answers so while another request removes it.
+            if error.status == 404 or "container not known" in str(error):
                 return None
             raise
 

@@ -24,7 +24,13 @@ async def remove_leftovers(api: EngineApi) -> None:
     Also those whose program was killed before it started the container. Errors are logged: another
     program may do the same.
     """
-    for item in await api.list_containers(f"{LABEL}=1"):
+    try:
+        items = await api.list_containers(f"{LABEL}=1")
+    except SandboxAgentError as error:
+        # Podman fails while another request removes a container.
+        logger.info("sandboxes that nothing uses could not be listed: %s", error)
+        return
+    for item in items:
         if item["State"] not in ("exited", "created") or not item["Labels"].get(LIFETIME_LABEL):
             continue
         try:
