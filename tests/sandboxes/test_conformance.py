@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -94,7 +94,7 @@ def _killer(provider: LocalProvider) -> Callable[[str], Awaitable[object]]:
 class EngineSuite(CancelSuite, FilesSuite, PauseSuite, ReconnectSuite, RestartSuite, SandboxProviderSuite):
     """Docker and Podman, with the options of a class."""
 
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
     def provider(self, engine: Engine, workspace: Path) -> DockerProvider | PodmanProvider:
@@ -132,4 +132,4 @@ class TestEngines(EngineSuite):
 
 
 class TestEnginesWithoutNetwork(EngineSuite):
-    options: dict[str, Any] = {"network": "none", "read_only": True, "pause": "stop"}
+    options: ClassVar[dict[str, Any]] = {"network": "none", "read_only": True, "pause": "stop"}

@@ -1,4 +1,4 @@
-"""Docker and Podman under test: started from Debian's packages, with an image that is built from debootstrap's.
+"""Docker and Podman under test: started from Debian's packages, with an image made by debootstrap.
 
 ``python -m tests.support.engines`` makes the base image, before the tests run. It is kept in the cache folder
 of the tests, outside of the checkout.
@@ -151,7 +151,7 @@ def _docker(folder: Path) -> Generator[Path]:
     try:
         subprocess.run(["ip", "addr", "add", subnet, "dev", bridge], check=True)
         subprocess.run(["ip", "link", "set", bridge, "up"], check=True)
-        with _running(command, folder, path, {}):
+        with _running(command, folder, path, {}, _STOP_SECONDS):
             yield path
     finally:
         subprocess.run(["ip", "link", "delete", bridge], check=False)
@@ -165,7 +165,9 @@ def _podman(folder: Path) -> Generator[Path]:
     env = {"CONTAINERS_CONF": str(config)}
     podman = ["podman", "--root", str(folder / "data"), "--runroot", str(folder / "run")]
     try:
-        with _running([*podman, "system", "service", "--time=0", f"unix://{path}"], folder, path, env):
+        with _running(
+            [*podman, "system", "service", "--time=0", f"unix://{path}"], folder, path, env, stop=1.0
+        ):
             yield path
     finally:
         remove = [*podman, "rm", "--all", "--force", "--time=0"]
@@ -173,7 +175,9 @@ def _podman(folder: Path) -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], folder: Path, path: Path, env: dict[str, str]) -> Generator[None]:
+def _running(
+    command: Sequence[str], folder: Path, path: Path, env: dict[str, str], stop: float
+) -> Generator[None]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, **env}, start_new_session=True
@@ -189,7 +193,7 @@ def _running(command: Sequence[str], folder: Path, path: Path, env: dict[str, st
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(_STOP_SECONDS)
+                process.wait(stop)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

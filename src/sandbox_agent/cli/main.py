@@ -28,10 +28,12 @@ COMMANDS: Final = {
         "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
     ),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
+    "image": Entry("sandbox_agent.cli.image:image", "Build the image of sandboxes in containers."),
     "install-agent": Entry("sandbox_agent.cli.agents:install_agent", "Install an agent."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),
     "ps": Entry("sandbox_agent.cli.ps:ps", "List the agents that run behind a server, and what they use."),
     "run": Entry("sandbox_agent.cli.run:run", "Run one prompt and stream the agent's output."),
+    "sandboxes": Entry("sandbox_agent.cli.sandboxes:sandboxes", "List and destroy sandboxes in containers."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
     "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show, export and move stored sessions."),

@@ -108,7 +108,8 @@ async def finish(work: Coroutine[Any, Any, _T]) -> _T:
     task = asyncio.ensure_future(work)
     with anyio.CancelScope(shield=True):
         try:
-            return await asyncio.shield(task)
+            await asyncio.shield(asyncio.wait({task}))
         except asyncio.CancelledError:
             await asyncio.wait({task})
             raise
+    return task.result()

@@ -17,8 +17,8 @@ provider can do. They get their fixtures from the author, and pytest runs corout
         def second_provider(self):  # knows nothing of what the first one did
             return MyProvider()
 
-The agents of the tests are ``mock``, which each server has, and one named ``shell``, which runs each prompt in
-a shell and answers with its output (``FilesSuite`` and ``PauseSuite``).
+The agents of the tests are ``mock``, which each server has, and one named ``shell``, which runs each prompt
+in a shell and answers with its output (``FilesSuite`` and ``PauseSuite``).
 For assertions that show their values, call ``pytest.register_assert_rewrite("sandbox_agent.testing")`` in a
 conftest before the import.
 """

@@ -32,8 +32,8 @@ async def ensure_image(api: EngineApi, image: str, pull: Pull) -> None:
             pass
     except SandboxAgentError as error:
         raise SandboxAgentError(
-            f"the image '{image}' could not be pulled ({error}): check its name, run "
-            f"'{api.engine} pull {image}' if its registry needs a login, or build it with 'sandbox-agent image build --tag'"
+            f"the image '{image}' could not be pulled ({error}): check its name, run '{api.engine} pull "
+            f"{image}' if its registry needs a login, or build it with 'sandbox-agent image build --tag'"
         ) from error
 
 
