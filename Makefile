@@ -52,7 +52,7 @@ test-agents: $(VENV)/.ready-dev ## real agents behind the server, with a scripte
 	@scripts/test_group.sh agents $(PARALLEL) $(ARGS)
 
 test-sandboxes: $(VENV)/.ready-dev ## sandbox providers against the real thing
-	@scripts/test_group.sh sandboxes $(PARALLEL) $(ARGS)
+	@scripts/test_group.sh sandboxes $(PARALLEL) --dist loadgroup $(ARGS)
 
 test-browser: $(VENV)/.ready-dev ## the web UI in a browser
 	@scripts/test_group.sh browser $(PARALLEL) $(ARGS)

@@ -28,6 +28,7 @@ PUBLIC = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "DockerProvider",
     "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
@@ -66,6 +67,7 @@ PUBLIC = [
     "PermissionRule",
     "PersistError",
     "Plan",
+    "PodmanProvider",
     "PostgresSessionPersistDriver",
     "PostgresSink",
     "ProblemError",
@@ -133,9 +135,11 @@ PUBLIC = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "docker",
     "jail",
     "local",
     "open_driver",
+    "podman",
 ]
 
 

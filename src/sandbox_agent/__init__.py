@@ -67,9 +67,11 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
-    from sandbox_agent.providers.jail import JailProvider, Mount, jail
+    from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
+    from sandbox_agent.providers.jail import JailProvider, jail
     from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.local import LocalProvider, local
+    from sandbox_agent.providers.mounts import Mount
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
         AgentThoughtChunk,
@@ -188,9 +190,11 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
-    "providers.jail": ("JailProvider", "Mount", "jail"),
+    "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
+    "providers.jail": ("JailProvider", "jail"),
     "providers.jail_limits": ("Limits",),
     "providers.local": ("LocalProvider", "local"),
+    "providers.mounts": ("Mount",),
     "wire.acp": (
         "AgentMessageChunk",
         "AgentThoughtChunk",
@@ -264,6 +268,7 @@ __all__ = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "DockerProvider",
     "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
@@ -302,6 +307,7 @@ __all__ = [
     "PermissionRule",
     "PersistError",
     "Plan",
+    "PodmanProvider",
     "PostgresSessionPersistDriver",
     "PostgresSink",
     "ProblemError",
@@ -369,9 +375,11 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "docker",
     "jail",
     "local",
     "open_driver",
+    "podman",
 ]
 
 

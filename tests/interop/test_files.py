@@ -7,7 +7,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.interop.conftest import OURS, PUBLISHED
 from tests.support.npm import PUBLISHED_SDK, PUBLISHED_SERVER, npm_or_skip
@@ -25,14 +25,14 @@ DIFFERENCES = {
 def normalized(value: Any, folder: Path) -> Any:
     """Return a result without what differs between two folders, and with entries by name."""
     if isinstance(value, dict):
-        members = {name: normalized(one, folder) for name, one in value.items()}
+        members = {name: normalized(one, folder) for name, one in cast("dict[str, Any]", value).items()}
         if isinstance(members.get("modified"), str):
             members["modified"] = members["modified"][:4]  # the year
         if members.get("entryType") == "directory":
             members["size"] = 0  # depends on the file system
         return members
     if isinstance(value, list):
-        found = [normalized(one, folder) for one in value]
+        found = [normalized(one, folder) for one in cast("list[Any]", value)]
         return sorted(found, key=str) if found and isinstance(found[0], dict) else found
     return value.replace(str(folder), "") if isinstance(value, str) else value
 

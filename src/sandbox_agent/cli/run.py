@@ -26,6 +26,7 @@ from sandbox_agent.engine.permissions import PERMISSION_MODES, PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.providers.base import SandboxProvider
 from sandbox_agent.providers.jail import jail
 from sandbox_agent.providers.local import local
 
@@ -114,11 +115,16 @@ Examples:
 )
 @click.option(
     "--sandbox",
-    type=click.Choice(["local", "jail"]),
+    type=click.Choice(["local", "jail", "docker", "podman"]),
     default="local",
     show_default=True,
-    help="Where the agent runs: as a process like others, or in a jail that has only the working directory "
-    "(Linux, with bubblewrap).",
+    help="Where the agent runs: as a process like others, in a jail that has only the working directory "
+    "(Linux, with bubblewrap), or in a container of Docker or Podman that has it, too.",
+)
+@click.option(
+    "--image",
+    metavar="NAME",
+    help="Image of the container. Default: the one of 'sandbox-agent image build', which needs the agent.",
 )
 @click.option(
     "--allow-host",
@@ -168,7 +174,13 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
     if options["allow_hosts"] and options["sandbox"] != "jail":
         raise click.UsageError("--allow-host needs --sandbox jail: any other agent reaches all hosts")
-    _install(options["agent"], options["agents"], options["agent_commands"], options["agent_registry"])
+    in_container = options["sandbox"] in ("docker", "podman")
+    if options["image"] is not None and not in_container:
+        raise click.UsageError("--image is for --sandbox docker and podman")
+    if in_container and options["agents"] is not None:
+        raise click.UsageError("a container does not have the file of --agents: use --agent-command")
+    if not in_container:  # there it is the image's
+        _install(options["agent"], options["agents"], options["agent_commands"], options["agent_registry"])
     turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
 
@@ -180,6 +192,15 @@ def _install(agent_id: str, agents: Path | None, commands: Sequence[str], regist
 
     load_user_agents(agents, commands, registry)
     install_for_use(agent_id)
+
+
+def _known_variables(agent_id: str, names: Sequence[str]) -> dict[str, str]:
+    """Return the variables of this machine that are known for the agent, and those with these names."""
+    from sandbox_agent.agents.environment import AgentEnvironment
+
+    known = AgentEnvironment(policy="strict", allow=tuple(names)).variables(agent_id)
+    of_all = AgentEnvironment(policy="strict").variables("")  # this machine's PATH, HOME, ...
+    return {name: value for name, value in known.items() if name not in of_all}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +216,8 @@ class _Run:
     permission_mode: PermissionMode | None
     yes: bool
     as_json: bool
-    sandbox: Literal["local", "jail"]
+    sandbox: Literal["local", "jail", "docker", "podman"]
+    image: str | None
     allow_hosts: tuple[str, ...]
     agent_env: tuple[str, ...]
     agents: Path | None
@@ -225,7 +247,7 @@ class _Run:
         async with self._start_server() as sdk:
             session = await sdk.create_session(
                 agent=self.agent,
-                cwd=None if self.sandbox == "jail" else self.cwd,
+                cwd=self.cwd if self.sandbox == "local" else None,
                 model=self.model,
                 mode=self.mode,
                 thought_level=self.thought_level,
@@ -272,17 +294,7 @@ class _Run:
                     *(f"--agent-command={command}" for command in self.agent_commands),
                     *([f"--agent-registry={self.agent_registry}"] if self.agent_registry else []),
                 ]
-                provider = (
-                    jail(
-                        workspace=self.cwd or ".",
-                        allow_hosts=self.allow_hosts or None,
-                        log=log,
-                        agents=self.agents,
-                        args=args,
-                    )
-                    if self.sandbox == "jail"
-                    else local(log=log, agents=self.agents, args=args)
-                )
+                provider = self._provider(log, args)
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
                 try:
                     yield sdk
@@ -292,6 +304,18 @@ class _Run:
                     raise
                 finally:
                     await sdk.destroy_sandbox()
+
+    def _provider(self, log: Path, args: Sequence[str]) -> SandboxProvider:
+        if self.sandbox == "local":
+            return local(log=log, agents=self.agents, args=args)
+        if self.sandbox == "jail":
+            hosts = self.allow_hosts or None
+            return jail(workspace=self.cwd or ".", allow_hosts=hosts, log=log, agents=self.agents, args=args)
+        from sandbox_agent.providers.engine.factories import docker, podman
+
+        variables = _known_variables(self.agent, self.agent_env)
+        make = docker if self.sandbox == "docker" else podman
+        return make(self.image, workspace=self.cwd or ".", env=variables, args=args)
 
     @contextlib.asynccontextmanager
     async def _open_driver(self) -> AsyncGenerator[SessionPersistDriver]:

@@ -206,6 +206,14 @@ def _read_size(_context: click.Context, _option: click.Parameter, value: str | N
     help="Stop the agent of a session that runs no turn and that no client has watched for this long. The "
     "next message restores the session. 0 stops none.",
 )
+@click.option(
+    "--exit-when-idle",
+    default=0.0,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="End the server, with exit code 75, when no turn ran and no client was connected for this long. 0 "
+    "never does.",
+)
 @agents_options
 @agent_command_option
 @click.option(

@@ -18,8 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx2
 import platformdirs
@@ -35,6 +34,7 @@ from sandbox_agent.providers.jail_limits import (
     remove_jail_group,
 )
 from sandbox_agent.providers.local import LocalProvider
+from sandbox_agent.providers.mounts import Mount, checked_mount, existing_path
 from sandbox_agent.providers.server_process import PACKAGE_ROOT, Log
 from sandbox_agent.providers.unix_transport import UnixTransport
 
@@ -65,21 +65,6 @@ _PASSWD = f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\nnobody:x:65534:65534::/:/
 _GROUP = f"agent:x:{_USER}:\nnogroup:x:65534:\n"
 # Of the host's environment; in the jail they name what is not there.
 _HOST_ONLY = ("SSH_AUTH_SOCK", "SSH_AGENT_PID", "DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY")
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A file or folder of the host that is visible in a sandbox.
-
-    Attributes:
-        source: Its path on the host.
-        target: Its absolute path in the sandbox.
-        writable: Whether the sandbox may write there.
-    """
-
-    source: str | os.PathLike[str]
-    target: str
-    writable: bool = False
 
 
 class _Folder:
@@ -180,14 +165,14 @@ class JailProvider(LocalProvider):
             env=env,
             log=log,
             store=store,
-            agents=_agents_file() if agents is None else _existing(agents, "agents file"),
+            agents=_agents_file() if agents is None else existing_path(agents, "agents file"),
             agent_commands=agent_commands,
             args=args,
         )
         self._bubblewrap = _find_bubblewrap()
-        self._workspace = None if workspace is None else _existing(workspace, "workspace")
+        self._workspace = None if workspace is None else existing_path(workspace, "workspace")
         self._network = network
-        self._mounts = [_checked(mount) for mount in mounts]
+        self._mounts = [checked_mount(mount) for mount in mounts]
         check_limits(limits)
         self._limits = limits
         self._folders: dict[str, _Folder] = {}
@@ -360,19 +345,6 @@ def _find_bubblewrap() -> str:
     return found
 
 
-def _existing(path: str | os.PathLike[str], what: str) -> Path:
-    found = Path(path).expanduser().resolve()
-    if not found.exists():
-        raise SandboxAgentError(f"the {what} '{path}' does not exist on this machine")
-    return found
-
-
-def _checked(mount: Mount) -> Mount:
-    if not PurePosixPath(mount.target).is_absolute():
-        raise SandboxAgentError(f"mount target '{mount.target}' is relative: use an absolute path")
-    return Mount(_existing(mount.source, "source of a mount"), mount.target, mount.writable)
-
-
 def _system_mounts() -> Iterator[str]:
     """Yield bubblewrap's options for the system, Python and Node, all of which are read-only."""
     for path in map(Path, _SYSTEM):
@@ -439,7 +411,7 @@ def _agents_file() -> Path | None:
     """Return the user's file with agents, which the server would not find in the jail."""
     named = os.environ.get("SANDBOX_AGENT_AGENTS")
     if named:
-        return _existing(named, "agents file")
+        return existing_path(named, "agents file")
     path = platformdirs.user_config_path("sandbox-agent", appauthor=False) / "agents.toml"
     return path if path.is_file() else None
 

@@ -9,14 +9,14 @@ import secrets
 import shlex
 import socket
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
-from sandbox_agent.providers.base import SandboxProvider
+from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.server_process import (
     CONNECT_TIMEOUT,
     STOP_TIMEOUT,
@@ -97,10 +97,10 @@ class LocalProvider(SandboxProvider):
             raise SandboxAgentError(f"a local server of this provider already listens on {raw_id}")
         await self.kill(raw_id)  # what is left of one that has ended
         try:
-            await _finish(asyncio.to_thread(self._prepare, raw_id))
+            await finish(asyncio.to_thread(self._prepare, raw_id))
             await self._start(raw_id, self._token or secrets.token_urlsafe(24))
         except BaseException:
-            await self.kill(raw_id)
+            await finish(self.kill(raw_id))
             raise
         return raw_id
 
@@ -125,7 +125,7 @@ class LocalProvider(SandboxProvider):
             url, transport = await self.get_url(raw_id), await self.get_transport(raw_id)
             await process.wait_responding(url, token, transport)
         except BaseException:
-            await asyncio.to_thread(process.stop, STOP_TIMEOUT)
+            await finish(asyncio.to_thread(process.stop, STOP_TIMEOUT))
             raise
 
     def _spawn(self, raw_id: str, token: str) -> ServerProcess:
@@ -318,16 +318,6 @@ def _free_port(host: str) -> int:
         listener.bind((host, 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for work that goes on when this is cancelled."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 async def _is_listening(host: str, port: int) -> bool:

@@ -25,12 +25,12 @@ Check = Callable[[socket.socket], None]
 class UnixTransport(httpx2.AsyncHTTPTransport):
     """Sends requests over a Unix socket, without a bound on connections."""
 
-    def __init__(self, path: Path, check: Check) -> None:
+    def __init__(self, path: Path, check: Check | None = None) -> None:
         """Create a transport. It connects with the first request.
 
         Args:
             path: The socket's path.
-            check: Raises OSError if a new connection is not one to the server.
+            check: Raises OSError if a new connection is not one to the server. None checks nothing.
         """
         super().__init__(uds=str(path), verify=False)  # no TLS
         self._pool: httpcore2.AsyncConnectionPool = httpcore2.AsyncConnectionPool(
@@ -42,7 +42,7 @@ class UnixTransport(httpx2.AsyncHTTPTransport):
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
-    def __init__(self, check: Check) -> None:
+    def __init__(self, check: Check | None) -> None:
         self._check = check
 
     async def connect_unix_socket(
@@ -54,7 +54,8 @@ class _Backend(httpcore2.AsyncNetworkBackend):
                 connection.setblocking(False)
                 async with asyncio.timeout(timeout):
                     await asyncio.get_running_loop().sock_connect(connection, path)
-                self._check(connection)
+                if self._check is not None:
+                    self._check(connection)
         except BaseException:
             connection.close()
             raise

@@ -94,6 +94,13 @@ class Application:
             await self._state.recorder.end_viewers()
 
     @property
+    def runs_turn(self) -> bool:
+        """Whether an agent runs a turn, or waits for an answer in one."""
+        return self._state is not None and any(
+            connection.runs_turn for connection in self._state.bridge.live()
+        )
+
+    @property
     def loss(self) -> str:
         """What is lost if the process ends now, in words."""
         return "nothing is lost" if self._state is None else self._state.recorder.loss

@@ -55,6 +55,8 @@ class ServerConfig:
         acp_idle_timeout: seconds after which an idle connection of named clients is ended; 0 for never.
         acp_idle_timeout_all: whether that includes connections that clients without a name have used.
         session_idle_timeout: seconds after which the agent of an idle session is stopped; 0 for never.
+        exit_when_idle: seconds without a turn and a client's connection after which the server ends; 0 for
+            never.
         require_preinstall: whether an agent that is not installed is refused; else its first use installs it.
         uds: path of a socket to bind instead of host and port, or None.
         agent_environment: what agents inherit, and the user as whom they run.
@@ -87,6 +89,7 @@ class ServerConfig:
     acp_idle_timeout: float = IDLE_TIMEOUT
     acp_idle_timeout_all: bool = False
     session_idle_timeout: float = IDLE_TIMEOUT
+    exit_when_idle: float = 0
     require_preinstall: bool = False
     uds: Path | None = None
     agent_environment: AgentEnvironment = field(default_factory=AgentEnvironment)

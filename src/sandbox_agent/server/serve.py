@@ -17,6 +17,7 @@ import uvicorn
 from sandbox_agent.runtime.unix_socket import listen_on_path, unlink_socket
 from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.wire.api import IDLE_EXIT_CODE
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -38,6 +39,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._deadline: threading.Timer | None = None
+        self.ended_idle: bool = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end. A thread of its own ends the process if that takes too long."""
@@ -106,6 +108,8 @@ def serve(config: ServerConfig) -> int:
         listener.close()
         if config.uds is not None:
             unlink_socket(config.uds)
+    if server.ended_idle:
+        return IDLE_EXIT_CODE
     return 0 if server.started else 1
 
 
@@ -137,16 +141,20 @@ def _address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _serve(app: Application, server: uvicorn.Server, listener: socket.socket) -> None:
+async def _serve(app: Application, server: _Server, listener: socket.socket) -> None:
     async with app.running():
         if app.config.token is None:
             logger.warning("no token: %s", _who_can_use(app.config))
         logger.info("sandbox-agent listens on %s", _address(listener))
-        checking = asyncio.ensure_future(_check_times(server))
+        checks = [_check_times(server)]
+        if app.config.exit_when_idle:
+            checks.append(_end_when_idle(app, server, app.config.exit_when_idle))
+        running = [asyncio.ensure_future(check) for check in checks]
         try:
             await server.serve([listener])
         finally:
-            checking.cancel()
+            for check in running:
+                check.cancel()
 
 
 async def _check_times(server: uvicorn.Server) -> None:
@@ -158,6 +166,21 @@ async def _check_times(server: uvicorn.Server) -> None:
             check: Callable[[float], None] | None = getattr(connection, "check_times", None)
             if check is not None:
                 check(loop.time())
+
+
+async def _end_when_idle(app: Application, server: _Server, seconds: float) -> None:
+    """End the server when no turn ran and no client was connected for a time."""
+    loop = asyncio.get_running_loop()
+    active = loop.time()
+    while True:
+        await asyncio.sleep(min(CHECK_SECONDS, seconds))
+        if app.runs_turn or server.server_state.connections:
+            active = loop.time()
+        elif loop.time() - active >= seconds:
+            logger.info("ending: no turn ran and no client was connected for %g s", seconds)
+            server.ended_idle = True
+            server.handle_exit(signal.SIGTERM, None)
+            return
 
 
 def _http_protocol() -> type[asyncio.Protocol] | str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = [
+    "IDLE_EXIT_CODE",
     "AcpClientInfo",
     "AcpServerInfo",
     "AcpServerListResponse",
@@ -24,6 +25,9 @@ __all__ = [
     "TicketRequest",
     "TicketResponse",
 ]
+
+# The exit code of a server that ends by --exit-when-idle, by which a provider knows why its sandbox stopped.
+IDLE_EXIT_CODE = 75
 
 
 class Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):

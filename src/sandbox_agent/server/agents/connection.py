@@ -149,6 +149,11 @@ class AgentConnection:
         return round((time.monotonic() - self._created) * 1000)
 
     @property
+    def runs_turn(self) -> bool:
+        """Whether a turn runs or waits for an answer of the client."""
+        return self._correlator.prompted
+
+    @property
     def idle_seconds(self) -> float | None:
         """How long no client has used the connection and no turn was active; None while that is so.
 

@@ -1,0 +1,3 @@
+"""Sandboxes in containers: the providers ``docker()`` and ``podman()``, over the Docker Engine API."""
+
+__all__: list[str] = []
