@@ -49,6 +49,7 @@ VALUES: dict[str, Any] = {
     "QuestionRequest": sandbox_agent.QuestionRequest("q", "s", "a", 1, "m", [], "elicitation/create", {}),
     "SessionEvent": sandbox_agent.SessionEvent("e", 1, "s", 2, "c", "agent", b'{"method":"x"}'),
     "UniversalEvent": decode_event(event(1)),
+    "Limits": sandbox_agent.Limits(memory="2g", pids=100, cpus=1.5),
     "Mount": sandbox_agent.Mount("data", "/data", writable=True),
 }
 # They hold sockets, tasks, files or processes.
@@ -56,7 +57,7 @@ LIVE = {
     *("EncryptedSessionPersistDriver", "InMemorySessionPersistDriver", "PostgresSessionPersistDriver"),
     *("RedisSessionPersistDriver", "RivetSessionPersistDriver", "SQLiteSessionPersistDriver"),
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
-    "JailProvider",
+    *("DockerProvider", "JailProvider", "PodmanProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),
 }
