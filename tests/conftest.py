@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.leaks import checked_loop, pytest_collection_finish, pytest_runtest_teardown
 from tests.support.postgres import own_postgres, postgres, postgres_dsn
@@ -34,6 +35,11 @@ __all__ = [
 
 # With bytecode files, the Python processes that tests start don't compile the package each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+# An example that takes long on a loaded machine is no failure.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
