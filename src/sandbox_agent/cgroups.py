@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def create_cgroup(name: str, *, memory_bytes: int = 0, tasks: int = 0, cpus: flo
             _set_limit(parent / name, controller, limits[controller])
     except OSError as error:
         group.remove()
-        raise CgroupError(f"{error.filename}: {error.strerror}") from error
+        raise CgroupError(f"{error.filename or name}: {error.strerror}") from error
     return group
 
 
@@ -220,9 +221,12 @@ def remove_cgroups(parents: Sequence[str | Path], name: str) -> int:
         parents: the groups in which they were created.
         name: how their names begin, ``PREFIX`` included.
     """
-    left = [folder for parent in map(Path, parents) for folder in _named(parent, name)]
-    for folder in left:
-        group = Cgroup([folder])
+    left: defaultdict[str, list[Path]] = defaultdict(list)
+    for parent in map(Path, parents):
+        for folder in _named(parent, name):
+            left[folder.name].append(folder)
+    for folders in left.values():
+        group = Cgroup(folders)
         group.kill()
         group.remove()
     return len(left)

@@ -473,10 +473,12 @@ class UnsupportedSessionValueError(SandboxAgentError):
         config_id: str,
         requested_value: str,
         allowed_values: Sequence[str],
+        needs: str | None = None,
     ) -> None:
         super().__init__(
             f"Session '{session_id}' does not support value '{requested_value}' for category "
             f"'{category}' (config id '{config_id}'). Allowed values: {_listed(allowed_values)}"
+            f"{f'. {needs}' if needs else ''}"
         )
         self.session_id = session_id
         self.category = category

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -113,6 +114,26 @@ async def test_claude_writes_a_file_only_when_it_may(
         updates = [event.update for event in await history(sdk, session)]
         assert [u.status for u in updates if isinstance(u, ToolCallUpdate) and u.status] == [status]
     assert (path.read_text() if path.exists() else None) == ("hello\n" if reply == "once" else None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+async def test_claude_says_what_root_needs_to_bypass_permissions(
+    claude: ClaudeServer, tmp_path: Path
+) -> None:
+    path = claude.work / "allowed"
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        with pytest.raises(UnsupportedSessionValueError, match=r"to root only with IS_SANDBOX=1"):
+            await sdk.create_session(agent="claude", cwd=str(claude.work), mode="bypassPermissions")
+        # What permission_mode stands for works without it: the requests are allowed one by one.
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work), permission_mode="allow")
+        await session.prompt(write_call(path, "by root"))
+        assert path.read_text() == "by root"
+        path.unlink()
+        session = await sdk.create_session(
+            agent="claude", cwd=str(claude.work), mode="bypassPermissions", env={"IS_SANDBOX": "1"}
+        )
+        await session.prompt(write_call(path, "unasked"))
+    assert path.read_text() == "unasked"
 
 
 async def test_claude_goes_on_when_a_turn_was_cancelled(claude: ClaudeServer, tmp_path: Path) -> None:

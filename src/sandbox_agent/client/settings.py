@@ -356,6 +356,7 @@ class Settings:
                 str(failure.config_id),
                 failure.value,
                 failure.allowed,
+                failure.needs(self._record.agent),
             )
         raise SettingNotConfirmedError(session_id, {failure.name: failure.message(self._record.agent)})
 

@@ -107,6 +107,14 @@ class ReadReported:
 Step = Call | AskOptions | ReadReported
 
 
+# Values that an agent offers only in some environments.
+_ROOT_NEEDS = (
+    "Claude Code offers it to root only with IS_SANDBOX=1 in the environment of the server, which says that "
+    "the machine is a sandbox. Set that if it is one, or run agents as another user"
+)
+_NEEDS = {("claude", "bypassPermissions"): _ROOT_NEEDS}
+
+
 class Failure(NamedTuple):
     """Why a setting does not have the chosen value.
 
@@ -142,7 +150,12 @@ class Failure(NamedTuple):
         if self.kind == "reverted":
             return f"{agent} reports {name} '{self.reported}' after it was set to '{self.value}'"
         hint = f"it has {', '.join(self.allowed)}" if self.allowed else f"it offers no choice of {name}"
-        return f"{agent} has no {name} '{self.value}': {hint}"
+        needs = self.needs(agent)
+        return f"{agent} has no {name} '{self.value}': {hint}{f'. {needs}' if needs else ''}"
+
+    def needs(self, agent: str) -> str | None:
+        """Return what the agent needs to offer the value, if that is known."""
+        return _NEEDS.get((agent, str(self.value))) if self.kind == "value" else None
 
 
 class AgentSettings:

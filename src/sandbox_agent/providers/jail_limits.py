@@ -63,8 +63,9 @@ def check_limits(limits: Limits | None) -> None:
     Raises:
         SandboxAgentError: No control group can be created.
     """
-    with _refusing():
-        find_parents(_controllers(limits))
+    if controllers := _controllers(limits):
+        with _refusing():
+            find_parents(controllers)
 
 
 def create_jail_group(limits: Limits | None, folder: Path) -> Cgroup | None:

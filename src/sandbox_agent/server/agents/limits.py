@@ -42,6 +42,8 @@ async def enforce(
                     excess,
                 )
         groups = {connection: group for connection, group in running().items() if connection.alive}
+        if not groups:
+            continue
         # Whether it dies of what was killed just now shows the next check.
         survivors = {connection: group for connection, group in groups.items() if group and group.excess}
         for connection, reason in (await anyio.to_thread.run_sync(_find_excess, limits, groups)).items():
