@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
+import httpcore2
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError
@@ -21,9 +22,11 @@ CONNECT_TIMEOUT = 5.0
 # Between two lines of a pull or a build, in which a step may print nothing.
 PROGRESS_TIMEOUT = 600.0
 _FRAME_HEAD = 8
+_START_TRIES = 3
 
 
-class _Sends(Protocol):
+class _Stream(Protocol):
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes: ...
     async def write(self, buffer: bytes, timeout: float | None = None) -> None: ...
 
 
@@ -126,11 +129,34 @@ class EngineApi:
             if error.status not in (404, 409):
                 raise
 
-    async def start(self, container: str, line: str) -> None:
-        """Start a container and send a line to its standard input, unless it runs already."""
+    async def start(self, container: str, text: str) -> None:
+        """Start a container and send a text to its standard input, unless it runs already.
+
+        The container has to answer with some output. Podman connects to the process of before where that has
+        just ended; then the container is started again.
+
+        Raises:
+            SandboxAgentError: The engine refused it, or the container did not read the text.
+        """
+        for _ in range(_START_TRIES):
+            if await self._start_once(container, text):
+                return
+            with contextlib.suppress(SandboxAgentError):  # it has ended meanwhile
+                await self.request("POST", f"/containers/{container}/kill")
+            await self.wait_exited(container)
+        raise SandboxAgentError(
+            f"the container {container} did not read its token: {(await self.logs(container, 20)).strip()}"
+        )
+
+    async def wait_exited(self, container: str) -> None:
+        """Wait until a container that has run has exited completely: Podman cannot attach to it before."""
+        await self.request("POST", f"/containers/{container}/wait")
+
+    async def _start_once(self, container: str, text: str) -> bool:
+        """Return whether the container runs and has read the text."""
         async with self._client(REQUEST_TIMEOUT) as client:
             headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
-            params = {"stream": "1", "stdin": "1"}
+            params = {"stream": "1", "stdin": "1", "stdout": "1"}
             attach = client.stream("POST", f"/containers/{container}/attach", params=params, headers=headers)
             async with attach as attached:
                 if attached.status_code >= 400:
@@ -138,10 +164,14 @@ class EngineApi:
                 started = await client.post(f"/containers/{container}/start")
                 if started.status_code >= 400:
                     raise self._refused(started.status_code, started.content)
-                # With 304 another process has started it. A second line would stay in the pipe, for agents.
-                if started.status_code != 304:
-                    stream = cast(_Sends, attached.extensions["network_stream"])
-                    await stream.write(line.encode() + b"\n", REQUEST_TIMEOUT)
+                if started.status_code == 304:
+                    # Another process has started it. A second text would stay in the pipe, for agents.
+                    return True
+                stream = cast(_Stream, attached.extensions["network_stream"])
+                with contextlib.suppress(httpcore2.NetworkError):
+                    await stream.write(text.encode() + b"\n", REQUEST_TIMEOUT)
+                    return bool(await stream.read(1024, REQUEST_TIMEOUT))
+        return False
 
     async def put_files(self, container: str, folder: str, files: bytes) -> None:
         """Extract a tar archive in a folder of a container."""

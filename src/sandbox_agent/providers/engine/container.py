@@ -44,12 +44,14 @@ SOCKET_FOLDER = "/run/sandbox-agent-socket"
 SOCKET = "server.sock"
 _END = "sandbox-agent-end"
 # The token and the variables come over standard input, so neither the container's configuration nor a file
-# that agents can read has them. The server's token is in a pipe or a deleted file, which it closes.
+# that agents can read has them. The provider waits for the output that says that they were read. The
+# server's token is in a pipe or a deleted file, which it closes.
 _SCRIPT = f"""\
 text=$(timeout 20 sed '/^{_END}$/q') || exit 78
 eval "$text"
 text=
 [ -n "$token" ] || {{ echo 'start this container with the provider that made it' >&2; exit 78; }}
+echo 'the sandbox starts'
 exec sandbox-agent server --token-file /dev/fd/3 "$@" 3<<END </dev/null
 $token
 END

@@ -295,6 +295,8 @@ class EngineProvider(SandboxProvider):
             if folder := found["Config"]["Labels"].get(SOCKET_LABEL):
                 user = found["Config"]["User"]
                 await asyncio.to_thread(make_socket_folder, Path(folder), user)
+            if state["Status"] != "created":
+                await api.wait_exited(sandbox_id)
             await finish(api.start(sandbox_id, secret.text))
 
     async def pause(self, sandbox_id: str, /) -> None:
