@@ -51,7 +51,7 @@ def test_it_serves_at_a_port_and_logs_what_it_refuses() -> None:
         port = listener.getsockname()[1]
     process = start("--port", str(port), "--allow-host", "a.test")
     answer = ask(("127.0.0.1", port), b"CONNECT b.test:443 HTTP/1.1\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert answer.startswith(b"HTTP/1.1 407 ")
     assert "does not allow b.test:443" in end(process)
 
 
@@ -59,7 +59,7 @@ def test_it_serves_at_a_socket_of_this_user_and_removes_it(tmp_path: Path) -> No
     path = tmp_path / "p.sock"
     process = start("--uds", str(path), "--log-format", "json")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert ask(str(path), b"CONNECT b.test:443 HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert ask(str(path), b"CONNECT b.test:443 HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 407 ")
     assert '"message": "the sandbox does not allow b.test:443' in end(process)
     assert not path.exists()
 
@@ -68,7 +68,7 @@ def test_it_serves_at_a_socket_that_it_inherits() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = start("--fd", str(listener.fileno()), pass_fds=[listener.fileno()])
         address = listener.getsockname()
-    assert ask(address, b"CONNECT b.test:443 HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert ask(address, b"CONNECT b.test:443 HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 407 ")
     end(process)
 
 

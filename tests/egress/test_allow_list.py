@@ -126,3 +126,8 @@ def test_a_port_is_split_from_names_and_addresses() -> None:
     assert split_port("[::1]:1") == ("[::1]", 1)
     assert split_port("[::1]") == ("[::1]", None)
     assert split_port("::1") == ("::1", None)
+
+
+def test_a_string_is_no_list_of_hosts() -> None:
+    with pytest.raises(InvalidRequestError, match=r"are a list: use \['a\.com'\], not 'a\.com'"):
+        AllowList("a.com")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox_agent.egress.http import ChunkedBody, RequestError, read_request
@@ -161,6 +161,7 @@ def test_a_damaged_chunk_is_refused(body: bytes) -> None:
         list(ChunkedBody().feed(body))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=50))
 def test_bytes_are_accepted_or_refused_with_the_documented_error(noise: bytes, more: bytes) -> None:
     for data in (noise, b"GET http://a.com/" + noise + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + noise):

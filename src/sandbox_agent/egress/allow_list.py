@@ -59,10 +59,12 @@ class AllowList:
             may be a private one; ``localhost`` needs a port.
 
     Raises:
-        InvalidRequestError: An entry is invalid.
+        InvalidRequestError: An entry is invalid, or the list is one string.
     """
 
     def __init__(self, entries: Iterable[str]) -> None:
+        if isinstance(entries, str):  # each of its letters would be a host
+            raise InvalidRequestError(f"the allowed hosts are a list: use [{entries!r}], not {entries!r}")
         self.entries: tuple[Entry, ...] = tuple(map(_parse_entry, entries))
 
     def find(self, host: str | Address, port: int) -> Entry | None:

@@ -252,9 +252,9 @@ class ChunkedBody:
         yield b"%x\r\n" % self._left
 
 
-def error_response(status: HTTPStatus, message: str) -> bytes:
+def error_response(status: HTTPStatus, message: str, *headers: str) -> bytes:
     """Return a response with a text."""
     body = f"sandbox-agent: {message}\n".encode()
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "content-type: text/plain; charset=utf-8"]
-    lines += [f"content-length: {len(body)}", "connection: close", "", ""]
+    lines += [f"content-length: {len(body)}", "connection: close", *headers, "", ""]
     return "\r\n".join(lines).encode() + body

@@ -20,7 +20,14 @@ import msgspec
 from sandbox_agent.egress import refusals
 from sandbox_agent.egress.allow_list import Address, read_host
 from sandbox_agent.egress.dial import Connected, Dialer, RefusedError
-from sandbox_agent.egress.http import MAX_HEAD, ChunkedBody, Request, RequestError, read_request
+from sandbox_agent.egress.http import (
+    MAX_HEAD,
+    ChunkedBody,
+    Request,
+    RequestError,
+    error_response,
+    read_request,
+)
 from sandbox_agent.egress.refusals import Refusal, Refusals
 from sandbox_agent.egress.streams import Stream, cancel, close, pump
 from sandbox_agent.egress.tls import HANDSHAKE, UNRECOGNIZED_NAME, InvalidHelloError, read_server_names
@@ -29,8 +36,9 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.egress")
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _SWITCHED = b"HTTP/1.1 101"
-# What servers may take for the start of a request.
-_METHOD = re.compile(rb"\s*[A-Za-z]+ \S+ HTTP/")
+# What servers may take for a request, and what may become one with more bytes.
+_REQUEST = re.compile(rb"\s*[^\s\0]+[ \t]+[^\s\0]+[ \t]+HTTP/")
+_START = re.compile(rb"\s*(?:[!-~]+(?:[ \t]+(?:[^\s\0]+(?:[ \t]+(?:H(?:T(?:T(?:P)?)?)?)?)?)?)?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,9 @@ class Proxy:
     async def _serve(self, client: Stream) -> None:
         self._open += 1
         try:
+            if self._open > 2 * self._bounds.connections:
+                client.abort()  # too many wait already for the answer that there are too many
+                return
             if self._open > self._bounds.connections:
                 raise RequestError("the proxy has too many connections", HTTPStatus.SERVICE_UNAVAILABLE)
             await _Exchange(client, self._dialer, self._bounds, self._refusals).run()
@@ -129,7 +140,14 @@ class _Exchange:
 
     async def _forward(self, request: Request, host: str | Address, port: int) -> None:
         is_tunnel = request.method == "CONNECT"
-        server = await self._dialer.connect(host, port, tunnel=is_tunnel)
+        try:
+            server = await self._dialer.connect(host, port, tunnel=is_tunnel)
+        except RefusedError as error:
+            if not request.user:
+                # Git and others name the user only when they are asked.
+                status, challenge = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, 'Basic realm="sandbox-agent"'
+                error.answer = error_response(status, str(error), f"proxy-authenticate: {challenge}")
+            raise
         try:
             if is_tunnel:
                 await self._client.write(ESTABLISHED)
@@ -241,15 +259,21 @@ class _Exchange:
             return
         if client.rest[0] == HANDSHAKE:
             await self._check_hello(host, port)
-        elif self._is_request(host, port):
+        elif await self._is_request(host, port):
             await self._send_inner(server, host, port)
             return
         await pump(client, server, self._active)
 
-    def _is_request(self, host: str | Address, port: int) -> bool:
-        # Other protocols are for ports that the list names.
+    async def _is_request(self, host: str | Address, port: int) -> bool:
         entry = self._dialer.hosts.find(host, port)
-        return entry is None or entry.port is None or _METHOD.match(self._client.rest) is not None
+        if entry is None or entry.port is None:
+            return True  # other protocols are for ports that the list names
+        client = self._client
+        async with self._head_timeout():
+            while _START.fullmatch(client.rest) and len(client.rest) <= MAX_HEAD:
+                if not await client.read_more():
+                    return False
+        return len(client.rest) > MAX_HEAD or _REQUEST.match(client.rest) is not None
 
     async def _check_hello(self, host: str | Address, port: int) -> None:
         try:

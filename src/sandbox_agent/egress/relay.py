@@ -21,6 +21,8 @@ from sandbox_agent.errors import InvalidRequestError
 logger: logging.Logger = logging.getLogger("sandbox_agent.egress")
 
 CONNECT_SECONDS = 10.0
+# Each has two descriptors of the server, which needs others for its own clients.
+MAX_CONNECTIONS = 256
 # The subscription is opened again after this time when the proxy was restarted.
 RETRY_SECONDS = 0.2
 # A refusal has some hundred bytes; several may arrive at once.
@@ -90,6 +92,9 @@ class Relay:
             task.add_done_callback(running.discard)
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if len(running) > MAX_CONNECTIONS:
+                writer.transport.abort()
+                return
             start(self._serve(Stream(reader, writer)))
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)

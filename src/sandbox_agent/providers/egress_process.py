@@ -87,7 +87,7 @@ class EgressProcess:
             command = [sys.executable, "-P", "-m", "sandbox_agent.cli.main", "egress-proxy"]
             listener = self._listen()
             process = self._process = ServerProcess(
-                [*command, f"--fd={listener}", "--log-level=warning", *self._hosts],
+                [*command, f"--fd={listener}", *self._hosts],
                 _environment(),
                 log=self._log,
                 descriptors=[listener],

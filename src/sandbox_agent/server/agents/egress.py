@@ -15,6 +15,7 @@ from sandbox_agent.server.agents.connection import AgentConnection
 METHOD = "_adapter/egress_refused"
 # An agent may try again and again: between two prompts each host is shown once, and so many of them.
 MAX_SHOWN = 16
+MORE = f"the sandbox refused more than {MAX_SHOWN} hosts: others are not shown before the next prompt"
 
 
 @dataclass(slots=True)
@@ -72,8 +73,7 @@ class Egress:
             return
         shown.targets.add(target)
         if len(shown.targets) > MAX_SHOWN:
-            message = f"the sandbox does not allow more than {MAX_SHOWN} hosts; others are not shown"
-            connection.announce(METHOD, {"message": message})
+            connection.announce(METHOD, {"message": MORE})
             return
         params = {"host": refusal.host, "port": refusal.port, "message": refusal.message}
         connection.announce(METHOD, params)
