@@ -272,6 +272,20 @@ async def test_a_container_that_is_no_sandbox_is_left_alone(engine: Engine) -> N
         await engine.api.remove("database")
 
 
+async def test_an_id_that_is_no_name_is_a_sandbox_that_does_not_exist(engine: Engine) -> None:
+    for raw_id in ("../images", "a/b", "x?force=true", ""):
+        with pytest.raises(SandboxDestroyedError):
+            await engine.provider().reconnect(raw_id)
+
+
+async def test_a_paused_sandbox_can_be_destroyed(engine: Engine) -> None:
+    provider = engine.provider()
+    raw_id = await provider.create()
+    await provider.pause(raw_id)
+    await provider.destroy(raw_id)
+    assert await engine.containers() == []
+
+
 async def test_a_workspace_of_root_is_refused_unless_the_user_is_chosen(
     engine: Engine, tmp_path: Path
 ) -> None:
