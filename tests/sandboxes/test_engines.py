@@ -255,7 +255,10 @@ async def test_a_missing_image_is_named_with_what_builds_it(engine: Engine) -> N
 
 
 async def test_an_image_without_the_server_is_named_with_what_builds_one(engine: Engine) -> None:
-    bare = engine.provider(create={"Entrypoint": ["/bin/sh", "-c", "exec sandbox-agent-missing"]})
+    def without_server(body: dict[str, Any]) -> None:
+        body["Entrypoint"][2] = body["Entrypoint"][2].replace("exec sandbox-agent ", "exec missing ")
+
+    bare = engine.provider(create=without_server)
     with pytest.raises(SandboxAgentError, match="has no sandbox-agent server"):
         await bare.create()
 
