@@ -255,7 +255,10 @@ async def test_a_missing_image_is_named_with_what_builds_it(engine: Engine) -> N
 
 
 async def test_an_image_without_the_server_is_named_with_what_builds_one(engine: Engine) -> None:
-    bare = engine.provider(create={"Entrypoint": ["/bin/sh", "-c", "exec sandbox-agent-missing"]})
+    def without_server(body: dict[str, Any]) -> None:
+        body["Entrypoint"][2] = body["Entrypoint"][2].replace("exec sandbox-agent ", "exec missing ")
+
+    bare = engine.provider(create=without_server)
     with pytest.raises(SandboxAgentError, match="has no sandbox-agent server"):
         await bare.create()
 
@@ -270,6 +273,20 @@ async def test_a_container_that_is_no_sandbox_is_left_alone(engine: Engine) -> N
         assert await engine.api.inspect("database") is not None
     finally:
         await engine.api.remove("database")
+
+
+async def test_an_id_that_is_no_name_is_a_sandbox_that_does_not_exist(engine: Engine) -> None:
+    for raw_id in ("../images", "a/b", "x?force=true", ""):
+        with pytest.raises(SandboxDestroyedError):
+            await engine.provider().reconnect(raw_id)
+
+
+async def test_a_paused_sandbox_can_be_destroyed(engine: Engine) -> None:
+    provider = engine.provider()
+    raw_id = await provider.create()
+    await provider.pause(raw_id)
+    await provider.destroy(raw_id)
+    assert await engine.containers() == []
 
 
 async def test_a_workspace_of_root_is_refused_unless_the_user_is_chosen(

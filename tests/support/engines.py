@@ -180,7 +180,7 @@ def _running(
 ) -> Generator[None]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **env}, start_new_session=True
+            command, stdout=log, stderr=log, env={**os.environ, **env}, cwd=folder, start_new_session=True
         )
         try:
             deadline = time.monotonic() + _START_SECONDS

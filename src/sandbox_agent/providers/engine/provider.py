@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import shutil
 import socket
@@ -46,6 +47,8 @@ from sandbox_agent.providers.engine.reaper import remove_leftovers
 from sandbox_agent.providers.mounts import checked_mount, existing_path
 from sandbox_agent.providers.unix_transport import UnixTransport
 
+# Of a container; anything else would be another path of the engine's API.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 # Until a new container's server answers.
 START_TIMEOUT = 60.0
 _POLL_INTERVAL = 0.02
@@ -202,7 +205,7 @@ class EngineProvider(SandboxProvider):
             SandboxDestroyedError: It does not exist.
             SandboxAgentError: It is not a sandbox of this package.
         """
-        found = await api.inspect(name)
+        found = await api.inspect(name) if _NAME.fullmatch(name) else None
         if found is None:
             raise SandboxDestroyedError(name, self.name)
         labels: dict[str, str] = found["Config"].get("Labels") or {}
