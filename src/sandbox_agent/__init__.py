@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
+    from sandbox_agent.providers.e2b import E2BProvider, e2b
     from sandbox_agent.providers.jail import JailProvider, Mount, jail
     from sandbox_agent.providers.local import LocalProvider, local
     from sandbox_agent.wire.acp import (
@@ -184,6 +185,7 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
+    "providers.e2b": ("E2BProvider", "e2b"),
     "providers.jail": ("JailProvider", "Mount", "jail"),
     "providers.local": ("LocalProvider", "local"),
     "wire.acp": (
@@ -258,6 +260,7 @@ __all__ = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "E2BProvider",
     "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
@@ -358,6 +361,7 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "e2b",
     "jail",
     "local",
     "open_driver",

@@ -142,6 +142,18 @@ def test_a_server_that_ends_at_its_start_is_reported_with_its_output(box: Box) -
     assert "--no-such-option" in done.stderr
 
 
+def test_a_server_that_does_not_answer_in_time_is_stopped(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_script, "START_TIMEOUT", 1)
+    box.put_token()
+    version = f"sandbox-agent, version {start_script.package_version()}"
+    program = box.programs / "sandbox-agent"
+    program.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo "{version}"; else exec sleep 60; fi\n')
+    program.chmod(0o755)
+    done = box.run(StartScript(port=box.port))
+    assert done.returncode == start_script.START_FAILED
+    assert "the server did not answer within 1 s:" in done.stderr
+
+
 def test_arguments_and_the_folder_are_quoted(box: Box, tmp_path: Path) -> None:
     box.put_program()
     folder = tmp_path / "a 'folder' of; $(touch evil)"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
+import anyio
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError
+
+_T = TypeVar("_T")
 
 
 class SandboxProvider(ABC):
@@ -92,3 +98,18 @@ def split_sandbox_id(sandbox_id: str, provider: SandboxProvider) -> str:
             f"sandbox '{sandbox_id}' belongs to provider '{name}': use that one, not '{provider.name}'"
         )
     return raw_id
+
+
+async def finish(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for work, which goes on when this is cancelled, and return its result.
+
+    A cancelled scope of anyio cancels each wait in it, so the scope here is shielded, too.
+    """
+    task = asyncio.ensure_future(work)
+    with anyio.CancelScope(shield=True):
+        try:
+            await asyncio.shield(asyncio.wait({task}))
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
+    return task.result()

@@ -42,6 +42,7 @@ class StartScript:
         host: The address on which it listens.
         folder: The absolute path of its folder in the sandbox, or None for ``$HOME/.sandbox-agent``. It holds
             the token, the store, the log, the process id, and the virtual environment.
+        cwd: The absolute path of the server's working directory, or None for the home.
         version: The version of the package that has to run.
         install_agents: Agents to install before.
         arguments: More arguments of ``sandbox-agent server``.
@@ -52,6 +53,7 @@ class StartScript:
     port: int
     host: str = "0.0.0.0"  # noqa: S104 - the sandbox's ports are reached through its service
     folder: str | None = None
+    cwd: str | None = None
     version: str = field(default_factory=package_version)
     install_agents: Sequence[str] = ()
     arguments: Sequence[str] = ()
@@ -81,6 +83,7 @@ class StartScript:
         background = _BACKGROUND.format(start_failed=START_FAILED, timeout=START_TIMEOUT)
         return _SCRIPT.format(
             folder=folder,
+            cwd='"${HOME:-/}"' if self.cwd is None else shlex.quote(self.cwd),
             version=shlex.quote(self.version),
             port=self.port,
             agents=shlex.join(self.install_agents),
@@ -193,7 +196,7 @@ fi
 set -- {server} --token-file "$folder/token"
 case " $* " in *" --store "*|*" --store="*) ;; *) set -- "$@" --store "sqlite:$folder/server.db" ;; esac
 unset SANDBOX_AGENT_TOKEN
-cd "${{HOME:-/}}" || cd /
+cd {cwd} || cd /
 {run}"""
 
 _FOREGROUND = 'exec "$program" "$@" 9>&-\n'
