@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
+    from sandbox_agent.providers.e2b import E2BProvider, e2b
     from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
     from sandbox_agent.providers.jail import JailProvider, jail
     from sandbox_agent.providers.jail_limits import Limits
@@ -190,6 +191,7 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
+    "providers.e2b": ("E2BProvider", "e2b"),
     "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
     "providers.jail": ("JailProvider", "jail"),
     "providers.jail_limits": ("Limits",),
@@ -269,6 +271,7 @@ __all__ = [
     "CreateSessionResponse",
     "CurrentModeUpdate",
     "DockerProvider",
+    "E2BProvider",
     "EncryptedSessionPersistDriver",
     "ErrorData",
     "EventPage",
@@ -376,6 +379,7 @@ __all__ = [
     "UserMessageChunk",
     "build_inspector_url",
     "docker",
+    "e2b",
     "jail",
     "local",
     "open_driver",

@@ -1,0 +1,1 @@
+"""Services of sandboxes on loopback, recorded from their real clients; what they run is real."""
