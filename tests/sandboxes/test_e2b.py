@@ -12,7 +12,6 @@ import httpx2
 import pytest
 
 from sandbox_agent import E2BProvider, SandboxAgent, SandboxAgentError, SandboxDestroyedError, e2b
-from sandbox_agent.providers.base import SandboxProvider
 from sandbox_agent.providers.start_script import package_version
 from sandbox_agent.testing.providers import ReconnectSuite, RestartSuite, run_command
 from sandbox_agent.testing.providers import SandboxProviderSuite as Suite
