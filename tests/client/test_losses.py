@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
 import anyio
 import httpx2
 import pytest
+from anyio.abc import ByteStream
 
 from sandbox_agent import (
     AcpRpcError,
@@ -22,9 +24,10 @@ from sandbox_agent import (
     SessionRestored,
     SQLiteSessionPersistDriver,
 )
-from tests.client.checks import all_events, methods, said, sent_prompts
+from tests.client.checks import all_events, methods, said, sent_prompts, until
 from tests.client.proxy import LossyProxy
 from tests.client.scripted import ScriptedServer
+from tests.support.relay import Relay
 from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +43,67 @@ async def begun(session: Session) -> asyncio.Event:
     event = asyncio.Event()
     session.on_event(lambda seen: event.set() if seen.update is not None else None)
     return event
+
+
+class OpenPort(Relay):
+    """A port that stays open when its server has ended, as that of a container does.
+
+    Attributes:
+        holds_posts: whether POSTs of the first connection are accepted and go nowhere.
+    """
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.holds_posts = False
+        self._server = port
+        self._path = b""
+
+    async def _handle(self, client: ByteStream) -> None:
+        with contextlib.suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
+            async with client:
+                head = await client.receive()
+                method, path = head.split(b" ")[:2]
+                path = path.partition(b"?")[0]
+                if method == b"GET" and path.startswith(b"/v1/acp/"):
+                    self._path = self._path or path
+                if self.holds_posts and method == b"POST" and path == self._path:
+                    await anyio.sleep_forever()
+                async with await anyio.connect_tcp("127.0.0.1", self._server) as server:
+                    await server.send(head)
+                    await self._copy_both(client, server)
+
+    async def _copy_both(self, client: ByteStream, server: ByteStream) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._copy, server, client, tasks.cancel_scope)
+            await self._copy(client, server, tasks.cancel_scope)
+
+    async def _copy(self, source: ByteStream, target: ByteStream, end: anyio.CancelScope) -> None:
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            while True:
+                await target.send(await source.receive())
+        end.cancel()
+
+
+@pytest.mark.no_gateway("has a proxy of its own")
+async def test_a_prompt_is_not_sent_to_a_server_that_has_just_ended_behind_an_open_port(
+    own_server: ServerProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sandbox_agent.client")
+    async with OpenPort(own_server.port) as port:
+        url = f"http://127.0.0.1:{port.port}"
+        async with SandboxAgent.connect(base_url=url) as sdk:
+            session = await sdk.create_session(agent="mock")
+            await session.prompt("echo before")
+            port.holds_posts = True
+            own_server.kill()
+            with anyio.fail_after(40):
+                await until(lambda: "the event stream of" in caplog.text)
+                turn = asyncio.create_task(session.prompt("echo after"))
+                await asyncio.to_thread(own_server.start)
+                assert (await turn).stop_reason == "end_turn"
+            events = await all_events(sdk, session)
+    assert len(sent_prompts(events)) == 2
+    assert said(events) == "beforeafter"
 
 
 async def test_a_server_killed_in_a_turn_fails_it_and_the_next_call_restores(

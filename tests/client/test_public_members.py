@@ -49,6 +49,7 @@ SANDBOX_AGENT_MEMBERS = [
     "destroy_sandbox",
     "destroy_session",
     "dispose",
+    "files",
     "get_agent",
     "get_events",
     "get_health",

@@ -42,11 +42,12 @@ FEED_SILENCE = 1.0
 # The feed of a server that sends an epoch loses nothing: it is only late.
 COMPLETE_FEED_SILENCE = 15.0
 RETRY_DELAY = 0.1
-LIST_TIMEOUT = 10.0
 # After the agent has exited, its POSTs have this long to return the reason (stderr, exit code).
 EXIT_GRACE = 0.5
 # A proxy may answer 503 for a moment.
 CLOSE_TIMEOUT = 5.0
+# How long a prompt waits for the stream; then it is sent without one.
+LIVE_PATIENCE = 10.0
 # The published server ends the agent of a DELETE, but answers none: only the next one.
 DELETE_TIMEOUT = 2.5
 CONFLICT = 409
@@ -217,14 +218,13 @@ class Connection:
             raise NotSentError(f"{method} was not sent: {self.lost}") from self.lost
         sent = outgoing or Outgoing(next(self._request_ids))
         body = request(sent.id, method, params)
-        pending = PendingRequest(sent, method, session, opens=opens, on_result=on_result)
+        pending = PendingRequest(sent, method, session, opens=opens, on_result=on_result, body=body)
         self._pending[sent.id] = pending
         if session is not None and method == "session/prompt":
             self.router.end_filter(session)
         if session is not None and sent.event is None:
             stored = body if stored_params is None else request(sent.id, method, stored_params)
             sent.event = session.journal.append("client", [stored], self.connection_id)
-        pending.body = body
         self._tasks.spawn(self._send(pending), name=f"{method} {sent.id}")
         return Answer.read(await self._response_of(pending)).unwrap()
 
@@ -261,6 +261,11 @@ class Connection:
 
     async def _send(self, pending: PendingRequest) -> None:
         try:
+            if pending.method == "session/prompt":
+                await self._feed.wait_live(LIVE_PATIENCE)
+                if self.lost is not None:
+                    self._fail(pending, NotSentError(f"{pending.method} was not sent: {self.lost}"))
+                    return
             event = pending.outgoing.event
             answer = await self._delivery.request(pending.body, pending.future, key=event and event.id)
             if answer:
@@ -302,7 +307,7 @@ class Connection:
                 async with asyncio.timeout(EXIT_GRACE):
                     await self._exit_seen.wait()
             self._lose(pending, error)
-        elif error.status in {400, 404, 410} and not await self._is_on_server(unless=True):
+        elif error.status in {400, 404, 410} and not await self._delivery.is_known(unless=True):
             gone = NotSentError(f"{pending.method} was not sent: the server no longer knows this connection")
             self._lose(pending, gone)
         else:
@@ -312,15 +317,6 @@ class Connection:
         self._mark_lost(error)
         self._fail(pending, error)
         self._tasks.spawn(self._retire(error), name=f"retire {self.server_id}")
-
-    async def _is_on_server(self, *, unless: bool) -> bool:
-        """Return whether the server knows this connection; ``unless`` if it does not say."""
-        try:
-            answer: dict[str, Any] | None = await self._http.json("GET", "/v1/acp", read_timeout=LIST_TIMEOUT)
-        except SandboxAgentError:
-            return unless
-        servers: list[dict[str, Any]] = (answer or {}).get("servers") or []
-        return any(server.get("serverId") == self.server_id for server in servers)
 
     async def _prefer_feed(self, pending: PendingRequest, answer: bytes) -> None:
         answered = time.monotonic()
@@ -511,6 +507,7 @@ class Connection:
         self.lost = error
         self._lost_event.set()
         self._delivery.closed = True
+        self._feed.settle()
         for session in self.router.sessions:
             session.on_unbound(self.connection_id)
         self.router.close()
@@ -541,16 +538,10 @@ class Connection:
 
     async def _is_kept(self) -> bool:
         """Delete the connection, unless another client has attached to it; return whether one has."""
-        params = {"if_unused": "true"}
+        path, wait = f"{self._path}?if_unused=true", DELETE_TIMEOUT
         while True:
             with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.ReadTimeout):
-                answer = await self._http.send(
-                    "DELETE",
-                    self._path,
-                    params=params,
-                    headers=self._headers,
-                    read_timeout=DELETE_TIMEOUT,
-                )
+                answer = await self._http.send("DELETE", path, headers=self._headers, read_timeout=wait)
                 if answer.status_code < 429 or problem_error(answer) is not None:
                     return answer.status_code == CONFLICT
             await asyncio.sleep(RETRY_DELAY)  # the agent must not outlive its client because of a proxy

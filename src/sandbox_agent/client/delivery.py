@@ -8,10 +8,11 @@ import time
 import uuid
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx2
 
-from sandbox_agent.client.http import Http, describe, problem_error, raise_for_redirect
+from sandbox_agent.client.http import Http, describe, problem_error, quote_segment, raise_for_redirect
 from sandbox_agent.errors import RequestTimeoutError, SandboxAgentError, StreamError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, read_head
 
@@ -22,6 +23,7 @@ ANSWER_TIMEOUT = 30.0
 # For servers that do not say how long an agent has; those that answer with the response end it before.
 RESPONSE_TIMEOUT = 130.0
 TIMEOUT_HEADER = "Sandbox-Agent-Request-Timeout"
+LIST_TIMEOUT = 10.0
 MIN_DELAY = 0.05
 MAX_DELAY = 2.0
 # A proxy is obeyed up to this; a date far in the future would stop the session.
@@ -115,6 +117,16 @@ class Delivery:
     async def fetch_response(self, body: bytes) -> bytes:
         """Send a request again for its response; raises as ``request``."""
         return await self._post(body, {}, None, None)
+
+    async def is_known(self, *, unless: bool) -> bool:
+        """Return whether the server knows the connection; ``unless`` if it does not say."""
+        try:
+            answer: dict[str, Any] | None = await self._http.json("GET", "/v1/acp", read_timeout=LIST_TIMEOUT)
+        except SandboxAgentError:
+            return unless
+        servers: list[dict[str, Any]] = (answer or {}).get("servers") or []
+        known = [quote_segment(server["serverId"]) for server in servers]
+        return self._path.rpartition("/")[2] in known
 
     async def notify(self, body: bytes, key: str | None = None) -> None:
         """Send a notification or a response, with the id of its event as its key; raises as ``request``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -89,6 +90,9 @@ class Feed:
         self._name = blake2b(path.encode(), digest_size=16).hexdigest()
         self._busy = False
         self._retry_after = 0.0
+        # Cleared while the stream is broken and may be opened again.
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     def start_after(self, feed_id: str | None, sequence: int, params: Mapping[str, str]) -> None:
         """Read what follows an envelope of the stream with that id; call it before ``run``."""
@@ -116,8 +120,28 @@ class Feed:
         while (quiet := self.quiet_since(began)) < seconds:  # noqa: ASYNC110 - a time without an event
             await asyncio.sleep(seconds - quiet)
 
+    async def wait_live(self, seconds: float) -> None:
+        """Wait until a stream that broke is open again, or is lost; at most so long.
+
+        Its server may have ended, and would not know what was sent to it.
+        """
+        if not self._settled.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._settled.wait()
+
+    def settle(self) -> None:
+        """Do not wait for the stream any more: the connection is lost."""
+        self._settled.set()
+
     async def run(self) -> SandboxAgentError:
         """Read until the stream is lost for good; return the reason."""
+        try:
+            return await self._run()
+        finally:
+            self._settled.set()
+
+    async def _run(self) -> SandboxAgentError:
         delay = RECONNECT_MIN_DELAY
         lost_since: float | None = None
         while True:
@@ -136,6 +160,7 @@ class Feed:
                 was_live, self.live = self.live, False
             now = time.monotonic()
             if was_live:
+                self._settled.clear()
                 lost_since = now
                 if now - began > REFUSED_FOR:
                     delay = RECONNECT_MIN_DELAY
@@ -173,6 +198,7 @@ class Feed:
     async def _consume(self, response: httpx2.Response) -> SandboxAgentError | str:
         decoder = SseDecoder()
         self.live = True
+        self._settled.set()
         self.opened.set()
         self._busy = False
         self.last_activity = time.monotonic()

@@ -108,7 +108,7 @@ class OpenedConnection(Connection):
             except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
                 raise self._not_started(describe(error)) from error
             except UnknownOutcomeError as error:
-                if await self._is_on_server(unless=False):
+                if await self._delivery.is_known(unless=False):
                     self._start_feed()
                     opened = self._tasks.run(self._feed.opened.wait(), name="feed opened")
                     await asyncio.wait({opened, sent.future}, return_when=asyncio.FIRST_COMPLETED)

@@ -209,6 +209,7 @@ class SessionCore:
         """
         sent = outgoing or Outgoing(self.host.next_request_id())
         deadline = time.monotonic() + RESEND_FOR
+        is_last = False
         try:
             while True:
                 try:
@@ -224,8 +225,10 @@ class SessionCore:
                     continue
                 except NotSentError:
                     # Safe to repeat: over the same connection when its server is back, or over a new one.
-                    if not self.host.tasks.running or time.monotonic() > deadline:
+                    if is_last or not self.host.tasks.running:
                         raise
+                    # Once more after the deadline: a try may take as long as its server takes to start.
+                    is_last = time.monotonic() > deadline
                 await asyncio.sleep(RESEND_DELAY)
         except (AcpRpcError, NotSentError) as error:
             await self._flush_quietly()
