@@ -58,6 +58,9 @@ _LOG_LINES = 20
 _PORT_TRIES = 5
 # Seconds that the server has to end by itself, with ``pause="stop"``.
 _STOP_GRACE = 10
+# How often a container is woken up, and seconds between two tries.
+_WAKE_TRIES: Final = 5
+_WAKE_DELAY: Final = 0.2
 _MAX_LIFETIME = 3600.0
 # Of a commit, which copies what the container has written.
 _SNAPSHOT_TIMEOUT = 600.0
@@ -289,9 +292,20 @@ class EngineProvider(SandboxProvider):
             SandboxDestroyedError: It no longer exists.
         """
         api = self._api()
+        for tries_left in reversed(range(_WAKE_TRIES)):
+            try:
+                await self._wake(api, sandbox_id)
+                return
+            except SandboxAgentError as error:
+                # Podman may answer with the state of before: it is asked again.
+                if not tries_left or "container state improper" not in str(error):
+                    raise
+                await asyncio.sleep(_WAKE_DELAY)
+
+    async def _wake(self, api: EngineApi, sandbox_id: str) -> None:
         found = await self._inspect(api, sandbox_id)
         state = found["State"]
-        if state.get("Paused"):
+        if state.get("Paused") or state["Status"] == "paused":
             await api.request("POST", f"/containers/{sandbox_id}/unpause")
         elif not state["Running"]:
             secret = await self._secret(api, sandbox_id)
