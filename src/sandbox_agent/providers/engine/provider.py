@@ -59,8 +59,8 @@ _PORT_TRIES = 5
 # Seconds that the server has to end by itself, with ``pause="stop"``.
 _STOP_GRACE = 10
 # How often a container is woken up, and seconds between two tries.
-_WAKE_TRIES: Final = 5
-_WAKE_DELAY: Final = 0.2
+_WAKE_TRIES = 5
+_WAKE_DELAY = 0.2
 _MAX_LIFETIME = 3600.0
 # Of a commit, which copies what the container has written.
 _SNAPSHOT_TIMEOUT = 600.0
