@@ -13,7 +13,7 @@ import httpcore2
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError
-from sandbox_agent.providers.engine.endpoints import EngineName, find_endpoint, how_to_start
+from sandbox_agent.providers.engine.endpoints import Endpoint, EngineName, find_endpoint, how_to_start
 from sandbox_agent.providers.unix_transport import UnixTransport
 
 # A request of which an engine under load answers the slowest, start, in a few seconds.
@@ -40,7 +40,7 @@ class EngineApi:
             SandboxAgentError: There is no engine.
         """
         self.engine: EngineName = engine
-        self.endpoint = find_endpoint(engine, host)
+        self.endpoint: Endpoint = find_endpoint(engine, host)
 
     @contextlib.asynccontextmanager
     async def _client(self, timeout: float) -> AsyncGenerator[httpx2.AsyncClient]:
