@@ -83,6 +83,7 @@ async def test_a_file_that_was_moved_away_and_comes_back_is_used_again(
         assert await Chat(client, "chat").events() == events
 
 
+@pytest.mark.soak
 async def test_a_file_that_was_replaced_by_another_one_is_not_used(
     server: ServerProcess, tmp_path: Path
 ) -> None:

@@ -105,7 +105,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Reader]:
     return f"sqlite:{path}", from_file
 
 
-@pytest.mark.soak_with("postgres", "redis")
+@pytest.mark.soak_with("postgres", "redis", "sqlite")
 def test_a_mirror_has_each_event_once_when_server_and_mirror_are_killed(
     shell: Shell, server: ServerProcess, place: tuple[str, Reader]
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support.servers import ServerProcess, our_server
 
 # A body that asks an agent something it never answers ends after a second, not after two minutes.
 OPTIONS = ("--request-timeout", "1", "--max-body-bytes", "200000", "--max-upload-bytes", "200000")
-EXAMPLES = repeats(40, 150)
+EXAMPLES = repeats(25, 150)
 # A session with events, which every second example of these paths is about. (Its stream has no end.)
 STORED = "stored"
 STORED_PATHS = {"/v1/sessions/{session_id}/events", "/v1/sessions/{session_id}/export"}

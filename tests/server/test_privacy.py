@@ -111,6 +111,7 @@ WAYS = ["separate", "joined", "short", "file", "variable"]
 
 
 @pytest.mark.parametrize("how", WAYS)
+@pytest.mark.soak_with("short", "joined", "separate")
 async def test_an_agent_reads_the_token_of_no_process(tmp_path: Path, how: str) -> None:
     options, env = pass_token(tmp_path, how)
     with server_of(tmp_path, *options, env=env) as server:

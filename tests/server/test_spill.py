@@ -17,7 +17,7 @@ from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
 
-EVENTS = repeats(60_000, 200_000)
+EVENTS = repeats(40_000, 200_000)
 MEMORY = 1_000_000
 
 

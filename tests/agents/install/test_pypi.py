@@ -82,6 +82,7 @@ async def test_pips_reason_is_in_the_error(packages: Path) -> None:
     assert not agent_info("deepagents").installed
 
 
+@pytest.mark.soak
 async def test_a_package_with_another_hash_than_the_recorded_is_refused(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
