@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from sandbox_agent import E2BProvider, SandboxAgent, SandboxAgentError, SandboxDestroyedError, e2b
+from sandbox_agent.providers.e2b import _mapped  # pyright: ignore[reportPrivateUsage]
 from sandbox_agent.providers.start_script import package_version
 from sandbox_agent.testing.providers import ReconnectSuite, RestartSuite, run_command
 from sandbox_agent.testing.providers import SandboxProviderSuite as Suite
@@ -246,6 +247,15 @@ async def test_a_create_that_is_cancelled_while_the_server_starts_leaves_nothing
     with pytest.raises(asyncio.CancelledError):
         await creating
     assert service.boxes == {}
+
+
+@pytest.mark.parametrize("is_cause", [True, False])
+async def test_a_cancellation_that_the_sdk_has_turned_into_an_error_is_one(*, is_cause: bool) -> None:
+    with pytest.raises(asyncio.CancelledError), _mapped("e2b", "a"):
+        try:
+            raise asyncio.CancelledError
+        except asyncio.CancelledError as cancelled:
+            raise RuntimeError("Request was cancelled") from (cancelled if is_cause else None)
 
 
 async def test_the_loop_runs_while_a_sandbox_is_created(make: Callable[..., E2BProvider]) -> None:

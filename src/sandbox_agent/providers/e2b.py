@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -216,6 +217,20 @@ def e2b(
 
 
 @contextlib.contextmanager
+def _cancelable() -> Generator[None]:
+    """Raise a cancellation that E2B's SDK has turned into an error of a request."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, asyncio.CancelledError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from error
+        raise
+
+
+@contextlib.contextmanager
 def _mapped(provider: str, sandbox_id: str) -> Generator[None]:
     """Raise the errors of E2B's SDK, which has retried what it can, as those of this package."""
     import httpx
@@ -229,7 +244,8 @@ def _mapped(provider: str, sandbox_id: str) -> Generator[None]:
     from e2b.exceptions import SandboxNotRunningException, ServiceBusyException
 
     try:
-        yield
+        with _cancelable():
+            yield
     except FileNotFoundException as error:
         raise SandboxAgentError(
             f"sandbox '{provider}/{sandbox_id}' lacks a file: {error}. Use a sandbox that e2b() created."
