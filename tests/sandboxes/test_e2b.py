@@ -251,11 +251,14 @@ async def test_a_create_that_is_cancelled_while_the_server_starts_leaves_nothing
 
 @pytest.mark.parametrize("is_cause", [True, False])
 async def test_a_cancellation_that_the_sdk_has_turned_into_an_error_is_one(*, is_cause: bool) -> None:
-    with pytest.raises(asyncio.CancelledError), _mapped("e2b", "a"):
+    def fail() -> None:
         try:
             raise asyncio.CancelledError
         except asyncio.CancelledError as cancelled:
             raise RuntimeError("Request was cancelled") from (cancelled if is_cause else None)
+
+    with pytest.raises(asyncio.CancelledError), _mapped("e2b", "a"):
+        fail()
 
 
 async def test_the_loop_runs_while_a_sandbox_is_created(make: Callable[..., E2BProvider]) -> None:
