@@ -105,7 +105,7 @@ class Dialer:
         """Return the entry that allows a host.
 
         Raises:
-            RefusedError: There is none.
+            RefusedError: The name has no such address.
         """
         entry = self.hosts.find(host, port)
         if entry is None:

@@ -1,4 +1,4 @@
-"""What the proxy has refused: told to its subscribers, and written to the log."""
+"""What the proxy has refused: sent to its subscribers, and written to the log."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def split_sandbox_id(sandbox_id: str, provider: SandboxProvider) -> str:
 
 
 async def finish(work: Coroutine[Any, Any, _T]) -> _T:
-    """Wait for work, which goes on when this is cancelled, and return its result.
+    """Wait for work and return its result; the work continues when this is cancelled.
 
     A cancelled scope of anyio cancels each wait in it, so the scope here is shielded, too.
     """

@@ -168,7 +168,7 @@ class _Walk:
     def _link(self, name: str) -> str | None:
         try:
             return os.readlink(name, dir_fd=self._folders[-1])
-        except OSError:  # it is none, or does not exist
+        except OSError:  # not a link, or it does not exist
             return None
 
     def _follow(self, link: str) -> None:
