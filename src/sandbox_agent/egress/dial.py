@@ -105,7 +105,7 @@ class Dialer:
         """Return the entry that allows a host.
 
         Raises:
-            RefusedError: The name has no such address.
+            RefusedError: No entry allows the host.
         """
         entry = self.hosts.find(host, port)
         if entry is None:
