@@ -179,7 +179,7 @@ class SessionPersistDriver(ABC):
         after: int,
         generation: int = UNFENCED,
     ) -> None:
-        """Append events that have their indexes already, and insert ``head``, an event of another session.
+        """Append events that have their indexes already, and store ``head``, of which a session has one.
 
         For encryption, which binds an event to its index. This default stores one event at a time and then
         the head, and assumes that no other writer appends to the session at the same time.
@@ -187,7 +187,8 @@ class SessionPersistDriver(ABC):
         Args:
             session_id: the session of the events.
             events: at least one; their indexes are those after ``after``. The driver may keep the objects.
-            head: replaces the event of its id. The driver may keep the object.
+            head: replaces the one before. Its id is that of its (hidden) session. The driver may keep the
+                object.
             after: the last index of the session.
             generation: as for ``append_events``.
 
@@ -211,6 +212,18 @@ class SessionPersistDriver(ABC):
                     "from a copy",
                     session_id=session_id,
                 )
+        await self.replace_head(session_id, head)
+
+    async def find_head(self, session_id: str, head_id: str, /) -> SessionEvent | None:
+        """Return the head that was stored with the events of a session; None: there is none.
+
+        This default keeps it as the only event of the session ``head_id``.
+        """
+        page = await self.list_events(head_id, limit=1)
+        return page.items[0] if page.items else None
+
+    async def replace_head(self, session_id: str, head: SessionEvent, /) -> None:
+        """Store the head of a session without events. The driver may keep the object."""
         await self.insert_event(head.session_id, head)
 
     async def last_event_index(self, session_id: str, /) -> int:

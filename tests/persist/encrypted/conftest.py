@@ -97,6 +97,14 @@ class Interrupted(SessionPersistDriver):
         await self.inner.append_sealed(session_id, events, head, after=after, generation=generation)
         await self._leave("append", session_id)
 
+    async def find_head(self, session_id: str, head_id: str, /) -> SessionEvent | None:
+        return await self.inner.find_head(session_id, head_id)
+
+    async def replace_head(self, session_id: str, head: SessionEvent, /) -> None:
+        await self._enter("insert", head.session_id)
+        await self.inner.replace_head(session_id, head)
+        await self._leave("insert", head.session_id)
+
     def cursor_after(self, event_index: int, /) -> str | None:
         return self.inner.cursor_after(event_index)
 

@@ -34,6 +34,9 @@ class Attacked:
     async def remove(self, index: int) -> None:
         raise NotImplementedError
 
+    async def remove_head(self) -> None:
+        raise NotImplementedError
+
 
 class AttackedPostgres(Attacked):
     def __init__(self, dsn: str) -> None:
@@ -43,6 +46,11 @@ class AttackedPostgres(Attacked):
     async def remove(self, index: int) -> None:
         connection = await _asyncpg.connect(self._dsn, statement_cache_size=0)
         await connection.execute("DELETE FROM events WHERE session_id = 's' AND event_index = $1", index)
+        await connection.close()
+
+    async def remove_head(self) -> None:
+        connection = await _asyncpg.connect(self._dsn, statement_cache_size=0)
+        await connection.execute("UPDATE session_writers SET head = NULL WHERE session_id = 's'")
         await connection.close()
 
 
@@ -55,6 +63,11 @@ class AttackedRedis(Attacked):
         async with _redis.from_url(self._url) as client:
             (key,) = [one async for one in client.scan_iter("*{s}*events*")]
             assert await client.xdel(key, f"{index}-0") == 1
+
+    async def remove_head(self) -> None:
+        async with _redis.from_url(self._url) as client:
+            (key,) = [one async for one in client.scan_iter("*{s}*meta*")]
+            assert await client.hdel(key, "head") == 1
 
 
 @pytest.fixture(params=["postgres", "redis"])
@@ -89,7 +102,8 @@ async def test_a_hole_and_a_cut_tail_are_met(attacked: Attacked) -> None:
 
 async def test_an_append_for_another_end_stores_nothing(attacked: Attacked) -> None:
     store = attacked.store
-    head = (await all_events(store, HEAD_PREFIX + "s"))[0]
+    head = await store.find_head("s", HEAD_PREFIX + "s")
+    assert head is not None
     before = await all_events(store, "s")
     changed = head.copy()
     changed.payload_json = b"{}"
@@ -103,7 +117,35 @@ async def test_an_append_for_another_end_stores_nothing(attacked: Attacked) -> N
     with pytest.raises(SessionFencedError):
         await store.append_sealed("s", [make_event("x", index=7)], changed, after=6, generation=generation)
     assert await all_events(store, "s") == before
+    assert await store.find_head("s", HEAD_PREFIX + "s") == head
+
+
+async def test_a_head_of_an_older_release_is_read_until_the_next_append(attacked: Attacked) -> None:
+    """It was the only event of a hidden session."""
+    store = attacked.store
+    head = await store.find_head("s", HEAD_PREFIX + "s")
+    assert head is not None
+    await attacked.remove_head()
+    assert await problems(encrypt(store)) == ["s: the head of its chain is missing"]
+    await store.insert_event(head.session_id, head)
+    assert await problems(encrypt(store)) == []
+    await encrypt(store).append_events("s", [make_event("s-7")])
     assert await all_events(store, HEAD_PREFIX + "s") == [head]
+    assert (await store.find_head("s", HEAD_PREFIX + "s")) != head
+    assert await problems(encrypt(store)) == []
+    await encrypt(store).erase("s")
+    assert await all_events(store, HEAD_PREFIX + "s") == []
+    assert await store.find_head("s", HEAD_PREFIX + "s") is None
+
+
+async def test_an_event_that_moved_changes_the_head(attacked: Attacked) -> None:
+    store = attacked.store
+    before = await store.find_head("s", HEAD_PREFIX + "s")
+    moved = (await all_events(encrypt(store), "s"))[2]
+    moved.event_index = 9
+    await encrypt(store).insert_event("s", moved)
+    assert await store.find_head("s", HEAD_PREFIX + "s") != before
+    assert await problems(encrypt(store)) == []
 
 
 async def test_sealed_appends_of_many_sessions_share_a_statement_of_postgres(
@@ -155,4 +197,5 @@ async def test_a_session_that_another_erasure_frees_is_never_half_erased(attacke
     await encrypt(eraser_store).erase("s")
     assert created
     assert await all_events(encrypt(attacked.store), "s") == []
-    assert [await all_events(attacked.store, one) for one in ("s", "~head:s")] == [[], []]
+    assert await all_events(attacked.store, "s") == []
+    assert await attacked.store.find_head("s", "~head:s") is None

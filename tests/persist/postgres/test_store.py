@@ -120,14 +120,38 @@ async def test_driver_refuses_tables_of_another_program_and_changes_nothing(post
     await beside.close()
 
 
+async def test_driver_migrates_a_store_of_the_first_version(postgres_dsn: str) -> None:
+    driver = PostgresSessionPersistDriver(postgres_dsn)
+    generation = await driver.claim_session("s")
+    await driver.append_events("s", [make_event("a")], generation=generation)
+    await driver.close()
+    identity = await _execute(postgres_dsn, "SELECT store_id FROM session_store")
+    await _execute(postgres_dsn, "ALTER TABLE session_writers DROP COLUMN head, DROP COLUMN head_time")
+    await _execute(postgres_dsn, "UPDATE session_store SET version = 1")
+    drivers = [PostgresSessionPersistDriver(postgres_dsn) for _ in range(3)]
+    async with anyio.create_task_group() as group:
+        for driver in drivers:
+            group.start_soon(driver.last_event_index, "s")
+    await drivers[0].append_events("s", [make_event("b")], generation=generation)
+    head = make_event("head", "head", 1)
+    await drivers[1].append_sealed("s", [make_event("c", index=3)], head, after=2, generation=generation)
+    found = await drivers[2].find_head("s", "head")
+    assert found is not None
+    assert found.payload_json == head.payload_json
+    assert [event.id for event in await drivers[2].tail_events("s", limit=9)] == ["a", "b", "c"]
+    assert await _execute(postgres_dsn, "SELECT store_id FROM session_store") == identity
+    for driver in drivers:
+        await driver.close()
+
+
 async def test_driver_refuses_a_store_of_a_newer_version(postgres_dsn: str) -> None:
     """It can't know what that version wrote."""
     driver = PostgresSessionPersistDriver(postgres_dsn)
     await driver.update_session(make_session("s"))
     await driver.close()
-    await _execute(postgres_dsn, "UPDATE session_store SET version = 2")
+    await _execute(postgres_dsn, "UPDATE session_store SET version = 3")
     driver = PostgresSessionPersistDriver(postgres_dsn)
-    with pytest.raises(PersistError, match="schema version 2 and this release reads up to 1: upgrade"):
+    with pytest.raises(PersistError, match="schema version 3 and this release reads up to 2: upgrade"):
         await driver.get_session("s")
     await driver.close()
 

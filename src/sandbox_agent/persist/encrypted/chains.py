@@ -214,8 +214,8 @@ class SessionChains:
 
     async def read_head(self, session_id: str, cipher: SessionCipher) -> Head | None:
         """Return the stored head; raise PersistError if it was changed."""
-        page = await self._inner.list_events(HEAD_PREFIX + session_id, limit=1)
-        return open_head(cipher, session_id, page.items[0]) if page.items else None
+        head = await self._inner.find_head(session_id, HEAD_PREFIX + session_id)
+        return None if head is None else open_head(cipher, session_id, head)
 
     async def check(
         self,
@@ -436,8 +436,7 @@ class SessionChains:
         return None
 
     async def _store_head(self, session_id: str, cipher: SessionCipher, head: Head, created_at: int) -> None:
-        stored = head.seal(cipher, session_id, created_at)
-        await self._inner.insert_event(stored.session_id, stored)
+        await self._inner.replace_head(session_id, head.seal(cipher, session_id, created_at))
 
     async def _without_dropped(self, session_id: str, breaks: list[Break], head: Head | None) -> list[Break]:
         """Leave out what is missing because the store drops the oldest events, or sessions."""

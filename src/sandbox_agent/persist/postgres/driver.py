@@ -20,7 +20,7 @@ from sandbox_agent.persist.postgres.listen import NotificationHint
 from sandbox_agent.persist.postgres.schema import prepare_store
 from sandbox_agent.persist.postgres.writing import Appender, PostgresWriters, Sealed, decode_payloads
 from sandbox_agent.persist.sql.driver import SqlSessionPersistDriver
-from sandbox_agent.persist.sql.work import Query, Work, reading
+from sandbox_agent.persist.sql.work import Query, Row, Work, reading
 from sandbox_agent.wire.records import SessionEvent
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ SELECT asked.session_id, coalesce(writer.deletions, 0),
   (SELECT coalesce(max(event_index), 0) FROM {events} WHERE session_id = asked.session_id)
 FROM unnest($1::text[]) AS asked (session_id) LEFT JOIN {session_writers} AS writer USING (session_id)
 """
+_HEAD: Final = "SELECT head_time, head FROM {session_writers} WHERE session_id = $1 AND head IS NOT NULL"
 
 
 class PostgresSessionPersistDriver(SqlSessionPersistDriver):
@@ -103,6 +104,23 @@ class PostgresSessionPersistDriver(SqlSessionPersistDriver):
     ) -> None:
         await self._appender.append(session_id, events, generation, Sealed(after, head))
         self._following.stored(session_id, events)
+
+    @reading
+    def _kept_head(self, session_id: str) -> Work[Row | None]:
+        rows = yield Query(_HEAD, (session_id,))
+        return rows[0] if rows else None
+
+    async def find_head(self, session_id: str, head_id: str, /) -> SessionEvent | None:
+        kept = await self._kept_head(session_id)
+        if kept is not None:
+            return SessionEvent(head_id, 1, head_id, kept[0], "", "client", kept[1].encode())
+        # Of an older release.
+        return await super().find_head(session_id, head_id)
+
+    async def replace_head(self, session_id: str, head: SessionEvent, /) -> None:
+        await self._database.write(
+            partial(self._writers.replace_head, session_id, head), session_id=session_id
+        )
 
     async def delete_sessions(self, session_ids: Sequence[str], /) -> None:
         await super().delete_sessions(session_ids)

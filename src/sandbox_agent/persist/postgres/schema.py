@@ -44,7 +44,7 @@ from sandbox_agent.persist.sql.work import Command, Query, Row, Work, columns
 
 DEFAULT_SCHEMA: Final = "public"
 # Of the SDK's tables.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 # What PostgreSQL cuts names to, in bytes.
 _MAX_NAME: Final = 63
 
@@ -63,8 +63,9 @@ _SDK: Final = Definition(_TYPES)
 _SERVER: Final = Definition(_TYPES, "namespace", DIGESTS, " WITH (fillfactor = 70)")
 # created_at holds milliseconds, event_index any position: more than 32 bits.
 _WIDENED: Final = {"jsonb": "json", "smallint": "bigint", "integer": "bigint"}
-# Of each session its writer's generation, its last index, and how often it was deleted; what was said, for
-# searching, and up to which event that is there; the version of the tables, and what identifies this store.
+# Of each session its writer's generation, its last index, how often it was deleted, and the head of its
+# chain if it is encrypted; what was said, for searching, and up to which event that is there; the version
+# of the tables, and what identifies this store.
 _MORE_SDK_TABLES: Final = """
 CREATE UNIQUE INDEX IF NOT EXISTS idx_events_session_index ON {events} (session_id, event_index);
 CREATE INDEX IF NOT EXISTS idx_sessions_order ON {sessions} (created_at, id COLLATE "C");
@@ -72,8 +73,11 @@ CREATE TABLE IF NOT EXISTS {session_writers} (
   session_id TEXT PRIMARY KEY,
   generation BIGINT NOT NULL DEFAULT 0,
   last_index BIGINT NOT NULL DEFAULT 0,
-  deletions BIGINT NOT NULL DEFAULT 0
+  deletions BIGINT NOT NULL DEFAULT 0,
+  head_time BIGINT,
+  head TEXT
 ) WITH (fillfactor = 60);
+ALTER TABLE {session_writers} ADD COLUMN IF NOT EXISTS head_time BIGINT, ADD COLUMN IF NOT EXISTS head TEXT;
 CREATE TABLE IF NOT EXISTS {session_texts} (
   session_id TEXT NOT NULL,
   event_index BIGINT NOT NULL,
@@ -204,11 +208,12 @@ def prepare_store(schema: str) -> Work[str]:
             yield Command(f"ALTER TABLE {{{name}}} {', '.join(changes)}")
     yield from number_uniquely()
     yield Command(_MORE_SDK_TABLES)
-    identity = secrets.token_hex(8)
-    yield Query(
-        "INSERT INTO {session_store} (id, version, store_id) VALUES (1, $1, $2)", (SCHEMA_VERSION, identity)
+    made = yield Query(
+        "INSERT INTO {session_store} (id, version, store_id) VALUES (1, $1, $2) "
+        "ON CONFLICT (id) DO UPDATE SET version = excluded.version RETURNING store_id",
+        (SCHEMA_VERSION, secrets.token_hex(8)),
     )
-    return identity
+    return str(made[0][0])
 
 
 def migrate(schema: str) -> Work[None]:
@@ -241,6 +246,7 @@ def check_version(schema: str) -> Work[None]:
 
 
 def _identity(schema: str) -> Work[str | None]:
+    """Return the store's identity; None if its tables have to be made or migrated."""
     if not (yield Query(_HAS_TABLE, (schema, "session_store"))):
         return None
     rows: list[Row] = yield Query("SELECT version, store_id FROM {session_store}")
@@ -248,7 +254,7 @@ def _identity(schema: str) -> Work[str | None]:
         return None
     version, identity = rows[0]
     refuse_newer(version, SCHEMA_VERSION, "name another schema")
-    return str(identity)
+    return str(identity) if version == SCHEMA_VERSION else None
 
 
 def _create_schema(schema: str) -> Work[None]:

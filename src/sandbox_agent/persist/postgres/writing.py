@@ -59,6 +59,11 @@ WITH counted AS (
 )
 SELECT pg_notify('{channel}', $3)
 """
+# The head is the row's, because an event that is updated with every append would leave a dead row, with its
+# entries in the indexes, each time.
+_KEEP_HEAD: Final = """
+UPDATE {session_writers} SET head_time = $2, head = $3 WHERE session_id = $1
+"""
 _FORGET_EXTENTS: Final = """
 DELETE FROM {extents} WHERE (session_id = $1 AND last_index >= $2)
   OR session_id IN (SELECT session_id FROM {events} WHERE id = $3)
@@ -69,7 +74,8 @@ WITH gone_events AS (DELETE FROM {events} WHERE session_id = $1),
   gone_extents AS (DELETE FROM {extents} WHERE session_id = $1),
   gone_session AS (DELETE FROM {sessions} WHERE id = $1),
   fenced AS (
-    UPDATE {session_writers} SET generation = generation + 1, deletions = deletions + 1, last_index = 0
+    UPDATE {session_writers}
+    SET generation = generation + 1, deletions = deletions + 1, last_index = 0, head = NULL
     WHERE session_id = $1
   )
 SELECT pg_notify('{channel}', $2)
@@ -82,12 +88,13 @@ SELECT pg_notify('{channel}', $2)
 _TOGETHER: Final = """
 WITH wanted AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $13::bigint[],
-    $14::text[], $15::bigint[], $16::text[])
-    AS wanted (session_id, generation, known, first, amount, after, head_id, head_time, head)
+    $14::bigint[], $15::text[])
+    AS wanted (session_id, generation, known, first, amount, after, head_time, head)
   WHERE (SELECT set_config('lock_timeout', '500ms', TRUE)) IS NOT NULL
 ), taken AS (
   UPDATE {session_writers} AS writer
-  SET last_index = writer.last_index + wanted.amount
+  SET last_index = writer.last_index + wanted.amount, head = coalesce(wanted.head, writer.head),
+    head_time = coalesce(wanted.head_time, writer.head_time)
   FROM wanted
   WHERE writer.session_id = wanted.session_id
     AND (wanted.generation = 0 OR writer.generation = wanted.generation)
@@ -95,7 +102,7 @@ WITH wanted AS MATERIALIZED (
     AND (wanted.after IS NULL OR writer.last_index = wanted.after)
     AND EXISTS (SELECT FROM {session_store} WHERE store_id = $12)
   RETURNING writer.session_id, writer.last_index - wanted.amount AS before, writer.deletions,
-    wanted.first, wanted.amount, wanted.head_id, wanted.head_time, wanted.head
+    wanted.first, wanted.amount
 ), stored AS (
   INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
   SELECT event.id, taken.before + number - taken.first + 1, taken.session_id, event.created_at,
@@ -104,12 +111,6 @@ WITH wanted AS MATERIALIZED (
   CROSS JOIN generate_series(taken.first, taken.first + taken.amount - 1) AS number
   JOIN unnest($6::text[], $7::bigint[], $8::text[], $9::text[], $10::text[])
     WITH ORDINALITY AS event (id, created_at, connection_id, sender, payload, number) USING (number)
-), heads AS (
-  INSERT INTO {events} (id, event_index, session_id, created_at, connection_id, sender, payload_json)
-  SELECT head_id, 1, head_id, head_time, '', 'client', head::json
-  FROM taken
-  WHERE head_id IS NOT NULL
-  ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, payload_json = excluded.payload_json
 )
 SELECT session_id, before, deletions, (SELECT pg_notify('{channel}', $11)) FROM taken
 """
@@ -164,6 +165,15 @@ class PostgresWriters(Writers):
     def stored(self, session_id: str, last_index: int) -> Work[None]:
         # This notifies the followers, too.
         yield Query(_STORED, (session_id, last_index, mark(session_id)))
+
+    def keep_head(self, session_id: str, head: SessionEvent) -> Work[Sequence[SessionEvent]]:
+        yield Query(_KEEP_HEAD, (session_id, head.created_at, head.payload_json.decode()))
+        return ()
+
+    def replace_head(self, session_id: str, head: SessionEvent) -> Work[None]:
+        """Store the head of a session without events."""
+        yield from self.check(session_id, UNFENCED)
+        yield from self.keep_head(session_id, head)
 
     def replaced(self, event: SessionEvent) -> Work[None]:
         # The texts of the session are derived again if they were derived from that place.
@@ -385,7 +395,6 @@ class Appender:
             " ".join(map(mark, by_session)) if len(by_session) <= _MOST_MARKS else "",
             self._writers.store_id,
             [one and one.after for one in sealed],
-            [head and head.id for head in heads],
             [head and head.created_at for head in heads],
             # It is base64.
             [head and head.payload_json.decode() for head in heads],

@@ -28,7 +28,6 @@ class _Append(NamedTuple):
     session_id: str
     keys: SessionKeys
     words: Sequence[Argument]
-    head_key: Argument | None
     events: int
     size: int
     answer: asyncio.Future[Sequence[bytes]]
@@ -50,7 +49,6 @@ class Appender:
         session_id: str,
         keys: SessionKeys,
         words: Sequence[Argument],
-        head_key: Argument | None = None,
         *,
         events: int,
         size: int,
@@ -61,13 +59,12 @@ class Appender:
             session_id: the session.
             keys: its keys.
             words: the script's arguments.
-            head_key: the first key of its head, if one is stored with it.
             events: how many events it has.
             size: of their payloads, in bytes.
         """
         self._client.check_usable(session_id)
         loop = asyncio.get_running_loop()
-        append = _Append(session_id, keys, words, head_key, events, size, loop.create_future())
+        append = _Append(session_id, keys, words, events, size, loop.create_future())
         self._queue.append(append)
         if not self._scheduled:
             self._scheduled = True
@@ -110,11 +107,9 @@ class Appender:
     async def _send(self, batch: list[_Append]) -> None:
         width = len(batch[0].keys.data) if self._ttl_ms else _WRITTEN_KEYS
         keys: list[Argument] = []
-        words: list[Argument] = [self._ttl_ms, width, int(not self._client.is_cluster)]
+        words: list[Argument] = [self._ttl_ms, width]
         for append in batch:
             keys += append.keys.data[:width]
-            if append.head_key is not None:
-                keys.append(append.head_key)
             words += append.words
         try:
             answers: list[Sequence[bytes]] = await self._client.run(APPEND, keys, words, write=True)

@@ -8,8 +8,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Final
 
-import msgspec
-
 from sandbox_agent.errors import PersistError, SessionFencedError
 from sandbox_agent.persist.base import (
     UNFENCED,
@@ -31,12 +29,14 @@ from sandbox_agent.persist.redis.rows import (
     Keys,
     index_entry,
     pack_event,
+    pack_head,
     pack_record,
     read_events,
+    read_head,
     read_record,
     session_of_entry,
 )
-from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, SAVE
+from sandbox_agent.persist.redis.scripts import CLAIM, DELETE, INSERT, READ, REPLACE_HEAD, SAVE
 from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.persist")
@@ -83,6 +83,7 @@ class RedisSessionPersistDriver(FollowedDriver):
             Capability.FOLLOW,
         }
     )
+    appends_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -102,8 +103,6 @@ class RedisSessionPersistDriver(FollowedDriver):
         self._ttl_ms = max(1, int(ttl * 1000)) if ttl is not None else 0
         self._known = KnownHistories(ttl or 0)
         self._appender = Appender(self._client, self._ttl_ms)
-        # In a cluster the keys of the head are on another server.
-        vars(self)["appends_head"] = not self._client.is_cluster
         self._eviction_check: asyncio.Task[None] | None = None
 
     async def get_session(self, session_id: str, /) -> SessionRecord | None:
@@ -221,11 +220,20 @@ class RedisSessionPersistDriver(FollowedDriver):
         after: int,
         generation: int = UNFENCED,
     ) -> None:
-        if self.appends_head:
-            await self._append(session_id, events, generation, after, head)
-        else:
-            await self._append(session_id, events, generation, after)
-            await self.insert_event(head.session_id, head)
+        await self._append(session_id, events, generation, after, pack_head(head))
+
+    async def find_head(self, session_id: str, head_id: str, /) -> SessionEvent | None:
+        key = self._keys.of_session(session_id).meta
+        packed: bytes | None = await self._client.call("HGET", key, "head", session_id=session_id)
+        if packed is not None:
+            return read_head(head_id, packed)
+        # Of an older release.
+        return await super().find_head(session_id, head_id)
+
+    async def replace_head(self, session_id: str, head: SessionEvent, /) -> None:
+        keys = self._keys.of_session(session_id).data
+        words: list[Argument] = [self._ttl_ms, pack_head(head)]
+        await self._client.run(REPLACE_HEAD, keys, words, session_id=session_id, write=True)
 
     async def _append(
         self,
@@ -233,24 +241,19 @@ class RedisSessionPersistDriver(FollowedDriver):
         events: Sequence[SessionEvent],
         generation: int,
         after: int = -1,
-        head: SessionEvent | None = None,
+        head: bytes = b"",
     ) -> Sequence[int]:
         self._check_eviction_once()
         known = self._known.get(session_id)
-        words: list[Argument] = [generation, known.life, known.last, len(events), after]
+        words: list[Argument] = [generation, known.life, known.last, len(events), after, head]
         size = 0
         for event in events:
             check_session(session_id, event)
             words += pack_event(event)
             size += len(event.payload_json)
-        if head is not None:
-            # Lua's unpack knows texts only, no binary data.
-            texts = (head.id, str(head.created_at), "", "client", head.payload_json.decode())
-            words.append(msgspec.msgpack.encode(texts))
         batch = list(events)
-        head_key = None if head is None else self._keys.of_session(head.session_id).events
         keys = self._keys.of_session(session_id)
-        answer = await self._appender.append(session_id, keys, words, head_key, events=len(batch), size=size)
+        answer = await self._appender.append(session_id, keys, words, events=len(batch), size=size)
         if answer[0] == b"other":
             found = zip(batch, map(int, answer[3:]), strict=len(answer) > 3)
             raise NotLastError(session_id, {event.id: index for event, index in found if index <= after})

@@ -33,7 +33,8 @@ class SessionKeys:
         record: a hash, the columns of the session's record.
         events: a stream with the ids ``<event_index>-0``.
         ids: a hash, event id to index.
-        meta: a hash: ``generation`` of the writer, ``life`` (when this history began), ``last`` (index).
+        meta: a hash: ``generation`` of the writer, ``life`` (when this history began), ``last`` (index), and
+            the ``head`` of its chain if it is encrypted.
         side: a hash, index to event: events that were replaced or came out of order.
         order: a sorted set, the indexes in ``side``.
         end: a stream that notifies followers of a deletion.
@@ -110,6 +111,17 @@ def pack_event(event: SessionEvent) -> tuple[bytes, bytes, bytes, bytes, bytes]:
         event.sender.encode(),
         event.payload_json,
     )
+
+
+def pack_head(head: SessionEvent) -> bytes:
+    """Return the head of an encrypted session as it is stored."""
+    return b"%d %s" % (head.created_at, head.payload_json)
+
+
+def read_head(head_id: str, packed: bytes) -> SessionEvent:
+    """Return a stored head."""
+    created_at, _, payload = packed.partition(b" ")
+    return SessionEvent(head_id, 1, head_id, int(created_at), "", "client", payload)
 
 
 def read_events(session_id: str, lengths: bytes, texts: bytes) -> list[SessionEvent]:

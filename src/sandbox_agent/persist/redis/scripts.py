@@ -58,88 +58,15 @@ def _script(body: str) -> Script:
     return Script(_COMMON + body)
 
 
-# insert: what INSERT does, with the six keys. The event is id, created_at, connection_id, sender, payload, in
-#   the form of the side table. Returns {'taken'}, or nil, life and last index.
-_INSERT: Final = """
-local function insert(keys, index, packed)
-  local events, ids, meta, _, order, side = unpack(keys)
-  local event = cmsgpack.unpack(packed)
-  local id = event[1]
-  local _, life, last = check(meta, 0, '', 0)
-  -- The highest id that the stream ever had: it accepts only higher ones.
-  local function highest_id()
-    if redis.call('EXISTS', events) == 0 then return 0 end
-    local known = redis.call('XINFO', 'STREAM', events)
-    for i = 1, #known, 2 do
-      if known[i] == 'last-generated-id' then return tonumber(string.match(known[i + 1], '^%d+')) end
-    end
-  end
-  local function last_index()
-    local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-    local index = newest and tonumber(string.match(newest[1], '^%d+')) or 0
-    local aside = redis.call('ZREVRANGE', order, 0, 0)[1]
-    return aside and math.max(index, tonumber(aside)) or index
-  end
-  local old = redis.call('HGET', ids, id)
-  if old == at(index) and redis.call('ZSCORE', order, old) then
-    -- It stays where it is.
-    redis.call('HSET', side, old, packed)
-    return nil, begin_life(meta, life), last
-  end
-  if old ~= at(index) then
-    if redis.call('ZSCORE', order, at(index)) then return {'taken'} end
-    if index > 0 and index <= last and #redis.call('XRANGE', events, at(index), at(index)) > 0 then
-      return {'taken'}
-    end
-  end
-  life = begin_life(meta, life)
-  if old then
-    if redis.call('ZREM', order, old) == 1 then
-      redis.call('HDEL', side, old)
-    else
-      redis.call('XDEL', events, old .. '-0')
-    end
-  end
-  if index > highest_id() then
-    redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', event[2], 'connection_id', event[3],
-      'sender', event[4], 'payload', event[5])
-  else
-    redis.call('ZADD', order, at(index), at(index))
-    redis.call('HSET', side, at(index), packed)
-  end
-  last = last_index()
-  if last < highest_id() then
-    -- The last event was moved to the front. The stream would refuse the next indexes, so it is copied.
-    local copy, from = events .. ':copy', '-'
-    redis.call('DEL', copy)
-    while true do
-      local entries = redis.call('XRANGE', events, from, '+', 'COUNT', 100)
-      if #entries == 0 then break end
-      for _, entry in ipairs(entries) do redis.call('XADD', copy, entry[1], unpack(entry[2])) end
-      from = at(tonumber(string.match(entries[#entries][1], '^%d+')) + 1)
-    end
-    redis.call('DEL', events)
-    if redis.call('EXISTS', copy) == 1 then redis.call('RENAME', copy, events) end
-  end
-  redis.call('HSET', ids, id, at(index))
-  redis.call('HSET', meta, 'last', at(last))
-  return nil, life, last
-end
-"""
-
-
 # Atomic: allocates indexes for the events of each session and stores them; an event whose id is stored keeps
-# its index. KEYS: the six (or, without a ttl, the first three) of each session, then the first of its head's.
-# ARGV: ttl, keys per session, 1 if a session with an after has a head (never in a cluster: its keys are on
-#   another node); for each session: generation, life, known, count, after, then count times id, created_at,
-#   connection_id, sender, payload, then the head, packed as for insert. If after is not -1, it must be the
-#   last index, and all events must be new. The head is inserted with the index 1.
+# its index. KEYS: the six (or, without a ttl, the first three) of each session. ARGV: ttl, keys per session;
+#   for each session: generation, life, known, count, after, head, then count times id, created_at,
+#   connection_id, sender, payload. If after is not -1, it must be the last index, all events must be new, and
+#   the head is stored with them.
 # Answers for each session {'ok', life, first} if all are new, {'ok', life, -1, index, ...}, {'fenced'},
 #   {'lost'}, {'other', life, -1, index, ...} or {'error', text}.
-APPEND: Final = _script(
-    _INSERT
-    + """
-local ttl, width, with_heads = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
+APPEND: Final = _script("""
+local ttl, width = tonumber(ARGV[1]), tonumber(ARGV[2])
 local function append(k, a)
   local events, ids, meta = KEYS[k], KEYS[k + 1], KEYS[k + 2]
   local count, after = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
@@ -149,7 +76,7 @@ local function append(k, a)
   local indexes, fresh, seen, known = {}, {}, {}, 0
   for from = 0, count - 1, 500 do
     local names = {}
-    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 5 + i * 5] end
+    for i = from, math.min(from + 499, count - 1) do names[#names + 1] = ARGV[a + 6 + i * 5] end
     local found = redis.call('HMGET', ids, unpack(names))
     for i, name in ipairs(names) do
       local index = found[i] or seen[name]
@@ -173,7 +100,7 @@ local function append(k, a)
   if #fresh > 0 then
     local pairs_of = {}
     for _, i in ipairs(fresh) do
-      local b = a + 5 + i * 5
+      local b = a + 6 + i * 5
       redis.call('XADD', events, indexes[i + 1] .. '-0', 'id', ARGV[b], 'created_at', ARGV[b + 1],
         'connection_id', ARGV[b + 2], 'sender', ARGV[b + 3], 'payload', ARGV[b + 4])
       pairs_of[#pairs_of + 1] = ARGV[b]
@@ -183,27 +110,19 @@ local function append(k, a)
     if #pairs_of > 0 then redis.call('HSET', ids, unpack(pairs_of)) end
   end
   -- A retry writes too: WAIT confirms only what a write of this connection comes after.
-  if count > 0 then redis.call('HSET', meta, 'last', at(last)) end
-  refresh(ttl, k, k + width - 1)
-  if with_heads and after >= 0 then
-    local base = string.match(KEYS[k + width], '^(.*):events$')
-    local keys = {}
-    for i, name in ipairs({'events', 'ids', 'meta', 'record', 'order', 'side'}) do
-      keys[i] = base .. ':' .. name
-    end
-    if insert(keys, 1, ARGV[a + 5 + count * 5]) then error('another event has the place of the head') end
-    if ttl > 0 then
-      for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
-    end
+  if after >= 0 then
+    redis.call('HSET', meta, 'last', at(last), 'head', ARGV[a + 5])
+  elseif count > 0 then
+    redis.call('HSET', meta, 'last', at(last))
   end
+  refresh(ttl, k, k + width - 1)
   if known == 0 then return {'ok', life, indexes[1]} end
   local answer = {'ok', life, '-1'}
   for i = 1, count do answer[i + 3] = indexes[i] end
   return answer
 end
-local answers, k, a = {}, 1, 4
+local answers, k, a = {}, 1, 3
 while k <= #KEYS do
-  local heads = with_heads and tonumber(ARGV[a + 4]) >= 0 and 1 or 0
   local done, answer = pcall(append, k, a)
   if not done then
     local cause = answer
@@ -211,25 +130,90 @@ while k <= #KEYS do
     answer = {'error', tostring(cause)}
   end
   answers[#answers + 1] = answer
-  a = a + 5 + tonumber(ARGV[a + 3]) * 5 + heads
-  k = k + width + heads
+  a = a + 6 + tonumber(ARGV[a + 3]) * 5
+  k = k + width
 end
 return answers
-"""
-)
+""")
+
+# Atomic: replaces the head. ARGV: ttl, head.
+REPLACE_HEAD: Final = _script("""
+redis.call('HSET', KEYS[3], 'head', ARGV[2])
+refresh(tonumber(ARGV[1]), 1, #KEYS)
+""")
 
 # Atomic: inserts or replaces one event with a given index. An event with the highest index goes into the
 # stream, any other into the side table. ARGV: ttl, index, id, created_at, connection_id, sender, payload.
 # Answers {'ok', life, last}, or {'taken'} if another event has the index.
-INSERT: Final = _script(
-    _INSERT
-    + """
-local refused, life, last = insert(KEYS, tonumber(ARGV[2]), cmsgpack.pack({unpack(ARGV, 3)}))
+INSERT: Final = _script("""
+local events, ids, meta, _, order, side = unpack(KEYS)
+local function insert(index, event)
+  local id = event[1]
+  local _, life, last = check(meta, 0, '', 0)
+  -- The highest id that the stream ever had: it accepts only higher ones.
+  local function highest_id()
+    if redis.call('EXISTS', events) == 0 then return 0 end
+    local known = redis.call('XINFO', 'STREAM', events)
+    for i = 1, #known, 2 do
+      if known[i] == 'last-generated-id' then return tonumber(string.match(known[i + 1], '^%d+')) end
+    end
+  end
+  local function last_index()
+    local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+    local index = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+    local aside = redis.call('ZREVRANGE', order, 0, 0)[1]
+    return aside and math.max(index, tonumber(aside)) or index
+  end
+  local old = redis.call('HGET', ids, id)
+  if old == at(index) and redis.call('ZSCORE', order, old) then
+    -- It stays where it is.
+    redis.call('HSET', side, old, cmsgpack.pack(event))
+    return nil, begin_life(meta, life), last
+  end
+  if old ~= at(index) then
+    if redis.call('ZSCORE', order, at(index)) then return {'taken'} end
+    if index > 0 and index <= last and #redis.call('XRANGE', events, at(index), at(index)) > 0 then
+      return {'taken'}
+    end
+  end
+  life = begin_life(meta, life)
+  if old then
+    if redis.call('ZREM', order, old) == 1 then
+      redis.call('HDEL', side, old)
+    else
+      redis.call('XDEL', events, old .. '-0')
+    end
+  end
+  if index > highest_id() then
+    redis.call('XADD', events, at(index) .. '-0', 'id', id, 'created_at', event[2], 'connection_id', event[3],
+      'sender', event[4], 'payload', event[5])
+  else
+    redis.call('ZADD', order, at(index), at(index))
+    redis.call('HSET', side, at(index), cmsgpack.pack(event))
+  end
+  last = last_index()
+  if last < highest_id() then
+    -- The last event was moved to the front. The stream would refuse the next indexes, so it is copied.
+    local copy, from = events .. ':copy', '-'
+    redis.call('DEL', copy)
+    while true do
+      local entries = redis.call('XRANGE', events, from, '+', 'COUNT', 100)
+      if #entries == 0 then break end
+      for _, entry in ipairs(entries) do redis.call('XADD', copy, entry[1], unpack(entry[2])) end
+      from = at(tonumber(string.match(entries[#entries][1], '^%d+')) + 1)
+    end
+    redis.call('DEL', events)
+    if redis.call('EXISTS', copy) == 1 then redis.call('RENAME', copy, events) end
+  end
+  redis.call('HSET', ids, id, at(index))
+  redis.call('HSET', meta, 'last', at(last))
+  return nil, life, last
+end
+local refused, life, last = insert(tonumber(ARGV[2]), {unpack(ARGV, 3)})
 if refused then return refused end
 refresh(tonumber(ARGV[1]), 1, #KEYS)
 return {'ok', life, at(last)}
-"""
-)
+""")
 
 # Atomic: allocates a writer generation above all earlier ones. ARGV: ttl. Answers {generation, life, last}.
 CLAIM: Final = _script("""

@@ -85,6 +85,11 @@ class Writers(Protocol):
         """Note that an event of that index was stored, where the last index is not the table's."""
         yield from ()
 
+    def keep_head(self, session_id: str, head: SessionEvent) -> Work[Sequence[SessionEvent]]:
+        """Store the head of a session, or return it to be stored as an event."""
+        yield from ()
+        return (head,)
+
     def replaced(self, event: SessionEvent) -> Work[None]:
         """Note that an event is about to be stored at an index of the caller's choice."""
         ...
@@ -169,7 +174,8 @@ class Log:
         known = yield from self.writers.check_end(session_id, generation)
         if known.last_index != after:
             raise NotLastError(session_id)
-        rows = [event_values(event, event.event_index) for event in (*events, head)]
+        stored = [*events, *(yield from self.writers.keep_head(session_id, head))]
+        rows = [event_values(event, event.event_index) for event in stored]
         if (yield Insert(_APPEND_SEALED, rows)) != len(rows):
             indexes = yield from self._find(session_id, events)
             raise NotLastError(session_id, {one: index for one, index in indexes.items() if index <= after})
