@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +125,23 @@ def test_a_launcher_that_is_not_executable_says_so(machine: Machine) -> None:
     machine.command("codex-acp")
     with pytest.raises(AgentNotInstalledError, match="chmod"):
         resolve("codex")
+
+
+def test_a_folder_that_may_not_be_read_has_no_launcher(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.launcher("codex")
+    stat = os.stat
+
+    def refused(path: str | Path, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(machine.data)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(AgentNotInstalledError):
+        resolve("codex")
+    assert resolve("mock").source == "builtin"
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import anyio
+import httpx2
 import pytest
 
 from sandbox_agent import SandboxAgent, SandboxAgentError, SessionEvent, SQLiteSessionPersistDriver
 from sandbox_agent.client import delivery
 from tests.client.checks import all_events, said, sent_prompts
 from tests.client.gateway import Faults, Gateway
+from tests.client.scripted import ScriptedServer
 from tests.support.servers import ServerProcess, published_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.no_gateway("each test has a gateway of its own")]
@@ -82,6 +84,26 @@ async def test_a_page_of_the_gateway_is_no_answer(
             events = await all_events(sdk, session)
     assert said(events) == "hello"
     assert len(refused) >= 4
+
+
+async def test_a_server_that_fails_at_the_start_of_an_agent_is_not_asked_for_minutes() -> None:
+    """Unlike the page of a gateway, its own error is an answer."""
+    posts = 0
+
+    class Failing(ScriptedServer):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            nonlocal posts
+            if request.method != "POST":
+                return await super().handle_async_request(request)
+            posts += 1
+            problem = {"type": "about:blank", "status": 500, "detail": "see the server's log"}
+            headers = {"content-type": "application/problem+json"}
+            return httpx2.Response(500, json=problem, headers=headers)
+
+    async with SandboxAgent.connect(base_url="http://server", transport=Failing()) as sdk:
+        with anyio.fail_after(20), pytest.raises(SandboxAgentError, match="status 500: see the server's log"):
+            await sdk.create_session(agent="mock")
+    assert posts < 10
 
 
 async def test_a_request_whose_answer_is_swallowed_is_sent_once(

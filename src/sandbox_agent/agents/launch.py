@@ -62,7 +62,7 @@ def resolve(agent_id: str) -> Launch:
     if agent is not None and agent.command:
         return _find_own(agent)
     launcher = launcher_path(agent_id)
-    if launcher.is_file() and not (agent_id == "mock" and _is_published_mock(launcher)):
+    if _is_file(launcher) and not (agent_id == "mock" and _is_published_mock(launcher)):
         if not os.access(launcher, os.X_OK):
             raise AgentNotInstalledError(
                 f"agent not installed: {agent_id}: its launcher isn't executable, run chmod +x on it",
@@ -86,6 +86,13 @@ def _is_published_mock(launcher: Path) -> bool:
         with launcher.open("rb") as file:
             return b"mock-agent-process" in file.read(1024)
     except OSError:
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that this process may not enter
         return False
 
 
@@ -113,7 +120,7 @@ def _find_native(agent: Agent) -> Launch | None:
     if agent.native_args is None:
         return None
     native = native_path(agent.id)
-    if not (native.is_file() and os.access(native, os.X_OK)):
+    if not (_is_file(native) and os.access(native, os.X_OK)):
         return None
     return Launch([str(native), *agent.native_args], "launcher", native)
 
@@ -162,6 +169,11 @@ def native_path(name: str) -> Path:
 def launcher_path(agent_id: str) -> Path:
     """Return the path of an agent's launcher, an executable that speaks ACP. It may not exist."""
     return bin_dir() / "agent_processes" / f"{agent_id}{_SUFFIX}"
+
+
+def has_launcher(agent_id: str) -> bool:
+    """Return whether there is a launcher of an agent."""
+    return _is_file(launcher_path(agent_id))
 
 
 def launcher_ids() -> list[str]:

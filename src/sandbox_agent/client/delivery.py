@@ -12,7 +12,15 @@ from typing import Any
 
 import httpx2
 
-from sandbox_agent.client.http import Http, describe, problem_error, quote_segment, raise_for_redirect
+from sandbox_agent.client.http import (
+    Http,
+    describe,
+    describe_failure,
+    is_server_fault,
+    problem_error,
+    quote_segment,
+    raise_for_redirect,
+)
 from sandbox_agent.errors import RequestTimeoutError, SandboxAgentError, StreamError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, read_head
 
@@ -44,6 +52,7 @@ class UnknownOutcomeError(Exception):
     Attributes:
         status: the status of the answer, 0 without one.
         problem: the server's own error, if it has answered.
+        is_fault: whether the server says that it failed unexpectedly.
         unprocessed: whether the envelope certainly was not processed.
         retry_after: how long to wait before the next try, in seconds.
     """
@@ -54,12 +63,14 @@ class UnknownOutcomeError(Exception):
         *,
         status: int = 0,
         problem: SandboxAgentError | None = None,
+        is_fault: bool = False,
         unprocessed: bool = False,
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.problem = problem
+        self.is_fault = is_fault
         self.unprocessed = unprocessed
         self.retry_after = retry_after
 
@@ -202,9 +213,10 @@ class Delivery:
         problem = problem_error(answer)
         if problem is None or isinstance(problem, (RequestTimeoutError, StreamError)):
             raise UnknownOutcomeError(
-                f"status {status}" if problem is None else str(problem),
+                describe_failure(answer) if problem is None else str(problem),
                 status=status,
                 problem=problem,
+                is_fault=is_server_fault(answer),
                 unprocessed=problem is None and status in UNPROCESSED,
                 retry_after=retry_after(answer),
             )

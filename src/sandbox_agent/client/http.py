@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ READ_TIMEOUT = None
 HELPER_READ_TIMEOUT = 600.0
 # A server closes idle connections after 5 s (uvicorn); a request sent at that moment would be lost.
 KEEPALIVE_EXPIRY = 2.0
+_PROBLEM_JSON = "application/problem+json"
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 
@@ -280,6 +282,18 @@ def problem_error(response: httpx2.Response) -> SandboxAgentError | None:
     if document is None or not str(document.get("type")).startswith(URN_PREFIX):
         return None
     return error_from_problem(response.status_code, document)
+
+
+def describe_failure(response: httpx2.Response) -> str:
+    """Return the status of a response, and what it says about it."""
+    detail = (_read_object(response.content) or {}).get("detail")
+    return f"status {response.status_code}{f': {detail}' if isinstance(detail, str) else ''}"
+
+
+def is_server_fault(response: httpx2.Response) -> bool:
+    """Return whether the server itself, and no gateway, says that it failed unexpectedly."""
+    kind = response.headers.get("Content-Type", "")
+    return response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR and kind.startswith(_PROBLEM_JSON)
 
 
 def _read_object(body: bytes) -> dict[str, Any] | None:

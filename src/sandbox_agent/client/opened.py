@@ -14,7 +14,7 @@ import httpx2
 
 from sandbox_agent.client.agent_info import auth_methods
 from sandbox_agent.client.connection import Connection
-from sandbox_agent.client.delivery import UnknownOutcomeError
+from sandbox_agent.client.delivery import TRIES_OF_A_PROBLEM, UnknownOutcomeError
 from sandbox_agent.client.envelopes import Answer, request
 from sandbox_agent.client.http import describe, quote_segment
 from sandbox_agent.client.outgoing import NotSentError, Outgoing, PendingRequest
@@ -99,6 +99,7 @@ class OpenedConnection(Connection):
         initialize = initialize_params("sandbox-agent-sdk", answers_questions=self.answers_questions)
         sent.body = body = request(sent.outgoing.id, "initialize", initialize)
         deadline = time.monotonic() + self._delivery.response_timeout
+        failures = 0
         while True:
             try:
                 # An agent with variables runs already. If it has ended, it must not start without them.
@@ -123,7 +124,8 @@ class OpenedConnection(Connection):
                         f"the answer to initialize is not a JSON-RPC envelope: is {self._http.base_url} a "
                         "sandbox-agent server?"
                     ) from error
-                if time.monotonic() > deadline:
+                failures += error.is_fault
+                if time.monotonic() > deadline or failures >= TRIES_OF_A_PROBLEM:
                     raise self._not_started(str(error)) from error
                 await asyncio.sleep(max(error.retry_after, RETRY_DELAY))
         sent.posted.set()

@@ -35,7 +35,7 @@ from sandbox_agent.agents.install.node import find_node
 from sandbox_agent.agents.install.npm import install_npm
 from sandbox_agent.agents.install.probe import probe_agent
 from sandbox_agent.agents.install.pypi import install_pypi
-from sandbox_agent.agents.launch import agent_ids, launcher_path
+from sandbox_agent.agents.launch import agent_ids, has_launcher, launcher_path
 from sandbox_agent.errors import ConflictError, InstallFailedError, InvalidRequestError, UnsupportedAgentError
 from sandbox_agent.runtime.warden import Warden
 from sandbox_agent.wire.api import AgentInstallArtifact, AgentInstallResponse
@@ -131,7 +131,7 @@ async def install(
     source, packages = plan
     async with _locked(agent_id, on_progress):
         existing = read_installation(agent_id)
-        if existing is None and launcher_path(agent_id).is_file():
+        if existing is None and has_launcher(agent_id):
             if reinstall or versions is not None:
                 raise _not_ours(agent_id)
             return Installed(agent_id, already_installed=True, installation=None)
@@ -205,7 +205,7 @@ async def uninstall(agent_id: str) -> bool:
         _known(agent_id)
     async with _locked(agent_id, _ignore):
         existing = read_installation(agent_id)
-        if existing is None and launcher_path(agent_id).is_file():
+        if existing is None and has_launcher(agent_id):
             raise _not_ours(agent_id)
         launcher_path(agent_id).unlink(missing_ok=True)
         await _delete_folders(agent_id, keep=None)

@@ -1,11 +1,11 @@
 """The chain of a session's events, which shows that some are missing, in another order, or older copies.
 
 An appended event is bound to its index, to the index of the event before it, and to that event's tag. The
-head of the chain, encrypted like an event, says which event is the newest; drivers that have no place for it
-beside the session keep it as the only event of the hidden session ``~head:<session id>``. Only programs with
-the session's key can make either. Without the key, events can be removed, or replaced by older copies of themselves, which breaks the
-chain. An older copy of the whole session, head included, shows only against a newer head that is kept
-elsewhere (``sessions verify --head``).
+head of the chain, encrypted like an event, says which event is the newest. A driver that has no other place
+for it keeps it as the only event of the hidden session ``~head:<session id>``. Only programs with the
+session's key can make either. Without the key, events can be removed, or replaced by older copies of
+themselves, which breaks the chain. An older copy of the whole session, head included, shows only against a
+newer head that is kept elsewhere (``sessions verify --head``).
 """
 
 from __future__ import annotations
