@@ -116,3 +116,25 @@ def test_options_that_are_wrong_are_errors(options: list[str], why: str) -> None
     assert done.returncode != 0
     assert why in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_it_ends_when_no_server_has_been_connected_for_long(tmp_path: Path) -> None:
+    path = tmp_path / "p.sock"
+    process = start("--uds", str(path), "--exit-when-alone", "0.2")
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "no server of a sandbox has been connected for 0.2 s" in log
+    assert not path.exists()
+
+
+def test_it_stays_while_a_server_is_connected(tmp_path: Path) -> None:
+    path = tmp_path / "p.sock"
+    process = start("--uds", str(path), "--exit-when-alone", "2")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(b"GET /refusals HTTP/1.1\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.5)
+    process.communicate(timeout=20)
+    assert process.returncode == 0

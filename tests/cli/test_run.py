@@ -110,7 +110,11 @@ def test_run_exits_by_the_stop_reason(shell: Shell, reason: str, code: int) -> N
         (["x", "-a", "mock", "--store", "no.db"], 74, "is not an SQLite database"),
         (["x", "-a", "mock", "--cwd", "nowhere"], 2, "does not exist"),
         ([" ", "-a", "mock"], 2, "the prompt is empty"),
-        (["x", "-a", "mock", "--allow-host", "a.test"], 2, "--allow-host needs --sandbox jail"),
+        (
+            ["x", "-a", "mock", "--allow-host", "a.test"],
+            2,
+            "--allow-host needs --sandbox jail, docker or podman",
+        ),
         (["x"], 2, "Missing option '--agent'"),
     ],
     ids=str,

@@ -61,6 +61,12 @@ _FILES = 4096
     "repeated.",
 )
 @click.option(
+    "--exit-when-alone",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End when no server of a sandbox has been connected for so long. Default: never.",
+)
+@click.option(
     "--log-level",
     default="info",
     type=click.Choice(LOG_LEVELS),
@@ -81,6 +87,7 @@ def egress_proxy(
     uds: Path | None,
     fd: int | None,
     allow_host: tuple[str, ...],
+    exit_when_alone: float | None,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -104,7 +111,7 @@ def egress_proxy(
         where = f"the socket '{uds}'" if uds is not None else f"{host}:{port}" if fd is None else f"--fd {fd}"
         raise click.ClickException(f"can't listen on {where}: {error.strerror}; use another one") from error
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(Proxy(dialer), listener))
+        asyncio.run(_serve(Proxy(dialer), listener, exit_when_alone))
     if uds is not None:
         unlink_socket(uds)
     logging.shutdown()
@@ -124,15 +131,24 @@ def _listen(host: str, port: int, uds: Path | None, fd: int | None) -> socket.so
     return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
-async def _serve(proxy: Proxy, listener: socket.socket) -> None:
+async def _serve(proxy: Proxy, listener: socket.socket, exit_when_alone: float | None) -> None:
     task = asyncio.current_task()
     assert task is not None
+
+    async def end_when_alone(seconds: float) -> None:
+        await proxy.wait_alone(seconds)
+        logger.info("no server of a sandbox has been connected for %g s: the egress proxy ends", seconds)
+        task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     is_unix = listener.family == socket.AF_UNIX
     start = asyncio.start_unix_server if is_unix else asyncio.start_server
     logger.info("the egress proxy listens on %s", listener.getsockname() if not is_unix else "a Unix socket")
-    await proxy.serve(lambda accept: start(accept, sock=listener, backlog=_BACKLOG))
+    async with asyncio.TaskGroup() as tasks:
+        if exit_when_alone is not None:
+            tasks.create_task(end_when_alone(exit_when_alone))
+        await proxy.serve(lambda accept: start(accept, sock=listener, backlog=_BACKLOG))
 
 
 def _allow_files() -> None:

@@ -131,8 +131,8 @@ Examples:
     "allow_hosts",
     multiple=True,
     metavar="HOST",
-    help="With --sandbox jail: a host that the agent may reach, such as api.anthropic.com or *.npmjs.org. "
-    "Without this option it may reach all. Can be repeated.",
+    help="With --sandbox jail, docker or podman: a host that the agent may reach, such as api.anthropic.com "
+    "or *.npmjs.org. Without this option it may reach all. Can be repeated.",
 )
 @click.option("--model", metavar="ID", help="Model id of the agent.")
 @click.option("--mode", metavar="ID", help="Mode id of the agent.")
@@ -172,8 +172,8 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
-    if options["allow_hosts"] and options["sandbox"] != "jail":
-        raise click.UsageError("--allow-host needs --sandbox jail: any other agent reaches all hosts")
+    if options["allow_hosts"] and options["sandbox"] not in ("jail", "docker", "podman"):
+        raise click.UsageError("--allow-host needs --sandbox jail, docker or podman: others reach all hosts")
     in_container = options["sandbox"] in ("docker", "podman")
     if options["image"] is not None and not in_container:
         raise click.UsageError("--image is for --sandbox docker and podman")
@@ -315,7 +315,8 @@ class _Run:
 
         variables = _known_variables(self.agent, self.agent_env)
         make = docker if self.sandbox == "docker" else podman
-        return make(self.image, workspace=self.cwd or ".", env=variables, args=args)
+        hosts = self.allow_hosts or None
+        return make(self.image, workspace=self.cwd or ".", env=variables, allow_hosts=hosts, args=args)
 
     @contextlib.asynccontextmanager
     async def _open_driver(self) -> AsyncGenerator[SessionPersistDriver]:

@@ -88,6 +88,10 @@ class Proxy:
             finally:
                 server.close()
 
+    async def wait_alone(self, seconds: float) -> None:
+        """Wait until no sandbox has been connected for so many seconds."""
+        await self._refusals.wait_alone(seconds)
+
     async def _serve(self, client: Stream) -> None:
         self._open += 1
         try:

@@ -42,6 +42,7 @@ class Refusals:
     def __init__(self) -> None:
         self._subscribers: set[asyncio.Queue[Refusal]] = set()
         self._logged: set[tuple[str, int]] = set()
+        self._changed = asyncio.Event()
 
     def report(self, refusal: Refusal) -> None:
         """Pass on a refusal."""
@@ -60,12 +61,24 @@ class Refusals:
         """Whether there are as many subscribers as possible."""
         return len(self._subscribers) >= MAX_SUBSCRIBERS
 
+    async def wait_alone(self, seconds: float) -> None:
+        """Wait until there has been no subscriber for so many seconds."""
+        while True:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(None if self._subscribers else seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
     @contextmanager
     def subscribe(self) -> Generator[asyncio.Queue[Refusal]]:
         """Yield a queue that gets the refusals while the context lasts."""
         queue: asyncio.Queue[Refusal] = asyncio.Queue()
         self._subscribers.add(queue)
+        self._changed.set()
         try:
             yield queue
         finally:
             self._subscribers.discard(queue)
+            self._changed.set()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
+from sandbox_agent.egress.allow_list import AllowList
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.providers.mounts import Mount
 
@@ -35,6 +36,7 @@ LABEL = "sandbox-agent"
 VERSION_LABEL = "sandbox-agent.version"
 SECRET_LABEL = "sandbox-agent.secret-sha256"  # noqa: S105 - its name
 SOCKET_LABEL = "sandbox-agent.socket-folder"
+PROXY_LABEL = "sandbox-agent.proxy-folder"
 LIFETIME_LABEL = "sandbox-agent.max-lifetime"
 
 # Only root can read it, so no process of the container, and it is a volume: snapshots do not have it.
@@ -42,7 +44,11 @@ SECRET_FOLDER = "/run/sandbox-agent"  # noqa: S105 - a path
 SECRET_FILE = "secret"  # noqa: S105 - a path
 SOCKET_FOLDER = "/run/sandbox-agent-socket"
 SOCKET = "server.sock"
-_END = "sandbox-agent-end"
+# The folder of the proxy for the allowed hosts, and its socket.
+PROXY_FOLDER = "/run/sandbox-agent-proxy"
+PROXY_SOCKET = "proxy.sock"
+# A comment, as the text is evaluated with it.
+_END = "# sandbox-agent-end"
 # The token and the variables come over standard input, so neither the container's configuration nor a file
 # that agents can read has them. The provider waits for the output that says that they were read. The
 # server's token is in a pipe or a deleted file, which it closes.
@@ -72,6 +78,7 @@ class EngineOptions(TypedDict, total=False):
     mounts: Sequence[Mount]
     workspace: str | os.PathLike[str] | None
     network: str
+    allow_hosts: Sequence[str] | None
     memory: str
     cpus: float
     pids: int
@@ -98,6 +105,7 @@ class ContainerOptions:
     mounts: Sequence[Mount]
     workspace: Path | None
     network: str
+    allow_hosts: Sequence[str] | None
     memory: str
     cpus: float
     pids: int
@@ -114,15 +122,25 @@ class ContainerOptions:
     @property
     def has_network(self) -> bool:
         """Whether the server is reached over a port, and not over a Unix socket."""
-        return self.network != "none"
+        return self.network != "none" and self.allow_hosts is None
 
     def check(self) -> None:
         """Check the values.
 
         Raises:
             ValueError: A value is invalid.
+            InvalidRequestError: A host is invalid.
         """
         _memory_bytes(self.memory)
+        if self.allow_hosts is not None:
+            if self.network == "none":
+                raise ValueError(
+                    "network='none' and allow_hosts exclude each other: without a network there is no host "
+                    "to allow, so leave one of them out"
+                )
+            if self.ports:
+                raise ValueError("ports and allow_hosts exclude each other: leave one of them out")
+            AllowList(self.allow_hosts)
         if self.network == "host" or self.network.startswith("container:"):
             raise ValueError(
                 f"network={self.network!r} would share a network with the sandbox: use 'bridge', 'none' or "
@@ -207,6 +225,11 @@ def socket_folder(name: str) -> Path:
     return Path(tempfile.gettempdir(), name)
 
 
+def proxy_folder(name: str) -> Path:
+    """Return the folder of this machine in which the proxy of a sandbox has its socket."""
+    return Path(tempfile.gettempdir(), f"{name}-proxy")
+
+
 def make_socket_folder(folder: Path, user: str) -> None:
     """Make that folder for the container's user, unless it exists.
 
@@ -239,25 +262,36 @@ def free_port() -> int:
             return port
 
 
-def container_body(options: ContainerOptions, name: str, user: str, secret: Secret) -> dict[str, Any]:
-    """Return the body of the engine's create call."""
-    folder = None if options.has_network else socket_folder(name)
-    memory = _memory_bytes(options.memory)
-    published = [PORT, *options.ports] if options.has_network else []
-    host: dict[str, Any] = {
+def hardened(memory: int, pids: int) -> dict[str, Any]:
+    """Return the part of a create call that bounds what a container can do and use.
+
+    Args:
+        memory: in bytes, without swap beyond it.
+        pids: how many processes and threads there may be.
+    """
+    return {
         "AutoRemove": False,
         "Init": True,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
-        "PidsLimit": options.pids,
+        "PidsLimit": pids,
         "Memory": memory,
         "MemorySwap": memory,
+    }
+
+
+def container_body(options: ContainerOptions, name: str, user: str, secret: Secret) -> dict[str, Any]:
+    """Return the body of the engine's create call."""
+    folder = None if options.has_network else socket_folder(name)
+    published = [PORT, *options.ports] if options.has_network else []
+    host: dict[str, Any] = {
+        **hardened(_memory_bytes(options.memory), options.pids),
         "NanoCpus": int(options.cpus * 1e9),
-        "NetworkMode": options.network,
+        "NetworkMode": options.network if options.has_network else "none",
         "PortBindings": {
             f"{port}/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(free_port())}] for port in published
         },
-        "Mounts": [*_mounts(options, folder)],
+        "Mounts": [*_mounts(options, name)],
         "ReadonlyRootfs": options.read_only,
         "RestartPolicy": {"Name": "no"},
     }
@@ -291,6 +325,7 @@ def container_body(options: ContainerOptions, name: str, user: str, secret: Secr
             VERSION_LABEL: VERSION,
             SECRET_LABEL: secret.digest,
             SOCKET_LABEL: "" if folder is None else str(folder),
+            PROXY_LABEL: "" if options.allow_hosts is None else str(proxy_folder(name)),
             LIFETIME_LABEL: "" if options.max_lifetime is None else f"{options.max_lifetime:g}",
         },
         "HostConfig": host,
@@ -301,6 +336,8 @@ def container_body(options: ContainerOptions, name: str, user: str, secret: Secr
 def _arguments(options: ContainerOptions, folder: Path | None) -> list[str]:
     address = ["--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104 - in the container
     arguments = [*(address if folder is None else ["--uds", f"{SOCKET_FOLDER}/{SOCKET}"])]
+    if options.allow_hosts is not None:
+        arguments += ["--egress-proxy", f"unix:{PROXY_FOLDER}/{PROXY_SOCKET}"]
     if options.max_lifetime is not None:
         arguments += ["--exit-when-idle", f"{options.max_lifetime:g}"]
     for agent, words in options.agent_commands.items():
@@ -309,12 +346,14 @@ def _arguments(options: ContainerOptions, folder: Path | None) -> list[str]:
     return [*arguments, *options.args]
 
 
-def _mounts(options: ContainerOptions, folder: Path | None) -> Iterator[dict[str, Any]]:
+def _mounts(options: ContainerOptions, name: str) -> Iterator[dict[str, Any]]:
     mounts = list(options.mounts)
     if options.workspace is not None:
         mounts.append(Mount(options.workspace, WORKSPACE, writable=True))
-    if folder is not None:
-        mounts.append(Mount(folder, SOCKET_FOLDER, writable=True))
+    if not options.has_network:
+        mounts.append(Mount(socket_folder(name), SOCKET_FOLDER, writable=True))
+    if options.allow_hosts is not None:
+        mounts.append(Mount(proxy_folder(name), PROXY_FOLDER))
     for mount in mounts:
         yield {
             "Type": "bind",
@@ -350,9 +389,9 @@ def _merged(body: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def secret_archive(secret: Secret) -> bytes:
-    """Return a tar archive for the secret's folder."""
-    return _archive([(SECRET_FILE, secret.text.encode(), 0o400, 0, 0)])
+def secret_archive(text: str, user: str = "0:0") -> bytes:
+    """Return a tar archive for the secret's folder. Only the user can read the text."""
+    return _archive([(SECRET_FILE, text.encode(), 0o400, *_ids(user))])
 
 
 def folders_archive(user: str, *, workspace: bool) -> bytes:

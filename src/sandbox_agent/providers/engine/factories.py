@@ -40,6 +40,9 @@ def docker(image: str | None = None, **options: Unpack[EngineOptions]) -> Docker
             folder in the container.
         network: "bridge", the name of another network, or "none": then the server is reached over a Unix
             socket, which needs an engine on this Linux machine.
+        allow_hosts: The only hosts that the sandbox reaches, such as ["api.anthropic.com", "*.npmjs.org"]. It
+            has no network of its own then, but a proxy beside it, in another container, which is in
+            ``network``. Needs an engine on this Linux machine. None allows all.
         memory: The memory of all processes together, such as "512m" or "2g". There is no swap beyond it.
         cpus: Processors, which may be a fraction.
         pids: How many processes and threads there may be.
@@ -61,6 +64,7 @@ def docker(image: str | None = None, **options: Unpack[EngineOptions]) -> Docker
 
     Raises:
         ValueError: An argument is invalid.
+        InvalidRequestError: A host of ``allow_hosts`` is invalid.
         SandboxAgentError: A folder does not exist.
     """
     return DockerProvider(image, **options)
@@ -74,6 +78,7 @@ def podman(image: str | None = None, **options: Unpack[EngineOptions]) -> Podman
 
     Raises:
         ValueError: An argument is invalid.
+        InvalidRequestError: A host of ``allow_hosts`` is invalid.
         SandboxAgentError: A folder does not exist.
     """
     return PodmanProvider(image, **options)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 import secrets
-import shutil
 import socket
 import struct
 import sys
@@ -23,6 +22,7 @@ from sandbox_agent.providers.engine.container import (
     DEFAULT_IMAGE,
     LABEL,
     PORT,
+    PROXY_LABEL,
     SECRET_FILE,
     SECRET_FOLDER,
     SECRET_LABEL,
@@ -43,7 +43,8 @@ from sandbox_agent.providers.engine.container import (
 )
 from sandbox_agent.providers.engine.endpoints import EngineName
 from sandbox_agent.providers.engine.images import ensure_image, split_tag
-from sandbox_agent.providers.engine.reaper import remove_leftovers
+from sandbox_agent.providers.engine.reaper import remove_leftovers, remove_sandbox
+from sandbox_agent.providers.engine.sidecar import start_proxy, wait_proxy, wake_proxy
 from sandbox_agent.providers.mounts import checked_mount, existing_path
 from sandbox_agent.providers.unix_transport import UnixTransport
 
@@ -81,6 +82,7 @@ class EngineProvider(SandboxProvider):
             mounts=[checked_mount(mount) for mount in options.get("mounts", ())],
             workspace=None if workspace is None else existing_path(workspace, "workspace"),
             network=options.get("network", "bridge"),
+            allow_hosts=None if (hosts := options.get("allow_hosts")) is None else list(hosts),
             memory=options.get("memory", "2g"),
             cpus=options.get("cpus", 2),
             pids=options.get("pids", 512),
@@ -128,6 +130,8 @@ class EngineProvider(SandboxProvider):
         try:
             await finish(self._make(api, name, user, secret))
             await self._wait_responding(api, name, secret.token)
+            if self._options.allow_hosts is not None:
+                await wait_proxy(api, name)
         except BaseException:
             await finish(self._remove(api, name))
             raise
@@ -137,8 +141,9 @@ class EngineProvider(SandboxProvider):
         options = self._options
         if not options.has_network and (sys.platform != "linux" or api.endpoint.path is None):
             raise SandboxAgentError(
-                "network='none' needs an engine on this Linux machine, as the server is reached over a Unix "
-                "socket in a shared folder: use network='bridge', or the name of an internal network"
+                "network='none' and allow_hosts need an engine on this Linux machine, as the server is "
+                "reached over a Unix socket in a shared folder: use network='bridge', or the name of an "
+                "internal network"
             )
         if not api.endpoint.is_local:
             raise SandboxAgentError(
@@ -152,13 +157,15 @@ class EngineProvider(SandboxProvider):
         options = self._options
         if not options.has_network:
             await asyncio.to_thread(make_socket_folder, socket_folder(name), user)
+        if options.allow_hosts is not None:
+            await start_proxy(api, options, name, user)
         for last in range(_PORT_TRIES - 1, -1, -1):
             body = container_body(options, name, user, secret)
             await api.request("POST", "/containers/create", params={"name": name}, body=body)
             if not options.read_only:
                 folders = folders_archive(user, workspace=options.workspace is None)
                 await api.put_files(name, "/", folders)
-            await api.put_files(name, SECRET_FOLDER, secret_archive(secret))
+            await api.put_files(name, SECRET_FOLDER, secret_archive(secret.text))
             try:
                 await api.start(name, secret.text)
                 return
@@ -226,14 +233,10 @@ class EngineProvider(SandboxProvider):
             await finish(self._remove(api, sandbox_id))
 
     async def _remove(self, api: EngineApi, name: str) -> None:
-        folder = socket_folder(name)
         try:
-            if (found := await api.inspect(name)) is not None:
-                folder = Path(found["Config"]["Labels"].get(SOCKET_LABEL) or folder)
-            await api.remove(name)
+            await remove_sandbox(api, name)
         finally:
             self._secrets.pop(name, None)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def get_url(self, sandbox_id: str, /) -> str:
         """Return the URL of the server's port on this machine, or one for the transport without a network."""
@@ -307,10 +310,13 @@ class EngineProvider(SandboxProvider):
         state = found["State"]
         if state.get("Paused") or state["Status"] == "paused":
             await api.request("POST", f"/containers/{sandbox_id}/unpause")
-        elif not state["Running"]:
+            return
+        labels, user = found["Config"]["Labels"], found["Config"]["User"]
+        if labels.get(PROXY_LABEL):
+            await wake_proxy(api, sandbox_id, user)
+        if not state["Running"]:
             secret = await self._secret(api, sandbox_id)
-            if folder := found["Config"]["Labels"].get(SOCKET_LABEL):
-                user = found["Config"]["User"]
+            if folder := labels.get(SOCKET_LABEL):
                 await asyncio.to_thread(make_socket_folder, Path(folder), user)
             if state["Status"] != "created":
                 await api.wait_exited(sandbox_id)
