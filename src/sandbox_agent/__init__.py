@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
+    from sandbox_agent.providers.daytona import DaytonaProvider, daytona
     from sandbox_agent.providers.e2b import E2BProvider, e2b
     from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
     from sandbox_agent.providers.jail import JailProvider, jail
@@ -191,6 +192,7 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
+    "providers.daytona": ("DaytonaProvider", "daytona"),
     "providers.e2b": ("E2BProvider", "e2b"),
     "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
     "providers.jail": ("JailProvider", "jail"),
@@ -270,6 +272,7 @@ __all__ = [
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "DaytonaProvider",
     "DockerProvider",
     "E2BProvider",
     "EncryptedSessionPersistDriver",
@@ -378,6 +381,7 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "daytona",
     "docker",
     "e2b",
     "jail",

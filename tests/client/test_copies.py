@@ -57,6 +57,7 @@ LIVE = {
     *("EncryptedSessionPersistDriver", "InMemorySessionPersistDriver", "PostgresSessionPersistDriver"),
     *("RedisSessionPersistDriver", "RivetSessionPersistDriver", "SQLiteSessionPersistDriver"),
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
+    *("DaytonaProvider",),
     *("DockerProvider", "E2BProvider", "JailProvider", "PodmanProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -133,6 +136,18 @@ async def test_a_cancellation_that_the_sdk_has_turned_into_an_error_is_one(*, is
         await SERVICE.call("a", call, describe)
 
 
+async def test_a_timeout_in_the_sdk_is_not_a_cancellation() -> None:
+    async def call() -> None:
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        except TimeoutError as error:
+            raise NativeError(status(408)) from error
+
+    with pytest.raises(SandboxAgentError, match="status 408"):
+        await SERVICE.call("a", call, describe)
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("-1", 0.0), ("soon", None), (None, None)])
 def test_retry_after_in_seconds_is_read(text: str | None, seconds: float | None) -> None:
     assert retry_after({} if text is None else {"Retry-After": text}) == seconds
@@ -149,3 +164,29 @@ def test_a_missing_sdk_is_named_with_its_extra(module: str) -> None:
     service = Service("Boxes", "boxes", "BOXES_KEY", "client=...", module=module)
     with pytest.raises(MissingExtraError, match=r"sandbox-agent-py\[boxes\]"):
         service.check_installed()
+
+
+@pytest.mark.parametrize("name", ["daytona", "e2b"])
+def test_an_sdk_is_imported_in_a_thread(name: str) -> None:
+    pytest.importorskip(name)
+    script = f"""
+import asyncio, sys, threading
+from sandbox_agent import {name}
+service = {name}().service
+found = []
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        found.append((name, threading.current_thread() is threading.main_thread()))
+async def main():
+    sys.meta_path.insert(0, Finder())
+    await service.load()
+    loaded = len(found)
+    module = __import__(service.module)
+    if service.client: getattr(module, service.client)
+    names = [name for name, is_main in found if is_main and name.startswith(service.module)]
+    assert loaded and not names, names
+asyncio.run(main())
+"""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr

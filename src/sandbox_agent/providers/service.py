@@ -17,6 +17,8 @@ from sandbox_agent.extras import MissingExtraError
 
 _T = TypeVar("_T")
 
+_LOADED: set[tuple[str, str | None]] = set()
+
 # The service has not done what it was asked, so that any call can be repeated.
 _REFUSED = (429, 503)
 # It may have done it: only calls that may be repeated are.
@@ -56,6 +58,7 @@ class Service:
         variable: The environment variable with its key.
         argument: How to pass the key instead, such as ``client={'api_key': ...}``.
         module: The module of its SDK, or None if it needs none.
+        client: What of it is used first: some SDKs import themselves only then.
         tries: How often a call is tried; 1 if the SDK repeats calls itself.
     """
 
@@ -64,6 +67,7 @@ class Service:
     variable: str
     argument: str
     module: str | None = None
+    client: str | None = None
     tries: int = _TRIES
 
     def check_installed(self) -> None:
@@ -80,8 +84,18 @@ class Service:
 
     async def load(self) -> None:
         """Import the SDK, which may take a second, in a thread."""
-        if self.module is not None:
-            await asyncio.to_thread(import_module, self.module)
+        if not self._is_loaded():
+            await asyncio.to_thread(self._import)
+
+    def _is_loaded(self) -> bool:
+        return self.module is None or (self.module, self.client) in _LOADED
+
+    def _import(self) -> None:
+        assert self.module is not None
+        module = import_module(self.module)
+        if self.client is not None:
+            getattr(module, self.client)
+        _LOADED.add((self.module, self.client))
 
     async def call(
         self,
@@ -176,9 +190,10 @@ def _cancelable() -> Generator[None]:
         yield
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, asyncio.CancelledError):
+        # A timeout is a cancellation, too, but not that of the caller.
+        while cause is not None and not isinstance(cause, asyncio.CancelledError | TimeoutError):
             cause = cause.__cause__ or cause.__context__
-        if cause is not None:
+        if isinstance(cause, asyncio.CancelledError):
             raise cause from error
         raise
 
