@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
+    from sandbox_agent.providers.cloudflare import CloudflareProvider, cloudflare
     from sandbox_agent.providers.daytona import DaytonaProvider, daytona
     from sandbox_agent.providers.e2b import E2BProvider, e2b
     from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
@@ -192,6 +193,7 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
+    "providers.cloudflare": ("CloudflareProvider", "cloudflare"),
     "providers.daytona": ("DaytonaProvider", "daytona"),
     "providers.e2b": ("E2BProvider", "e2b"),
     "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
@@ -265,6 +267,7 @@ __all__ = [
     "AvailableCommandsUpdate",
     "Capability",
     "ClientOptions",
+    "CloudflareProvider",
     "CompactionSummaryChunk",
     "CompactionUpdate",
     "ConfigOptionUpdate",
@@ -381,6 +384,7 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "build_inspector_url",
+    "cloudflare",
     "daytona",
     "docker",
     "e2b",

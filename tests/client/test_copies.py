@@ -58,6 +58,7 @@ LIVE = {
     *("RedisSessionPersistDriver", "RivetSessionPersistDriver", "SQLiteSessionPersistDriver"),
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
     *("DaytonaProvider",),
+    *("CloudflareProvider",),
     *("DockerProvider", "E2BProvider", "JailProvider", "PodmanProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),

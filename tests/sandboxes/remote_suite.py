@@ -36,6 +36,12 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
     has_timeout: ClassVar[bool] = True
     has_pause: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        if not cls.has_pause:
+            cls.test_a_paused_sandbox_continues = None  # pyright: ignore[reportAttributeAccessIssue]
+        if not cls.has_timeout:
+            cls.test_the_timeout_is_renewed_while_the_sandbox_is_used = None  # pyright: ignore[reportAttributeAccessIssue]
+
     @staticmethod
     def provider_of(service: Any, options: dict[str, Any]) -> RemoteProvider[Any]:
         """Return a provider that uses the fake."""
@@ -100,8 +106,6 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
             assert text in said
 
     async def test_a_paused_sandbox_continues(self, make: Make, service: FakeService) -> None:
-        if not self.has_pause:
-            pytest.skip("the service does not pause")
         async with SandboxAgent.start(sandbox=make()) as sdk:
             sandbox_id = sdk.sandbox_id
             session = await sdk.create_session(agent="shell")
@@ -116,8 +120,6 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
     async def test_the_timeout_is_renewed_while_the_sandbox_is_used(
         self, make: Make, service: FakeService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if not self.has_timeout:
-            pytest.skip("the service has no timeout")
         provider = make(timeout=600)
         raw_id = await provider.create()
         now = 1000.0
