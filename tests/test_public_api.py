@@ -137,6 +137,7 @@ PUBLIC = [
     "UsageInfo",
     "UsageUpdate",
     "UserMessageChunk",
+    "VercelProvider",
     "build_inspector_url",
     "cloudflare",
     "daytona",
@@ -146,6 +147,7 @@ PUBLIC = [
     "local",
     "open_driver",
     "podman",
+    "vercel",
 ]
 
 

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.local import LocalProvider, local
     from sandbox_agent.providers.mounts import Mount
+    from sandbox_agent.providers.vercel import VercelProvider, vercel
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
         AgentThoughtChunk,
@@ -201,6 +202,7 @@ _MODULES = {
     "providers.jail_limits": ("Limits",),
     "providers.local": ("LocalProvider", "local"),
     "providers.mounts": ("Mount",),
+    "providers.vercel": ("VercelProvider", "vercel"),
     "wire.acp": (
         "AgentMessageChunk",
         "AgentThoughtChunk",
@@ -383,6 +385,7 @@ __all__ = [
     "UsageInfo",
     "UsageUpdate",
     "UserMessageChunk",
+    "VercelProvider",
     "build_inspector_url",
     "cloudflare",
     "daytona",
@@ -392,6 +395,7 @@ __all__ = [
     "local",
     "open_driver",
     "podman",
+    "vercel",
 ]
 
 

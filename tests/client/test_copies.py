@@ -59,6 +59,7 @@ LIVE = {
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
     *("DaytonaProvider",),
     *("CloudflareProvider",),
+    *("VercelProvider",),
     *("DockerProvider", "E2BProvider", "JailProvider", "PodmanProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),

@@ -197,6 +197,17 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
             await creating
         assert service.boxes == {}
 
+    async def test_a_create_that_is_not_answered_ends_and_leaves_nothing(
+        self, make: Make, service: FakeService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sandbox_agent.providers.remote.CALL_TIMEOUT", 0.5)
+        service.may_respond.clear()
+        provider = make()
+        with pytest.raises(SandboxAgentError, match="did not answer in time"):
+            await provider.create()
+        # Without a name, the service's own timeout ends it.
+        assert len(service.boxes) == (not provider.finds_by_name)
+
     async def test_the_loop_runs_while_a_sandbox_is_created(self, make: Make) -> None:
         provider = make()
         beats = 0

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Seconds. Daytona's own default would end a slow installation.
 _COMMAND_TIMEOUT = 1800
-# Seconds until a sandbox has started or stopped; a new image is built in them.
-_START_TIMEOUT = 600
+# None for its waits: the provider has a limit of its own.
+_NO_LIMIT = 0
 
 
 class DaytonaOptions(RemoteOptions, total=False):
@@ -96,7 +96,7 @@ class DaytonaProvider(RemoteProvider[Connection]):
             params = CreateSandboxFromImageParams(**arguments)
         else:
             params = CreateSandboxFromSnapshotParams(**arguments)
-        sandbox = await client.client.create(params, timeout=_START_TIMEOUT)
+        sandbox = await client.client.create(params, timeout=_NO_LIMIT)
         client.sandboxes[sandbox.id] = sandbox
         return sandbox.id
 
@@ -121,14 +121,14 @@ class DaytonaProvider(RemoteProvider[Connection]):
             case SandboxState.STARTED:
                 return False
             case SandboxState.STARTING | SandboxState.RESTORING | SandboxState.RESUMING:
-                await sandbox.wait_for_sandbox_start(_START_TIMEOUT)
+                await sandbox.wait_for_sandbox_start(_NO_LIMIT)
             case SandboxState.ERROR if sandbox.recoverable:
-                await sandbox.recover(_START_TIMEOUT)
+                await sandbox.recover(_NO_LIMIT)
             case SandboxState.STOPPING:
-                await sandbox.wait_for_sandbox_stop(_START_TIMEOUT)
-                await sandbox.start(_START_TIMEOUT)
+                await sandbox.wait_for_sandbox_stop(_NO_LIMIT)
+                await sandbox.start(_NO_LIMIT)
             case _:
-                await sandbox.start(_START_TIMEOUT)
+                await sandbox.start(_NO_LIMIT)
         return True
 
     async def _write_file(self, client: Connection, sandbox_id: str, path: str, content: bytes) -> None:
@@ -153,9 +153,9 @@ class DaytonaProvider(RemoteProvider[Connection]):
     async def _pause_sandbox(self, client: Connection, sandbox_id: str) -> None:
         sandbox = await self._get(client, sandbox_id)
         if self._pause == "pause":
-            await sandbox.pause(_START_TIMEOUT)
+            await sandbox.pause(_NO_LIMIT)
         else:
-            await sandbox.stop(_START_TIMEOUT)
+            await sandbox.stop(_NO_LIMIT)
 
     async def _list_sandboxes(self, client: Connection, metadata: Mapping[str, str]) -> list[SandboxListing]:
         from daytona import ListSandboxesQuery

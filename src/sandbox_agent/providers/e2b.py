@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
+from sandbox_agent.providers.base import finish
 from sandbox_agent.providers.remote import (
     Address,
     CommandOutput,
@@ -16,7 +17,7 @@ from sandbox_agent.providers.remote import (
 from sandbox_agent.providers.service import Service, ServiceFailure
 
 if TYPE_CHECKING:
-    from e2b import AsyncSandbox
+    from e2b import AsyncCommandHandle, AsyncSandbox
 
 
 class E2BOptions(RemoteOptions, total=False):
@@ -94,11 +95,22 @@ class E2BProvider(RemoteProvider[None]):
         from e2b import CommandExitException
 
         sandbox = await self._sandbox(sandbox_id)
-        try:
+        handles: list[AsyncCommandHandle] = []
+
+        async def start() -> None:
             # The default timeout would end the command, such as an installation, after 60 s.
-            result = await sandbox.commands.run(command, timeout=0)
+            handles.append(await sandbox.commands.run(command, background=True, timeout=0))
+
+        try:
+            # The SDK leaves the stream of a command open whose start is cancelled.
+            await finish(start())
+            result = await handles[0].wait()
         except CommandExitException as error:
             return CommandOutput(error.exit_code, error.stderr or "", error.stdout or "")
+        except BaseException:
+            for handle in handles:
+                await finish(handle.disconnect())
+            raise
         return CommandOutput(0, result.stderr, result.stdout)
 
     async def _find_address(self, client: None, sandbox_id: str) -> Address:

@@ -25,7 +25,7 @@ from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.providers import start_script
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.own_wheel import make_wheel
-from sandbox_agent.providers.service import Service, ServiceFailure
+from sandbox_agent.providers.service import Service, ServiceFailure, limited
 from sandbox_agent.providers.start_script import StartScript, package_version
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.providers")
@@ -41,6 +41,9 @@ _PROBE_INTERVAL = 0.2
 _PROBE_TIMEOUT = 10.0
 # Renewals in the time of the timeout.
 _RENEWALS = 4
+# Seconds for a call of the service, such as the start of a sandbox, whose image may have to be built.
+# Commands in the sandbox have no limit.
+CALL_TIMEOUT = 600.0
 # Seconds. A renewal delays a request: the service answers it quickly, or not.
 _RENEW_TIMEOUT = 10.0
 
@@ -218,10 +221,14 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             **{name: {**(arguments.get(name) or {}), **value} for name, value in forced.items()},
         }
 
-    async def _call(
-        self, sandbox_id: str | None, work: Callable[[], Awaitable[_T]], *, is_repeatable: bool = True
+    async def _call(self, sandbox_id: str | None, work: Callable[[], Awaitable[_T]]) -> _T:
+        return await self.service.call(sandbox_id, work, self._describe, limit=CALL_TIMEOUT)
+
+    async def _call_once(
+        self, sandbox_id: str | None, work: Callable[[], Awaitable[_T]], limit: float | None = None
     ) -> _T:
-        return await self.service.call(sandbox_id, work, self._describe, is_repeatable=is_repeatable)
+        """Call the service, again only if it has refused the call."""
+        return await self.service.call(sandbox_id, work, self._describe, is_repeatable=False, limit=limit)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncGenerator[_C]:
@@ -251,7 +258,7 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
 
             try:
                 # The service may have created it when the request is cancelled: only its response has the id.
-                await self._call(None, lambda: finish(create_sandbox()), is_repeatable=False)
+                await self._call_once(None, lambda: finish(limited(create_sandbox, CALL_TIMEOUT)))
                 await self._set_up(client, created[0])
             except BaseException:
                 for sandbox_id in created:
@@ -283,9 +290,7 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
         await self._call(sandbox_id, lambda: self._write_file(client, sandbox_id, path, content))
 
     async def _shell(self, client: _C, sandbox_id: str, command: str) -> CommandOutput:
-        return await self._call(
-            sandbox_id, lambda: self._run(client, sandbox_id, command), is_repeatable=False
-        )
+        return await self._call_once(sandbox_id, lambda: self._run(client, sandbox_id, command))
 
     async def _make_workspace(self, client: _C, sandbox_id: str) -> None:
         folder = shlex.quote(str(self.default_cwd))
@@ -391,11 +396,8 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
         address = await self._known_address(sandbox_id)
 
         async def renew() -> None:
-            try:
-                async with asyncio.timeout(_RENEW_TIMEOUT), self._connected() as client:
-                    await self._call(sandbox_id, lambda: self._renew(client, sandbox_id), is_repeatable=False)
-            except TimeoutError:
-                raise SandboxAgentError(f"no answer within {_RENEW_TIMEOUT:g} s") from None
+            async with self._connected() as client:
+                await self._call_once(sandbox_id, lambda: self._renew(client, sandbox_id), _RENEW_TIMEOUT)
 
         interval = self._timeout / _RENEWALS if self.has_timeout else float("inf")
         return RenewingTransport(address.url, address.headers, renew, interval)

@@ -104,6 +104,7 @@ class Service:
         describe: Callable[[Exception], ServiceFailure | None],
         *,
         is_repeatable: bool = True,
+        limit: float | None = None,
     ) -> _T:
         """Call the service, again while it refuses for now, and raise its errors as those of this package.
 
@@ -112,6 +113,7 @@ class Service:
             work: Makes the call.
             describe: Says what an error of the SDK means; None for an error that is not the service's.
             is_repeatable: Whether the call may be repeated if it may have had its effect.
+            limit: Seconds for each try, or None.
 
         Raises:
             SandboxDestroyedError: The sandbox no longer exists.
@@ -121,10 +123,13 @@ class Service:
         while True:
             tried += 1
             try:
-                with _cancelable():
-                    return await work()
+                return await limited(work, limit)
             except SandboxAgentError:
                 raise
+            except TimeoutError as error:
+                raise SandboxAgentError(
+                    f"{self.title} did not answer in time for {self._shown(sandbox_id)}"
+                ) from error
             except Exception as error:
                 failure = describe(error)
                 if failure is None:
@@ -137,8 +142,11 @@ class Service:
                     raise self._error(failure, sandbox_id) from error
             await asyncio.sleep(wait)
 
+    def _shown(self, sandbox_id: str | None) -> str:
+        return "a new sandbox" if sandbox_id is None else f"'{self.provider}/{sandbox_id}'"
+
     def _error(self, failure: ServiceFailure, sandbox_id: str | None) -> SandboxAgentError:
-        shown = "a new sandbox" if sandbox_id is None else f"'{self.provider}/{sandbox_id}'"
+        shown = self._shown(sandbox_id)
         if failure.is_about_file:
             return SandboxAgentError(
                 f"sandbox {shown} lacks a file: {failure.message}. Use a sandbox that {self.provider}() has "
@@ -169,6 +177,17 @@ class Service:
                 return SandboxAgentError(
                     f"{self.title} failed for {shown} (status {status}): {failure.message}"
                 )
+
+
+async def limited(work: Callable[[], Awaitable[_T]], seconds: float | None) -> _T:
+    """Call an SDK with a limit of time, which ends it also if the SDK turns cancellations into errors.
+
+    Raises:
+        TimeoutError: The time is over.
+    """
+    async with asyncio.timeout(seconds):
+        with _cancelable():
+            return await work()
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

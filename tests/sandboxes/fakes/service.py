@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,10 @@ class Box:
         env: Its variables.
         is_paused: Whether its processes are stopped, or have ended.
         name: The name that the client chose.
-        token: A secret of the sandbox, if the service has one.
+        token: A secret of the sandbox, or the id of its session, if the service has one.
+        port: The port that the service publishes.
+        timeout: Seconds from its start to its end.
+        started: When it started.
     """
 
     metadata: dict[str, str]
@@ -47,6 +51,9 @@ class Box:
     is_paused: bool = False
     name: str = ""
     token: str = field(default_factory=lambda: secrets.token_hex(8))
+    port: int = 0
+    timeout: int = 0
+    started: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -87,6 +94,7 @@ class FakeService(ABC):
         self.may_respond.set()
         self.has_traffic = True
         self.has_script = threading.Event()
+        self._children: set[subprocess.Popen[bytes]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         config = uvicorn.Config(
@@ -109,10 +117,12 @@ class FakeService(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.may_respond.set()
-        self.kill_server(signal.SIGKILL)
         self._server.should_exit = True
         self._server.force_exit = True
+        for child in list(self._children):
+            child.kill()
         self._thread.join()
+        self.kill_server(signal.SIGKILL)
 
     def kill_server(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the server in the sandbox, if there is one."""
@@ -158,17 +168,23 @@ class FakeService(ABC):
     async def run(self, box: Box, command: Sequence[str]) -> Output:
         """Run a command in a sandbox to its end. Not with asyncio: this loop is not the main thread's."""
         env = {"HOME": str(self.home), "PATH": f"{self.programs}:/usr/bin:/bin", **box.env}
-        child = await asyncio.to_thread(
-            subprocess.Popen,
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=self.home,
-            env=env,
-        )
-        out, err = await asyncio.to_thread(child.communicate)
-        return child.returncode, out, err
+
+        def run() -> Output:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=self.home,
+                env=env,
+            )
+            self._children.add(child)
+            out, err = child.communicate()
+            self._children.discard(child)
+            return child.returncode, out, err
+
+        # The thread waits for the process also when the client is gone.
+        return await asyncio.to_thread(run)
 
     async def write(self, path: Path, content: bytes) -> None:
         """Write a file of a sandbox."""
