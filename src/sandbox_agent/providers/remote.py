@@ -446,24 +446,25 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             return await self._call(None, lambda: self._list_sandboxes(client, METADATA))
 
     async def logs(self, sandbox_id: str, /, lines: int | None = None) -> str:
-        """Return the output of the server, or its last lines.
+        """Return the output of the server, or its last lines. A sandbox that is paused is resumed.
 
         Raises:
             SandboxDestroyedError: The sandbox no longer exists.
         """
+        await self.reconnect(sandbox_id)
         text = (await self._read(sandbox_id, "server.log")).decode(errors="replace")
         return text if lines is None else "".join(text.splitlines(keepends=True)[-lines:])
 
     async def execute(self, sandbox_id: str, command: Sequence[str], /) -> tuple[int, bytes]:
-        """Run a command in the sandbox. Return its exit code and its output.
+        """Run a command in the sandbox. Return its exit code and its output. One that is paused is resumed.
 
         Raises:
             SandboxDestroyedError: The sandbox no longer exists.
         """
+        folder = shlex.quote(str(self.default_cwd))
         async with self._connected() as client:
-            output = await self._shell(
-                client, sandbox_id, f"cd {shlex.quote(str(self.default_cwd))} && {shlex.join(command)} 2>&1"
-            )
+            await self._wake(client, sandbox_id)
+            output = await self._shell(client, sandbox_id, f"cd {folder} && {shlex.join(command)} 2>&1")
         return output.exit_code, (output.stdout or output.stderr).encode()
 
 
