@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from sandbox_agent.providers.jail import JailProvider, jail
     from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.local import LocalProvider, local
+    from sandbox_agent.providers.modal import ModalProvider, modal
     from sandbox_agent.providers.mounts import Mount
     from sandbox_agent.providers.vercel import VercelProvider, vercel
     from sandbox_agent.wire.acp import (
@@ -201,6 +202,7 @@ _MODULES = {
     "providers.jail": ("JailProvider", "jail"),
     "providers.jail_limits": ("Limits",),
     "providers.local": ("LocalProvider", "local"),
+    "providers.modal": ("ModalProvider", "modal"),
     "providers.mounts": ("Mount",),
     "providers.vercel": ("VercelProvider", "vercel"),
     "wire.acp": (
@@ -302,6 +304,7 @@ __all__ = [
     "Limits",
     "ListPage",
     "LocalProvider",
+    "ModalProvider",
     "ModeNotSupportedError",
     "Mount",
     "NotAcceptableError",
@@ -393,6 +396,7 @@ __all__ = [
     "e2b",
     "jail",
     "local",
+    "modal",
     "open_driver",
     "podman",
     "vercel",

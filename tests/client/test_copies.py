@@ -60,6 +60,7 @@ LIVE = {
     *("DaytonaProvider",),
     *("CloudflareProvider",),
     *("VercelProvider",),
+    *("ModalProvider",),
     *("DockerProvider", "E2BProvider", "JailProvider", "PodmanProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,12 +48,18 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
         """Return a provider that uses the fake."""
         raise NotImplementedError
 
-    @pytest.fixture
-    def service(self, tmp_path: Path) -> Iterator[FakeService]:
-        programs = tmp_path / "programs"
+    @contextlib.contextmanager
+    def running_fake(self, folder: Path) -> Generator[FakeService]:
+        """Run the fake, with a program that images may have."""
+        programs = folder / "programs"
         programs.mkdir()
         (programs / "sandbox-agent").symlink_to(Path(sys.executable).with_name("sandbox-agent"))
-        with self.fake(tmp_path / "home", programs) as fake:
+        with self.fake(folder / "home", programs) as fake:
+            yield fake
+
+    @pytest.fixture
+    def service(self, tmp_path: Path) -> Iterator[FakeService]:
+        with self.running_fake(tmp_path) as fake:
             yield fake
 
     @pytest.fixture
@@ -174,8 +181,9 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
         assert service.boxes == {}
 
     async def test_a_request_that_the_service_delays_is_tried_again_and_not_forever(
-        self, make: Make, service: FakeService
+        self, make: Make, service: FakeService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("sandbox_agent.providers.service._FIRST_WAIT", 0.0)
         service.failures["create"] = failure = Failure(429, 2, {"Retry-After": "0"})
         provider = make()
         await provider.destroy(await provider.create())

@@ -157,7 +157,9 @@ class FakeService(ABC):
         self.boxes[box_id] = box
         await asyncio.to_thread(self.home.mkdir, parents=True, exist_ok=True)
         self.created.set()
-        await asyncio.to_thread(self.may_respond.wait)
+        # Not in a thread, which a client that leaves would not end.
+        while not self.may_respond.is_set():  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.01)
 
     async def remove(self, box_id: str) -> None:
         """Destroy a sandbox."""
