@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
     from sandbox_agent.providers.cloudflare import CloudflareProvider, cloudflare
+    from sandbox_agent.providers.computesdk import ComputeSDKProvider, computesdk
     from sandbox_agent.providers.daytona import DaytonaProvider, daytona
     from sandbox_agent.providers.e2b import E2BProvider, e2b
     from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
@@ -196,6 +197,7 @@ _MODULES = {
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
     "providers.cloudflare": ("CloudflareProvider", "cloudflare"),
+    "providers.computesdk": ("ComputeSDKProvider", "computesdk"),
     "providers.daytona": ("DaytonaProvider", "daytona"),
     "providers.e2b": ("E2BProvider", "e2b"),
     "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
@@ -274,6 +276,7 @@ __all__ = [
     "CloudflareProvider",
     "CompactionSummaryChunk",
     "CompactionUpdate",
+    "ComputeSDKProvider",
     "ConfigOptionUpdate",
     "ConflictError",
     "ConnectionLostError",
@@ -391,6 +394,7 @@ __all__ = [
     "VercelProvider",
     "build_inspector_url",
     "cloudflare",
+    "computesdk",
     "daytona",
     "docker",
     "e2b",

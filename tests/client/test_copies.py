@@ -61,6 +61,7 @@ LIVE = {
     *("CloudflareProvider",),
     *("VercelProvider",),
     *("ModalProvider",),
+    *("ComputeSDKProvider",),
     *("DockerProvider", "E2BProvider", "JailProvider", "PodmanProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),

@@ -130,7 +130,7 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
         provider = make(timeout=600)
         raw_id = await provider.create()
         now = 1000.0
-        monkeypatch.setattr("sandbox_agent.providers.remote._now", lambda: now)
+        monkeypatch.setattr("sandbox_agent.providers.renewing_transport.clock", lambda: now)
         url = await provider.get_url(raw_id)
         async with httpx2.AsyncClient(transport=await provider.get_transport(raw_id)) as client:
             service.requests.clear()

@@ -76,7 +76,7 @@ class TestVercel(RemoteSuite):
         box = service.boxes[raw_id]
         box.started -= 200
         now = 1000.0
-        monkeypatch.setattr("sandbox_agent.providers.remote._now", lambda: now)
+        monkeypatch.setattr("sandbox_agent.providers.renewing_transport.clock", lambda: now)
         url = await provider.get_url(raw_id)
         async with httpx2.AsyncClient(transport=await provider.get_transport(raw_id)) as client:
             for _ in range(3):  # the third renewal finds nothing to add
