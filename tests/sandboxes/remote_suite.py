@@ -177,8 +177,11 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
         with pytest.raises(SandboxAgentError, match=said) as raised:
             await make().create()
         assert self.title in str(raised.value)
+        assert raised.value.status == status
         assert service.failures["create"].times == 9
         assert service.boxes == {}
+        # Nothing was created, so nothing is destroyed.
+        assert "DELETE" not in [method for method, _, _ in service.requests]
 
     async def test_a_request_that_the_service_delays_is_tried_again_and_not_forever(
         self, make: Make, service: FakeService, monkeypatch: pytest.MonkeyPatch
@@ -238,6 +241,10 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
 
 class StartSuite(RemoteSuite):
     """What the base does for each service, tested with one of them."""
+
+    async def test_an_unknown_option_is_refused(self, make: Make) -> None:
+        with pytest.raises(TypeError, match="has no argument 'timout'"):
+            make(timout=60)
 
     async def test_a_server_that_does_not_start_leaves_no_sandbox(
         self, make: Make, service: FakeService

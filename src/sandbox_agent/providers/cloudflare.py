@@ -33,6 +33,7 @@ class CloudflareProvider(RemoteProvider[httpx2.AsyncClient]):
 
     name: str = "cloudflare"
     service: ClassVar[Service] = Service("The Worker", "cloudflare", _KEY_VARIABLE, "api_key=...")
+    options_type: ClassVar[type[RemoteOptions]] = CloudflareOptions
     default_home: ClassVar[str] = "/root"
     finds_by_name: ClassVar[bool] = True
     has_env_file: ClassVar[bool] = True

@@ -46,6 +46,7 @@ class ComputeSDKProvider(RemoteProvider[Connection]):
     service: ClassVar[Service] = Service(
         "ComputeSDK", "computesdk", "COMPUTESDK_API_KEY", "client={'api_key': ...}", module="computesdk"
     )
+    options_type: ClassVar[type[RemoteOptions]] = ComputeSDKOptions
     default_home: ClassVar[str] = "/home/user"
     finds_by_name: ClassVar[bool] = True
 

@@ -56,6 +56,7 @@ class DaytonaProvider(RemoteProvider[Connection]):
         module="daytona",
         client="AsyncDaytona",
     )
+    options_type: ClassVar[type[RemoteOptions]] = DaytonaOptions
     default_home: ClassVar[str] = "/home/daytona"
     finds_by_name: ClassVar[bool] = True
 

@@ -35,6 +35,7 @@ class E2BProvider(RemoteProvider[None]):
     service: ClassVar[Service] = Service(
         "E2B", "e2b", "E2B_API_KEY", "client={'api_key': ...}", module="e2b", tries=1
     )
+    options_type: ClassVar[type[RemoteOptions]] = E2BOptions
     default_home: ClassVar[str] = "/home/user"
 
     def __init__(self, template: str | None = None, **options: Unpack[E2BOptions]) -> None:

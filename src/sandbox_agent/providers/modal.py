@@ -17,7 +17,7 @@ from sandbox_agent.providers.remote import (
 from sandbox_agent.providers.service import Service, ServiceFailure
 
 if TYPE_CHECKING:
-    from modal import Client, Image, Sandbox
+    from modal import Sandbox
 
 # Modal's longest, in seconds. It cannot be renewed.
 _LIFETIME = 24 * 3600
@@ -29,7 +29,7 @@ class ModalOptions(RemoteOptions, total=False):
     """The options of ``modal()``, which explains them."""
 
     app: str
-    modal_client: Client | None
+    modal_client: Any  # its type is that of an extra
 
 
 class ModalProvider(RemoteProvider[None]):
@@ -39,12 +39,13 @@ class ModalProvider(RemoteProvider[None]):
     service: ClassVar[Service] = Service(
         "Modal", "modal", "MODAL_TOKEN_ID (and MODAL_TOKEN_SECRET)", "modal_client=...", module="modal"
     )
+    options_type: ClassVar[type[RemoteOptions]] = ModalOptions
     default_home: ClassVar[str] = "/root"
     finds_by_name: ClassVar[bool] = True
     # Connections through its tunnels keep a sandbox running.
     has_timeout: ClassVar[bool] = False
 
-    def __init__(self, image: str | Image | None = None, **options: Unpack[ModalOptions]) -> None:
+    def __init__(self, image: Any = None, **options: Unpack[ModalOptions]) -> None:
         """Store the options. See ``modal`` for the arguments."""
         super().__init__(options)
         self._image = image
@@ -138,6 +139,10 @@ class ModalProvider(RemoteProvider[None]):
                 return ServiceFailure(text, 401)
             case exception.PermissionDeniedError():
                 return ServiceFailure(text, 403)
+            case exception.AlreadyExistsError():
+                return ServiceFailure(text, 409)
+            case exception.InvalidError():
+                return ServiceFailure(text, 400)
             case exception.ResourceExhaustedError():
                 return ServiceFailure(text, 429)
             case exception.ServiceError():
@@ -154,7 +159,7 @@ class ModalProvider(RemoteProvider[None]):
                 return None
 
 
-def modal(image: str | Image | None = None, **options: Unpack[ModalOptions]) -> ModalProvider:
+def modal(image: Any = None, **options: Unpack[ModalOptions]) -> ModalProvider:
     """Return a provider that runs sandboxes at Modal. Its ids are ``modal/<name of the sandbox>``.
 
     The arguments that are not listed are those of ``e2b``.

@@ -24,7 +24,7 @@ from sandbox_agent.providers import start_script
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.own_wheel import make_wheel
 from sandbox_agent.providers.renewing_transport import RenewingTransport
-from sandbox_agent.providers.service import Service, ServiceFailure, limited
+from sandbox_agent.providers.service import Service, ServiceFailure, limited, was_refused
 from sandbox_agent.providers.start_script import StartScript, package_version
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.providers")
@@ -115,6 +115,8 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
     """
 
     service: ClassVar[Service]
+    # The arguments of the function that makes the provider.
+    options_type: ClassVar[type[RemoteOptions]]
     default_home: ClassVar[str]
     # The name that a sandbox is created with finds it, so that one whose id was lost can be destroyed.
     finds_by_name: ClassVar[bool] = False
@@ -128,9 +130,12 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
 
         Raises:
             MissingExtraError: The service's SDK is not installed.
+            TypeError: There is no such option.
             ValueError: The workspace is not a folder, or the timeout is not greater than 0.
         """
         self.service.check_installed()
+        if unknown := set(options) - self.options_type.__optional_keys__:
+            raise TypeError(f"{self.name}() has no argument {', '.join(sorted(unknown))!r}")
         workspace = options.get("workspace")
         if workspace is not None and not Path(workspace).is_dir():
             raise ValueError(f"workspace must be a folder of this machine, not '{os.fspath(workspace)}'")
@@ -246,19 +251,21 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             SandboxAgentError: The service refused the sandbox, or the server did not start.
         """
         name = f"sandbox-agent-{secrets.token_hex(8)}"
-        created = [name] if self.finds_by_name else []
+        created: list[str] = []
         metadata = {**METADATA, "sandbox-agent-version": package_version()}
         async with self._connected() as client:
 
             async def create_sandbox() -> None:
-                created[:] = [await self._create_sandbox(client, name, metadata)]
+                created.append(await self._create_sandbox(client, name, metadata))
 
             try:
                 # The service may have created it when the request is cancelled: only its response has the id.
                 await self._call_once(None, lambda: finish(limited(create_sandbox, CALL_TIMEOUT)))
                 await self._set_up(client, created[0])
-            except BaseException:
-                for sandbox_id in created:
+            except BaseException as error:
+                # Without a response there may be one of this name.
+                lost = [name] if self.finds_by_name and not was_refused(error) else []
+                for sandbox_id in created or lost:
                     await finish(self._abandon(client, sandbox_id))
                 raise
         return created[0]

@@ -13,7 +13,7 @@ from sandbox_agent.errors import SandboxAgentError
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.providers")
 
-clock = time.monotonic
+clock: Callable[[], float] = time.monotonic
 
 
 class RenewingTransport(httpx2.AsyncHTTPTransport):

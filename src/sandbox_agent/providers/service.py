@@ -37,7 +37,7 @@ class ServiceFailure:
 
     Attributes:
         message: The service's own words.
-        status: The HTTP status, or None if the service could not be reached.
+        status: The HTTP status, None if the service could not be reached, or 0 for another failure.
         retry_after: Seconds that the service asks to wait, or None.
         is_about_file: Whether a file of the sandbox is missing, and not the sandbox.
     """
@@ -146,37 +146,46 @@ class Service:
         return "a new sandbox" if sandbox_id is None else f"'{self.provider}/{sandbox_id}'"
 
     def _error(self, failure: ServiceFailure, sandbox_id: str | None) -> SandboxAgentError:
+        text = self._text(failure, sandbox_id)
+        if not failure.is_about_file and failure.status in _GONE and sandbox_id is not None:
+            return SandboxDestroyedError(sandbox_id, self.provider)
+        return SandboxAgentError(text, status=failure.status or None)
+
+    def _text(self, failure: ServiceFailure, sandbox_id: str | None) -> str:
         shown = self._shown(sandbox_id)
         if failure.is_about_file:
-            return SandboxAgentError(
+            return (
                 f"sandbox {shown} lacks a file: {failure.message}. Use a sandbox that {self.provider}() has "
                 "created."
             )
         match failure.status:
-            case 404 | 410 if sandbox_id is not None:
-                return SandboxDestroyedError(sandbox_id, self.provider)
             case 401:
-                return SandboxAgentError(
+                return (
                     f"{self.title} refused the credentials: {failure.message}. Set the variable "
                     f"{self.variable} to a valid key, or pass {self.argument}."
                 )
             case 403:
-                return SandboxAgentError(
+                return (
                     f"{self.title} does not allow this with the key of {self.variable}: {failure.message}. "
                     f"Use a key that may use sandboxes, {shown} and its template."
                 )
             case 429 | 503:
                 asked = f" It asks to wait {failure.retry_after:g} s." if failure.retry_after else ""
-                return SandboxAgentError(
+                return (
                     f"{self.title} still refuses requests for now after several tries: {failure.message}."
                     f"{asked} Wait, or use fewer sandboxes at a time."
                 )
             case None:
-                return SandboxAgentError(f"{self.title} could not be reached for {shown}: {failure.message}")
+                return f"{self.title} could not be reached for {shown}: {failure.message}"
             case status:
-                return SandboxAgentError(
-                    f"{self.title} failed for {shown} (status {status}): {failure.message}"
-                )
+                said = f" (status {status})" if status else ""
+                return f"{self.title} failed for {shown}{said}: {failure.message}"
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return whether the service has not done what it was asked, so that nothing is left of it."""
+    status = error.status if isinstance(error, SandboxAgentError) else None
+    return status is not None and (status == 503 or (400 <= status < 500 and status != 408))
 
 
 async def limited(work: Callable[[], Awaitable[_T]], seconds: float | None) -> _T:

@@ -42,6 +42,7 @@ class VercelProvider(RemoteProvider["SandboxClient"]):
         "client={'credentials_factory': ...}",
         module="vercel.sandbox",
     )
+    options_type: ClassVar[type[RemoteOptions]] = VercelOptions
     default_home: ClassVar[str] = "/vercel/sandbox"
     finds_by_name: ClassVar[bool] = True
 
