@@ -14,7 +14,7 @@ import pytest
 
 from sandbox_agent import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import MissingExtraError
-from sandbox_agent.providers.service import Service, ServiceFailure, retry_after
+from sandbox_agent.providers.service import Service, ServiceFailure, retry_after, was_refused
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +68,7 @@ async def test_an_error_says_what_it_means_and_is_not_repeated(number: int, said
 
 async def test_what_a_new_sandbox_lacks_is_not_a_destroyed_sandbox() -> None:
     call, _ = failing(status(404))
-    with pytest.raises(SandboxAgentError, match="failed for a new sandbox") as raised:
+    with pytest.raises(SandboxAgentError, match="failed for this request") as raised:
         await SERVICE.call(None, call, describe)
     assert not isinstance(raised.value, SandboxDestroyedError)
 
@@ -134,6 +134,25 @@ async def test_a_cancellation_that_the_sdk_has_turned_into_an_error_is_one(*, is
 
     with pytest.raises(asyncio.CancelledError):
         await SERVICE.call("a", call, describe)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_refused"),
+    [
+        (400, True),
+        (401, True),
+        (404, True),
+        (408, False),
+        (409, False),
+        (429, True),
+        (500, False),
+        (503, False),
+    ],
+)
+def test_what_was_refused_leaves_nothing(number: int, *, is_refused: bool) -> None:
+    assert was_refused(SandboxAgentError("no", status=number)) is is_refused
+    assert was_refused(SandboxAgentError("no")) is False
+    assert was_refused(asyncio.CancelledError()) is False
 
 
 async def test_a_timeout_in_the_sdk_is_not_a_cancellation() -> None:

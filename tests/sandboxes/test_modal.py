@@ -39,6 +39,8 @@ class TestModal(RemoteSuite):
 
     async def test_the_calls_of_the_sdk_are_these(self, make: Make, service: FakeModal) -> None:
         provider = make(app="my-app", env={"A": "1"}, create={"cpu": 2.0})
+        assert await provider.list_sandboxes() == []
+        service.requests.clear()
         raw_id = await provider.create()
         [listed] = await provider.list_sandboxes()
         await provider.destroy(raw_id)

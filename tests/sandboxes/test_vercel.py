@@ -65,7 +65,7 @@ class TestVercel(RemoteSuite):
             ("GET", sandbox, "true"),
             ("GET", sandbox, "false"),
             ("GET", sandbox, "false"),
-            ("DELETE", sandbox, {"teamId": "team_1", "projectId": "prj_1", "deleteOrphanSnapshots": "true"}),
+            ("DELETE", sandbox, {"teamId": "team_1", "projectId": "prj_1"}),
         ]
 
     async def test_what_the_timeout_lacks_is_added_while_the_sandbox_is_used(

@@ -117,8 +117,12 @@ class ModalProvider(RemoteProvider[None]):
 
     async def _list_sandboxes(self, client: None, metadata: Mapping[str, str]) -> list[SandboxListing]:
         from modal import App, Sandbox
+        from modal.exception import NotFoundError
 
-        app = await App.lookup.aio(self._app, client=self._modal_client, create_if_missing=True)
+        try:
+            app = await App.lookup.aio(self._app, client=self._modal_client)
+        except NotFoundError:  # nothing was created yet
+            return []
         found: list[SandboxListing] = []
         tags = dict(metadata)
         async for each in Sandbox.list.aio(app_id=app.app_id, tags=tags, client=self._modal_client):

@@ -109,7 +109,7 @@ class Service:
         """Call the service, again while it refuses for now, and raise its errors as those of this package.
 
         Args:
-            sandbox_id: The sandbox, or None for a new one.
+            sandbox_id: The sandbox, or None if there is none yet.
             work: Makes the call.
             describe: Says what an error of the SDK means; None for an error that is not the service's.
             is_repeatable: Whether the call may be repeated if it may have had its effect.
@@ -143,7 +143,7 @@ class Service:
             await asyncio.sleep(wait)
 
     def _shown(self, sandbox_id: str | None) -> str:
-        return "a new sandbox" if sandbox_id is None else f"'{self.provider}/{sandbox_id}'"
+        return "this request" if sandbox_id is None else f"'{self.provider}/{sandbox_id}'"
 
     def _error(self, failure: ServiceFailure, sandbox_id: str | None) -> SandboxAgentError:
         text = self._text(failure, sandbox_id)
@@ -167,7 +167,7 @@ class Service:
             case 403:
                 return (
                     f"{self.title} does not allow this with the key of {self.variable}: {failure.message}. "
-                    f"Use a key that may use sandboxes, {shown} and its template."
+                    "Use a key of the team that owns the sandbox and its template."
                 )
             case 429 | 503:
                 asked = f" It asks to wait {failure.retry_after:g} s." if failure.retry_after else ""
@@ -183,9 +183,12 @@ class Service:
 
 
 def was_refused(error: BaseException) -> bool:
-    """Return whether the service has not done what it was asked, so that nothing is left of it."""
+    """Return whether the service has not done what it was asked, so that nothing is left of it.
+
+    A conflict may be with what an earlier try has left.
+    """
     status = error.status if isinstance(error, SandboxAgentError) else None
-    return status is not None and (status == 503 or (400 <= status < 500 and status != 408))
+    return status is not None and 400 <= status < 500 and status not in (408, 409)
 
 
 async def limited(work: Callable[[], Awaitable[_T]], seconds: float | None) -> _T:

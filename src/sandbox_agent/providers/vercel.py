@@ -78,8 +78,8 @@ class VercelProvider(RemoteProvider["SandboxClient"]):
         return (await client.create_sandbox(**arguments)).name
 
     async def _destroy_sandbox(self, client: SandboxClient, sandbox_id: str) -> None:
-        sandbox = await client.get_sandbox(name=sandbox_id)
-        await sandbox.destroy(delete_orphan_snapshots=True)
+        # Not its snapshots: the one that it was made from may be among them.
+        await (await client.get_sandbox(name=sandbox_id)).destroy()
 
     async def _wake_sandbox(self, client: SandboxClient, sandbox_id: str) -> bool:
         from vercel.sandbox import SandboxStatus

@@ -40,6 +40,10 @@ def _signature(owner: Any, name: str) -> inspect.Signature:
 class FakeModal(FakeService):
     credentials: ClassVar[tuple[str, str]] = ("x-unused", "")
 
+    def __init__(self, home: Path, programs: Path) -> None:
+        super().__init__(home, programs)
+        self._apps: set[str] = set()
+
     def routes(self) -> Sequence[BaseRoute]:
         methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
         return [Route("/port/{id}/{port:int}/{path:path}", self._port, methods=methods)]
@@ -103,7 +107,11 @@ class FakeModal(FakeService):
 
         return SimpleNamespace(apt_install=apt_install, tag=tag)
 
-    async def _lookup(self, name: str, **_: Any) -> Any:
+    async def _lookup(self, name: str, *, create_if_missing: bool = False, **_: Any) -> Any:
+        if create_if_missing:
+            self._apps.add(name)
+        if name not in self._apps:
+            raise exception.NotFoundError(f"no app {name}")
         return SimpleNamespace(app_id=f"ap-{name}")
 
     async def _create(
