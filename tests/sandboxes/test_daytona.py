@@ -73,8 +73,9 @@ class TestDaytona(RemoteSuite):
         def choose(options: dict[str, Any]) -> dict[str, Any]:
             return {**options, "resources": Resources(cpu=2)}
 
-        provider = make(image="python:3.12", create=choose)
-        await provider.destroy(await provider.create())
+        service.failures["create"] = Failure(400, 1)
+        with pytest.raises(SandboxAgentError, match="status 400"):
+            await make(image="python:3.12", create=choose).create()
         body = service.requests[0][2]
         assert body["buildInfo"]["dockerfileContent"] == "FROM python:3.12\n"
         assert body["cpu"] == 2

@@ -11,6 +11,7 @@ import pytest
 
 from sandbox_agent import ModalProvider, SandboxAgentError, modal
 from sandbox_agent.providers.service import Service
+from tests.sandboxes.fakes.service import Failure
 from tests.sandboxes.remote_suite import METADATA, Make, RemoteSuite
 
 sdk = pytest.importorskip("modal", reason="MODAL NOT TESTED: its SDK is not installed")
@@ -71,8 +72,9 @@ class TestModal(RemoteSuite):
         }
 
     async def test_an_image_of_a_registry_is_named(self, make: Make, service: FakeModal) -> None:
-        provider = make(image="python:3.12")
-        await provider.destroy(await provider.create())
+        service.failures["create"] = Failure(400, 1)
+        with pytest.raises(SandboxAgentError, match="status 400"):
+            await make(image="python:3.12").create()
         assert service.requests[1][2]["image"].tag == "python:3.12"
 
 
