@@ -67,12 +67,17 @@ if TYPE_CHECKING:
     from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
     from sandbox_agent.providers.base import SandboxProvider
+    from sandbox_agent.providers.cloudflare import CloudflareProvider, cloudflare
+    from sandbox_agent.providers.computesdk import ComputeSDKProvider, computesdk
+    from sandbox_agent.providers.daytona import DaytonaProvider, daytona
     from sandbox_agent.providers.e2b import E2BProvider, e2b
     from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
     from sandbox_agent.providers.jail import JailProvider, jail
     from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.local import LocalProvider, local
+    from sandbox_agent.providers.modal import ModalProvider, modal
     from sandbox_agent.providers.mounts import Mount
+    from sandbox_agent.providers.vercel import VercelProvider, vercel
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
         AgentThoughtChunk,
@@ -191,12 +196,17 @@ _MODULES = {
     "persist.memory": ("InMemorySessionPersistDriver",),
     "persist.sqlite.driver": ("SQLiteSessionPersistDriver",),
     "providers.base": ("SandboxProvider",),
+    "providers.cloudflare": ("CloudflareProvider", "cloudflare"),
+    "providers.computesdk": ("ComputeSDKProvider", "computesdk"),
+    "providers.daytona": ("DaytonaProvider", "daytona"),
     "providers.e2b": ("E2BProvider", "e2b"),
     "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
     "providers.jail": ("JailProvider", "jail"),
     "providers.jail_limits": ("Limits",),
     "providers.local": ("LocalProvider", "local"),
+    "providers.modal": ("ModalProvider", "modal"),
     "providers.mounts": ("Mount",),
+    "providers.vercel": ("VercelProvider", "vercel"),
     "wire.acp": (
         "AgentMessageChunk",
         "AgentThoughtChunk",
@@ -263,13 +273,16 @@ __all__ = [
     "AvailableCommandsUpdate",
     "Capability",
     "ClientOptions",
+    "CloudflareProvider",
     "CompactionSummaryChunk",
     "CompactionUpdate",
+    "ComputeSDKProvider",
     "ConfigOptionUpdate",
     "ConflictError",
     "ConnectionLostError",
     "CreateSessionResponse",
     "CurrentModeUpdate",
+    "DaytonaProvider",
     "DockerProvider",
     "E2BProvider",
     "EncryptedSessionPersistDriver",
@@ -294,6 +307,7 @@ __all__ = [
     "Limits",
     "ListPage",
     "LocalProvider",
+    "ModalProvider",
     "ModeNotSupportedError",
     "Mount",
     "NotAcceptableError",
@@ -377,13 +391,19 @@ __all__ = [
     "UsageInfo",
     "UsageUpdate",
     "UserMessageChunk",
+    "VercelProvider",
     "build_inspector_url",
+    "cloudflare",
+    "computesdk",
+    "daytona",
     "docker",
     "e2b",
     "jail",
     "local",
+    "modal",
     "open_driver",
     "podman",
+    "vercel",
 ]
 
 

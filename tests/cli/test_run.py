@@ -115,6 +115,13 @@ def test_run_exits_by_the_stop_reason(shell: Shell, reason: str, code: int) -> N
             2,
             "--allow-host needs --sandbox jail, docker or podman",
         ),
+        (["x", "-a", "mock", "--keep"], 2, "--keep is for a container or a service"),
+        (
+            ["x", "-a", "mock", "--image", "a", "--sandbox", "cloudflare"],
+            2,
+            "--image is for --sandbox docker",
+        ),
+        (["x", "-a", "mock", "--sandbox", "cloudflare"], 1, "set CLOUDFLARE_SANDBOX_URL"),
         (["x"], 2, "Missing option '--agent'"),
     ],
     ids=str,

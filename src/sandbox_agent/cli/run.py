@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import click
 
@@ -29,6 +29,7 @@ from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.providers.base import SandboxProvider
 from sandbox_agent.providers.jail import jail
 from sandbox_agent.providers.local import local
+from sandbox_agent.providers.services import SERVICES, WITH_IMAGE, open_service
 
 # 2 is a wrong command line, as in other programs.
 EXIT_CODES: Final = {
@@ -115,16 +116,23 @@ Examples:
 )
 @click.option(
     "--sandbox",
-    type=click.Choice(["local", "jail", "docker", "podman"]),
+    type=click.Choice(["local", "jail", "docker", "podman", *SERVICES]),
     default="local",
     show_default=True,
     help="Where the agent runs: as a process like others, in a jail that has only the working directory "
-    "(Linux, with bubblewrap), or in a container of Docker or Podman that has it, too.",
+    "(Linux, with bubblewrap), in a container of Docker or Podman that has it, too, or at a service with a "
+    "copy of it.",
 )
 @click.option(
     "--image",
     metavar="NAME",
-    help="Image of the container. Default: the one of 'sandbox-agent image build', which needs the agent.",
+    help="Image of the container, or template, snapshot or image of the service. Default for containers: the "
+    "one of 'sandbox-agent image build', which needs the agent.",
+)
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="With a container or a service: leave the sandbox running, and print its id.",
 )
 @click.option(
     "--allow-host",
@@ -162,11 +170,11 @@ Examples:
 def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
     """Run one PROMPT ("-": from standard input) and stream the agent's output.
 
-    Starts a server on this machine and ends it afterwards. The agent's text goes to standard output; its
-    thoughts, tool calls and plan go to standard error. If a tool call needs permission, you are asked;
-    without a terminal it is rejected unless --yes is given. An agent can ask you questions on a terminal; the
-    end of the input (Ctrl-D) declines them. Ctrl-C cancels the turn; a second Ctrl-C ends everything
-    immediately.
+    Starts a server, on this machine unless --sandbox names a service, and ends it afterwards. The agent's
+    text goes to standard output; its thoughts, tool calls and plan go to standard error. If a tool call needs
+    permission, you are asked; without a terminal it is rejected unless --yes is given. An agent can ask you
+    questions on a terminal; the end of the input (Ctrl-D) declines them. Ctrl-C cancels the turn; a second
+    Ctrl-C ends everything immediately.
     """
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -174,12 +182,14 @@ def run(*, prompt: str, cwd: Path | None, **options: Any) -> None:
         raise click.UsageError('the prompt is empty: pass a text, or "-" to read standard input')
     if options["allow_hosts"] and options["sandbox"] not in ("jail", "docker", "podman"):
         raise click.UsageError("--allow-host needs --sandbox jail, docker or podman: others reach all hosts")
-    in_container = options["sandbox"] in ("docker", "podman")
-    if options["image"] is not None and not in_container:
-        raise click.UsageError("--image is for --sandbox docker and podman")
-    if in_container and options["agents"] is not None:
-        raise click.UsageError("a container does not have the file of --agents: use --agent-command")
-    if not in_container:  # there it is the image's
+    is_elsewhere = options["sandbox"] not in ("local", "jail")
+    if options["image"] is not None and options["sandbox"] not in ("docker", "podman", *WITH_IMAGE):
+        raise click.UsageError(f"--image is for --sandbox docker, podman, {', '.join(WITH_IMAGE)}")
+    if options["keep"] and not is_elsewhere:
+        raise click.UsageError("--keep is for a container or a service: other sandboxes end with the command")
+    if is_elsewhere and options["agents"] is not None:
+        raise click.UsageError("this sandbox does not have the file of --agents: use --agent-command")
+    if not is_elsewhere:  # there it is the image's
         _install(options["agent"], options["agents"], options["agent_commands"], options["agent_registry"])
     turn = _Run(prompt=prompt, cwd=None if cwd is None else str(cwd.absolute()), **options)
     raise SystemExit(asyncio.run(turn.run()))
@@ -216,8 +226,9 @@ class _Run:
     permission_mode: PermissionMode | None
     yes: bool
     as_json: bool
-    sandbox: Literal["local", "jail", "docker", "podman"]
+    sandbox: str
     image: str | None
+    keep: bool
     allow_hosts: tuple[str, ...]
     agent_env: tuple[str, ...]
     agents: Path | None
@@ -244,7 +255,7 @@ class _Run:
 
     async def _run_turn(self, screen: Screen, interrupts: Interrupts) -> int:
         prompts, progress = Prompts(screen, yes=self.yes), ReadProgress()
-        async with self._start_server() as sdk:
+        async with self._start_server(screen) as sdk:
             session = await sdk.create_session(
                 agent=self.agent,
                 cwd=self.cwd if self.sandbox == "local" else None,
@@ -285,7 +296,7 @@ class _Run:
         return turn.response.stop_reason if turn.response is not None else ""
 
     @contextlib.asynccontextmanager
-    async def _start_server(self) -> AsyncGenerator[SandboxAgent]:
+    async def _start_server(self, screen: Screen) -> AsyncGenerator[SandboxAgent]:
         with tempfile.TemporaryDirectory(prefix="sandbox-agent-") as folder:
             async with self._open_driver() as driver:
                 log = Path(folder) / "server.log"
@@ -296,14 +307,20 @@ class _Run:
                 ]
                 provider = self._provider(log, args)
                 sdk = await SandboxAgent.start(sandbox=provider, persist=driver)
+                keep = self.keep
                 try:
                     yield sdk
                 except asyncio.CancelledError:
                     # Kill the server first: do not wait for a clean shutdown of the agent.
+                    keep = False
                     await provider.kill((sdk.sandbox_id or "").partition("/")[2])
                     raise
                 finally:
-                    await sdk.destroy_sandbox()
+                    if keep:
+                        screen.note(f"sandbox {sdk.sandbox_id} is kept: see 'sandbox-agent sandboxes'", "dim")
+                        await sdk.dispose()
+                    else:
+                        await sdk.destroy_sandbox()
 
     def _provider(self, log: Path, args: Sequence[str]) -> SandboxProvider:
         if self.sandbox == "local":
@@ -314,9 +331,21 @@ class _Run:
         from sandbox_agent.providers.engine.factories import docker, podman
 
         variables = _known_variables(self.agent, self.agent_env)
+        workspace = self.cwd or "."
+        if self.sandbox in SERVICES:
+            own = {"mock", *(command.partition("=")[0] for command in self.agent_commands)}
+            install = [] if self.agent in own else [self.agent]
+            return open_service(
+                self.sandbox,
+                self.image,
+                workspace=workspace,
+                env=variables,
+                install_agents=install,
+                args=args,
+            )
         make = docker if self.sandbox == "docker" else podman
         hosts = self.allow_hosts or None
-        return make(self.image, workspace=self.cwd or ".", env=variables, allow_hosts=hosts, args=args)
+        return make(self.image, workspace=workspace, env=variables, allow_hosts=hosts, args=args)
 
     @contextlib.asynccontextmanager
     async def _open_driver(self) -> AsyncGenerator[SessionPersistDriver]:

@@ -1,10 +1,11 @@
-"""``sandbox-agent sandboxes``: the sandboxes in containers of this machine."""
+"""``sandbox-agent sandboxes``: the sandboxes in containers of this machine and at services."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 import msgspec
@@ -14,30 +15,37 @@ from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.providers.engine.endpoints import EngineName, find_endpoint
 from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider
 from sandbox_agent.providers.engine.provider import EngineProvider
+from sandbox_agent.providers.remote import RemoteProvider
+from sandbox_agent.providers.services import SERVICES, open_service
 
 _KINDS: dict[EngineName, type[EngineProvider]] = {"docker": DockerProvider, "podman": PodmanProvider}
 
 
 @click.group()
 def sandboxes() -> None:
-    """List, destroy and inspect sandboxes in containers. An id is such as docker/sandbox-agent-1a2b3c."""
+    """List, destroy and inspect sandboxes. An id is such as docker/sandbox-agent-1a2b3c or e2b/i1a2b3c.
+
+    Sandboxes at a service need its key in a variable such as E2B_API_KEY.
+    """
 
 
 @sandboxes.command(name="list")
 @click.option(
+    "--provider",
     "--engine",
-    type=click.Choice(list(_KINDS)),
-    help="Only of this engine. Default: those that are found.",
+    type=click.Choice([*_KINDS, *SERVICES]),
+    help="Only of this provider. Default: the engines of containers that are found.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, one sandbox per line.")
-def list_command(engine: EngineName | None, as_json: bool) -> None:
+def list_command(provider: str | None, as_json: bool) -> None:
     """List the sandboxes, also those that are paused or stopped."""
-    engines: Sequence[EngineName] = _found() if engine is None else [engine]
-    if not engines:
+    names: Sequence[str] = _found() if provider is None else [provider]
+    if not names:
         raise SandboxAgentError(
-            "neither docker nor podman was found: pass --engine to see where it was looked for"
+            "neither docker nor podman was found: pass --provider to see where it was looked for, or the "
+            "name of a service"
         )
-    rows = [row for name in engines for row in asyncio.run(_list(name))]
+    rows = [row for name in names for row in asyncio.run(_list(name))]
     if as_json:
         for row in rows:
             echo_document(
@@ -58,10 +66,14 @@ def _found() -> Sequence[EngineName]:
     return found
 
 
-async def _list(engine: EngineName) -> list[list[str]]:
-    items = await _KINDS[engine]().list_sandboxes()
+async def _list(name: str) -> list[list[str]]:
+    provider = _provider(name)
+    if isinstance(provider, RemoteProvider):
+        found = await provider.list_sandboxes()
+        return [[f"{name}/{each.id}", each.image, each.state, each.created] for each in found]
+    items = await provider.list_sandboxes()
     return [
-        [f"{engine}/{item['Names'][0].lstrip('/')}", item["Image"], item["State"], item["Status"]]
+        [f"{name}/{item['Names'][0].lstrip('/')}", item["Image"], item["State"], item["Status"]]
         for item in items
     ]
 
@@ -100,11 +112,16 @@ def exec_command(sandbox_id: str, command: tuple[str, ...]) -> None:
     raise SystemExit(code)
 
 
-def _open(sandbox_id: str) -> tuple[EngineProvider, str]:
+def _open(sandbox_id: str) -> tuple[EngineProvider | RemoteProvider[Any], str]:
     name, slash, raw_id = sandbox_id.partition("/")
-    kind = next((kind for engine, kind in _KINDS.items() if engine == name), None)
-    if kind is None or not slash or not raw_id:
+    if name not in (*_KINDS, *SERVICES) or not slash or not raw_id:
         raise click.UsageError(
-            f"'{sandbox_id}' is not the id of a sandbox in a container: use one of 'sandboxes list'"
+            f"'{sandbox_id}' is not the id of a sandbox in a container or at a service: use one of "
+            "'sandboxes list'"
         )
-    return kind(), raw_id
+    return _provider(name), raw_id
+
+
+def _provider(name: str) -> EngineProvider | RemoteProvider[Any]:
+    kind = next((kind for engine, kind in _KINDS.items() if engine == name), None)
+    return open_service(name) if kind is None else kind()

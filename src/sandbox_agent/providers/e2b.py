@@ -2,179 +2,180 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
-import httpx2
-
-from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
-from sandbox_agent.extras import MissingExtraError
-from sandbox_agent.providers.remote import CommandOutput, RemoteProvider, RenewingTransport
+from sandbox_agent.providers.base import finish
+from sandbox_agent.providers.remote import (
+    Address,
+    CommandOutput,
+    RemoteOptions,
+    RemoteProvider,
+    SandboxListing,
+)
+from sandbox_agent.providers.service import Service, ServiceFailure
 
 if TYPE_CHECKING:
-    from e2b import AsyncSandbox
-
-# Seconds. A renewal delays a request: the service answers it quickly, or not.
-_RENEW_TIMEOUT = 10.0
-# Renewals in the time of the timeout.
-_RENEWALS = 4
-
-CreateOptions = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
+    from e2b import AsyncCommandHandle, AsyncSandbox
 
 
-class E2BProvider(RemoteProvider):
+class E2BOptions(RemoteOptions, total=False):
+    """The options of ``e2b()``, which explains them."""
+
+    on_timeout: Literal["pause", "kill"]
+    client: Mapping[str, Any] | None
+
+
+class E2BProvider(RemoteProvider[None]):
     """Runs each sandbox at E2B. Created by ``e2b``."""
 
-    name = "e2b"
+    name: str = "e2b"
+    # Its SDK repeats what it may.
+    service: ClassVar[Service] = Service(
+        "E2B", "e2b", "E2B_API_KEY", "client={'api_key': ...}", module="e2b", tries=1
+    )
+    options_type: ClassVar[type[RemoteOptions]] = E2BOptions
+    default_home: ClassVar[str] = "/home/user"
 
-    def __init__(
-        self,
-        template: str | None = None,
-        *,
-        env: Mapping[str, str] | None = None,
-        workspace: str | os.PathLike[str] | None = None,
-        install_agents: Sequence[str] = (),
-        timeout: int = 3600,
-        on_timeout: Literal["pause", "kill"] = "pause",
-        agent_port: int = 2468,
-        home: str = "/home/user",
-        args: Sequence[str] = (),
-        create: CreateOptions | None = None,
-        client: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, template: str | None = None, **options: Unpack[E2BOptions]) -> None:
         """Store the options. See ``e2b`` for the arguments."""
-        if find_spec("e2b") is None:
-            raise MissingExtraError(
-                "e2b() needs the extra 'e2b': install it with pip install \"sandbox-agent-py[e2b]\""
-            )
-        super().__init__(
-            home=home,
-            workspace=workspace,
-            install_agents=install_agents,
-            agent_port=agent_port,
-            args=args,
-        )
+        super().__init__(options)
         self._template = template
-        self._env = dict(env or {})
-        self._timeout = timeout
-        self._on_timeout = on_timeout
-        self._create = create
-        self._client = dict(client or {})
+        self._on_timeout = options.get("on_timeout", "pause")
+        self._client = dict(options.get("client") or {})
         self._sandboxes: dict[str, AsyncSandbox] = {}
 
-    async def _create_sandbox(self, metadata: Mapping[str, str]) -> str:
+    @contextlib.asynccontextmanager
+    async def _connect(self) -> AsyncGenerator[None]:
+        yield  # each call of the SDK has a client of its own
+
+    async def _create_sandbox(self, client: None, name: str, metadata: Mapping[str, str]) -> str:
         from e2b import AsyncSandbox
 
-        options: dict[str, Any] = {
-            "template": self._template,
-            "timeout": self._timeout,
-            "lifecycle": {"on_timeout": self._on_timeout},
-            "envs": self._env,
-            "metadata": dict(metadata),
-        }
-        if callable(self._create):
-            options = dict(self._create(options))
-        else:
-            options |= self._create or {}
-        options["metadata"] = {**options.get("metadata", {}), **metadata}
-        with _mapped(self.name, "a new sandbox"):
-            sandbox = await AsyncSandbox.create(**options, **self._client)
+        options = self._native(
+            {
+                "template": self._template,
+                "timeout": self._timeout,
+                "lifecycle": {"on_timeout": self._on_timeout},
+                "envs": self._env,
+            },
+            metadata=metadata,
+        )
+        sandbox = await AsyncSandbox.create(**options, **self._client)
         self._sandboxes[sandbox.sandbox_id] = sandbox
         return sandbox.sandbox_id
 
-    async def _destroy_sandbox(self, sandbox_id: str) -> None:
+    async def _destroy_sandbox(self, client: None, sandbox_id: str) -> None:
         from e2b import AsyncSandbox
 
         self._sandboxes.pop(sandbox_id, None)
-        with contextlib.suppress(SandboxDestroyedError), _mapped(self.name, sandbox_id):
-            await AsyncSandbox.kill(sandbox_id, **self._client)
+        await AsyncSandbox.kill(sandbox_id, **self._client)
 
-    async def _wake_sandbox(self, sandbox_id: str) -> None:
+    async def _wake_sandbox(self, client: None, sandbox_id: str) -> bool:
         from e2b import AsyncSandbox
 
-        with _mapped(self.name, sandbox_id):
-            sandbox = await AsyncSandbox.connect(sandbox_id, self._timeout, **self._client)
+        sandbox = await AsyncSandbox.connect(sandbox_id, self._timeout, **self._client)
         self._sandboxes[sandbox_id] = sandbox
+        return False
 
     async def _sandbox(self, sandbox_id: str) -> AsyncSandbox:
         if sandbox_id not in self._sandboxes:
-            await self._wake_sandbox(sandbox_id)
+            await self._wake_sandbox(None, sandbox_id)
         return self._sandboxes[sandbox_id]
 
-    async def _write_file(self, sandbox_id: str, path: str, content: bytes) -> None:
+    async def _write_file(self, client: None, sandbox_id: str, path: str, content: bytes) -> None:
         files: Any = (await self._sandbox(sandbox_id)).files  # its types are incomplete
-        with _mapped(self.name, sandbox_id):
-            await files.write(path, content, use_octet_stream=True)
+        await files.write(path, content, use_octet_stream=True)
 
-    async def _read_file(self, sandbox_id: str, path: str) -> bytes:
+    async def _read_file(self, client: None, sandbox_id: str, path: str) -> bytes:
         sandbox = await self._sandbox(sandbox_id)
-        with _mapped(self.name, sandbox_id):
-            return bytes(await sandbox.files.read(path, "bytes"))
+        return bytes(await sandbox.files.read(path, "bytes"))
 
-    async def _run(self, sandbox_id: str, command: str) -> CommandOutput:
+    async def _run(self, client: None, sandbox_id: str, command: str) -> CommandOutput:
         from e2b import CommandExitException
 
         sandbox = await self._sandbox(sandbox_id)
-        with _mapped(self.name, sandbox_id):
-            try:
-                # The default timeout would end the command, such as an installation, after 60 s.
-                await sandbox.commands.run(command, timeout=0)
-            except CommandExitException as error:
-                return CommandOutput(error.exit_code, error.stderr or "")
-        return CommandOutput(0, "")
+        handles: list[AsyncCommandHandle] = []
 
-    async def get_url(self, sandbox_id: str, /) -> str:
-        """Return the URL under which E2B publishes the server's port."""
+        async def start() -> None:
+            # The default timeout would end the command, such as an installation, after 60 s.
+            handles.append(await sandbox.commands.run(command, background=True, timeout=0))
+
+        try:
+            # The SDK leaves the stream of a command open whose start is cancelled.
+            await finish(start())
+            result = await handles[0].wait()
+        except CommandExitException as error:
+            return CommandOutput(error.exit_code, error.stderr or "", error.stdout or "")
+        except BaseException:
+            for handle in handles:
+                await finish(handle.disconnect())
+            raise
+        return CommandOutput(0, result.stderr, result.stdout)
+
+    async def _find_address(self, client: None, sandbox_id: str) -> Address:
         sandbox = await self._sandbox(sandbox_id)
         own: str | None = self._client.get("sandbox_url")
-        return own.rstrip("/") if own else f"https://{sandbox.get_host(self._agent_port)}"
-
-    async def get_transport(self, sandbox_id: str, /) -> httpx2.AsyncBaseTransport:
-        """Return a transport that renews the sandbox's timeout while it is used."""
-        sandbox = await self._sandbox(sandbox_id)
         headers: dict[str, str] = {}
-        if self._client.get("sandbox_url"):
+        if own:
             headers |= {"E2b-Sandbox-Id": sandbox_id, "E2b-Sandbox-Port": str(self._agent_port)}
         if sandbox.traffic_access_token:
             headers["e2b-traffic-access-token"] = sandbox.traffic_access_token
+        return Address(own.rstrip("/") if own else f"https://{sandbox.get_host(self._agent_port)}", headers)
 
-        async def renew() -> None:
-            with _mapped(self.name, sandbox_id):
-                await sandbox.set_timeout(self._timeout, request_timeout=_RENEW_TIMEOUT)
+    async def _renew(self, client: None, sandbox_id: str) -> None:
+        await (await self._sandbox(sandbox_id)).set_timeout(self._timeout)
 
-        return RenewingTransport(await self.get_url(sandbox_id), headers, renew, self._timeout / _RENEWALS)
-
-    async def pause(self, sandbox_id: str, /) -> None:
-        """Pause the sandbox. Its memory and its files are kept.
-
-        Raises:
-            SandboxDestroyedError: It no longer exists.
-        """
+    async def _pause_sandbox(self, client: None, sandbox_id: str) -> None:
         from e2b import AsyncSandbox
 
         self._sandboxes.pop(sandbox_id, None)
-        with _mapped(self.name, sandbox_id):
-            await AsyncSandbox.pause(sandbox_id, **self._client)
+        await AsyncSandbox.pause(sandbox_id, **self._client)
+
+    async def _list_sandboxes(self, client: None, metadata: Mapping[str, str]) -> list[SandboxListing]:
+        from e2b import AsyncSandbox, SandboxQuery
+
+        found: list[SandboxListing] = []
+        pages = AsyncSandbox.list(SandboxQuery(metadata=dict(metadata)), **self._client)
+        while pages.has_next:
+            for item in await pages.next_items():
+                shown = item.name or item.template_id
+                found.append(
+                    SandboxListing(item.sandbox_id, shown, item.state.value, item.started_at.isoformat())
+                )
+        return found
+
+    def _describe(self, error: Exception) -> ServiceFailure | None:
+        import httpx
+        from e2b import (
+            AuthenticationException,
+            FileNotFoundException,
+            RateLimitException,
+            SandboxException,
+            SandboxNotFoundException,
+        )
+        from e2b.exceptions import SandboxNotRunningException, ServiceBusyException
+
+        text = str(error)
+        match error:
+            case FileNotFoundException():
+                return ServiceFailure(text, 404, is_about_file=True)
+            case SandboxNotFoundException() | SandboxNotRunningException():
+                return ServiceFailure(text, 404)
+            case AuthenticationException():
+                return ServiceFailure(text, 401)
+            case RateLimitException() | ServiceBusyException():
+                return ServiceFailure(text, 429)
+            case SandboxException():
+                return ServiceFailure(f"{type(error).__name__}: {error}", error.status_code or 0)
+            case httpx.HTTPError():
+                return ServiceFailure(f"{type(error).__name__}: {error}", None)
+            case _:
+                return None
 
 
-def e2b(
-    template: str | None = None,
-    *,
-    env: Mapping[str, str] | None = None,
-    workspace: str | os.PathLike[str] | None = None,
-    install_agents: Sequence[str] = (),
-    timeout: int = 3600,
-    on_timeout: Literal["pause", "kill"] = "pause",
-    agent_port: int = 2468,
-    home: str = "/home/user",
-    args: Sequence[str] = (),
-    create: CreateOptions | None = None,
-    client: Mapping[str, Any] | None = None,
-) -> E2BProvider:
+def e2b(template: str | None = None, **options: Unpack[E2BOptions]) -> E2BProvider:
     """Return a provider that runs sandboxes at E2B. Its sandbox ids are ``e2b/<id of the sandbox>``.
 
     If the template has no ``sandbox-agent`` of this version, it is installed when the sandbox is created, for
@@ -186,10 +187,11 @@ def e2b(
         workspace: A folder of this machine whose content is copied into the working directory, with ``.git``
             and what ``.gitignore`` names.
         install_agents: Agents to install when the server starts.
-        timeout: Seconds that the sandbox keeps running without a client. While a client is connected, it is
-            renewed.
-        on_timeout: What E2B then does. A sandbox that is paused continues with the next request.
-        agent_port: The server's port in the sandbox.
+        timeout: Seconds that the sandbox keeps running without a client, 3600 by default. While a client is
+            connected, it is renewed.
+        on_timeout: What E2B then does: "pause", the default, or "kill". A sandbox that is paused continues
+            with the next request.
+        agent_port: The server's port in the sandbox, 2468 by default.
         home: The home of the template's user.
         args: More arguments of the server.
         create: More arguments of ``e2b.AsyncSandbox.create``, or a function that gets all arguments and
@@ -199,77 +201,6 @@ def e2b(
 
     Raises:
         ImportError: The extra ``e2b`` is not installed.
-        ValueError: The workspace is not a folder.
+        ValueError: The workspace is not a folder, or the timeout is not greater than 0.
     """
-    return E2BProvider(
-        template,
-        env=env,
-        workspace=workspace,
-        install_agents=install_agents,
-        timeout=timeout,
-        on_timeout=on_timeout,
-        agent_port=agent_port,
-        home=home,
-        args=args,
-        create=create,
-        client=client,
-    )
-
-
-@contextlib.contextmanager
-def _cancelable() -> Generator[None]:
-    """Raise a cancellation that E2B's SDK has turned into an error of a request."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, asyncio.CancelledError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from error
-        raise
-
-
-@contextlib.contextmanager
-def _mapped(provider: str, sandbox_id: str) -> Generator[None]:
-    """Raise the errors of E2B's SDK, which has retried what it can, as those of this package."""
-    import httpx
-    from e2b import (
-        AuthenticationException,
-        FileNotFoundException,
-        RateLimitException,
-        SandboxException,
-        SandboxNotFoundException,
-    )
-    from e2b.exceptions import SandboxNotRunningException, ServiceBusyException
-
-    try:
-        with _cancelable():
-            yield
-    except FileNotFoundException as error:
-        raise SandboxAgentError(
-            f"sandbox '{provider}/{sandbox_id}' lacks a file: {error}. Use a sandbox that e2b() created."
-        ) from error
-    except (SandboxNotFoundException, SandboxNotRunningException) as error:
-        raise SandboxDestroyedError(sandbox_id, provider) from error
-    except AuthenticationException as error:
-        raise SandboxAgentError(
-            f"E2B refused the API key: {error}. Set the variable E2B_API_KEY to a valid key, or pass "
-            "client={'api_key': ...}."
-        ) from error
-    except (RateLimitException, ServiceBusyException) as error:
-        raise SandboxAgentError(
-            f"E2B still refuses requests for now after several tries: {error}. Wait, or use fewer sandboxes "
-            "at a time."
-        ) from error
-    except SandboxException as error:
-        if error.status_code == 403:
-            raise SandboxAgentError(
-                f"E2B does not allow this with the API key of E2B_API_KEY: {error}. Use a key of the team "
-                "that owns the sandbox or the template."
-            ) from error
-        raise SandboxAgentError(f"E2B failed for {sandbox_id}: {type(error).__name__}: {error}") from error
-    except httpx.HTTPError as error:
-        raise SandboxAgentError(
-            f"E2B could not be reached for {sandbox_id}: {type(error).__name__}: {error}"
-        ) from error
+    return E2BProvider(template, **options)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import httpx2
 import platformdirs
@@ -124,6 +125,24 @@ def _delete_folder(path: Path) -> None:
     # These programs have no limit of depth, and do not follow links.
     for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
         subprocess.run([*command, "--", str(path)], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
+
+
+class JailOptions(TypedDict, total=False):
+    """The options of ``jail()``, which explains them."""
+
+    workspace: str | os.PathLike[str] | None
+    network: bool
+    allow_hosts: Sequence[str] | None
+    mounts: Sequence[Mount]
+    limits: Limits | None
+    port: int | None
+    token: str | None
+    env: Mapping[str, str] | None
+    log: Log
+    store: str | None
+    agents: str | os.PathLike[str] | None
+    agent_commands: Mapping[str, str | Sequence[str]] | None
+    args: Sequence[str]
 
 
 class JailProvider(LocalProvider):
@@ -431,22 +450,7 @@ def _installed_agents() -> Iterator[str]:
                 yield from ("--ro-bind", str(folder / name), str(target))
 
 
-def jail(
-    *,
-    workspace: str | os.PathLike[str] | None = None,
-    network: bool = True,
-    allow_hosts: Sequence[str] | None = None,
-    mounts: Sequence[Mount] = (),
-    limits: Limits | None = None,
-    port: int | None = None,
-    token: str | None = None,
-    env: Mapping[str, str] | None = None,
-    log: Log = "inherit",
-    store: str | None = None,
-    agents: str | os.PathLike[str] | None = None,
-    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
-    args: Sequence[str] = (),
-) -> JailProvider:
+def jail(**options: Unpack[JailOptions]) -> JailProvider:
     """Return a provider that starts the server and its agents in a jail on this machine (Linux, bubblewrap).
 
     In the jail there are the system's programs, this Python, Node and the installed agents, all read-only;
@@ -489,18 +493,4 @@ def jail(
         SandboxAgentError: This is not Linux, bubblewrap is not installed, a folder does not exist, or no
             control group can be created for ``limits``.
     """
-    return JailProvider(
-        workspace=workspace,
-        network=network,
-        allow_hosts=allow_hosts,
-        mounts=mounts,
-        limits=limits,
-        port=port,
-        token=token,
-        env=env,
-        log=log,
-        store=store,
-        agents=agents,
-        agent_commands=agent_commands,
-        args=args,
-    )
+    return JailProvider(**options)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
@@ -26,7 +26,7 @@ from sandbox_agent.providers.server_process import (
 )
 
 if TYPE_CHECKING:
-    from sandbox_agent.providers.jail import JailProvider, Mount
+    from sandbox_agent.providers.jail import JailOptions, JailProvider
 
 # The server of a program that was killed ends a moment after it, and has its store until then.
 STORE_WAIT = 6.0
@@ -40,6 +40,22 @@ class _Running:
 
     process: ServerProcess
     token: str
+
+
+class LocalOptions(TypedDict, total=False):
+    """The options of ``local()``, which explains them."""
+
+    host: str
+    port: int | None
+    token: str | None
+    env: Mapping[str, str] | None
+    log: Log
+    binary: str | os.PathLike[str] | None
+    store: str | None
+    agent_env_policy: Literal["strict", "default"]
+    agents: str | os.PathLike[str] | None
+    agent_commands: Mapping[str, str | Sequence[str]] | None
+    args: Sequence[str]
 
 
 class LocalProvider(SandboxProvider):
@@ -234,40 +250,11 @@ class LocalProvider(SandboxProvider):
 
 
 @overload
-def local(
-    *,
-    isolation: None = None,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    token: str | None = None,
-    env: Mapping[str, str] | None = None,
-    log: Log = "inherit",
-    binary: str | os.PathLike[str] | None = None,
-    store: str | None = None,
-    agent_env_policy: Literal["strict", "default"] = "strict",
-    agents: str | os.PathLike[str] | None = None,
-    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
-    args: Sequence[str] = (),
-) -> LocalProvider: ...
+def local(*, isolation: None = None, **options: Unpack[LocalOptions]) -> LocalProvider: ...
 
 
 @overload
-def local(
-    *,
-    isolation: Literal["jail"],
-    workspace: str | os.PathLike[str] | None = None,
-    network: bool = True,
-    allow_hosts: Sequence[str] | None = None,
-    mounts: Sequence[Mount] = (),
-    port: int | None = None,
-    token: str | None = None,
-    env: Mapping[str, str] | None = None,
-    log: Log = "inherit",
-    store: str | None = None,
-    agents: str | os.PathLike[str] | None = None,
-    agent_commands: Mapping[str, str | Sequence[str]] | None = None,
-    args: Sequence[str] = (),
-) -> JailProvider: ...
+def local(*, isolation: Literal["jail"], **options: Unpack[JailOptions]) -> JailProvider: ...
 
 
 def local(*, isolation: Literal["jail"] | None = None, **options: Any) -> LocalProvider:

@@ -10,22 +10,27 @@ import os
 import secrets
 import shlex
 import tarfile
-import time
-import urllib.request
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import httpx2
 
-from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.providers import start_script
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.own_wheel import make_wheel
+from sandbox_agent.providers.renewing_transport import RenewingTransport
+from sandbox_agent.providers.service import Service, ServiceFailure, limited, was_refused
 from sandbox_agent.providers.start_script import StartScript, package_version
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.providers")
+
+_C = TypeVar("_C")
+_T = TypeVar("_T")
 
 # What a service shows of a sandbox, to find those of this package.
 METADATA: dict[str, str] = {"sandbox-agent": "1"}
@@ -33,6 +38,28 @@ METADATA: dict[str, str] = {"sandbox-agent": "1"}
 ROUTE_TIMEOUT = 30.0
 _PROBE_INTERVAL = 0.2
 _PROBE_TIMEOUT = 10.0
+# Renewals in the time of the timeout.
+_RENEWALS = 4
+# Seconds for a call of the service, such as the start of a sandbox, whose image may have to be built.
+# Commands in the sandbox have no limit.
+CALL_TIMEOUT = 600.0
+# Seconds. A renewal delays a request: the service answers it quickly, or not.
+_RENEW_TIMEOUT = 10.0
+
+CreateOptions = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+class RemoteOptions(TypedDict, total=False):
+    """The options that all services share. ``e2b()`` explains them."""
+
+    env: Mapping[str, str] | None
+    workspace: str | os.PathLike[str] | None
+    install_agents: Sequence[str]
+    timeout: int
+    agent_port: int
+    home: str
+    args: Sequence[str]
+    create: CreateOptions | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,79 +68,179 @@ class CommandOutput:
 
     Attributes:
         exit_code: Its exit code.
-        stderr: Its standard error.
+        stderr: Its standard error, or all of its output where a service does not tell them apart.
+        stdout: Its standard output.
     """
 
     exit_code: int
     stderr: str
+    stdout: str = ""
 
 
-class RemoteProvider(SandboxProvider):
-    """Starts the server in sandboxes of a service.
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server of a sandbox is reached.
 
-    A subclass says how a sandbox is created and destroyed there, and how files and commands reach it. Its
-    methods raise the errors of this package: ``SandboxDestroyedError`` for a sandbox that no longer exists.
+    Attributes:
+        url: Its base URL.
+        headers: Headers that the service needs.
     """
 
-    def __init__(
-        self,
-        *,
-        home: str,
-        workspace: str | os.PathLike[str] | None,
-        install_agents: Sequence[str],
-        agent_port: int,
-        args: Sequence[str],
-    ) -> None:
-        """Store the options that all services share.
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
-        Args:
-            home: The home of the sandbox's user.
-            workspace: A folder of this machine to copy into the sandbox, or None.
-            install_agents: Agents to install before the server starts.
-            agent_port: The server's port in the sandbox.
-            args: More arguments of the server.
+
+@dataclass(frozen=True, slots=True)
+class SandboxListing:
+    """A sandbox in a list.
+
+    Attributes:
+        id: Its raw id.
+        image: Its template, image or snapshot, as far as the service says.
+        state: The service's word for its state.
+        created: When it was created, as far as the service says.
+    """
+
+    id: str
+    image: str
+    state: str
+    created: str
+
+
+class RemoteProvider(SandboxProvider, Generic[_C]):
+    """Starts the server in sandboxes of a service.
+
+    A subclass says with the service's SDK how a sandbox is created and destroyed, and how files and commands
+    reach it. Its methods raise the errors of the SDK, and ``_describe`` says what they mean.
+    """
+
+    service: ClassVar[Service]
+    # The arguments of the function that makes the provider.
+    options_type: ClassVar[type[RemoteOptions]]
+    default_home: ClassVar[str]
+    # The name that a sandbox is created with finds it, so that one whose id was lost can be destroyed.
+    finds_by_name: ClassVar[bool] = False
+    # The service has no variables of a sandbox: they are in a file.
+    has_env_file: ClassVar[bool] = False
+    # The service ends a sandbox after a time, which can be set again.
+    has_timeout: ClassVar[bool] = True
+
+    def __init__(self, options: RemoteOptions) -> None:
+        """Store the options. See ``e2b`` for them.
 
         Raises:
-            ValueError: The workspace is not a folder.
+            MissingExtraError: The service's SDK is not installed.
+            TypeError: There is no such option.
+            ValueError: The workspace is not a folder, or the timeout is not greater than 0.
         """
+        self.service.check_installed()
+        if unknown := set(options) - self.options_type.__optional_keys__:
+            raise TypeError(f"{self.name}() has no argument {', '.join(sorted(unknown))!r}")
+        workspace = options.get("workspace")
         if workspace is not None and not Path(workspace).is_dir():
             raise ValueError(f"workspace must be a folder of this machine, not '{os.fspath(workspace)}'")
+        self._timeout = options.get("timeout", 3600)
+        if self._timeout <= 0:
+            raise ValueError(f"timeout must be greater than 0 seconds, not {self._timeout}")
+        home = options.get("home", self.default_home)
         self.default_cwd: str | None = f"{home}/workspace"
         self._folder = f"{home}/.sandbox-agent"
         self._workspace = None if workspace is None else Path(workspace)
-        self._agent_port = agent_port
+        self._agent_port = options.get("agent_port", 2468)
+        self._env = dict(options.get("env") or {})
+        self._create = options.get("create")
         self._script: str = StartScript(
-            port=agent_port,
+            port=self._agent_port,
             folder=self._folder,
             cwd=self.default_cwd,
-            install_agents=tuple(install_agents),
-            arguments=tuple(args),
+            install_agents=tuple(options.get("install_agents", ())),
+            arguments=tuple(options.get("args", ())),
         ).text()
         self._tokens: dict[str, str] = {}
+        self._addresses: dict[str, Address] = {}
 
     @abstractmethod
-    async def _create_sandbox(self, metadata: Mapping[str, str]) -> str:
-        """Create a sandbox at the service and return its id."""
+    def _connect(self) -> AbstractAsyncContextManager[_C]:
+        """Open the SDK's client for some calls."""
 
     @abstractmethod
-    async def _destroy_sandbox(self, sandbox_id: str) -> None:
-        """Destroy a sandbox at the service. Does nothing if it no longer exists."""
+    def _describe(self, error: Exception) -> ServiceFailure | None:
+        """Say what an error of the SDK means. None for an error that is not the service's."""
 
     @abstractmethod
-    async def _wake_sandbox(self, sandbox_id: str) -> None:
-        """Find a sandbox and resume it if it is paused."""
+    async def _create_sandbox(self, client: _C, name: str, metadata: Mapping[str, str]) -> str:
+        """Create a sandbox and return its id. The name is one that no other sandbox has."""
 
     @abstractmethod
-    async def _write_file(self, sandbox_id: str, path: str, content: bytes) -> None:
+    async def _destroy_sandbox(self, client: _C, sandbox_id: str) -> None:
+        """Destroy a sandbox."""
+
+    @abstractmethod
+    async def _wake_sandbox(self, client: _C, sandbox_id: str) -> bool:
+        """Find a sandbox and resume it if it is paused. Return whether its processes have ended."""
+
+    @abstractmethod
+    async def _write_file(self, client: _C, sandbox_id: str, path: str, content: bytes) -> None:
         """Write a file and the folders that it needs."""
 
     @abstractmethod
-    async def _read_file(self, sandbox_id: str, path: str) -> bytes:
+    async def _read_file(self, client: _C, sandbox_id: str, path: str) -> bytes:
         """Return the content of a file."""
 
     @abstractmethod
-    async def _run(self, sandbox_id: str, command: str) -> CommandOutput:
+    async def _run(self, client: _C, sandbox_id: str, command: str) -> CommandOutput:
         """Run a command line in a shell, without a limit of time, and return when it has ended."""
+
+    @abstractmethod
+    async def _find_address(self, client: _C, sandbox_id: str) -> Address:
+        """Return where the service publishes the server's port."""
+
+    async def _renew(self, client: _C, sandbox_id: str) -> None:
+        """Set the sandbox's timeout again, if the service has one."""
+        return
+
+    async def _pause_sandbox(self, client: _C, sandbox_id: str) -> None:
+        """Pause a sandbox."""
+        await self._destroy_sandbox(client, sandbox_id)
+
+    async def _list_sandboxes(self, client: _C, metadata: Mapping[str, str]) -> list[SandboxListing]:
+        """Return the sandboxes that have this metadata."""
+        raise SandboxAgentError(f"{self.service.title} does not list sandboxes: use the id of one")
+
+    def _native(self, arguments: dict[str, Any], **forced: Any) -> dict[str, Any]:
+        """Return the arguments of the SDK's create call: the user's, and those that the provider needs.
+
+        Args:
+            arguments: What the provider passes.
+            forced: Mappings that are merged into the user's, such as the metadata.
+        """
+        if callable(self._create):
+            arguments = dict(self._create({**arguments, **forced}))
+        else:
+            arguments = {**arguments, **(self._create or {})}
+        return {
+            **arguments,
+            **{name: {**(arguments.get(name) or {}), **value} for name, value in forced.items()},
+        }
+
+    async def _call(self, sandbox_id: str | None, work: Callable[[], Awaitable[_T]]) -> _T:
+        return await self.service.call(sandbox_id, work, self._describe, limit=CALL_TIMEOUT)
+
+    async def _call_once(
+        self, sandbox_id: str | None, work: Callable[[], Awaitable[_T]], limit: float | None = None
+    ) -> _T:
+        """Call the service, again only if it has refused the call."""
+        return await self.service.call(sandbox_id, work, self._describe, is_repeatable=False, limit=limit)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[_C]:
+        await self.service.load()
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def enter() -> _C:
+                return await stack.enter_async_context(self._connect())
+
+            yield await self._call(None, enter)
 
     async def create(self) -> str:
         """Create a sandbox, start its server, and return the sandbox's id when the server responds.
@@ -123,84 +250,99 @@ class RemoteProvider(SandboxProvider):
         Raises:
             SandboxAgentError: The service refused the sandbox, or the server did not start.
         """
+        name = f"sandbox-agent-{secrets.token_hex(8)}"
         created: list[str] = []
+        metadata = {**METADATA, "sandbox-agent-version": package_version()}
+        async with self._connected() as client:
 
-        async def create_sandbox() -> None:
-            created.append(
-                await self._create_sandbox({**METADATA, "sandbox-agent-version": package_version()})
-            )
+            async def create_sandbox() -> None:
+                created.append(await self._create_sandbox(client, name, metadata))
 
-        try:
-            # The service may have created it when the request is cancelled: only its response has the id.
-            await finish(create_sandbox())
-            await self._set_up(created[0])
-        except BaseException:
-            for sandbox_id in created:
-                await finish(self._abandon(sandbox_id))
-            raise
+            try:
+                # The service may have created it when the request is cancelled: only its response has the id.
+                await self._call_once(None, lambda: finish(limited(create_sandbox, CALL_TIMEOUT)))
+                await self._set_up(client, created[0])
+            except BaseException as error:
+                # Without a response there may be one of this name.
+                lost = [name] if self.finds_by_name and not was_refused(error) else []
+                for sandbox_id in created or lost:
+                    await finish(self._abandon(client, sandbox_id))
+                raise
         return created[0]
 
-    async def _abandon(self, sandbox_id: str) -> None:
+    async def _abandon(self, client: _C, sandbox_id: str) -> None:
         try:
-            await self.destroy(sandbox_id)
+            await self._destroy(client, sandbox_id)
         except SandboxAgentError:  # the error that led here is the one to raise
             logger.exception("sandbox '%s/%s' is not used and could not be destroyed", self.name, sandbox_id)
 
-    async def _set_up(self, sandbox_id: str) -> None:
+    async def _set_up(self, client: _C, sandbox_id: str) -> None:
         token = secrets.token_urlsafe(24)
         self._tokens[sandbox_id] = token
-        await self._write_file(sandbox_id, f"{self._folder}/token", token.encode())
-        await self._write_file(sandbox_id, f"{self._folder}/start.sh", self._script.encode())
-        await self._make_workspace(sandbox_id)
-        await self._start_server(sandbox_id)
-        await self._wait_responding(sandbox_id)
+        await self._put(client, sandbox_id, "token", token.encode())
+        await self._put(client, sandbox_id, "start.sh", self._script.encode())
+        if self.has_env_file:
+            exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._env.items())
+            await self._put(client, sandbox_id, "env.sh", exports.encode())
+        await self._make_workspace(client, sandbox_id)
+        await self._start_server(client, sandbox_id)
+        await self._wait_responding(client, sandbox_id)
 
-    async def _make_workspace(self, sandbox_id: str) -> None:
+    async def _put(self, client: _C, sandbox_id: str, name: str, content: bytes) -> None:
+        """Write a file of the server's folder."""
+        path = f"{self._folder}/{name}"
+        await self._call(sandbox_id, lambda: self._write_file(client, sandbox_id, path, content))
+
+    async def _shell(self, client: _C, sandbox_id: str, command: str) -> CommandOutput:
+        return await self._call_once(sandbox_id, lambda: self._run(client, sandbox_id, command))
+
+    async def _make_workspace(self, client: _C, sandbox_id: str) -> None:
         folder = shlex.quote(str(self.default_cwd))
         command = f"chmod 700 {shlex.quote(self._folder)} && mkdir -p {folder}"
         if self._workspace is not None:
-            archive = f"{self._folder}/workspace.tar.gz"
             content = await asyncio.to_thread(_pack, self._workspace)
-            await self._write_file(sandbox_id, archive, content)
+            await self._put(client, sandbox_id, "workspace.tar.gz", content)
             # Its files belong to the sandbox's user, also if that is root.
-            archive = shlex.quote(archive)
+            archive = shlex.quote(f"{self._folder}/workspace.tar.gz")
             command += f" && tar --no-same-owner -xzf {archive} -C {folder} && rm {archive}"
-        output = await self._run(sandbox_id, command)
+        output = await self._shell(client, sandbox_id, command)
         if output.exit_code:
             raise SandboxAgentError(
                 f"the workspace could not be copied to {self.default_cwd} of sandbox "
                 f"'{self.name}/{sandbox_id}': {output.stderr.strip()}"
             )
 
-    async def _start_server(self, sandbox_id: str) -> None:
+    async def _start_server(self, client: _C, sandbox_id: str) -> None:
         command = f"sh {shlex.quote(f'{self._folder}/start.sh')}"
-        output = await self._run(sandbox_id, command)
+        if self.has_env_file:
+            command = f". {shlex.quote(f'{self._folder}/env.sh')} && {command}"
+        output = await self._shell(client, sandbox_id, command)
         if output.exit_code == start_script.NEEDS_WHEEL:
             name, wheel = await asyncio.to_thread(make_wheel)
-            await self._write_file(sandbox_id, f"{self._folder}/{name}", wheel)
-            output = await self._run(sandbox_id, command)
+            await self._put(client, sandbox_id, name, wheel)
+            output = await self._shell(client, sandbox_id, command)
         if output.exit_code:
             raise SandboxAgentError(
                 f"the server did not start in sandbox '{self.name}/{sandbox_id}' (exit code "
                 f"{output.exit_code}): {output.stderr.strip() or 'without any output'}"
             )
 
-    async def _wait_responding(self, sandbox_id: str) -> None:
+    async def _wait_responding(self, client: _C, sandbox_id: str) -> None:
         """Wait until the service's URL leads to the server."""
-        url, transport = await self.get_url(sandbox_id), await self.get_transport(sandbox_id)
+        address = await self._address(client, sandbox_id)
         answer = "no response"
         try:
             async with (
                 asyncio.timeout(ROUTE_TIMEOUT),
                 httpx2.AsyncClient(
-                    transport=transport,
+                    transport=await self.get_transport(sandbox_id),
                     headers={"Authorization": f"Bearer {self._tokens[sandbox_id]}"},
                     timeout=_PROBE_TIMEOUT,
-                ) as client,
+                ) as http,
             ):
                 while True:
                     try:
-                        response = await client.get(f"{url}/v1/agents")
+                        response = await http.get(f"{address.url}/v1/agents")
                         if response.status_code == 200:
                             return
                         answer = f"status {response.status_code}"
@@ -209,21 +351,60 @@ class RemoteProvider(SandboxProvider):
                     await asyncio.sleep(_PROBE_INTERVAL)
         except TimeoutError:
             raise SandboxAgentError(
-                f"the server runs in sandbox '{self.name}/{sandbox_id}', but did not respond at {url} within "
-                f"{ROUTE_TIMEOUT:g} s: {answer}"
+                f"the server runs in sandbox '{self.name}/{sandbox_id}', but did not respond at "
+                f"{address.url} within {ROUTE_TIMEOUT:g} s: {answer}"
             ) from None
 
     async def destroy(self, sandbox_id: str, /) -> None:
         """Destroy the sandbox and everything in it. Does nothing if it no longer exists."""
+        async with self._connected() as client:
+            await self._destroy(client, sandbox_id)
+
+    async def _destroy(self, client: _C, sandbox_id: str) -> None:
         self._tokens.pop(sandbox_id, None)
-        await self._destroy_sandbox(sandbox_id)
+        self._addresses.pop(sandbox_id, None)
+        with contextlib.suppress(SandboxDestroyedError):
+            await self._call(sandbox_id, lambda: self._destroy_sandbox(client, sandbox_id))
 
     async def get_token(self, sandbox_id: str, /) -> str:
         """Return the sandbox's token, which another process reads from the sandbox."""
         if sandbox_id not in self._tokens:
-            content = await self._read_file(sandbox_id, f"{self._folder}/token")
-            self._tokens[sandbox_id] = content.decode()
+            self._tokens[sandbox_id] = (await self._read(sandbox_id, "token")).decode()
         return self._tokens[sandbox_id]
+
+    async def _read(self, sandbox_id: str, name: str) -> bytes:
+        """Return the content of a file of the server's folder."""
+        path = f"{self._folder}/{name}"
+        async with self._connected() as client:
+            return await self._call(sandbox_id, lambda: self._read_file(client, sandbox_id, path))
+
+    async def _address(self, client: _C, sandbox_id: str) -> Address:
+        if sandbox_id not in self._addresses:
+            self._addresses[sandbox_id] = await self._call(
+                sandbox_id, lambda: self._find_address(client, sandbox_id)
+            )
+        return self._addresses[sandbox_id]
+
+    async def _known_address(self, sandbox_id: str) -> Address:
+        if sandbox_id in self._addresses:
+            return self._addresses[sandbox_id]
+        async with self._connected() as client:
+            return await self._address(client, sandbox_id)
+
+    async def get_url(self, sandbox_id: str, /) -> str:
+        """Return the URL at which the service publishes the server's port."""
+        return (await self._known_address(sandbox_id)).url
+
+    async def get_transport(self, sandbox_id: str, /) -> httpx2.AsyncBaseTransport:
+        """Return a transport that renews the sandbox's timeout while it is used."""
+        address = await self._known_address(sandbox_id)
+
+        async def renew() -> None:
+            async with self._connected() as client:
+                await self._call_once(sandbox_id, lambda: self._renew(client, sandbox_id), _RENEW_TIMEOUT)
+
+        interval = self._timeout / _RENEWALS if self.has_timeout else float("inf")
+        return RenewingTransport(address.url, address.headers, renew, interval)
 
     async def reconnect(self, sandbox_id: str, /) -> None:
         """Find a sandbox and resume it if it is paused.
@@ -231,7 +412,13 @@ class RemoteProvider(SandboxProvider):
         Raises:
             SandboxDestroyedError: It no longer exists.
         """
-        await self._wake_sandbox(sandbox_id)
+        async with self._connected() as client:
+            if await self._wake(client, sandbox_id):
+                await self._start_server(client, sandbox_id)
+
+    async def _wake(self, client: _C, sandbox_id: str) -> bool:
+        self._addresses.pop(sandbox_id, None)  # another one, after a pause
+        return await self._call(sandbox_id, lambda: self._wake_sandbox(client, sandbox_id))
 
     async def ensure_server(self, sandbox_id: str, /) -> None:
         """Resume the sandbox if it is paused, and start its server again if it does not run.
@@ -239,70 +426,50 @@ class RemoteProvider(SandboxProvider):
         Raises:
             SandboxDestroyedError: The sandbox no longer exists.
         """
-        await self._wake_sandbox(sandbox_id)
-        await self._start_server(sandbox_id)
+        async with self._connected() as client:
+            await self._wake(client, sandbox_id)
+            await self._start_server(client, sandbox_id)
 
+    async def pause(self, sandbox_id: str, /) -> None:
+        """Pause the sandbox, or destroy it if the service cannot pause.
 
-class RenewingTransport(httpx2.AsyncHTTPTransport):
-    """A transport that renews the sandbox's timeout while requests are sent and streams are read.
-
-    It renews before a request or between two parts of a response, at most once per interval.
-    """
-
-    def __init__(
-        self, url: str, headers: Mapping[str, str], renew: Callable[[], Awaitable[object]], interval: float
-    ) -> None:
-        """Create a transport. The timeout is taken to be new.
-
-        Args:
-            url: The server's URL, to which the environment may name a proxy.
-            headers: Headers that the service needs.
-            renew: Sets the timeout. Its errors are logged: the request then shows what is wrong.
-            interval: Seconds between renewals.
+        Raises:
+            SandboxDestroyedError: It no longer exists.
         """
-        # A client with a transport ignores the environment's proxies.
-        target = httpx2.URL(url)
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get(target.scheme) or proxies.get("all")
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
-        is_direct = bool(urllib.request.proxy_bypass(target.host))
-        super().__init__(limits=limits, proxy=None if is_direct else proxy)
-        self._headers = dict(headers)
-        self._renew = renew
-        self._interval = interval
-        self._due: float = time.monotonic() + interval
+        self._addresses.pop(sandbox_id, None)
+        async with self._connected() as client:
+            await self._call(sandbox_id, lambda: self._pause_sandbox(client, sandbox_id))
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request."""
-        request.headers.update(self._headers)
-        await self._renew_if_due()
-        response = await super().handle_async_request(request)
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _RenewingStream(response.stream, self._renew_if_due)
-        return response
+    async def list_sandboxes(self) -> list[SandboxListing]:
+        """Return the sandboxes of this package at the service, also those of other programs.
 
-    async def _renew_if_due(self) -> None:
-        if time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + self._interval
-        try:
-            await self._renew()
-        except SandboxAgentError as error:
-            logger.warning("the sandbox's timeout could not be renewed: %s", error)
+        Raises:
+            SandboxAgentError: The service does not list them, or failed.
+        """
+        async with self._connected() as client:
+            return await self._call(None, lambda: self._list_sandboxes(client, METADATA))
 
+    async def logs(self, sandbox_id: str, /, lines: int | None = None) -> str:
+        """Return the output of the server, or its last lines. A sandbox that is paused is resumed.
 
-class _RenewingStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, renew_if_due: Callable[[], Awaitable[None]]) -> None:
-        self._stream = stream
-        self._renew_if_due = renew_if_due
+        Raises:
+            SandboxDestroyedError: The sandbox no longer exists.
+        """
+        await self.reconnect(sandbox_id)
+        text = (await self._read(sandbox_id, "server.log")).decode(errors="replace")
+        return text if lines is None else "".join(text.splitlines(keepends=True)[-lines:])
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
-            await self._renew_if_due()
-            yield part
+    async def execute(self, sandbox_id: str, command: Sequence[str], /) -> tuple[int, bytes]:
+        """Run a command in the sandbox. Return its exit code and its output. One that is paused is resumed.
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        Raises:
+            SandboxDestroyedError: The sandbox no longer exists.
+        """
+        folder = shlex.quote(str(self.default_cwd))
+        async with self._connected() as client:
+            await self._wake(client, sandbox_id)
+            output = await self._shell(client, sandbox_id, f"cd {folder} && {shlex.join(command)} 2>&1")
+        return output.exit_code, (output.stdout or output.stderr).encode()
 
 
 def _pack(folder: Path) -> bytes:

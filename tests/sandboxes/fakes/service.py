@@ -1,0 +1,233 @@
+"""A sandbox service on loopback. Its sandboxes are one folder of this machine; what they run is real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import anyio
+import httpx2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute
+
+Recorded = tuple[str, str, Any]
+Output = tuple[int, bytes, bytes]
+
+
+@dataclass
+class Box:
+    """A sandbox.
+
+    Attributes:
+        metadata: What the client set.
+        env: Its variables.
+        is_paused: Whether its processes are stopped, or have ended.
+        name: The name that the client chose.
+        token: A secret of the sandbox, or the id of its session, if the service has one.
+        port: The port that the service publishes.
+        timeout: Seconds from its start to its end.
+        started: When it started.
+    """
+
+    metadata: dict[str, str]
+    env: dict[str, str]
+    is_paused: bool = False
+    name: str = ""
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    port: int = 0
+    timeout: int = 0
+    started: float = field(default_factory=time.time)
+
+
+@dataclass
+class Failure:
+    """What the API answers instead, so many times."""
+
+    status: int
+    times: int
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class FakeService(ABC):
+    """A service, in a thread, with one folder for the homes of all sandboxes.
+
+    A sandbox's home is the same path for all: here there is one sandbox at a time.
+
+    Attributes:
+        requests: Method, path and JSON body of each request to the API, but for those to sandboxes.
+        boxes: The sandboxes that exist.
+        failures: By the name of the call: "create", "wake", "timeout", "destroy".
+        created: Set when a sandbox was created, before the response.
+        may_respond: Cleared to delay this response.
+        has_traffic: Whether requests reach the ports of sandboxes.
+        has_script: Set when the start script has arrived.
+    """
+
+    # What the SDK sends as its credentials, by the name of the header in lower case.
+    credentials: ClassVar[tuple[str, str]]
+
+    def __init__(self, home: Path, programs: Path) -> None:
+        self.home = home
+        self.programs = programs
+        self.requests: list[Recorded] = []
+        self.boxes: dict[str, Box] = {}
+        self.failures: dict[str, Failure] = {}
+        self.created = threading.Event()
+        self.may_respond = threading.Event()
+        self.may_respond.set()
+        self.has_traffic = True
+        self.has_script = threading.Event()
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        config = uvicorn.Config(
+            Starlette(routes=self.routes()), log_level="warning", lifespan="off", ws="none"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
+
+    @abstractmethod
+    def routes(self) -> Sequence[BaseRoute]:
+        """Return the routes of the API."""
+
+    def error(self, status: int, message: str) -> Response:
+        """Return an error as the service does."""
+        return JSONResponse({"code": status, "message": message}, status)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.may_respond.set()
+        self._server.should_exit = True
+        self._server.force_exit = True
+        for child in list(self._children):
+            child.kill()
+        self._thread.join()
+        self.kill_server(signal.SIGKILL)
+
+    def kill_server(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the server in the sandbox, if there is one."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            os.kill(int((self.home / ".sandbox-agent/server.pid").read_text()), number)
+
+    async def recorded(self, request: Request) -> Any:
+        """Record a request and return its body."""
+        body = await request.body()
+        data = json.loads(body) if body else None
+        self.requests.append((request.method, request.url.path, data))
+        return data
+
+    def refusal(self, request: Request, name: str = "", box: str | None = None) -> Response | None:
+        """Return the error to answer with, if there is one."""
+        failure = self.failures.get(name)
+        if failure is not None and failure.times > 0:
+            failure.times -= 1
+            response = self.error(failure.status, f"made to fail with {failure.status}")
+            response.headers.update(failure.headers)
+            return response
+        header, value = self.credentials
+        if request.headers.get(header) != value:
+            return self.error(401, "invalid API key")
+        box = box or request.path_params.get("id")
+        if box is not None and box not in self.boxes:
+            return self.error(404, f"sandbox {box} not found")
+        return None
+
+    async def add(self, box_id: str, box: Box) -> None:
+        """Create a sandbox, and wait until the response may be sent."""
+        self.boxes[box_id] = box
+        await asyncio.to_thread(self.home.mkdir, parents=True, exist_ok=True)
+        self.created.set()
+        # Not in a thread, which a client that leaves would not end.
+        while not self.may_respond.is_set():  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.01)
+
+    async def remove(self, box_id: str) -> None:
+        """Destroy a sandbox."""
+        del self.boxes[box_id]
+        self.kill_server()
+        await asyncio.to_thread(shutil.rmtree, self.home, True)
+
+    async def run(self, box: Box, command: Sequence[str]) -> Output:
+        """Run a command in a sandbox to its end. Not with asyncio: this loop is not the main thread's."""
+        env = {"HOME": str(self.home), "PATH": f"{self.programs}:/usr/bin:/bin", **box.env}
+
+        def run() -> Output:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=self.home,
+                env=env,
+            )
+            self._children.add(child)
+            out, err = child.communicate()
+            self._children.discard(child)
+            return child.returncode, out, err
+
+        # The thread waits for the process also when the client is gone.
+        return await asyncio.to_thread(run)
+
+    async def write(self, path: Path, content: bytes) -> None:
+        """Write a file of a sandbox."""
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+        await asyncio.to_thread(write)
+        if path.name == "start.sh":
+            self.has_script.set()
+
+    async def forward(self, request: Request, port: int, path: str | None = None) -> Response:
+        """Pass a request on to a port of this machine, and the response back as it arrives."""
+        if not self.has_traffic:
+            return Response("the port is not open", 502)
+        names = (b"host", b"connection")
+        headers = [(name, value) for name, value in request.headers.raw if name not in names]
+        client = httpx2.AsyncClient(timeout=None, trust_env=False)
+        try:
+            url = f"http://127.0.0.1:{port}{path or request.url.path}"
+            url += f"?{request.url.query}" if request.url.query else ""
+            sent = client.build_request(request.method, url, headers=headers, content=await request.body())
+            response = await client.send(sent, stream=True)
+        except httpx2.TransportError:
+            await client.aclose()
+            return Response("the port is not open", 502)
+
+        async def parts() -> AsyncGenerator[bytes]:
+            try:
+                async for part in response.aiter_raw():
+                    yield part
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+                    await client.aclose()
+
+        answer = StreamingResponse(parts(), response.status_code)
+        answer.raw_headers = [
+            (name.lower(), value)
+            for name, value in response.headers.raw
+            if name.lower() not in (b"connection", b"transfer-encoding")
+        ]
+        return answer
