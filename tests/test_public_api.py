@@ -36,6 +36,7 @@ PUBLIC = [
     "EventSink",
     "FileRefPart",
     "Files",
+    "FsChange",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",

@@ -93,7 +93,7 @@ if TYPE_CHECKING:
         UsageUpdate,
         UserMessageChunk,
     )
-    from sandbox_agent.wire.files import FsEntry, FsStat, FsUploadBatchResponse
+    from sandbox_agent.wire.files import FsChange, FsEntry, FsStat, FsUploadBatchResponse
     from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
     from sandbox_agent.wire.sessions import (
         CreateSessionResponse,
@@ -217,7 +217,7 @@ _MODULES = {
         "UsageUpdate",
         "UserMessageChunk",
     ),
-    "wire.files": ("FsEntry", "FsStat", "FsUploadBatchResponse"),
+    "wire.files": ("FsChange", "FsEntry", "FsStat", "FsUploadBatchResponse"),
     "wire.records": ("ListPage", "SessionEvent", "SessionRecord", "SessionRestored"),
     "wire.sessions": (
         "CreateSessionResponse",
@@ -278,6 +278,7 @@ __all__ = [
     "EventSink",
     "FileRefPart",
     "Files",
+    "FsChange",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",

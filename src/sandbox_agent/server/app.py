@@ -24,6 +24,7 @@ from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
+from sandbox_agent.server.files.watchers import Watchers
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
 from sandbox_agent.server.http.fast_path import FastPath
@@ -46,6 +47,7 @@ from sandbox_agent.server.routes import (
     sessions,
     tickets,
     turns,
+    watch,
 )
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.state import ServerState
@@ -57,7 +59,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files)
+    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files, watch)
     for operation in module.OPERATIONS
 )
 
@@ -92,6 +94,7 @@ class Application:
             self._state.installations.close()
             await self._state.bridge.close()
             await self._state.recorder.end_viewers()
+            self._state.watchers.end_viewers()
 
     @property
     def runs_turn(self) -> bool:
@@ -151,6 +154,9 @@ class Application:
             await stack.enter_async_context(
                 retain(recorder, store.sessions, days=config.retain_days, max_bytes=config.retain_bytes)
             )
+            tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
+            watchers = Watchers(tree)
+            await stack.enter_async_context(watchers.run())
             self._state = ServerState(
                 config=config,
                 bridge=bridge,
@@ -162,7 +168,8 @@ class Application:
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
                 tickets=self.tickets,
-                files=FileTree(Places([Root(root) for root in config.fs_roots], home())),
+                files=tree,
+                watchers=watchers,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:

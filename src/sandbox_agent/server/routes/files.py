@@ -59,7 +59,7 @@ _PATH_DESCRIPTION = (
     "not in one). A relative path has no part `..`."
 )
 _PATH = Parameter("path", "query", _PATH_DESCRIPTION, text_schema(least=1), required=True)
-_FOLDER = Parameter("path", "query", f"{_PATH_DESCRIPTION} Absent: where relative paths begin.")
+FOLDER = Parameter("path", "query", f"{_PATH_DESCRIPTION} Absent: where relative paths begin.")
 _VERSION = {"etag": "The version of the file."}
 _ENTRIES = {"type": "array", "items": {"$ref": "#/components/schemas/FsEntry"}}
 
@@ -68,7 +68,7 @@ _ENTRIES = {"type": "array", "items": {"$ref": "#/components/schemas/FsEntry"}}
     "GET",
     "/v1/fs/entries",
     tag="files",
-    parameters=(_FOLDER,),
+    parameters=(FOLDER,),
     answers={200: Answer("What is in the folder, by name.", _ENTRIES)},
     schemas=(FsEntry,),
     errors=_ERRORS,
@@ -249,7 +249,7 @@ async def delete_v1_fs_entry(request: Request) -> Response:
     "POST",
     "/v1/fs/upload-batch",
     tag="files",
-    parameters=(_FOLDER,),
+    parameters=(FOLDER,),
     request_body=_BINARY,
     media_type=TAR,
     answers={200: Answer("The entries were written.", FsUploadBatchResponse)},
