@@ -37,6 +37,7 @@ PUBLIC = [
     "FileRefPart",
     "Files",
     "FsChange",
+    "FsDiff",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",

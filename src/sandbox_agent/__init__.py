@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     __version__: str
     from sandbox_agent.client.agent import SandboxAgent
-    from sandbox_agent.client.files import Files
+    from sandbox_agent.client.files import Files, FsDiff
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
     from sandbox_agent.client.questions import QuestionPolicy, QuestionRequest
@@ -129,7 +129,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.agent": ("SandboxAgent",),
-    "client.files": ("Files",),
+    "client.files": ("Files", "FsDiff"),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.questions": ("QuestionPolicy", "QuestionRequest"),
@@ -279,6 +279,7 @@ __all__ = [
     "FileRefPart",
     "Files",
     "FsChange",
+    "FsDiff",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, TypeVar
+from typing import IO, Final, NamedTuple, TypeVar
 
 import httpx2
 import msgspec
@@ -19,6 +19,7 @@ from sandbox_agent.client.feed import READ_TIMEOUT
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import HELPER_READ_TIMEOUT, Http, describe, raise_for_problem
 from sandbox_agent.client.server_sessions.calls import RetryPolicy, decode, is_of_network
+from sandbox_agent.client.session import Session
 from sandbox_agent.engine.sse import SseDecoder, SseEvent
 from sandbox_agent.errors import (
     ConnectionLostError,
@@ -49,6 +50,23 @@ Progress = Callable[[int, int | None], None]
 
 _CHUNK: Final = 1024 * 1024
 _TAR: Final = "application/x-tar"
+
+
+class FsDiff(NamedTuple):
+    """What a session has changed in its workspace.
+
+    Attributes:
+        patch: a unified diff; empty without changes. ``git apply`` accepts it unless it has binary files.
+        truncated: whether the last files are left out, because there are more than 32 MiB.
+    """
+
+    patch: bytes
+    truncated: bool
+
+    @property
+    def text(self) -> str:
+        """The patch as a text; what is not UTF-8 is replaced."""
+        return self.patch.decode(errors="replace")
 
 
 class Files:
@@ -237,6 +255,29 @@ class Files:
                         progress(done, None)
             await run_sync(file.seek, 0)
             return await run_sync(_unpack, file, Path(target))
+
+    async def diff(self, session: Session | str) -> FsDiff:
+        """Return what has changed in a session's workspace since the session was created.
+
+        A session of ``create_session`` is compared with the state when its agent created it: after a
+        restore, that may be the time of the restore. Files that are not committed are included, unless Git
+        ignores them.
+
+        Args:
+            session: a session, or the id of one of the server's.
+
+        Raises:
+            ServerSessionNotFoundError: the server has no such session.
+            ConflictError: the workspace is not in a Git repository, its state at the start was not recorded,
+                or Git is not installed in the sandbox.
+        """
+        params = (
+            {"session": session}
+            if isinstance(session, str)
+            else {"session": session.agent_session_id, "agent": session.agent}
+        )
+        response = await self._send("GET", "diff", params, {}, None)
+        return FsDiff(response.content, response.headers.get("sandbox-agent-truncated") == "true")
 
     @contextlib.asynccontextmanager
     async def watch(

@@ -15,6 +15,7 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.files.watchers import Watchers
 from sandbox_agent.server.permissions.inbox import Inbox
@@ -39,6 +40,7 @@ class ServerState:
     tickets: Tickets
     files: FileTree
     watchers: Watchers
+    baselines: Baselines
 
 
 class JsonResponse(Response):
