@@ -13,6 +13,7 @@ import pytest
 
 from sandbox_agent.errors import InvalidRequestError, NotFoundError, StreamError
 from sandbox_agent.server.files import watching
+from sandbox_agent.server.files.inotify import Inotify, Notice
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import TEMPORARY, FileTree
 from sandbox_agent.server.files.watching import Changes, InotifyWatch, ScanningWatch, Watch, open_watch
@@ -234,6 +235,26 @@ def test_an_overflow_is_a_gap_and_the_folders_of_that_time_are_watched(folder: P
         pass
     (folder / "sub/file").write_text("1")
     assert collect(found, folder, "sub/file") == {"sub/file": "created"}
+    found.close()
+
+
+@linux_only
+def test_a_file_that_changes_all_the_time_does_not_hold_changes_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Inotify.read
+
+    def read(self: Inotify) -> list[Notice]:
+        # As a program that writes faster than notices are read.
+        notices = real(self)
+        (folder / "file").write_text("1")
+        return notices
+
+    (folder / "file").touch()
+    found = InotifyWatch(FileTree(Places([], folder)), str(folder), recursive=True)
+    monkeypatch.setattr(Inotify, "read", read)
+    (folder / "file").write_text("1")
+    assert collect(found, folder, "file") == {"file": "modified"}
     found.close()
 
 

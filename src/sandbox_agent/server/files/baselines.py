@@ -141,8 +141,9 @@ class Baselines:
             return None
         tree = find_work_tree(directory)
         if tree is not None:
-            with self._tree.open_folder(str(tree.top)):
-                pass
+            for folder in tree:  # each must be one that the server gives access to
+                with self._tree.open_folder(str(folder)):
+                    pass
         return tree
 
     async def _record(self, recording: Recording, directory: str) -> None:

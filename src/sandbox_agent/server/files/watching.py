@@ -28,6 +28,8 @@ MOST_LEVELS: Final = 256
 GATHER_SECONDS: Final = 0.05
 # Changes that are read at once; those after them are another batch.
 MOST_CHANGES: Final = 10_000
+# A program that changes one file all the time does not hold a batch back.
+MOST_READS: Final = 16
 # How often a folder is looked at that the system does not watch.
 SCAN_SECONDS: Final = 1.0
 _NOT_ENTERED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
@@ -186,7 +188,8 @@ class InotifyWatch:
     def _changes(self) -> Changes:
         batch = _Batch(self._root.path)
         ended = gap = False
-        while len(batch) < MOST_CHANGES and not (ended or gap) and (notices := self._inotify.read()):
+        for _ in range(MOST_READS):
+            notices = self._inotify.read()
             for watch, mask, name in notices:
                 if mask & inotify.OVERFLOW:
                     gap = True
@@ -196,6 +199,8 @@ class InotifyWatch:
                         self._paths.pop(watch, None)
                 elif name and not name.startswith(TEMPORARY) and watch in self._paths:
                     self._note(os.path.join(self._paths[watch], name), mask, batch)
+            if not notices or ended or gap or len(batch) >= MOST_CHANGES:
+                break
         if gap and not ended:
             self._start_over()
         if ended or not self._root.is_there():
