@@ -24,6 +24,7 @@ from tests.support.npm import BETTER_SQLITE, PUBLISHED_SDK, node_modules
 from tests.support.servers import ServerProcess, our_server, published_server, put_launcher
 
 from benchmarks.driver_rows import driver_rows
+from benchmarks.files import file_rows
 from benchmarks.footprint import idle_viewers, stalled_reader
 from benchmarks.history import fill
 from benchmarks.latency import run_latency
@@ -335,7 +336,8 @@ def write_results(rows: list[Row], drivers: list[DriverRow], rounds: int) -> Non
         f"Recorder on and off: {rounds} alternating rounds of our server against itself without it, each "
         "begun when the round before is stored; all other rows have it on. Recording: median of "
         f"{rounds}; following: medians of {rounds} times ten seconds. Search: a rare word, two common ones, "
-        "both."
+        f"both. Files: medians of {rounds} alternating rounds; the client of the download discards what it "
+        "receives, after a first download that it compares."
     )
     about_drivers = (
         "Events of 1 KB. SQLite and PostgreSQL sync each commit, Redis (Valkey) its log each second. Raw: "
@@ -361,6 +363,7 @@ def main() -> int:
     rounds: int = options.rounds
     with tempfile.TemporaryDirectory(prefix="sandbox-agent-bench-") as name:
         folder = Path(name)
+        (folder / "files").mkdir()
         homes = {home: folder / home for home in ("ours", "peer")}
         for home in homes.values():
             home.mkdir()
@@ -383,6 +386,7 @@ def main() -> int:
         with start() as ours, start_peer() as peer:
             rows += bursts(ours, peer, rounds)
             rows.append(turns(ours, peer, folder, rounds))
+            rows += file_rows(ours, peer, folder / "files", rounds)
             drivers = run(driver_rows(ours.url, OURS, folder, rounds))
         rows += footprint(start, start_peer)
         rows += recorded(start, start_bare, rounds)

@@ -39,6 +39,8 @@ PUBLIC = [
     "EventSink",
     "FileRefPart",
     "Files",
+    "FsChange",
+    "FsDiff",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     __version__: str
     from sandbox_agent.client.agent import SandboxAgent
-    from sandbox_agent.client.files import Files
+    from sandbox_agent.client.files import Files, FsDiff
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
     from sandbox_agent.client.questions import QuestionPolicy, QuestionRequest
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
         UsageUpdate,
         UserMessageChunk,
     )
-    from sandbox_agent.wire.files import FsEntry, FsStat, FsUploadBatchResponse
+    from sandbox_agent.wire.files import FsChange, FsEntry, FsStat, FsUploadBatchResponse
     from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
     from sandbox_agent.wire.sessions import (
         CreateSessionResponse,
@@ -134,7 +134,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.agent": ("SandboxAgent",),
-    "client.files": ("Files",),
+    "client.files": ("Files", "FsDiff"),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.questions": ("QuestionPolicy", "QuestionRequest"),
@@ -227,7 +227,7 @@ _MODULES = {
         "UsageUpdate",
         "UserMessageChunk",
     ),
-    "wire.files": ("FsEntry", "FsStat", "FsUploadBatchResponse"),
+    "wire.files": ("FsChange", "FsEntry", "FsStat", "FsUploadBatchResponse"),
     "wire.records": ("ListPage", "SessionEvent", "SessionRecord", "SessionRestored"),
     "wire.sessions": (
         "CreateSessionResponse",
@@ -291,6 +291,8 @@ __all__ = [
     "EventSink",
     "FileRefPart",
     "Files",
+    "FsChange",
+    "FsDiff",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",

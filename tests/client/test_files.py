@@ -15,6 +15,7 @@ import pytest
 from sandbox_agent import (
     ConflictError,
     ConnectionLostError,
+    FsChange,
     FsEntry,
     InvalidRequestError,
     NotFoundError,
@@ -211,6 +212,36 @@ async def test_a_server_that_is_gone_is_an_error(tmp_path: Path) -> None:
             await sdk.files.read("file")
     finally:
         await sdk.dispose()
+
+
+async def test_changes_of_a_folder_are_found_from_the_beginning(sdk: SandboxAgent, home: Path) -> None:
+    async with sdk.files.watch() as batches:
+        (home / "file").touch()
+        assert await anext(batches) == [FsChange(type="created", path=f"{home}/file")]
+        (home / "sub").mkdir()
+        assert await anext(batches) == [FsChange(type="created", path=f"{home}/sub")]
+        async with sdk.files.watch("sub", recursive=False) as others:
+            (home / "sub").rmdir()
+            with pytest.raises(NotFoundError, match="deleted or moved"):
+                await anext(others)
+    with pytest.raises(NotFoundError):
+        async with sdk.files.watch("sub"):
+            pass
+
+
+async def test_a_server_that_was_away_is_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with our_server(tmp_path, env={"HOME": str(tmp_path / "home")}) as server:
+        async with (
+            SandboxAgent.connect(base_url=server.url) as sdk,
+            sdk.files.watch() as batches,
+        ):
+            server.kill()
+            (tmp_path / "home/missed").touch()
+            server.start()
+            assert await anext(batches) == [FsChange(type="gap", path=f"{tmp_path}/home")]
+            (tmp_path / "home/file").touch()
+            assert await anext(batches) == [FsChange(type="created", path=f"{tmp_path}/home/file")]
 
 
 async def test_files_of_the_published_server_are_used(tmp_path: Path) -> None:

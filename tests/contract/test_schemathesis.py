@@ -117,6 +117,9 @@ def test_every_answer_is_a_documented_one(case: Any, target: ServerProcess) -> N
     stored = case.operation.path in STORED_PATHS and next(numbers) % 2 == 0
     if stored:
         case.path_parameters["session_id"] = STORED
+    if case.operation.path == "/v1/fs/watch":
+        # the stream of a folder that exists has no end, either
+        case.query = {**(case.query or {}), "path": "missing/folder"}
     response = case.call_and_validate(base_url=target.url, checks=checks, timeout=30)
     operations.add(case.operation.label)
     seen.add((case.operation.method.upper(), response.status_code))

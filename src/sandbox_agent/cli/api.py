@@ -1,4 +1,4 @@
-"""``sandbox-agent api``: one command per route of the server's sessions."""
+"""``sandbox-agent api``: one command per route of the server's sessions; ``api_files`` has the files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from sandbox_agent.cli.api_files import fs
 from sandbox_agent.cli.output import echo_document, open_output
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
@@ -43,6 +44,9 @@ def api() -> None:
 
     Output is JSON; streams write one JSON object per line.
     """
+
+
+api.add_command(fs)
 
 
 @api.group()

@@ -9,23 +9,35 @@ import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, TypeVar
+from typing import IO, Final, NamedTuple, TypeVar
 
 import httpx2
 import msgspec
 from anyio.to_thread import run_sync
 
+from sandbox_agent.client.feed import READ_TIMEOUT
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import HELPER_READ_TIMEOUT, Http, describe, raise_for_problem
-from sandbox_agent.client.server_sessions.calls import decode
-from sandbox_agent.errors import ConnectionLostError, InvalidRequestError, SandboxAgentError
+from sandbox_agent.client.server_sessions.calls import RetryPolicy, decode, is_of_network
+from sandbox_agent.client.session import Session
+from sandbox_agent.engine.sse import SseDecoder, SseEvent
+from sandbox_agent.errors import (
+    ConnectionLostError,
+    InvalidRequestError,
+    NotFoundError,
+    SandboxAgentError,
+    StreamError,
+)
 from sandbox_agent.wire.files import (
     FsActionResponse,
+    FsChange,
+    FsChanges,
     FsEntry,
     FsMoveRequest,
     FsMoveResponse,
     FsStat,
     FsUploadBatchResponse,
+    FsWatchEnd,
     FsWriteResponse,
 )
 
@@ -38,6 +50,23 @@ Progress = Callable[[int, int | None], None]
 
 _CHUNK: Final = 1024 * 1024
 _TAR: Final = "application/x-tar"
+
+
+class FsDiff(NamedTuple):
+    """What a session has changed in its workspace.
+
+    Attributes:
+        patch: a unified diff; empty without changes. ``git apply`` accepts it unless it has binary files.
+        truncated: whether the last files are left out, because there are more than 32 MiB.
+    """
+
+    patch: bytes
+    truncated: bool
+
+    @property
+    def text(self) -> str:
+        """The patch as a text; what is not UTF-8 is replaced."""
+        return self.patch.decode(errors="replace")
 
 
 class Files:
@@ -227,6 +256,92 @@ class Files:
             await run_sync(file.seek, 0)
             return await run_sync(_unpack, file, Path(target))
 
+    async def diff(self, session: Session | str) -> FsDiff:
+        """Return what has changed in a session's workspace since the session was created.
+
+        A session of ``create_session`` is compared with the state when its agent created it: after a
+        restore, that may be the time of the restore. Files that are not committed are included, unless Git
+        ignores them.
+
+        Args:
+            session: a session, or the id of one of the server's.
+
+        Raises:
+            ServerSessionNotFoundError: the server has no such session.
+            ConflictError: the workspace is not in a Git repository, its state at the start was not recorded,
+                or Git is not installed in the sandbox.
+        """
+        params = (
+            {"session": session}
+            if isinstance(session, str)
+            else {"session": session.agent_session_id, "agent": session.agent}
+        )
+        response = await self._send("GET", "diff", params, {}, None)
+        return FsDiff(response.content, response.headers.get("sandbox-agent-truncated") == "true")
+
+    @contextlib.asynccontextmanager
+    async def watch(
+        self, path: RemotePath = "", *, recursive: bool = True
+    ) -> AsyncGenerator[AsyncGenerator[Sequence[FsChange]]]:
+        """Watch a folder: every change after the context was entered is found. Links are not followed.
+
+        ``async with sdk.files.watch("work") as batches: async for changes in batches: ...``. After a lost
+        connection the server is asked for what was missed; if it does not know, or changes came faster than
+        the system reports them, there is a change of the type "gap".
+
+        Args:
+            path: the folder; empty for the home of the server's user.
+            recursive: whether to watch the folders in it, too.
+
+        Raises:
+            NotFoundError: there is no such folder; while iterating, it was deleted or moved.
+            StreamError: the folder can't be watched, or not any more: too much is watched.
+            ConnectionLostError: the server is gone.
+        """
+        async with contextlib.aclosing(self._watch(os.fspath(path), recursive)) as batches:
+            await anext(batches)
+            yield batches
+
+    async def _watch(self, path: str, recursive: bool) -> AsyncGenerator[Sequence[FsChange]]:
+        """Yield an empty batch when the folder is watched, and then what changes."""
+        params = {"path": path} if path else {}
+        if not recursive:
+            params["recursive"] = "false"
+        retry = RetryPolicy(self._health, f"changes of '{path}'")
+        await retry.wait_ready()
+        last: str | None = None
+        while True:
+            loss: Exception | str = "the stream ended"
+            headers = {"Accept": "text/event-stream"}
+            if last is not None:
+                headers["Last-Event-ID"] = last
+            decoder = SseDecoder()
+            try:
+                async with (
+                    self._http.stream(
+                        "/v1/fs/watch", params=params, headers=headers, read_timeout=READ_TIMEOUT
+                    ) as response,
+                    contextlib.aclosing(response.aiter_raw()) as parts,
+                ):
+                    if response.status_code >= 400:
+                        raise_for_problem(response.status_code, await response.aread())
+                    retry.mark_responded()
+                    async for part in parts:
+                        for event in decoder.feed(part):
+                            retry.mark_progress()
+                            if event.event == "ready" and last is None:
+                                yield []
+                            last = event.id or last
+                            if changes := _changes(event):
+                                yield changes
+            except httpx2.TransportError as error:
+                loss = error
+            except SandboxAgentError as error:
+                if not is_of_network(error):
+                    raise
+                loss = error
+            await retry.wait(loss)
+
     async def _call(self, method: str, name: str, kind: type[T], params: Mapping[str, str]) -> T:
         return decode(await self._send(method, name, params, {}, None), kind, f"{method} /v1/fs/{name}")
 
@@ -274,6 +389,23 @@ class Files:
             raise ConnectionLostError(
                 f"GET {path}: the connection to {self._http.base_url} was lost ({describe(error)})"
             ) from error
+
+
+def _changes(event: SseEvent) -> Sequence[FsChange]:
+    """Return what an event of a watched folder says.
+
+    Raises:
+        NotFoundError: the folder was deleted or moved.
+        StreamError: it can't be watched any more.
+    """
+    if event.event == "changes":
+        return msgspec.json.decode(event.data, type=FsChanges).changes
+    if event.event == "gap":
+        return [msgspec.json.decode(event.data, type=FsChange)]
+    if event.event == "end":
+        ended = msgspec.json.decode(event.data, type=FsWatchEnd)
+        raise NotFoundError(ended.detail) if ended.gone else StreamError(ended.detail)
+    return []
 
 
 async def _pieces(file: IO[bytes], progress: Progress | None) -> AsyncGenerator[bytes]:

@@ -24,9 +24,9 @@ def encode_messages(first: int, lines: Sequence[bytes]) -> bytes:
     return encoded
 
 
-def encode_event(event: str, data: bytes, *, event_id: int | None = None) -> bytes:
+def encode_event(event: str, data: bytes, *, event_id: int | str | None = None) -> bytes:
     """Encode one event of another type. ``data`` is one line."""
-    id_line = b"" if event_id is None else b"id: %d\n" % event_id
+    id_line = b"" if event_id is None else b"id: %b\n" % str(event_id).encode()
     return b"event: %b\n%bdata: %b\n\n" % (event.encode(), id_line, data)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -22,8 +25,10 @@ from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
+from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
+from sandbox_agent.server.files.watchers import Watchers
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
 from sandbox_agent.server.http.fast_path import FastPath
@@ -38,6 +43,7 @@ from sandbox_agent.server.recorder.retention import retain
 from sandbox_agent.server.routes import (
     acp,
     agents,
+    diff,
     events,
     files,
     meta,
@@ -46,10 +52,11 @@ from sandbox_agent.server.routes import (
     sessions,
     tickets,
     turns,
+    watch,
 )
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.state import ServerState
-from sandbox_agent.server.store import open_store
+from sandbox_agent.server.store import MEMORY_STORE, open_store
 from sandbox_agent.server.streams.viewers import EVENT_STREAM
 from sandbox_agent.server.tickets import EVENTS, TERMINAL, Tickets
 
@@ -57,7 +64,20 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files)
+    for module in (
+        meta,
+        tickets,
+        acp,
+        agents,
+        sessions,
+        turns,
+        events,
+        permissions,
+        search,
+        files,
+        watch,
+        diff,
+    )
     for operation in module.OPERATIONS
 )
 
@@ -92,6 +112,7 @@ class Application:
             self._state.installations.close()
             await self._state.bridge.close()
             await self._state.recorder.end_viewers()
+            self._state.watchers.end_viewers()
 
     @property
     def runs_turn(self) -> bool:
@@ -137,12 +158,17 @@ class Application:
                 egress=egress,
             )
             await stack.enter_async_context(bridge.run())
+            tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
+            folder = stack.enter_context(_baselines_folder(config))
+            baselines = Baselines(tree, folder, store.sessions)
+            await stack.enter_async_context(baselines.run())
             driven = Sessions(
                 recorder,
                 store.sessions,
                 bridge,
                 cancel_grace=config.cancel_grace,
                 idle_timeout=config.session_idle_timeout,
+                baselines=baselines,
             )
             await stack.enter_async_context(driven.run())
             watcher = Watcher(store.sessions, driven)
@@ -151,6 +177,8 @@ class Application:
             await stack.enter_async_context(
                 retain(recorder, store.sessions, days=config.retain_days, max_bytes=config.retain_bytes)
             )
+            watchers = Watchers(tree)
+            await stack.enter_async_context(watchers.run())
             self._state = ServerState(
                 config=config,
                 bridge=bridge,
@@ -162,7 +190,9 @@ class Application:
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
                 tickets=self.tickets,
-                files=FileTree(Places([Root(root) for root in config.fs_roots], home())),
+                files=tree,
+                watchers=watchers,
+                baselines=baselines,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:
@@ -181,6 +211,17 @@ class Application:
 def openapi_json() -> bytes:
     """Return the OpenAPI document as it is served and checked in."""
     return json.dumps(build_document(OPERATIONS), indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+@contextmanager
+def _baselines_folder(config: ServerConfig) -> Generator[Path]:
+    """Yield where states of workspaces are kept: as long as the sessions of the store."""
+    if config.store == MEMORY_STORE:
+        with tempfile.TemporaryDirectory(prefix="sandbox-agent-baselines-") as name:
+            yield Path(name)
+    else:
+        store = hashlib.sha256(f"{config.store}\0{config.store_namespace}".encode()).hexdigest()[:16]
+        yield data_dir() / "baselines" / store
 
 
 def _streams() -> Mapping[str, Sequence[str]]:

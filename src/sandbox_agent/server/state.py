@@ -15,7 +15,9 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.tree import FileTree
+from sandbox_agent.server.files.watchers import Watchers
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
@@ -37,6 +39,8 @@ class ServerState:
     installations: Installations
     tickets: Tickets
     files: FileTree
+    watchers: Watchers
+    baselines: Baselines
 
 
 class JsonResponse(Response):

@@ -9,16 +9,53 @@ import msgspec
 from sandbox_agent.wire.api import Body
 
 __all__ = [
+    "ChangeType",
     "FsActionResponse",
+    "FsChange",
+    "FsChanges",
     "FsEntry",
     "FsMoveRequest",
     "FsMoveResponse",
     "FsStat",
     "FsUploadBatchResponse",
+    "FsWatchEnd",
     "FsWriteResponse",
 ]
 
 EntryType = Literal["file", "directory"]
+ChangeType = Literal["created", "modified", "deleted", "gap"]
+
+
+class FsChange(Body):
+    """A change in a folder that is watched.
+
+    Attributes:
+        type: "created" (also by a move, and for a file that was replaced), "modified" (content, time or
+            permissions), "deleted" (also by a move), or "gap": there were changes that are not known, so
+            list the folder again.
+        path: the absolute path; for a gap, that of the folder.
+    """
+
+    type: ChangeType
+    path: str
+
+
+class FsChanges(Body):
+    """Changes that were found together, one for each path."""
+
+    changes: list[FsChange]
+
+
+class FsWatchEnd(Body):
+    """Why a folder is not watched any more.
+
+    Attributes:
+        detail: the reason.
+        gone: whether the folder was deleted or moved.
+    """
+
+    detail: str
+    gone: bool
 
 
 class FsEntry(Body):

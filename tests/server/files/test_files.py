@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -247,6 +248,26 @@ async def test_large_files_are_streamed_both_ways(
     assert received == size
     assert resident(server[0].pid) - before < 32 * MIB
     (home / "large").unlink()
+
+
+async def test_a_download_that_the_client_gives_up_closes_the_file(
+    server: tuple[ServerProcess, Path], client: httpx2.AsyncClient, home: Path
+) -> None:
+    with (home / "large").open("wb") as file:
+        file.truncate(200 * MIB)
+    async with client.stream("GET", "/v1/fs/file", params={"path": str(home / "large")}) as answer:
+        await anext(answer.aiter_raw())
+        assert str(home / "large") in open_files(server[0].pid)
+    await until(lambda: str(home / "large") not in open_files(server[0].pid))
+
+
+def open_files(pid: int) -> list[str]:
+    """Return the paths of what a process has open."""
+    found: list[str] = []
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - as in tests.support.servers
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{descriptor}"))  # noqa: PTH115
+    return found
 
 
 def resident(pid: int) -> int:

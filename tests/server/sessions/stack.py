@@ -42,7 +42,7 @@ class Stack:
     """What a server has."""
 
     def __init__(
-        self, store: SQLiteSessionStore, recorder: Recorder, bridge: Bridge, **settings: float
+        self, store: SQLiteSessionStore, recorder: Recorder, bridge: Bridge, **settings: Any
     ) -> None:
         self.store = store
         self.recorder = recorder

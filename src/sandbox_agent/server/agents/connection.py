@@ -304,7 +304,14 @@ class AgentConnection:
     # the agent's input
 
     async def send(
-        self, client: str, head: Head, envelope: bytes, *, key: str | None = None, wait: float | None = None
+        self,
+        client: str,
+        head: Head,
+        envelope: bytes,
+        *,
+        key: str | None = None,
+        wait: float | None = None,
+        on_response: Callable[[asyncio.Future[bytes]], None] | None = None,
     ) -> bytes | None:
         """Send a client's envelope to the agent, and wait for the response to a request (see submit).
 
@@ -317,6 +324,7 @@ class AgentConnection:
             envelope: one JSON-RPC object.
             key: the Idempotency-Key: identifies a notification or a response, and is in the ``sent`` event.
             wait: how long to wait for the response, in seconds; None waits until the request's timeout.
+            on_response: called with the response to a request that is sent now.
 
         Returns:
             The agent's response with the client's id; None for other envelopes, or when the wait has ended.
@@ -335,6 +343,8 @@ class AgentConnection:
             response = await self._deliver_once(identity, client, head, envelope, key)
         if response is None:
             return None
+        if on_response is not None:
+            response.add_done_callback(on_response)
         if wait is not None and not (wait and (await asyncio.wait({response}, timeout=wait))[0]):
             response.add_done_callback(_retrieve)
             return None

@@ -16,6 +16,7 @@ from starlette.types import Message, Send
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.agents.connection import AgentConnection
+from sandbox_agent.server.files.baselines import CREATING
 from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
@@ -117,7 +118,10 @@ class FastPathProtocol(LimitedProtocol):
     def _send(self, connection: AgentConnection, body: bytearray) -> bool:
         envelope = bytes(body)
         try:
-            answer = connection.submit_nowait(UNNAMED, read_head(envelope), envelope)
+            head = read_head(envelope)
+            if head.method in CREATING:
+                return False  # the application records the workspace
+            answer = connection.submit_nowait(UNNAMED, head, envelope)
         except Exception:  # noqa: BLE001 - uvicorn would answer 400; the application answers with the error
             return False
         if answer is None:

@@ -5,7 +5,7 @@ The dispatcher and the OpenAPI document are both made from operations.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -248,17 +248,27 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequestError("invalid request: the body ended early")
-        part: bytes = message.get("body", b"")
+    async for part in receive_body(request):
         size += len(part)
         if size > limit:
             raise _too_large(limit)
         parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def receive_body(request: Request) -> AsyncGenerator[bytes]:
+    """Yield the request's body in pieces, as they arrive.
+
+    Raises:
+        InvalidRequestError: the client disconnected before the end of the body.
+    """
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequestError("invalid request: the body ended early")
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
 
 
 def _too_large(limit: int) -> PayloadTooLargeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from http import HTTPStatus
@@ -30,6 +31,7 @@ from sandbox_agent.server.http.operations import (
     read_flag,
     read_json,
     read_text,
+    receive_body,
     text_schema,
 )
 from sandbox_agent.server.http.problems import PROBLEM_JSON, status_problem
@@ -57,7 +59,7 @@ _PATH_DESCRIPTION = (
     "not in one). A relative path has no part `..`."
 )
 _PATH = Parameter("path", "query", _PATH_DESCRIPTION, text_schema(least=1), required=True)
-_FOLDER = Parameter("path", "query", f"{_PATH_DESCRIPTION} Absent: where relative paths begin.")
+FOLDER = Parameter("path", "query", f"{_PATH_DESCRIPTION} Absent: where relative paths begin.")
 _VERSION = {"etag": "The version of the file."}
 _ENTRIES = {"type": "array", "items": {"$ref": "#/components/schemas/FsEntry"}}
 
@@ -66,7 +68,7 @@ _ENTRIES = {"type": "array", "items": {"$ref": "#/components/schemas/FsEntry"}}
     "GET",
     "/v1/fs/entries",
     tag="files",
-    parameters=(_FOLDER,),
+    parameters=(FOLDER,),
     answers={200: Answer("What is in the folder, by name.", _ENTRIES)},
     schemas=(FsEntry,),
     errors=_ERRORS,
@@ -247,7 +249,7 @@ async def delete_v1_fs_entry(request: Request) -> Response:
     "POST",
     "/v1/fs/upload-batch",
     tag="files",
-    parameters=(_FOLDER,),
+    parameters=(FOLDER,),
     request_body=_BINARY,
     media_type=TAR,
     answers={200: Answer("The entries were written.", FsUploadBatchResponse)},
@@ -298,19 +300,15 @@ async def _body(request: Request) -> AsyncGenerator[bytes]:
     """Yield the body in pieces of about a MiB."""
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequestError("invalid request: the body ended early")
-        part: bytes = message.get("body", b"")
+    async for part in receive_body(request):
         parts.append(part)
         size += len(part)
-        if size >= _CHUNK or not message.get("more_body", False):
+        if size >= _CHUNK:
             yield b"".join(parts)
             parts.clear()
             size = 0
-        if not message.get("more_body", False):
-            return
+    if parts:
+        yield b"".join(parts)
 
 
 async def _receive(request: Request, upload: Upload) -> None:
@@ -363,15 +361,25 @@ def _range(text: str, size: int) -> tuple[int, int] | None:
 
 
 async def _content(file: File, start: int, end: int) -> AsyncGenerator[bytes]:
+    """Yield a range of a file. While a piece is sent, the next one is read."""
+
+    def read() -> asyncio.Future[bytes]:
+        return asyncio.ensure_future(run_sync(file.read, start, min(_CHUNK, end - start)))
+
+    reading = read()
     try:
         while start < end:
-            data = await run_sync(file.read, start, min(_CHUNK, end - start))
+            data = await reading
             if not data:
                 # The connection is cut: the client must not take it for the whole.
                 raise RuntimeError(f"the file became shorter while it was read, to {start} bytes")
             start += len(data)
+            if start < end:
+                reading = read()
             yield data
     finally:
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(reading, return_exceptions=True)
         file.close()
 
 

@@ -21,6 +21,7 @@ from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.client_names import SESSION
+from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, members, read_head
 
@@ -38,6 +39,7 @@ class SessionContext:
         starts: limits how many agents are started again at once.
         cancel_grace: seconds that an agent has to end a turn that was cancelled.
         halted: the server is about to end: no turn is started.
+        baselines: records the workspaces of new sessions; None without that.
     """
 
     recorder: Recorder
@@ -47,6 +49,7 @@ class SessionContext:
     starts: anyio.CapacityLimiter
     cancel_grace: float
     halted: bool = False
+    baselines: Baselines | None = None
 
 
 class AgentClient:

@@ -20,6 +20,7 @@ from sandbox_agent.persist.store import SessionRow, SessionStore, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.config import CANCEL_GRACE
 from sandbox_agent.server.errors import session_exists
+from sandbox_agent.server.files.baselines import Baselines, managed_name
 from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer, refused
@@ -64,7 +65,9 @@ class Sessions:
         *,
         cancel_grace: float = CANCEL_GRACE,
         idle_timeout: float = 0,
+        baselines: Baselines | None = None,
     ) -> None:
+        self._baselines = baselines
         self._recorder = recorder
         self._store = store
         self._bridge = bridge
@@ -90,7 +93,13 @@ class Sessions:
         async with anyio.create_task_group() as tasks:
             limiter = anyio.CapacityLimiter(STARTS)
             self._context = SessionContext(
-                self._recorder, self._store, self._bridge, tasks, limiter, self._cancel_grace
+                self._recorder,
+                self._store,
+                self._bridge,
+                tasks,
+                limiter,
+                self._cancel_grace,
+                baselines=self._baselines,
             )
             await self._recover(self._context)
             tasks.start_soon(self._stop_idle, tasks)
@@ -424,7 +433,17 @@ async def _set_up(
     key: str | None,
 ) -> None:
     client.bind(session)
-    result = await client.new_session(session_params(request, session.row.directory or ""))
+    directory = session.row.directory or ""
+    recording = None if context.baselines is None else context.baselines.begin(directory)
+    try:
+        result = await client.new_session(session_params(request, directory))
+        if recording is not None:
+            await recording.made.wait()
+            recording.name(managed_name(session.row.session_id))
+            await recording.kept.wait()
+    finally:
+        if recording is not None:
+            recording.name("")
     chosen = chosen_settings(session.row)
     settings = await set_chosen(client, session, context, result, chosen)
     await context.recorder.update(
