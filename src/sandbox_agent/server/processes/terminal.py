@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -20,6 +20,10 @@ DEFAULT_ROWS: Final = 24
 BEHIND_BYTES: Final = 256 * 1024
 # A viewer receives output in pieces of about this size.
 PIECE_BYTES: Final = 64 * 1024
+
+
+class TerminalClosedError(Exception):
+    """The server is shutting down: viewers are disconnected before the processes end."""
 
 
 class Viewer:
@@ -51,8 +55,14 @@ class Viewer:
         self._changed.set()
 
     async def read(self) -> bytes:
-        """Wait for output and return it; empty when the terminal has ended and all of it was returned."""
-        while not self._parts:
+        """Wait for output and return it; empty when the terminal has ended and all of it was returned.
+
+        Raises:
+            TerminalClosedError: the server is shutting down.
+        """
+        while not self._parts or self._terminal.closed:
+            if self._terminal.closed:
+                raise TerminalClosedError
             if self._terminal.ended:
                 return b""
             self._changed.clear()
@@ -74,12 +84,16 @@ class Terminal:
         cols: the width in characters.
         rows: the height.
         ended: whether there will be no more output.
+        closed: whether viewers are disconnected, because the server is shutting down.
+        on_resize: called with the new width and height; the running child sets it.
     """
 
     def __init__(self, cols: int = DEFAULT_COLS, rows: int = DEFAULT_ROWS) -> None:
         self.cols = cols
         self.rows = rows
         self.ended: bool = False
+        self.closed: bool = False
+        self.on_resize: Callable[[int, int], None] | None = None
         self._screen = Screen(cols, rows)
         self._viewers: set[Viewer] = set()
         self._room = asyncio.Event()
@@ -105,14 +119,24 @@ class Terminal:
             self._room.set()
 
     def resize(self, cols: int, rows: int) -> None:
-        """Note that the terminal has another size."""
+        """Change the size, for the process and all viewers."""
         self.cols, self.rows = cols, rows
         self._screen.resize(cols, rows)
+        if self.on_resize is not None:
+            self.on_resize(cols, rows)
 
     def end(self) -> None:
         """There will be no more output: viewers receive what there is, and then the end."""
         self.ended = True
         self._screen.close()
+        self._wake()
+
+    def close(self) -> None:
+        """Disconnect the viewers; also those that join later."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
         for viewer in self._viewers:
             viewer.wake()
 
