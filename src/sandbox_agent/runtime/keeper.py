@@ -80,7 +80,7 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
         for fd in (*pipes, *members):
             os.close(fd)
     _send(control, {"pid": agent.pid, "keeper": os.getpid()})
-    tree = _Tree(control, agent.pid)
+    tree = _Tree(control, agent.pid, request["lingers"])
     while tree.reap():
         readable, _, _ = select.select([control, wakeup], [], [])
         if wakeup in readable:
@@ -102,27 +102,32 @@ def _join(members: list[int]) -> None:
 class _Tree:
     """The agent and its descendants."""
 
-    def __init__(self, control: socket.socket, leader: int) -> None:
+    def __init__(self, control: socket.socket, leader: int, lingers: bool) -> None:
         self._control = control
         self._leader = leader
+        self._lingers = lingers
         self._ended = False
 
     def reap(self) -> bool:
         """Reap the children that have ended, and return whether there are others.
 
-        With the leader, all the others end.
+        With the leader, all the others end, unless they may linger.
         """
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if ended.si_pid != self._leader:
                     os.waitpid(ended.si_pid, 0)
                     continue
-                self._signal_group(signal.SIGKILL)
+                if not self._lingers:
+                    self._signal_group(signal.SIGKILL)
                 _, status = os.waitpid(self._leader, 0)
                 self._ended = True
-                kill_children(())
-                _send(self._control, {"code": os.waitstatus_to_exitcode(status)})
-                return False
+                if not self._lingers:
+                    kill_children(())
+                lingers = self._lingers and bool(children_of(os.getpid()))
+                _send(self._control, {"code": os.waitstatus_to_exitcode(status), "lingers": lingers})
+                if not lingers:
+                    return False
             return True
         return False
 
@@ -130,11 +135,15 @@ class _Tree:
         """Send SIGTERM to the tree, the group first."""
         if not self._ended:
             self._signal_group(signal.SIGTERM)
-        _signal_descendants(os.getpid(), self._leader, signal.SIGTERM)
+        # The group of a leader that has ended has no number any more that is certainly its own.
+        _signal_descendants(os.getpid(), 0 if self._ended else self._leader, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL to the leader; reap() ends the rest with it."""
-        if not self._ended:
+        self._lingers = False
+        if self._ended:
+            kill_children(())
+        else:
             self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, signum: signal.Signals) -> None:

@@ -80,6 +80,8 @@ class Process:
         pid: The pid of the leader, which is also the id of its process group.
         tag: The value of TAG_VARIABLE in the environment of the tree.
         stdout: The child's stdout, unbuffered.
+        stderr: The child's stderr, unbuffered.
+        group: Its control group, or None.
     """
 
     def __init__(
@@ -95,10 +97,10 @@ class Process:
         self.pid: int = child.pid
         self.tag = tag
         self.stdout = stdout
+        self.stderr = stderr
+        self.group = group
         self._child = child
-        self._group = group
         self._stdin = stdin
-        self._stderr = stderr
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
         self._status: ExitStatus | None = None
@@ -116,6 +118,7 @@ class Process:
         tag_prefix: str = "",
         warden: Warden | None = None,
         group: LimitedGroup | None = None,
+        lingers: bool = False,
     ) -> Process:
         """Start a command as the leader of a new session.
 
@@ -127,6 +130,8 @@ class Process:
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
             warden: Starts the command under a keeper, where the system allows it (see keeper).
             group: Its control group. Only with a keeper.
+            lingers: Whether what the command has started goes on when the command itself has ended, as
+                programs do that go into the background. Only with a keeper; without one it ends.
 
         Raises:
             SpawnError: The program does not exist, or the kernel refuses.
@@ -144,7 +149,7 @@ class Process:
                     os.fchown(fd, user.uid, user.gid)  # for programs that open /dev/stderr
             if warden is not None and KEEPS:
                 child = await warden.start(
-                    argv, environ, cwd, pipes, user, group.members_files if group else ()
+                    argv, environ, cwd, pipes, user, group.members_files if group else (), lingers=lingers
                 )
             else:
                 child = _start(argv, environ, cwd, pipes, user)
@@ -182,6 +187,10 @@ class Process:
         """The end of the stderr output, at most STDERR_TAIL_BYTES."""
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
+    def close_stdin(self) -> None:
+        """Close stdin, which the child reads as its end."""
+        self._stdin.close()
+
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
         """Write to stdin, whole and in order; see PipeWriter.write."""
         await self._stdin.write(data, on_begin=on_begin)
@@ -192,11 +201,11 @@ class Process:
 
     async def pump_stderr(self) -> None:
         """Read stderr to its end and keep the tail. The owner runs this in a task."""
-        await self._stderr.listen(self._append_tail)
+        await self.stderr.listen(self._append_tail)
 
     def drain_stderr(self) -> None:
         """Read what is in stderr now. After the exit this is the rest of the output."""
-        for data in self._stderr.read_leftover():
+        for data in self.stderr.read_leftover():
             self._append_tail(data)
 
     def _append_tail(self, data: bytes) -> bool:
@@ -219,7 +228,7 @@ class Process:
         self._set_status(self._child.wait())
 
     def _set_status(self, code: int) -> None:
-        excess = self._group.excess if self._group and code != 0 else None
+        excess = self.group.excess if self.group and code != 0 else None
         self._status = ExitStatus(code, None, excess) if code >= 0 else ExitStatus(None, -code, excess)
         self._exited.set()
 
@@ -228,9 +237,9 @@ class Process:
         async with self._stopping:
             self._stdin.close()
             if not await self._exits_within(eof_grace):
-                await self._signal(signal.SIGTERM)
+                await self.signal(signal.SIGTERM)
                 if not await self._exits_within(term_grace):
-                    await self._signal(signal.SIGKILL)
+                    await self.signal(signal.SIGKILL)
                     await self._wait_keeper()
             status = await self.wait()
             await self.sweep()
@@ -238,9 +247,19 @@ class Process:
 
     async def kill(self) -> None:
         """Send SIGKILL to the tree, without the first steps of stop()."""
-        await self._signal(signal.SIGKILL)
+        await self.signal(signal.SIGKILL)
 
-    async def _signal(self, signum: signal.Signals) -> None:
+    @property
+    def lingers(self) -> bool:
+        """Whether the leader has ended, and processes that it has started go on."""
+        return isinstance(self._child, KeptChild) and self._child.lingers
+
+    async def wait_gone(self) -> None:
+        """Wait until no process of a tree that lingers is left."""
+        if isinstance(self._child, KeptChild):
+            await self._child.gone.wait()
+
+    async def signal(self, signum: signal.Signals) -> None:
         """Signal the tree, the group first."""
         if isinstance(self._child, KeptChild):
             self._child.signal(signum)
@@ -254,7 +273,9 @@ class Process:
 
     async def sweep(self) -> None:
         """Kill the rest of the tree after the exit of the leader."""
-        if isinstance(self._child, KeptChild):  # which does so itself
+        if isinstance(self._child, KeptChild):  # which does so itself, unless they may linger
+            if self._child.lingers:
+                self._child.signal(signal.SIGKILL)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GONE_SECONDS):
                     await self._child.gone.wait()
@@ -265,7 +286,7 @@ class Process:
         """Close the pipes after the process has ended."""
         self._stdin.close()
         self.stdout.close()
-        self._stderr.close()
+        self.stderr.close()
 
     async def _exits_within(self, seconds: float) -> bool:
         try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
+import anyio
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,10 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.egress import Egress
+from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.children import Children
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
@@ -33,6 +35,8 @@ from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.turns import Turns
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
+from sandbox_agent.server.processes.child import Spawner
+from sandbox_agent.server.processes.registry import Processes
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.recorder.retention import retain
 from sandbox_agent.server.routes import (
@@ -42,6 +46,7 @@ from sandbox_agent.server.routes import (
     files,
     meta,
     permissions,
+    processes,
     search,
     sessions,
     tickets,
@@ -57,7 +62,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files)
+    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files, processes)
     for operation in module.OPERATIONS
 )
 
@@ -85,12 +90,17 @@ class Application:
             await self._entry(scope, receive, send)
 
     async def end_agents(self) -> None:
-        """End all agents, then all streams once they have sent everything; no agent is started afterwards."""
+        """End all agents and processes, then all streams once they have sent everything.
+
+        No agent and no process is started afterwards.
+        """
         if self._state is not None:
             logger.info("shutting down: ending agents")
             self._state.sessions.halt()
             self._state.installations.close()
-            await self._state.bridge.close()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._state.bridge.close)
+                tasks.start_soon(self._state.processes.close)
             await self._state.recorder.end_viewers()
 
     @property
@@ -124,8 +134,11 @@ class Application:
             egress = None if config.egress_proxy is None else Egress(config.egress_proxy)
             if egress is not None:
                 await stack.enter_async_context(egress.run())
+            children = Children(data_dir() / "run", config.agent_limits)
+            await stack.enter_async_context(children.run())
             bridge = Bridge(
                 spiller,
+                children,
                 request_timeout=config.request_timeout,
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
@@ -133,10 +146,11 @@ class Application:
                 installations=installations,
                 environment=config.agent_environment,
                 limits=config.agent_limits,
-                run_folder=data_dir() / "run",
                 egress=egress,
             )
             await stack.enter_async_context(bridge.run())
+            processes = Processes(Spawner(children, config.agent_environment, _proxy_of(egress)))
+            await stack.enter_async_context(processes.run())
             driven = Sessions(
                 recorder,
                 store.sessions,
@@ -162,6 +176,7 @@ class Application:
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
                 tickets=self.tickets,
+                processes=processes,
                 files=FileTree(Places([Root(root) for root in config.fs_roots], home())),
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
@@ -183,12 +198,17 @@ def openapi_json() -> bytes:
     return json.dumps(build_document(OPERATIONS), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
+def _proxy_of(egress: Egress | None) -> Callable[[], Mapping[str, str]]:
+    """Return a function that returns the variables for the sandbox's proxy, with a new name each time."""
+    return dict if egress is None else lambda: egress.variables(new_user())
+
+
 def _streams() -> Mapping[str, Sequence[str]]:
     """Return the paths for which there are tickets: those of GET operations that stream."""
     found: dict[str, list[str]] = {EVENTS: [], TERMINAL: []}
     for operation in OPERATIONS:
         if operation.method == "GET":
-            if any(answer.media_type == EVENT_STREAM for answer in operation.answers.values()):
+            if any(EVENT_STREAM in answer.media_type for answer in operation.answers.values()):
                 found[EVENTS].append(operation.path)
             if HTTPStatus.SWITCHING_PROTOCOLS in operation.answers:
                 found[TERMINAL].append(operation.path)

@@ -17,6 +17,7 @@ from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.permissions.inbox import Inbox
+from sandbox_agent.server.processes.registry import Processes
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.tickets import Tickets
@@ -37,6 +38,7 @@ class ServerState:
     installations: Installations
     tickets: Tickets
     files: FileTree
+    processes: Processes
 
 
 class JsonResponse(Response):
