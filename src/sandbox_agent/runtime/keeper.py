@@ -12,12 +12,14 @@ when no process is left. When the server's end is closed, the keeper kills the t
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Collection
 
@@ -45,7 +47,7 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
         command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
             its group's, and those of all its groups; or nulls), and ``members``, the files by which it
             becomes a member of its control group (see Cgroup).
-        pipes: the agent's stdin, stdout and stderr.
+        pipes: the agent's stdin, stdout and stderr: pipes, or a terminal.
     """
     os.setsid()
     become_subreaper()
@@ -56,6 +58,7 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     with open(command, "rb") as file:
         request = json.load(file)
     members: list[int] = []
+    is_terminal = os.isatty(pipes[0])
     try:
         # The result is kept: it must not be reaped by anything but _Tree.
         # Opened here: the agent may have another user.
@@ -71,7 +74,9 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             user=request["user"][0],
             group=request["user"][1],
             extra_groups=request["user"][2],
-            preexec_fn=(lambda: _join(members)) if members else None,
+            preexec_fn=(lambda: _prepare(members, is_terminal=is_terminal))
+            if members or is_terminal
+            else None,  # which is faster
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})
@@ -93,10 +98,17 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             tree.kill()  # that is what the server says, or it is gone
 
 
-def _join(members: list[int]) -> None:
-    """Make this process a member of a control group."""
+def _prepare(members: list[int], *, is_terminal: bool) -> None:
+    """Make this process a member of a control group, and its terminal the one that controls it."""
     for descriptor in members:
         os.write(descriptor, b"0")
+    if is_terminal:
+        control_terminal()
+
+
+def control_terminal() -> None:
+    """Make the terminal on stdin that of this session: its Ctrl+C becomes a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class _Tree:

@@ -28,10 +28,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from sandbox_agent.runtime.keeper import control_terminal
 from sandbox_agent.runtime.kept_child import KeptChild
 from sandbox_agent.runtime.limits import LimitedGroup
-from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
+from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, open_pipes, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
+from sandbox_agent.runtime.pty import TerminalSize, open_terminal, set_size
 from sandbox_agent.runtime.user import User
 from sandbox_agent.runtime.warden import KEEPS, Warden
 
@@ -74,12 +76,12 @@ class ExitStatus:
 
 
 class Process:
-    """A running child with piped stdin, stdout and stderr. Create one with spawn().
+    """A running child with piped stdin, stdout and stderr, or with a terminal. Create one with spawn().
 
     Attributes:
         pid: The pid of the leader, which is also the id of its process group.
         tag: The value of TAG_VARIABLE in the environment of the tree.
-        stdout: The child's stdout, unbuffered.
+        stdout: The child's stdout, unbuffered; that of a terminal has all of its output.
         stderr: The child's stderr, unbuffered.
         group: Its control group, or None.
     """
@@ -119,6 +121,7 @@ class Process:
         warden: Warden | None = None,
         group: LimitedGroup | None = None,
         lingers: bool = False,
+        size: TerminalSize | None = None,
     ) -> Process:
         """Start a command as the leader of a new session.
 
@@ -132,6 +135,7 @@ class Process:
             group: Its control group. Only with a keeper.
             lingers: Whether what the command has started goes on when the command itself has ended, as
                 programs do that go into the background. Only with a keeper; without one it ends.
+            size: The size of its terminal, which it then has in place of pipes. All output is stdout's.
 
         Raises:
             SpawnError: The program does not exist, or the kernel refuses.
@@ -139,7 +143,7 @@ class Process:
         tag = f"{tag_prefix}{uuid.uuid4().hex}"
         # Not asyncio's subprocesses: their wait() lasts until grandchildren close the pipes, and uvloop lets
         # the child inherit copies of our ends, so that it does not see them close.
-        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _open_pipes(argv[0])
+        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _open(argv[0], size)
         widen_pipe(out_read)
         try:
             pipes = (in_read, out_write, err_write)
@@ -186,6 +190,11 @@ class Process:
     def stderr_tail(self) -> str:
         """The end of the stderr output, at most STDERR_TAIL_BYTES."""
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
+
+    def resize(self, size: TerminalSize) -> None:
+        """Change the size of its terminal, unless that is closed."""
+        if self.stdout.fd >= 0:
+            set_size(self.stdout.fd, size)
 
     def close_stdin(self) -> None:
         """Close stdin, which the child reads as its end."""
@@ -315,20 +324,17 @@ def _start(
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=user.groups if user else None,
+        # Only system calls, so that threads of this process do not matter.
+        preexec_fn=control_terminal if os.isatty(pipes[0]) else None,
     )
 
 
-def _open_pipes(program: str) -> list[tuple[int, int]]:
-    """Open three pipes. If one fails, the others are closed."""
-    pipes: list[tuple[int, int]] = []
+def _open(program: str, size: TerminalSize | None) -> list[tuple[int, int]]:
+    """Open three pipes, or a terminal."""
     try:
-        while len(pipes) < 3:
-            pipes.append(os.pipe())
+        return open_pipes() if size is None else open_terminal(size)
     except OSError as error:
-        for fd in (fd for pipe in pipes for fd in pipe):
-            os.close(fd)
         raise SpawnError(f"can't start {program}: {_reason(error)}") from error
-    return pipes
 
 
 def _reason(error: Exception) -> str:

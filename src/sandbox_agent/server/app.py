@@ -49,6 +49,7 @@ from sandbox_agent.server.routes import (
     processes,
     search,
     sessions,
+    terminal,
     tickets,
     turns,
 )
@@ -62,7 +63,10 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files, processes)
+    for module in (
+        *(meta, tickets, acp, agents, sessions, turns, events, permissions, search, files),
+        *(processes, terminal),
+    )
     for operation in module.OPERATIONS
 )
 

@@ -18,6 +18,7 @@ from sandbox_agent.persist.private import make_private_folder
 from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
+from sandbox_agent.runtime.pty import TerminalSize
 from sandbox_agent.runtime.user import User
 from sandbox_agent.runtime.warden import KEEPS, Warden
 
@@ -78,6 +79,7 @@ class Children:
         cwd: str | os.PathLike[str] | None = None,
         limited: bool = False,
         lingers: bool = False,
+        size: TerminalSize | None = None,
     ) -> Process:
         """Start a command; call ``release`` when it has ended.
 
@@ -88,6 +90,7 @@ class Children:
             cwd: its working directory; None for the server's.
             limited: whether it is started with limits.
             lingers: see Process.spawn.
+            size: that of its terminal; None for pipes.
 
         Raises:
             SpawnError: it can't be started.
@@ -105,6 +108,7 @@ class Children:
                 warden=self._warden,
                 group=group,
                 lingers=lingers,
+                size=size,
             )
         except BaseException as error:
             await _remove_group(group)

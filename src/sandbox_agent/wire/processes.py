@@ -22,6 +22,8 @@ __all__ = [
     "ProcessRestartRequest",
     "ProcessRunRequest",
     "ProcessRunResponse",
+    "ProcessTerminalResizeRequest",
+    "ProcessTerminalResizeResponse",
 ]
 
 ProcessOwner = Literal["user", "desktop", "system"]
@@ -36,6 +38,8 @@ RestartState = Literal["running", "waiting", "ended"]
 _MOST = 2**63 - 1
 # Delays are at most an hour.
 _LONGEST_DELAY_MS = 3_600_000
+# Of a terminal, in characters.
+TerminalLength = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 _Limit = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _Delay = Annotated[int, msgspec.Meta(ge=1, le=_LONGEST_DELAY_MS)]
@@ -105,6 +109,8 @@ class ProcessCreateRequest(Body):
         cwd: its working directory. Default: that of the server.
         env: variables besides those that it inherits.
         tty: whether it gets a terminal instead of pipes.
+        cols: the width of the terminal in characters, 80 by default; not in the published server.
+        rows: its height, 24 by default; not in the published server.
         interactive: whether a person types its input; kept for clients.
         restart: whether it is started again when it has ended; not in the published server.
     """
@@ -114,6 +120,8 @@ class ProcessCreateRequest(Body):
     cwd: str | None = None
     env: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     tty: bool = False
+    cols: TerminalLength | None = None
+    rows: TerminalLength | None = None
     interactive: bool = False
     restart: ProcessRestartRequest | None = None
 
@@ -176,6 +184,30 @@ class ProcessInputResponse(Body):
     """How many bytes of input the process was given."""
 
     bytes_written: int
+
+
+class ProcessTerminalResizeRequest(Body):
+    """``POST /v1/processes/{id}/terminal/resize``.
+
+    Attributes:
+        cols: the width in characters.
+        rows: the height.
+    """
+
+    cols: TerminalLength
+    rows: TerminalLength
+
+
+class ProcessTerminalResizeResponse(Body):
+    """The new size of a terminal.
+
+    Attributes:
+        cols: the width in characters.
+        rows: the height.
+    """
+
+    cols: int
+    rows: int
 
 
 class ProcessRunRequest(Body):

@@ -18,8 +18,9 @@ from sandbox_agent.server.http.unread import UnreadWatch
 VIEWER_SECONDS: Final = 10.0
 # A longer message ends the connection with the code 1009.
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
-# When the handshake of an accepted WebSocket is logged. What is sent over it is not: it may be a password.
+# Each connection would be a line, and with "debug" what is sent over it: it may be a password.
 _logger: logging.Logger = logging.getLogger("sandbox_agent.server.websocket")
+_logger.setLevel(logging.WARNING)
 
 
 class _Handshake(ServerProtocol):
@@ -55,6 +56,8 @@ class WebSocketProtocol(UnreadWatch, WebSocketsSansIOProtocol):
             if self.close_sent:  # by this protocol: the viewer does not answer, or has broken the rules
                 raise ClientDisconnected from None
             raise
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # uvicorn takes a refusal for none, and logs an error
 
     def handle_parser_exception(self) -> None:
         if self.conn.close_sent is not None:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 
@@ -15,6 +15,7 @@ from sandbox_agent.agents.environment import AgentEnvironment, check_variables
 from sandbox_agent.errors import InvalidRequestError, ProblemError, StreamError
 from sandbox_agent.runtime.pipes import PipeReader
 from sandbox_agent.runtime.process import ExitStatus, Process, SpawnError
+from sandbox_agent.runtime.pty import TerminalSize
 from sandbox_agent.server.children import Children
 from sandbox_agent.wire.processes import ProcessCreateRequest, ProcessRunRequest
 
@@ -23,6 +24,8 @@ _FAULTS_OF_COMMANDS = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.E2BIG, errno.EINVAL),
 )
+# What terminals of today understand. The server's own terminal, if it has one, is another.
+_TERMINAL: Final = {"TERM": "xterm-256color"}
 # Called with the stream and what was read.
 OnOutput = Callable[[str, bytes], None]
 
@@ -75,13 +78,18 @@ class Spawner:
     proxy: Callable[[], Mapping[str, str]]
 
     async def spawn(
-        self, request: ProcessCreateRequest | ProcessRunRequest, *, lingers: bool = False
+        self,
+        request: ProcessCreateRequest | ProcessRunRequest,
+        *,
+        lingers: bool = False,
+        size: TerminalSize | None = None,
     ) -> Process:
-        """Start a command with pipes.
+        """Start a command with pipes, or with a terminal.
 
         Args:
             request: the command.
             lingers: whether what it starts in the background goes on when it has ended.
+            size: that of its terminal; None for pipes.
 
         Raises:
             InvalidRequestError: it can't be started.
@@ -90,10 +98,11 @@ class Spawner:
         try:
             return await self.children.spawn(
                 [request.command, *request.args],
-                env=self.variables(request.env),
+                env=self.variables(request.env if size is None else {**_TERMINAL, **request.env}),
                 user=self.environment.user,
                 cwd=request.cwd,
                 lingers=lingers,
+                size=size,
             )
         except SpawnError as error:
             raise spawn_error(error, request) from error

@@ -16,6 +16,7 @@ from sandbox_agent.runtime.process import ExitStatus
 from sandbox_agent.server.processes.child import Child
 from sandbox_agent.server.processes.log import ProcessLog
 from sandbox_agent.server.processes.restarts import Restarts
+from sandbox_agent.server.processes.terminal import Terminal
 from sandbox_agent.wire.processes import (
     ProcessCreateRequest,
     ProcessInfo,
@@ -37,10 +38,12 @@ class SandboxProcess:
         child: its first child, which runs.
         start: starts another child.
         log: its log.
+        terminal: its terminal, if it has one.
 
     Attributes:
         child: its newest child, which has ended if the process does not run.
         log: its output.
+        terminal: what viewers see; None for a process with pipes.
         ended: set when it has ended and is not started again.
     """
 
@@ -53,12 +56,14 @@ class SandboxProcess:
         child: Child,
         start: Callable[[], Awaitable[Child]],
         log: ProcessLog,
+        terminal: Terminal | None = None,
     ) -> None:
         self.id = process_id
         self.request = request
         self.owner: ProcessOwner = owner
         self.child = child
         self.log = log
+        self.terminal = terminal
         self.ended: asyncio.Event = asyncio.Event()
         self._start = start
         self._restarts = Restarts(request.restart or ProcessRestartRequest(policy="never"))
@@ -86,6 +91,8 @@ class SandboxProcess:
             self._next_start_at_ms = None
             self.ended.set()
             self.log.signal.close()
+            if self.terminal is not None:
+                self.terminal.end()
 
     def _exited(self, status: ExitStatus) -> None:
         self._status = status

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -21,8 +19,6 @@ from sandbox_agent.wire.processes import ProcessCreateRequest
 STREAM: Final = "pty"
 # How long input waits for a process that does not read it. Then input is refused until the process reads.
 INPUT_SECONDS: Final = 10.0
-# What programs may expect of a terminal; the variables of the request count more.
-_TERM: Final = {"TERM": "xterm-256color"}
 
 
 async def spawn_pty(spawner: Spawner, request: ProcessCreateRequest, terminal: Terminal) -> PtyChild:
@@ -34,10 +30,11 @@ async def spawn_pty(spawner: Spawner, request: ProcessCreateRequest, terminal: T
         terminal: what its viewers see, also those of the next child if it is restarted.
 
     Raises:
-        StreamError: it can't be started.
+        InvalidRequestError: it can't be started.
+        StreamError: the server can't start anything.
     """
     size = TerminalSize(terminal.cols, terminal.rows)
-    process = await spawner.spawn(request, size=size, defaults=_TERM)
+    process = await spawner.spawn(request, size=size)
     return PtyChild(process, spawner.children, terminal)
 
 
@@ -63,8 +60,9 @@ class PtyChild:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, on_output)
-                status = await process.wait()
+                await process.wait()
                 tasks.cancel_scope.cancel()
+            status = await process.wait()
             await process.sweep()  # first: a grandchild that writes would keep the terminal from draining
             for data in process.stdout.read_leftover():
                 self._pass_on(data, on_output)
@@ -94,7 +92,7 @@ class PtyChild:
     async def write(self, data: bytes) -> None:
         if self._stalled and not self._process.write_nowait(data):
             raise self._stalled_error()
-        elif self._stalled:
+        if self._stalled:
             self._stalled = False
             return
         try:
@@ -108,7 +106,8 @@ class PtyChild:
 
     def _stalled_error(self) -> ConflictError:
         return ConflictError(
-            f"conflict: the process has not read its input for {INPUT_SECONDS:g} s: input is refused until it does"
+            f"conflict: the process has not read its input for {INPUT_SECONDS:g} s: "
+            "input is refused until it does"
         )
 
     def _resize(self, cols: int, rows: int) -> None:

@@ -15,6 +15,7 @@ from sandbox_agent.server.processes.log import ProcessLog
 from sandbox_agent.server.processes.process import SandboxProcess
 from sandbox_agent.server.processes.pty import spawn_pty
 from sandbox_agent.server.processes.runs import Runs
+from sandbox_agent.server.processes.terminal import DEFAULT_COLS, DEFAULT_ROWS, Terminal
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 from sandbox_agent.wire.processes import (
     ProcessConfig,
@@ -78,8 +79,11 @@ class Processes:
         self._tasks = None
 
     async def close(self) -> None:
-        """End all processes; no other is started."""
+        """Disconnect the viewers of terminals, and end all processes; no other is started."""
         self._closing = True
+        for process in self._processes.values():
+            if process.terminal is not None:
+                process.terminal.close()
         async with anyio.create_task_group() as tasks:
             if self._runs is not None:
                 tasks.start_soon(self._runs.close)
@@ -119,7 +123,8 @@ class Processes:
             raise ConflictError(
                 f"conflict: {active} processes run, as many as maxConcurrentProcesses allows: end one first"
             )
-        start = self._starter(request)
+        terminal = Terminal(*_size(request)) if request.tty else None
+        start = self._starter(request, terminal)
         self._starting += 1
         try:
             child = await start()
@@ -128,7 +133,9 @@ class Processes:
         process_id = f"proc_{self._next}"
         self._next += 1
         log = ProcessLog(lambda: self.config.max_log_bytes_per_process)
-        process = SandboxProcess(process_id, request, owner, child=child, start=start, log=log)
+        process = SandboxProcess(
+            process_id, request, owner, child=child, start=start, log=log, terminal=terminal
+        )
         self._processes[process_id] = process
         assert self._tasks is not None
         self._tasks.start_soon(self._run, process)
@@ -138,12 +145,14 @@ class Processes:
         logger.info("process %s started, pid %d", process_id, child.pid)
         return process
 
-    def _starter(self, request: ProcessCreateRequest) -> Callable[[], Awaitable[Child]]:
+    def _starter(
+        self, request: ProcessCreateRequest, terminal: Terminal | None
+    ) -> Callable[[], Awaitable[Child]]:
         async def start() -> Child:
             if self._tasks is None or self._closing:
                 raise _shutting_down()
-            if request.tty:
-                return await spawn_pty(self._spawner, request)
+            if terminal is not None:
+                return await spawn_pty(self._spawner, request, terminal)
             return PipeChild(await self._spawner.spawn(request), self._spawner.children)
 
         return start
@@ -188,6 +197,10 @@ class Processes:
             await anyio.sleep(KEEPALIVE_SECONDS)
             for process in list(self._processes.values()):
                 process.log.signal.tick()
+
+
+def _size(request: ProcessCreateRequest) -> tuple[int, int]:
+    return request.cols or DEFAULT_COLS, request.rows or DEFAULT_ROWS
 
 
 def _shutting_down() -> StreamError:

@@ -62,7 +62,7 @@ _LONGEST_WAIT_MS: Final = 24 * 3600 * 1000
 _JSON: Final = "application/json"
 # Of a JSON body besides its input: member names and a short encoding.
 _INPUT_MARGIN: Final = 1024
-_ID = Parameter("id", "path", "The id of the process.", text_schema(least=1), required=True)
+PROCESS_ID = Parameter("id", "path", "The id of the process.", text_schema(least=1), required=True)
 
 
 def _wait(default_ms: int) -> Parameter:
@@ -168,20 +168,20 @@ async def post_v1_processes_config(request: Request) -> Response:
     "GET",
     "/v1/processes/{id}",
     tag="processes",
-    parameters=(_ID,),
+    parameters=(PROCESS_ID,),
     answers={200: Answer("The process.", ProcessInfo)},
     errors=(NotFoundError,),
 )
 async def get_v1_process(request: Request) -> Response:
     """Return a process."""
-    return json_response(_process(request).info())
+    return json_response(find_process(request).info())
 
 
 @Operation(
     "DELETE",
     "/v1/processes/{id}",
     tag="processes",
-    parameters=(_ID,),
+    parameters=(PROCESS_ID,),
     answers={204: Answer("The process was deleted.")},
     errors=(NotFoundError, ConflictError),
 )
@@ -195,7 +195,7 @@ async def delete_v1_process(request: Request) -> Response:
     "POST",
     "/v1/processes/{id}/stop",
     tag="processes",
-    parameters=(_ID, _wait(STOP_MS)),
+    parameters=(PROCESS_ID, _wait(STOP_MS)),
     answers={200: Answer("The process, which may not have ended yet.", ProcessInfo)},
     errors=(NotFoundError,),
 )
@@ -208,7 +208,7 @@ async def post_v1_process_stop(request: Request) -> Response:
     "POST",
     "/v1/processes/{id}/kill",
     tag="processes",
-    parameters=(_ID, _wait(KILL_MS)),
+    parameters=(PROCESS_ID, _wait(KILL_MS)),
     answers={200: Answer("The process, which may not have ended yet.", ProcessInfo)},
     errors=(NotFoundError,),
 )
@@ -221,7 +221,7 @@ async def post_v1_process_kill(request: Request) -> Response:
     "POST",
     "/v1/processes/{id}/input",
     tag="processes",
-    parameters=(_ID,),
+    parameters=(PROCESS_ID,),
     request_body=ProcessInputRequest,
     answers={200: Answer("The process was given the input.", ProcessInputResponse)},
     errors=(NotFoundError, ConflictError),
@@ -231,15 +231,11 @@ async def post_v1_process_input(request: Request) -> Response:
 
     Returns when all of it is in the pipe: it waits while the process does not read.
     """
-    process = _process(request)
+    process = find_process(request)
     most = _processes(request).config.max_input_bytes_per_request
     # Base64 has 4 characters for 3 bytes, and JSON at most 6 for a character.
     wanted = await read_json(request, ProcessInputRequest, _INPUT_MARGIN + 8 * most)
-    data = _input(wanted)
-    if len(data) > most:
-        raise PayloadTooLargeError(
-            f"payload too large: the input has {len(data)} bytes, and maxInputBytesPerRequest allows {most}"
-        )
+    data = decode_input(wanted.data, wanted.encoding, most)
     await process.write(data)
     return json_response(ProcessInputResponse(bytes_written=len(data)))
 
@@ -249,7 +245,7 @@ async def post_v1_process_input(request: Request) -> Response:
     "/v1/processes/{id}/logs",
     tag="processes",
     parameters=(
-        _ID,
+        PROCESS_ID,
         Parameter(
             "stream",
             "query",
@@ -289,7 +285,7 @@ async def get_v1_process_logs(request: Request) -> Response:
     entry; `gap`, if entries were dropped before they were sent; and `exit`, with the process, when it has
     ended and is not restarted.
     """
-    process = _process(request)
+    process = find_process(request)
     log = process.log
     stream = _choice(request, "stream", PROCESS_STREAMS) or COMBINED
     cursor = read_number(request, "since", 0) or 0
@@ -318,21 +314,40 @@ async def get_v1_process_logs(request: Request) -> Response:
 
 
 async def _signal(request: Request, signum: signal.Signals, default_ms: int) -> Response:
-    process = _process(request)
+    process = find_process(request)
     wait_ms = read_number(request, "waitMs", default_ms, most=_LONGEST_WAIT_MS)
     await process.signal(signum, (default_ms if wait_ms is None else wait_ms) / 1000)
     return json_response(process.info())
 
 
-def _input(wanted: ProcessInputRequest) -> bytes:
-    if wanted.encoding in ("utf8", "text"):
-        return wanted.data.encode("utf-8", "surrogatepass")
-    if wanted.encoding not in (None, "base64"):
-        raise InvalidRequestError(
-            f"invalid request: encoding must be base64, utf8 or text, not {wanted.encoding!r}"
+def decode_input(data: str, encoding: str | None, most: int) -> bytes:
+    """Return the bytes of input.
+
+    Args:
+        data: the input as it was sent.
+        encoding: "base64" or None, or "utf8" or "text".
+        most: how many bytes it may have.
+
+    Raises:
+        InvalidRequestError: the encoding is unknown, or data is not encoded so.
+        PayloadTooLargeError: it has more bytes.
+    """
+    content = _decode(data, encoding)
+    if len(content) > most:
+        raise PayloadTooLargeError(
+            f"payload too large: the input has {len(content)} bytes, "
+            f"and maxInputBytesPerRequest allows {most}"
         )
+    return content
+
+
+def _decode(data: str, encoding: str | None) -> bytes:
+    if encoding in ("utf8", "text"):
+        return data.encode("utf-8", "surrogatepass")
+    if encoding not in (None, "base64"):
+        raise InvalidRequestError(f"invalid request: encoding must be base64, utf8 or text, not {encoding!r}")
     try:
-        return b64decode(wanted.data, validate=True)
+        return b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequestError(
             f"invalid request: data is not base64 ({error}): send a text with the encoding utf8"
@@ -351,7 +366,12 @@ def _choice(request: Request, name: str, choices: Sequence[_Choice]) -> _Choice 
     return None
 
 
-def _process(request: Request) -> SandboxProcess:
+def find_process(request: Request) -> SandboxProcess:
+    """Return the process whose id is in the path.
+
+    Raises:
+        NotFoundError: there is none.
+    """
     return _processes(request).get(request.path_params["id"])
 
 

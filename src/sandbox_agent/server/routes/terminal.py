@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -20,7 +20,11 @@ from sandbox_agent.server.processes.terminal import Terminal, TerminalClosedErro
 from sandbox_agent.server.routes.processes import PROCESS_ID, decode_input, find_process
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.jsonrpc import dumps
-from sandbox_agent.wire.processes import ProcessTerminalResizeRequest, ProcessTerminalResizeResponse
+from sandbox_agent.wire.processes import (
+    ProcessTerminalResizeRequest,
+    ProcessTerminalResizeResponse,
+    TerminalLength,
+)
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -35,15 +39,16 @@ class _Input(msgspec.Struct, tag="input"):
 
 
 class _Resize(msgspec.Struct, tag="resize"):
-    cols: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
-    rows: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+    cols: TerminalLength
+    rows: TerminalLength
 
 
 class _Close(msgspec.Struct, tag="close"):
     pass
 
 
-_decoder = msgspec.json.Decoder(_Input | _Resize | _Close)
+_Frame = _Input | _Resize | _Close
+_decoder = msgspec.json.Decoder(_Frame)
 
 
 @Operation(
@@ -83,9 +88,9 @@ async def get_v1_process_terminal_ws(request: Request) -> Response:
 
     The server sends the terminal's bytes as binary messages, and text messages: `{"type": "ready",
     "processId"}` first, `{"type": "exit", "exitCode"}` at the end, and `{"type": "error", "message"}` for a
-    message that it refuses. The client sends text messages: `{"type": "input", "data", "encoding"}` (a text, or
-    `base64`), `{"type": "resize", "cols", "rows"}` and `{"type": "close"}`. A viewer that joins later receives
-    what draws the screen first. A viewer that reads nothing for 10 seconds is disconnected.
+    message that it refuses. The client sends text messages: `{"type": "input", "data", "encoding"}` (a text,
+    or `base64`), `{"type": "resize", "cols", "rows"}` and `{"type": "close"}`. A viewer that joins later
+    receives what draws the screen first. A viewer that reads nothing for 10 seconds is disconnected.
     """
     process = find_process(request)
     terminal = _terminal(process)
@@ -152,9 +157,11 @@ class _Socket(Response):
         """Do what a message asks for, and return whether the viewer stays."""
         text: str | None = message.get("text")
         if text is None:
-            raise InvalidRequestError("invalid terminal frame: binary input is not supported: use text frames")
+            raise InvalidRequestError(
+                "invalid terminal frame: binary input is not supported: use text frames"
+            )
         try:
-            frame = _decoder.decode(text)
+            frame: _Frame = _decoder.decode(text)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise InvalidRequestError(f"invalid terminal frame: {error}") from None
         match frame:
