@@ -17,7 +17,7 @@ from tests.runtime.children import alive, gone
 from tests.runtime.test_keeper import BODY, ESCAPED
 from tests.server.processes.talk import SECONDS, Talk, output
 from tests.server.test_orphans import command, kill_at_once
-from tests.support.servers import descendants, our_server
+from tests.support.servers import ServerProcess, descendants, our_server
 
 pytestmark = [
     pytest.mark.anyio,
@@ -58,6 +58,15 @@ async def test_a_kill_leaves_no_descendants_that_left_everything(talk: Talk) -> 
     assert all(alive(pid) for pid in tree)
     assert (await talk.signal(created["id"], "kill"))["status"] == "exited"
     assert gone(tree)
+
+
+async def test_a_process_whose_keeper_hangs_is_killed(server: ServerProcess, talk: Talk) -> None:
+    before = helpers(server.pid)
+    created = await talk.create("sleep", "600")
+    (keeper,) = set(helpers(server.pid)) - set(before)
+    os.kill(keeper, signal.SIGSTOP)
+    assert (await talk.signal(created["id"], "kill"))["status"] == "exited"
+    assert gone([created["pid"], keeper])
 
 
 async def test_stop_reaches_descendants_in_other_sessions(talk: Talk) -> None:
