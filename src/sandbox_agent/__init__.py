@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.files import Files
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
+    from sandbox_agent.client.processes import Processes
     from sandbox_agent.client.questions import QuestionPolicy, QuestionRequest
     from sandbox_agent.client.server_api import build_inspector_url
     from sandbox_agent.client.server_sessions.api import ServerSessions
@@ -94,6 +95,16 @@ if TYPE_CHECKING:
         UserMessageChunk,
     )
     from sandbox_agent.wire.files import FsEntry, FsStat, FsUploadBatchResponse
+    from sandbox_agent.wire.processes import (
+        ProcessConfig,
+        ProcessInfo,
+        ProcessLogEntry,
+        ProcessLogGap,
+        ProcessLogsResponse,
+        ProcessRestartInfo,
+        ProcessRestartRequest,
+        ProcessRunResponse,
+    )
     from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
     from sandbox_agent.wire.sessions import (
         CreateSessionResponse,
@@ -130,6 +141,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "client.agent": ("SandboxAgent",),
     "client.files": ("Files",),
+    "client.processes": ("Processes",),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.questions": ("QuestionPolicy", "QuestionRequest"),
@@ -218,6 +230,16 @@ _MODULES = {
         "UserMessageChunk",
     ),
     "wire.files": ("FsEntry", "FsStat", "FsUploadBatchResponse"),
+    "wire.processes": (
+        "ProcessConfig",
+        "ProcessInfo",
+        "ProcessLogEntry",
+        "ProcessLogGap",
+        "ProcessLogsResponse",
+        "ProcessRestartInfo",
+        "ProcessRestartRequest",
+        "ProcessRunResponse",
+    ),
     "wire.records": ("ListPage", "SessionEvent", "SessionRecord", "SessionRestored"),
     "wire.sessions": (
         "CreateSessionResponse",
@@ -314,6 +336,15 @@ __all__ = [
     "PostgresSessionPersistDriver",
     "PostgresSink",
     "ProblemError",
+    "ProcessConfig",
+    "ProcessInfo",
+    "ProcessLogEntry",
+    "ProcessLogGap",
+    "ProcessLogsResponse",
+    "ProcessRestartInfo",
+    "ProcessRestartRequest",
+    "ProcessRunResponse",
+    "Processes",
     "PromptResponse",
     "QuestionEventData",
     "QuestionField",

@@ -249,7 +249,7 @@ class Process:
                 await self.signal(signal.SIGTERM)
                 if not await self._exits_within(term_grace):
                     await self.signal(signal.SIGKILL)
-                    await self._wait_keeper()
+                    await self.wait_killed()
             status = await self.wait()
             await self.sweep()
             return status
@@ -276,7 +276,8 @@ class Process:
             signal_group(self.pid, signum)
             await _in_sweeper(signal_tagged, self.tag, signum)
 
-    async def _wait_keeper(self) -> None:
+    async def wait_killed(self) -> None:
+        """Wait for the exit after SIGKILL. A keeper that hangs is killed: the warden then ends the tree."""
         if isinstance(self._child, KeptChild) and not await self._exits_within(GONE_SECONDS):
             self._child.kill_keeper()
 

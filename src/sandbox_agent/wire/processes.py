@@ -261,15 +261,15 @@ class ProcessLogEntry(Body):
         sequence: contiguous from 1 over all streams of the process.
         stream: "stdout", "stderr" or "pty".
         timestamp_ms: when it was read, in milliseconds since 1970.
-        data: the bytes.
-        encoding: that of ``data``: "base64".
+        data: the bytes; in JSON, base64.
+        encoding: that of ``data`` in JSON: "base64".
     """
 
     sequence: int
     stream: ProcessStream
     timestamp_ms: int
-    data: str
-    encoding: str
+    data: bytes
+    encoding: Literal["base64"]
 
 
 class ProcessLogGap(Body):
