@@ -80,6 +80,7 @@ PUBLIC = [
     "ProcessRestartInfo",
     "ProcessRestartRequest",
     "ProcessRunResponse",
+    "ProcessTerminal",
     "Processes",
     "PromptResponse",
     "QuestionEventData",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.sinks.postgres import PostgresSink
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
+    from sandbox_agent.client.terminal import ProcessTerminal
     from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
     from sandbox_agent.engine.questions import QuestionField, QuestionOption
     from sandbox_agent.errors import (
@@ -142,6 +143,7 @@ _MODULES = {
     "client.agent": ("SandboxAgent",),
     "client.files": ("Files",),
     "client.processes": ("Processes",),
+    "client.terminal": ("ProcessTerminal",),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.questions": ("QuestionPolicy", "QuestionRequest"),
@@ -344,6 +346,7 @@ __all__ = [
     "ProcessRestartInfo",
     "ProcessRestartRequest",
     "ProcessRunResponse",
+    "ProcessTerminal",
     "Processes",
     "PromptResponse",
     "QuestionEventData",

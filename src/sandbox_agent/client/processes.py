@@ -20,6 +20,7 @@ from sandbox_agent.client.server_sessions.calls import (
     is_unprocessed,
     query,
 )
+from sandbox_agent.client.terminal import ProcessTerminal
 from sandbox_agent.wire.processes import (
     ProcessConfig,
     ProcessCreateRequest,
@@ -34,6 +35,8 @@ from sandbox_agent.wire.processes import (
     ProcessRunRequest,
     ProcessRunResponse,
     ProcessStream,
+    ProcessTerminalResizeRequest,
+    ProcessTerminalResizeResponse,
     RestartMode,
 )
 
@@ -53,6 +56,8 @@ class Processes:
     """
 
     def __init__(self, http: Http, health: HealthCheck) -> None:
+        self._http = http
+        self._health = health
         self._calls = SessionCalls(http, health)
 
     async def create(
@@ -63,6 +68,8 @@ class Processes:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         tty: bool = False,
+        cols: int | None = None,
+        rows: int | None = None,
         interactive: bool = False,
         restart: ProcessRestartRequest | RestartMode | None = None,
     ) -> ProcessInfo:
@@ -74,6 +81,8 @@ class Processes:
             cwd: its working directory in the sandbox. Default: that of the server.
             env: variables besides those that it inherits.
             tty: whether it gets a terminal instead of pipes.
+            cols: the width of the terminal in characters. Default: 80. The published server ignores it.
+            rows: its height. Default: 24. The published server ignores it.
             interactive: whether a person types its input.
             restart: when it is started again after it has ended: "never", "on_failure", "always", or a policy
                 with its delays. The published server ignores it.
@@ -90,6 +99,8 @@ class Processes:
             cwd=None if cwd is None else os.fspath(cwd),
             env=dict(env or {}),
             tty=tty,
+            cols=cols,
+            rows=rows,
             interactive=interactive,
             restart=policy,
         )
@@ -172,21 +183,48 @@ class Processes:
         """
         await self._calls.send("DELETE", process_path(process_id), repeats=is_unprocessed)
 
-    async def send_input(self, process_id: str, data: bytes | str) -> int:
+    async def send_input(self, process_id: str, data: bytes | str, *, eof: bool = False) -> int:
         """Write to the input of a process; return how many bytes were written.
 
         Args:
             process_id: the process.
             data: bytes, or a text in UTF-8.
+            eof: whether its input ends with this. The published server ignores it.
 
         Raises:
             ConflictError: it does not run, or has closed its input.
             PayloadTooLargeError: the data is more than ``max_input_bytes_per_request``.
         """
         content = data.encode() if isinstance(data, str) else data
-        request = ProcessInputRequest(data=b64encode(content).decode(), encoding="base64")
+        request = ProcessInputRequest(data=b64encode(content).decode(), encoding="base64", eof=eof)
         path = process_path(process_id, "input")
         return (await self._post(path, ProcessInputResponse, request)).bytes_written
+
+    def terminal(self, process_id: str) -> ProcessTerminal:
+        """Return the terminal of a process, for ``async with``. Any number of clients can have it open.
+
+        Args:
+            process_id: a process that was created with ``tty=True``.
+
+        Raises:
+            MissingExtraError: the extra ``terminal`` is not installed.
+        """
+        return ProcessTerminal(self._http, self._health, process_id)
+
+    async def resize_terminal(self, process_id: str, cols: int, rows: int) -> None:
+        """Change the size of a terminal, for the process and all viewers.
+
+        Args:
+            process_id: the process.
+            cols: the width in characters.
+            rows: the height.
+
+        Raises:
+            ConflictError: it has no terminal, or has ended.
+        """
+        path = process_path(process_id, "terminal/resize")
+        request = ProcessTerminalResizeRequest(cols=cols, rows=rows)
+        await self._post(path, ProcessTerminalResizeResponse, request)
 
     async def logs(
         self,

@@ -17,7 +17,8 @@ import httpx2
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
-from sandbox_agent.client.http import Http, describe, quote_segment, raise_for_problem
+from sandbox_agent.client.http import Http, describe, raise_for_problem
+from sandbox_agent.client.process_logs import process_path
 from sandbox_agent.client.tasks import TaskOwner, await_result, call_listener
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.extras import require_websockets
@@ -258,6 +259,8 @@ class ProcessTerminal:
         if self._protocol is None or self._closed.is_set() or (self._is_closing and not closing):
             raise self._error or self._lost("it was closed")
         async with self._writing:
+            if self._protocol.state.name != "OPEN":  # the server has just closed it
+                raise self._error or self._lost(self._close_reason)
             self._protocol.send_text(dumps(frame))
             if closing:
                 self._protocol.send_close(_NORMAL)
@@ -314,7 +317,7 @@ class ProcessTerminal:
             "Sec-WebSocket-Key": key,
             "Sec-WebSocket-Version": "13",
         }
-        path = f"/v1/processes/{quote_segment(self.process_id)}/terminal/ws"
+        path = process_path(self.process_id, "terminal/ws")
         async with self._http.stream(
             path, params={}, headers=headers, read_timeout=HANDSHAKE_SECONDS
         ) as response:

@@ -174,10 +174,12 @@ class ProcessInputRequest(Body):
     Attributes:
         data: the input.
         encoding: "base64" (the default), or "utf8" or "text" for a text.
+        eof: whether its input ends with this; not in the published server.
     """
 
     data: str
     encoding: str | None = None
+    eof: bool = False
 
 
 class ProcessInputResponse(Body):

@@ -59,14 +59,14 @@ class WebSocketProtocol(UnreadWatch, WebSocketsSansIOProtocol):
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True  # uvicorn takes a refusal for none, and logs an error
 
-    def handle_parser_exception(self) -> None:
-        if self.conn.close_sent is not None:
-            super().handle_parser_exception()
-            return
-        # Its own limits for a request are lower than those of the server.
-        why = "the path with its query, or a header, is too long for a WebSocket"
-        self.transport.write(self.conn.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, why).serialize())
-        self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            # Its limits for a request are lower than those of the server, and uvicorn does not answer then.
+            why = "the path with its query, or a header, is too long for a WebSocket"
+            response = self.conn.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, why)
+            self.transport.write(response.serialize())
+            self.transport.close()
 
     def check_times(self, now: float) -> None:
         """Close the connection of a viewer that reads nothing."""

@@ -54,6 +54,14 @@ class Child(Protocol):
         """
         ...
 
+    def end_input(self) -> None:
+        """End its input.
+
+        Raises:
+            ConflictError: it has a terminal.
+        """
+        ...
+
     async def signal(self, signum: signal.Signals) -> None:
         """Send SIGTERM or SIGKILL to it and to everything that it has started."""
         ...
@@ -171,6 +179,9 @@ class PipeChild:
 
     async def write(self, data: bytes) -> None:
         await self._process.write(data)
+
+    def end_input(self) -> None:
+        self._process.close_stdin()
 
     async def signal(self, signum: signal.Signals) -> None:
         await self._process.signal(signum)

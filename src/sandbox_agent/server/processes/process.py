@@ -145,8 +145,12 @@ class SandboxProcess:
             await self.child.stop()
         await self.ended.wait()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, *, eof: bool = False) -> None:
         """Write to its input.
+
+        Args:
+            data: the input.
+            eof: whether its input ends with this.
 
         Raises:
             ConflictError: it does not run, or has closed its input.
@@ -155,6 +159,8 @@ class SandboxProcess:
             raise ConflictError(f"conflict: process {self.id} is not running: it can't be given input")
         try:
             await self.child.write(data)
+            if eof:
+                self.child.end_input()
         except BrokenPipeError as error:
             raise ConflictError(f"conflict: process {self.id} has closed its input, or has ended") from error
 

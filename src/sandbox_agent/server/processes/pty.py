@@ -110,6 +110,9 @@ class PtyChild:
             "input is refused until it does"
         )
 
+    def end_input(self) -> None:
+        raise ConflictError("conflict: the input of a terminal has no end: send Ctrl+D, the byte 4, instead")
+
     def _resize(self, cols: int, rows: int) -> None:
         self._process.resize(TerminalSize(cols, rows))
 

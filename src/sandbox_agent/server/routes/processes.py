@@ -236,7 +236,7 @@ async def post_v1_process_input(request: Request) -> Response:
     # Base64 has 4 characters for 3 bytes, and JSON at most 6 for a character.
     wanted = await read_json(request, ProcessInputRequest, _INPUT_MARGIN + 8 * most)
     data = decode_input(wanted.data, wanted.encoding, most)
-    await process.write(data)
+    await process.write(data, eof=wanted.eof)
     return json_response(ProcessInputResponse(bytes_written=len(data)))
 
 
