@@ -48,6 +48,8 @@ DUE = {
         ("post", "/v1/processes/{id}/kill"),
         ("get", "/v1/processes/{id}/logs"),
         ("post", "/v1/processes/{id}/stop"),
+        ("post", "/v1/processes/{id}/terminal/resize"),
+        ("get", "/v1/processes/{id}/terminal/ws"),
     ],
     "openapi-0.1-sessions.json": [
         ("get", "/v1/health"),
