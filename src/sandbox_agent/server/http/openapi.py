@@ -196,8 +196,8 @@ def _ref(body: type) -> dict[str, str]:
 def _openapi_schema(schema: Any) -> Any:
     """Convert a JSON Schema into one of OpenAPI 3.0.
 
-    ``anyOf [..., null]`` becomes ``nullable``, an enumeration of strings gets its type, and an empty
-    ``required`` is left out.
+    ``anyOf [..., null]`` becomes ``nullable``, base64 the format ``byte``, an enumeration of strings gets its
+    type, and an empty ``required`` is left out.
     """
     if isinstance(schema, list):
         return [_openapi_schema(item) for item in schema]  # pyright: ignore[reportUnknownVariableType]
@@ -213,6 +213,8 @@ def _openapi_schema(schema: Any) -> Any:
         else:
             members.update({"allOf": kept} if "$ref" in kept[0] else kept[0])
         members["nullable"] = True
+    if members.pop("contentEncoding", None) == "base64":
+        members["format"] = "byte"
     if members.get("default", ...) is None:
         del members["default"]
     if members.get("required") == []:
