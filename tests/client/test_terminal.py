@@ -191,9 +191,9 @@ async def test_output_that_is_not_read_lets_the_process_wait_and_is_complete(
     count = 1_000_000
     process = await create(sdk, f"seq 1 {count}; exit 5")
     async with sdk.processes.terminal(process) as terminal:
-        await terminal.send_input("go\r")
         # Another viewer, which waits for the first one.
         async with sdk.processes.terminal(process) as other:
+            await terminal.send_input("go\r")
             await until(other, b"\n1000\r\n")
         with anyio.fail_after(SECONDS):
             output = b"".join([data async for data in terminal])
