@@ -45,8 +45,9 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     Args:
         control: the socket to the server.
         command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
-            its group's, and those of all its groups; or nulls), and ``members``, the files by which it
-            becomes a member of its control group (see Cgroup).
+            its group's, and those of all its groups; or nulls), ``members``, the files by which it
+            becomes a member of its control group (see Cgroup), and ``lingers``: whether what it has started
+            goes on when it has ended itself.
         pipes: the agent's stdin, stdout and stderr: pipes, or a terminal.
     """
     os.setsid()

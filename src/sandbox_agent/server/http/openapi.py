@@ -204,6 +204,8 @@ def _openapi_schema(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     members: dict[str, Any] = {key: _openapi_schema(value) for key, value in schema.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if members.pop("contentEncoding", None) == "base64":
+        members["format"] = "byte"
     choices: list[dict[str, Any]] | None = members.get("anyOf")
     if choices is not None and {"type": "null"} in choices:
         kept = [choice for choice in choices if choice != {"type": "null"}]
@@ -213,8 +215,6 @@ def _openapi_schema(schema: Any) -> Any:
         else:
             members.update({"allOf": kept} if "$ref" in kept[0] else kept[0])
         members["nullable"] = True
-    if members.pop("contentEncoding", None) == "base64":
-        members["format"] = "byte"
     if members.get("default", ...) is None:
         del members["default"]
     if members.get("required") == []:
