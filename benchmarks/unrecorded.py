@@ -8,13 +8,14 @@ from sandbox_agent.cli.main import main
 from sandbox_agent.server import app
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.children import Children
 
 __all__: list[str] = []
 
 
-def _bridge(spiller: Spiller, *, request_timeout: float, recorder: object) -> Bridge:
+def _bridge(spiller: Spiller, children: Children, *, request_timeout: float, recorder: object) -> Bridge:
     del recorder
-    return Bridge(spiller, request_timeout=request_timeout)
+    return Bridge(spiller, children, request_timeout=request_timeout)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.files import Files, FsDiff
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
+    from sandbox_agent.client.processes import Processes
     from sandbox_agent.client.questions import QuestionPolicy, QuestionRequest
     from sandbox_agent.client.server_api import build_inspector_url
     from sandbox_agent.client.server_sessions.api import ServerSessions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.sinks.postgres import PostgresSink
     from sandbox_agent.client.sinks.redis import RedisSink
     from sandbox_agent.client.sinks.sqlite import SQLiteSink
+    from sandbox_agent.client.terminal import ProcessTerminal
     from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
     from sandbox_agent.engine.questions import QuestionField, QuestionOption
     from sandbox_agent.errors import (
@@ -99,6 +101,16 @@ if TYPE_CHECKING:
         UserMessageChunk,
     )
     from sandbox_agent.wire.files import FsChange, FsEntry, FsStat, FsUploadBatchResponse
+    from sandbox_agent.wire.processes import (
+        ProcessConfig,
+        ProcessInfo,
+        ProcessLogEntry,
+        ProcessLogGap,
+        ProcessLogsResponse,
+        ProcessRestartInfo,
+        ProcessRestartRequest,
+        ProcessRunResponse,
+    )
     from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
     from sandbox_agent.wire.sessions import (
         CreateSessionResponse,
@@ -135,6 +147,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "client.agent": ("SandboxAgent",),
     "client.files": ("Files", "FsDiff"),
+    "client.processes": ("Processes",),
+    "client.terminal": ("ProcessTerminal",),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
     "client.questions": ("QuestionPolicy", "QuestionRequest"),
@@ -228,6 +242,16 @@ _MODULES = {
         "UserMessageChunk",
     ),
     "wire.files": ("FsChange", "FsEntry", "FsStat", "FsUploadBatchResponse"),
+    "wire.processes": (
+        "ProcessConfig",
+        "ProcessInfo",
+        "ProcessLogEntry",
+        "ProcessLogGap",
+        "ProcessLogsResponse",
+        "ProcessRestartInfo",
+        "ProcessRestartRequest",
+        "ProcessRunResponse",
+    ),
     "wire.records": ("ListPage", "SessionEvent", "SessionRecord", "SessionRestored"),
     "wire.sessions": (
         "CreateSessionResponse",
@@ -330,6 +354,16 @@ __all__ = [
     "PostgresSessionPersistDriver",
     "PostgresSink",
     "ProblemError",
+    "ProcessConfig",
+    "ProcessInfo",
+    "ProcessLogEntry",
+    "ProcessLogGap",
+    "ProcessLogsResponse",
+    "ProcessRestartInfo",
+    "ProcessRestartRequest",
+    "ProcessRunResponse",
+    "ProcessTerminal",
+    "Processes",
     "PromptResponse",
     "QuestionEventData",
     "QuestionField",

@@ -19,3 +19,16 @@ def require_server(feature: str) -> None:
         raise MissingExtraError(
             f"{feature} needs the extra 'server': install it with pip install \"sandbox-agent-py[server]\""
         )
+
+
+def require_websockets(feature: str) -> None:
+    """Check that the library for WebSockets is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if find_spec("websockets") is None:
+        raise MissingExtraError(
+            f"{feature} needs the extra 'terminal': install it with "
+            'pip install "sandbox-agent-py[terminal]"'
+        )

@@ -63,6 +63,7 @@ SANDBOX_AGENT_MEMBERS = [
     "on_request",
     "pause_sandbox",
     "persist",
+    "processes",
     "resume_or_create_session",
     "resume_session",
     "sandbox",

@@ -37,6 +37,19 @@ DUE = {
         ("post", "/v1/fs/move"),
         ("get", "/v1/fs/stat"),
         ("post", "/v1/fs/upload-batch"),
+        ("get", "/v1/processes"),
+        ("post", "/v1/processes"),
+        ("get", "/v1/processes/config"),
+        ("post", "/v1/processes/config"),
+        ("post", "/v1/processes/run"),
+        ("get", "/v1/processes/{id}"),
+        ("delete", "/v1/processes/{id}"),
+        ("post", "/v1/processes/{id}/input"),
+        ("post", "/v1/processes/{id}/kill"),
+        ("get", "/v1/processes/{id}/logs"),
+        ("post", "/v1/processes/{id}/stop"),
+        ("post", "/v1/processes/{id}/terminal/resize"),
+        ("get", "/v1/processes/{id}/terminal/ws"),
     ],
     "openapi-0.1-sessions.json": [
         ("get", "/v1/health"),
@@ -55,6 +68,8 @@ DUE = {
         ("post", "/v1/sessions/{session_id}/terminate"),
     ],
 }
+# Their server answers so on a system where it has no processes; ours does not run on one.
+UNSUPPORTED = {"501"}
 # In 0.1 the response had no body; 0.4.2's has one.
 REPLACED = {"openapi-0.1-sessions.json": {("post", "/v1/agents/{agent}/install")}}
 # What 0.1's /v1/agents said of a shared agent process and 0.4.2's, the newer of the two, does not.
@@ -141,8 +156,8 @@ def test_our_operation_has_their_parameters_and_statuses(file: str, method: str,
     for parameter in their.get("parameters", []):
         found = ours[parameter["in"], parameter["name"]]
         assert found["required"] is parameter["required"]
-        assert found["schema"]["type"] == parameter["schema"]["type"]
-    assert set(their["responses"]) <= set(our["responses"])
+        assert found["schema"]["type"] == resolved(theirs(file), parameter["schema"])["type"]
+    assert set(their["responses"]) - UNSUPPORTED <= set(our["responses"])
     assert ("requestBody" in their) == ("requestBody" in our)
     if file == "openapi-0.4.2.json":
         assert our["operationId"] == their["operationId"]
@@ -152,7 +167,11 @@ def test_our_operation_has_their_parameters_and_statuses(file: str, method: str,
 def test_our_bodies_have_their_fields(file: str, method: str, path: str) -> None:
     document = theirs(file)
     their, our = document["paths"][path][method], OURS["paths"][path][method]
-    pairs = [(status, response, our["responses"][status]) for status, response in their["responses"].items()]
+    pairs = [
+        (status, response, our["responses"][status])
+        for status, response in their["responses"].items()
+        if status not in UNSUPPORTED
+    ]
     if "requestBody" in their:
         pairs.append(("request", their["requestBody"], our["requestBody"]))
     lacking = [

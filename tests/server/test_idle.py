@@ -17,6 +17,7 @@ from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.children import Children
 from sandbox_agent.server.streams.usage import MAX_CLIENTS, Usage
 from tests.server.talk import Talk, client_of, envelope
 from tests.support.memory_spill import MemorySpill
@@ -228,7 +229,10 @@ async def test_a_session_is_watched_by_a_stream_of_its_events(tmp_path: Path) ->
 @asynccontextmanager
 async def bridge(idle_timeout: float) -> AsyncGenerator[Bridge]:
     spiller = Spiller(FeedMemory(2**20), MemorySpill())
-    async with Bridge(spiller, request_timeout=SECONDS, idle_timeout=idle_timeout).run() as running:
+    async with (
+        Children().run() as children,
+        Bridge(spiller, children, request_timeout=SECONDS, idle_timeout=idle_timeout).run() as running,
+    ):
         yield running
 
 

@@ -32,6 +32,7 @@ COMMANDS: Final = {
         "sandbox_agent.cli.egress_proxy:egress_proxy",
         "Run the proxy that limits which hosts a sandbox reaches.",
     ),
+    "exec": Entry("sandbox_agent.cli.exec:exec_command", "Run a command in the sandbox of a server."),
     "image": Entry("sandbox_agent.cli.image:image", "Build the image of sandboxes in containers."),
     "install-agent": Entry("sandbox_agent.cli.agents:install_agent", "Install an agent."),
     "mirror": Entry("sandbox_agent.cli.mirror:mirror", "Copy a session of a running server to a database."),

@@ -25,13 +25,18 @@ class Remote:
     token: str | None
 
 
-def remote_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a server to a command. It receives them as ``remote``."""
+def remote_options(command: Callable[..., None], *token_names: str) -> Callable[..., None]:
+    """Add the options of a server to a command. It receives them as ``remote``.
+
+    Args:
+        command: the command.
+        *token_names: the names of the option for the token; without any, ``--token`` and ``-t``.
+    """
 
     @click.option(
         "--endpoint", "-e", default="http://127.0.0.1:2468", metavar="URL", help="Address of the server."
     )
-    @token_option("Bearer token of the server.")
+    @token_option("Bearer token of the server.", *token_names)
     @functools.wraps(command)
     def with_remote(*args: Any, endpoint: str, token: str | None, **options: Any) -> None:
         command(*args, remote=Remote(endpoint, token), **options)

@@ -21,11 +21,15 @@ _MAX_BYTES = 64 * 1024
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
-def token_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the option ``--token``. Its value is removed from the command line and the environment."""
+def token_option(help_text: str, *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option ``--token``. Its value is removed from the command line and the environment.
+
+    Args:
+        help_text: its help.
+        *names: its names; without any, ``--token`` and ``-t``.
+    """
     return click.option(
-        "--token",
-        "-t",
+        *(names or ("--token", "-t")),
         envvar=TOKEN_VARIABLE,
         show_envvar=True,
         metavar="TOKEN",

@@ -25,6 +25,7 @@ from sandbox_agent.client.options import (
     open_persist,
 )
 from sandbox_agent.client.permissions import PermissionPolicy, permission_mode
+from sandbox_agent.client.processes import Processes
 from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.client.restore import Limits
 from sandbox_agent.client.server_api import ServerApi, build_inspector_url
@@ -300,6 +301,11 @@ class SandboxAgent(ServerApi):
     def files(self) -> Files:
         """The files of the sandbox."""
         return Files(self._http, self._health)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the sandbox."""
+        return Processes(self._http, self._health)
 
     async def create_session(
         self,

@@ -12,12 +12,14 @@ when no process is left. When the server's end is closed, the keeper kills the t
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Collection
 
@@ -43,9 +45,10 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     Args:
         control: the socket to the server.
         command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
-            its group's, and those of all its groups; or nulls), and ``members``, the files by which it
-            becomes a member of its control group (see Cgroup).
-        pipes: the agent's stdin, stdout and stderr.
+            its group's, and those of all its groups; or nulls), ``members``, the files by which it
+            becomes a member of its control group (see Cgroup), and ``lingers``: whether what it has started
+            goes on when it has ended itself.
+        pipes: the agent's stdin, stdout and stderr: pipes, or a terminal.
     """
     os.setsid()
     become_subreaper()
@@ -56,6 +59,7 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     with open(command, "rb") as file:
         request = json.load(file)
     members: list[int] = []
+    is_terminal = os.isatty(pipes[0])
     try:
         # The result is kept: it must not be reaped by anything but _Tree.
         # Opened here: the agent may have another user.
@@ -71,7 +75,9 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             user=request["user"][0],
             group=request["user"][1],
             extra_groups=request["user"][2],
-            preexec_fn=(lambda: _join(members)) if members else None,
+            preexec_fn=(lambda: _prepare(members, is_terminal=is_terminal))
+            if members or is_terminal
+            else None,  # which is faster
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})
@@ -80,7 +86,7 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
         for fd in (*pipes, *members):
             os.close(fd)
     _send(control, {"pid": agent.pid, "keeper": os.getpid()})
-    tree = _Tree(control, agent.pid)
+    tree = _Tree(control, agent.pid, request["lingers"])
     while tree.reap():
         readable, _, _ = select.select([control, wakeup], [], [])
         if wakeup in readable:
@@ -93,36 +99,48 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             tree.kill()  # that is what the server says, or it is gone
 
 
-def _join(members: list[int]) -> None:
-    """Make this process a member of a control group."""
+def _prepare(members: list[int], *, is_terminal: bool) -> None:
+    """Make this process a member of a control group, and its terminal the one that controls it."""
     for descriptor in members:
         os.write(descriptor, b"0")
+    if is_terminal:
+        control_terminal()
+
+
+def control_terminal() -> None:
+    """Make the terminal on stdin that of this session: its Ctrl+C becomes a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class _Tree:
     """The agent and its descendants."""
 
-    def __init__(self, control: socket.socket, leader: int) -> None:
+    def __init__(self, control: socket.socket, leader: int, lingers: bool) -> None:
         self._control = control
         self._leader = leader
+        self._lingers = lingers
         self._ended = False
 
     def reap(self) -> bool:
         """Reap the children that have ended, and return whether there are others.
 
-        With the leader, all the others end.
+        With the leader, all the others end, unless they may linger.
         """
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if ended.si_pid != self._leader:
                     os.waitpid(ended.si_pid, 0)
                     continue
-                self._signal_group(signal.SIGKILL)
+                if not self._lingers:
+                    self._signal_group(signal.SIGKILL)
                 _, status = os.waitpid(self._leader, 0)
                 self._ended = True
-                kill_children(())
-                _send(self._control, {"code": os.waitstatus_to_exitcode(status)})
-                return False
+                if not self._lingers:
+                    kill_children(())
+                lingers = self._lingers and bool(children_of(os.getpid()))
+                _send(self._control, {"code": os.waitstatus_to_exitcode(status), "lingers": lingers})
+                if not lingers:
+                    return False
             return True
         return False
 
@@ -130,11 +148,15 @@ class _Tree:
         """Send SIGTERM to the tree, the group first."""
         if not self._ended:
             self._signal_group(signal.SIGTERM)
-        _signal_descendants(os.getpid(), self._leader, signal.SIGTERM)
+        # The group of a leader that has ended has no number any more that is certainly its own.
+        _signal_descendants(os.getpid(), 0 if self._ended else self._leader, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL to the leader; reap() ends the rest with it."""
-        if not self._ended:
+        self._lingers = False
+        if self._ended:
+            kill_children(())
+        else:
             self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, signum: signal.Signals) -> None:

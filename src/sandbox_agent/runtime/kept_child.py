@@ -23,6 +23,7 @@ class KeptChild:
     Attributes:
         pid: the child's pid, once it was started.
         gone: set when no process of its tree is left.
+        lingers: whether it has ended, and processes that it has started go on.
     """
 
     def __init__(self, control: socket.socket) -> None:
@@ -34,6 +35,7 @@ class KeptChild:
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self.gone: asyncio.Event = asyncio.Event()
+        self.lingers: bool = False
         control.setblocking(False)
         self._loop.add_reader(control.fileno(), self._receive)
 
@@ -86,6 +88,7 @@ class KeptChild:
             return
         message: dict[str, Any] = json.loads(data)
         if "code" in message:
+            self.lingers = message["lingers"]
             self._ended(message["code"])
         elif "pid" in message:
             self.pid, self._keeper = message["pid"], message["keeper"]
@@ -112,6 +115,7 @@ class KeptChild:
             with contextlib.suppress(ChildProcessError):  # it is the warden's child, unless that was killed
                 os.waitpid(self._keeper, os.WNOHANG)
         self.gone.set()
+        self.lingers = False
         self._ended(-signal.SIGKILL)
 
 
@@ -123,8 +127,10 @@ def send_command(
     pipes: Sequence[int],
     user: User | None = None,
     members: Sequence[str] = (),
+    *,
+    lingers: bool = False,
 ) -> KeptChild:
-    """Send a command and its pipes to the warden. ``members`` are the files of its control group.
+    """Send a command and its pipes to the warden; the arguments are those of Warden.start.
 
     Raises:
         OSError: the warden does not receive it.
@@ -139,6 +145,7 @@ def send_command(
                 "cwd": None if cwd is None else os.fspath(cwd),
                 "user": [user.uid, user.gid, user.groups] if user else [None, None, None],
                 "members": list(members),
+                "lingers": lingers,
             }
             os.write(command, json.dumps(fields).encode())
             os.lseek(command, 0, os.SEEK_SET)

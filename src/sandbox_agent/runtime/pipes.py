@@ -24,6 +24,19 @@ def widen_pipe(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, READ_BYTES)
 
 
+def open_pipes() -> list[tuple[int, int]]:
+    """Open three pipes, each with its read and its write end. If one fails, the others are closed."""
+    pipes: list[tuple[int, int]] = []
+    try:
+        while len(pipes) < 3:
+            pipes.append(os.pipe())
+    except OSError:
+        for fd in (fd for pipe in pipes for fd in pipe):
+            os.close(fd)
+        raise
+    return pipes
+
+
 class PipeReader:
     """The read end of a pipe, without a buffer of its own; the descriptor is set non-blocking.
 
@@ -35,6 +48,11 @@ class PipeReader:
         self._fd = fd
         self._on_data: Callable[[bytes], bool] | None = None
         self._done: asyncio.Future[bool] | None = None
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; -1 once it is closed."""
+        return self._fd
 
     async def listen(self, on_data: Callable[[bytes], bool]) -> bool:
         """Call ``on_data`` with data as it arrives, once per iteration of the event loop.

@@ -28,10 +28,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from sandbox_agent.runtime.keeper import control_terminal
 from sandbox_agent.runtime.kept_child import KeptChild
 from sandbox_agent.runtime.limits import LimitedGroup
-from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, widen_pipe
+from sandbox_agent.runtime.pipes import PipeReader, PipeWriter, open_pipes, widen_pipe
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE, signal_group, signal_tagged
+from sandbox_agent.runtime.pty import TerminalSize, open_terminal, set_size
 from sandbox_agent.runtime.user import User
 from sandbox_agent.runtime.warden import KEEPS, Warden
 
@@ -74,12 +76,14 @@ class ExitStatus:
 
 
 class Process:
-    """A running child with piped stdin, stdout and stderr. Create one with spawn().
+    """A running child with piped stdin, stdout and stderr, or with a terminal. Create one with spawn().
 
     Attributes:
         pid: The pid of the leader, which is also the id of its process group.
         tag: The value of TAG_VARIABLE in the environment of the tree.
-        stdout: The child's stdout, unbuffered.
+        stdout: The child's stdout, unbuffered; that of a terminal has all of its output.
+        stderr: The child's stderr, unbuffered.
+        group: Its control group, or None.
     """
 
     def __init__(
@@ -95,10 +99,10 @@ class Process:
         self.pid: int = child.pid
         self.tag = tag
         self.stdout = stdout
+        self.stderr = stderr
+        self.group = group
         self._child = child
-        self._group = group
         self._stdin = stdin
-        self._stderr = stderr
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
         self._status: ExitStatus | None = None
@@ -116,6 +120,8 @@ class Process:
         tag_prefix: str = "",
         warden: Warden | None = None,
         group: LimitedGroup | None = None,
+        lingers: bool = False,
+        size: TerminalSize | None = None,
     ) -> Process:
         """Start a command as the leader of a new session.
 
@@ -127,6 +133,9 @@ class Process:
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
             warden: Starts the command under a keeper, where the system allows it (see keeper).
             group: Its control group. Only with a keeper.
+            lingers: Whether what the command has started goes on when the command itself has ended, as
+                programs do that go into the background. Only with a keeper; without one it ends.
+            size: The size of its terminal, which it then has in place of pipes. All output is stdout's.
 
         Raises:
             SpawnError: The program does not exist, or the kernel refuses.
@@ -134,7 +143,7 @@ class Process:
         tag = f"{tag_prefix}{uuid.uuid4().hex}"
         # Not asyncio's subprocesses: their wait() lasts until grandchildren close the pipes, and uvloop lets
         # the child inherit copies of our ends, so that it does not see them close.
-        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _open_pipes(argv[0])
+        (in_read, in_write), (out_read, out_write), (err_read, err_write) = _open(argv[0], size)
         widen_pipe(out_read)
         try:
             pipes = (in_read, out_write, err_write)
@@ -144,7 +153,7 @@ class Process:
                     os.fchown(fd, user.uid, user.gid)  # for programs that open /dev/stderr
             if warden is not None and KEEPS:
                 child = await warden.start(
-                    argv, environ, cwd, pipes, user, group.members_files if group else ()
+                    argv, environ, cwd, pipes, user, group.members_files if group else (), lingers=lingers
                 )
             else:
                 child = _start(argv, environ, cwd, pipes, user)
@@ -182,6 +191,15 @@ class Process:
         """The end of the stderr output, at most STDERR_TAIL_BYTES."""
         return b"".join(self._tail)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
+    def resize(self, size: TerminalSize) -> None:
+        """Change the size of its terminal, unless that is closed."""
+        if self.stdout.fd >= 0:
+            set_size(self.stdout.fd, size)
+
+    def close_stdin(self) -> None:
+        """Close stdin, which the child reads as its end."""
+        self._stdin.close()
+
     async def write(self, data: bytes, *, on_begin: Callable[[], None] | None = None) -> None:
         """Write to stdin, whole and in order; see PipeWriter.write."""
         await self._stdin.write(data, on_begin=on_begin)
@@ -192,11 +210,11 @@ class Process:
 
     async def pump_stderr(self) -> None:
         """Read stderr to its end and keep the tail. The owner runs this in a task."""
-        await self._stderr.listen(self._append_tail)
+        await self.stderr.listen(self._append_tail)
 
     def drain_stderr(self) -> None:
         """Read what is in stderr now. After the exit this is the rest of the output."""
-        for data in self._stderr.read_leftover():
+        for data in self.stderr.read_leftover():
             self._append_tail(data)
 
     def _append_tail(self, data: bytes) -> bool:
@@ -219,7 +237,7 @@ class Process:
         self._set_status(self._child.wait())
 
     def _set_status(self, code: int) -> None:
-        excess = self._group.excess if self._group and code != 0 else None
+        excess = self.group.excess if self.group and code != 0 else None
         self._status = ExitStatus(code, None, excess) if code >= 0 else ExitStatus(None, -code, excess)
         self._exited.set()
 
@@ -228,19 +246,29 @@ class Process:
         async with self._stopping:
             self._stdin.close()
             if not await self._exits_within(eof_grace):
-                await self._signal(signal.SIGTERM)
+                await self.signal(signal.SIGTERM)
                 if not await self._exits_within(term_grace):
-                    await self._signal(signal.SIGKILL)
-                    await self._wait_keeper()
+                    await self.signal(signal.SIGKILL)
+                    await self.wait_killed()
             status = await self.wait()
             await self.sweep()
             return status
 
     async def kill(self) -> None:
         """Send SIGKILL to the tree, without the first steps of stop()."""
-        await self._signal(signal.SIGKILL)
+        await self.signal(signal.SIGKILL)
 
-    async def _signal(self, signum: signal.Signals) -> None:
+    @property
+    def lingers(self) -> bool:
+        """Whether the leader has ended, and processes that it has started go on."""
+        return isinstance(self._child, KeptChild) and self._child.lingers
+
+    async def wait_gone(self) -> None:
+        """Wait until no process of a tree that lingers is left."""
+        if isinstance(self._child, KeptChild):
+            await self._child.gone.wait()
+
+    async def signal(self, signum: signal.Signals) -> None:
         """Signal the tree, the group first."""
         if isinstance(self._child, KeptChild):
             self._child.signal(signum)
@@ -248,13 +276,16 @@ class Process:
             signal_group(self.pid, signum)
             await _in_sweeper(signal_tagged, self.tag, signum)
 
-    async def _wait_keeper(self) -> None:
+    async def wait_killed(self) -> None:
+        """Wait for the exit after SIGKILL. A keeper that hangs is killed: the warden then ends the tree."""
         if isinstance(self._child, KeptChild) and not await self._exits_within(GONE_SECONDS):
             self._child.kill_keeper()
 
     async def sweep(self) -> None:
         """Kill the rest of the tree after the exit of the leader."""
-        if isinstance(self._child, KeptChild):  # which does so itself
+        if isinstance(self._child, KeptChild):  # which does so itself, unless they may linger
+            if self._child.lingers:
+                self._child.signal(signal.SIGKILL)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GONE_SECONDS):
                     await self._child.gone.wait()
@@ -265,7 +296,7 @@ class Process:
         """Close the pipes after the process has ended."""
         self._stdin.close()
         self.stdout.close()
-        self._stderr.close()
+        self.stderr.close()
 
     async def _exits_within(self, seconds: float) -> bool:
         try:
@@ -294,20 +325,17 @@ def _start(
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=user.groups if user else None,
+        # Only system calls, so that threads of this process do not matter.
+        preexec_fn=control_terminal if os.isatty(pipes[0]) else None,
     )
 
 
-def _open_pipes(program: str) -> list[tuple[int, int]]:
-    """Open three pipes. If one fails, the others are closed."""
-    pipes: list[tuple[int, int]] = []
+def _open(program: str, size: TerminalSize | None) -> list[tuple[int, int]]:
+    """Open three pipes, or a terminal."""
     try:
-        while len(pipes) < 3:
-            pipes.append(os.pipe())
+        return open_pipes() if size is None else open_terminal(size)
     except OSError as error:
-        for fd in (fd for pipe in pipes for fd in pipe):
-            os.close(fd)
         raise SpawnError(f"can't start {program}: {_reason(error)}") from error
-    return pipes
 
 
 def _reason(error: Exception) -> str:

@@ -80,6 +80,8 @@ class Warden:
         pipes: Sequence[int],
         user: User | None = None,
         members: Sequence[str] = (),
+        *,
+        lingers: bool = False,
     ) -> KeptChild:
         """Start a command under a keeper.
 
@@ -90,6 +92,7 @@ class Warden:
             pipes: its stdin, stdout and stderr.
             user: its user.
             members: the files by which it becomes a member of a control group.
+            lingers: whether what it has started goes on when the command itself has ended.
 
         Raises:
             OSError: The command or the warden cannot be started.
@@ -100,7 +103,7 @@ class Warden:
             assert warden is not None
             assert commands is not None
             try:
-                child = send_command(commands, argv, env, cwd, pipes, user, members)
+                child = send_command(commands, argv, env, cwd, pipes, user, members, lingers=lingers)
                 await child.wait_started(START_SECONDS)
             except (ConnectionError, BlockingIOError, TimeoutError) as error:  # it was killed, or hangs
                 if last:

@@ -7,12 +7,13 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import anyio
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,10 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.egress import Egress
+from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.children import Children
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.places import Places, Root
@@ -38,6 +40,8 @@ from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.turns import Turns
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
+from sandbox_agent.server.processes.child import Spawner
+from sandbox_agent.server.processes.registry import Processes
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.recorder.retention import retain
 from sandbox_agent.server.routes import (
@@ -48,8 +52,10 @@ from sandbox_agent.server.routes import (
     files,
     meta,
     permissions,
+    processes,
     search,
     sessions,
+    terminal,
     tickets,
     turns,
     watch,
@@ -65,18 +71,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
     for module in (
-        meta,
-        tickets,
-        acp,
-        agents,
-        sessions,
-        turns,
-        events,
-        permissions,
-        search,
-        files,
-        watch,
-        diff,
+        *(meta, tickets, acp, agents, sessions, turns, events, permissions, search),
+        *(files, watch, diff, processes, terminal),
     )
     for operation in module.OPERATIONS
 )
@@ -105,12 +101,17 @@ class Application:
             await self._entry(scope, receive, send)
 
     async def end_agents(self) -> None:
-        """End all agents, then all streams once they have sent everything; no agent is started afterwards."""
+        """End all agents and processes, then all streams once they have sent everything.
+
+        No agent and no process is started afterwards.
+        """
         if self._state is not None:
             logger.info("shutting down: ending agents")
             self._state.sessions.halt()
             self._state.installations.close()
-            await self._state.bridge.close()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._state.bridge.close)
+                tasks.start_soon(self._state.processes.close)
             await self._state.recorder.end_viewers()
             self._state.watchers.end_viewers()
 
@@ -145,8 +146,11 @@ class Application:
             egress = None if config.egress_proxy is None else Egress(config.egress_proxy)
             if egress is not None:
                 await stack.enter_async_context(egress.run())
+            children = Children(data_dir() / "run", config.agent_limits)
+            await stack.enter_async_context(children.run())
             bridge = Bridge(
                 spiller,
+                children,
                 request_timeout=config.request_timeout,
                 recorder=recorder,
                 idle_timeout=config.acp_idle_timeout,
@@ -154,7 +158,6 @@ class Application:
                 installations=installations,
                 environment=config.agent_environment,
                 limits=config.agent_limits,
-                run_folder=data_dir() / "run",
                 egress=egress,
             )
             await stack.enter_async_context(bridge.run())
@@ -162,6 +165,8 @@ class Application:
             folder = stack.enter_context(_baselines_folder(config))
             baselines = Baselines(tree, folder, store.sessions)
             await stack.enter_async_context(baselines.run())
+            processes = Processes(Spawner(children, config.agent_environment, _proxy_of(egress)))
+            await stack.enter_async_context(processes.run())
             driven = Sessions(
                 recorder,
                 store.sessions,
@@ -190,6 +195,7 @@ class Application:
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
                 tickets=self.tickets,
+                processes=processes,
                 files=tree,
                 watchers=watchers,
                 baselines=baselines,
@@ -213,6 +219,11 @@ def openapi_json() -> bytes:
     return json.dumps(build_document(OPERATIONS), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
+def _proxy_of(egress: Egress | None) -> Callable[[], Mapping[str, str]]:
+    """Return a function that returns the variables for the sandbox's proxy, with a new name each time."""
+    return dict if egress is None else lambda: egress.variables(new_user())
+
+
 @contextmanager
 def _baselines_folder(config: ServerConfig) -> Generator[Path]:
     """Yield where states of workspaces are kept: as long as the sessions of the store."""
@@ -229,7 +240,7 @@ def _streams() -> Mapping[str, Sequence[str]]:
     found: dict[str, list[str]] = {EVENTS: [], TERMINAL: []}
     for operation in OPERATIONS:
         if operation.method == "GET":
-            if any(answer.media_type == EVENT_STREAM for answer in operation.answers.values()):
+            if any(EVENT_STREAM in answer.media_type for answer in operation.answers.values()):
                 found[EVENTS].append(operation.path)
             if HTTPStatus.SWITCHING_PROTOCOLS in operation.answers:
                 found[TERMINAL].append(operation.path)

@@ -97,7 +97,7 @@ def serve(config: ServerConfig) -> int:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             lifespan="off",  # _serve runs it, so that a failure is an error of ours, not a traceback
-            ws="none",
+            ws=_websocket_protocol(),
         ),
         app,
     )
@@ -181,6 +181,12 @@ async def _end_when_idle(app: Application, server: _Server, seconds: float) -> N
             server.ended_idle = True
             server.handle_exit(signal.SIGTERM, None)
             return
+
+
+def _websocket_protocol() -> type[asyncio.Protocol]:
+    from sandbox_agent.server.http.websocket_protocol import WebSocketProtocol
+
+    return WebSocketProtocol
 
 
 def _http_protocol() -> type[asyncio.Protocol] | str:

@@ -19,6 +19,7 @@ from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.files.watchers import Watchers
 from sandbox_agent.server.permissions.inbox import Inbox
+from sandbox_agent.server.processes.registry import Processes
 from sandbox_agent.server.recorder.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.server.tickets import Tickets
@@ -41,6 +42,7 @@ class ServerState:
     files: FileTree
     watchers: Watchers
     baselines: Baselines
+    processes: Processes
 
 
 class JsonResponse(Response):

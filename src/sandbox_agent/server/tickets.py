@@ -75,6 +75,10 @@ class Tickets:
         self._tickets[_hash(value.encode())] = _Ticket(scope, bound.encode(), now + TICKET_SECONDS)
         return value
 
+    def has_stream(self, scope: str, path: str) -> bool:
+        """Return whether a path, as it is in a URL, is that of a stream of the scope."""
+        return any(pattern.fullmatch(path) for pattern in self._patterns.get(scope, ()))
+
     def _check(self, scope: str, path: str, query: str) -> None:
         if len(path) + len(query) >= MAX_TICKET_PATH:
             raise InvalidRequestError(f"invalid request: 'path' has more than {MAX_TICKET_PATH} characters")
@@ -86,7 +90,7 @@ class Tickets:
             raise InvalidRequestError("invalid request: 'path' must not have a segment '.' or '..'")
         if any(part.startswith("ticket=") for part in query.split("&")):
             raise InvalidRequestError("invalid request: 'path' must not have a ticket already")
-        if not any(pattern.fullmatch(path) for pattern in self._patterns.get(scope, ())):
+        if not self.has_stream(scope, path):
             raise InvalidRequestError(
                 f"invalid request: 'path' must be that of a stream of this server with the scope '{scope}', "
                 "such as /v1/sessions/ID/events/sse for 'events'"

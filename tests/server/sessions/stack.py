@@ -16,6 +16,7 @@ from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import PermissionRow, TurnRow
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.children import Children
 from sandbox_agent.server.recorder import Recorder
 from sandbox_agent.server.sessions.service import Sessions
 from sandbox_agent.wire.sessions import CreateSessionRequest
@@ -158,7 +159,10 @@ async def running(
     try:
         async with Recorder(store).run() as recorder:
             spiller = Spiller(FeedMemory(2**24), MemorySpill())
-            async with Bridge(spiller, request_timeout=request_timeout, recorder=recorder).run() as bridge:
+            async with (
+                Children().run() as children,
+                Bridge(spiller, children, request_timeout=request_timeout, recorder=recorder).run() as bridge,
+            ):
                 stack = Stack(store, recorder, bridge, cancel_grace=cancel_grace, idle_timeout=idle_timeout)
                 async with stack.sessions.run():
                     yield stack

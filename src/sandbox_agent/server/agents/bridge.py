@@ -7,18 +7,15 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from sandbox_agent.agents.environment import AgentEnvironment
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.agents.quirks import adapt
-from sandbox_agent.cgroups import PREFIX, CgroupError
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.errors import (
     ConflictError,
@@ -26,16 +23,14 @@ from sandbox_agent.errors import (
     ServerSessionNotFoundError,
     StreamError,
 )
-from sandbox_agent.persist.private import make_private_folder
 from sandbox_agent.runtime.limits import LimitedGroup, Limits
-from sandbox_agent.runtime.orphans import RunFile, end_orphans
 from sandbox_agent.runtime.process import Process, SpawnError
-from sandbox_agent.runtime.warden import KEEPS, Warden
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
 from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.spill import Spiller
+from sandbox_agent.server.children import Children
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 
@@ -55,6 +50,7 @@ class Bridge:
 
     Args:
         spiller: keeps the feeds within their memory.
+        children: starts the agents.
         request_timeout: seconds for requests other than session/prompt.
         recorder: records the connections.
         idle_timeout: seconds after which an idle connection is ended; 0 ends none.
@@ -62,13 +58,13 @@ class Bridge:
         installations: install agents that are not installed; without them, agents are only looked for.
         environment: what agents inherit, and their user.
         limits: what the processes of each agent may use.
-        run_folder: where this server records its agents, and finds those that killed servers have left.
         egress: the proxy that agents use; None without one.
     """
 
     def __init__(
         self,
         spiller: Spiller,
+        children: Children,
         *,
         request_timeout: float,
         recorder: Recorder | None = None,
@@ -77,7 +73,6 @@ class Bridge:
         installations: Installations | None = None,
         environment: AgentEnvironment | None = None,
         limits: Limits = Limits(),  # noqa: B008 - immutable
-        run_folder: Path | None = None,
         egress: Egress | None = None,
     ) -> None:
         self._egress = egress
@@ -89,12 +84,8 @@ class Bridge:
         self._idle_timeout_all = idle_timeout_all
         self.environment: AgentEnvironment = environment or AgentEnvironment()
         self._limits = limits
-        self._run_folder = run_folder
-        self._run_file: RunFile | None = None
-        self._has_groups = False
+        self._children = children
         self._running: dict[AgentConnection, LimitedGroup | None] = {}
-        self._tag = uuid.uuid4().hex
-        self._warden = Warden(self._tag)
         self._connections: dict[str, AgentConnection] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -103,13 +94,7 @@ class Bridge:
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Bridge]:
         """Serve while the context lasts; at its end no agent runs."""
-        parents = await anyio.to_thread.run_sync(self._find_parents)
-        if self._run_folder is not None and KEEPS:
-            self._run_file = await anyio.to_thread.run_sync(
-                _open_run_file, self._run_folder, self._tag, parents
-            )
         async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._warden.run)
             self._tasks.start_soon(self._keep_alive)
             self._tasks.start_soon(self._end_idle, self._tasks)
             self._tasks.start_soon(enforce, self._limits, lambda: dict(self._running))
@@ -118,8 +103,6 @@ class Bridge:
             finally:
                 with anyio.CancelScope(shield=True):  # bounded: each stop() walks a timed ladder
                     await self.close()
-                if self._run_file is not None:
-                    self._run_file.close()
                 self._tasks.cancel_scope.cancel()
         self._tasks = None
 
@@ -252,7 +235,6 @@ class Bridge:
         async with anyio.create_task_group() as tasks:
             for server_id in list(self._connections):
                 tasks.start_soon(self.delete, server_id)
-        await self._warden.close()
 
     def _lock(self, server_id: str) -> asyncio.Lock:
         return self._locks.setdefault(server_id, asyncio.Lock())
@@ -279,29 +261,16 @@ class Bridge:
         launch = resolve(agent)
         user = new_user()
         proxy = {} if self._egress is None else self._egress.variables(user)
-        group = await self._create_group()
         try:
-            await self._warden.ready()  # first: from here on a killed server leaves no orphans
-            process = await Process.spawn(
+            process = await self._children.spawn(
                 launch.argv,
                 env={**self.environment.variables(agent), **launch.env, **proxy, **env},
                 user=self.environment.user,
                 cwd=launch.cwd,
-                tag_prefix=self._tag,
-                warden=self._warden,
-                group=group,
+                limited=True,
             )
-        except BaseException as error:
-            await _remove_group(group)
-            if isinstance(error, SpawnError):
-                raise StreamError(f"stream error: {error}", agent=agent) from error
-            if isinstance(error, OSError):
-                raise StreamError(
-                    f"stream error: can't start {agent}: {error.strerror}", agent=agent
-                ) from error
-            raise
-        if self._run_file is not None:
-            self._run_file.add(process.pid, process.tag)
+        except SpawnError as error:
+            raise StreamError(f"stream error: {error}", agent=agent) from error
         connection = AgentConnection(
             server_id,
             agent,
@@ -314,54 +283,19 @@ class Bridge:
         )
         if self._egress is not None:
             self._egress.add(user, connection)
-        self._tasks.start_soon(self._run, connection, process.pid, group)
+        self._tasks.start_soon(self._run, connection, process)
         return connection
 
-    def _find_parents(self) -> list[str]:
-        """Return where the control groups of agents are created; none without limits or permission."""
-        if not (KEEPS and any(self._limits)):
-            return []
-        try:
-            parents = self._limits.find_parents()
-        except CgroupError as error:
-            logger.info("what agents use is watched, because no control groups can be created: %s", error)
-            return []
-        self._has_groups = True
-        return parents
-
-    async def _create_group(self) -> LimitedGroup | None:
-        if not self._has_groups:
-            return None
-        name = f"{PREFIX}{self._tag}-{uuid.uuid4().hex[:8]}"
-        try:
-            with anyio.CancelScope(shield=True):  # else one that is created would be forgotten
-                return await anyio.to_thread.run_sync(self._limits.create_group, name)
-        except CgroupError as error:
-            logger.warning("an agent has no control group, and what it uses is watched: %s", error)
-            return None
-
-    async def _run(self, connection: AgentConnection, pid: int, group: LimitedGroup | None) -> None:
-        if not KEEPS:
-            await self._watch(pid)
-        logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, pid)
-        self._running[connection] = group
+    async def _run(self, connection: AgentConnection, process: Process) -> None:
+        logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, process.pid)
+        self._running[connection] = process.group
         try:
             await connection.run()
         finally:
             del self._running[connection]
-            await _remove_group(group)
-            if self._run_file is not None:
-                self._run_file.remove(pid)
-            if not KEEPS:
-                await self._warden.release(pid)
+            await self._children.release(process)
         await self.spiller.spill_excess()  # reading was cut off, maybe while the store failed
         logger.info("agent %s ended for %s", connection.agent, connection.server_id)
-
-    async def _watch(self, group: int) -> None:
-        try:
-            await self._warden.watch(group)
-        except OSError:
-            logger.exception("no warden: if this server is killed, its agents may outlive it")
 
     async def _remove_oldest_ended(self) -> None:
         ended = [connection for connection in self._connections.values() if not connection.alive]
@@ -376,27 +310,3 @@ class Bridge:
             await anyio.sleep(KEEPALIVE_SECONDS)
             for connection in list(self._connections.values()):
                 connection.signal.tick()
-
-
-async def _remove_group(group: LimitedGroup | None) -> None:
-    """Remove an agent's control group. Processes that are left in it are killed."""
-    if group is not None:
-        with anyio.CancelScope(shield=True):  # bounded: both steps have a deadline
-            await anyio.to_thread.run_sync(group.kill)
-            await anyio.to_thread.run_sync(group.remove)
-
-
-def _open_run_file(folder: Path, tag: str, cgroups: list[str]) -> RunFile | None:
-    """End the agents that killed servers have left, and create this server's file."""
-    try:
-        make_private_folder(folder)
-        if count := end_orphans(folder):
-            logger.warning("%d processes of agents were ended, left by a server that was killed", count)
-        return RunFile.create(folder, tag, cgroups)
-    except OSError as error:
-        logger.warning(
-            "%s can't be used (%s): if this server is killed with its warden, its agents may outlive it",
-            folder,
-            error.strerror,
-        )
-        return None

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from urllib.parse import unquote
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.server.http.operations import Operation
-from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint
+from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint, status_problem
 from sandbox_agent.server.state import ServerState
 
 # A client waits at most this long for a store that hangs.
@@ -78,8 +79,17 @@ def start_store_deadline(request: Request) -> None:
     deadline.start()
 
 
+class _Handshake(Request):
+    """The request for a WebSocket. The operation's response is an error, or goes on as the WebSocket."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        HTTPConnection.__init__(self, scope, receive)  # a Request refuses other types of scopes
+        self._receive = receive
+        self._send = send
+
+
 class Dispatcher:
-    """An ASGI application for HTTP that calls the operation of a request's path and method.
+    """An ASGI application that calls the operation of a request's path and method.
 
     A parameter matches one segment, in which an encoded slash is part of the value.
     """
@@ -105,10 +115,14 @@ class Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["server_state"] = self._state
-        request = Request(scope, receive, send)
+        is_websocket = scope["type"] == "websocket"
+        method: str = "GET" if is_websocket else scope["method"]
+        request = _Handshake(scope, receive, send) if is_websocket else Request(scope, receive, send)
         operations = self._find(scope)
-        operation = operations.get(scope["method"])
-        if operation is None:
+        operation = operations.get(method)
+        if operation is not None and is_websocket and HTTPStatus.SWITCHING_PROTOCOLS not in operation.answers:
+            response = status_problem(HTTPStatus.BAD_REQUEST, "this path is not that of a WebSocket", {})
+        elif operation is None:
             response = method_not_allowed(operations) if operations else no_endpoint()
         else:
             deadline: StoreDeadline | None = None
@@ -119,7 +133,7 @@ class Dispatcher:
             try:
                 response = await operation.endpoint(request)
             except Exception as error:  # noqa: BLE001 - the one boundary: it logs unexpected errors
-                response = error_response(f"{request.method} {request.url.path}", error)
+                response = error_response(f"{method} {scope['path']}", error)
             if deadline is not None and await deadline.is_over():
                 return
         await response(scope, receive, send)

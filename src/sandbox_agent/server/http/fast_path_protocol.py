@@ -96,7 +96,7 @@ class FastPathProtocol(LimitedProtocol):
             self._envelope = (found, bytearray())
         else:
             super().on_head()
-            if untyped.parser.get_http_version() == "1.0":
+            if untyped.parser.get_http_version() == "1.0" and untyped.cycle is not None:
                 cycle: Any = untyped.cycle
                 cycle.send = _without_chunks(cycle)
 

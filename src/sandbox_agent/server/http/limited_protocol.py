@@ -23,7 +23,8 @@ from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.problems import status_problem
 from sandbox_agent.server.http.turns import MAX_HELD_BYTES, Turns
-from sandbox_agent.server.tickets import has_ticket
+from sandbox_agent.server.http.unread import UnreadWatch
+from sandbox_agent.server.tickets import TERMINAL, Tickets, has_ticket
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -68,7 +69,7 @@ def _default_max_connections() -> int:
     return max(soft - RESERVED_DESCRIPTORS, soft // 2)
 
 
-class LimitedProtocol(HttpToolsProtocol):
+class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
     """uvicorn's httptools protocol with the limits of a ``ServerConfig``, which the application has."""
 
     # Not in uvicorn's dict: with more keys it would share none of them, which costs every connection 1.4 KB.
@@ -83,6 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
         "_late",
         "_limits",
         "_rejection",
+        "_tickets",
         "_turns",
         "_unwritten",
         "_unwritten_since",
@@ -93,6 +95,7 @@ class LimitedProtocol(HttpToolsProtocol):
         untyped = cast("Any", self)
         self._limits: ServerConfig = getattr(untyped.app, "config", None) or ServerConfig()
         self._guard: BearerAuth | None = getattr(untyped.app, "guard", None)
+        self._tickets: Tickets | None = getattr(untyped.app, "tickets", None)
         self._turns: Turns = getattr(untyped.app, "turns", None) or Turns()
         self._rejection: tuple[HTTPStatus, str] | None = None
         # What has come while other connections have their turn.
@@ -184,7 +187,10 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             cast("Any", self).parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # no protocol is offered: the request was answered as if it had not asked
+            if self._should_upgrade():
+                self._upgrade()
+                return
+            # else the request was answered as if it had not asked
         except httptools.HttpParserError:
             self._reject(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP/1.1 request")
             self._answer_rejection()
@@ -198,6 +204,28 @@ class LimitedProtocol(HttpToolsProtocol):
             # The rest of the body comes last: a client may send much of it, and often.
             self.flow.pause_reading()
             self._turns.discard(self)
+
+    def _should_upgrade(self) -> bool:
+        """Return whether the request is for a WebSocket, which only a few paths have."""
+        parser: Any = cast("Any", self).parser
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        return (
+            super()._should_upgrade()
+            and parser.get_method() == b"GET"
+            and parser.get_http_version() == "1.1"
+            and self._tickets is not None
+            and self._tickets.has_stream(TERMINAL, path)
+        )
+
+    def _upgrade(self) -> None:
+        """Let uvicorn's protocol for WebSockets go on."""
+        cycle = cast("Any", self).cycle
+        if cycle is not None and not cycle.response_complete:
+            self._reject(HTTPStatus.BAD_REQUEST, "a WebSocket was requested before the last response")
+            self._answer_rejection()
+            return
+        self._turns.end_discarding(self)
+        self.handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -303,10 +331,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write(_raw_rejection(status, why))
         self.transport.close()
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._unwritten = 0  # the client has read, even if the buffer is full again at the next check
-
     def check_times(self, now: float) -> None:
         """Close the connection if a head takes too long, or the client does not read."""
         limits = self._limits
@@ -320,13 +344,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._answer_rejection()
             else:
                 self.transport.close()
-        size = self.transport.get_write_buffer_size()
-        waits = size and (self.flow.write_paused or self.transport.is_closing())
-        if not waits or size < self._unwritten or not self._unwritten:
-            self._unwritten_since = now
-        elif now - self._unwritten_since > limits.write_timeout:
-            self.transport.abort()
-        self._unwritten = size if waits else 0
+        self.check_unread(now, limits.write_timeout, paused=self.flow.write_paused)
 
 
 class _Refused:

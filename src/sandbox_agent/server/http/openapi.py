@@ -196,14 +196,16 @@ def _ref(body: type) -> dict[str, str]:
 def _openapi_schema(schema: Any) -> Any:
     """Convert a JSON Schema into one of OpenAPI 3.0.
 
-    ``anyOf [..., null]`` becomes ``nullable``, an enumeration of strings gets its type, and an empty
-    ``required`` is left out.
+    ``anyOf [..., null]`` becomes ``nullable``, base64 the format ``byte``, an enumeration of strings gets its
+    type, and an empty ``required`` is left out.
     """
     if isinstance(schema, list):
         return [_openapi_schema(item) for item in schema]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(schema, dict):
         return schema
     members: dict[str, Any] = {key: _openapi_schema(value) for key, value in schema.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if members.pop("contentEncoding", None) == "base64":
+        members["format"] = "byte"
     choices: list[dict[str, Any]] | None = members.get("anyOf")
     if choices is not None and {"type": "null"} in choices:
         kept = [choice for choice in choices if choice != {"type": "null"}]

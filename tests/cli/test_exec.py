@@ -1,0 +1,212 @@
+"""``sandbox-agent exec``: in a real terminal, and with pipes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.servers import ServerProcess, our_server
+
+COMMAND = [sys.executable, "-m", "sandbox_agent.cli.main", "exec"]
+TOKEN = "s3cret-token-0123456789"
+SECONDS = 15.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with our_server(tmp_path_factory.mktemp("exec"), token=TOKEN) as running:
+        yield running
+
+
+def command(server: ServerProcess, *words: str) -> list[str]:
+    return [*COMMAND, "--endpoint", server.own_url, "--token", TOKEN, *words]
+
+
+def processes(server: ServerProcess) -> list[dict[str, object]]:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = httpx2.get(f"{server.own_url}/v1/processes", headers=headers)
+    found: list[dict[str, object]] = answer.json()["processes"]
+    return found
+
+
+def run(server: ServerProcess, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command(server, *words), input=given, capture_output=True, timeout=SECONDS, check=False
+    )
+
+
+class Screen:
+    """A real terminal in which a command runs."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.ours, self.theirs = os.openpty()
+        termios.tcsetwinsize(self.theirs, (30, 100))
+        self.before = termios.tcgetattr(self.theirs)
+        self.output = b""
+        self.child = subprocess.Popen(
+            words,
+            stdin=self.theirs,
+            stdout=self.theirs,
+            stderr=self.theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def says(self, text: bytes) -> None:
+        deadline = time.monotonic() + SECONDS
+        while text not in self.output:
+            left = deadline - time.monotonic()
+            assert left > 0, self.output
+            if select.select([self.ours], [], [], left)[0]:
+                self.output += os.read(self.ours, 65_536)
+
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self.theirs)[3] & termios.ECHO
+
+    def wait(self) -> int:
+        deadline = time.monotonic() + SECONDS
+        while (code := self.child.poll()) is None:
+            assert time.monotonic() < deadline, self.output
+            if select.select([self.ours], [], [], 0.02)[0]:
+                self.output += os.read(self.ours, 65_536)
+        return code
+
+
+@contextmanager
+def screen(server: ServerProcess, *words: str) -> Generator[Screen]:
+    """Run the command in a terminal, which has to be as it was in the end."""
+    found = Screen(command(server, *words))
+    try:
+        yield found
+        assert termios.tcgetattr(found.theirs) == found.before
+    finally:
+        if found.child.poll() is None:
+            found.child.kill()
+        found.child.wait()
+        os.close(found.ours)
+        os.close(found.theirs)
+
+
+SHELL = ("--env", "PS1=> ", "--env", "ENV=", "-it", "--", "sh", "-i")
+
+
+def test_a_shell_in_a_real_terminal(server: ServerProcess) -> None:
+    with screen(server, *SHELL) as shown:
+        shown.says(b"> ")
+        assert shown.is_raw()
+        shown.type("stty size; tty; echo $((1+1))-$PS1\r")
+        shown.says(b"30 100")
+        shown.says(b"2->")
+        termios.tcsetwinsize(shown.ours, (20, 60))
+        shown.type("while [ \"$(stty size)\" != '20 60' ]; do sleep 0.01; done; echo resized-$((2+2))\r")
+        shown.says(b"resized-4")
+        trap = "trap 'echo got-$((3+3)); exit' INT; echo ready-$((4+4)); while :; do sleep 0.01; done"
+        shown.type(f'sh -c "{trap}"\r'.replace("$", "\\$"))
+        shown.says(b"ready-8")
+        shown.type("\x03")
+        shown.says(b"got-6")
+        shown.output = b""
+        shown.type("\r")
+        shown.says(b"> ")
+        shown.type("exit 7\r")
+        assert shown.wait() == 7
+    assert processes(server) == []
+
+
+def test_a_signal_that_ends_it_restores_the_terminal_and_kills_the_command(server: ServerProcess) -> None:
+    with screen(server, *SHELL) as shown:
+        shown.says(b"> ")
+        assert shown.is_raw()
+        assert len(processes(server)) == 1
+        shown.child.send_signal(signal.SIGTERM)
+        assert shown.wait() == 128 + signal.SIGTERM
+    assert processes(server) == []
+
+
+def test_a_server_that_is_killed_restores_the_terminal(tmp_path: Path) -> None:
+    with our_server(tmp_path, token=TOKEN) as server:
+        with screen(server, *SHELL) as shown:
+            shown.says(b"> ")
+            server.kill()
+            assert shown.wait() == 75
+        assert b"disconnected" in shown.output
+
+
+def test_a_command_that_a_signal_ends_in_a_terminal(server: ServerProcess) -> None:
+    with screen(server, "-t", "sh", "-c", "echo hi; kill -TERM $$") as shown:
+        assert shown.wait() == 128 + signal.SIGTERM
+        assert not shown.is_raw()
+        assert b"hi" in shown.output
+
+
+def test_a_terminal_without_one_here_gets_the_input_and_its_end(server: ServerProcess) -> None:
+    done = run(server, "-it", "--", "sh", "-c", "stty -echo; stty size; cat; echo end", given=b"one\ntwo\n")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"24 80\r\n")
+    assert done.stdout.endswith(b"one\r\ntwo\r\nend\r\n")
+
+
+def test_without_a_terminal_output_and_errors_stay_apart(server: ServerProcess, tmp_path: Path) -> None:
+    script = "pwd; echo problem >&2; echo $WHAT; cat; exit 5"
+    options = ["--cwd", str(tmp_path), "--env", "WHAT=a=b"]
+    done = run(server, *options, "--", "sh", "-c", script, given=b"not sent")
+    assert (done.returncode, done.stdout, done.stderr) == (5, f"{tmp_path}\na=b\n".encode(), b"problem\n")
+    assert processes(server) == []
+
+
+def test_input_is_sent_to_its_end(server: ServerProcess, tmp_path: Path) -> None:
+    data = os.urandom(1_000_000)
+    assert run(server, "-i", "cat", given=data).stdout == data
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:  # which the event loop can't wait for
+        done = subprocess.run(command(server, "-i", "cat"), stdin=file, stdout=subprocess.PIPE, check=True)
+    assert done.stdout == data
+
+
+def test_a_command_that_does_not_read_its_input(server: ServerProcess) -> None:
+    done = run(server, "-i", "sh", "-c", "exec <&-; echo done", given=b"x" * 1_000_000)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+def test_ctrl_c_kills_the_command(server: ServerProcess) -> None:
+    with subprocess.Popen(
+        command(server, "sh", "-c", "echo up; sleep 1000"), stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(SECONDS) == 130
+    assert processes(server) == []
+
+
+def test_output_that_nothing_reads_any_more_ends_the_command(server: ServerProcess) -> None:
+    words = command(server, "sh", "-c", "echo up; while sleep 0.01; do echo more; done")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        child.stdout.close()
+        assert child.wait(SECONDS) == 128 + signal.SIGPIPE
+    assert processes(server) == []
+
+
+def test_what_cannot_be_started_is_named(server: ServerProcess) -> None:
+    done = run(server, "--", "no-such-command")
+    assert done.returncode not in (0, 1)
+    assert b"no-such-command" in done.stderr
+    assert run(server, "--env", "NAME", "--", "true").returncode == 2
+    assert run(server).returncode == 2
