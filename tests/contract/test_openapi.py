@@ -37,6 +37,12 @@ DUE = {
         ("post", "/v1/fs/move"),
         ("get", "/v1/fs/stat"),
         ("post", "/v1/fs/upload-batch"),
+        ("get", "/v1/config/mcp"),
+        ("put", "/v1/config/mcp"),
+        ("delete", "/v1/config/mcp"),
+        ("get", "/v1/config/skills"),
+        ("put", "/v1/config/skills"),
+        ("delete", "/v1/config/skills"),
     ],
     "openapi-0.1-sessions.json": [
         ("get", "/v1/health"),

@@ -22,6 +22,7 @@ from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
+from sandbox_agent.server.configuration.files import ConfigFiles
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
 from sandbox_agent.server.http.auth import BearerAuth
@@ -38,6 +39,7 @@ from sandbox_agent.server.recorder.retention import retain
 from sandbox_agent.server.routes import (
     acp,
     agents,
+    configuration,
     events,
     files,
     meta,
@@ -57,7 +59,19 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
-    for module in (meta, tickets, acp, agents, sessions, turns, events, permissions, search, files)
+    for module in (
+        meta,
+        tickets,
+        acp,
+        agents,
+        sessions,
+        turns,
+        events,
+        permissions,
+        search,
+        files,
+        configuration,
+    )
     for operation in module.OPERATIONS
 )
 
@@ -151,6 +165,7 @@ class Application:
             await stack.enter_async_context(
                 retain(recorder, store.sessions, days=config.retain_days, max_bytes=config.retain_bytes)
             )
+            tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
             self._state = ServerState(
                 config=config,
                 bridge=bridge,
@@ -162,7 +177,8 @@ class Application:
                 inbox=Inbox(store.sessions, driven),
                 installations=installations,
                 tickets=self.tickets,
-                files=FileTree(Places([Root(root) for root in config.fs_roots], home())),
+                files=tree,
+                configuration=ConfigFiles(tree),
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:

@@ -15,6 +15,7 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.configuration.files import ConfigFiles
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.recorder.recorder import Recorder
@@ -37,6 +38,7 @@ class ServerState:
     installations: Installations
     tickets: Tickets
     files: FileTree
+    configuration: ConfigFiles
 
 
 class JsonResponse(Response):
