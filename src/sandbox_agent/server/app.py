@@ -23,6 +23,7 @@ from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.configuration.files import ConfigFiles
+from sandbox_agent.server.configuration.folders import FolderConfiguration
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
 from sandbox_agent.server.http.auth import BearerAuth
@@ -149,6 +150,11 @@ class Application:
                 limits=config.agent_limits,
                 run_folder=data_dir() / "run",
                 egress=egress,
+                configuration=FolderConfiguration(
+                    # Sessions may be in folders that the file API does not reach.
+                    ConfigFiles(FileTree(Places([], home()))),
+                    config.agent_environment,
+                ),
             )
             await stack.enter_async_context(bridge.run())
             driven = Sessions(

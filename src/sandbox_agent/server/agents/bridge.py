@@ -35,6 +35,7 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
 from sandbox_agent.server.agents.limits import enforce
+from sandbox_agent.server.agents.openings import Configuration
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
@@ -64,6 +65,7 @@ class Bridge:
         limits: what the processes of each agent may use.
         run_folder: where this server records its agents, and finds those that killed servers have left.
         egress: the proxy that agents use; None without one.
+        configuration: what sessions get by their folder; None without.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Bridge:
         limits: Limits = Limits(),  # noqa: B008 - immutable
         run_folder: Path | None = None,
         egress: Egress | None = None,
+        configuration: Configuration | None = None,
     ) -> None:
+        self._configuration = configuration
         self._egress = egress
         self._installations = installations
         self.spiller = spiller
@@ -311,6 +315,7 @@ class Bridge:
             adapt=lambda method, envelope: adapt(agent, method, envelope),
             recorder=recorder,
             env=env,
+            configuration=self._configuration,
         )
         if self._egress is not None:
             self._egress.add(user, connection)
