@@ -1,4 +1,4 @@
-"""Real agents use what is configured for their folder: the tools of an MCP server."""
+"""Real agents use what is configured for their folder: the tools of an MCP server, and skills."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.agents]
 # Some agents connect to an MCP server in the background.
 ATTEMPTS = 10
 AGENTS = ["goose", "opencode"]
+WITH_SKILLS = ["claude", "codex", "copilot", "gemini", "goose", "opencode", "qwen"]
+SKILL = "---\nname: tidy\ndescription: Use it to tidy up the quokka files.\n---\nTidy up.\n"
 
 
 def installed(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +52,22 @@ async def test_an_agent_uses_the_mcp_server_of_its_folder(
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"tiny": server}))
         assert await adds(bed, bed.work)
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("agent", WITH_SKILLS)
+async def test_the_model_of_an_agent_knows_the_skills_of_its_folder(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(agent, monkeypatch)
+    async with open_bed(agent, profile_of(agent), tmp_path / "bed") as bed:
+        (tmp_path / "source/tidy").mkdir(parents=True)
+        (tmp_path / "source/tidy/SKILL.md").write_text(SKILL)
+        source = {"type": "local", "source": str(tmp_path / "source")}
+        path = bed.work / ".sandbox-agent/config/skills.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"mine": {"sources": [source]}}))
+        session = await bed.sdk.create_session(agent=agent, cwd=bed.work, permission_policy="allow_once")
+        await session.prompt("attempt [[say hello]]")
+        requests = await bed.requests_with("attempt")
+        assert any("tidy up the quokka files" in json.dumps(dict(request.body)) for request in requests)

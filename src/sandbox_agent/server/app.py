@@ -24,6 +24,8 @@ from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.config import CorsConfig, ServerConfig
 from sandbox_agent.server.configuration.files import ConfigFiles
 from sandbox_agent.server.configuration.folders import FolderConfiguration
+from sandbox_agent.server.configuration.skill_sources import Repositories
+from sandbox_agent.server.configuration.skills import Skills
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
 from sandbox_agent.server.http.auth import BearerAuth
@@ -128,6 +130,7 @@ class Application:
             PersistError: the store can't be opened, or another server uses it.
         """
         config = self.config
+        tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
@@ -154,6 +157,7 @@ class Application:
                     # Sessions may be in folders that the file API does not reach.
                     ConfigFiles(FileTree(Places([], home()))),
                     config.agent_environment,
+                    Skills(tree, Repositories(data_dir() / "skills")),
                 ),
             )
             await stack.enter_async_context(bridge.run())
@@ -171,7 +175,6 @@ class Application:
             await stack.enter_async_context(
                 retain(recorder, store.sessions, days=config.retain_days, max_bytes=config.retain_bytes)
             )
-            tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
             self._state = ServerState(
                 config=config,
                 bridge=bridge,

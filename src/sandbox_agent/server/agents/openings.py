@@ -42,6 +42,11 @@ class LeftOut:
     name: str
     reason: str
 
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return f"{'MCP server' if self.kind == 'mcp' else 'skills'} {self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Additions:
@@ -149,11 +154,9 @@ def report_left_out(
     if result is None or not isinstance(session_id, str):
         return
     for each in additions.left_out:
-        what = "MCP server" if each.kind == "mcp" else "skills"
-        message = f"{what} {each.name}: {each.reason}"
-        announce(
-            LEFT_OUT, {"sessionId": session_id, "kind": each.kind, "name": each.name, "message": message}
-        )
+        message = f"{each.title}: {each.reason}"
+        params = {"sessionId": session_id, "kind": each.kind, "name": each.name, "message": message}
+        announce(LEFT_OUT, params)
 
 
 def _params(envelope: bytes) -> dict[str, Any]:

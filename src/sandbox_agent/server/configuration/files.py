@@ -84,7 +84,7 @@ class ConfigFiles:
 
     def _change(self, directory: str, kind: Kind[T], name: str, value: T | None) -> None:
         with self._open(directory, kind, make=value is not None) as (folder, path):
-            _lock(folder, path)
+            lock(folder, path)
             data = _read(folder, kind.name)
             _parse(data, path, kind)
             entries = msgspec.json.decode(data or b"{}", type=dict[str, msgspec.Raw])
@@ -111,8 +111,16 @@ class ConfigFiles:
             yield folder, path
 
 
-def _lock(folder: int, path: str) -> None:
-    """Lock a folder until its descriptor is closed."""
+def lock(folder: int, path: str) -> None:
+    """Lock a folder until its descriptor is closed.
+
+    Args:
+        folder: the descriptor.
+        path: what is locked, for the error.
+
+    Raises:
+        StreamError: another program holds the lock.
+    """
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

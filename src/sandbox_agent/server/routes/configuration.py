@@ -126,7 +126,8 @@ async def get_v1_config_skills(request: Request) -> Response:
 async def put_v1_config_skills(request: Request) -> Response:
     """Configure skills for a folder.
 
-    They are kept in `<directory>/.sandbox-agent/config/skills.json`; the folder is made if necessary.
+    They are copied to where the agent looks for them before a session is opened in that folder. They are kept
+    in `<directory>/.sandbox-agent/config/skills.json`; the folder is made if necessary.
     """
     return await _put(request, SKILLS, "skillName")
 
