@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     __version__: str
     from sandbox_agent.client.agent import SandboxAgent
+    from sandbox_agent.client.configuration import FolderConfig
     from sandbox_agent.client.files import Files
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         UsageUpdate,
         UserMessageChunk,
     )
+    from sandbox_agent.wire.configuration import McpLocalServer, McpOAuth, McpRemoteServer, SkillSource
     from sandbox_agent.wire.files import FsEntry, FsStat, FsUploadBatchResponse
     from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
     from sandbox_agent.wire.sessions import (
@@ -129,6 +131,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.agent": ("SandboxAgent",),
+    "client.configuration": ("FolderConfig",),
     "client.files": ("Files",),
     "client.options": ("ClientOptions", "SessionOptions"),
     "client.permissions": ("PermissionPolicy", "PermissionRequest"),
@@ -217,6 +220,7 @@ _MODULES = {
         "UsageUpdate",
         "UserMessageChunk",
     ),
+    "wire.configuration": ("McpLocalServer", "McpOAuth", "McpRemoteServer", "SkillSource"),
     "wire.files": ("FsEntry", "FsStat", "FsUploadBatchResponse"),
     "wire.records": ("ListPage", "SessionEvent", "SessionRecord", "SessionRestored"),
     "wire.sessions": (
@@ -278,6 +282,7 @@ __all__ = [
     "EventSink",
     "FileRefPart",
     "Files",
+    "FolderConfig",
     "FsEntry",
     "FsStat",
     "FsUploadBatchResponse",
@@ -294,6 +299,9 @@ __all__ = [
     "Limits",
     "ListPage",
     "LocalProvider",
+    "McpLocalServer",
+    "McpOAuth",
+    "McpRemoteServer",
     "ModeNotSupportedError",
     "Mount",
     "NotAcceptableError",
@@ -351,6 +359,7 @@ __all__ = [
     "SessionStartedData",
     "SessionUpdate",
     "SettingNotConfirmedError",
+    "SkillSource",
     "StateSessionPersistDriver",
     "StatusPart",
     "StoreUnavailableError",
