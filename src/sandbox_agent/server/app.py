@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.egress import Egress
+from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
@@ -142,6 +143,7 @@ class Application:
             egress = None if config.egress_proxy is None else Egress(config.egress_proxy)
             if egress is not None:
                 await stack.enter_async_context(egress.run())
+            proxy = dict[str, str] if egress is None else partial(egress.variables, new_user())
             bridge = Bridge(
                 spiller,
                 request_timeout=config.request_timeout,
@@ -157,7 +159,7 @@ class Application:
                     # Sessions may be in folders that the file API does not reach.
                     ConfigFiles(FileTree(Places([], home()))),
                     config.agent_environment,
-                    Skills(tree, Repositories(data_dir() / "skills")),
+                    Skills(tree, Repositories(data_dir() / "skills", proxy)),
                 ),
             )
             await stack.enter_async_context(bridge.run())

@@ -12,7 +12,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from sandbox_agent import ItemEventData, SandboxAgent, SQLiteSessionPersistDriver, StatusPart
+from sandbox_agent import (
+    InvalidRequestError,
+    ItemEventData,
+    SandboxAgent,
+    SQLiteSessionPersistDriver,
+    StatusPart,
+    TurnEventData,
+)
 from sandbox_agent.server.agents.openings import add_servers
 from sandbox_agent.server.configuration.mcp import NotUsableError, to_acp
 from sandbox_agent.wire.configuration import McpLocalServer, McpRemoteServer
@@ -159,6 +166,29 @@ async def test_a_restored_session_gets_the_servers_that_are_configured_then(
     assert [servers for _, servers in later] == [[IN_ACP[0]]] * len(later)
 
 
+async def test_a_session_is_restored_when_its_damaged_configuration_was_repaired(
+    server: ServerProcess, tmp_path: Path, work: Path
+) -> None:
+    driver = SQLiteSessionPersistDriver(tmp_path / "sdk.db")
+    async with SandboxAgent.connect(base_url=server.url, persist=driver) as sdk:
+        session = await sdk.create_session(agent="claude", cwd=work)
+        await sdk.sessions.create("s", agent="claude", directory=str(work))
+        configure(work, "{ broken")
+        assert await kill_agents(sdk, server) == 2
+        with pytest.raises(InvalidRequestError, match=r"mcp\.json is damaged"):
+            await session.prompt("echo hello")
+        events = [event.data async for event in sdk.sessions.stream_turn("s", "echo hello")]
+        assert isinstance(events[-1], TurnEventData)
+        assert "mcp.json is damaged" in str(events[-1].metadata)
+        configure(work, {"local": LOCAL})
+        assert (await session.prompt("echo hello")).stop_reason == "end_turn"
+        events = [event.data async for event in sdk.sessions.stream_turn("s", "echo hello")]
+        assert isinstance(events[-1], TurnEventData)
+        assert (events[-1].metadata or {})["stop_reason"] == "end_turn"
+    await driver.close()
+    assert opened(tmp_path)[-1][1] == [IN_ACP[0]]
+
+
 async def test_a_server_that_the_agent_cannot_use_is_left_out_and_reported(
     server: ServerProcess, tmp_path: Path, work: Path
 ) -> None:
@@ -256,9 +286,10 @@ def test_a_request_without_a_list_of_servers_gets_one() -> None:
 
 
 def test_a_working_directory_is_entered_before_the_server_starts(tmp_path: Path) -> None:
-    made = to_acp("x", McpLocalServer(command="pwd", cwd=str(tmp_path)), {}, {})
+    (tmp_path / "sub").mkdir()
+    made = to_acp("x", McpLocalServer(command="pwd", cwd="sub"), str(tmp_path), {}, {})
     output = subprocess.check_output([made["command"], *made["args"]], text=True)
-    assert output.strip() == str(tmp_path)
+    assert output.strip() == str(tmp_path / "sub")
 
 
 @pytest.mark.parametrize(
@@ -272,4 +303,4 @@ def test_a_working_directory_is_entered_before_the_server_starts(tmp_path: Path)
 )
 def test_a_server_that_cannot_be_used_says_why(config: Any, reason: str) -> None:
     with pytest.raises(NotUsableError, match=reason):
-        to_acp("x", config, {}, {"sse": True})
+        to_acp("x", config, "/", {}, {"sse": True})

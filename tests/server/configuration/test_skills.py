@@ -14,8 +14,12 @@ import anyio
 import httpx2
 import pytest
 
-from sandbox_agent.errors import StreamError
+from sandbox_agent.agents.environment import AgentEnvironment
+from sandbox_agent.errors import InvalidRequestError, StreamError
+from sandbox_agent.runtime.user import User
 from sandbox_agent.server.configuration import skill_files, skill_sources, skills
+from sandbox_agent.server.configuration.files import SKILLS, ConfigFiles
+from sandbox_agent.server.configuration.folders import FolderConfiguration
 from sandbox_agent.server.configuration.skill_files import MARKER, SkillError, read_skills
 from sandbox_agent.server.configuration.skill_sources import Repositories
 from sandbox_agent.server.configuration.skills import Skills
@@ -323,10 +327,8 @@ async def test_links_of_the_working_directory_do_not_lead_out_of_it(
     (work / ".agents").symlink_to(tmp_path / "out")
     await configure(client, work, "mine", {"type": "local", "source": str(tmp_path / "source")})
     response = await create(client, work)
-    assert (response.status_code, response.json()["type"]) == (
-        403,
-        "urn:sandbox-agent:error:permission_denied",
-    )
+    assert response.status_code == 502
+    assert "can't be installed: permission denied" in response.json()["detail"]
     assert list_of(tmp_path / "out") == []
     (work / ".agents").unlink()
     (work / "inside").mkdir()
@@ -462,6 +464,42 @@ def test_a_skill_that_is_too_large_is_an_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(skill_files, "MAX_SKILL_FILES", 2)
     with pytest.raises(SkillError, match="more than 2 files"):
         read(tmp_path)
+
+
+def test_the_skills_of_a_source_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"one/SKILL.md": ONE, "two/SKILL.md": ONE})
+    monkeypatch.setattr(skill_files, "MAX_SKILLS_BYTES", 2 * len(ONE))
+    assert read(tmp_path) == ["one", "two"]
+    monkeypatch.setattr(skill_files, "MAX_SKILLS_BYTES", 2 * len(ONE) - 1)
+    with pytest.raises(SkillError, match="name those to use"):
+        read(tmp_path)
+
+
+async def test_git_uses_the_proxy_of_the_sandbox(repositories: GitServer, tmp_path: Path) -> None:
+    url = repository(repositories, "r", {"one/SKILL.md": ONE})
+    cache = Repositories(tmp_path / "cache", lambda: {"http_proxy": "http://127.0.0.1:9"})
+    with pytest.raises(SkillError, match="can't be fetched"):
+        await cache.get(of(url), 0)
+    assert repositories.fetches == 0
+
+
+async def test_with_another_user_for_agents_their_own_file_names_no_skills(
+    tmp_path: Path, work: Path
+) -> None:
+    write(tmp_path / "source", {"one/SKILL.md": ONE})
+    config = ConfigFiles(FileTree(Places([], work)))
+    user = User("other", os.geteuid() + 1, os.getegid(), (), "/")
+    skills_ = Skills(FileTree(Places([], work)), Repositories(tmp_path / "cache"))
+    folders = FolderConfiguration(config, AgentEnvironment(user=user), skills_)
+    sources = SkillsConfig(sources=[SkillSource(type="local", source="../source")])
+    config.change(str(work), SKILLS, "mine", sources)
+    await folders.prepare(str(work), agent="mock", env={}, capabilities={})
+    assert installed(work) == {"one/SKILL.md": ONE}
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files to other users")
+    os.chown(work / ".sandbox-agent/config/skills.json", user.uid, user.gid)
+    with pytest.raises(InvalidRequestError, match="belongs to another user"):
+        await folders.prepare(str(work), agent="mock", env={}, capabilities={})
 
 
 def test_a_source_with_too_many_folders_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

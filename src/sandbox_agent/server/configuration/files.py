@@ -57,15 +57,20 @@ class ConfigFiles:
     def __init__(self, tree: FileTree) -> None:
         self._tree = tree
 
-    def read(self, directory: str, kind: Kind[T]) -> Mapping[str, T]:
+    def read(self, directory: str, kind: Kind[T], *, own: bool = False) -> Mapping[str, T]:
         """Return the entries of a folder by name; none if it has no such file.
 
+        Args:
+            directory: the folder.
+            kind: the file.
+            own: whether the file must belong to the server's user.
+
         Raises:
-            InvalidRequestError: the file is damaged.
+            InvalidRequestError: the file is damaged, or belongs to another user.
             ProblemError: the folder can't be read, or ``--fs-root`` excludes it.
         """
         with contextlib.suppress(NotFoundError), self._open(directory, kind, make=False) as (folder, path):
-            return _parse(_read(folder, kind.name), path, kind)
+            return _parse(_read(folder, kind.name, own=own), path, kind)
         return {}
 
     def change(self, directory: str, kind: Kind[T], name: str, value: T | None) -> None:
@@ -134,7 +139,7 @@ def lock(folder: int, path: str) -> None:
             time.sleep(_LOCK_RETRY_SECONDS)
 
 
-def _read(folder: int, name: str) -> bytes:
+def _read(folder: int, name: str, *, own: bool = False) -> bytes:
     """Return a file's content; empty if it does not exist."""
     try:
         file = FileIO(os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=folder))
@@ -144,6 +149,11 @@ def _read(folder: int, name: str) -> bytes:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a file")
+        if own and found.st_uid != os.geteuid():
+            raise InvalidRequestError(
+                f"invalid request: {name} belongs to another user: with --agent-user it must be the "
+                "server's: delete it, and use /v1/config"
+            )
         if found.st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return file.read(MAX_BYTES)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from anyio.to_thread import run_sync
 
 from sandbox_agent.agents.environment import AgentEnvironment
+from sandbox_agent.errors import PermissionDeniedError, StreamError
 from sandbox_agent.server.agents.openings import Additions, LeftOut
 from sandbox_agent.server.configuration.files import FOLDER, MCP, SKILLS, ConfigFiles
 from sandbox_agent.server.configuration.mcp import NotUsableError, to_acp
@@ -47,7 +47,7 @@ class FolderConfiguration:
             if config.enabled is False:
                 continue
             try:
-                servers.append(to_acp(name, config, variables, capabilities))
+                servers.append(to_acp(name, config, directory, variables, capabilities))
             except NotUsableError as error:
                 left_out.append(LeftOut("mcp", name, str(error)))
         if when is not None:
@@ -63,7 +63,16 @@ class FolderConfiguration:
         # A folder that can't be read is for the agent to report.
         if not os.path.isdir(os.path.join(directory, *FOLDER)):
             return {}, {}, None
-        servers, skills = self._files.read(directory, MCP), self._files.read(directory, SKILLS)
-        with suppress(FileNotFoundError):
+        # The agents' user would have the server read and fetch what only the server's user may.
+        own = self._environment.user is not None
+        try:
+            servers = self._files.read(directory, MCP)
+            skills = self._files.read(directory, SKILLS, own=own)
+        except PermissionDeniedError as error:
+            raise StreamError(
+                f"stream error: the configuration of {directory} can't be read: {error}"
+            ) from error
+        try:
             return servers, skills, os.stat(os.path.join(directory, *FOLDER, SKILLS.name)).st_mtime
-        return servers, skills, None
+        except FileNotFoundError:
+            return servers, skills, None

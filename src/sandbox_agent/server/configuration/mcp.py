@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,13 +17,18 @@ class NotUsableError(Exception):
 
 
 def to_acp(
-    name: str, config: McpServerConfig, env: Mapping[str, str], capabilities: Mapping[str, Any]
+    name: str,
+    config: McpServerConfig,
+    directory: str,
+    env: Mapping[str, str],
+    capabilities: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return an MCP server in ACP's shape.
 
     Args:
         name: its name.
         config: an enabled server.
+        directory: the session's working directory.
         env: the variables of the agent, for headers that come from them.
         capabilities: the agent's ``mcpCapabilities``.
 
@@ -30,17 +36,17 @@ def to_acp(
         NotUsableError: the agent does not support its transport, a variable is missing, or it names nothing.
     """
     if isinstance(config, McpLocalServer):
-        return {"name": name, **_local(config)}
+        return {"name": name, **_local(config, directory)}
     return {"name": name, **_remote(config, env, capabilities)}
 
 
-def _local(config: McpLocalServer) -> dict[str, Any]:
+def _local(config: McpLocalServer, directory: str) -> dict[str, Any]:
     command = [config.command] if isinstance(config.command, str) else config.command
     if not command or not command[0]:
         raise NotUsableError("its command is empty: name a program")
     words = [*command, *config.args]
     if config.cwd:
-        words = ["/bin/sh", "-c", _IN_FOLDER, "sh", config.cwd, *words]
+        words = ["/bin/sh", "-c", _IN_FOLDER, "sh", os.path.join(directory, config.cwd), *words]
     return {"command": words[0], "args": words[1:], "env": _pairs(config.env or {})}
 
 

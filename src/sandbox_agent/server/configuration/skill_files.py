@@ -27,6 +27,8 @@ SKILL_FILE: Final = "SKILL.md"
 MARKER: Final = ".sandbox-agent-skill.json"
 MAX_SKILL_BYTES: Final = 16 * 1024 * 1024
 MAX_SKILL_FILES: Final = 2_000
+# All skills of a source are held in memory.
+MAX_SKILLS_BYTES: Final = 128 * 1024 * 1024
 # Skills are looked for so deep, in so many folders.
 MAX_DEPTH: Final = 6
 MAX_FOLDERS: Final = 20_000
@@ -99,7 +101,8 @@ def read_skills(
         if missing or not found:
             others = ", ".join(sorted(found)[:20]) or f"no folder with a {SKILL_FILE}"
             raise SkillError(f"it has no skill {', '.join(missing)}: it has {others}")
-        for skill in sorted(found if wanted is None else wanted):
+        left = MAX_SKILLS_BYTES
+        for skill in sorted(found if wanted is None else set(wanted)):
             if not _NAME.match(skill):
                 raise SkillError(f"{skill!r} can't be the name of a skill: use letters, digits, - and _")
             with _open(folder, found[skill]) as descriptor:
@@ -108,6 +111,9 @@ def read_skills(
                     _read(descriptor, "", entries)
                 except SkillError as error:
                     raise SkillError(f"the skill {skill}: {error}") from None
+            left -= sum(len(each.content) for each in entries.values())
+            if left < 0:
+                raise SkillError(f"its skills are larger than {MAX_SKILLS_BYTES} bytes: name those to use")
             yield Skill(skill, entries, _digest(entries))
 
 

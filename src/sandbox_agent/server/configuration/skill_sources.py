@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -85,10 +85,12 @@ class Repositories:
 
     Args:
         cache: the folder for them.
+        variables: returns variables for Git, such as a proxy.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, variables: Callable[[], Mapping[str, str]] = dict) -> None:
         self._cache = cache
+        self._variables = variables
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, source: SkillSource, configured: float) -> Path:
@@ -132,7 +134,7 @@ class Repositories:
             await run_sync(_make, partial)
             logger.info("fetching the skills of %s", redact(url))
             with anyio.fail_after(FETCH_SECONDS):
-                commit = await _clone(partial, url, ref)
+                commit = await _clone(partial, url, ref, self._variables())
             found = Fetched(partial.name, commit, time.time())
             await run_sync(self._keep, key, found)
             done = True
@@ -164,7 +166,7 @@ def _make(folder: Path) -> None:
     folder.mkdir(mode=0o700)
 
 
-async def _clone(folder: Path, url: str, ref: str) -> str:
+async def _clone(folder: Path, url: str, ref: str, variables: Mapping[str, str]) -> str:
     """Fetch one commit into a folder and check it out; return the commit."""
     commit, size, files = "", 0, 0
 
@@ -177,6 +179,7 @@ async def _clone(folder: Path, url: str, ref: str) -> str:
         elif _COMMIT.match(line):
             commit = line
 
+    ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
     async with _warden() as warden:
 
         async def run(script: str, *arguments: str) -> None:
@@ -185,7 +188,7 @@ async def _clone(folder: Path, url: str, ref: str) -> str:
                 cwd=folder,
                 warden=warden,
                 on_line=on_line,
-                env={**_GIT, "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")},
+                env={**variables, **_GIT, "GIT_SSH_COMMAND": ssh},
                 without=credential_names(),
                 what="git",
                 agent_id="",

@@ -50,8 +50,7 @@ class Skills:
             The skills that were not installed, because the user has one with that name.
 
         Raises:
-            StreamError: skills can't be fetched, or are unusable.
-            ProblemError: the working directory can't be written.
+            StreamError: skills can't be fetched or installed, or are unusable.
         """
         skills: dict[str, Skill] = {}
         left_out: list[LeftOut] = []
@@ -63,7 +62,12 @@ class Skills:
             ]
         known = known_agents().get(agent)
         folder = SKILLS_FOLDER if known is None else known.skills
-        taken = await run_sync(_install, directory, folder, skills)
+        try:
+            taken = await run_sync(_install, directory, folder, skills)
+        except ProblemError as error:
+            raise StreamError(
+                f"stream error: the skills of {directory} can't be installed: {error}"
+            ) from error
         return [
             *left_out,
             *(LeftOut("skills", name, f"{folder}/{name} exists and is not the server's") for name in taken),
