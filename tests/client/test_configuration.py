@@ -98,6 +98,8 @@ async def test_a_session_whose_skills_cannot_be_provided_is_an_error(tmp_path: P
             with pytest.raises(StreamError, match="the skills 'team'"):
                 await sdk.create_session(agent="mock", cwd=tmp_path)
             assert (await sdk.list_sessions()).items == []
+            with pytest.raises(StreamError, match="the skills 'team'"):
+                await sdk.sessions.create("s", agent="mock", directory=str(tmp_path))
             await sdk.config.delete_skills(tmp_path, "team")
             session = await sdk.create_session(agent="mock", cwd=tmp_path)
             assert (await session.prompt("echo hello")).stop_reason == "end_turn"

@@ -510,6 +510,17 @@ def test_a_source_with_too_many_folders_is_an_error(tmp_path: Path, monkeypatch:
         read(tmp_path)
 
 
+def test_of_several_skills_with_a_name_the_first_that_is_not_hidden_is_used(tmp_path: Path) -> None:
+    files = {f"{folder}/one/SKILL.md": folder for folder in (".agents/skills", "skills", "templates")}
+    write(tmp_path, files)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        (skill,) = read_skills(descriptor, None, None, "source")
+    finally:
+        os.close(descriptor)
+    assert skill.entries["SKILL.md"].content == b"skills"
+
+
 def test_a_name_that_is_no_folder_of_its_own_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, {".hidden/SKILL.md": ONE})
     with pytest.raises(SkillError, match="can't be the name of a skill"):

@@ -96,7 +96,9 @@ def read_skills(
                 raise SkillError(f"it has no folder {subpath!r}; links and '..' are not followed") from None
             stack.callback(os.close, folder)
             name = part
-        found = {path.rpartition("/")[2] or _own_name(folder, name): path for path in _find(folder)}
+        found: dict[str, str] = {}
+        for path in _find(folder):
+            found.setdefault(path.rpartition("/")[2] or _own_name(folder, name), path)
         missing = sorted(set(wanted or ()) - set(found))
         if missing or not found:
             others = ", ".join(sorted(found)[:20]) or f"no folder with a {SKILL_FILE}"
@@ -118,12 +120,12 @@ def read_skills(
 
 
 def _find(folder: int) -> list[str]:
-    """Return the paths of the folders that have a SKILL.md, outermost only."""
+    """Return the paths of the folders that have a SKILL.md, outermost only; those in hidden folders last."""
     found: list[str] = []
     waiting = [""]
     for _ in range(MAX_FOLDERS):
         if not waiting:
-            return found
+            return sorted(found, key=lambda path: (f"/{path}".count("/."), path))
         path = waiting.pop()
         with _open(folder, path) as descriptor:
             if _is(descriptor, SKILL_FILE, stat.S_ISREG):
