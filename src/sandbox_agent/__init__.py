@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     __version__: str
     from sandbox_agent.client.agent import SandboxAgent
+    from sandbox_agent.client.configuration import FolderConfig
     from sandbox_agent.client.files import Files, FsDiff
     from sandbox_agent.client.options import ClientOptions, SessionOptions
     from sandbox_agent.client.permissions import PermissionPolicy, PermissionRequest
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
         UsageUpdate,
         UserMessageChunk,
     )
+    from sandbox_agent.wire.configuration import McpLocalServer, McpOAuth, McpRemoteServer, SkillSource
     from sandbox_agent.wire.files import FsChange, FsEntry, FsStat, FsUploadBatchResponse
     from sandbox_agent.wire.processes import (
         ProcessConfig,
@@ -146,6 +148,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "client.agent": ("SandboxAgent",),
+    "client.configuration": ("FolderConfig",),
     "client.files": ("Files", "FsDiff"),
     "client.processes": ("Processes",),
     "client.terminal": ("ProcessTerminal",),
@@ -241,6 +244,7 @@ _MODULES = {
         "UsageUpdate",
         "UserMessageChunk",
     ),
+    "wire.configuration": ("McpLocalServer", "McpOAuth", "McpRemoteServer", "SkillSource"),
     "wire.files": ("FsChange", "FsEntry", "FsStat", "FsUploadBatchResponse"),
     "wire.processes": (
         "ProcessConfig",
@@ -315,6 +319,7 @@ __all__ = [
     "EventSink",
     "FileRefPart",
     "Files",
+    "FolderConfig",
     "FsChange",
     "FsDiff",
     "FsEntry",
@@ -333,6 +338,9 @@ __all__ = [
     "Limits",
     "ListPage",
     "LocalProvider",
+    "McpLocalServer",
+    "McpOAuth",
+    "McpRemoteServer",
     "ModalProvider",
     "ModeNotSupportedError",
     "Mount",
@@ -401,6 +409,7 @@ __all__ = [
     "SessionStartedData",
     "SessionUpdate",
     "SettingNotConfirmedError",
+    "SkillSource",
     "StateSessionPersistDriver",
     "StatusPart",
     "StoreUnavailableError",

@@ -43,6 +43,7 @@ SESSION_MEMBERS = [
 ]
 SANDBOX_AGENT_MEMBERS = [
     "base_url",
+    "config",
     "connect",
     "create_session",
     "delete_session",

@@ -50,6 +50,12 @@ DUE = {
         ("post", "/v1/processes/{id}/stop"),
         ("post", "/v1/processes/{id}/terminal/resize"),
         ("get", "/v1/processes/{id}/terminal/ws"),
+        ("get", "/v1/config/mcp"),
+        ("put", "/v1/config/mcp"),
+        ("delete", "/v1/config/mcp"),
+        ("get", "/v1/config/skills"),
+        ("put", "/v1/config/skills"),
+        ("delete", "/v1/config/skills"),
     ],
     "openapi-0.1-sessions.json": [
         ("get", "/v1/health"),

@@ -194,6 +194,10 @@ TABLE: dict[str, tuple[Sequence[tuple[str, bytes]], list[Seen]]] = {
         [("<", told("_adapter/agent_exited", code=1)), ("<", told("_adapter/invalid_stdout"))],
         [Seen("every"), Seen("every")],
     ),
+    "what the server says of one session concerns that session": (
+        [NEW, MADE, ("<", told("_adapter/left_out", sessionId="A"))],
+        [Seen("held"), Seen("A", 1, "o"), Seen("A")],
+    ),
     "odd envelopes belong to the connection": (
         [
             ("<", b"not json"),

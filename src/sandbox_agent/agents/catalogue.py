@@ -18,6 +18,10 @@ from sandbox_agent.wire.api import AgentCapabilities
 
 # A version becomes part of a folder's name; a tag or a range would install something else each time.
 _Exact: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\w+)+([-+][\w.+-]+)?\Z", max_length=100)]
+# A folder below the working directory.
+_Below: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^(?!.*(^|/)\.\.?(/|$))[^/\0]+(/[^/\0]+)*\Z")]
+# The folder in which most agents look for skills.
+SKILLS_FOLDER = ".agents/skills"
 _NAMES = {"model": "Model", "mode": "Mode", "thought_level": "Thought Level"}
 
 
@@ -173,6 +177,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         permission_modes: The agent's modes that a permission mode stands for, best first. Without it, those
             that are known for the id count, or the usual names.
         never_asks: Whether the agent uses its tools without asking for permission, if that is known.
+        skills: The folder in which it looks for skills, below its working directory.
         npm: The npm packages that install it, or None.
         pypi: The PyPI package that installs it, or None.
         archive: The archive that installs it, or None.
@@ -193,6 +198,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     options: dict[str, Option] = {}
     permission_modes: dict[PermissionMode, tuple[str, ...]] | None = None
     never_asks: bool | None = None
+    skills: _Below = SKILLS_FOLDER
     npm: NpmPackages | None = None
     pypi: PypiPackage | None = None
     archive: Archive | None = None

@@ -120,6 +120,8 @@ class EventPrinter:
             self._screen.note(f"agent exited ({how})", "red")
         elif method == "_adapter/egress_refused":
             self._screen.note(f"refused  {params.get('message')}", "yellow")
+        elif method == "_adapter/left_out":
+            self._screen.note(f"left out  {params.get('message')}", "yellow")
         elif method == "_sandbox_agent/persist_failed":
             self._screen.note(f"store failed: {params.get('message') or params}", "red")
         elif method == "_sandbox_agent/events_lost":

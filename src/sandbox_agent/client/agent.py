@@ -12,6 +12,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 
 import httpx2
 
+from sandbox_agent.client.configuration import FolderConfig
 from sandbox_agent.client.files import Files
 from sandbox_agent.client.health import DEFAULT_TIMEOUT, HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
@@ -306,6 +307,11 @@ class SandboxAgent(ServerApi):
     def processes(self) -> Processes:
         """The processes of the sandbox."""
         return Processes(self._http, self._health)
+
+    @property
+    def config(self) -> FolderConfig:
+        """The MCP servers and skills that are configured for folders of the sandbox."""
+        return FolderConfig(self._http, self._health)
 
     async def create_session(
         self,

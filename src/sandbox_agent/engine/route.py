@@ -195,9 +195,9 @@ class Router:
     def _route_agent(self, head: _Head, line: bytes) -> To:
         if head.method is None:
             return self._route_response(head, line)
-        if head.method.startswith("_adapter/"):
-            return EVERY_SESSION
         native = _session_id(head)
+        if native is None and head.method.startswith("_adapter/"):
+            return EVERY_SESSION
         if native is None:
             if head.method == _CANCEL:
                 return self._route_open(self._agent_requests.get(_read_request_id(line)))

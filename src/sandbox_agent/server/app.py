@@ -27,6 +27,10 @@ from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
 from sandbox_agent.server.config import CorsConfig, ServerConfig
+from sandbox_agent.server.configuration.files import ConfigFiles
+from sandbox_agent.server.configuration.folders import FolderConfiguration
+from sandbox_agent.server.configuration.skill_sources import Repositories
+from sandbox_agent.server.configuration.skills import Skills
 from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.places import Places, Root
 from sandbox_agent.server.files.tree import FileTree, home
@@ -47,6 +51,7 @@ from sandbox_agent.server.recorder.retention import retain
 from sandbox_agent.server.routes import (
     acp,
     agents,
+    configuration,
     diff,
     events,
     files,
@@ -72,7 +77,7 @@ OPERATIONS: tuple[Operation, ...] = tuple(
     operation
     for module in (
         *(meta, tickets, acp, agents, sessions, turns, events, permissions, search),
-        *(files, watch, diff, processes, terminal),
+        *(files, watch, diff, processes, terminal, configuration),
     )
     for operation in module.OPERATIONS
 )
@@ -135,6 +140,7 @@ class Application:
             PersistError: the store can't be opened, or another server uses it.
         """
         config = self.config
+        tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
@@ -146,8 +152,10 @@ class Application:
             egress = None if config.egress_proxy is None else Egress(config.egress_proxy)
             if egress is not None:
                 await stack.enter_async_context(egress.run())
+            proxy = _proxy_of(egress)
             children = Children(data_dir() / "run", config.agent_limits)
             await stack.enter_async_context(children.run())
+            tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
             bridge = Bridge(
                 spiller,
                 children,
@@ -159,13 +167,18 @@ class Application:
                 environment=config.agent_environment,
                 limits=config.agent_limits,
                 egress=egress,
+                configuration=FolderConfiguration(
+                    # Sessions may be in folders that the file API does not reach.
+                    ConfigFiles(FileTree(Places([], home()))),
+                    config.agent_environment,
+                    Skills(tree, Repositories(data_dir() / "skills", proxy)),
+                ),
             )
             await stack.enter_async_context(bridge.run())
-            tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
             folder = stack.enter_context(_baselines_folder(config))
             baselines = Baselines(tree, folder, store.sessions)
             await stack.enter_async_context(baselines.run())
-            processes = Processes(Spawner(children, config.agent_environment, _proxy_of(egress)))
+            processes = Processes(Spawner(children, config.agent_environment, proxy))
             await stack.enter_async_context(processes.run())
             driven = Sessions(
                 recorder,
@@ -199,6 +212,7 @@ class Application:
                 files=tree,
                 watchers=watchers,
                 baselines=baselines,
+                configuration=ConfigFiles(tree),
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:

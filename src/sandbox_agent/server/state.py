@@ -15,6 +15,7 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
+from sandbox_agent.server.configuration.files import ConfigFiles
 from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.files.watchers import Watchers
@@ -43,6 +44,7 @@ class ServerState:
     watchers: Watchers
     baselines: Baselines
     processes: Processes
+    configuration: ConfigFiles
 
 
 class JsonResponse(Response):

@@ -154,6 +154,10 @@ class Projector(Inputs):
         elif method == "_adapter/egress_refused":
             params = members(message.params)
             self._statuses.show("egress", str(params.pop("message", "")), params or None, source="daemon")
+        elif method == "_adapter/left_out":
+            params = members(message.params)
+            kind, detail = str(params.get("kind")), str(params.get("message", ""))
+            self._statuses.show(kind, detail, {"name": params.get("name")}, source="daemon")
         elif method == "_adapter/invalid_stdout":
             params = members(message.params)
             error = str(params.get("error") or "invalid line")

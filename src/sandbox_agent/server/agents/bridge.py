@@ -29,6 +29,7 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
 from sandbox_agent.server.agents.limits import enforce
+from sandbox_agent.server.agents.openings import Configuration
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
 from sandbox_agent.server.streams.usage import overdue
@@ -59,6 +60,7 @@ class Bridge:
         environment: what agents inherit, and their user.
         limits: what the processes of each agent may use.
         egress: the proxy that agents use; None without one.
+        configuration: what sessions get by their folder; None without.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Bridge:
         environment: AgentEnvironment | None = None,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         egress: Egress | None = None,
+        configuration: Configuration | None = None,
     ) -> None:
+        self._configuration = configuration
         self._egress = egress
         self._installations = installations
         self.spiller = spiller
@@ -280,6 +284,7 @@ class Bridge:
             adapt=lambda method, envelope: adapt(agent, method, envelope),
             recorder=recorder,
             env=env,
+            configuration=self._configuration,
         )
         if self._egress is not None:
             self._egress.add(user, connection)

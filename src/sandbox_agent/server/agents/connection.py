@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,7 +17,6 @@ from sandbox_agent.engine.correlate import (
     UNNAMED,
     Correlator,
     MatchedResponse,
-    Pending,
     Submitted,
 )
 from sandbox_agent.engine.feed import SENT, Feed, Slice
@@ -32,7 +32,15 @@ from sandbox_agent.errors import (
 from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.agents.clients import Clients, sent_event
 from sandbox_agent.server.agents.exits import exit_error
+from sandbox_agent.server.agents.openings import (
+    OPENING_METHODS,
+    Configuration,
+    add_servers,
+    prepare,
+    report_left_out,
+)
 from sandbox_agent.server.agents.repeats import Repeats, identify
+from sandbox_agent.server.agents.responses import Responses
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.agents.stderr import with_stderr
 from sandbox_agent.server.streams.usage import Usage
@@ -57,16 +65,6 @@ UNTIMED_METHODS = frozenset({"session/prompt"})
 Adapter = Callable[[str | None, bytes], bytes]
 
 
-class _Response:
-    """The response that a request waits for, and its timer."""
-
-    __slots__ = ("future", "timer")
-
-    def __init__(self, future: asyncio.Future[bytes]) -> None:
-        self.future = future
-        self.timer: asyncio.TimerHandle | None = None
-
-
 class AgentConnection:
     """A running agent and its feed. The feed outlives it until the server id is used again or deleted.
 
@@ -79,6 +77,7 @@ class AgentConnection:
         adapt: changes an envelope that is sent, for agents that are strict.
         recorder: records all envelopes; None for a connection that is not a session's.
         env: the variables that the agent got besides those that agents inherit.
+        configuration: what sessions get by their folder; None without.
 
     Attributes:
         tap: records the connection.
@@ -87,6 +86,7 @@ class AgentConnection:
         managed: a session of the server uses it, and ends it.
         on_request: called with every request of the agent and its head.
         stopping: whether the agent is being ended on purpose.
+        initialized: the agent's response to initialize; None before.
         opened: the agent's newest response to session/new, with what it offers; None before.
     """
 
@@ -101,6 +101,7 @@ class AgentConnection:
         adapt: Adapter,
         recorder: Recorder | None = None,
         env: Mapping[str, str] | None = None,
+        configuration: Configuration | None = None,
     ) -> None:
         self.server_id = server_id
         self.env: dict[str, str] = dict(env or {})
@@ -121,16 +122,18 @@ class AgentConnection:
         self._spiller = spiller
         self._timeout = request_timeout
         self._adapt = adapt
+        self._configuration = configuration
         self._framer = LineFramer()
         self._correlator = Correlator()
         self._reader = LineReader(self._correlator)
         self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
-        self._responses: dict[Pending, _Response] = {}
+        self._responses = Responses(agent, request_timeout)
         self._repeats = Repeats()
         self._status: ExitStatus | None = None
         self._excess: str | None = None
         self._closed = False
         self.stopping: bool = False
+        self.initialized: bytes | None = None
         self.opened: bytes | None = None
 
     @property
@@ -229,7 +232,7 @@ class AgentConnection:
             self.tap.close()
         error = self._exit_error()
         for pending in self._correlator.fail_all():
-            future = self._remove_response(pending)
+            future = self._responses.remove(pending)
             if future is not None:
                 future.set_exception(error)
         self.ended.set()
@@ -269,7 +272,9 @@ class AgentConnection:
         for answer in answers:
             if answer.pending.method == "session/new":
                 self.opened = answer.line
-            future = self._remove_response(answer.pending)
+            elif answer.pending.method == "initialize":
+                self.initialized = answer.line
+            future = self._responses.remove(answer.pending)
             if future is not None:
                 future.set_result(answer.line)
         # Waiting requests are answered first; the feed follows before the loop reads any pipe again.
@@ -353,7 +358,7 @@ class AgentConnection:
         timeout = None if head.method in UNTIMED_METHODS else self._timeout
         await asyncio.wait({response}, timeout=timeout)  # others may wait for it, too
         if not response.done():
-            raise self._timed_out(head.method)
+            raise self._responses.timed_out(head.method)
         return response.result()
 
     async def _deliver_once(
@@ -407,11 +412,14 @@ class AgentConnection:
             The future response of a request, with the client's id; it fails as send() does.
 
         Raises:
-            InvalidRequestError: the envelope's id is invalid.
+            InvalidRequestError: the envelope's id is invalid, or the folder's configuration is damaged.
             AgentProcessExitedError: the agent has ended, or ends before it reads the envelope.
             RequestTimeoutError: the agent did not read the envelope in time.
             StreamError: the agent does not read its input and does not exit.
         """
+        additions = await prepare(
+            self._configuration, head, envelope, agent=self.agent, env=self.env, initialized=self.initialized
+        )
         submitted = self._correlate(client, head, envelope)
         if submitted.line is None:
             return None
@@ -419,33 +427,36 @@ class AgentConnection:
         pending = submitted.pending
         sent = None if client == UNNAMED or key is None else (key, sent_event(client, key, envelope))
         if pending is None:
-            await self._write(client, submitted, submitted.line, timeout, sent)
+            await self._write(client, submitted, submitted.line, timeout, sent, record=submitted.line)
             return None
-        response = self._responses[pending] = _Response(self._loop.create_future())
+        line = add_servers(submitted.line, additions.servers)
+        response = self._responses.add(pending)
         try:
             if stored_first and self.tap is not None:
                 await self._store_first(self.tap, client, submitted, submitted.line)
-                await self._write(client, submitted, submitted.line, timeout, sent, record=False)
+                await self._write(client, submitted, line, timeout, sent)
             else:
-                await self._write(client, submitted, submitted.line, timeout, sent)
+                await self._write(client, submitted, line, timeout, sent, record=submitted.line)
         except BaseException:
-            self._remove_response(pending)
-            if response.future.done():
-                response.future.exception()  # the caller gets the error of the write instead
+            self._responses.remove(pending)
+            if response.done():
+                response.exception()  # the caller gets the error of the write instead
             raise
         # A caller that is cancelled while it waits cancels the future.
-        response.future.add_done_callback(lambda _: self._remove_response(pending))
-        self._start_timer(response, submitted, timeout if timed else None)
-        return response.future
+        response.add_done_callback(lambda _: self._responses.remove(pending))
+        response.add_done_callback(partial(report_left_out, self.announce, additions, envelope))
+        if timed and timeout is not None:
+            self._responses.start_timer(submitted)
+        return response
 
     def submit_nowait(self, client: str, head: Head, envelope: bytes) -> asyncio.Future[bytes] | None:
         """Send a request if the agent reads it at once.
 
         Returns:
-            The future response, as of submit(); None if nothing was sent: the envelope is not a request, or
-            the agent has ended or does not read now.
+            The future response, as of submit(); None if nothing was sent: the envelope is not a request or
+            opens a session, or the agent has ended or does not read now.
         """
-        if self._status is not None or not head.is_request:
+        if self._status is not None or not head.is_request or head.method in OPENING_METHODS:
             return None
         submitted = self._correlate(client, head, envelope)
         if submitted.line is None or submitted.pending is None:
@@ -455,9 +466,10 @@ class AgentConnection:
             return None
         if self.tap is not None:
             self.tap.sent(submitted.line, client)
-        response = self._responses[submitted.pending] = _Response(self._loop.create_future())
-        self._start_timer(response, submitted, None if submitted.method in UNTIMED_METHODS else self._timeout)
-        return response.future
+        response = self._responses.add(submitted.pending)
+        if submitted.method not in UNTIMED_METHODS:
+            self._responses.start_timer(submitted)
+        return response
 
     def _correlate(self, client: str, head: Head, envelope: bytes) -> Submitted:
         if self._status is not None:
@@ -466,29 +478,6 @@ class AgentConnection:
             return self._correlator.submit(client, head, self._adapt(head.method, envelope))
         except InvalidEnvelopeError as error:
             raise InvalidRequestError(f"invalid request: {error}") from None
-
-    def _start_timer(self, response: _Response, submitted: Submitted, timeout: float | None) -> None:
-        if timeout is not None and not response.future.done():
-            response.timer = self._loop.call_later(timeout, self._expire, submitted)
-
-    def _remove_response(self, pending: Pending) -> asyncio.Future[bytes] | None:
-        """Remove and return the future that waits for this response, if it still does."""
-        response = self._responses.pop(pending, None)
-        if response is None:
-            return None
-        if response.timer is not None:
-            response.timer.cancel()
-        return None if response.future.done() else response.future
-
-    def _expire(self, submitted: Submitted) -> None:
-        if submitted.pending is not None and (future := self._remove_response(submitted.pending)) is not None:
-            future.set_exception(self._timed_out(submitted.method))
-
-    def _timed_out(self, method: str | None) -> RequestTimeoutError:
-        return RequestTimeoutError(
-            f"timeout: {self.agent} did not answer {method or 'the message'} within {self._timeout:g} s; "
-            "it may still do so: its answer will be in the event stream"
-        )
 
     def awaits(self, request_id: bytes) -> bool:
         """Return whether the agent's request of that id (JSON) still has no response."""
@@ -510,14 +499,14 @@ class AgentConnection:
         timeout: float | None,
         sent: tuple[str, bytes] | None,
         *,
-        record: bool = True,
+        record: bytes | None = None,
     ) -> None:
         begun = asyncio.Event()
 
         def begin() -> None:
             begun.set()
-            if record and self.tap is not None:
-                self.tap.sent(line, client)
+            if record is not None and self.tap is not None:
+                self.tap.sent(record, client)
             if sent is not None:
                 self.clients.sent(sent[0])
                 self._unnumbered.append(([sent[1]], SENT))
@@ -532,7 +521,7 @@ class AgentConnection:
                 await self._process.write(line + b"\n", on_begin=begin)
         except TimeoutError:
             if begun.is_set():
-                raise self._timed_out(submitted.method) from None
+                raise self._responses.timed_out(submitted.method) from None
             self._correlator.retract(submitted)
             raise RequestTimeoutError(
                 f"timeout: {self.agent} read no input for {self._timeout:g} s and was not sent "

@@ -27,6 +27,7 @@ _TAGS = {
     "acp": "Connections to agents: JSON-RPC envelopes of the Agent Client Protocol over HTTP.",
     "agents": "The agents that this server can start.",
     "files": "The files of the sandbox.",
+    "config": "MCP servers and skills of folders, for the sessions in them.",
     "sessions": "Sessions, their events, and the permissions and questions of their agents.",
 }
 _ACP_ENVELOPE: dict[str, Any] = {
