@@ -49,6 +49,7 @@ VALUES: dict[str, Any] = {
     "QuestionRequest": sandbox_agent.QuestionRequest("q", "s", "a", 1, "m", [], "elicitation/create", {}),
     "SessionEvent": sandbox_agent.SessionEvent("e", 1, "s", 2, "c", "agent", b'{"method":"x"}'),
     "UniversalEvent": decode_event(event(1)),
+    "FsDiff": sandbox_agent.FsDiff(b"diff", truncated=True),
     "Limits": sandbox_agent.Limits(memory="2g", pids=100, cpus=1.5),
     "Mount": sandbox_agent.Mount("data", "/data", writable=True),
 }
@@ -57,14 +58,11 @@ LIVE = {
     *("EncryptedSessionPersistDriver", "InMemorySessionPersistDriver", "PostgresSessionPersistDriver"),
     *("RedisSessionPersistDriver", "RivetSessionPersistDriver", "SQLiteSessionPersistDriver"),
     *("StateSessionPersistDriver", "SessionPersistDriver", "SandboxProvider", "LocalProvider"),
-    *("DaytonaProvider",),
-    *("CloudflareProvider",),
-    *("VercelProvider",),
-    *("ModalProvider",),
-    *("ComputeSDKProvider",),
-    *("DockerProvider", "E2BProvider", "JailProvider", "PodmanProvider"),
+    *("CloudflareProvider", "ComputeSDKProvider", "DaytonaProvider", "DockerProvider", "E2BProvider"),
+    *("JailProvider", "ModalProvider", "PodmanProvider", "VercelProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
-    *("Files", "SandboxAgent", "ServerSessions", "Session", "Turn"),
+    *("Files", "FolderConfig", "Processes", "ProcessTerminal", "SandboxAgent", "ServerSessions"),
+    *("Session", "Turn"),
 }
 CLONES: list[Callable[[Any], Any]] = [
     lambda value: pickle.loads(pickle.dumps(value)),

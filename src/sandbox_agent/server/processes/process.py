@@ -61,9 +61,9 @@ class SandboxProcess:
         self.id = process_id
         self.request = request
         self.owner: ProcessOwner = owner
-        self.child = child
-        self.log = log
-        self.terminal = terminal
+        self.child: Child = child
+        self.log: ProcessLog = log
+        self.terminal: Terminal | None = terminal
         self.ended: asyncio.Event = asyncio.Event()
         self._start = start
         self._restarts = Restarts(request.restart or ProcessRestartRequest(policy="never"))

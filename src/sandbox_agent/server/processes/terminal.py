@@ -89,8 +89,8 @@ class Terminal:
     """
 
     def __init__(self, cols: int = DEFAULT_COLS, rows: int = DEFAULT_ROWS) -> None:
-        self.cols = cols
-        self.rows = rows
+        self.cols: int = cols
+        self.rows: int = rows
         self.ended: bool = False
         self.closed: bool = False
         self.on_resize: Callable[[int, int], None] | None = None
@@ -120,7 +120,8 @@ class Terminal:
 
     def resize(self, cols: int, rows: int) -> None:
         """Change the size, for the process and all viewers."""
-        self.cols, self.rows = cols, rows
+        self.cols = cols
+        self.rows = rows
         self._screen.resize(cols, rows)
         if self.on_resize is not None:
             self.on_resize(cols, rows)
