@@ -16,8 +16,6 @@ SCRIPT = Path(__file__).parents[1] / "support/node/processes.mjs"
 DIFFERENCES = {
     "command missing": (400, 502),  # the command is wrong, not the server
     "run missing": (400, 502),
-    # Not served yet.
-    "resize": (404, 409),
 }
 # What our answers have besides: additions.
 ADDED = {"exitSignal"}

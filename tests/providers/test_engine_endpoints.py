@@ -85,7 +85,7 @@ async def test_an_engine_that_does_not_listen_is_named_with_what_starts_it(home:
 async def test_a_sandbox_of_an_engine_elsewhere_is_refused() -> None:
     with pytest.raises(SandboxAgentError, match="is another machine"):
         await docker(host="tcp://engine.example:2375").create()
-    with pytest.raises(SandboxAgentError, match="needs an engine on this Linux machine"):
+    with pytest.raises(SandboxAgentError, match="need an engine on this Linux machine"):
         await docker(host="tcp://127.0.0.1:2375", network="none").create()
 
 

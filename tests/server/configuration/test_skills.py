@@ -97,7 +97,9 @@ async def refusal(client: httpx2.AsyncClient, work: Path) -> str:
 def installed(work: Path, folder: str = ".agents/skills") -> dict[str, str]:
     """Return the files of the skills that an agent finds, without the server's own."""
     root = work / folder
-    paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != MARKER]
+    paths = [
+        path for path in sorted(root.rglob("*")) if path.is_file() and path.name not in (MARKER, ".gitignore")
+    ]
     return {str(path.relative_to(root)): path.read_text() for path in paths}
 
 
@@ -131,6 +133,19 @@ async def test_skills_of_a_folder_are_installed_before_the_session_is_opened(
     # Claude looks elsewhere.
     assert (await create(client, work, "claude")).status_code == 200
     assert installed(work, ".claude/skills") == installed(work)
+
+
+async def test_installed_skills_are_no_changes_of_the_workspace(
+    client: httpx2.AsyncClient, tmp_path: Path, work: Path
+) -> None:
+    write(tmp_path / "source", {"a/SKILL.md": "a", "b/SKILL.md": "b", "b/.gitignore": "the skill's"})
+    git(work, "init", "-q")
+    await configure(client, work, "mine", {"type": "local", "source": "../source"})
+    assert (await create(client, work)).status_code == 200
+    assert installed(work) == {"a/SKILL.md": "a", "b/SKILL.md": "b"}
+    found = git(work, "status", "--porcelain", "--untracked-files=all", ".agents")
+    # A skill that has such a file for Git keeps it.
+    assert {line.split()[-1].rpartition("/")[0] for line in found.splitlines()} == {".agents/skills/b"}
 
 
 async def test_skills_follow_the_configuration(

@@ -269,6 +269,9 @@ def _install(folder: int, skill: Skill, own: int) -> bool:
                 _write(target, path, entry)
             marker = msgspec.json.encode({"version": skill.version})
             _write(target, MARKER, Entry(marker, "file"))
+            if ".gitignore" not in skill.entries:
+                # It is no change of the user's or the agent's.
+                _write(target, ".gitignore", Entry(b"*\n", "file"))
         if installed is not None:
             _remove(folder, skill.name, own)
         os.rename(temporary, skill.name, src_dir_fd=own, dst_dir_fd=folder)

@@ -166,6 +166,8 @@ class Baselines:
                 await self._snapshots.keep(tree, recording.session, found)
         except SandboxAgentError as error:
             logger.info("the state of %s is not recorded: %s", directory, error)
+        except Exception:  # the boundary: what is in a workspace must not end the server
+            logger.exception("the state of %s is not recorded", directory)
         finally:
             recording.made.set()
             recording.kept.set()

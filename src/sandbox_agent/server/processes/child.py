@@ -125,12 +125,19 @@ def spawn_error(error: SpawnError, request: ProcessCreateRequest | ProcessRunReq
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno not in _FAULTS_OF_COMMANDS:
         return StreamError(f"stream error: {error}")
-    if request.cwd is not None and not Path(request.cwd).is_dir():
+    if request.cwd is not None and not _is_folder(request.cwd):
         return InvalidRequestError(
             f"invalid request: can't start {request.command}: its working directory {request.cwd} does not "
             "exist, or is not a folder"
         )
     return InvalidRequestError(f"invalid request: {error}")
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # in a folder that this process may not enter
+        return False
 
 
 def check_command(request: ProcessCreateRequest | ProcessRunRequest) -> None:
