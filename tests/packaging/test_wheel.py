@@ -91,6 +91,7 @@ def test_the_readmes_program_runs_on_the_installed_package(programs: Path, tmp_p
     assert (tmp_path / "sessions.db").is_file()
 
 
+@pytest.mark.soak
 def test_the_installed_types_are_complete(programs: Path, wheel: Path, tmp_path: Path) -> None:
     # the test kit's state machine is hypothesis's
     uv(["pip", "install", "--python", programs / "python", f"{wheel}[testing,cli]"], cwd=tmp_path)

@@ -91,8 +91,8 @@ def server_and_agent(program: Program) -> list[int]:
     [
         (signal.SIGKILL, [STREAM]),
         (signal.SIGTERM, [STREAM]),
-        (signal.SIGHUP, [STREAM]),
-        (signal.SIGINT, [STREAM]),
+        pytest.param(signal.SIGHUP, [STREAM], marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, [STREAM], marks=pytest.mark.soak),
         (signal.SIGKILL, ["deaf", STREAM]),
     ],
 )

@@ -185,7 +185,7 @@ def test_a_missing_sdk_is_named_with_its_extra(module: str) -> None:
         service.check_installed()
 
 
-@pytest.mark.parametrize("name", ["daytona", "e2b"])
+@pytest.mark.parametrize("name", [pytest.param("daytona", marks=pytest.mark.soak), "e2b"])
 def test_an_sdk_is_imported_in_a_thread(name: str) -> None:
     pytest.importorskip(name)
     script = f"""
