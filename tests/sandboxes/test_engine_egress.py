@@ -166,7 +166,7 @@ async def inspect(engine: Engine, name: str) -> dict[str, Any]:
 
 async def test_a_proxy_that_is_left_is_removed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program has removed the sandbox."""
-    monkeypatch.setattr("sandbox_agent.providers.engine.sidecar.ALONE", 1)
+    monkeypatch.setattr("sandbox_agent.providers.engine.sidecar.ALONE", 10)
     async with SandboxAgent.start(sandbox=engine.provider(allow_hosts=["web.test"])) as sdk:
         raw_id = raw_id_of(sdk)
     (proxy,) = await proxies(engine)

@@ -35,8 +35,9 @@ from sandbox_agent.providers.engine.container import (
 
 # Of the sandbox, in the labels of its proxy's container.
 SANDBOX_LABEL = "sandbox-agent.proxy-of"
-# Seconds after which a proxy ends to which no server is connected. One that starts again takes less.
-ALONE = 60
+# Seconds after which a proxy ends to which no server is connected. One that starts takes less: the provider
+# gives up after 60.
+ALONE = 120
 _MEMORY = 256 * 1024 * 1024
 _PIDS = 128
 _POLL_INTERVAL = 0.02
