@@ -80,7 +80,8 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
             else None,  # which is faster
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL, "error": str(error)})
+        # Not its text: that has the command, and a message has a bound.
+        _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL})
         return
     finally:
         for fd in (*pipes, *members):

@@ -181,6 +181,19 @@ def test_a_watch_ends_with_its_folder(
     assert str(folder) in ended.detail
 
 
+def test_a_watch_ends_if_a_file_is_in_the_place_of_the_folder_when_one_in_it_is_new(
+    watch: Opener, folder: Path
+) -> None:
+    found = watch()
+    (folder / "new").mkdir()
+    move(folder)
+    folder.unlink(missing_ok=True)
+    folder.write_text("a file")
+    ended = last(found).ended
+    assert ended is not None
+    assert ended.gone
+
+
 def test_a_wait_ends_early_when_it_is_woken(watch: Opener) -> None:
     found = watch()
     found.wake()

@@ -83,3 +83,13 @@ async def test_many_commands_run_at_a_time(talk: Talk) -> None:
         for number in range(100):
             tasks.start_soon(run, number)
     assert sorted(found, key=int) == [f"{number}\n" for number in range(100)]
+
+
+@pytest.mark.parametrize("member", ["command", "cwd"])
+async def test_a_name_that_is_longer_than_a_message_is_no_fault_of_the_server(
+    talk: Talk, member: str
+) -> None:
+    body = {"command": "true", member: "/" + "\u00fc" * 3_000}
+    answer = await talk.post("/run", body)
+    assert answer.status_code == 400
+    assert (await talk.run("echo on"))["stdout"] == "on\n"

@@ -218,3 +218,38 @@ def test_no_output_fails(outputs: list[bytes]) -> None:
                 await screen.draw()
 
     anyio.run(run)
+
+
+@pytest.mark.anyio
+async def test_combining_characters_on_one_cell_are_bounded() -> None:
+    """pyte would keep all of them, and normalize them with each other one."""
+    screen = Screen(COLS, ROWS)
+    screen.feed(b"e" + "\u0301".encode() * 20_000)
+    for _ in range(20):
+        screen.feed(b"\x1b[m" + "\u0301".encode() * 10)
+    async with screen.lock:
+        output = await screen.draw()
+    screen.close()
+    assert len(output.decode()) < 60
+    assert "\u00e9" in output.decode()
+
+
+@pytest.mark.anyio
+async def test_saved_cursors_do_not_accumulate() -> None:
+    screen = Screen(COLS, ROWS)
+    screen.feed(b"\x1b7" * 10_000 + b"\x1b[5;5Hat\x1b8home")
+    async with screen.lock:
+        output = await screen.draw()
+    screen.close()
+    assert len(screen._emulator.savepoints) <= 1  # pyright: ignore[reportPrivateUsage]
+    assert Seen(output).display[0].startswith("home")
+
+
+@pytest.mark.anyio
+async def test_8_bit_controls_swallow_nothing() -> None:
+    """In UTF-8, terminals do not take them for the beginning of a title or a sequence."""
+    output = await drawn("a\u009db\u009bc\r\nd".encode())
+    assert [line.rstrip() for line in Seen(output).display[:2]] == ["abc", "d"]
+    # Also if one is divided.
+    output = await drawn(b"x" * (screens.SLICE_BYTES - 1) + "\u009dend".encode(), cols=1000, rows=5)
+    assert Seen(output, cols=1000, rows=5).display[1].rstrip().endswith("xend")

@@ -27,7 +27,7 @@ RECORD_SECONDS: Final = 10.0
 COMPARE_SECONDS: Final = 60.0
 # An agent that has not created the session by then is not expected to.
 NAME_SECONDS: Final = 600.0
-PRUNE_SECONDS: Final = 24 * 3600.0
+PRUNE_SECONDS: Final = 3600.0
 # The sessions of newer states may not be stored yet.
 PRUNE_AGE_SECONDS: Final = 3600.0
 _PAGE: Final = 1000

@@ -34,6 +34,7 @@ MOST_BYTES: Final = 1024 * 1024 * 1024
 MOST_DIFF_BYTES: Final = 32 * 1024 * 1024
 _MOST_INDEX_BYTES: Final = 256 * 1024 * 1024
 _REFS: Final = "refs/baselines"
+_PRUNE_SECONDS: Final = 60.0
 
 
 class Difference(NamedTuple):
@@ -134,7 +135,9 @@ class Snapshots:
                 if ref.name not in kept and ref.stat().st_mtime < before:
                     ref.unlink()
             with contextlib.suppress(FileNotFoundError):
-                if repository.stat().st_mtime < before and not (refs.is_dir() and any(refs.iterdir())):
+                if refs.is_dir() and any(refs.iterdir()):
+                    _drop_unused(repository)
+                elif repository.stat().st_mtime < before:
                     shutil.rmtree(repository)
 
     def _repository(self, tree: WorkTree) -> Path:
@@ -157,6 +160,21 @@ class Snapshots:
             finally:
                 with anyio.CancelScope(shield=True):
                     await run_sync(_remove_all, [index, index.with_name(f"{index.name}.lock")])
+
+
+def _drop_unused(repository: Path) -> None:
+    """Delete what comparisons have written, and no snapshot has."""
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(repository),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+    command = ["git", "--git-dir", str(repository), "prune", "--expire=1.hour.ago"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # without Git there is no comparison either
+        subprocess.run(  # noqa: S603 - the server's own repository
+            command, env=env, check=False, timeout=_PRUNE_SECONDS, capture_output=True
+        )
 
 
 class _Repository:

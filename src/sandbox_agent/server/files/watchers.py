@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -23,7 +24,9 @@ from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.files.watching import Changes, Watch, open_watch
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS, Signal
-from sandbox_agent.wire.files import FsActionResponse, FsChange, FsChanges
+from sandbox_agent.wire.files import FsActionResponse, FsChange, FsChanges, FsWatchEnd
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Each has a thread, and one of the 128 instances of inotify that a user has by default.
 MOST_WATCHERS: Final = 64
@@ -88,8 +91,9 @@ class Watcher:
             self._watch = await run_sync(
                 lambda: open_watch(self._tree, self._text, recursive=self._recursive), limiter=limiter
             )
-        except ProblemError as error:
-            self._error = error
+        except (ProblemError, OSError) as error:
+            can_not = f"stream error: {self.path} can't be watched: {error}"
+            self._error = error if isinstance(error, ProblemError) else StreamError(can_not)
             self._ended = True
             return
         finally:
@@ -106,6 +110,10 @@ class Watcher:
 
         try:
             await run_sync(work, limiter=limiter)
+        except Exception:  # the boundary: what is in a folder must not end the server
+            logger.exception("%s is not watched any more", self.path)
+            detail = f"stream error: {self.path} can't be watched any more; see the server's log"
+            self._publish(Changes(gap=True, ended=FsWatchEnd(detail=detail, gone=False)))
         finally:
             self._ended = True
             self._watch = None

@@ -150,9 +150,13 @@ class InotifyWatch:
     def __init__(self, tree: FileTree, text: str, *, recursive: bool) -> None:
         self._root = _Root(tree, text)
         self._recursive = recursive
-        self._inotify = Inotify()
         self._paths: dict[int, str] = {}
-        self._waking, self._woken = os.pipe()
+        self._inotify = Inotify()
+        try:
+            self._waking, self._woken = os.pipe()
+        except BaseException:
+            self._inotify.close()
+            raise
         os.set_blocking(self._woken, False)
         try:
             self._enter("", None)
@@ -171,10 +175,10 @@ class InotifyWatch:
             time.sleep(GATHER_SECONDS)
         try:
             return self._changes()
-        except NotFoundError:
-            return Changes(ended=_gone(self._root.path))
         except StreamError as error:
             return Changes(gap=True, ended=FsWatchEnd(detail=str(error), gone=False))
+        except (SandboxAgentError, OSError):  # it was deleted, replaced or closed to this user
+            return Changes(gap=True, ended=_gone(self._root.path))
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -278,10 +282,10 @@ class ScanningWatch:
             os.read(self._waking, 1024)
         try:
             found = self._scan()
-        except (NotFoundError, OSError):
-            return Changes(ended=_gone(self._root.path))
         except StreamError as error:
             return Changes(gap=True, ended=FsWatchEnd(detail=str(error), gone=False))
+        except (SandboxAgentError, OSError):
+            return Changes(gap=True, ended=_gone(self._root.path))
         batch = _Batch(self._root.path)
         for path in self._known.keys() - found.keys():
             batch.add(path, "deleted")

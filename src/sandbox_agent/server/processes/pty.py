@@ -118,6 +118,8 @@ class PtyChild:
 
     async def signal(self, signum: signal.Signals) -> None:
         await self._process.signal(signum)
+        if signum == signal.SIGKILL:
+            await self._process.wait_killed()
 
     async def stop(self) -> None:
         await self._process.stop(eof_grace=0)

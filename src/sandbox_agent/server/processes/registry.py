@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -158,7 +160,12 @@ class Processes:
         return start
 
     async def _run(self, process: SandboxProcess) -> None:
-        await process.run()
+        try:
+            await process.run()
+        except Exception:  # the boundary: one process must not end the server
+            logger.exception("process %s failed", process.id)
+            with contextlib.suppress(Exception):
+                await process.child.signal(signal.SIGKILL)
         self._remove_oldest_ended()
 
     async def run_once(self, request: ProcessRunRequest) -> ProcessRunResponse:

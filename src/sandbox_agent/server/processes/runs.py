@@ -8,6 +8,7 @@ from functools import partial
 import anyio
 import anyio.abc
 
+from sandbox_agent.errors import StreamError
 from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.processes.child import Spawner, drain, read_output
 from sandbox_agent.wire.processes import ProcessConfig, ProcessRunRequest, ProcessRunResponse
@@ -47,9 +48,11 @@ class Runs:
         self._spawner = spawner
         self._tasks = tasks
         self._processes: set[Process] = set()
+        self._closing = False
 
     async def close(self) -> None:
         """End all commands, and what they have started."""
+        self._closing = True
         async with anyio.create_task_group() as tasks:
             for process in list(self._processes):
                 tasks.start_soon(partial(process.stop, eof_grace=0))
@@ -80,6 +83,8 @@ class Runs:
         self._processes.add(process)
         status: ExitStatus | None = None
         try:
+            if self._closing:  # it was started meanwhile
+                raise StreamError("stream error: the server is shutting down")
             with anyio.move_on_after(timeout_ms / 1000):
                 status = await read_output(process, on_output)
         finally:

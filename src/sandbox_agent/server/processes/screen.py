@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import unicodedata
 from collections.abc import Iterator
 from copy import copy
 from typing import Any, Final
@@ -29,6 +30,10 @@ MAX_ROWS: Final = 500
 # A longer string (a title, an image) is not waited for.
 _MAX_STRING: Final = 64 * 1024
 
+# Combining characters on one character.
+MAX_MARKS: Final = 8
+
+_CONTROLS = re.compile("[\x80-\x9f]")
 _SEQUENCE = re.compile(rb"\x1b(?:\[([0-?]*)([ -/]*)([@-~])|[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\))")
 _OPEN = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*\x1b?|[ -/]*)\Z")
 _STRING_END = re.compile(rb"\x07|\x1b\\")
@@ -66,6 +71,26 @@ class _Emulator(pyte.Screen):
 
     primary: tuple[Any, Any] | None = None
 
+    def draw(self, data: str) -> None:
+        super().draw(data if data.isascii() else self._bounded(data))
+
+    def _bounded(self, data: str) -> str:
+        """Leave out combining characters beyond MAX_MARKS on one character: pyte keeps all of them."""
+        column, row = self.cursor.x - 1, self.cursor.y
+        if column < 0:
+            column, row = self.columns - 1, max(row - 1, 0)
+        count = len(self.buffer[row][min(column, self.columns - 1)].data) - 1
+        kept: list[str] = []
+        for char in data:
+            count = count + 1 if unicodedata.combining(char) else 0
+            if count <= MAX_MARKS:
+                kept.append(char)
+        return "".join(kept)
+
+    def save_cursor(self) -> None:
+        self.savepoints.clear()  # as terminals do, which keep one
+        super().save_cursor()
+
     def reset(self) -> None:
         super().reset()
         self.primary = None
@@ -88,6 +113,14 @@ class _Emulator(pyte.Screen):
             self.ensure_vbounds()
 
 
+class _Stream(pyte.ByteStream):
+    """pyte's parser without the 8-bit controls, which terminals ignore in UTF-8."""
+
+    def feed(self, data: bytes) -> None:
+        text = self.utf8_decoder.decode(data) if self.use_utf8 else data.decode("latin-1")
+        pyte.Stream.feed(self, _CONTROLS.sub("", text))  # pyright: ignore[reportArgumentType] - pyte's has bytes
+
+
 class Screen:
     """The screen of a terminal.
 
@@ -98,7 +131,7 @@ class Screen:
 
     def __init__(self, cols: int, rows: int) -> None:
         self._emulator = _Emulator(*_clip(cols, rows))
-        self._stream = pyte.ByteStream(self._emulator)
+        self._stream = _Stream(self._emulator)
         self._pending = bytearray()
         self._in_string = False
         self._timer: asyncio.TimerHandle | None = None
@@ -185,7 +218,7 @@ class Screen:
         try:
             self._stream.feed(_SEQUENCE.sub(_supported, data))
         except Exception:  # noqa: BLE001 - pyte raises errors of any kind for sequences with unusual parameters
-            self._stream = pyte.ByteStream(self._emulator)
+            self._stream = _Stream(self._emulator)
         return rest
 
 
