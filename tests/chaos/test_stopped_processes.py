@@ -83,6 +83,7 @@ async def test_a_connection_to_a_stopped_agent_is_closed_and_its_prompt_ends(tmp
             assert (await prompt).status_code == 500
 
 
+@pytest.mark.soak
 async def test_agents_go_on_and_new_ones_start_while_the_warden_is_stopped(tmp_path: Path) -> None:
     with our_server(tmp_path) as server:
         async with client_of(server) as client:

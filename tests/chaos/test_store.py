@@ -140,6 +140,7 @@ async def started(chat: Chat, turn_id: str) -> int:
                 return int(event["sequence"])
 
 
+@pytest.mark.soak_with("EXCLUSIVE")
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
 async def test_a_store_that_another_process_locks_loses_nothing(tmp_path: Path, how: str) -> None:
     path = tmp_path / "store.db"

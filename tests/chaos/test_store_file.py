@@ -119,6 +119,7 @@ async def test_a_deleted_file_is_reported_once_and_a_restart_begins_with_an_empt
         assert (await client.get("/v1/sessions")).json()["sessions"] == []
 
 
+@pytest.mark.soak
 async def test_damage_that_a_reader_meets_is_reported_and_nothing_is_stored_until_a_restart(
     server: ServerProcess, tmp_path: Path
 ) -> None:

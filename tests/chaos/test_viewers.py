@@ -88,6 +88,7 @@ async def chatting(server: ServerProcess) -> AsyncGenerator[Chat]:
         yield chat
 
 
+@pytest.mark.soak
 @pytest.mark.loops
 async def test_a_viewer_that_never_reads_costs_nothing_and_then_reads_all(server: ServerProcess) -> None:
     async with chatting(server) as chat:

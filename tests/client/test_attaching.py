@@ -285,6 +285,7 @@ async def test_an_agent_that_has_exited_meanwhile_is_heard_to_its_end(
             assert await agents(server) == 1
 
 
+@pytest.mark.soak
 async def test_a_session_of_the_published_server_goes_on_with_its_agent(tmp_path: Path, store: str) -> None:
     npm_or_skip(PUBLISHED_SERVER, "attaching to the published server")
     with published_server(tmp_path) as server:

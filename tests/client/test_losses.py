@@ -227,6 +227,7 @@ async def test_a_prompt_whose_post_is_cut_goes_on_and_is_not_sent_again(
             assert methods(events).count("session/update") == 40
 
 
+@pytest.mark.soak
 @pytest.mark.no_gateway("counts on the port that refuses connections; a gateway answers with 502 instead")
 async def test_a_server_that_stays_away_fails_the_turn(
     own_server: ServerProcess, driver: SQLiteSessionPersistDriver

@@ -250,6 +250,7 @@ async def test_a_difference_is_found_when_every_byte_is_compared(source: Session
     assert len(await all_events(source, "holes")) == len(HOLES)
 
 
+@pytest.mark.soak
 async def test_memory_is_bounded_by_bytes_whatever_an_event_weighs(tmp_path: Path) -> None:
     source = SQLiteSessionPersistDriver(tmp_path / "source.db")
     await source.update_session(make_session("s"))

@@ -72,6 +72,7 @@ async def test_every_kind_of_bad_line_leaves_the_connection_alive(
             json.loads(event.data)
 
 
+@pytest.mark.soak
 async def test_a_line_of_64_mib_comes_through_whole(tmp_path_factory: pytest.TempPathFactory) -> None:
     with our_server(tmp_path_factory.mktemp("long")) as server:
         async with talk(server) as talking:

@@ -151,6 +151,7 @@ async def test_an_agent_that_dies_while_the_store_fails_leaves_a_store_that_reco
                         assert stream.ids == list(range(1, len(stream.ids) + 1))
 
 
+@pytest.mark.soak
 async def test_health_says_so_when_nothing_but_a_message_has_met_the_store_and_recovers_by_itself(
     tmp_path: Path,
 ) -> None:
@@ -176,6 +177,7 @@ async def test_health_says_so_when_nothing_but_a_message_has_met_the_store_and_r
             assert user_texts(await chat.events()) == ["echo before", "echo after"]
 
 
+@pytest.mark.soak
 async def test_health_says_that_the_store_is_locked_while_nobody_uses_it(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     with our_server(tmp_path, "--store", f"sqlite:{path}") as server, anyio.fail_after(60):
@@ -195,6 +197,7 @@ async def test_health_says_that_the_store_is_locked_while_nobody_uses_it(tmp_pat
                 pass
 
 
+@pytest.mark.soak
 async def test_a_file_that_was_taken_away_is_reported_while_nobody_stores_anything(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     with our_server(tmp_path, "--store", f"sqlite:{path}") as server, anyio.fail_after(60):

@@ -80,6 +80,7 @@ async def test_what_is_not_a_path_stays() -> None:
     assert without_path("the store '/a/b.db' is locked, try again") == "the store is locked, try again"
 
 
+@pytest.mark.soak_with("plain", "two words", "it's")
 @pytest.mark.parametrize("name", FOLDERS)
 async def test_no_response_of_a_server_whose_store_is_away_has_its_path(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name

@@ -63,6 +63,7 @@ def found(folder: str, pattern: str) -> list[Path]:
     return list(Path(folder).glob(pattern))
 
 
+@pytest.mark.soak
 async def test_a_package_gets_an_environment_of_its_own(packages: Path) -> None:
     add(packages, "0.0.99")
     await install("deepagents", versions=Versions(acp="0.0.99"))

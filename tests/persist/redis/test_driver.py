@@ -229,6 +229,7 @@ async def test_a_server_that_may_throw_sessions_away_is_warned_of_once(
     assert [policy in record.getMessage() for record in caplog.records] == [True] * warns
 
 
+@pytest.mark.soak
 async def test_a_write_that_too_few_replicas_confirmed_is_an_error(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "a") as primary, RedisServer(tmp_path / "b") as replica:
         driver = RedisSessionPersistDriver(primary.url(), wait_replicas=1, timeout=4)

@@ -60,6 +60,7 @@ async def test_an_agent_is_ended_also_while_the_store_is_locked(tmp_path: Path) 
         assert (await stack.types()).count("session.ended") == 1
 
 
+@pytest.mark.soak
 async def test_no_session_is_made_while_the_store_is_locked(tmp_path: Path) -> None:
     async with running(tmp_path) as stack:
         with locked(tmp_path), anyio.fail_after(30):
