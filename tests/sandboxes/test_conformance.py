@@ -119,6 +119,8 @@ class EngineSuite(CancelSuite, FilesSuite, PauseSuite, ReconnectSuite, RestartSu
             init = found["State"]["Pid"]
             with open(f"/proc/{init}/task/{init}/children") as children:  # noqa: ASYNC230, PTH123
                 os.kill(int(children.read().split()[0]), signal.SIGKILL)
+            # A prompt that the server still receives has an unknown outcome, and is not sent again.
+            await engine.api.wait_exited(raw_id)
 
         return kill
 
