@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from sandbox_agent.agents.mock import sessions as mock_sessions
 from sandbox_agent.engine.permissions import AgentModes, PermissionMode, known_modes
 from sandbox_agent.wire.api import AgentCapabilities
 
@@ -221,8 +220,6 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def config_options(self) -> list[dict[str, Any]]:
         """A new copy of ACP's ``configOptions``, as far as they are known without asking the agent."""
-        if self.id == "mock":
-            return mock_sessions.config_options(dict(mock_sessions.DEFAULTS))
         return [
             {
                 "id": category,

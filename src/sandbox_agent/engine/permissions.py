@@ -57,7 +57,7 @@ _AGENT_MODES: dict[str, dict[PermissionMode, tuple[str, ...]]] = {
     "goose": _modes("approve", "approve", "auto", "approve", "approve"),
     "hermes": _modes("default", "accept_edits", "dont_ask", "default", "default"),
     "kimi": _modes("default", "default", "yolo", "plan", "default"),
-    "mock": _modes("default", "acceptEdits", "", "plan", "default"),
+    "mock": _modes("default normal", "acceptEdits", "", "plan", "default normal"),
     "opencode": _modes("ask", "ask", "", "plan", "ask"),
     "qwen": _modes("default", "auto-edit", "yolo", "plan", "default"),
 }
