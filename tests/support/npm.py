@@ -22,6 +22,7 @@ import platformdirs
 import pytest
 
 __all__ = [
+    "AI_SDK",
     "BETTER_SQLITE",
     "CLAUDE_AGENT",
     "GROUPS",
@@ -40,6 +41,7 @@ Packages = dict[str, str]
 # Versions are pinned: the figures and comparisons in the docs hold for these. Each peer has an installation
 # of its own, so that one that can't be installed doesn't skip the tests of the others.
 PUBLISHED_SERVER: Final[Packages] = {"@sandbox-agent/cli-linux-x64": "0.4.2"}
+AI_SDK: Final[Packages] = {"ai": "6.0.326"}
 PUBLISHED_SDK: Final[Packages] = {"sandbox-agent": "0.4.2", "@agentclientprotocol/sdk": "2.4.0"}
 # npm compiles it where its prebuilt binary can't be downloaded.
 BETTER_SQLITE: Final[Packages] = {"better-sqlite3": "12.11.1"}
@@ -47,7 +49,7 @@ BETTER_SQLITE: Final[Packages] = {"better-sqlite3": "12.11.1"}
 CLAUDE_AGENT: Final[Packages] = {"@agentclientprotocol/claude-agent-acp": "0.49.0"}
 # What each group of tests needs.
 GROUPS: Final[dict[str, tuple[Packages, ...]]] = {
-    "test": (PUBLISHED_SERVER, PUBLISHED_SDK, BETTER_SQLITE),
+    "test": (PUBLISHED_SERVER, PUBLISHED_SDK, BETTER_SQLITE, AI_SDK),
     "agents": (CLAUDE_AGENT,),
 }
 # Their native programs are optional dependencies; those of all others are left out.

@@ -63,6 +63,7 @@ from sandbox_agent.server.routes import (
     terminal,
     tickets,
     turns,
+    ui,
     watch,
 )
 from sandbox_agent.server.sessions.service import Sessions
@@ -76,7 +77,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
     for module in (
-        *(meta, tickets, acp, agents, sessions, turns, events, permissions, search),
+        *(meta, tickets, acp, agents, sessions, turns, events, ui, permissions, search),
         *(files, watch, diff, processes, terminal, configuration),
     )
     for operation in module.OPERATIONS

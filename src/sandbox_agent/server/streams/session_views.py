@@ -6,6 +6,7 @@ from typing import Protocol
 
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event, encode_messages
+from sandbox_agent.engine.ui_messages import Chunk, UiMessageChunks
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
@@ -14,6 +15,8 @@ from sandbox_agent.wire.universal import TurnEventData, decode_event
 
 # A page of the store.
 PAGE_EVENTS = 1000
+# The end of a response to the AI SDK.
+UI_DONE = b"data: [DONE]\n\n"
 
 
 class ViewedSession(Protocol):
@@ -81,7 +84,7 @@ class TurnView:
         events, gap = await _page(self._session, self._store, cursor, max_bytes, include_raw=self._raw)
         if gap is not None:
             self._ended = self._last is not None and gap.cursor >= self._last
-            return gap
+            return self._missing(gap)
         shown: list[EventRow] = []
         for event in events:
             cursor = event.sequence
@@ -93,13 +96,68 @@ class TurnView:
             if ends:
                 self._ended = True
                 break
-        if not shown:
-            return Slice(b"", cursor)
-        return Slice(encode_messages(shown[0].sequence, [event.data for event in shown]), cursor)
+        return Slice(self._encode(shown, cursor), cursor)
+
+    def _missing(self, gap: Slice) -> Slice:
+        """Return what a viewer receives for events that are not stored any more."""
+        return gap
+
+    def _encode(self, events: list[EventRow], cursor: int) -> bytes:
+        """Return what a viewer receives for events of the turn; the cursor is at or behind the last one."""
+        return encode_messages(events[0].sequence, [event.data for event in events]) if events else b""
 
     def _is_of_turn(self, event: EventRow) -> bool:
         data = decode_event(event.data).data
         return isinstance(data, TurnEventData) and data.turn_id == self._turn_id
+
+
+class UiTurnView(TurnView):
+    """One turn as chunks of the AI SDK, from its start or behind a sequence.
+
+    It ends with the turn, or when the turn waits for an answer to a permission request: the AI SDK sends the
+    answer when the response has ended. ``after`` is the last sequence that the client has, or 0.
+    """
+
+    def __init__(
+        self,
+        session: ViewedSession,
+        store: SessionStore,
+        turn_id: str,
+        *,
+        first: int | None,
+        last: int | None,
+        after: int = 0,
+    ) -> None:
+        super().__init__(session, store, turn_id, first=first, last=last)
+        self._chunks = UiMessageChunks(turn_id)
+        self._after = after
+        self._started = False
+
+    def _encode(self, events: list[EventRow], cursor: int) -> bytes:
+        chunks: list[Chunk] = []
+        for event in events:
+            if event.sequence > self._after:
+                chunks += self._start()
+                chunks += self._chunks.feed(decode_event(event.data))
+            else:
+                self._chunks.feed(decode_event(event.data))
+        at_end = cursor >= self._session.row.last_sequence
+        if self._chunks.is_waiting and at_end and not self._ended:
+            chunks += [*self._start(), *self._chunks.pause(cursor)]
+            self._ended = True
+        data = b"".join([b"data: %b\n\n" % dumps(chunk) for chunk in chunks])
+        return data + UI_DONE if self._ended else data
+
+    def _missing(self, gap: Slice) -> Slice:
+        self._ended = True
+        error = {"type": "error", "errorText": "The first events of this turn are not stored any more."}
+        return Slice(b"data: %b\n\n" % dumps(error) + UI_DONE, gap.cursor)
+
+    def _start(self) -> list[Chunk]:
+        if self._started:
+            return []
+        self._started = True
+        return self._chunks.start()
 
 
 async def read_stored(
