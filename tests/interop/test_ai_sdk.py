@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from collections.abc import Generator
@@ -21,8 +22,8 @@ SCRIPT = Path(__file__).parents[1] / "support/node/chat.mjs"
 MOCK = {"session": {"agent": "mock"}}
 
 
-class Chat:
-    """A chat of the AI SDK in a process of its own."""
+class Program:
+    """Chats of the AI SDK, one at a time, in a process of their own."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -36,32 +37,52 @@ class Chat:
         assert line, "the chat ended"
         return json.loads(line)
 
-    def open(self, messages: list[dict[str, Any]] | None = None, **options: Any) -> None:
-        """Open a chat, as a page does; with messages that it has kept."""
-        self.call("open", options={"body": MOCK, **options}, messages=messages or [])
+
+class Chat:
+    """A chat with a session of its own.
+
+    Attributes:
+        url: the session.
+    """
+
+    def __init__(self, program: Program, server: ServerProcess) -> None:
+        self.url = f"{server.url}/v1/sessions/chat-{next(_numbers)}"
+        self.call = program.call
+        self.open()
+
+    def open(self, messages: list[dict[str, Any]] | None = None, body: dict[str, Any] | None = None) -> None:
+        """Open the chat, as a page does; with messages that the page has kept."""
+        options = {"api": f"{self.url}/ui", "body": MOCK if body is None else body}
+        self.call("open", options=options, messages=messages or [])
 
     def send(self, text: str) -> dict[str, Any]:
         """Send a text; return the chat when the response has ended."""
         return self.call("send", message={"text": text})
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Generator[ServerProcess]:
-    with our_server(tmp_path) as running:
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
+    with our_server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
-@pytest.fixture
-def chat(server: ServerProcess) -> Generator[Chat]:
+@pytest.fixture(scope="module")
+def program() -> Generator[Program]:
     modules = npm_or_skip(AI_SDK, "compatibility with the AI SDK")
-    command = ["node", str(SCRIPT), str(modules), f"{server.url}/v1/sessions/chat/ui"]
+    command = ["node", str(SCRIPT), str(modules)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        opened = Chat(process)
-        opened.open()
-        yield opened
+        yield Program(process)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=20) == 0
+
+
+@pytest.fixture
+def chat(program: Program, server: ServerProcess) -> Chat:
+    return Chat(program, server)
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -132,10 +153,10 @@ def test_several_calls_that_ask_at_once_are_answered_one_by_one(chat: Chat) -> N
     assert "granted" in text_of(asked["messages"][1])
 
 
-def test_an_answer_of_another_client_counts(chat: Chat, server: ServerProcess) -> None:
+def test_an_answer_of_another_client_counts(chat: Chat) -> None:
     asked = chat.send("permission")
     approval = part_of(asked["messages"][1], "dynamic-tool")["approval"]["id"]
-    reply = f"{server.url}/v1/sessions/chat/permissions/{approval}/reply"
+    reply = f"{chat.url}/permissions/{approval}/reply"
     assert httpx.post(reply, json={"reply": "reject"}).status_code == 204
     answered = chat.call("approve", id=approval, approved=True)
     assert answered["errors"] == []
@@ -169,8 +190,8 @@ def test_the_turn_that_has_just_ended_is_the_same_message_again(chat: Chat) -> N
     assert (resumed["status"], resumed["errors"], resumed["messages"]) == ("ready", [], sent["messages"])
 
 
-def test_nothing_is_resumed_when_there_was_no_turn(chat: Chat, server: ServerProcess) -> None:
-    httpx.post(f"{server.url}/v1/sessions/chat", json={"agent": "mock"}).raise_for_status()
+def test_nothing_is_resumed_when_there_was_no_turn(chat: Chat) -> None:
+    httpx.post(chat.url, json={"agent": "mock"}).raise_for_status()
     resumed = chat.call("resume")
     assert (resumed["status"], resumed["errors"], resumed["messages"]) == ("ready", [], [])
 
@@ -181,14 +202,14 @@ def test_a_turn_that_fails_is_an_error_of_the_chat(chat: Chat) -> None:
     assert "exit" in failed["errors"][0]
 
 
-def test_a_message_is_sent_again_on_request(chat: Chat, server: ServerProcess) -> None:
+def test_a_message_is_sent_again_on_request(chat: Chat) -> None:
     chat.send("echo hello")
     again = chat.call("regenerate")
     assert [text_of(message) for message in again["messages"]] == ["echo hello", "hello"]
-    assert len(httpx.get(f"{server.url}/v1/sessions/chat").json()["turns"]) == 2
+    assert len(httpx.get(chat.url).json()["turns"]) == 2
 
 
-def test_files_are_sent_with_a_message(chat: Chat, server: ServerProcess) -> None:
+def test_files_are_sent_with_a_message(chat: Chat) -> None:
     image = {"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,iVBORw0KGgo="}
     notes = {
         "type": "file",
@@ -197,7 +218,7 @@ def test_files_are_sent_with_a_message(chat: Chat, server: ServerProcess) -> Non
         "url": "data:text/plain;base64,aGk=",
     }
     chat.call("send", message={"parts": [{"type": "text", "text": "echo hello"}, image, notes]})
-    page = httpx.get(f"{server.url}/v1/sessions/chat/envelopes").json()["envelopes"]
+    page = httpx.get(f"{chat.url}/envelopes").json()["envelopes"]
     [prompt] = [
         one["envelope"]["params"]["prompt"]
         for one in page
@@ -208,8 +229,8 @@ def test_files_are_sent_with_a_message(chat: Chat, server: ServerProcess) -> Non
     assert prompt[2]["resource"] == {"uri": "attachment:///a.txt", "mimeType": "text/plain", "blob": "aGk="}
 
 
-def test_a_chat_of_a_session_that_does_not_exist_says_so(chat: Chat, server: ServerProcess) -> None:
-    chat.open(api=f"{server.url}/v1/sessions/other/ui", body={})
+def test_a_chat_of_a_session_that_does_not_exist_says_so(chat: Chat) -> None:
+    chat.open(body={})
     failed = chat.send("hello")
     assert failed["status"] == "error"
     assert json.loads(failed["errors"][0])["type"].endswith("session_not_found")
@@ -230,8 +251,8 @@ def test_a_chat_of_a_session_that_does_not_exist_says_so(chat: Chat, server: Ser
     ],
 )
 def test_what_is_no_message_is_refused(server: ServerProcess, message: dict[str, Any]) -> None:
-    httpx.post(f"{server.url}/v1/sessions/chat", json={"agent": "mock"}).raise_for_status()
-    refused = httpx.post(f"{server.url}/v1/sessions/chat/ui", json={"messages": [message]})
+    httpx.post(f"{server.url}/v1/sessions/refused", json={"agent": "mock"}).raise_for_status()
+    refused = httpx.post(f"{server.url}/v1/sessions/refused/ui", json={"messages": [message]})
     assert refused.status_code == 400
     assert "last message" in refused.json()["detail"]
 
@@ -241,12 +262,12 @@ def test_a_repeated_request_streams_the_same_turn(server: ServerProcess) -> None
         **MOCK,
         "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "echo hello"}]}],
     }
-    answers = [httpx.post(f"{server.url}/v1/sessions/chat/ui", json=body) for _ in range(2)]
+    answers = [httpx.post(f"{server.url}/v1/sessions/repeated/ui", json=body) for _ in range(2)]
     assert answers[0].headers["x-vercel-ai-ui-message-stream"] == "v1"
     chunks = [[line for line in answer.text.splitlines() if line.startswith("data:")] for answer in answers]
     assert chunks[0] == chunks[1]
     assert chunks[0][-1] == "data: [DONE]"
-    assert len(httpx.get(f"{server.url}/v1/sessions/chat").json()["turns"]) == 1
+    assert len(httpx.get(f"{server.url}/v1/sessions/repeated").json()["turns"]) == 1
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -2,7 +2,7 @@
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
-const [modules, api] = process.argv.slice(2);
+const [modules] = process.argv.slice(2);
 const ai = await import(pathToFileURL(`${modules}/ai/dist/index.mjs`).href);
 
 let chats = 0;
@@ -48,7 +48,7 @@ function open(options, messages = []) {
     id: `chat-${(chats += 1)}`,
     messages,
     state: new State(messages),
-    transport: new ai.DefaultChatTransport({ api: options.api ?? api, body: options.body, fetch: cutting }),
+    transport: new ai.DefaultChatTransport({ api: options.api, body: options.body, fetch: cutting }),
     sendAutomaticallyWhen: ai.lastAssistantMessageIsCompleteWithApprovalResponses,
     onError: (error) => errors.push(error.message),
   });
