@@ -60,6 +60,7 @@ async def hanging(request: pytest.FixtureRequest, database: Database) -> AsyncGe
 
 
 @pytest.mark.soak_with("redis")
+@pytest.mark.soak_with("postgres")
 async def test_a_store_that_hangs_is_reported_and_nothing_is_lost(tmp_path: Path, hanging: Hanging) -> None:
     server = our_server(tmp_path, env={"SANDBOX_AGENT_STORE": hanging.url})
     await anyio.to_thread.run_sync(server.start)

@@ -224,6 +224,7 @@ def check_turns(events: list[JsonObject], said: list[tuple[str, str]]) -> Counte
     return Counter(data["metadata"]["stop_reason"] for data in ended)
 
 
+@pytest.mark.soak
 async def test_all_viewers_hold_the_same_log_however_often_the_server_is_killed(tmp_path: Path) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or time.time_ns() % 1_000_000)
     print(f"CHAOS_SEED={seed}")

@@ -40,6 +40,7 @@ def _running(server_pid: int, module: bytes) -> list[int]:
     return [pid for pid in descendants(server_pid) if module in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.soak
 async def test_a_turn_with_a_stopped_agent_can_be_cancelled_and_the_session_deleted(tmp_path: Path) -> None:
     with our_server(tmp_path, "--cancel-grace", "0.5") as server:
         async with client_of(server) as client:

@@ -198,6 +198,7 @@ async def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path) -> None:
             await fail_and_recover(server, limit(1), limit(resource.RLIM_INFINITY))
 
 
+@pytest.mark.soak
 async def test_a_server_that_finds_its_store_locked_says_so_and_the_next_start_has_all(
     tmp_path: Path,
 ) -> None:

@@ -102,6 +102,7 @@ async def test_a_file_that_was_replaced_by_another_one_is_not_used(
         assert user_texts(await chat.events()) == ["echo before", "echo after"]
 
 
+@pytest.mark.soak
 async def test_a_deleted_file_is_reported_once_and_a_restart_begins_with_an_empty_one(
     server: ServerProcess, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ async def test_a_viewer_that_never_reads_costs_nothing_and_then_reads_all(server
 
 
 @pytest.mark.loops
+@pytest.mark.soak
 async def test_a_thousand_viewers_that_come_back_at_once_get_exactly_the_rest(server: ServerProcess) -> None:
     async with chatting(server) as chat:
         await chat.turn("burst 1000 100")

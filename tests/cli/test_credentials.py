@@ -56,6 +56,7 @@ def home(tmp_path: Path, shell: Shell) -> Path:
 
 @pytest.mark.parametrize("files", FILES)
 @pytest.mark.parametrize("variables", ENVIRONMENTS, ids=lambda variables: "".join(variables) or "no variable")
+@pytest.mark.soak_with("ANTHROPIC_API_KEY", "CODEX_API_KEY")
 def test_it_finds_what_the_published_command_finds(
     shell: Shell, home: Path, files: str, variables: dict[str, str]
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_store_that_cannot_be_moved_is_left_as_it_is(store: Path, shell: Shell
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["copy", "move"])
+@pytest.mark.soak
 def test_a_move_that_is_killed_again_and_again_ends_exactly_equal(
     shell: Shell, tmp_path: Path, keep: bool
 ) -> None:

@@ -309,6 +309,7 @@ async def test_a_session_of_the_published_server_goes_on_with_its_agent(tmp_path
 
 @pytest.mark.no_gateway("measures how long a resume takes")
 @pytest.mark.loops
+@pytest.mark.soak
 async def test_programs_are_killed_anywhere(
     server: ServerProcess, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

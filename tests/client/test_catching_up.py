@@ -299,6 +299,7 @@ async def test_envelopes_are_returned_in_pages(tmp_path: Path) -> None:
 
 
 @pytest.mark.loops
+@pytest.mark.soak
 async def test_programs_and_their_servers_are_killed_anywhere(tmp_path: Path) -> None:
     with _server(tmp_path) as server:
         for seed in range(repeats(5, 40)):

@@ -162,6 +162,7 @@ async def test_a_cancellation_that_is_sent_again_does_not_end_the_next_turn(
     assert len(held) == 4
 
 
+@pytest.mark.soak
 async def test_a_sandbox_that_wakes_up_slowly_answers_later(
     shared_server: ServerProcess, driver: SQLiteSessionPersistDriver
 ) -> None:

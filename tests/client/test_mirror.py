@@ -68,6 +68,7 @@ async def stored(sdk: SandboxAgent, name: str) -> list[tuple[int, str, str]]:
             return [(event.sequence, event.type, event.time) for event in events]
 
 
+@pytest.mark.soak
 async def test_a_mirror_has_each_event_once_when_the_server_is_killed_again_and_again(
     own_server: ServerProcess, sdk: SandboxAgent, sink: WatchedSink
 ) -> None:

@@ -158,6 +158,7 @@ def _children(process: Path) -> list[str]:
     return (process / f"task/{process.name}/children").read_text().split()
 
 
+@pytest.mark.soak
 def test_a_server_whose_shutdown_hangs_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import signal\nsignal.pthread_kill = lambda *_: None\n")
     code = PROGRAM.replace("log=log", f"log=log, env={{'PYTHONPATH': {str(tmp_path)!r}}}")

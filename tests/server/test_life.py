@@ -53,6 +53,7 @@ async def test_a_signal_drains_the_server_and_leaves_no_child(
             assert gone(tree)
 
 
+@pytest.mark.soak
 async def test_a_viewer_that_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with our_server(tmp_path) as server:
         async with talk(server) as talking, talking.stream():
@@ -72,6 +73,7 @@ async def test_a_warden_that_is_stopped_does_not_hold_up_the_end(tmp_path: Path)
             assert gone(tree)
 
 
+@pytest.mark.soak
 async def test_a_server_that_hangs_at_its_end_is_ended_within_8_seconds(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, sys, time\nif 'server' in sys.argv: atexit.register(time.sleep, 600)\n"

@@ -74,6 +74,7 @@ async def test_sessions_are_whole_however_often_the_server_is_killed(
             assert found["hits"]
 
 
+@pytest.mark.soak_with("redis")
 async def test_servers_of_other_namespaces_see_nothing_of_each_other(
     tmp_path: Path, database: Database
 ) -> None:
@@ -122,6 +123,7 @@ async def test_second_server_of_a_namespace_is_refused_until_the_first_has_ended
                 assert user_texts(await Chat(client, "kept").events()) == ["echo still"]
 
 
+@pytest.mark.soak_with("redis")
 def test_server_that_finds_no_database_says_so_without_the_password(
     tmp_path: Path, database: Database
 ) -> None:

@@ -107,6 +107,7 @@ async def test_a_full_disk_holds_the_agent_up_and_loses_nothing(
             await recover_from(talking, server, restore=restore)
 
 
+@pytest.mark.soak
 async def test_other_agents_and_delete_go_on_while_the_store_fails(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     with our_server(tmp_path, "--feed-memory-bytes", "100000", "--store", f"sqlite:{path}") as server:
