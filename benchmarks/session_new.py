@@ -3,7 +3,8 @@
 Measures the time from nothing to the answer of session/new, directly over the agent's pipes and by two POSTs
 to the server, which starts the agent for the first of them. The two alternate, and so does which of them is
 first; each begins when no process of the one before is left. Agents other than the mock are those that are
-installed in ``$XDG_DATA_HOME``, with the scripted model and an empty home.
+installed in ``$XDG_DATA_HOME``, with the scripted model and an empty home. With ``--git``, the workspace is a
+Git repository, whose state the server records.
 """
 
 from __future__ import annotations
@@ -115,11 +116,27 @@ def start_by_server(server: ServerProcess, agent: str, folder: str, number: int)
     return elapsed
 
 
-def measure(server: ServerProcess, agent: str, rounds: int) -> bool:
+def make_repository(folder: Path, files: int) -> None:
+    """Make a Git repository with that many files, of which a few are changed and a few are new."""
+    for number in range(files):
+        path = folder / f"part{number % 50}" / f"module{number}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"VALUE = {number}\n" * 20)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    for number in range(10):
+        (folder / f"part{number}" / f"module{number}.py").write_text("VALUE = 0\n")
+        (folder / f"new{number}.py").write_text("VALUE = 1\n")
+
+
+def measure(server: ServerProcess, agent: str, rounds: int, files: int) -> bool:
     """Print the figures of an agent; return whether they are within the bar."""
     direct: list[float] = []
     served: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
+        if files:
+            make_repository(Path(folder), files)
         for number in range(rounds + 1):
             steps = [
                 lambda: direct.append(start_directly(server, agent, folder) * 1000),
@@ -131,7 +148,8 @@ def measure(server: ServerProcess, agent: str, rounds: int) -> bool:
     added = [mine - own for mine, own in zip(served, direct, strict=True)]
     own, whole = statistics.median(direct), statistics.median(served)
     print(
-        f"{agent:10} direct p50 {own:7.1f} ms   server p50 {whole:7.1f} ms   added {whole - own:+5.1f} ms "
+        f"{agent:10} {'in Git ' if files else ''}direct p50 {own:7.1f} ms   server p50 {whole:7.1f} ms   "
+        f"added {whole - own:+5.1f} ms "
         f"(median of the pairs {statistics.median(added):+5.1f} ms, "
         f"of the fastest {min(served) - min(direct):+5.1f} ms, bar {BAR_MS:g} ms, {rounds} rounds)",
         flush=True,
@@ -139,7 +157,7 @@ def measure(server: ServerProcess, agent: str, rounds: int) -> bool:
     return whole - own <= BAR_MS
 
 
-def measure_alone(agent: str, rounds: int) -> bool:
+def measure_alone(agent: str, rounds: int, files: int) -> bool:
     """Measure an agent with a server, a model and a home of its own."""
     with (
         tempfile.TemporaryDirectory() as name,
@@ -155,7 +173,7 @@ def measure_alone(agent: str, rounds: int) -> bool:
         os.environ.update(own)  # the same for the agent that is started here
         try:
             with our_server(folder, "--store", f"sqlite:{folder}/store.db", env=own) as server:
-                return measure(server, agent, rounds)
+                return measure(server, agent, rounds, files)
         finally:
             os.environ.clear()
             os.environ.update(former)
@@ -166,9 +184,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("agents", nargs="*", default=["mock"])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--git", action="store_true", help="measure in a Git repository, too")
+    parser.add_argument("--files", type=int, default=3000, help="how many files the repository has")
     arguments = parser.parse_args()
     become_subreaper()
-    held = [measure_alone(agent, arguments.rounds) for agent in arguments.agents]
+    held = [
+        measure_alone(agent, arguments.rounds, files)
+        for agent in arguments.agents
+        for files in ([0, arguments.files] if arguments.git else [0])
+    ]
     raise SystemExit(0 if all(held) else 1)
 
 
