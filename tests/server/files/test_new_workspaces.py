@@ -147,7 +147,7 @@ async def new_session(folder: Path, repo: Path) -> AsyncGenerator[tuple[Workspac
     async with recording(folder) as found:
         workspaces = Workspaces("codex", found)
         response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        workspaces.begin(*request("session/new", cwd=str(repo)), response)
+        workspaces.watch(*request("session/new", cwd=str(repo)), response)
         response.set_result(b'{"jsonrpc":"2.0","id":1,"result":{"sessionId":"one"}}')
         await anyio.lowlevel.checkpoint()
         yield workspaces, found

@@ -404,7 +404,7 @@ class AgentConnection:
         line = add_servers(submitted.line, additions.servers)
         response = self._responses.add(pending)
         if not self.managed:
-            self._workspaces.begin(head, envelope, response)
+            self._workspaces.watch(head, envelope, response)
         try:
             if stored_first and self.tap is not None:
                 await self._store_first(self.tap, client, submitted, submitted.line)

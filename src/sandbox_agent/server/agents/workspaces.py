@@ -18,7 +18,7 @@ _HELD: Final = frozenset({_PROMPT, _CANCEL})
 
 
 class _NewSession:
-    """A session whose workspace was not recorded yet when the agent had created it."""
+    """A session whose workspace is being recorded."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -27,7 +27,9 @@ class _NewSession:
 
 
 class Workspaces:
-    """Records the workspaces of the sessions that one agent creates, while it creates them.
+    """Records the workspaces of the sessions that one agent creates, when it has created them.
+
+    Git does not compete with the agent then, and a client waits for it only if it sends a prompt at once.
 
     Args:
         agent: the agent's id.
@@ -39,24 +41,22 @@ class Workspaces:
         self._baselines = baselines
         self._new: dict[str, _NewSession] = {}
 
-    def begin(self, head: Head, envelope: bytes, response: asyncio.Future[bytes]) -> None:
-        """Record the workspace of the session that a request creates; it is about to be sent.
+    def watch(self, head: Head, envelope: bytes, response: asyncio.Future[bytes]) -> None:
+        """Record the workspace of the session that a request creates, once the agent has created it.
 
         Args:
             head: the request's.
             envelope: the request.
             response: its response, which names the session.
         """
-        if self._baselines is None or head.method not in _CREATING:
-            return
-        directory = read_params(envelope).get("cwd")
-        recording = self._baselines.begin(directory if isinstance(directory, str) else "")
-        response.add_done_callback(lambda done: self._created(recording, done))
+        if self._baselines is not None and head.method in _CREATING:
+            response.add_done_callback(lambda done: self._record(envelope, done))
 
-    def _created(self, recording: Recording, response: asyncio.Future[bytes]) -> None:
-        session_id = _session_id(response)
-        recording.name(native_name(self._agent, session_id) if session_id else "")
-        if session_id and not recording.made.is_set():
+    def _record(self, envelope: bytes, response: asyncio.Future[bytes]) -> None:
+        session_id, directory = _session_id(response), read_params(envelope).get("cwd")
+        if self._baselines is not None and session_id and isinstance(directory, str):
+            recording = self._baselines.begin(directory)
+            recording.name(native_name(self._agent, session_id))
             self._new[session_id] = _NewSession(recording)
 
     def may_hold(self, head: Head) -> bool:
