@@ -68,9 +68,11 @@ def _install(agent: Agent) -> Iterator[str]:
         yield f"Installs {names}{also} from PyPI, into a virtual environment of its own."
     locks = files("sandbox_agent.agents.install").joinpath("locks", f"{agent.id}.json")
     if locks.is_file():
-        platforms: list[str] = msgspec.json.decode(locks.read_bytes())["platforms"]
-        listed = ", ".join(f"`{name}`" for name in platforms)
-        yield f"All dependencies have exact versions and hashes on {listed}."
+        missing: dict[str, dict[str, str]] = msgspec.json.decode(locks.read_bytes())["missing"]
+        listed = ", ".join(f"`{platform}`" for platform in missing)
+        names = sorted({f"`{name}`" for packages in missing.values() for name in packages})
+        but = f", but for the hashes of {', '.join(names)}" if names else ""
+        yield f"All dependencies have exact versions and hashes on {listed}{but}."
     if adapters:
         yield f"Without an installation, the server looks for {adapters} on `PATH`."
 

@@ -1,4 +1,4 @@
-"""Writes docs/agents-matrix.md from the results of ``make test-agents``, or of ``agents check ID --json``.
+"""Writes docs/agents/matrix.md from the results of ``make test-agents``, or of ``agents check ID --json``.
 
 ``.venv/bin/python scripts/agents_matrix.py [FOLDER]``, by default build/agents-matrix.
 """
@@ -16,12 +16,12 @@ from sandbox_agent.testing.agents import SCENARIOS, Report
 from sandbox_agent.testing.agents.check import FINAL
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/agents-matrix.md"
+PAGE = ROOT / "docs/agents/matrix.md"
 HEAD = """# What each agent does
 
-The results of [`sandbox-agent agents check`](testing.md#check-an-agent) with real agents, in the versions
+The results of [`sandbox-agent agents check`](../testing.md#check-an-agent) with real agents, in the versions
 that the catalogue installs, each with a scripted model in an empty home folder. Where a cell has two results,
-the first is that of the SDK over `/v1/acp`, and the second that of a [server session](server-sessions.md).
+the first is that of the SDK over `/v1/acp`, and the second that of a [server session](../server-sessions.md).
 `make test-agents` fails when a result changes, in either direction. This page is written by
 `scripts/agents_matrix.py`.
 

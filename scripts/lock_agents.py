@@ -2,8 +2,8 @@
 
 ``scripts/lock_agents.py [ID]...`` writes ``ID.json`` (npm) or ``ID.txt`` (PyPI) for the versions in
 ``catalogue.toml``, into ``src/sandbox_agent/agents/install/locks``. npm and uv have to be on PATH. The files
-have what Linux and macOS on x64 and arm64 need. A platform for which the registry lacks a package is not in
-``platforms``.
+have what Linux and macOS on x64 and arm64 need. Packages of a platform that the registry lacks are listed in
+``missing``, with their versions: they are installed without a recorded hash.
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ def lock_npm(packages: NpmPackages) -> str:
         found: dict[str, Any] = json.loads(Path(folder, "package-lock.json").read_text())["packages"]
     kept = {path: entry for path, entry in found.items() if not entry.get("optional") or _is_wanted(entry)}
     names = {path.rpartition("node_modules/")[2] for path in kept}
-    missing = {name for entry in found.values() for name in entry.get("optionalDependencies", ())}
-    missing -= {path.rpartition("node_modules/")[2] for path in found}
+    present = {path.rpartition("node_modules/")[2] for path in found}
+    absent = {
+        name: version
+        for entry in found.values()
+        for name, version in entry.get("optionalDependencies", {}).items()
+        if name not in present
+    }
     lines: list[str] = []
     for path, entry in kept.items():
         if path:
@@ -75,8 +80,11 @@ def lock_npm(packages: NpmPackages) -> str:
             entry["optionalDependencies"] = optional
         line = {member: entry[member] for member in MEMBERS if member in entry}
         lines.append(f"{json.dumps(path)}:{json.dumps(line, separators=(',', ':'))}")
-    platforms = [platform for platform in PLATFORMS if not any(_is_for(name, platform) for name in missing)]
-    return f'{{"platforms":{json.dumps(platforms)},"packages":{{\n' + ",\n".join(lines) + "\n}}\n"
+    missing = {
+        platform: {name: absent[name] for name in sorted(absent) if _is_for(name, platform)}
+        for platform in PLATFORMS
+    }
+    return f'{{"missing":{json.dumps(missing)},"packages":{{\n' + ",\n".join(lines) + "\n}}\n"
 
 
 def _is_wanted(entry: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ HINT = "run make test-agents, then .venv/bin/python scripts/agents_matrix.py"
 
 def table() -> list[list[str]]:
     """Return the cells of the page's first table."""
-    text = text_of("docs/agents-matrix.md").partition("\n| scenario |")[2].partition("\n\n")[0]
+    text = text_of("docs/agents/matrix.md").partition("\n| scenario |")[2].partition("\n\n")[0]
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in f"scenario |{text}".splitlines()
     ]
@@ -42,7 +42,7 @@ def test_the_matrix_is_that_of_the_profiles() -> None:
 
 
 def test_the_page_has_every_reason_and_every_scenario() -> None:
-    text = text_of("docs/agents-matrix.md")
+    text = text_of("docs/agents/matrix.md")
     reasons = {each.reason for agent in known_profiles() for each in profile_of(agent).expected.values()}
     assert {reason for reason in reasons if reason not in text} == set(), HINT
     assert [scenario.title for scenario in SCENARIOS.values() if scenario.title not in text] == [], HINT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from sandbox_agent.agents.catalogue import CATALOGUE, Agent
+from sandbox_agent.agents.install.npm import current_platform
 from sandbox_agent.testing.llm import ScriptedLLM
 from tests.interop.leftovers import Leftovers
 from tests.support.npm import NpmMissingError, cache_folder, node_wheel
@@ -66,6 +68,19 @@ def command(environment: dict[str, str], *words: str) -> str:
     return done.stdout
 
 
+def foreign_packages(folder: Path) -> list[str]:
+    """Return the installed packages that are for other systems or processors than this one's."""
+    (lock,) = folder.glob("*/node_modules/.package-lock.json")  # what npm has installed
+    system, machine, *_ = current_platform().split("-")
+    packages = json.loads(lock.read_text())["packages"]
+    assert packages
+    return [
+        path
+        for path, entry in packages.items()
+        if not (system in entry.get("os", [system]) and machine in entry.get("cpu", [machine]))
+    ]
+
+
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("agent", [*FROM_NPM, *FROM_PYPI], ids=lambda agent: agent.id)
 def test_an_agent_is_installed_at_its_first_use_and_answers(
@@ -83,6 +98,8 @@ def test_an_agent_is_installed_at_its_first_use_and_answers(
         assert info["version"] == result.get("agentInfo", {}).get("version", agent.package.version)
         assert info["version"] == info["pinnedVersion"]
     assert not leftovers.find()
+    if agent.npm is not None:
+        assert foreign_packages(tmp_path / "data/sandbox-agent/agents" / agent.id) == []
     assert command(environment, "agents", "uninstall", agent.id) == f"{agent.id} is uninstalled\n"
     assert [path.name for path in (tmp_path / "data/sandbox-agent/agents" / agent.id).iterdir()] == ["lock"]
 

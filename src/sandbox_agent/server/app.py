@@ -141,7 +141,6 @@ class Application:
             PersistError: the store can't be opened, or another server uses it.
         """
         config = self.config
-        tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
@@ -157,6 +156,9 @@ class Application:
             children = Children(data_dir() / "run", config.agent_limits)
             await stack.enter_async_context(children.run())
             tree = FileTree(Places([Root(root) for root in config.fs_roots], home()))
+            folder = stack.enter_context(_baselines_folder(config))
+            baselines = Baselines(tree, folder, store.sessions)
+            await stack.enter_async_context(baselines.run())
             bridge = Bridge(
                 spiller,
                 children,
@@ -174,11 +176,9 @@ class Application:
                     config.agent_environment,
                     Skills(tree, Repositories(data_dir() / "skills", proxy)),
                 ),
+                baselines=baselines,
             )
             await stack.enter_async_context(bridge.run())
-            folder = stack.enter_context(_baselines_folder(config))
-            baselines = Baselines(tree, folder, store.sessions)
-            await stack.enter_async_context(baselines.run())
             processes = Processes(Spawner(children, config.agent_environment, proxy))
             await stack.enter_async_context(processes.run())
             driven = Sessions(

@@ -21,9 +21,10 @@ import pytest
 from sandbox_agent.agents.acp_registry import read_registry
 from sandbox_agent.agents.catalogue import CATALOGUE, Agent, use_agents
 from sandbox_agent.agents.info import agent_info
+from sandbox_agent.agents.install import npm as npm_module
 from sandbox_agent.agents.install.installed import agent_folder, read_installation
 from sandbox_agent.agents.install.installer import Progress, Versions, install, uninstall, update
-from sandbox_agent.agents.install.npm import read_lock
+from sandbox_agent.agents.install.npm import Lock, read_lock
 from sandbox_agent.agents.install.pypi import read_requirements
 from sandbox_agent.agents.launch import agent_ids, launcher_path, resolve
 from sandbox_agent.errors import (
@@ -43,7 +44,14 @@ import anyio, sys
 from sandbox_agent.agents.install.installer import install
 anyio.run(install, sys.argv[1])
 """
+PLATFORMS = ("linux-x64", "linux-arm64", "darwin-x64", "darwin-arm64")
 INITIALIZE = b'{"jsonrpc":"2.0","id":7,"method":"initialize","params":{"protocolVersion":1}}\n'
+
+
+def lock_of(agent_id: str) -> Lock:
+    lock = read_lock(agent_id)
+    assert lock is not None, "no lockfile for this platform"
+    return lock
 
 
 def folders(agent_id: str) -> list[str]:
@@ -69,7 +77,7 @@ async def test_an_installed_agent_answers_and_has_its_version(machine: Machine, 
     assert (info.package, info.pinned_version) == ("@agentclientprotocol/codex-acp", "2.6.0")
     assert [each.phase for each in seen] == ["installing"] * (len(seen) - 2) + ["starting", "installed"]
     # Of the native program, one of the four platforms' packages is installed.
-    assert seen[-3].done == seen[-3].total == len(read_lock("codex") or ()) - 1 - 3
+    assert seen[-3].done == seen[-3].total == len(lock_of("codex").packages) - 1 - 3
 
 
 @pytest.mark.parametrize(
@@ -111,8 +119,23 @@ async def test_npm_gets_the_lockfile_and_runs_no_scripts_but_the_listed(
     installed = read_installation("codex")
     assert installed is not None
     assert (Path(installed.folder) / "package-lock.json").read_text().count("sha512-") == len(
-        read_lock("codex") or ()
+        lock_of("codex").packages
     ) - 1
+
+
+async def test_what_the_lockfile_lacks_is_installed_besides_it_in_the_exact_version(
+    machine: Machine, npm: FakeNpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npm_module, "current_platform", lambda: "linux-arm64")
+    await install("opencode")
+    installed = read_installation("opencode")
+    assert npm.calls[0][0][:2] == ["install", "--ignore-scripts"]
+    assert installed is not None
+    manifest = json.loads((Path(installed.folder) / "package.json").read_text())
+    assert manifest["optionalDependencies"] == {
+        "opencode-linux-arm64": manifest["dependencies"]["opencode-ai"]
+    }
+    assert '"sha512-' in (Path(installed.folder) / "package-lock.json").read_text()
 
 
 async def test_the_servers_secrets_do_not_reach_npm_nor_keys_the_scripts(
@@ -435,30 +458,51 @@ async def test_a_data_folder_that_cannot_be_written_is_an_error(
     "agent", [agent for agent in CATALOGUE.values() if agent.npm], ids=lambda agent: agent.id
 )
 def test_a_lockfile_has_the_pins_of_the_catalogue_and_a_hash_for_every_package(agent: Agent) -> None:
-    lock = read_lock(agent.id)
-    if lock is None:
-        pytest.skip("no lockfile for this platform")
+    lock = lock_of(agent.id)
     assert agent.npm is not None
-    assert lock[""]["dependencies"] == agent.npm.packages
+    assert lock.packages[""]["dependencies"] == agent.npm.packages
     for name, version in agent.npm.packages.items():
-        assert lock[f"node_modules/{name}"]["version"] == version
-    for path, entry in lock.items():
+        assert lock.packages[f"node_modules/{name}"]["version"] == version
+    for path, entry in lock.packages.items():
         if path:
             assert entry["integrity"].startswith("sha512-"), path
             assert entry["resolved"].startswith("https://registry.npmjs.org/"), path
 
 
-def test_the_docs_name_the_agents_whose_lockfile_is_for_linux_on_x64_only() -> None:
-    everywhere = {"linux-x64", "linux-arm64", "darwin-x64", "darwin-arm64"}
+@pytest.mark.parametrize(
+    "agent", [agent for agent in CATALOGUE.values() if agent.npm], ids=lambda agent: agent.id
+)
+def test_a_lockfile_has_the_programs_of_all_platforms_or_names_them_as_missing(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, set[str]] = {}
+    for platform in PLATFORMS:
+        monkeypatch.setattr(npm_module, "current_platform", lambda platform=platform: platform)
+        lock = lock_of(agent.id)
+        system, machine = platform.split("-")
+        names = {
+            path.rpartition("node_modules/")[2]
+            for path, entry in lock.packages.items()
+            if system in entry.get("os", ()) and machine in entry.get("cpu", ())
+        }
+        assert not names & lock.missing.keys()
+        assert all(re.fullmatch(r"[0-9][0-9a-z.-]*", version) for version in lock.missing.values())
+        # "@openai/codex-linux-x64" is the program of "@openai/codex" for that platform.
+        programs = [re.fullmatch(rf"(.+?)-?{system}.*", name) for name in {*names, *lock.missing}]
+        found[platform] = {match[1] for match in programs if match is not None}
+    assert len({frozenset(programs) for programs in found.values()}) == 1, found
+
+
+def test_the_docs_name_the_agents_whose_lockfile_lacks_programs() -> None:
     folder = files("sandbox_agent.agents.install").joinpath("locks")
     partly: set[str] = set()
     for agent in CATALOGUE.values():
         if agent.npm is not None:
-            platforms = json.loads(folder.joinpath(f"{agent.id}.json").read_bytes())["platforms"]
-            assert "linux-x64" in platforms
-            partly |= set() if everywhere <= set(platforms) else {agent.title}
+            missing = json.loads(folder.joinpath(f"{agent.id}.json").read_bytes())["missing"]
+            assert missing["linux-x64"] == {}
+            partly |= {agent.title} if any(missing[platform] for platform in PLATFORMS) else set()
     page = " ".join((Path(__file__).parents[3] / "docs/agents.md").read_text().split())
-    named = re.search(r"Linux on arm64 and macOS for all but ([^.]+)\.", page)
+    named = re.search(r"but for the programs of ([^.]+?) on Linux on arm64 and on macOS", page)
     assert named is not None
     names = {name for name in partly if name.split()[0] in named[1]}
     assert names == partly

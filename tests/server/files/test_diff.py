@@ -85,8 +85,8 @@ async def test_a_session_that_is_created_over_the_fast_path_is_recorded(tmp_path
             await send(1, "initialize", protocolVersion=1, clientCapabilities={})
             made = await send(2, "session/new", cwd=str(repo), mcpServers=[])
             native = made["result"]["sessionId"]
-            (repo / "changed").write_text("after\n")
             await send(3, "session/prompt", sessionId=native, prompt=[{"type": "text", "text": "echo hello"}])
+            (repo / "changed").write_text("after\n")
             answer = await client.get("/v1/fs/diff", params={"session": native, "agent": "mock"})
             assert answer.headers["content-type"].startswith("text/x-diff"), answer.text
             assert "-before\n+after\n" in answer.text

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Collection
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import anyio.to_thread
 
@@ -50,7 +50,8 @@ async def install_npm(
     """Install the packages and return the command line that speaks ACP. ``folder/bin`` is for its PATH.
 
     With the versions of the catalogue, on a platform of its lockfile, every package has to have the hash that
-    is recorded there. Otherwise npm chooses the versions of dependencies.
+    is recorded there, but for the lockfile's missing packages. Otherwise npm chooses the versions of
+    dependencies.
 
     Args:
         agent_id: The agent.
@@ -70,6 +71,8 @@ async def install_npm(
     lock = read_lock(agent_id) if is_locked else None
     await anyio.to_thread.run_sync(_prepare, folder, source, packages, lock, node)
     total = 0 if lock is None else _count(lock)
+    # npm ci installs nothing that its lockfile lacks.
+    command = "install" if lock is None or lock.missing else "ci"
     downloaded: set[str] = set()
 
     def on_output(line: str) -> None:
@@ -92,7 +95,7 @@ async def install_npm(
             agent_id=agent_id,
         )
 
-    await run("install" if lock is None else "ci", *_OPTIONS, without=())
+    await run(command, *_OPTIONS, without=())
     if source.scripts:
         await run("rebuild", "--ignore-scripts=false", *source.scripts, without=credential_names())
     if total:
@@ -100,14 +103,28 @@ async def install_npm(
     return await anyio.to_thread.run_sync(_find_command, agent_id, source, folder, node)
 
 
-def read_lock(agent_id: str) -> dict[str, Any] | None:
-    """Return the lockfile's ``packages`` for this platform; None if there is none."""
+class Lock(NamedTuple):
+    """A lockfile, for one platform.
+
+    Attributes:
+        packages: The lockfile's ``packages``, with a hash each.
+        missing: The versions of packages of the platform that are not among them, by name: the registry did
+            not have them when the lockfile was written.
+    """
+
+    packages: dict[str, Any]
+    missing: dict[str, str]
+
+
+def read_lock(agent_id: str) -> Lock | None:
+    """Return the agent's lockfile for this platform; None if there is none."""
     file = files("sandbox_agent.agents.install").joinpath("locks", f"{agent_id}.json")
     try:
         lock: dict[str, Any] = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
-    return lock["packages"] if current_platform() in lock["platforms"] else None
+    missing = lock["missing"].get(current_platform())
+    return None if missing is None else Lock(lock["packages"], missing)
 
 
 def current_platform() -> str:
@@ -117,18 +134,18 @@ def current_platform() -> str:
     return f"{sys.platform}-{machine}{musl}"
 
 
-def _count(lock: dict[str, Any]) -> int:
+def _count(lock: Lock) -> int:
     """Return the number of packages that npm installs on this platform."""
     system, machine, *_ = current_platform().split("-")
-    return sum(
+    return len(lock.missing) + sum(
         1
-        for path, entry in lock.items()
+        for path, entry in lock.packages.items()
         if path and system in entry.get("os", [system]) and machine in entry.get("cpu", [machine])
     )
 
 
 def _prepare(
-    folder: Path, source: NpmPackages, packages: dict[str, str], lock: dict[str, Any] | None, node: Node
+    folder: Path, source: NpmPackages, packages: dict[str, str], lock: Lock | None, node: Node
 ) -> None:
     """Write what npm reads, and a folder of commands for the agent's PATH; nothing else of a PATH changes."""
     (folder / "bin").mkdir()
@@ -138,11 +155,12 @@ def _prepare(
     manifest = {
         "private": True,
         "dependencies": packages,
+        "optionalDependencies": {} if lock is None else lock.missing,
         "allowScripts": dict.fromkeys(source.scripts, True),
     }
     (folder / "package.json").write_text(json.dumps(manifest))
     if lock is not None:
-        document = {"lockfileVersion": 3, "requires": True, "packages": lock}
+        document = {"lockfileVersion": 3, "requires": True, "packages": lock.packages}
         (folder / "package-lock.json").write_text(json.dumps(document))
 
 

@@ -32,6 +32,7 @@ from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.openings import Configuration
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
+from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 
@@ -61,6 +62,7 @@ class Bridge:
         limits: what the processes of each agent may use.
         egress: the proxy that agents use; None without one.
         configuration: what sessions get by their folder; None without.
+        baselines: records the workspaces of the sessions that clients create; None without.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Bridge:
         limits: Limits = Limits(),  # noqa: B008 - immutable
         egress: Egress | None = None,
         configuration: Configuration | None = None,
+        baselines: Baselines | None = None,
     ) -> None:
         self._configuration = configuration
+        self._baselines = baselines
         self._egress = egress
         self._installations = installations
         self.spiller = spiller
@@ -285,6 +289,7 @@ class Bridge:
             recorder=recorder,
             env=env,
             configuration=self._configuration,
+            baselines=None if recorder is None else self._baselines,
         )
         if self._egress is not None:
             self._egress.add(user, connection)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,10 +38,13 @@ from sandbox_agent.server.agents.openings import (
     prepare,
     report_left_out,
 )
+from sandbox_agent.server.agents.publication import Publication
 from sandbox_agent.server.agents.repeats import Repeats, identify
 from sandbox_agent.server.agents.responses import Responses
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.agents.stderr import with_stderr
+from sandbox_agent.server.agents.workspaces import Workspaces
+from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import NO_ID, Head, InvalidEnvelopeError, dumps
@@ -57,8 +59,6 @@ EOF_EXIT_SECONDS = 1.0
 # An agent that closed its stdin is about to exit, or is being stopped (a second and a bit); its exit explains
 # more than a broken pipe.
 BROKEN_PIPE_EXIT_SECONDS = 2.0
-# A store that hangs must not hold up a DELETE; the feed is dropped when the store works again.
-DROP_SECONDS = 0.3
 # The agent may take any time for these.
 UNTIMED_METHODS = frozenset({"session/prompt"})
 
@@ -78,6 +78,7 @@ class AgentConnection:
         recorder: records all envelopes; None for a connection that is not a session's.
         env: the variables that the agent got besides those that agents inherit.
         configuration: what sessions get by their folder; None without.
+        baselines: records the workspaces of the sessions that clients create; None without.
 
     Attributes:
         tap: records the connection.
@@ -102,16 +103,18 @@ class AgentConnection:
         recorder: Recorder | None = None,
         env: Mapping[str, str] | None = None,
         configuration: Configuration | None = None,
+        baselines: Baselines | None = None,
     ) -> None:
         self.server_id = server_id
         self.env: dict[str, str] = dict(env or {})
         self.agent = agent
         self.created_at_ms: int = time.time_ns() // 1_000_000
         self._created = self._turn_active = time.monotonic()
-        self.signal: Signal = Signal()
+        self._publication = Publication(spiller)
+        self.signal: Signal = self._publication.signal
+        self.feed: Feed = self._publication.feed
         self.usage: Usage = Usage()
         self.managed: bool = False
-        self.feed: Feed = Feed(uuid.uuid4().hex, spiller.memory)
         self.ended: asyncio.Event = asyncio.Event()
         self.tap: Tap | None = recorder and recorder.tap(self.feed.epoch, server_id, agent)
         self.on_request: Callable[[Head, bytes], None] | None = None
@@ -123,15 +126,14 @@ class AgentConnection:
         self._timeout = request_timeout
         self._adapt = adapt
         self._configuration = configuration
+        self._workspaces = Workspaces(agent, baselines)
         self._framer = LineFramer()
         self._correlator = Correlator()
         self._reader = LineReader(self._correlator)
-        self._unnumbered: list[tuple[Sequence[bytes], str | None]] = []
         self._responses = Responses(agent, request_timeout)
         self._repeats = Repeats()
         self._status: ExitStatus | None = None
         self._excess: str | None = None
-        self._closed = False
         self.stopping: bool = False
         self.initialized: bytes | None = None
         self.opened: bytes | None = None
@@ -175,7 +177,7 @@ class AgentConnection:
     @property
     def finished(self) -> bool:
         """Whether the feed is closed: the server id was deleted or is used by another process."""
-        return self._closed
+        return self._publication.closed
 
     # the agent's output
 
@@ -230,6 +232,7 @@ class AgentConnection:
         self.announce("_adapter/agent_exited", params)
         if self.tap is not None:
             self.tap.close()
+        self._workspaces.end()
         error = self._exit_error()
         for pending in self._correlator.fail_all():
             future = self._responses.remove(pending)
@@ -261,13 +264,13 @@ class AgentConnection:
                 if self.on_request is not None:
                     self.on_request(head, lines[position])
             elif (answer := self._correlator.match_response(head, lines[position])) is not None:
-                self._unnumbered.append((lines[published:position], EVERYONE))
-                self._unnumbered.append(([answer.feed_line], answer.pending.client))
+                self._publication.add(lines[published:position], EVERYONE)
+                self._publication.add([answer.feed_line], answer.pending.client)
                 answers.append(answer)
                 published = position + 1
-        self._unnumbered.append((lines[published:], EVERYONE))
+        self._publication.add(lines[published:], EVERYONE)
         if not answers:
-            self._append_to_feed()
+            self._publication.publish()
             return
         for answer in answers:
             if answer.pending.method == "session/new":
@@ -278,33 +281,19 @@ class AgentConnection:
             if future is not None:
                 future.set_result(answer.line)
         # Waiting requests are answered first; the feed follows before the loop reads any pipe again.
-        self._loop.call_soon(self._append_to_feed)
+        self._loop.call_soon(self._publication.publish)
 
     def announce(self, method: str, params: Mapping[str, object]) -> None:
         """Record a notification of the server in all sessions, and append it to the feed."""
         line = dumps({"jsonrpc": "2.0", "method": method, "params": params})
         if self.tap is not None:
             self.tap.received([line])
-        self._unnumbered.append(([line], EVERYONE))
-        self._append_to_feed()
-
-    def _append_to_feed(self) -> None:
-        """Append what was delivered to the feed, in order, and wake the viewers."""
-        unnumbered, self._unnumbered = self._unnumbered, []
-        if not self._closed:
-            for lines, audience in unnumbered:
-                if lines:
-                    self.feed.append(lines, audience)
-        self.signal.fire()
+        self._publication.add([line], EVERYONE)
+        self._publication.publish()
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
         """Return what is in the feed after the cursor, from memory or from the spill."""
-        if self._closed:
-            return Slice(b"", cursor)
-        part = self.feed.read(cursor, viewer, max_bytes=max_bytes)
-        if part is None:
-            part = await self._spiller.read(self.feed.epoch, cursor, viewer, max_bytes)
-        return part
+        return await self._publication.read(cursor, viewer, max_bytes=max_bytes)
 
     # the agent's input
 
@@ -316,7 +305,6 @@ class AgentConnection:
         *,
         key: str | None = None,
         wait: float | None = None,
-        on_response: Callable[[asyncio.Future[bytes]], None] | None = None,
     ) -> bytes | None:
         """Send a client's envelope to the agent, and wait for the response to a request (see submit).
 
@@ -329,7 +317,6 @@ class AgentConnection:
             envelope: one JSON-RPC object.
             key: the Idempotency-Key: identifies a notification or a response, and is in the ``sent`` event.
             wait: how long to wait for the response, in seconds; None waits until the request's timeout.
-            on_response: called with the response to a request that is sent now.
 
         Returns:
             The agent's response with the client's id; None for other envelopes, or when the wait has ended.
@@ -345,11 +332,11 @@ class AgentConnection:
         elif self._repeats.is_closed(identity):
             return self._repeated_response(identity, head, wait)
         else:
-            response = await self._deliver_once(identity, client, head, envelope, key)
+            response = await self._repeats.deliver(
+                identity, lambda: self.submit(client, head, envelope, key=key, timed=False)
+            )
         if response is None:
             return None
-        if on_response is not None:
-            response.add_done_callback(on_response)
         if wait is not None and not (wait and (await asyncio.wait({response}, timeout=wait))[0]):
             response.add_done_callback(_retrieve)
             return None
@@ -360,22 +347,6 @@ class AgentConnection:
         if not response.done():
             raise self._responses.timed_out(head.method)
         return response.result()
-
-    async def _deliver_once(
-        self, identity: bytes, client: str, head: Head, envelope: bytes, key: str | None
-    ) -> asyncio.Future[bytes] | None:
-        """Submit an envelope, or join the call that does so already."""
-        delivery = self._repeats.find(identity)
-        if delivery is not None:
-            return await asyncio.shield(delivery)
-        self._repeats.open(identity)
-        try:
-            response = await self.submit(client, head, envelope, key=key, timed=False)
-        except BaseException as error:
-            self._repeats.failed(identity, error)
-            raise
-        self._repeats.written(identity, response)
-        return response
 
     def _repeated_response(self, identity: bytes, head: Head, wait: float | None) -> bytes | None:
         if wait == 0 or not head.is_request:
@@ -420,6 +391,7 @@ class AgentConnection:
         additions = await prepare(
             self._configuration, head, envelope, agent=self.agent, env=self.env, initialized=self.initialized
         )
+        await self._workspaces.wait(head, envelope)
         submitted = self._correlate(client, head, envelope)
         if submitted.line is None:
             return None
@@ -431,6 +403,8 @@ class AgentConnection:
             return None
         line = add_servers(submitted.line, additions.servers)
         response = self._responses.add(pending)
+        if not self.managed:
+            self._workspaces.watch(head, envelope, response)
         try:
             if stored_first and self.tap is not None:
                 await self._store_first(self.tap, client, submitted, submitted.line)
@@ -439,8 +413,8 @@ class AgentConnection:
                 await self._write(client, submitted, line, timeout, sent, record=submitted.line)
         except BaseException:
             self._responses.remove(pending)
-            if response.done():
-                response.exception()  # the caller gets the error of the write instead
+            if not response.cancel():
+                _retrieve(response)  # the caller gets the error of the write instead
             raise
         # A caller that is cancelled while it waits cancels the future.
         response.add_done_callback(lambda _: self._responses.remove(pending))
@@ -453,10 +427,12 @@ class AgentConnection:
         """Send a request if the agent reads it at once.
 
         Returns:
-            The future response, as of submit(); None if nothing was sent: the envelope is not a request or
-            opens a session, or the agent has ended or does not read now.
+            The future response, as of submit(); None if nothing was sent: the envelope is not a request,
+            opens a session or may have to wait, or the agent has ended or does not read now.
         """
         if self._status is not None or not head.is_request or head.method in OPENING_METHODS:
+            return None
+        if self._workspaces.may_hold(head):
             return None
         submitted = self._correlate(client, head, envelope)
         if submitted.line is None or submitted.pending is None:
@@ -509,8 +485,8 @@ class AgentConnection:
                 self.tap.sent(record, client)
             if sent is not None:
                 self.clients.sent(sent[0])
-                self._unnumbered.append(([sent[1]], SENT))
-                self._append_to_feed()
+                self._publication.add([sent[1]], SENT)
+                self._publication.publish()
 
         if self._process.write_nowait(line + b"\n"):
             begin()
@@ -555,12 +531,7 @@ class AgentConnection:
     async def close(self) -> None:
         """End the agent, the feed and its viewers."""
         await self.stop()
-        if not self._closed:
-            self._closed = True
-            self.feed.close()
-            self.signal.fire()
-            with anyio.move_on_after(DROP_SECONDS):
-                await self._spiller.drop(self.feed.epoch)
+        await self._publication.close()
 
 
 def _retrieve(response: asyncio.Future[bytes]) -> None:

@@ -105,7 +105,7 @@ async def prepare(
     """
     if configuration is None or head.method not in OPENING_METHODS:
         return Additions()
-    directory = _params(envelope).get("cwd")
+    directory = read_params(envelope).get("cwd")
     if not isinstance(directory, str) or not directory.startswith("/") or "\0" in directory:
         return Additions()  # the agent reports the error best
     result = members(members(loads(initialized or b"{}")).get("result"))
@@ -150,7 +150,7 @@ def report_left_out(
     if not additions.left_out or response.cancelled() or response.exception() is not None:
         return
     result = members(loads(response.result())).get("result")
-    session_id = members(result).get("sessionId") or _params(request).get("sessionId")
+    session_id = members(result).get("sessionId") or read_params(request).get("sessionId")
     if result is None or not isinstance(session_id, str):
         return
     for each in additions.left_out:
@@ -159,7 +159,8 @@ def report_left_out(
         announce(LEFT_OUT, params)
 
 
-def _params(envelope: bytes) -> dict[str, Any]:
+def read_params(envelope: bytes) -> dict[str, Any]:
+    """Return the params of an envelope; {} if there are none."""
     try:
         return members(members(loads(envelope)).get("params"))
     except InvalidEnvelopeError:

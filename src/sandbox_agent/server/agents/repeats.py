@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from typing import Final
 
@@ -54,10 +55,6 @@ class Repeats:
         self._closed: OrderedDict[bytes, bytes | None] = OrderedDict()
         self._response_bytes = 0
 
-    def find(self, identity: bytes) -> Delivery | None:
-        """Return the delivery of an envelope that is being sent, or has no response yet."""
-        return self._open.get(identity)
-
     def is_closed(self, identity: bytes) -> bool:
         """Return whether the envelope was delivered and waits for nothing."""
         return identity in self._closed
@@ -66,12 +63,31 @@ class Repeats:
         """Return the response of a request that is closed; None if it is not kept."""
         return self._closed.get(identity)
 
-    def open(self, identity: bytes) -> Delivery:
-        """Return a new delivery; the caller ends it with ``written`` or ``failed``."""
-        delivery = self._open[identity] = asyncio.get_running_loop().create_future()
-        return delivery
+    async def deliver(
+        self, identity: bytes, submit: Callable[[], Awaitable[Response | None]]
+    ) -> Response | None:
+        """Send an envelope, or join the call that does so already.
 
-    def written(self, identity: bytes, response: Response | None) -> None:
+        Args:
+            identity: the envelope's; it is not closed.
+            submit: records the envelope and writes it to the agent.
+
+        Returns:
+            The future response of a request; None for other envelopes.
+        """
+        delivery = self._open.get(identity)
+        if delivery is not None:
+            return await asyncio.shield(delivery)
+        self._open[identity] = asyncio.get_running_loop().create_future()
+        try:
+            response = await submit()
+        except BaseException as error:
+            self._failed(identity, error)
+            raise
+        self._written(identity, response)
+        return response
+
+    def _written(self, identity: bytes, response: Response | None) -> None:
         """Note that the agent has received the envelope, and wait for its response if there will be one."""
         self._open[identity].set_result(response)
         if response is None:
@@ -79,7 +95,7 @@ class Repeats:
         else:
             response.add_done_callback(lambda done: self._answered(identity, done))
 
-    def failed(self, identity: bytes, error: BaseException) -> None:
+    def _failed(self, identity: bytes, error: BaseException) -> None:
         """Forget an envelope that was not delivered; others that wait for it get the error."""
         delivery = self._open.pop(identity)
         if isinstance(error, Exception):

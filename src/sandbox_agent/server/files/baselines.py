@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +17,10 @@ from sandbox_agent.errors import ConflictError, RequestTimeoutError, SandboxAgen
 from sandbox_agent.persist.store import SessionRow, SessionStore
 from sandbox_agent.server.files.snapshots import Difference, Snapshots, WorkTree, find_work_tree
 from sandbox_agent.server.files.tree import FileTree
-from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
-# A session does not wait longer for the state of its workspace, which is then not recorded.
+# A first prompt does not wait longer for the state of its workspace, which is then not recorded.
 RECORD_SECONDS: Final = 10.0
 COMPARE_SECONDS: Final = 60.0
 # An agent that has not created the session by then is not expected to.
@@ -31,8 +29,6 @@ PRUNE_SECONDS: Final = 3600.0
 # The sessions of newer states may not be stored yet.
 PRUNE_AGE_SECONDS: Final = 3600.0
 _PAGE: Final = 1000
-# The requests that create a session.
-CREATING: Final = frozenset({"session/new", "session/fork"})
 
 
 class Recording:
@@ -40,9 +36,10 @@ class Recording:
 
     Attributes:
         session: the session that it is kept for, once it is named; "" for none.
-        made: set when the state is recorded, or can't be.
+        made: set when the state is recorded, or will not be.
         named: set when ``session`` is known.
         kept: set when the state is kept, or never will be.
+        deadline: until when the state may be made, on the clock of anyio.
     """
 
     def __init__(self) -> None:
@@ -50,6 +47,30 @@ class Recording:
         self.made: anyio.Event = anyio.Event()
         self.named: anyio.Event = anyio.Event()
         self.kept: anyio.Event = anyio.Event()
+        self.deadline: float = anyio.current_time() + RECORD_SECONDS
+        self._scope = anyio.CancelScope(deadline=self.deadline)
+        self._given_up = False
+
+    @contextmanager
+    def making(self) -> Generator[None]:
+        """Make the state in this context, which ends early at the deadline or when it is given up.
+
+        Raises:
+            TimeoutError: it was not made: what was read so far counts for nothing.
+        """
+        with self._scope:
+            yield
+        self._given_up = self._given_up or self._scope.cancelled_caught
+        self.made.set()
+        if self._given_up:
+            raise TimeoutError
+
+    def give_up(self) -> None:
+        """Do not record the state unless it is made: the workspace may change from now on."""
+        if not self.made.is_set():
+            self._given_up = True
+            self._scope.cancel()
+            self.made.set()
 
     def name(self, session: str) -> None:
         """Keep it for a session (see ``name_of``), or drop it: "". Only the first call counts."""
@@ -93,15 +114,6 @@ class Baselines:
         else:
             self._recording.add(recording)
             self._tasks.start_soon(self._record, recording, directory)
-        return recording
-
-    async def record(self, envelope: bytes) -> Recording:
-        """Record the state of the workspace in a request that creates a session, before it is sent."""
-        directory: object = None
-        with contextlib.suppress(InvalidEnvelopeError):
-            directory = members(members(loads(envelope)).get("params")).get("cwd")
-        recording = self.begin(directory if isinstance(directory, str) else "")
-        await recording.made.wait()
         return recording
 
     async def compare(self, row: SessionRow) -> Difference:
@@ -150,20 +162,18 @@ class Baselines:
         tree: WorkTree | None = None
         found: str | None = None
         try:
-            with anyio.move_on_after(RECORD_SECONDS) as scope:
+            with recording.making():
                 tree = await run_sync(self._find, directory)
                 if tree is not None:
                     found = await self._snapshots.take(tree)
-            recording.made.set()
-            if scope.cancelled_caught:
-                logger.info("the state of %s is not recorded: it took too long", directory)
-                return
             if tree is None or found is None:
                 return
             with anyio.move_on_after(NAME_SECONDS):
                 await recording.named.wait()
             if recording.session:
                 await self._snapshots.keep(tree, recording.session, found)
+        except TimeoutError:
+            logger.info("the state of %s is not recorded: it took too long", directory)
         except SandboxAgentError as error:
             logger.info("the state of %s is not recorded: %s", directory, error)
         except Exception:  # the boundary: what is in a workspace must not end the server

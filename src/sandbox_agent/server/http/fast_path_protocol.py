@@ -16,7 +16,6 @@ from starlette.types import Message, Send
 
 from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.files.baselines import CREATING
 from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
@@ -119,8 +118,6 @@ class FastPathProtocol(LimitedProtocol):
         envelope = bytes(body)
         try:
             head = read_head(envelope)
-            if head.method in CREATING:
-                return False  # the application records the workspace
             answer = connection.submit_nowait(UNNAMED, head, envelope)
         except Exception:  # noqa: BLE001 - uvicorn would answer 400; the application answers with the error
             return False

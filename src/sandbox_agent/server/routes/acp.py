@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from typing import Any
+from contextlib import nullcontext
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -24,9 +21,8 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
 )
 from sandbox_agent.runtime.tree_usage import TreeUsage, read_usage
-from sandbox_agent.server.agents.connection import UNTIMED_METHODS, AgentConnection
+from sandbox_agent.server.agents.connection import UNTIMED_METHODS
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
-from sandbox_agent.server.files.baselines import CREATING, Baselines, native_name
 from sandbox_agent.server.http.operations import (
     AGENT_ERRORS,
     MAX_IDEMPOTENCY_KEY,
@@ -55,7 +51,7 @@ from sandbox_agent.wire.api import (
     AcpUsageInfo,
     OpenAcpRequest,
 )
-from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, members, read_head
+from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, read_head
 
 EPOCH_HEADER = "sandbox-agent-epoch"
 RESPOND_ASYNC = "respond-async"
@@ -218,10 +214,8 @@ async def post_v1_acp(request: Request) -> Response:
     with connection.usage.used(client) as end_use:
         watched = on_disconnect(request.receive, end_use) if may_last else nullcontext()
         with watched:
-            on_response = await _record(state.baselines, connection, head, body)
-            response = await connection.send(
-                client, head, body, key=read_idempotency_key(request), wait=wait, on_response=on_response
-            )
+            key = read_idempotency_key(request)
+            response = await connection.send(client, head, body, key=key, wait=wait)
     if response is not None:
         answer = JsonResponse(connection.with_stderr(response))
         answer.raw_headers += [(b"preference-applied", applied.encode())] if applied else []
@@ -231,24 +225,6 @@ async def post_v1_acp(request: Request) -> Response:
     applied = f"{RESPOND_ASYNC}, {applied}" if applied else RESPOND_ASYNC
     timeout = f"{state.config.request_timeout:g}"
     return Response(status_code=202, headers={"Preference-Applied": applied, TIMEOUT_HEADER: timeout})
-
-
-async def _record(
-    baselines: Baselines, connection: AgentConnection, head: Head, body: bytes
-) -> Callable[[asyncio.Future[bytes]], None] | None:
-    """Record the workspace of a session that is about to be created; return what names the session."""
-    if head.method not in CREATING or not head.is_request:
-        return None
-    recording = await baselines.record(body)
-
-    def name(response: asyncio.Future[bytes]) -> None:
-        native: Any = None
-        if not response.cancelled() and response.exception() is None:
-            with suppress(InvalidEnvelopeError):
-                native = members(members(loads(response.result())).get("result")).get("sessionId")
-        recording.name(native_name(connection.agent, native) if isinstance(native, str) and native else "")
-
-    return name
 
 
 def _read_wait(request: Request) -> float | None:
