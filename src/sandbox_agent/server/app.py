@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
+from sandbox_agent.runtime.folder_lock import delete_unused, lock_folder
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
@@ -81,6 +83,10 @@ OPERATIONS: tuple[Operation, ...] = tuple(
     )
     for operation in module.OPERATIONS
 )
+
+
+# The folders of servers whose store is their memory.
+_MEMORY_BASELINES = "sandbox-agent-workspaces-"
 
 
 class Application:
@@ -242,8 +248,15 @@ def _proxy_of(egress: Egress | None) -> Callable[[], Mapping[str, str]]:
 def _baselines_folder(config: ServerConfig) -> Generator[Path]:
     """Yield where states of workspaces are kept: as long as the sessions of the store."""
     if config.store == MEMORY_STORE:
-        with tempfile.TemporaryDirectory(prefix="sandbox-agent-baselines-") as name:
-            yield Path(name)
+        for left in Path(tempfile.gettempdir()).glob(f"{_MEMORY_BASELINES}*"):
+            delete_unused(left)  # by a server that was killed
+        with tempfile.TemporaryDirectory(prefix=_MEMORY_BASELINES, ignore_cleanup_errors=True) as name:
+            lock = lock_folder(Path(name))
+            try:
+                yield Path(name)
+            finally:
+                if lock is not None:
+                    os.close(lock)
     else:
         store = hashlib.sha256(f"{config.store}\0{config.store_namespace}".encode()).hexdigest()[:16]
         yield data_dir() / "baselines" / store
