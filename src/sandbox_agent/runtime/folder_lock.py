@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,6 +30,28 @@ def delete_unused(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Generator[Path]:
+    """Yield a new temporary folder, and delete it at the end; those of killed processes are deleted first.
+
+    Args:
+        prefix: how the names of these folders begin, and no others.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        delete_unused(left)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        lock = lock_folder(folder)
+        if lock is not None or folder.is_dir():  # where folders can't be locked, none is deleted
+            break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def _lock(folder: Path, how: int) -> int | None:

@@ -6,8 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
@@ -21,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
-from sandbox_agent.runtime.folder_lock import delete_unused, lock_folder
+from sandbox_agent.runtime.folder_lock import temporary_folder
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
@@ -248,15 +246,8 @@ def _proxy_of(egress: Egress | None) -> Callable[[], Mapping[str, str]]:
 def _baselines_folder(config: ServerConfig) -> Generator[Path]:
     """Yield where states of workspaces are kept: as long as the sessions of the store."""
     if config.store == MEMORY_STORE:
-        for left in Path(tempfile.gettempdir()).glob(f"{_MEMORY_BASELINES}*"):
-            delete_unused(left)  # by a server that was killed
-        with tempfile.TemporaryDirectory(prefix=_MEMORY_BASELINES, ignore_cleanup_errors=True) as name:
-            lock = lock_folder(Path(name))
-            try:
-                yield Path(name)
-            finally:
-                if lock is not None:
-                    os.close(lock)
+        with temporary_folder(_MEMORY_BASELINES) as folder:
+            yield folder
     else:
         store = hashlib.sha256(f"{config.store}\0{config.store_namespace}".encode()).hexdigest()[:16]
         yield data_dir() / "baselines" / store
