@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -14,6 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from sandbox_agent.cgroups import PREFIX
+from sandbox_agent.runtime.kept_child import KeptChild
 from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.process import ExitStatus, Process, SpawnError
 from sandbox_agent.runtime.user import find_user
@@ -178,6 +180,27 @@ async def test_a_command_that_cannot_be_started_is_an_error(warden: Warden, tmp_
     for command in (["/no/such/program"], [str(tmp_path)], ["a\0b"]):
         with pytest.raises(SpawnError, match="can't start"):
             await Process.spawn(command, warden=warden)
+
+
+async def test_a_system_without_room_for_another_process_is_not_a_warden_that_hangs(
+    warden: Warden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await Process.spawn(["cat"], warden=warden)
+    receive = KeptChild.receive
+
+    def refuse(child: KeptChild, _message: object) -> None:
+        receive(child, {"errno": errno.EAGAIN})
+
+    with monkeypatch.context() as patch:
+        # As the keeper sends it when a fork fails.
+        patch.setattr(KeptChild, "receive", refuse)
+        with pytest.raises(SpawnError, match=os.strerror(errno.EAGAIN)):
+            await Process.spawn(["true"], warden=warden)
+    second = await Process.spawn(["cat"], warden=warden)
+    assert parent_of(parent_of(first.pid)) == parent_of(parent_of(second.pid))  # no other warden
+    for process in (first, second):
+        await process.stop()
+        process.close()
 
 
 async def test_an_agent_has_default_signals_and_no_descriptor_of_the_warden(warden: Warden) -> None:

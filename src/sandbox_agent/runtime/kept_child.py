@@ -17,6 +17,10 @@ _MESSAGE_BYTES = 4096
 _COMMANDS = {signal.SIGTERM: b"T", signal.SIGKILL: b"K"}
 
 
+class CommandError(OSError):
+    """The keeper could not start a command. Whatever the errno is, it is not of the socket to the keeper."""
+
+
 class Keeper:
     """A keeper, which the warden starts. It has one child at a time.
 
@@ -88,7 +92,8 @@ class Keeper:
             seconds: how long that may take.
 
         Raises:
-            OSError: It cannot be started, or the keeper does not receive it.
+            CommandError: It cannot be started.
+            OSError: The keeper does not receive it.
             TimeoutError: It was not started in time.
         """
         command = json.dumps(
@@ -187,7 +192,7 @@ class KeptChild:
 
     Attributes:
         pid: the child's pid, once it was started.
-        started: done when it was started; its exception is an OSError.
+        started: done when it was started; its exception is that of Keeper.start.
         gone: set when no process of its tree is left.
         lingers: whether it has ended, and processes that it has started go on.
     """
@@ -225,7 +230,7 @@ class KeptChild:
                 self.started.set_result(None)
         elif "errno" in message:
             if not self.started.done():
-                self.started.set_exception(OSError(message["errno"], os.strerror(message["errno"])))
+                self.started.set_exception(CommandError(message["errno"], os.strerror(message["errno"])))
         else:
             self.lingers = message.get("lingers", False)
             if message["free"]:

@@ -53,6 +53,7 @@ class Warden:
         self._closing = False
         self._commands: socket.socket | None = None
         self._idle: list[Keeper] = []
+        self._ending: set[Keeper] = set()
         self._unused = 0
         self._expiry: asyncio.TimerHandle | None = None
 
@@ -137,13 +138,18 @@ class Warden:
         if self._closing:
             keeper.close()
         elif commands is not self._commands or len(self._idle) >= _MOST_IDLE:
-            keeper.release()
+            self._release(keeper)
         else:
             self._idle.append(keeper)
             if self._expiry is None:
                 self._expire_later()
 
+    def _release(self, keeper: Keeper) -> None:
+        self._ending.add(keeper)
+        keeper.release()
+
     def _forget(self, keeper: Keeper) -> None:
+        self._ending.discard(keeper)
         if keeper in self._idle:
             self._idle.remove(keeper)
             self._unused = min(self._unused, len(self._idle))
@@ -161,7 +167,7 @@ class Warden:
 
     def _release_idle(self, count: int) -> None:
         for keeper in self._idle[:count]:
-            keeper.release()
+            self._release(keeper)
         del self._idle[:count]
         self._unused = 0
 
@@ -197,7 +203,7 @@ class Warden:
                 await self._end(self._child, self._stdin)
             if self._expiry is not None:
                 self._expiry.cancel()
-            for keeper in list(self._idle):
+            for keeper in (*self._idle, *self._ending):
                 keeper.close()
             if self._commands is not None:
                 self._commands.close()
