@@ -28,10 +28,12 @@ from benchmarks.files import file_rows
 from benchmarks.footprint import idle_viewers, stalled_reader
 from benchmarks.history import fill
 from benchmarks.latency import run_latency
+from benchmarks.processes import process_rows
 from benchmarks.sdk import run_turn
 from benchmarks.sessions import follow, idle_session_viewers, record, run_pages, run_searches, settle
 from benchmarks.stream import Burst, run_burst
 from benchmarks.table import DriverRow, Row, as_markdown, show
+from benchmarks.terminal import terminal_rows
 
 T = TypeVar("T")
 
@@ -336,8 +338,8 @@ def write_results(rows: list[Row], drivers: list[DriverRow], rounds: int) -> Non
         f"Recorder on and off: {rounds} alternating rounds of our server against itself without it, each "
         "begun when the round before is stored; all other rows have it on. Recording: median of "
         f"{rounds}; following: medians of {rounds} times ten seconds. Search: a rare word, two common ones, "
-        f"both. Files: medians of {rounds} alternating rounds; the client of the download discards what it "
-        "receives, after a first download that it compares."
+        f"both. Files, processes and terminals: medians of {rounds} alternating rounds; the client of the "
+        "download discards what it receives, after a first download that it compares."
     )
     about_drivers = (
         "Events of 1 KB. SQLite and PostgreSQL sync each commit, Redis (Valkey) its log each second. Raw: "
@@ -387,6 +389,8 @@ def main() -> int:
             rows += bursts(ours, peer, rounds)
             rows.append(turns(ours, peer, folder, rounds))
             rows += file_rows(ours, peer, folder / "files", rounds)
+            rows += process_rows(ours, peer, folder, rounds)
+            rows += terminal_rows(ours, peer, rounds)
             drivers = run(driver_rows(ours.url, OURS, folder, rounds))
         rows += footprint(start, start_peer)
         rows += recorded(start, start_bare, rounds)

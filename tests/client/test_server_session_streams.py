@@ -19,6 +19,7 @@ from sandbox_agent import (
     StreamError,
     TokenInvalidError,
 )
+from sandbox_agent.client.server_sessions import calls, streams
 from sandbox_agent.engine.sse import encode_event, encode_messages
 from tests.client.scripted_sessions import ScriptedSessions, event, gap, messages, problem
 
@@ -60,6 +61,25 @@ async def test_a_stream_goes_on_behind_the_last_event_when_it_breaks(
     server.stream(messages(6, 7))
     assert await read(sdk, until=7) == [1, 2, 3, 4, 5, 6, 7]
     assert server.asked == ["0", "3", "5"]
+
+
+@pytest.mark.parametrize("steady", [True, False])
+async def test_a_quiet_stream_that_is_cut_again_and_again_goes_on_if_it_lasts(
+    sdk: SandboxAgent, server: ScriptedSessions, monkeypatch: pytest.MonkeyPatch, steady: bool
+) -> None:
+    """As by a proxy that cuts streams after a minute, also where the server's comments are received."""
+    monkeypatch.setattr(
+        calls, "UNREACHABLE_FOR", -1.0
+    )  # two losses without progress between them are too many
+    monkeypatch.setattr(streams, "STEADY_SECONDS", 0.0 if steady else 600.0)
+    for _ in range(3):
+        server.stream(b": keep-alive\n\n", httpx2.ReadError("cut"))
+    server.stream(messages(1, 2))
+    if steady:
+        assert await read(sdk, until=2) == [1, 2]
+    else:
+        with pytest.raises(ConnectionLostError, match="cut"):
+            await read(sdk, until=2)
 
 
 async def test_an_event_that_comes_again_is_given_once(sdk: SandboxAgent, server: ScriptedSessions) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["alive", "gone", "program"]
+__all__ = ["alive", "gone", "parent_of", "program"]
 
 _PRELUDE = "import os, signal, subprocess, sys, time\n"
 # The kernel takes a moment to end a process after it was sent SIGKILL; a machine under load a longer one.
@@ -44,3 +44,8 @@ def gone(pids: Iterable[int]) -> bool:
         if not readable and alive(pid):
             return False
     return True
+
+
+def parent_of(pid: int) -> int:
+    """Return the pid of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

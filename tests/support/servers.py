@@ -154,10 +154,10 @@ class ServerProcess:
             self.kill()
             raise
 
-    def memory(self) -> int:
-        """Return its resident memory in bytes (Linux)."""
+    def memory(self, name: str = "VmRSS") -> int:
+        """Return its resident memory in bytes, or another figure of /proc/<pid>/status (Linux)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
 
     def __enter__(self) -> Self:
         self.start()

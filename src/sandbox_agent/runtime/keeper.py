@@ -1,12 +1,14 @@
 """The parent of one agent: starts it, and ends everything it has started, orphans after kill -9 included.
 
-The warden forks a keeper for each agent. A keeper is a subreaper: a process of the agent whose parent has
-ended becomes its child, whatever session, group and environment it has. So the keeper kills only its own
-children, whose pids cannot be reused before it reaps them, again and again until it has none.
+The warden forks the keepers. A keeper is a subreaper: a process of the agent whose parent has ended becomes
+its child, whatever session, group and environment it has. So the keeper kills only its own children, whose
+pids cannot be reused before it reaps them, again and again until it has none. Only then it can start another
+agent: a fork costs more than a short command, and at any time all children of a keeper are of one agent.
 
-It talks with the server over a socket of whole messages. The server sends ``T`` (SIGTERM to the tree) and
-``K`` (SIGKILL); the keeper sends that the agent was started, and how it ended. It closes its end of it
-when no process is left. When the server's end is closed, the keeper kills the tree.
+It talks with the server over a socket of whole messages. The server sends ``!`` with a command, ``T``
+(SIGTERM to the tree) and ``K`` (SIGKILL); the keeper sends that the agent was started, how it ended, and that
+it is free because no process is left. It closes its end when it cannot start an agent, or cannot end one.
+When the server's end is closed, the keeper kills the tree and ends.
 """
 
 import contextlib
@@ -39,16 +41,11 @@ def become_subreaper() -> bool:
         return False
 
 
-def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
-    """Start an agent, and return when it and all that it has started have ended.
+def keep(control: socket.socket) -> None:
+    """Start agents, one after the other; return when the server has closed its end and no process is left.
 
     Args:
         control: the socket to the server.
-        command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
-            its group's, and those of all its groups; or nulls), ``members``, the files by which it
-            becomes a member of its control group (see Cgroup), and ``lingers``: whether what it has started
-            goes on when it has ended itself.
-        pipes: the agent's stdin, stdout and stderr: pipes, or a terminal.
     """
     os.setsid()
     become_subreaper()
@@ -56,6 +53,28 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, ignore)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            data, received, *_ = socket.recv_fds(control, 16, 4)
+            if not data:
+                return
+            if data == b"!" and not _keep_one(control, wakeup, *received):
+                return
+            # Any other message was for the agent before.
+
+
+def _keep_one(control: socket.socket, wakeup: int, command: int, *pipes: int) -> bool:
+    """Start an agent, and return when it has ended: whether all that it has started has ended, too.
+
+    Args:
+        control: the socket to the server.
+        wakeup: becomes readable when a child has ended.
+        command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
+            its group's, and those of all its groups; or nulls), ``members``, the files by which it
+            becomes a member of its control group (see Cgroup), and ``lingers``: whether what it has started
+            goes on when it has ended itself.
+        pipes: the agent's stdin, stdout and stderr: pipes, or a terminal.
+    """
     with open(command, "rb") as file:
         request = json.load(file)
     members: list[int] = []
@@ -82,7 +101,7 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         # Not its text: that has the command, and a message has a bound.
         _send(control, {"errno": getattr(error, "errno", None) or errno.EINVAL})
-        return
+        return False
     finally:
         for fd in (*pipes, *members):
             os.close(fd)
@@ -98,6 +117,8 @@ def keep(control: socket.socket, command: int, pipes: list[int]) -> None:
                     tree.terminate()
                     continue
             tree.kill()  # that is what the server says, or it is gone
+    agent.returncode = 0  # _Tree has reaped it: without this, Popen would look for it
+    return not _has_children()
 
 
 def _prepare(members: list[int], *, is_terminal: bool) -> None:
@@ -138,11 +159,14 @@ class _Tree:
                 self._ended = True
                 if not self._lingers:
                     kill_children(())
-                lingers = self._lingers and bool(children_of(os.getpid()))
-                _send(self._control, {"code": os.waitstatus_to_exitcode(status), "lingers": lingers})
+                is_free = not _has_children()
+                lingers = self._lingers and not is_free
+                code = os.waitstatus_to_exitcode(status)
+                _send(self._control, {"code": code, "lingers": lingers, "free": is_free})
                 if not lingers:
                     return False
             return True
+        _send(self._control, {"free": True})
         return False
 
     def terminate(self) -> None:
@@ -172,6 +196,8 @@ def ignore(_signum: int, _frame: object) -> None:
 def kill_children(others: Collection[int]) -> None:
     """Kill and reap the children of this process but ``others``, and theirs as they become its children."""
     deadline = time.monotonic() + _KILL_SECONDS
+    if not _has_children():
+        return  # without a look at /proc
     while (children := [pid for pid in children_of(os.getpid()) if pid not in others]) and (
         time.monotonic() < deadline
     ):
@@ -201,6 +227,14 @@ def _signal_descendants(parent: int, group: int, signum: signal.Signals) -> None
             continue
         finally:
             os.close(handle)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def children_of(pid: int) -> list[int]:

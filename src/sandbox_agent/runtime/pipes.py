@@ -65,14 +65,19 @@ class PipeReader:
         """
         if self._fd < 0:
             return False
+        done = self.start(on_data)
+        try:
+            return await done
+        finally:
+            self.stop()
+
+    def start(self, on_data: Callable[[bytes], bool]) -> asyncio.Future[bool]:
+        """Do what listen() does without a task that waits: return what it returns, and let stop() end it."""
         loop = asyncio.get_running_loop()
         self._on_data = on_data
         self._done = loop.create_future()
         loop.add_reader(self._fd, self._on_readable)
-        try:
-            return await self._done
-        finally:
-            self._finish()
+        return self._done
 
     async def read(self) -> bytes:
         """Wait for data and return it, or ``b""`` at the end of the stream."""
@@ -118,9 +123,10 @@ class PipeReader:
             if more:
                 return
             done.set_result(bool(data))
-        self._finish()
+        self.stop()
 
-    def _finish(self) -> None:
+    def stop(self) -> None:
+        """Stop reading, if that is not so already."""
         if self._done is not None:
             self._done = self._on_data = None
             asyncio.get_running_loop().remove_reader(self._fd)
@@ -130,7 +136,7 @@ class PipeReader:
         if self._fd < 0:
             return
         done = self._done
-        self._finish()
+        self.stop()
         if done is not None and not done.done():
             done.set_result(False)
         fd, self._fd = self._fd, -1

@@ -1,7 +1,7 @@
 """A small process that starts the agents, and ends them when the server has died, even by SIGKILL (kill -9).
 
-On Linux it forks a keeper for each agent (see keeper), which ends the agent's tree by itself. Elsewhere the
-server starts the agents, and registers their process groups.
+On Linux it forks a keeper for each agent (see keeper), which ends the agent's tree by itself, and then can
+start another agent. Elsewhere the server starts the agents, and registers their process groups.
 
 The server holds the warden's stdin. When it closes, the warden kills every registered process group and, on
 Linux, every process that has the server's tag. The warden (warden_main) runs in its own session and uses only
@@ -17,9 +17,10 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from sandbox_agent.runtime.kept_child import KeptChild, send_command
+from sandbox_agent.runtime.kept_child import Keeper, KeptChild
 from sandbox_agent.runtime.pipes import PipeWriter
 from sandbox_agent.runtime.privacy import DEBUG_VARIABLE
 from sandbox_agent.runtime.user import User
@@ -31,6 +32,9 @@ CLOSE_SECONDS = 1.0
 SEND_SECONDS = 0.5
 # How long the warden may take to start an agent.
 START_SECONDS = 5.0
+# Keepers without an agent that wait for another, and how many seconds they do so at least.
+_MOST_IDLE = 32
+IDLE_SECONDS = 5.0
 # Whether the system has what a keeper needs: only Linux.
 KEEPS = sys.platform == "linux"
 _SOCKET_TYPE = socket.SOCK_SEQPACKET if KEEPS else socket.SOCK_STREAM
@@ -48,6 +52,10 @@ class Warden:
         self._started = asyncio.Event()
         self._closing = False
         self._commands: socket.socket | None = None
+        self._idle: list[Keeper] = []
+        self._ending: set[Keeper] = set()
+        self._unused = 0
+        self._expiry: asyncio.TimerHandle | None = None
 
     async def ready(self) -> None:
         """Start the warden if it does not run. Call this before there is a process to watch.
@@ -98,13 +106,24 @@ class Warden:
             OSError: The command or the warden cannot be started.
         """
         await self.ready()
+        while self._idle:
+            keeper = self._idle.pop()
+            self._unused = min(self._unused, len(self._idle))
+            try:
+                return await keeper.start(
+                    argv, env, cwd, pipes, user, members, lingers=lingers, seconds=START_SECONDS
+                )
+            except (ConnectionError, BlockingIOError, TimeoutError):
+                logger.warning("the keeper, process %d, was killed or hangs: using another", keeper.pid)
         for last in (False, True):
             warden, commands = self._child, self._commands
             assert warden is not None
             assert commands is not None
             try:
-                child = send_command(commands, argv, env, cwd, pipes, user, members, lingers=lingers)
-                await child.wait_started(START_SECONDS)
+                keeper = Keeper.request(commands, partial(self._keep, commands), self._forget)
+                return await keeper.start(
+                    argv, env, cwd, pipes, user, members, lingers=lingers, seconds=START_SECONDS
+                )
             except (ConnectionError, BlockingIOError, TimeoutError) as error:  # it was killed, or hangs
                 if last:
                     raise OSError(0, f"the warden does not start it ({error})") from error
@@ -112,9 +131,45 @@ class Warden:
                 self._kill(warden)
                 await warden.wait()
                 await self._restart(warden)
-            else:
-                return child
         raise AssertionError
+
+    def _keep(self, commands: socket.socket, keeper: Keeper) -> None:
+        """Keep a keeper for another command, unless there are enough, or its warden has ended."""
+        if self._closing:
+            keeper.close()
+        elif commands is not self._commands or len(self._idle) >= _MOST_IDLE:
+            self._release(keeper)
+        else:
+            self._idle.append(keeper)
+            if self._expiry is None:
+                self._expire_later()
+
+    def _release(self, keeper: Keeper) -> None:
+        self._ending.add(keeper)
+        keeper.release()
+
+    def _forget(self, keeper: Keeper) -> None:
+        self._ending.discard(keeper)
+        if keeper in self._idle:
+            self._idle.remove(keeper)
+            self._unused = min(self._unused, len(self._idle))
+
+    def _expire_later(self) -> None:
+        self._unused = len(self._idle)
+        self._expiry = (
+            asyncio.get_running_loop().call_later(IDLE_SECONDS, self._expire) if self._idle else None
+        )
+
+    def _expire(self) -> None:
+        """End the keepers that were not used since the last call. Those that were are at the end."""
+        self._release_idle(self._unused)
+        self._expire_later()
+
+    def _release_idle(self, count: int) -> None:
+        for keeper in self._idle[:count]:
+            self._release(keeper)
+        del self._idle[:count]
+        self._unused = 0
 
     async def run(self) -> None:
         """Start the warden again when it has ended. The owner runs this in a task until close()."""
@@ -146,6 +201,10 @@ class Warden:
         async with self._starting:  # one that is being started is ended, too
             if self._child is not None and self._stdin is not None:
                 await self._end(self._child, self._stdin)
+            if self._expiry is not None:
+                self._expiry.cancel()
+            for keeper in (*self._idle, *self._ending):
+                keeper.close()
             if self._commands is not None:
                 self._commands.close()
 
@@ -184,6 +243,7 @@ class Warden:
             theirs.close()
         if self._commands is not None:
             self._commands.close()
+        self._release_idle(len(self._idle))  # what one of them would leave, this warden could not end
         ours.setblocking(False)
         self._commands = ours
         if self._stdin is not None:

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 class _Keepers:
-    """The keepers of the agents. The server sends commands over the socket of the descriptor."""
+    """The keepers of the agents. The server sends a socket for each over that of the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         become_subreaper()
@@ -74,23 +74,22 @@ class _Keepers:
             os.read(self._wakeup, 4096)
             self._reap()
             return
-        data, received, *_ = socket.recv_fds(self._commands, 1, 5)
+        data, received, *_ = socket.recv_fds(self._commands, 1, 1)
         if not data:
             self.descriptors.remove(descriptor)  # the server has closed it, or is gone
             return
-        control, command, *pipes = received
+        control = received[0]
         pid = os.fork()
         if pid == 0:
             try:
                 os.close(0)
                 os.open(os.devnull, os.O_RDONLY)
                 self._commands.close()
-                keep(socket.socket(fileno=control), command, pipes)
+                keep(socket.socket(fileno=control))
             finally:
                 os._exit(0)
         self._pids.add(pid)
-        for fd in (control, command, *pipes):
-            os.close(fd)
+        os.close(control)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):

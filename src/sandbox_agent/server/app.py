@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
+from sandbox_agent.runtime.folder_lock import temporary_folder
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
@@ -82,6 +82,10 @@ OPERATIONS: tuple[Operation, ...] = tuple(
     )
     for operation in module.OPERATIONS
 )
+
+
+# The folders of servers whose store is their memory.
+_MEMORY_BASELINES = "sandbox-agent-workspaces-"
 
 
 class Application:
@@ -243,8 +247,8 @@ def _proxy_of(egress: Egress | None) -> Callable[[], Mapping[str, str]]:
 def _baselines_folder(config: ServerConfig) -> Generator[Path]:
     """Yield where states of workspaces are kept: as long as the sessions of the store."""
     if config.store == MEMORY_STORE:
-        with tempfile.TemporaryDirectory(prefix="sandbox-agent-baselines-") as name:
-            yield Path(name)
+        with temporary_folder(_MEMORY_BASELINES) as folder:
+            yield folder
     else:
         store = hashlib.sha256(f"{config.store}\0{config.store_namespace}".encode()).hexdigest()[:16]
         yield data_dir() / "baselines" / store

@@ -382,6 +382,12 @@ def cache(tmp_path: Path) -> Repositories:
     return Repositories(tmp_path / "cache")
 
 
+async def get(cache: Repositories, source: SkillSource, configured: float) -> Path:
+    """Return the folder of a repository, which is not used any more."""
+    async with cache.open(source, configured) as folder:
+        return folder
+
+
 def of(url: str) -> SkillSource:
     return SkillSource(type="git", source=url)
 
@@ -396,13 +402,13 @@ async def test_a_repository_that_is_too_large_is_an_error(
     commit(folder)
     monkeypatch.setattr(skill_sources, "MAX_SOURCE_BYTES", 200_000)
     with pytest.raises(SkillError, match="at most 200000 bytes"):  # small when it is packed
-        await cache.get(of(url), 0)
+        await get(cache, of(url), 0)
     with pytest.raises(SkillError, match="can't be fetched"):
-        await cache.get(of(f"{repositories.url}/big/.git"), 0)
+        await get(cache, of(f"{repositories.url}/big/.git"), 0)
     monkeypatch.setattr(skill_sources, "MAX_SOURCE_BYTES", 1_000_000)
     monkeypatch.setattr(skill_sources, "MAX_SOURCE_FILES", 1)
     with pytest.raises(SkillError, match="in 1 files"):
-        await cache.get(of(url), 0)
+        await get(cache, of(url), 0)
     assert list_of(tmp_path / "cache") == []
 
 
@@ -413,7 +419,7 @@ async def test_a_repository_whose_server_hangs_is_an_error(
     repositories.hangs.set()
     monkeypatch.setattr(skill_sources, "FETCH_SECONDS", 0.5)
     with pytest.raises(SkillError, match=r"was not fetched within 0\.5 s"):
-        await cache.get(of(url), 0)
+        await get(cache, of(url), 0)
     assert list_of(tmp_path / "cache") == []
 
 
@@ -435,7 +441,7 @@ async def test_a_fetch_that_is_cancelled_leaves_nothing(
     url = repository(repositories, "r", {"one/SKILL.md": ONE})
     repositories.hangs.set()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(cache.get, of(url), 0)
+        tasks.start_soon(get, cache, of(url), 0)
         await anyio.to_thread.run_sync(repositories.reached.wait)
         tasks.cancel_scope.cancel()
     assert list_of(tmp_path / "cache") == []
@@ -445,19 +451,34 @@ async def test_a_repository_is_fetched_again_after_an_hour(
     cache: Repositories, repositories: GitServer, tmp_path: Path
 ) -> None:
     url = repository(repositories, "r", {"one/SKILL.md": ONE})
-    first = await cache.get(of(url), 0)
-    assert await cache.get(of(url), 0) == first
+    first = await get(cache, of(url), 0)
+    assert await get(cache, of(url), 0) == first
     (state,) = (tmp_path / "cache").glob("*.json")
     fields = json.loads(state.read_text())
     for fetched in (time.time() - 3601, time.time() + 60):  # the clock was set back
         state.write_text(json.dumps({**fields, "time": fetched}))
-        second = await cache.get(of(url), 0)
+        second = await get(cache, of(url), 0)
         assert second.name != fields["folder"]
         fields = json.loads(state.read_text())
     assert repositories.fetches == 3
     assert len(list_of(tmp_path / "cache")) == 2
-    await cache.get(of(url), time.time() + 0.5)  # configured since
+    await get(cache, of(url), time.time() + 0.5)  # configured since
     assert repositories.fetches == 4
+
+
+async def test_a_copy_stays_while_a_session_reads_it_and_another_server_fetches_it_again(
+    cache: Repositories, repositories: GitServer, tmp_path: Path
+) -> None:
+    url = repository(repositories, "r", {"one/SKILL.md": ONE})
+    other = Repositories(tmp_path / "cache")
+    async with cache.open(of(url), 0) as first:
+        second = await get(other, of(url), time.time())
+        assert second != first
+        assert read(first) == ["one"]
+        third = await get(cache, of(url), time.time())
+        assert read(first) == ["one"]
+    fourth = await get(other, of(url), time.time())
+    assert [folder.is_dir() for folder in (first, second, third, fourth)] == [False, False, False, True]
 
 
 def read(folder: Path) -> list[str]:
@@ -494,7 +515,7 @@ async def test_git_uses_the_proxy_of_the_sandbox(repositories: GitServer, tmp_pa
     url = repository(repositories, "r", {"one/SKILL.md": ONE})
     cache = Repositories(tmp_path / "cache", lambda: {"http_proxy": "http://127.0.0.1:9"})
     with pytest.raises(SkillError, match="can't be fetched"):
-        await cache.get(of(url), 0)
+        await get(cache, of(url), 0)
     assert repositories.fetches == 0
 
 

@@ -209,3 +209,28 @@ def row_of(session_id: str, directory: Path) -> SessionRow:
         managed=True,
         directory=str(directory),
     )
+
+
+def test_what_a_killed_server_has_left_of_a_store_in_memory_is_deleted_by_the_next_one(
+    tmp_path: Path,
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+
+    def memory_server(name: str) -> ServerProcess:
+        (tmp_path / name).mkdir()
+        return our_server(tmp_path / name, "--store", "memory", env={"TMPDIR": str(temporary)})
+
+    def folders() -> set[str]:
+        return {path.name for path in temporary.iterdir()}
+
+    with memory_server("killed") as killed:
+        left = folders()
+        assert len(left) == 1
+        with memory_server("running"):
+            running = folders() - left
+            assert left < folders()
+            killed.kill()
+            with memory_server("next"):
+                assert folders() & (left | running) == running
+    assert folders() == set()

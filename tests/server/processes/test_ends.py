@@ -13,7 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from tests.runtime.children import alive, gone
+from tests.runtime.children import alive, gone, parent_of
 from tests.runtime.test_keeper import BODY, ESCAPED
 from tests.server.processes.talk import SECONDS, Talk, output
 from tests.server.test_orphans import command, kill_at_once
@@ -61,9 +61,9 @@ async def test_a_kill_leaves_no_descendants_that_left_everything(talk: Talk) -> 
 
 
 async def test_a_process_whose_keeper_hangs_is_killed(server: ServerProcess, talk: Talk) -> None:
-    before = helpers(server.pid)
     created = await talk.create("sleep", "600")
-    (keeper,) = set(helpers(server.pid)) - set(before)
+    keeper = parent_of(created["pid"])
+    assert keeper in helpers(server.pid)
     os.kill(keeper, signal.SIGSTOP)
     assert (await talk.signal(created["id"], "kill"))["status"] == "exited"
     assert gone([created["pid"], keeper])
@@ -117,7 +117,8 @@ async def start(talk: Talk) -> list[int]:
 async def test_nothing_is_left_when_the_server_is_killed(tmp_path: Path, with_warden: bool) -> None:
     with our_server(tmp_path) as server:
         async with Talk(server.url) as talk:
-            tree = await start(talk)
+            await talk.run("true")
+            tree = [*await start(talk), *helpers(server.pid)]
         if with_warden:
             os.kill(helpers(server.pid)[0], signal.SIGKILL)
         server.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -24,6 +25,10 @@ from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
+
+# A connection that has lasted for so long is no part of a loss, also if there were no events: the server
+# sends a comment every 15 seconds.
+STEADY_SECONDS = 10.0
 
 
 async def read_batches(
@@ -49,9 +54,10 @@ async def read_batches(
         try:
             async with connect() as response, aclosing(_read_chunks(response)) as chunks:
                 retry.mark_responded()
+                opened = time.monotonic()
                 async for chunk in chunks:
                     events = cursor.accept(chunk)
-                    if events:
+                    if events or time.monotonic() - opened >= STEADY_SECONDS:
                         retry.mark_progress()
                     yield events
             if await is_over():

@@ -7,6 +7,7 @@ If that fails, the copy of before is used.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -16,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -28,6 +29,7 @@ from anyio.to_thread import run_sync
 from sandbox_agent.agents.install.command import credential_names, redact, run_command
 from sandbox_agent.errors import InstallFailedError
 from sandbox_agent.persist.private import make_private_folder
+from sandbox_agent.runtime.folder_lock import delete_unused, lock_folder
 from sandbox_agent.runtime.warden import Warden
 from sandbox_agent.server.configuration.skill_files import SkillError
 from sandbox_agent.wire.configuration import SkillSource
@@ -93,8 +95,9 @@ class Repositories:
         self._variables = variables
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def get(self, source: SkillSource, configured: float) -> Path:
-        """Return the folder with the files of a repository; fetch it if necessary.
+    @asynccontextmanager
+    async def open(self, source: SkillSource, configured: float) -> AsyncGenerator[Path]:
+        """Yield the folder with the files of a repository, which stays; fetch it if necessary.
 
         Args:
             source: of the type "github" or "git".
@@ -105,18 +108,37 @@ class Repositories:
         """
         url, ref = _address(source)
         key = hashlib.sha256(f"{url}\0{ref}".encode()).hexdigest()[:32]
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            known = await run_sync(self._known, key)
+        with ExitStack() as locks:
+            async with self._locks.setdefault(key, asyncio.Lock()):
+                folder = await self._get(key, url, ref, configured, locks)
+            yield self._cache / folder
+
+    async def _get(self, key: str, url: str, ref: str, configured: float, locks: ExitStack) -> str:
+        """Return the name of a copy, which is locked until ``locks`` is closed."""
+        known = await run_sync(self._known, key)
+        with ExitStack() as lock:
+            if known is not None and not self._lock(known.folder, lock):
+                known = None
             oldest = max(configured, time.time() - FRESH_SECONDS)
             if known is not None and oldest <= known.time <= time.time():
-                return self._cache / known.folder
+                locks.enter_context(lock.pop_all())
+                return known.folder
             try:
-                return self._cache / (await self._fetch(key, url, ref)).folder
+                fetched = await self._fetch(key, url, ref, locks)
             except SkillError as error:
                 if known is None:
                     raise
                 logger.warning("skills of %s are those of before: %s", redact(url), error)
-                return self._cache / known.folder
+                locks.enter_context(lock.pop_all())
+                return known.folder
+        await run_sync(self._clean, key, fetched.folder)
+        return fetched.folder
+
+    def _lock(self, folder: str, locks: ExitStack) -> bool:
+        descriptor = lock_folder(self._cache / folder)
+        if descriptor is not None:
+            locks.callback(os.close, descriptor)
+        return descriptor is not None
 
     def _known(self, key: str) -> Fetched | None:
         try:
@@ -125,13 +147,15 @@ class Repositories:
             return None
         return found if (self._cache / found.folder).is_dir() else None
 
-    async def _fetch(self, key: str, url: str, ref: str) -> Fetched:
+    async def _fetch(self, key: str, url: str, ref: str, locks: ExitStack) -> Fetched:
         if shutil.which("git") is None:
             raise SkillError("Git is not on PATH of the server: install it, or use a source of type local")
         partial = self._cache / f"{key}-{secrets.token_hex(4)}"
         done = False
         try:
             await run_sync(_make, partial)
+            if not self._lock(partial.name, locks):
+                raise FileNotFoundError(errno.ENOENT, "another server has deleted the new copy")
             logger.info("fetching the skills of %s", redact(url))
             with anyio.fail_after(FETCH_SECONDS):
                 commit = await _clone(partial, url, ref, self._variables())
@@ -152,13 +176,16 @@ class Repositories:
         return found
 
     def _keep(self, key: str, found: Fetched) -> None:
-        """Use a copy from now on, and delete the one of before."""
-        former = self._known(key)
+        """Use a copy from now on."""
         file = self._cache / f"{found.folder}.json"
         file.write_bytes(msgspec.json.encode(found))
         file.replace(self._cache / f"{key}.json")
-        if former is not None:
-            shutil.rmtree(self._cache / former.folder, ignore_errors=True)
+
+    def _clean(self, key: str, used: str) -> None:
+        """Delete the other copies that no session reads, of this server or of another one."""
+        for folder in self._cache.glob(f"{key}-*"):
+            if folder.name != used:
+                delete_unused(folder)
 
 
 def _make(folder: Path) -> None:

@@ -103,10 +103,10 @@ class Skills:
             return await run_sync(_read, self._tree, path, source, name)
         if source.type not in ("github", "git"):
             raise SkillError(f"unknown type {source.type!r} of a source: use github, git or local")
-        folder = await self._repositories.get(source, when)
-        # Whatever --fs-root is, the cache is the server's own.
-        cache = FileTree(Places([Root(folder.resolve())], folder))
-        return await run_sync(_read, cache, str(folder.resolve()), source, name)
+        async with self._repositories.open(source, when) as folder:
+            # Whatever --fs-root is, the cache is the server's own.
+            cache = FileTree(Places([Root(folder.resolve())], folder))
+            return await run_sync(_read, cache, str(folder.resolve()), source, name)
 
 
 def _read(tree: FileTree, path: str, source: SkillSource, name: str) -> list[Skill]:

@@ -88,9 +88,14 @@ class File:
         # Closes the descriptor at the latest when nothing refers to it.
         self._file = FileIO(descriptor)
 
+    @property
+    def descriptor(self) -> int:
+        """Its descriptor."""
+        return self._file.fileno()
+
     def read(self, start: int, size: int) -> bytes:
         """Return at most so many bytes from a place."""
-        return os.pread(self._file.fileno(), size, start)
+        return os.pread(self.descriptor, size, start)
 
     def close(self) -> None:
         """Close the file."""

@@ -19,8 +19,12 @@ from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
+from sandbox_agent.server.http.send_file import offer_file_sending
 from sandbox_agent.server.state import JsonResponse
 from sandbox_agent.wire.jsonrpc import read_head
+
+# The one path of which responses are files.
+_FILE = b"/v1/fs/file?"
 
 
 class _Exchange:
@@ -98,6 +102,8 @@ class FastPathProtocol(LimitedProtocol):
             if untyped.parser.get_http_version() == "1.0" and untyped.cycle is not None:
                 cycle: Any = untyped.cycle
                 cycle.send = _without_chunks(cycle)
+            if self.url.startswith(_FILE) and untyped.cycle is not None:
+                offer_file_sending(untyped.cycle, self._limits.write_timeout)
 
     def on_body(self, body: bytes) -> None:
         if self._envelope is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -13,7 +14,6 @@ import anyio
 
 from sandbox_agent.agents.environment import AgentEnvironment, check_variables
 from sandbox_agent.errors import InvalidRequestError, ProblemError, StreamError
-from sandbox_agent.runtime.pipes import PipeReader
 from sandbox_agent.runtime.process import ExitStatus, Process, SpawnError
 from sandbox_agent.runtime.pty import TerminalSize
 from sandbox_agent.server.children import Children
@@ -84,6 +84,11 @@ class Spawner:
     children: Children
     environment: AgentEnvironment
     proxy: Callable[[], Mapping[str, str]]
+    _inherited: Mapping[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once: the variables of the server do not change while it runs.
+        object.__setattr__(self, "_inherited", self.environment.variables(""))
 
     async def spawn(
         self,
@@ -117,7 +122,7 @@ class Spawner:
 
     def variables(self, env: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of a command with variables of its own."""
-        return {**self.environment.variables(""), **self.proxy(), **env}
+        return {**self._inherited, **self.proxy(), **env}
 
 
 def spawn_error(error: SpawnError, request: ProcessCreateRequest | ProcessRunRequest) -> ProblemError:
@@ -201,20 +206,26 @@ class PipeChild:
 
 async def read_output(process: Process, on_output: OnOutput) -> ExitStatus:
     """Pass the output of a process on until its leader has ended; return how it has ended."""
+    failures: list[Exception] = []
+    with anyio.CancelScope() as scope:
 
-    async def read(reader: PipeReader, stream: str) -> None:
-        def on_data(data: bytes) -> bool:
-            on_output(stream, data)
-            return True
+        def pass_on(stream: str, data: bytes) -> bool:
+            try:
+                on_output(stream, data)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failures.append(error)
+                scope.cancel()
+            return not failures
 
-        await reader.listen(on_data)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(read, process.stdout, "stdout")
-        tasks.start_soon(read, process.stderr, "stderr")
-        await process.wait()
-        tasks.cancel_scope.cancel()
-    return await process.wait()
+        # Without a task for each: most commands are short.
+        process.stdout.start(partial(pass_on, "stdout"))
+        process.stderr.start(partial(pass_on, "stderr"))
+        try:
+            return await process.wait()
+        finally:
+            process.stdout.stop()
+            process.stderr.stop()
+    raise failures[0]
 
 
 def drain(process: Process, on_output: OnOutput) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -12,6 +12,7 @@ import anyio
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.errors import (
     ConflictError,
@@ -35,6 +36,7 @@ from sandbox_agent.server.http.operations import (
     text_schema,
 )
 from sandbox_agent.server.http.problems import PROBLEM_JSON, status_problem
+from sandbox_agent.server.http.send_file import SEND_FILE, SendFile
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.wire.api import ProblemDetails
 from sandbox_agent.wire.files import (
@@ -138,7 +140,7 @@ async def get_v1_fs_file(request: Request) -> Response:
     except BaseException:
         file.close()
         raise
-    if not isinstance(response, StreamingResponse):
+    if not isinstance(response, _FileResponse):
         file.close()
     return response
 
@@ -339,7 +341,7 @@ def _file_response(request: Request, file: File) -> Response:
     headers["content-length"] = str(last - first + 1)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=_BYTES)
-    return StreamingResponse(_content(file, first, last + 1), status, headers, _BYTES)
+    return _FileResponse(file, first, last + 1, status, headers)
 
 
 def _range(text: str, size: int) -> tuple[int, int] | None:
@@ -358,6 +360,33 @@ def _range(text: str, size: int) -> tuple[int, int] | None:
     if last and int(last) < int(first):
         return None
     return int(first), min(int(last or size), size - 1)
+
+
+class _FileResponse(StreamingResponse):
+    """A range of a file, which is closed at the end."""
+
+    def __init__(
+        self, file: File, start: int, end: int, status: HTTPStatus, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__((), status, headers, _BYTES)
+        self._file = file
+        self._start, self._end = start, end
+        self._send_file: SendFile | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send_file = scope.get("extensions", {}).get(SEND_FILE)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if self._send_file is not None:
+            self._start = await self._send_file(self._file.descriptor, self._start, self._end)
+        async for data in _content(self._file, self._start, self._end):
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _content(file: File, start: int, end: int) -> AsyncGenerator[bytes]:
@@ -380,7 +409,6 @@ async def _content(file: File, start: int, end: int) -> AsyncGenerator[bytes]:
     finally:
         with anyio.CancelScope(shield=True):
             await asyncio.gather(reading, return_exceptions=True)
-        file.close()
 
 
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
