@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sandbox_agent.cli.command_options import COMMAND_SETTINGS, command_options, read_available
 from sandbox_agent.cli.remote import Remote, connect_and_run, remote_options
 from sandbox_agent.errors import SandboxAgentError
 
@@ -33,17 +34,11 @@ def _remote_options(command: Callable[..., None]) -> Callable[..., None]:
     return remote_options(command, "--token")  # -t is that of a terminal
 
 
-@click.command(
-    name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
+@click.command(name="exec", context_settings=COMMAND_SETTINGS)
 @click.option("--interactive", "-i", is_flag=True, help="Send standard input to the command.")
 @click.option("--tty", "-t", is_flag=True, help="Run the command in a terminal.")
-@click.option("--cwd", metavar="PATH", help="Working directory in the sandbox. Default: the server's.")
-@click.option(
-    "--env", multiple=True, metavar="NAME=VALUE", help="A variable for the command. Can be repeated."
-)
 @_remote_options
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+@command_options
 def exec_command(*, remote: Remote, command: tuple[str, ...], **options: Any) -> None:
     """Run a command in the sandbox of a server.
 
@@ -94,14 +89,14 @@ class _Exec:
         interactive: bool,
         tty: bool,
         cwd: str | None,
-        env: Sequence[str],
+        env: dict[str, str],
     ) -> None:
         self._processes = sdk.processes
         self._command = command
         self._interactive = interactive
         self._tty = tty
         self._cwd = cwd
-        self._env = dict(map(_variable, env))
+        self._env = env
 
     async def run(self) -> int:
         """Run the command, and return its exit code."""
@@ -149,7 +144,7 @@ class _Exec:
                     await _cancel(reading)
 
     async def _send_input(self, terminal: ProcessTerminal) -> None:
-        while data := await _read_stdin():
+        while data := await read_available(sys.stdin.fileno(), _READ_BYTES):
             await terminal.send_input(data)
         await terminal.send_input(_END_OF_INPUT)
 
@@ -164,16 +159,9 @@ class _Exec:
 
     async def _send_stdin(self, process_id: str) -> None:
         with contextlib.suppress(SandboxAgentError):  # the command has ended, or has closed its input
-            while self._interactive and (data := await _read_stdin()):
+            while self._interactive and (data := await read_available(sys.stdin.fileno(), _READ_BYTES)):
                 await self._processes.send_input(process_id, data)
             await self._processes.send_input(process_id, b"", eof=True)
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise click.UsageError(f"--env must be NAME=VALUE, not {text!r}")
-    return name, value
 
 
 async def _cancel(task: asyncio.Future[None] | None) -> None:
@@ -183,25 +171,6 @@ async def _cancel(task: asyncio.Future[None] | None) -> None:
         await asyncio.wait({task})
         if not task.cancelled():
             task.exception()
-
-
-async def _read_stdin() -> bytes:
-    """Return what standard input has next; empty at its end."""
-    loop = asyncio.get_running_loop()
-    fd = sys.stdin.fileno()
-    ready = asyncio.Event()
-    try:
-        loop.add_reader(fd, ready.set)
-    except PermissionError:  # a file can always be read
-        return os.read(fd, _READ_BYTES)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
-    try:
-        return os.read(fd, _READ_BYTES)
-    except OSError:  # the terminal is gone
-        return b""
 
 
 def _size() -> os.terminal_size:
