@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "credentials": Entry(
         "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
     ),
+    "daemon": Entry("sandbox_agent.cli.daemon:daemon", "Run a server in the background."),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
     "egress-proxy": Entry(
         "sandbox_agent.cli.egress_proxy:egress_proxy",
