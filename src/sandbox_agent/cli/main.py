@@ -29,6 +29,7 @@ COMMANDS: Final = {
     ),
     "daemon": Entry("sandbox_agent.cli.daemon:daemon", "Run a server in the background."),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
+    "doctor": Entry("sandbox_agent.cli.doctor:doctor", "Check what servers and agents need, or a server."),
     "egress-proxy": Entry(
         "sandbox_agent.cli.egress_proxy:egress_proxy",
         "Run the proxy that limits which hosts a sandbox reaches.",
