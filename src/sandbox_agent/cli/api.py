@@ -15,6 +15,7 @@ from sandbox_agent.cli.api_agents import agents
 from sandbox_agent.cli.api_config import config
 from sandbox_agent.cli.api_files import fs
 from sandbox_agent.cli.api_processes import processes
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.output import echo_document, echo_json, open_output
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
@@ -60,7 +61,14 @@ def sessions() -> None:
 
 @sessions.command()
 @_session
-@click.option("--agent", "-a", required=True, metavar="ID", help="Agent id: mock, claude, codex, ...")
+@click.option(
+    "--agent",
+    "-a",
+    required=True,
+    metavar="ID",
+    shell_complete=complete_agents,
+    help="Agent id: mock, claude, codex, ...",
+)
 @click.option("--agent-mode", "-g", metavar="ID", help="Mode id of the agent.")
 @click.option(
     "--permission-mode", "-p", metavar="MODE", help="ask, accept_edits, allow, plan, read_only or reject."

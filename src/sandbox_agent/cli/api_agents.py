@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.remote import Remote, connect_and_print, remote_options
 from sandbox_agent.errors import SandboxAgentError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from sandbox_agent.client.agent import SandboxAgent
     from sandbox_agent.wire.api import AgentInfo
 
-_agent = click.argument("agent", metavar="AGENT")
+_agent = click.argument("agent", metavar="AGENT", shell_complete=complete_agents)
 _config = click.option("--config", is_flag=True, help="Include the options: models, modes and others.")
 _no_cache = click.option(
     "--no-cache", is_flag=True, help="Query the agent again: the server remembers answers."
