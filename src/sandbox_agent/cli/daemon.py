@@ -34,6 +34,8 @@ _PAUSE_SECONDS: Final = 0.1
 NOT_RUNNING: Final = 3
 NO_ANSWER: Final = 4
 _PACKAGE: Final = "sandbox-agent-py"
+# What the units start.
+_PROGRAM: Final = "/opt/sandbox-agent/bin/sandbox-agent server"
 
 
 def _address(command: Callable[..., None]) -> Callable[..., None]:
@@ -218,3 +220,19 @@ def _duration(seconds: int) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+@daemon.command()
+@click.option("--user", "for_user", is_flag=True, help="Print the unit of a service of this user.")
+def unit(*, for_user: bool) -> None:
+    """Print a unit for systemd, which starts this installation of the server.
+
+    sandbox-agent daemon unit > /etc/systemd/system/sandbox-agent.service
+    """
+    from importlib.resources import files
+
+    name = "user.service" if for_user else "sandbox-agent.service"
+    text = (files("sandbox_agent.cli") / "systemd" / name).read_text(encoding="utf-8")
+    # In a unit, a percent sign and a dollar sign are special, also between quotes.
+    python = sys.executable.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    click.echo(text.replace(_PROGRAM, f'"{python}" -P -m sandbox_agent server'), nl=False)
