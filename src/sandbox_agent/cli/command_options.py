@@ -51,15 +51,18 @@ async def read_available(fd: int, size: int) -> bytes:
     """
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    try:
-        loop.add_reader(fd, ready.set)
-    except PermissionError:  # a file can always be read
-        return os.read(fd, size)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
-    try:
-        return os.read(fd, size)
-    except OSError:  # the terminal is gone
-        return b""
+    while True:
+        try:
+            loop.add_reader(fd, ready.set)
+        except PermissionError:  # a file can always be read
+            return os.read(fd, size)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(fd)
+        try:
+            return os.read(fd, size)
+        except BlockingIOError:  # another program was faster
+            ready.clear()
+        except OSError:  # the terminal is gone
+            return b""
