@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.cli.conftest import Shell
+from tests.cli.conftest import COMMAND, Shell
 from tests.server.files.test_snapshots import make_repo
 from tests.support.servers import ServerProcess, our_server
 
@@ -94,3 +95,18 @@ def test_what_a_session_has_changed_is_shown(
     assert shell.run(*words, "-e", server.url).returncode == 0
     (repo / "changed").write_text("two\n")
     assert "-one\n+two\n" in run("diff", "s").stdout
+
+
+def test_ctrl_c_ends_a_write_that_waits_for_its_input(server: ServerProcess, tmp_path: Path) -> None:
+    words = [*COMMAND, "api", "fs", "write", "file", "-e", server.url]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as writing:
+        assert writing.stdin is not None
+        writing.stdin.write(b"first")
+        writing.stdin.flush()
+        while not list((tmp_path / "home").iterdir()):  # the server has begun with the file
+            assert writing.poll() is None
+        writing.send_signal(signal.SIGINT)
+        assert writing.wait(30) == 130
+        assert writing.stderr is not None
+        assert writing.stderr.read() == b""
+    assert not (tmp_path / "home/file").exists()

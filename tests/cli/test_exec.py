@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import platform
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import httpx2
 import pytest
@@ -22,6 +27,8 @@ from tests.support.servers import ServerProcess, our_server
 COMMAND = [sys.executable, "-m", "sandbox_agent.cli.main", "exec"]
 TOKEN = "s3cret-token-0123456789"
 SECONDS = 15.0
+# The number of write(2).
+WRITE = "64" if platform.machine() == "aarch64" else "1"
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +57,9 @@ def run(server: ServerProcess, *words: str, given: bytes = b"") -> subprocess.Co
 class Screen:
     """A real terminal in which a command runs."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], size: tuple[int, int] = (30, 100)) -> None:
         self.ours, self.theirs = os.openpty()
-        termios.tcsetwinsize(self.theirs, (30, 100))
+        termios.tcsetwinsize(self.theirs, size)
         self.before = termios.tcgetattr(self.theirs)
         self.output = b""
         self.child = subprocess.Popen(
@@ -145,6 +152,176 @@ def test_a_server_that_is_killed_restores_the_terminal(tmp_path: Path) -> None:
             server.kill()
             assert shown.wait() == 75
         assert b"disconnected" in shown.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
+def test_each_signal_restores_the_terminal_and_kills_the_command(
+    server: ServerProcess, number: signal.Signals
+) -> None:
+    with screen(server, *SHELL) as shown:
+        shown.says(b"> ")
+        shown.child.send_signal(number)
+        assert shown.wait() == 128 + number
+        assert b"Traceback" not in shown.output
+    assert processes(server) == []
+
+
+def test_a_terminal_that_is_closed_kills_the_command(server: ServerProcess) -> None:
+    shown = Screen([*command(server, *SHELL)])
+    shown.says(b"> ")
+    os.close(shown.theirs)
+    os.close(shown.ours)
+    # By SIGHUP, or by the error of its output.
+    assert shown.child.wait(SECONDS) in (128 + signal.SIGHUP, 128 + signal.SIGPIPE)
+    assert processes(server) == []
+
+
+def test_a_signal_ends_it_when_its_terminal_takes_no_output(server: ServerProcess) -> None:
+    with screen(server, "-t", "sh", "-c", "echo up; yes") as shown:
+        shown.says(b"up")
+        wait_blocked(shown.child.pid)
+        shown.child.send_signal(signal.SIGTERM)
+        assert shown.child.wait(SECONDS) == 128 + signal.SIGTERM
+    assert processes(server) == []
+
+
+def test_a_signal_ends_it_when_its_output_is_not_read(server: ServerProcess) -> None:
+    with subprocess.Popen(command(server, "yes"), stdout=subprocess.PIPE) as child:
+        wait_blocked(child.pid)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(SECONDS) == 130
+    assert processes(server) == []
+
+
+def wait_blocked(pid: int) -> None:
+    """Wait until a thread of a process waits for what reads its output."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                if (task / "syscall").read_text().split()[:2] == [WRITE, "0x1"]:
+                    return
+        assert time.monotonic() < deadline
+
+
+def test_what_is_typed_before_the_command_runs_reaches_it(server: ServerProcess) -> None:
+    with screen(server, *SHELL) as shown:
+        shown.type("echo typed-$((1+1)); exit 3\r")
+        shown.says(b"typed-2")
+        assert shown.wait() == 3
+        assert b"Traceback" not in shown.output
+
+
+def test_input_without_a_newline_ends_in_a_terminal(server: ServerProcess) -> None:
+    script = "stty -echo; printf ready; cat; echo end"
+    done = run(server, "-it", "--", "sh", "-c", script, given=b"half")
+    assert (done.returncode, done.stdout) == (0, b"readyhalfend\r\n")
+
+
+def test_standard_streams_that_are_closed(server: ServerProcess) -> None:
+    for closed, words in (("<&-", "-i"), (">&-", "-i"), ("<&- >&- 2>&-", "-i"), ("<&-", "-it")):
+        line = f'exec "$@" {closed}'
+        arguments = command(server, words, "--", "sh", "-c", "cat; echo out; exit 4")
+        done = subprocess.run(["sh", "-c", line, "sh", *arguments], capture_output=True, timeout=SECONDS)
+        assert (done.returncode, done.stderr) == (4, b""), closed
+    assert processes(server) == []
+
+
+def test_a_terminal_of_unknown_size_has_the_usual_one(server: ServerProcess) -> None:
+    shown = Screen(command(server, "-it", "--", "sh", "-c", "read go; stty size"), size=(0, 0))
+    try:
+        shown.type("go\r")
+        shown.says(b"24 80")
+        assert shown.wait() == 0
+    finally:
+        shown.child.wait()
+        os.close(shown.ours)
+        os.close(shown.theirs)
+
+
+def test_a_signal_while_the_command_is_started_leaves_no_command(server: ServerProcess) -> None:
+    with HeldRelay(server.port) as relay:
+        words = [*COMMAND, "-e", f"http://127.0.0.1:{relay.port}", "--token", TOKEN, "sleep", "1000"]
+        with subprocess.Popen(words, stderr=subprocess.PIPE) as child:
+            assert relay.held.wait(SECONDS)  # the server has been asked, and its answer is on the way
+            assert len(processes(server)) == 1
+            child.send_signal(signal.SIGTERM)
+            relay.go_on.set()
+            assert child.wait(SECONDS) == 128 + signal.SIGTERM
+            assert child.stderr is not None
+            assert child.stderr.read() == b""
+    assert processes(server) == []
+
+
+class HeldRelay:
+    """Relays connections to a server, and holds the answer to the creation of a process back."""
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.held, self.go_on = threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(SECONDS)
+        for each in self._sockets:
+            each.close()
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=args, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+                self._sockets += [client, server]
+                creates = threading.Event()
+                self._start(self._copy, client, server, creates)
+                self._start(self._copy, server, client, creates)
+
+    def _copy(self, source: socket.socket, target: socket.socket, creates: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                if data.startswith(b"POST /v1/processes "):
+                    creates.set()
+                elif data.startswith(b"HTTP/1.1") and creates.is_set() and not self.held.is_set():
+                    self.held.set()
+                    self.go_on.wait(SECONDS)
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_a_server_that_is_silent_does_not_hold_the_end_up(tmp_path: Path) -> None:
+    with our_server(tmp_path, token=TOKEN) as server, screen(server, *SHELL) as shown:
+        shown.says(b"> ")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            shown.child.send_signal(signal.SIGTERM)
+            assert shown.wait() == 128 + signal.SIGTERM
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+
+def test_an_option_that_is_unknown_is_not_the_command(server: ServerProcess) -> None:
+    done = run(server, "--cwdd", "/tmp", "--", "true")
+    assert (done.returncode, b"--cwdd" in done.stderr) == (2, True)
+    assert run(server, "echo", "--cwdd", "-x").stdout == b"--cwdd -x\n"
 
 
 def test_a_command_that_a_signal_ends_in_a_terminal(server: ServerProcess) -> None:

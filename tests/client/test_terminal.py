@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import signal
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
+from websockets.protocol import Protocol
 
 from sandbox_agent import (
     ConflictError,
@@ -233,6 +237,41 @@ async def test_a_server_that_is_killed_ends_the_iteration_with_an_error(
         with anyio.fail_after(SECONDS), pytest.raises(ConnectionLostError):
             async for _ in terminal:
                 pass
+
+
+async def test_a_server_that_is_silent_loses_the_connection(
+    server: ServerProcess, sdk: SandboxAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
+    async with sdk.processes.terminal(await create(sdk, "sleep 1000")) as terminal:
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with anyio.fail_after(SECONDS), pytest.raises(ConnectionLostError, match=r"silent for 0\.6 s"):
+                await until(terminal, b"never")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+
+@BOTH
+async def test_a_terminal_without_output_stays_connected(
+    sdk: SandboxAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.05)
+    process_id = await create(sdk, "echo done")
+    pings: list[bytes] = []
+    send_ping = Protocol.send_ping
+
+    def count(self: Protocol, data: bytes) -> None:
+        pings.append(data)
+        send_ping(self, data)
+
+    monkeypatch.setattr(Protocol, "send_ping", count)
+    with anyio.fail_after(SECONDS):
+        async with sdk.processes.terminal(process_id) as terminal:
+            while len(pings) < 10:
+                await anyio.lowlevel.checkpoint()
+            await terminal.send_input("go\r")
+            assert b"done" in await until(terminal, b"done")
 
 
 async def test_a_server_that_does_not_answer_the_handshake_is_given_up(

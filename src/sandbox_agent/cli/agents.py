@@ -26,6 +26,7 @@ from sandbox_agent.agents.install.installer import (
 )
 from sandbox_agent.agents.launch import agent_ids, resolve
 from sandbox_agent.cli.agents_check import check
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.output import print_table, printable
 from sandbox_agent.cli.user_agents import with_user_agents
 from sandbox_agent.errors import (
@@ -73,7 +74,7 @@ def _how(info: AgentInfo) -> str:
 
 
 @agents.command()
-@click.argument("agent_id", metavar="ID")
+@click.argument("agent_id", metavar="ID", shell_complete=complete_agents)
 @_json
 @with_user_agents
 def show(*, agent_id: str, as_json: bool) -> None:
@@ -101,7 +102,7 @@ def show(*, agent_id: str, as_json: bool) -> None:
 
 
 @agents.command("install")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=complete_agents)
 @_all
 @_reinstall
 @click.option("--version", metavar="VERSION", help="Version of the package that speaks ACP.")
@@ -119,7 +120,7 @@ def install_agents(
 
 
 @click.command("install-agent")
-@click.argument("agent_id", metavar="[ID]", required=False)
+@click.argument("agent_id", metavar="[ID]", required=False, shell_complete=complete_agents)
 @_all
 @_reinstall
 @click.option("--agent-version", metavar="VERSION", help="Version of the agent's own package.")
@@ -157,7 +158,7 @@ def _install(
 
 
 @agents.command("update")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=complete_agents)
 @_json
 @with_user_agents
 def update_agents(*, ids: tuple[str, ...], as_json: bool) -> None:
@@ -177,7 +178,7 @@ def update_agents(*, ids: tuple[str, ...], as_json: bool) -> None:
 
 
 @agents.command("uninstall")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_agents)
 @with_user_agents
 def uninstall_agents(*, ids: tuple[str, ...]) -> None:
     """Uninstall agents. Sessions that run them fail."""

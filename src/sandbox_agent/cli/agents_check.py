@@ -10,6 +10,7 @@ import anyio
 import click
 import msgspec
 
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.output import print_table, printable
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.extras import require_server
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("agent_id", metavar="ID")
+@click.argument("agent_id", metavar="ID", shell_complete=complete_agents)
 @click.option(
     "--only", metavar="NAME", multiple=True, help="Run this scenario; can be repeated. Default: all."
 )

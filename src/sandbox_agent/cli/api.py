@@ -1,4 +1,4 @@
-"""``sandbox-agent api``: one command per route of the server's sessions; ``api_files`` has the files."""
+"""``sandbox-agent api``; ``sessions`` has one command per route of the server's sessions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from sandbox_agent.cli.api_agents import agents
+from sandbox_agent.cli.api_config import config
 from sandbox_agent.cli.api_files import fs
-from sandbox_agent.cli.output import echo_document, open_output
+from sandbox_agent.cli.api_processes import processes
+from sandbox_agent.cli.completion import complete_agents
+from sandbox_agent.cli.output import echo_document, echo_json, open_output
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.wire.universal import UniversalEvent, encode_event
 
@@ -46,7 +50,8 @@ def api() -> None:
     """
 
 
-api.add_command(fs)
+for group in (agents, config, fs, processes):
+    api.add_command(group)
 
 
 @api.group()
@@ -56,7 +61,14 @@ def sessions() -> None:
 
 @sessions.command()
 @_session
-@click.option("--agent", "-a", required=True, metavar="ID", help="Agent id: mock, claude, codex, ...")
+@click.option(
+    "--agent",
+    "-a",
+    required=True,
+    metavar="ID",
+    shell_complete=complete_agents,
+    help="Agent id: mock, claude, codex, ...",
+)
 @click.option("--agent-mode", "-g", metavar="ID", help="Mode id of the agent.")
 @click.option(
     "--permission-mode", "-p", metavar="MODE", help="ask, accept_edits, allow, plan, read_only or reject."
@@ -88,7 +100,7 @@ def list_(*, remote: Remote, limit: int | None, cursor: str | None) -> None:
 
     async def list_page(api: ServerSessions) -> None:
         page = await api.list(limit=limit, cursor=cursor)
-        _echo_json(SessionListResponse(sessions=page.items, next_cursor=page.next_cursor))
+        echo_json(SessionListResponse(sessions=page.items, next_cursor=page.next_cursor))
 
     run_remote(remote, list_page)
 
@@ -112,7 +124,7 @@ def send_message(*, remote: Remote, session_id: str, message: str, idempotency_k
 
     async def post(api: ServerSessions) -> None:
         turn_id = await api.post_message(session_id, text, idempotency_key=idempotency_key)
-        _echo_json({"turnId": turn_id})
+        echo_json({"turnId": turn_id})
 
     run_remote(remote, post)
 
@@ -148,7 +160,7 @@ def events(*, remote: Remote, session_id: str, **options: Any) -> None:
     async def get_page(api: ServerSessions) -> None:
         page = await api.get_events(session_id, **options)
         lines = [msgspec.Raw(encode_event(event)) for event in page.events]
-        _echo_json({"events": lines, "hasMore": page.has_more})
+        echo_json({"events": lines, "hasMore": page.has_more})
 
     run_remote(remote, get_page)
 
@@ -272,14 +284,10 @@ def _read_message(message: str) -> str:
 
 
 async def _print_json(response: Awaitable[object]) -> None:
-    _echo_json(await response)
+    echo_json(await response)
 
 
 async def _print_events(stream: AsyncGenerator[UniversalEvent]) -> None:
     async with contextlib.aclosing(stream):
         async for event in stream:
             echo_document(encode_event(event))
-
-
-def _echo_json(document: object) -> None:
-    echo_document(msgspec.json.encode(document))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import anyio.to_thread
 import click
-import msgspec
 
-from sandbox_agent.cli.output import echo_document, open_output
+from sandbox_agent.cli.command_options import read_available
+from sandbox_agent.cli.output import echo_json, open_output
 from sandbox_agent.cli.remote import Remote, connect_and_run, remote_options
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def list_(*, remote: Remote, path: str) -> None:
     """List a folder. Default: the home of the server's user."""
 
     async def work(files: Files) -> None:
-        echo_document(msgspec.json.encode(await files.list(path)))
+        echo_json(await files.list(path))
 
     _run(remote, work)
 
@@ -58,7 +58,7 @@ def stat(*, remote: Remote, path: str) -> None:
     """Show the type, size and time of a file or folder."""
 
     async def work(files: Files) -> None:
-        echo_document(msgspec.json.encode(await files.stat(path)))
+        echo_json(await files.stat(path))
 
     _run(remote, work)
 
@@ -94,12 +94,12 @@ def write(*, remote: Remote, path: str, source: BinaryIO, if_match: str | None, 
     """Write a file from FILE of this machine, or from standard input. Show its version."""
 
     async def content() -> AsyncGenerator[bytes]:
-        while part := await anyio.to_thread.run_sync(source.read, _CHUNK):
+        while part := await read_available(source.fileno(), _CHUNK):
             yield part
 
     async def work(files: Files) -> None:
         version = await files.write(path, content(), if_match=if_match, if_absent=if_absent)
-        echo_document(msgspec.json.encode({"version": version}))
+        echo_json({"version": version})
 
     _run(remote, work)
 
@@ -172,10 +172,10 @@ def watch(*, remote: Remote, path: str, no_recursive: bool) -> None:
 
     async def work(files: Files) -> None:
         async with files.watch(path, recursive=not no_recursive) as batches:
-            echo_document(msgspec.json.encode({"type": "ready"}))
+            echo_json({"type": "ready"})
             async for changes in batches:
                 for change in changes:
-                    echo_document(msgspec.json.encode(change))
+                    echo_json(change)
 
     _run(remote, work)
 

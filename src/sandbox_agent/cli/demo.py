@@ -16,6 +16,7 @@ import click
 import httpx2
 import msgspec
 
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
@@ -69,6 +70,7 @@ _REAL: Final = _Script(
     "-a",
     default="mock",
     metavar="ID",
+    shell_complete=complete_agents,
     help="The built-in agent, or an installed one: claude, codex, ...",
 )
 @click.option(

@@ -1,19 +1,28 @@
-"""Logging to stderr, as text or JSON lines, without secrets."""
+"""Logging to stderr or to a file of limited size, as text or JSON lines, without secrets."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.persist.private import make_private_folder, open_private
 
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _REDACTED = "[redacted]"
 # Only secrets of at least so many characters are redacted; the server's token has them.
 MIN_SECRET = 8
+# The size of a log file, and of the one before it.
+LOG_BYTES = 10 * 1024 * 1024
 # The credentials that a URL may have, as they are or percent-encoded.
 _IN_QUERY = re.compile(r"(?<=[?&])((?:ticket|access_token|token)=)[^&#\s'\"]+")
 
@@ -48,14 +57,48 @@ class _Json(_Redacting):
         return json.dumps({key: self.redact(value) for key, value in entry.items()}, ensure_ascii=False)
 
 
-def configure_logging(level: str, log_format: str, *, secrets: Sequence[str] = ()) -> None:
-    """Log to stderr.
+class _LogFile(RotatingFileHandler):
+    """A file of limited size, and the one before it. What this process writes to stderr follows it."""
+
+    def __init__(self, path: Path) -> None:
+        make_private_folder(path.absolute().parent)
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="replace")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", errors="replace", opener=open_private)
+
+    def doRollover(self) -> None:  # noqa: N802 - the name in the standard library
+        outputs = [number for number in (1, 2) if _is_file(number, self.baseFilename)]
+        super().doRollover()
+        if self.stream is not None:
+            for number in outputs:
+                os.dup2(self.stream.fileno(), number)
+
+
+def _is_file(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), Path(path).stat())
+    except OSError:  # closed, or deleted
+        return False
+
+
+def configure_logging(
+    level: str, log_format: str, *, secrets: Sequence[str] = (), file: Path | None = None
+) -> None:
+    """Log to stderr, or to a file.
 
     Args:
         level: One of ``LOG_LEVELS``.
         log_format: One of ``LOG_FORMATS``.
         secrets: Strings to redact, if they have MIN_SECRET characters.
+        file: The file. When it has LOG_BYTES, it is renamed, and replaces the one that was renamed before.
+
+    Raises:
+        InvalidRequestError: The file can't be opened.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    try:
+        handler = logging.StreamHandler(sys.stderr) if file is None else _LogFile(file)
+    except OSError as error:
+        raise InvalidRequestError(f"the log file '{file}' can't be opened: {error.strerror}") from error
     handler.setFormatter(_Json(secrets) if log_format == "json" else _Redacting(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

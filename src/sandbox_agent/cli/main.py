@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from sandbox_agent.errors import TABLE, SandboxAgentError
 from sandbox_agent.extras import MissingExtraError, require_server
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Entry(NamedTuple):
@@ -27,7 +30,9 @@ COMMANDS: Final = {
     "credentials": Entry(
         "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
     ),
+    "daemon": Entry("sandbox_agent.cli.daemon:daemon", "Run a server in the background."),
     "demo": Entry("sandbox_agent.cli.demo:demo", "Show that a session survives a killed server."),
+    "doctor": Entry("sandbox_agent.cli.doctor:doctor", "Check what servers and agents need, or a server."),
     "egress-proxy": Entry(
         "sandbox_agent.cli.egress_proxy:egress_proxy",
         "Run the proxy that limits which hosts a sandbox reaches.",
@@ -62,6 +67,17 @@ class _LazyGroup(click.Group):
         module, _, name = entry.where.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        if not incomplete.startswith("-"):
+            return [
+                CompletionItem(name, help=entry.help)
+                for name, entry in COMMANDS.items()
+                if name.startswith(incomplete)
+            ]
+        return super().shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -34,6 +34,13 @@ def echo_document(document: bytes) -> None:
     click.echo(document, nl=not document.endswith(b"\n"))
 
 
+def echo_json(document: object) -> None:
+    """Write a value as one line of JSON to stdout."""
+    import msgspec
+
+    echo_document(msgspec.json.encode(document))
+
+
 class Screen:
     """Writes streamed text, and whole lines between the pieces.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox_agent.cli.output import echo_json
 from sandbox_agent.cli.tokens import token_option
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def remote_options(command: Callable[..., None], *token_names: str) -> Callable[
         "--endpoint", "-e", default="http://127.0.0.1:2468", metavar="URL", help="Address of the server."
     )
     @token_option("Bearer token of the server.", *token_names)
+    @click.option("--no-token", "-n", is_flag=True, help="Send no token, even if the variable has one.")
     @functools.wraps(command)
-    def with_remote(*args: Any, endpoint: str, token: str | None, **options: Any) -> None:
-        command(*args, remote=Remote(endpoint, token), **options)
+    def with_remote(*args: Any, endpoint: str, token: str | None, no_token: bool, **options: Any) -> None:
+        command(*args, remote=Remote(endpoint, None if no_token else token), **options)
 
     return with_remote
 
@@ -47,6 +49,16 @@ def remote_options(command: Callable[..., None], *token_names: str) -> Callable[
 def run_remote(remote: Remote, work: Callable[[ServerSessions], Coroutine[Any, Any, None]]) -> None:
     """Run the work with the server's sessions. Ctrl-C ends it with exit code 130."""
     connect_and_run(remote, lambda sdk: work(sdk.sessions))
+
+
+def connect_and_print(remote: Remote, call: Callable[[SandboxAgent], Coroutine[Any, Any, object]]) -> None:
+    """Write what a call of a client returns as JSON; nothing if it returns None."""
+
+    async def work(sdk: SandboxAgent) -> None:
+        if (answer := await call(sdk)) is not None:
+            echo_json(answer)
+
+    connect_and_run(remote, work)
 
 
 def connect_and_run(remote: Remote, work: Callable[[SandboxAgent], Coroutine[Any, Any, None]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.cli.output import Screen
@@ -108,7 +109,14 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("prompt")
-@click.option("--agent", "-a", required=True, metavar="ID", help="Agent id: mock, claude, codex, ...")
+@click.option(
+    "--agent",
+    "-a",
+    required=True,
+    metavar="ID",
+    shell_complete=complete_agents,
+    help="Agent id: mock, claude, codex, ...",
+)
 @click.option(
     "--cwd",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

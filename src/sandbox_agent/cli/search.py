@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from sandbox_agent.cli.completion import complete_agents
 from sandbox_agent.cli.output import printable
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.wire.sessions import SearchHit
@@ -48,7 +49,9 @@ def _parse_time(_context: click.Context, _param: click.Parameter, value: str | N
 
 @click.command()
 @click.argument("query")
-@click.option("--agent", "-a", metavar="ID", help="Only sessions of this agent.")
+@click.option(
+    "--agent", "-a", metavar="ID", shell_complete=complete_agents, help="Only sessions of this agent."
+)
 @click.option("--session", "session_id", metavar="SESSION", help="Only this session.")
 @click.option(
     "--since",

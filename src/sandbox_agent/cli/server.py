@@ -236,6 +236,13 @@ def _read_size(_context: click.Context, _option: click.Parameter, value: str | N
     help="Plain text, or one JSON object per line.",
 )
 @click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Write the log to this file instead of standard error. It has at most 10 MiB; PATH.1 has what was "
+    "before.",
+)
+@click.option(
     "--agent-user",
     metavar="USER",
     help="Run agents as this user, who can read neither the server's memory nor its files. Only as root.",
@@ -321,6 +328,7 @@ def server(
     agent_commands: tuple[str, ...],
     log_level: str,
     log_format: str,
+    log_file: Path | None,
     agent_user: str | None,
     agent_env_policy: EnvPolicy,
     agent_env: tuple[str, ...],
@@ -352,7 +360,8 @@ def server(
         )
     token_file = stays_readable(token_file)
     store = _read_store(store)
-    configure_logging(log_level, log_format, secrets=[*([token] if token else []), *secrets_of(store)])
+    secrets = [*([token] if token else []), *secrets_of(store)]
+    configure_logging(log_level, log_format, secrets=secrets, file=log_file)
     load_user_agents(agents, agent_commands, agent_registry)
     user = None if agent_user is None else find_agent_user(agent_user)
     if user is not None:

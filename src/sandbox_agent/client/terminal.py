@@ -37,6 +37,10 @@ BUFFER_BYTES: Final = 1024 * 1024
 # How long the server has for the handshake and "ready", and for its close frame.
 HANDSHAKE_SECONDS: Final = 30.0
 CLOSE_SECONDS: Final = 1.0
+# After this time without anything from the server it gets a ping, which every server answers; after so many
+# of them, the connection is lost.
+SILENCE_SECONDS: Final = 20.0
+_MAX_PINGS: Final = 2
 _READ_BYTES: Final = 256 * 1024
 # A server sends messages of at most 256 KiB.
 _MAX_MESSAGE: Final = 16 * 1024 * 1024
@@ -341,10 +345,7 @@ class ProcessTerminal:
         is_text = False
         while True:
             await self._room.wait()
-            try:
-                data = await self._stream.read(_READ_BYTES)
-            except Exception as error:
-                raise self._lost(describe(error)) from error
+            data = await self._read()
             if not data:
                 return
             self._protocol.receive_data(data)
@@ -361,6 +362,26 @@ class ProcessTerminal:
                 await self._flush()
             if self._protocol.close_rcvd is not None or self._protocol.parser_exc is not None:
                 return
+
+    async def _read(self) -> bytes:
+        """Return what the server sends next; empty at the end of the connection."""
+        assert self._protocol is not None
+        assert self._stream is not None
+        for pings in range(_MAX_PINGS + 1):
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    return await self._stream.read(_READ_BYTES)
+            except TimeoutError as error:
+                if pings == _MAX_PINGS:
+                    silence = SILENCE_SECONDS * (_MAX_PINGS + 1)
+                    raise self._lost(f"the server was silent for {silence:g} s") from error
+            except Exception as error:
+                raise self._lost(describe(error)) from error
+            async with self._writing:
+                if self._protocol.state.name == "OPEN":
+                    self._protocol.send_ping(b"")
+                    await self._flush()
+        raise AssertionError
 
     async def _on_output(self, data: bytes) -> None:
         if self._on_data:

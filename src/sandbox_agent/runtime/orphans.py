@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_agent.cgroups import PREFIX, remove_cgroups
+from sandbox_agent.runtime.process_identity import machine, start_time
 from sandbox_agent.runtime.process_tree import (
     find_tagged,
     open_tagged,
@@ -33,8 +34,6 @@ from sandbox_agent.wire.jsonrpc import elements, members
 logger: logging.Logger = logging.getLogger("sandbox_agent.runtime")
 
 _SUFFIX = ".agents"
-# The start time in /proc/<pid>/stat (proc(5)), counted from the state, which is the third field.
-_START = 19
 # A tree may fork while it is killed, and a killed process takes a moment to end.
 _SWEEPS = 10
 _PAUSE = 0.05
@@ -69,9 +68,9 @@ class RunFile:
         fields = {
             "tag": tag,
             "server": own,
-            "start": _start_time(own),
+            "start": start_time(own),
             "cgroups": list(cgroups),
-            **_machine(),
+            **machine(),
         }
         header = json.dumps(fields).encode() + b"\n"
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -89,7 +88,7 @@ class RunFile:
         handle = open_tagged(pid, tag)
         if handle is None:
             return
-        start = _start_time(pid)
+        start = start_time(pid)
         os.close(handle)
         if start is None:
             return
@@ -155,11 +154,11 @@ def _is_running(lines: list[dict[str, Any]]) -> bool:
     """Return whether the server is there, on a file system that does not keep its lock."""
     server = lines[0] if lines and _is_of_this_machine(lines[0]) else {}
     pid = server.get("server")
-    return isinstance(pid, int) and _start_time(pid) == server.get("start") is not None
+    return isinstance(pid, int) and start_time(pid) == server.get("start") is not None
 
 
 def _is_of_this_machine(header: dict[str, Any]) -> bool:
-    return all(header.get(name) == value for name, value in _machine().items())
+    return all(header.get(name) == value for name, value in machine().items())
 
 
 def _end_agents(lines: list[dict[str, Any]]) -> int:
@@ -190,7 +189,7 @@ def _kill_group(pid: object, start: object) -> bool:
     except OSError:
         return False
     try:
-        if start is None or _start_time(pid) != start:
+        if start is None or start_time(pid) != start:
             return False
         # A leader that is stopped cannot end before its group is killed, so the id is its own.
         if signal_handle(handle, signal.SIGSTOP) and not select.select([handle], [], [], 0)[0]:
@@ -199,22 +198,3 @@ def _kill_group(pid: object, start: object) -> bool:
         return False
     finally:
         os.close(handle)
-
-
-def _start_time(pid: int) -> int | None:
-    """Return when a process was started, in clock ticks since the system was; None if it is not there."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[_START])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _machine() -> dict[str, str]:
-    """Return what pids and start times refer to: the boot of the system, and the namespace of pids."""
-    boot, namespace = "", ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with contextlib.suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path
-    return {"boot": boot, "pids": namespace}

@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 
+from sandbox_agent.runtime.notify import service_manager
 from sandbox_agent.runtime.unix_socket import listen_on_path, unlink_socket
 from sandbox_agent.server.app import Application
 from sandbox_agent.server.config import ServerConfig
@@ -40,6 +41,11 @@ class _Server(uvicorn.Server):
         self._app = app
         self._deadline: threading.Timer | None = None
         self.ended_idle: bool = False
+        self._notify = service_manager()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._notify("READY=1")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end. A thread of its own ends the process if that takes too long."""
@@ -71,6 +77,7 @@ class _Server(uvicorn.Server):
                 signal.signal(signum, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._notify("STOPPING=1")
         for server in self.servers:
             server.close()
         await self._app.end_agents()
