@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence, Sized
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -23,6 +23,7 @@ from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
+from sandbox_agent.server.agents.metering import Metering
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
@@ -56,6 +57,7 @@ from sandbox_agent.server.routes import (
     events,
     files,
     meta,
+    metrics,
     permissions,
     processes,
     search,
@@ -76,7 +78,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
     for module in (
-        *(meta, tickets, acp, agents, sessions, turns, events, permissions, search),
+        *(meta, metrics, tickets, acp, agents, sessions, turns, events, permissions, search),
         *(files, watch, diff, processes, terminal, configuration),
     )
     for operation in module.OPERATIONS
@@ -91,6 +93,8 @@ class Application:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
+        # The server's own set of them, which it replaces.
+        self.connections: Sized = ()
         self._state: ServerState | None = None
         self._entry: ASGIApp | None = None
         self.fast_path: FastPath | None = None
@@ -213,6 +217,8 @@ class Application:
                 watchers=watchers,
                 baselines=baselines,
                 configuration=ConfigFiles(tree),
+                metering=Metering(),
+                connections=self.connections,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:

@@ -25,6 +25,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.process import Process, SpawnError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
@@ -113,6 +114,10 @@ class Bridge:
     def live(self) -> list[AgentConnection]:
         """Return the connections whose agent runs, oldest first."""
         return [connection for connection in self._connections.values() if connection.alive]
+
+    def running(self) -> list[AgentConnection]:
+        """Return the connections of all agents that run, those of the server's own requests included."""
+        return [connection for connection in self._running if connection.alive]
 
     def get(self, server_id: str) -> AgentConnection:
         """Return the connection of that id; its agent runs or has ended by itself.
@@ -274,7 +279,9 @@ class Bridge:
                 limited=True,
             )
         except SpawnError as error:
+            metrics.AGENT_START_FAILURES.add(agent)
             raise StreamError(f"stream error: {error}", agent=agent) from error
+        metrics.AGENT_STARTS.add(agent)
         connection = AgentConnection(
             server_id,
             agent,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from http import HTTPStatus
 from urllib.parse import parse_qs
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.errors import TokenInvalidError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.http.problems import problem_response
 from sandbox_agent.server.state import json_response
 from sandbox_agent.server.tickets import Tickets, has_ticket
@@ -40,7 +42,10 @@ class BearerAuth:
 
     def refuse(self, scope: Scope) -> Response:
         """Return the response to a request without the token or a ticket."""
-        return _refusal(asks_for_health=_asks_for_health(scope), with_ticket=has_ticket(scope))
+        response = _refusal(asks_for_health=_asks_for_health(scope), with_ticket=has_ticket(scope))
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            metrics.REFUSED.add("401")
+        return response
 
     def allows(self, scope: Scope) -> bool:
         """Return whether a request has the token."""

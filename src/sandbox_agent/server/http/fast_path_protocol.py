@@ -7,6 +7,7 @@ request that it does not handle goes through the ASGI application, which makes t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -15,9 +16,10 @@ from starlette.responses import Response
 from starlette.types import Message, Send
 
 from sandbox_agent.engine.correlate import UNNAMED
+from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.files.baselines import CREATING
-from sandbox_agent.server.http.fast_path import FastPath
+from sandbox_agent.server.http.fast_path import ROUTE, FastPath
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
 from sandbox_agent.server.state import JsonResponse
@@ -27,7 +29,15 @@ from sandbox_agent.wire.jsonrpc import read_head
 class _Exchange:
     """The cycle that uvicorn sees while an envelope takes the fast path."""
 
-    __slots__ = ("_disconnected", "end_use", "keep_alive", "message_event", "request", "response_complete")
+    __slots__ = (
+        "_disconnected",
+        "begun",
+        "end_use",
+        "keep_alive",
+        "message_event",
+        "request",
+        "response_complete",
+    )
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class _Exchange:
         self.end_use = end_use
         self._disconnected = False
         self.response_complete = False
+        self.begun = time.perf_counter()
 
     @property
     def disconnected(self) -> bool:
@@ -149,6 +160,7 @@ class FastPathProtocol(LimitedProtocol):
         except Exception as error:  # noqa: BLE001 - the boundary, as in dispatch
             response = error_response(exchange.request, error)
         status = HTTPStatus(response.status_code)
+        metrics.count_request(ROUTE, "POST", status, time.perf_counter() - exchange.begun)
         head = [b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())]
         headers: list[tuple[bytes, bytes]] = [*self.server_state.default_headers, *response.raw_headers]
         head += [b"%s: %s\r\n" % header for header in headers]

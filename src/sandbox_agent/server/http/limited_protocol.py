@@ -19,6 +19,7 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sandbox_agent.server import metrics
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.problems import status_problem
@@ -114,6 +115,7 @@ class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
         self._unwritten_since: float = 0.0
         limit = self._limits.max_connections or _default_max_connections()
         if len(self.connections) > limit:
+            metrics.REFUSED_CONNECTIONS.add()
             self._reject(HTTPStatus.SERVICE_UNAVAILABLE, f"the server has its {limit} connections")
             self._answer_rejection()
 
@@ -326,6 +328,7 @@ class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
             return
         status, why = self._rejection
         _log.add(why)
+        metrics.REFUSED.add(str(int(status)))
         cycle = cast("Any", self).cycle
         if cycle is None or cycle.response_complete:
             self.transport.write(_raw_rejection(status, why))

@@ -16,6 +16,7 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.errors import session_not_found
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
+from sandbox_agent.server.recorder.counting import count_turns
 from sandbox_agent.server.recorder.published_session import PublishedSession
 from sandbox_agent.server.recorder.queue import Job, RecorderQueue, Tap
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
@@ -61,6 +62,7 @@ class Recorder:
         self._committer = Committer(
             store, on_stored=self._queue.release, on_recovery=self._add_recovery_event
         )
+        self.observers.append(count_turns)
         self._gave_up_at: int | None = None
         self._worker = Worker(self._queue, self._registry, self._committer, store, clock)
 
@@ -137,6 +139,21 @@ class Recorder:
     def listeners(self) -> list[Callable[[PublishedSession, PermissionRow], None]]:
         """Called after the commit of a permission request or an answer."""
         return self._committer.listeners
+
+    @property
+    def observers(self) -> list[Callable[[Changes], None]]:
+        """Called with what each commit of the recorder has stored."""
+        return self._committer.observers
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open at an agent."""
+        return self._worker.open_sessions
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of envelopes that are not stored yet."""
+        return self._queue.used
 
     @property
     def sessions(self) -> list[RecordedSession]:

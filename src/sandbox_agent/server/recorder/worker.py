@@ -103,6 +103,13 @@ class Worker:
         """The sessions of these rows."""
         return [session.session_id for session in list(self._rows)]
 
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open at an agent."""
+        return len(
+            {each for connection in self._connections.values() for each in connection.sessions.values()}
+        )
+
     def uses(self, session: RecordedSession) -> bool:
         """Return whether a connection has the session open, or rows of it are not stored."""
         return self._is_open(session) or session in self._rows or self._committer.has_rows(session)

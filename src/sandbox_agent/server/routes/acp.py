@@ -24,6 +24,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
 )
 from sandbox_agent.runtime.tree_usage import TreeUsage, read_usage
+from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import UNTIMED_METHODS, AgentConnection
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.files.baselines import CREATING, Baselines, native_name
@@ -421,6 +422,7 @@ async def delete_v1_acp(request: Request) -> Response:
 
 
 def _reset_event(epoch: str, last_event_id: int) -> bytes:
+    metrics.RESETS.add()
     data = dumps({"epoch": epoch, "lastEventId": last_event_id})
     return encode_event("reset", data, event_id=0)
 
