@@ -343,9 +343,9 @@ async def test_every_metric_is_documented(own: ServerProcess) -> None:
     documented = (Path(__file__).parents[2] / "docs/observability.md").read_text()
     async with client_of(own) as client:
         text = (await scrape(client)).text
-    names = set(re.findall(r"^# TYPE (\S+)", text, re.M))
+    names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     tables, _, examples = documented.partition("### Scrape")
-    assert set(re.findall(r"^\| `(\w+)`", tables, re.M)) == names
+    assert set(re.findall(r"^\| `(\w+)`", tables, re.MULTILINE)) == names
     used = re.findall(r"(?:sandbox_agent|process)_\w+", examples.partition("## Logs")[0])
     assert {name.removesuffix("_bucket") for name in used} <= names
     assert json.loads((Path(__file__).parents[2] / "docs/openapi.json").read_text())["paths"]["/v1/metrics"]
