@@ -1,4 +1,8 @@
-"""Logging to stderr, as text or JSON lines, without secrets."""
+"""Logging to stderr, as text or JSON lines, without secrets.
+
+Each line has the ids of the request, connection and session that it belongs to. What clients and agents send
+can't begin a line: in a text, control characters are escaped and tracebacks are indented.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,16 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from sandbox_agent.server.log_context import current_fields
+
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _REDACTED = "[redacted]"
 # Only secrets of at least so many characters are redacted; the server's token has them.
 MIN_SECRET = 8
+# A longer id is cut.
+MAX_FIELD = 256
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # The credentials that a URL may have, as they are or percent-encoded.
 _IN_QUERY = re.compile(r"(?<=[?&])((?:ticket|access_token|token)=)[^&#\s'\"]+")
 
@@ -31,8 +40,12 @@ class _Redacting(logging.Formatter):
             text = text.replace(secret, _REDACTED)
         return _IN_QUERY.sub(rf"\1{_REDACTED}", text)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        fields = "".join(f" {name}={value}" for name, value in read_fields().items())
+        return _escape(super().formatMessage(record) + fields)
+
     def format(self, record: logging.LogRecord) -> str:
-        return self.redact(super().format(record))
+        return self.redact(super().format(record)).replace("\n", "\n    ")
 
 
 class _Json(_Redacting):
@@ -42,10 +55,20 @@ class _Json(_Redacting):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **read_fields(),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps({key: self.redact(value) for key, value in entry.items()}, ensure_ascii=False)
+
+
+def read_fields() -> dict[str, str]:
+    """Return the ids of what is being handled, shortened."""
+    return {name: value[:MAX_FIELD] for name, value in current_fields().items()}
+
+
+def _escape(text: str) -> str:
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def configure_logging(level: str, log_format: str, *, secrets: Sequence[str] = ()) -> None:

@@ -42,7 +42,9 @@ from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
 from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
+from sandbox_agent.server.http.request_ids import RequestIds
 from sandbox_agent.server.http.turns import Turns
+from sandbox_agent.server.log_context import REQUEST_ID_HEADER
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.processes.child import Spawner
@@ -228,7 +230,7 @@ class Application:
             hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None
             if hosts is not None:
                 entry = LocalOnly(entry, hosts, config.cors.allow_origins)
-            self._entry = entry
+            self._entry = RequestIds(entry)
             self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
@@ -273,5 +275,5 @@ def _cors(cors: CorsConfig) -> Mapping[str, Any]:
         "allow_methods": cors.allow_methods or ("*",),
         "allow_headers": cors.allow_headers or ("*",),
         "allow_credentials": cors.allow_credentials,
-        "expose_headers": (acp.EPOCH_HEADER, turns.TURN_HEADER),
+        "expose_headers": (acp.EPOCH_HEADER, turns.TURN_HEADER, REQUEST_ID_HEADER),
     }

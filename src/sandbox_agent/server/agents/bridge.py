@@ -33,6 +33,7 @@ from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.openings import Configuration
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
+from sandbox_agent.server.log_context import add_fields
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 
@@ -299,7 +300,9 @@ class Bridge:
         return connection
 
     async def _run(self, connection: AgentConnection, process: Process) -> None:
+        add_fields(server_id=connection.server_id, connection_id=connection.feed.epoch)
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, process.pid)
+        add_fields(request_id=None)  # the agent outlives the request that has started it
         self._running[connection] = process.group
         try:
             await connection.run()

@@ -19,6 +19,7 @@ from sandbox_agent.errors import PersistError
 from sandbox_agent.server import metrics
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint, status_problem
+from sandbox_agent.server.log_context import add_fields
 from sandbox_agent.server.state import ServerState
 
 # A client waits at most this long for a store that hangs.
@@ -27,6 +28,7 @@ _ANY = "{}"
 # The limits of the cache of paths.
 _CACHED_PATHS = 1024
 _CACHED_PATH_BYTES = 512
+_LOGGED = ("server_id", "session_id")
 # Others are counted as one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -124,6 +126,7 @@ class Dispatcher:
         request = _Handshake(scope, receive, send) if is_websocket else Request(scope, receive, send)
         operations = self._find(scope)
         operation = operations.get(method)
+        _log_ids(scope["path_params"])
         begun = time.perf_counter()
         if operation is not None and is_websocket and HTTPStatus.SWITCHING_PROTOCOLS not in operation.answers:
             response = status_problem(HTTPStatus.BAD_REQUEST, "this path is not that of a WebSocket", {})
@@ -174,6 +177,13 @@ class Dispatcher:
                 parameters[child.parameter] = unquote(segment)
             node = child
         return node.operations, parameters
+
+
+def _log_ids(parameters: Mapping[str, str]) -> None:
+    """Add the ids of the path to the lines that are logged for the request."""
+    found = {name: parameters[name] for name in _LOGGED if name in parameters}
+    if found:
+        add_fields(**found)
 
 
 def _count(operation: Operation | None, method: str, status: int, begun: float) -> None:

@@ -29,6 +29,7 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
     b"transfer-encoding": (),
     b"idempotency-key": (),
     b"prefer": (),
+    b"x-request-id": (),
     # A named client may send an envelope again, which takes more than the fast path does.
     CLIENT_HEADER_BYTES: (b"",),
 }

@@ -22,6 +22,7 @@ from sandbox_agent.server.files.baselines import CREATING
 from sandbox_agent.server.http.fast_path import ROUTE, FastPath
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
+from sandbox_agent.server.log_context import log_fields, new_request_id, request_id_header
 from sandbox_agent.server.state import JsonResponse
 from sandbox_agent.wire.jsonrpc import read_head
 
@@ -36,6 +37,7 @@ class _Exchange:
         "keep_alive",
         "message_event",
         "request",
+        "request_id",
         "response_complete",
     )
 
@@ -54,6 +56,7 @@ class _Exchange:
         self._disconnected = False
         self.response_complete = False
         self.begun = time.perf_counter()
+        self.request_id = new_request_id()
 
     @property
     def disconnected(self) -> bool:
@@ -158,11 +161,16 @@ class FastPathProtocol(LimitedProtocol):
         try:
             response: Response = JsonResponse(connection.with_stderr(answer.result()))
         except Exception as error:  # noqa: BLE001 - the boundary, as in dispatch
-            response = error_response(exchange.request, error)
+            with log_fields(request_id=exchange.request_id, server_id=connection.server_id):
+                response = error_response(exchange.request, error)
         status = HTTPStatus(response.status_code)
         metrics.count_request(ROUTE, "POST", status, time.perf_counter() - exchange.begun)
         head = [b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())]
-        headers: list[tuple[bytes, bytes]] = [*self.server_state.default_headers, *response.raw_headers]
+        headers: list[tuple[bytes, bytes]] = [
+            *self.server_state.default_headers,
+            *response.raw_headers,
+            request_id_header(exchange.request_id),
+        ]
         head += [b"%s: %s\r\n" % header for header in headers]
         if not exchange.keep_alive:
             head.append(b"connection: close\r\n")

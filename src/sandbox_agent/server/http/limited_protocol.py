@@ -25,6 +25,7 @@ from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.problems import status_problem
 from sandbox_agent.server.http.turns import MAX_HELD_BYTES, Turns
 from sandbox_agent.server.http.unread import UnreadWatch
+from sandbox_agent.server.log_context import log_fields, request_id_header, request_id_of
 from sandbox_agent.server.tickets import TERMINAL, Tickets, has_ticket
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -286,7 +287,11 @@ class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
         if self.flow.write_paused:
             self._reject(HTTPStatus.SERVICE_UNAVAILABLE, "the responses to earlier requests were not read")
             raise _RejectedError
-        self.transport.write(_raw_response(guard.refuse(scope), self.server_state.default_headers))
+        request_id = request_id_of(self.headers)
+        with log_fields(request_id=request_id):
+            refusal = guard.refuse(scope)
+        headers = [*self.server_state.default_headers, request_id_header(request_id)]
+        self.transport.write(_raw_response(refusal, headers))
         # The body is received all the same: a client may send all of it before it reads the response.
         self._is_discarding = True
         untyped.cycle = _REFUSED

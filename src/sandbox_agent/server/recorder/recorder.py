@@ -15,6 +15,7 @@ from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.errors import session_not_found
+from sandbox_agent.server.log_context import log_fields
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
 from sandbox_agent.server.recorder.counting import count_turns
 from sandbox_agent.server.recorder.published_session import PublishedSession
@@ -192,6 +193,8 @@ class Recorder:
             rows = projection.add_events(events, projection.next_time(row.created_at))
             await self._committer.store_new(session, [*rows, *projection.state_rows()])
             self._registry.keep(session)
+            with log_fields(session_id=row.session_id):
+                logger.info("session %s of agent %s was created", row.session_id, row.agent)
             return session
 
     async def commit(self, changes: Changes) -> None:

@@ -29,6 +29,7 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.errors import without_path
+from sandbox_agent.server.log_context import add_fields, current_request_id
 from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
@@ -70,6 +71,8 @@ class DrivenSession:
         self._sent = False
         self._unopenable = False
         self._deaths = Deaths()
+        # By turn, for the log.
+        self._request_ids: dict[str, str] = {}
         self._cancelled = False
         self._cancelled_next: TurnRow | None = None
         self._response: asyncio.Future[bytes] | None = None
@@ -123,6 +126,8 @@ class DrivenSession:
             with anyio.CancelScope(shield=True):  # bounded by the store: a stored turn must also run
                 await self._context.recorder.commit(Changes(turns=[turn]))
             self._number += 1
+            if (request_id := current_request_id()) is not None:
+                self._request_ids[turn.turn_id] = request_id
             waiting.append(turn)
             self._run_queue()
         return turn
@@ -168,6 +173,9 @@ class DrivenSession:
         try:
             with scope:
                 while (turn := self._turn) is not None:
+                    add_fields(
+                        request_id=self._request_ids.pop(turn.turn_id, None), session_id=self.session_id
+                    )
                     try:
                         await self._run(turn)
                     except SandboxAgentError as error:
