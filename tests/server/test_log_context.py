@@ -16,7 +16,7 @@ import pytest
 from sandbox_agent import SandboxAgent, SandboxAgentError
 from sandbox_agent.cli.logs import configure_logging
 from sandbox_agent.errors import InvalidRequestError, error_from_problem
-from sandbox_agent.server.log_context import current_request_id, log_fields, request_id_of
+from sandbox_agent.server.log_context import current_fields, current_request_id, log_fields, request_id_of
 from tests.server.talk import client_of, envelope, talk
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
@@ -190,7 +190,7 @@ def root() -> Generator[logging.Logger]:
 def test_ids_and_tracebacks_are_escaped_bounded_and_redacted(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    configure_logging("info", log_format, secrets=[TOKEN])
+    configure_logging("info", log_format, secrets=[TOKEN], fields=current_fields)
     with log_fields(server_id=f"x\n{TOKEN}", session_id="y" * 10_000):
         try:
             raise ValueError(f"a\nERROR root: forged {TOKEN}")

@@ -10,10 +10,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from sandbox_agent.server.log_context import current_fields
+Fields = Callable[[], Mapping[str, str]]
 
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -30,10 +30,15 @@ _IN_QUERY = re.compile(r"(?<=[?&])((?:ticket|access_token|token)=)[^&#\s'\"]+")
 class _Redacting(logging.Formatter):
     """Replaces secrets in all output, tracebacks included."""
 
-    def __init__(self, secrets: Sequence[str]) -> None:
+    def __init__(self, secrets: Sequence[str], fields: Fields) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._fields = fields
         # A shorter one would be found in words that are not it.
         self._secrets = tuple(secret for secret in secrets if len(secret) >= MIN_SECRET)
+
+    def read_fields(self) -> dict[str, str]:
+        """Return the ids of what is being handled, shortened."""
+        return {name: value[:MAX_FIELD] for name, value in self._fields().items()}
 
     def redact(self, text: str) -> str:
         for secret in self._secrets:
@@ -41,7 +46,7 @@ class _Redacting(logging.Formatter):
         return _IN_QUERY.sub(rf"\1{_REDACTED}", text)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        fields = "".join(f" {name}={value}" for name, value in read_fields().items())
+        fields = "".join(f" {name}={value}" for name, value in self.read_fields().items())
         return _escape(super().formatMessage(record) + fields)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -55,30 +60,28 @@ class _Json(_Redacting):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **read_fields(),
+            **self.read_fields(),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps({key: self.redact(value) for key, value in entry.items()}, ensure_ascii=False)
 
 
-def read_fields() -> dict[str, str]:
-    """Return the ids of what is being handled, shortened."""
-    return {name: value[:MAX_FIELD] for name, value in current_fields().items()}
-
-
 def _escape(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def configure_logging(level: str, log_format: str, *, secrets: Sequence[str] = ()) -> None:
+def configure_logging(
+    level: str, log_format: str, *, secrets: Sequence[str] = (), fields: Fields = dict[str, str]
+) -> None:
     """Log to stderr.
 
     Args:
         level: One of ``LOG_LEVELS``.
         log_format: One of ``LOG_FORMATS``.
         secrets: Strings to redact, if they have MIN_SECRET characters.
+        fields: Returns the ids that each line gets.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json(secrets) if log_format == "json" else _Redacting(secrets))
+    handler.setFormatter(_Json(secrets, fields) if log_format == "json" else _Redacting(secrets, fields))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
+from sandbox_agent.persist.store import Changes
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
@@ -151,7 +152,9 @@ class Application:
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
             )
+            spans = await _enter_spans(stack, config)  # before the recorder: what it stores last is sent, too
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
+            recorder.observers.extend(spans)
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
             installations = Installations(on_first_use=not config.require_preinstall)
             await stack.enter_async_context(installations.run())
@@ -234,6 +237,16 @@ class Application:
             self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
+
+
+async def _enter_spans(stack: AsyncExitStack, config: ServerConfig) -> Sequence[Callable[[Changes], None]]:
+    """Return what makes spans of what is stored; nothing without --otel, whose extra may not be installed."""
+    if not config.otel:
+        return ()
+    from sandbox_agent.server.recorder.spans import exporting_spans
+
+    spans = await stack.enter_async_context(exporting_spans(content=config.otel_content))
+    return (spans.observe,)
 
 
 def openapi_json() -> bytes:

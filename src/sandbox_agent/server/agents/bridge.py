@@ -36,6 +36,7 @@ from sandbox_agent.server.children import Children
 from sandbox_agent.server.log_context import add_fields
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
+from sandbox_agent.server.trace_context import add_trace
 
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.recorder import Recorder
@@ -289,7 +290,7 @@ class Bridge:
             process,
             self.spiller,
             request_timeout=self._timeout,
-            adapt=lambda method, envelope: adapt(agent, method, envelope),
+            adapt=lambda method, envelope: adapt(agent, method, add_trace(method, envelope)),
             recorder=recorder,
             env=env,
             configuration=self._configuration,

@@ -30,6 +30,7 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
     b"idempotency-key": (),
     b"prefer": (),
     b"x-request-id": (),
+    b"traceparent": (),
     # A named client may send an envelope again, which takes more than the fast path does.
     CLIENT_HEADER_BYTES: (b"",),
 }

@@ -1,10 +1,11 @@
-"""Gives each request an id, which is in its response and in the lines of the log that it causes."""
+"""Gives each request an id, which is in its response and in the lines of the log, and its trace context."""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox_agent.server.log_context import log_fields, request_id_header, request_id_of
+from sandbox_agent.server.trace_context import TRACE_HEADERS, parse_trace, trace_context
 
 _BEGINNINGS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
@@ -24,5 +25,10 @@ class RequestIds:
                 message = {**message, "headers": headers}
             await send(message)
 
-        with log_fields(request_id=request_id):
+        trace = [
+            (name.decode(), value.decode("latin-1"))
+            for name, value in scope["headers"]
+            if name in TRACE_HEADERS
+        ]
+        with log_fields(request_id=request_id), trace_context(parse_trace(trace) if trace else None):
             await self._app(scope, receive, send_with_id)
