@@ -105,7 +105,7 @@ for (const method of ["pauseSandbox", "killSandbox"]) {
   const other = await start();
   calls.length = 0;
   await other[method]();
-  await add(method, () => calls);
+  await add(method, () => [...calls]);
 }
 console.log(JSON.stringify(results));
 process.exit(0);
