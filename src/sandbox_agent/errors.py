@@ -109,6 +109,16 @@ class SandboxAgentError(Exception):
             self.status = status
         self.problem = problem
 
+    @property
+    def request_id(self) -> str | None:
+        """The id of the request that failed, by which the server's log has it; None if it has none."""
+        request_id = (self.problem or {}).get("requestId")
+        return request_id if isinstance(request_id, str) else None
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.request_id is None else f"{message} (request {self.request_id})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the message and the fields, whatever the arguments of ``__init__`` are."""
         return _rebuild, (type(self), self.args, self.__dict__.copy())
@@ -518,7 +528,7 @@ TABLE: tuple[ErrorRow, ...] = (
 )
 
 # The members of RFC 9457. All others are extensions.
-_PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance"}
+_PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance", "requestId"}
 _BY_NAME = {row.name: row.error for row in TABLE if row.name is not None}
 
 

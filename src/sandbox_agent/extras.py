@@ -32,3 +32,20 @@ def require_websockets(feature: str) -> None:
             f"{feature} needs the extra 'terminal': install it with "
             'pip install "sandbox-agent-py[terminal]"'
         )
+
+
+def require_otel(feature: str) -> None:
+    """Check that OpenTelemetry and its exporter are installed.
+
+    Raises:
+        MissingExtraError: they are not.
+    """
+    for module in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:  # of what it is in
+            found = None
+        if found is None:
+            raise MissingExtraError(
+                f"{feature} needs the extra 'otel': install it with pip install \"sandbox-agent-py[otel]\""
+            )

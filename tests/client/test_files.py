@@ -264,3 +264,18 @@ async def test_files_of_the_published_server_are_used(tmp_path: Path) -> None:
             assert sorted(path.name for path in work.iterdir()) == ["a", "sub"]
             with pytest.raises(InvalidRequestError):  # it answers 400
                 await sdk.files.read(work / "nope")
+            assert await sdk.files.read_text(work / "sub/file") == "x"
+            assert [part async for part in sdk.files.stream(work / "sub/file")] == [b"x"]
+            batch = io.BytesIO()
+            with tarfile.open(fileobj=batch, mode="w") as tar:
+                tar.add(tmp_path / "source/sub/file", "packed")
+            uploaded = await sdk.files.upload_batch(batch.getvalue(), work)
+            assert [Path(path).name for path in uploaded.paths] == ["packed"]
+            # What it does not have is an error at once.
+            with pytest.raises(InvalidRequestError, match="not a file"):
+                await sdk.files.download_dir(work, tmp_path / "down")
+            with pytest.raises(SandboxAgentError, match="endpoint not found"):
+                await sdk.files.diff("a-session")
+            with pytest.raises(SandboxAgentError, match="endpoint not found"):
+                async with sdk.files.watch(work):
+                    pass

@@ -156,9 +156,11 @@ async def test_a_failure_has_npms_reason(server: ServerProcess, npm: FakeNpm) ->
         "status": 500,
         "detail": "install failed: npm ci ended with 1: code ENOSPC",
         "agent": "codex",
+        "requestId": answer.headers["x-request-id"],
     }
     event, data = events(stream.text)[-1]
-    assert (event, json.loads(data)) == ("error", answer.json())
+    problem = {**answer.json(), "requestId": stream.headers["x-request-id"]}
+    assert (event, json.loads(data)) == ("error", problem)
     assert not installed(server)["installed"]
 
 

@@ -642,7 +642,7 @@ async def test_a_query_that_makes_no_sense_is_refused(
 
 
 async def test_every_route_says_in_the_same_way_that_a_session_is_not_there(server: ServerProcess):
-    async with client_of(server) as client:
+    async with client_of(server, **{"x-request-id": "same"}) as client:
         path = "/v1/sessions/nowhere"
         answers = [
             await client.get(path),

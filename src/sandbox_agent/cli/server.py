@@ -23,6 +23,7 @@ from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_reada
 from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.egress.relay import parse_where
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.extras import require_otel
 from sandbox_agent.runtime.limits import Limits
 from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
@@ -33,6 +34,7 @@ from sandbox_agent.server.config import (
     ServerConfig,
     check_binding,
 )
+from sandbox_agent.server.log_context import current_fields
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_namespace, check_store, default_store, files_of, secrets_of
 
@@ -243,6 +245,18 @@ def _read_size(_context: click.Context, _option: click.Parameter, value: str | N
     "before.",
 )
 @click.option(
+    "--otel",
+    is_flag=True,
+    envvar="SANDBOX_AGENT_OTEL",
+    show_envvar=True,
+    help="Send a span for each turn and tool call to the OpenTelemetry collector of the OTEL_* variables.",
+)
+@click.option(
+    "--otel-content",
+    is_flag=True,
+    help="Send prompts, answers, and arguments and results of tools with the spans.",
+)
+@click.option(
     "--agent-user",
     metavar="USER",
     help="Run agents as this user, who can read neither the server's memory nor its files. Only as root.",
@@ -329,6 +343,8 @@ def server(
     log_level: str,
     log_format: str,
     log_file: Path | None,
+    otel: bool,
+    otel_content: bool,
     agent_user: str | None,
     agent_env_policy: EnvPolicy,
     agent_env: tuple[str, ...],
@@ -358,10 +374,14 @@ def server(
             "--cors-allow-credentials with --cors-allow-origin '*' would give the pages of every site the "
             "credentials of this server: name the origins"
         )
+    if otel_content and not otel:
+        raise InvalidRequestError("--otel-content needs --otel")
+    if otel:
+        require_otel("--otel")
     token_file = stays_readable(token_file)
     store = _read_store(store)
     secrets = [*([token] if token else []), *secrets_of(store)]
-    configure_logging(log_level, log_format, secrets=secrets, file=log_file)
+    configure_logging(log_level, log_format, secrets=secrets, file=log_file, fields=current_fields)
     load_user_agents(agents, agent_commands, agent_registry)
     user = None if agent_user is None else find_agent_user(agent_user)
     if user is not None:
@@ -384,6 +404,8 @@ def server(
         agent_limits=_read_limits(agent_memory, agent_pids),
         fs_roots=fs_root,
         egress_proxy=None if egress_proxy is None else parse_where(egress_proxy),
+        otel=otel,
+        otel_content=otel_content,
         allow_hosts=allow_host,
         cors=CorsConfig(cors_allow_origin, cors_allow_method, cors_allow_header, cors_allow_credentials),
         **limits,

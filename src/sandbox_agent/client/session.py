@@ -14,6 +14,7 @@ from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy, PermissionRequest
 from sandbox_agent.client.questions import QuestionListener, QuestionRequest
 from sandbox_agent.client.session_core import SessionCore
+from sandbox_agent.client.trace import current_trace
 from sandbox_agent.client.viewer import Viewer
 from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
@@ -241,7 +242,7 @@ class Session:
         outgoing = outgoing or Outgoing(core.host.next_request_id())
         core.prompts += 1
         try:
-            result = await core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
+            result = await core.call("session/prompt", _params(prompt), outgoing)
         finally:
             core.prompts -= 1
         return _response(result, outgoing)
@@ -447,6 +448,12 @@ def _response(result: object, outgoing: Outgoing) -> PromptResponse:
     response = parse_prompt_response(members(result))
     is_cancelled = outgoing.cancelled or response.stop_reason == "cancelled"
     return msgspec.structs.replace(response, cancelled=is_cancelled)
+
+
+def _params(prompt: Prompt) -> dict[str, Any]:
+    """Return what a prompt sends: its blocks, and the trace that it belongs to."""
+    trace = current_trace()
+    return {"prompt": _blocks(prompt), **({"_meta": trace} if trace else {})}
 
 
 def _blocks(prompt: Prompt) -> list[object]:

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence, Sized
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -19,10 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
+from sandbox_agent.persist.store import Changes
 from sandbox_agent.runtime.folder_lock import temporary_folder
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
+from sandbox_agent.server.agents.metering import Metering
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
@@ -41,7 +43,9 @@ from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
 from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
+from sandbox_agent.server.http.request_ids import RequestIds
 from sandbox_agent.server.http.turns import Turns
+from sandbox_agent.server.log_context import REQUEST_ID_HEADER
 from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.processes.child import Spawner
@@ -56,6 +60,7 @@ from sandbox_agent.server.routes import (
     events,
     files,
     meta,
+    metrics,
     permissions,
     processes,
     search,
@@ -77,7 +82,7 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 OPERATIONS: tuple[Operation, ...] = tuple(
     operation
     for module in (
-        *(meta, tickets, acp, agents, sessions, turns, events, ui, permissions, search),
+        *(meta, metrics, tickets, acp, agents, sessions, turns, events, ui, permissions, search),
         *(files, watch, diff, processes, terminal, configuration),
     )
     for operation in module.OPERATIONS
@@ -96,6 +101,8 @@ class Application:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
+        # The server's own set of them, which it replaces.
+        self.connections: Sized = ()
         self._state: ServerState | None = None
         self._entry: ASGIApp | None = None
         self.fast_path: FastPath | None = None
@@ -149,7 +156,9 @@ class Application:
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
             )
+            spans = await _enter_spans(stack, config)  # before the recorder: what it stores last is sent, too
             recorder = await stack.enter_async_context(Recorder(store.sessions).run())
+            recorder.observers.extend(spans)
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
             installations = Installations(on_first_use=not config.require_preinstall)
             await stack.enter_async_context(installations.run())
@@ -218,6 +227,8 @@ class Application:
                 watchers=watchers,
                 baselines=baselines,
                 configuration=ConfigFiles(tree),
+                metering=Metering(),
+                connections=self.connections,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
             if config.token is not None:
@@ -227,10 +238,20 @@ class Application:
             hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None
             if hosts is not None:
                 entry = LocalOnly(entry, hosts, config.cors.allow_origins)
-            self._entry = entry
+            self._entry = RequestIds(entry)
             self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
+
+
+async def _enter_spans(stack: AsyncExitStack, config: ServerConfig) -> Sequence[Callable[[Changes], None]]:
+    """Return what makes spans of what is stored; nothing without --otel, whose extra may not be installed."""
+    if not config.otel:
+        return ()
+    from sandbox_agent.server.recorder.spans import exporting_spans
+
+    spans = await stack.enter_async_context(exporting_spans(content=config.otel_content))
+    return (spans.observe,)
 
 
 def openapi_json() -> bytes:
@@ -272,5 +293,5 @@ def _cors(cors: CorsConfig) -> Mapping[str, Any]:
         "allow_methods": cors.allow_methods or ("*",),
         "allow_headers": cors.allow_headers or ("*",),
         "allow_credentials": cors.allow_credentials,
-        "expose_headers": (acp.EPOCH_HEADER, turns.TURN_HEADER),
+        "expose_headers": (acp.EPOCH_HEADER, turns.TURN_HEADER, REQUEST_ID_HEADER),
     }

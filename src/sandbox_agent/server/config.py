@@ -62,6 +62,8 @@ class ServerConfig:
         agent_environment: what agents inherit, and the user as whom they run.
         agent_limits: what the processes of each agent may use together.
         egress_proxy: where the proxy of the sandbox listens, which agents use; None without one.
+        otel: whether spans of turns and tool calls are sent to an OpenTelemetry collector.
+        otel_content: whether they have prompts, answers, arguments and results.
         allow_hosts: names besides loopback under which a server without a token is reached.
         cors: cross-origin rules.
     """
@@ -95,6 +97,8 @@ class ServerConfig:
     agent_environment: AgentEnvironment = field(default_factory=AgentEnvironment)
     agent_limits: Limits = field(default_factory=Limits)
     egress_proxy: Where | None = None
+    otel: bool = False
+    otel_content: bool = False
     allow_hosts: tuple[str, ...] = ()
     cors: CorsConfig = field(default_factory=CorsConfig)
 

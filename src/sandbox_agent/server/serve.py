@@ -108,6 +108,7 @@ def serve(config: ServerConfig) -> int:
         ),
         app,
     )
+    app.connections = server.server_state.connections
     try:
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_serve(app, server, listener))

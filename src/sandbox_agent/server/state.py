@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.installations import Installations
+from sandbox_agent.server.agents.metering import Metering
 from sandbox_agent.server.agents.registry import AgentRegistry
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.configuration.files import ConfigFiles
@@ -28,7 +30,12 @@ from sandbox_agent.server.tickets import Tickets
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The parts of a running server; ``openapi`` is its OpenAPI document as JSON."""
+    """The parts of a running server.
+
+    Attributes:
+        openapi: its OpenAPI document as JSON.
+        connections: the open connections.
+    """
 
     config: ServerConfig
     bridge: Bridge
@@ -45,6 +52,8 @@ class ServerState:
     baselines: Baselines
     processes: Processes
     configuration: ConfigFiles
+    metering: Metering
+    connections: Sized
 
 
 class JsonResponse(Response):
@@ -62,6 +71,11 @@ class JsonResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})
+
+
+def degradation(state: ServerState) -> str | None:
+    """Return why the store refuses events, in one line; None while it works."""
+    return state.recorder.degraded or state.bridge.spiller.degraded or state.store.trouble
 
 
 def state_of(request: Request) -> ServerState:

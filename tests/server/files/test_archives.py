@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import socket
 import tarfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import httpx2
 import pytest
 
 from tests.server.files.test_files import names, problem
-from tests.support.servers import our_server
+from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +112,10 @@ async def test_the_answer_names_1024_paths_at_most(client: httpx2.AsyncClient, h
         pytest.param([link("out", "/etc/passwd", tarfile.LNKTYPE)], id="absolute-hard-link"),
         pytest.param([link("way", "sub"), entry("way/file")], id="behind-a-link"),
         pytest.param([entry("device", type=tarfile.CHRTYPE, devmajor=1, devminor=5)], id="device"),
+        pytest.param([entry("disk", type=tarfile.BLKTYPE, devmajor=8, devminor=0)], id="block-device"),
         pytest.param([entry("pipe", type=tarfile.FIFOTYPE)], id="pipe"),
+        pytest.param([entry("in", pax_headers={"path": "../out"})], id="parent-in-a-header"),
+        pytest.param([link("way", "sub"), link("way/link", "file")], id="link-behind-a-link"),
     ],
 )
 async def test_an_archive_that_leads_out_is_refused_as_a_whole(
@@ -129,7 +134,23 @@ async def test_an_archive_that_leads_out_is_refused_as_a_whole(
         b"garbage",
         pack(entry("file", b"x" * 5_000))[:3_000],
         pack(entry("file", b"x" * 5_000))[:512] + b"\xff" * 5_000,
+        # It would be a thousand times as large.
+        gzip.compress(pack(entry("file", bytes(10_000_000)))),
+        pack(entry("file", pax_headers={"size": str(1 << 40)})),
+        pack(
+            entry(
+                "file",
+                b"1\n0\n1\n".ljust(512, b"\0"),
+                pax_headers={
+                    "GNU.sparse.major": "1",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": "file",
+                    "GNU.sparse.realsize": str(1 << 40),
+                },
+            )
+        ),
     ],
+    ids=["garbage", "cut off", "overwritten", "compressed", "size in a header", "sparse in a header"],
 )
 async def test_what_is_no_whole_archive_is_refused(
     client: httpx2.AsyncClient, home: Path, archive: bytes
@@ -155,6 +176,41 @@ async def test_links_that_are_there_do_not_lead_out_either(client: httpx2.AsyncC
     assert (home / "up/link").read_bytes() == b"after"
     assert names(home / "outside") == ["file"]
     assert (home / "outside/file").read_bytes() == b"before"
+
+
+async def test_links_that_lead_out_one_after_the_other_are_of_no_use(
+    client: httpx2.AsyncClient, home: Path
+) -> None:
+    """Each of them is inside by its name; followed after the other, they end in the folder above."""
+    links = pack(link("here", "."), link("above", "here/.."))
+    assert (await upload(client, home / "up", links)).status_code == 200
+    assert (home / "up/above").samefile(home)
+    for archive in (
+        pack(entry("above/out", b"x")),
+        pack(link("above/out", "here")),
+        pack(folder("above/out")),
+        pack(entry("own", b"x"), link("above/out", "own", tarfile.LNKTYPE)),
+    ):
+        assert problem(await upload(client, home / "up", archive)) == (403, "permission_denied")
+    assert {path.split("/")[0] for path in names(home)} == {"up"}
+
+
+async def test_a_batch_that_is_cut_off_writes_nothing(server: tuple[ServerProcess, Path], home: Path) -> None:
+    (home / "up").mkdir()
+    (home / "up" / "file").write_bytes(b"before")
+    archive = pack(entry("new", b"n"), entry("file", bytes(4_000_000)))
+    head = (
+        f"POST /v1/fs/upload-batch?path={home / 'up'} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/x-tar\r\nContent-Length: {len(archive)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server[0].port)) as connection:
+        connection.sendall(head.encode() + archive[:2_000_000])
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(20)
+        while connection.recv(65_536):  # until the server has noticed it
+            pass
+    assert names(home / "up") == ["file"]
+    assert (home / "up/file").read_bytes() == b"before"
 
 
 async def test_another_media_type_is_refused(client: httpx2.AsyncClient, home: Path) -> None:

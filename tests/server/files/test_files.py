@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from tests.client.checks import until
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
 
@@ -143,6 +143,25 @@ async def test_a_write_that_is_cut_off_leaves_what_was_there(
         assert [entry["name"] for entry in listed] == ["file"]
     await until(lambda: names(home) == ["file"])
     assert path.read_bytes() == b"before"
+
+
+async def test_a_server_that_is_killed_in_a_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "files/file"
+    path.parent.mkdir()
+    path.write_bytes(b"before")
+    with our_server(tmp_path) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = f"PUT /v1/fs/file?path={path} HTTP/1.1\r\nHost: localhost\r\n"
+            connection.sendall(f"{head}Content-Length: {4 * MIB}\r\n\r\n".encode() + bytes(2 * MIB))
+            await until(lambda: len(names(path.parent)) == 2)
+            server.kill()
+        assert path.read_bytes() == b"before"
+        server.start()
+        async with httpx2.AsyncClient(base_url=server.url) as client:
+            listed = (await client.get("/v1/fs/entries", params={"path": str(path.parent)})).json()
+            assert [entry["name"] for entry in listed] == ["file"]
+            assert (await put(client, path, b"after")).status_code == 200
+        assert path.read_bytes() == b"after"
 
 
 async def test_a_file_that_is_replaced_keeps_its_permissions_and_a_link_stays_one(

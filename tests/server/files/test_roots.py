@@ -141,8 +141,16 @@ async def test_a_folder_that_becomes_a_link_meanwhile_does_not_lead_out(
                 get(client, folder / "one/place/secret"),
                 client.delete("/v1/fs/entry", params={"path": str(folder / "one/place/secret")}),
                 upload(client, folder / "one/place", pack(entry(f"sub/{number}", b"x"))),
+                client.post("/v1/fs/mkdir", params={"path": str(folder / f"one/place/{number}-new")}),
+                move(client, folder / "one/place/secret", folder / "two/stolen"),
+                client.get("/v1/fs/entries", params={"path": str(folder / "one/place")}),
+                client.get("/v1/fs/file", params={"path": str(folder / "one/place"), "archive": "tar"}),
+                client.get("/v1/fs/stat", params={"path": str(folder / "one/place/secret")}),
             )
-            assert answers[1].content != b"secret"
+            assert not any(b"secret" in answer.content for answer in answers[1:3] if answer.is_success)
+            assert not any(b"secret" in answer.content for answer in answers[6:] if answer.is_success)
+            assert not answers[5].is_success
+            assert not answers[8].is_success
             seen |= {answer.status_code for answer in answers}
     finally:
         stop.set()

@@ -35,6 +35,7 @@ from sandbox_agent.client.server_sessions.streams import (
 )
 from sandbox_agent.client.sinks import EventSink
 from sandbox_agent.client.tasks import TaskOwner
+from sandbox_agent.client.trace import current_trace
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import ConflictError, SandboxAgentError, ServerSessionNotFoundError
 from sandbox_agent.wire.records import ListPage
@@ -208,7 +209,7 @@ class ServerSessions:
             "POST",
             session_path(id, "messages"),
             body=message_body(message),
-            headers={"Idempotency-Key": key},
+            headers={"Idempotency-Key": key, **current_trace()},
         )
         return answer.headers.get(TURN_HEADER, "")
 

@@ -20,6 +20,7 @@ from sandbox_agent.client.server_sessions.calls import (
     session_path,
 )
 from sandbox_agent.client.server_sessions.cursor import EventCursor, SequenceGapError
+from sandbox_agent.client.trace import current_trace
 from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import dumps
@@ -164,6 +165,7 @@ async def stream_turn(
     """Send a message and iterate over its turn's events; see ``ServerSessions.stream_turn``."""
     key = encode_header(idempotency_key or new_key())
     content = dumps(message_body(message))
+    trace = current_trace()
     path = session_path(session_id, "messages", "stream")
     # The position of the turn is not known; events that were read are skipped when it is sent again.
     cursor = EventCursor(session_id, None)
@@ -173,7 +175,7 @@ async def stream_turn(
     @asynccontextmanager
     async def connect() -> AsyncGenerator[httpx2.Response]:
         nonlocal turn_id
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key, **trace}
         if cursor.sequence is not None:
             headers["Last-Event-ID"] = str(cursor.sequence)
         params = query(include_raw=include_raw)

@@ -25,6 +25,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.process import Process, SpawnError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
@@ -33,8 +34,10 @@ from sandbox_agent.server.agents.openings import Configuration
 from sandbox_agent.server.agents.spill import Spiller
 from sandbox_agent.server.children import Children
 from sandbox_agent.server.files.baselines import Baselines
+from sandbox_agent.server.log_context import add_fields
 from sandbox_agent.server.streams.usage import overdue
 from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
+from sandbox_agent.server.trace_context import add_trace
 
 if TYPE_CHECKING:
     from sandbox_agent.server.recorder.recorder import Recorder
@@ -117,6 +120,10 @@ class Bridge:
     def live(self) -> list[AgentConnection]:
         """Return the connections whose agent runs, oldest first."""
         return [connection for connection in self._connections.values() if connection.alive]
+
+    def running(self) -> list[AgentConnection]:
+        """Return the connections of all agents that run, those of the server's own requests included."""
+        return [connection for connection in self._running if connection.alive]
 
     def get(self, server_id: str) -> AgentConnection:
         """Return the connection of that id; its agent runs or has ended by itself.
@@ -278,14 +285,16 @@ class Bridge:
                 limited=True,
             )
         except SpawnError as error:
+            metrics.AGENT_START_FAILURES.add(agent)
             raise StreamError(f"stream error: {error}", agent=agent) from error
+        metrics.AGENT_STARTS.add(agent)
         connection = AgentConnection(
             server_id,
             agent,
             process,
             self.spiller,
             request_timeout=self._timeout,
-            adapt=lambda method, envelope: adapt(agent, method, envelope),
+            adapt=lambda method, envelope: adapt(agent, method, add_trace(method, envelope)),
             recorder=recorder,
             env=env,
             configuration=self._configuration,
@@ -297,7 +306,9 @@ class Bridge:
         return connection
 
     async def _run(self, connection: AgentConnection, process: Process) -> None:
+        add_fields(server_id=connection.server_id, connection_id=connection.feed.epoch)
         logger.info("agent %s started for %s, pid %d", connection.agent, connection.server_id, process.pid)
+        add_fields(request_id=None)  # the agent outlives the request that has started it
         self._running[connection] = process.group
         try:
             await connection.run()

@@ -30,7 +30,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.runtime.process import ExitStatus, Process
 from sandbox_agent.server.agents.clients import Clients, sent_event
-from sandbox_agent.server.agents.exits import exit_error
+from sandbox_agent.server.agents.exits import count_exit, exit_error
 from sandbox_agent.server.agents.openings import (
     OPENING_METHODS,
     Configuration,
@@ -224,6 +224,7 @@ class AgentConnection:
         self._process.close()
         self._status = status
         self._excess = self._excess or (None if self.stopping else status.excess)
+        count_exit(self.agent, killed=bool(self._excess), stopped=self.stopping)
         params: dict[str, object] = {"success": status.success, "code": status.code}
         if self._excess is not None:
             params["reason"] = self._excess

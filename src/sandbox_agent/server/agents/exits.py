@@ -1,4 +1,4 @@
-"""The error of requests whose agent has ended."""
+"""Agents that have ended: the error of their requests, and their count."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from typing import Any
 
 from sandbox_agent.errors import AgentProcessExitedError
 from sandbox_agent.runtime.process import ExitStatus
+from sandbox_agent.server import metrics
+
+
+def count_exit(agent: str, *, killed: bool, stopped: bool) -> None:
+    """Count an agent that has ended: killed for a limit, stopped by the server, or by itself."""
+    metrics.AGENT_EXITS.add(agent, "killed" if killed else "stopped" if stopped else "exited")
 
 
 def exit_error(

@@ -20,6 +20,7 @@ from sandbox_agent.engine.correlate import UNNAMED
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event
 from sandbox_agent.errors import ProblemError, StreamError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.files.watching import Changes, Watch, open_watch
 from sandbox_agent.server.streams.usage import Usage
@@ -174,6 +175,7 @@ class Watcher:
             self._log_bytes -= len(self._log.popleft().data)
 
     def _gap(self, cursor: int) -> bytes:
+        metrics.GAPS.add("fs_watch")
         body = msgspec.json.encode(FsChange(type="gap", path=self.path))
         return encode_event("gap", body, event_id=self._id(cursor))
 

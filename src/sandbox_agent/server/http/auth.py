@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from urllib.parse import parse_qs
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.errors import TokenInvalidError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.http.problems import problem_response
 from sandbox_agent.server.state import json_response
 from sandbox_agent.server.tickets import Tickets, has_ticket
@@ -40,7 +40,10 @@ class BearerAuth:
 
     def refuse(self, scope: Scope) -> Response:
         """Return the response to a request without the token or a ticket."""
-        return _refusal(asks_for_health=_asks_for_health(scope), with_ticket=has_ticket(scope))
+        if _asks_for_health(scope):
+            return json_response({"status": "ok"})
+        metrics.REFUSED.add("401")
+        return problem_response(_BAD_TICKET if has_ticket(scope) else _BAD_TOKEN)
 
     def allows(self, scope: Scope) -> bool:
         """Return whether a request has the token."""
@@ -51,18 +54,11 @@ class BearerAuth:
         return bearer_allows(headers, self._token)
 
 
-@lru_cache
-def _refusal(*, asks_for_health: bool, with_ticket: bool) -> Response:
-    """Return the response, built once: a flood of such requests is answered with little work."""
-    if asks_for_health:
-        return json_response({"status": "ok"})
-    error = TokenInvalidError(
-        "ticket invalid: it has expired or was used, or it is for another path, query or method; "
-        "get a new one with POST /v1/tickets"
-        if with_ticket
-        else "token invalid: send the header 'Authorization: Bearer <token>'"
-    )
-    return problem_response(error)
+_BAD_TICKET = TokenInvalidError(
+    "ticket invalid: it has expired or was used, or it is for another path, query or method; "
+    "get a new one with POST /v1/tickets"
+)
+_BAD_TOKEN = TokenInvalidError("token invalid: send the header 'Authorization: Bearer <token>'")
 
 
 def _asks_for_health(scope: Scope) -> bool:

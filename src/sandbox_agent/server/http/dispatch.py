@@ -7,6 +7,7 @@ requests, responses and CORS middleware are used as they are.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from urllib.parse import unquote
@@ -15,8 +16,10 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint, status_problem
+from sandbox_agent.server.log_context import add_fields
 from sandbox_agent.server.state import ServerState
 
 # A client waits at most this long for a store that hangs.
@@ -25,6 +28,9 @@ _ANY = "{}"
 # The limits of the cache of paths.
 _CACHED_PATHS = 1024
 _CACHED_PATH_BYTES = 512
+_LOGGED = ("server_id", "session_id")
+# Others are counted as one.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class _Node:
@@ -120,6 +126,8 @@ class Dispatcher:
         request = _Handshake(scope, receive, send) if is_websocket else Request(scope, receive, send)
         operations = self._find(scope)
         operation = operations.get(method)
+        _log_ids(scope["path_params"])
+        begun = time.perf_counter()
         if operation is not None and is_websocket and HTTPStatus.SWITCHING_PROTOCOLS not in operation.answers:
             response = status_problem(HTTPStatus.BAD_REQUEST, "this path is not that of a WebSocket", {})
         elif operation is None:
@@ -135,8 +143,15 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - the one boundary: it logs unexpected errors
                 response = error_response(f"{method} {scope['path']}", error)
             if deadline is not None and await deadline.is_over():
+                _count(operation, method, HTTPStatus.SERVICE_UNAVAILABLE, begun)
                 return
-        await response(scope, receive, send)
+        _count(next(iter(operations.values()), None), method, response.status_code, begun)
+        kind: str | None = getattr(response, "stream_type", None)
+        if operation is None or kind is None or method == "HEAD":
+            await response(scope, receive, send)
+        else:
+            with metrics.STREAMS.held(operation.path, kind):
+                await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> Mapping[str, Operation]:
         path: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -162,3 +177,17 @@ class Dispatcher:
                 parameters[child.parameter] = unquote(segment)
             node = child
         return node.operations, parameters
+
+
+def _log_ids(parameters: Mapping[str, str]) -> None:
+    """Add the ids of the path to the lines that are logged for the request."""
+    found = {name: parameters[name] for name in _LOGGED if name in parameters}
+    if found:
+        add_fields(**found)
+
+
+def _count(operation: Operation | None, method: str, status: int, begun: float) -> None:
+    """Count a request to the path of an operation, or to no path of any."""
+    route = metrics.OTHER if operation is None else operation.path
+    method = method if method in _METHODS else metrics.OTHER
+    metrics.count_request(route, method, status, time.perf_counter() - begun)

@@ -14,6 +14,7 @@ from sandbox_agent.server.http.auth import bearer_allows
 from sandbox_agent.server.http.local_only import AllowedHosts
 
 _PREFIX = b"/v1/acp/"
+ROUTE = "/v1/acp/{server_id}"
 # Larger bodies arrive in several reads; the dispatcher's time does not matter for them.
 _MAX_BODY_BYTES = 64 * 1024
 _JSON = b"application/json"
@@ -28,6 +29,8 @@ _PLAIN: dict[bytes, Sequence[bytes]] = {
     b"transfer-encoding": (),
     b"idempotency-key": (),
     b"prefer": (),
+    b"x-request-id": (),
+    b"traceparent": (),
     # A named client may send an envelope again, which takes more than the fast path does.
     CLIENT_HEADER_BYTES: (b"",),
 }

@@ -7,6 +7,7 @@ request that it does not handle goes through the ASGI application, which makes t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -15,11 +16,13 @@ from starlette.responses import Response
 from starlette.types import Message, Send
 
 from sandbox_agent.engine.correlate import UNNAMED
+from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.http.fast_path import FastPath
+from sandbox_agent.server.http.fast_path import ROUTE, FastPath
 from sandbox_agent.server.http.limited_protocol import LimitedProtocol
 from sandbox_agent.server.http.problems import error_response
 from sandbox_agent.server.http.send_file import offer_file_sending
+from sandbox_agent.server.log_context import log_fields, new_request_id, request_id_header
 from sandbox_agent.server.state import JsonResponse
 from sandbox_agent.wire.jsonrpc import read_head
 
@@ -30,7 +33,16 @@ _FILE = b"/v1/fs/file?"
 class _Exchange:
     """The cycle that uvicorn sees while an envelope takes the fast path."""
 
-    __slots__ = ("_disconnected", "end_use", "keep_alive", "message_event", "request", "response_complete")
+    __slots__ = (
+        "_disconnected",
+        "begun",
+        "end_use",
+        "keep_alive",
+        "message_event",
+        "request",
+        "request_id",
+        "response_complete",
+    )
 
     def __init__(
         self,
@@ -46,6 +58,8 @@ class _Exchange:
         self.end_use = end_use
         self._disconnected = False
         self.response_complete = False
+        self.begun = time.perf_counter()
+        self.request_id = new_request_id()
 
     @property
     def disconnected(self) -> bool:
@@ -150,10 +164,16 @@ class FastPathProtocol(LimitedProtocol):
         try:
             response: Response = JsonResponse(connection.with_stderr(answer.result()))
         except Exception as error:  # noqa: BLE001 - the boundary, as in dispatch
-            response = error_response(exchange.request, error)
+            with log_fields(request_id=exchange.request_id, server_id=connection.server_id):
+                response = error_response(exchange.request, error)
         status = HTTPStatus(response.status_code)
+        metrics.count_request(ROUTE, "POST", status, time.perf_counter() - exchange.begun)
         head = [b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())]
-        headers: list[tuple[bytes, bytes]] = [*self.server_state.default_headers, *response.raw_headers]
+        headers: list[tuple[bytes, bytes]] = [
+            *self.server_state.default_headers,
+            *response.raw_headers,
+            request_id_header(exchange.request_id),
+        ]
         head += [b"%s: %s\r\n" % header for header in headers]
         if not exchange.keep_alive:
             head.append(b"connection: close\r\n")

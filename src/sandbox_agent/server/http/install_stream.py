@@ -28,6 +28,9 @@ class InstallStream(Response):
         install: installs, and calls the listener with what happens.
     """
 
+    stream_type = "sse"
+    status_code = 200
+
     def __init__(self, install: Callable[[Listener], Awaitable[Installed]]) -> None:
         self._install = install
 

@@ -19,11 +19,13 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sandbox_agent.server import metrics
 from sandbox_agent.server.config import ServerConfig
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.problems import status_problem
 from sandbox_agent.server.http.turns import MAX_HELD_BYTES, Turns
 from sandbox_agent.server.http.unread import UnreadWatch
+from sandbox_agent.server.log_context import log_fields, request_id_header, request_id_of
 from sandbox_agent.server.tickets import TERMINAL, Tickets, has_ticket
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -114,6 +116,7 @@ class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
         self._unwritten_since: float = 0.0
         limit = self._limits.max_connections or _default_max_connections()
         if len(self.connections) > limit:
+            metrics.REFUSED_CONNECTIONS.add()
             self._reject(HTTPStatus.SERVICE_UNAVAILABLE, f"the server has its {limit} connections")
             self._answer_rejection()
 
@@ -284,7 +287,11 @@ class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
         if self.flow.write_paused:
             self._reject(HTTPStatus.SERVICE_UNAVAILABLE, "the responses to earlier requests were not read")
             raise _RejectedError
-        self.transport.write(_raw_response(guard.refuse(scope), self.server_state.default_headers))
+        request_id = request_id_of(self.headers)
+        with log_fields(request_id=request_id):
+            refusal = guard.refuse(scope)
+        headers = [*self.server_state.default_headers, request_id_header(request_id)]
+        self.transport.write(_raw_response(refusal, headers))
         # The body is received all the same: a client may send all of it before it reads the response.
         self._is_discarding = True
         untyped.cycle = _REFUSED
@@ -326,6 +333,7 @@ class LimitedProtocol(UnreadWatch, HttpToolsProtocol):
             return
         status, why = self._rejection
         _log.add(why)
+        metrics.REFUSED.add(str(int(status)))
         cycle = cast("Any", self).cycle
         if cycle is None or cycle.response_complete:
             self.transport.write(_raw_rejection(status, why))

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sandbox_agent.server import metrics
 from sandbox_agent.server.http.problems import status_problem
 
 _LOCALHOST = "localhost"
@@ -74,6 +75,7 @@ class LocalOnly:
         if refusal is None:
             await self._app(scope, receive, send)
         else:
+            metrics.REFUSED.add(str(int(refusal[0])))
             await status_problem(*refusal, {})(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:

@@ -17,6 +17,7 @@ from sandbox_agent.errors import (
     TokenInvalidError,
 )
 from sandbox_agent.server.errors import without_path
+from sandbox_agent.server.log_context import current_request_id
 from sandbox_agent.wire.jsonrpc import dumps
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -36,6 +37,9 @@ def problem_response(error: ProblemError, *, headers: dict[str, str] | None = No
 
 
 def _response(document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    request_id = current_request_id()
+    if request_id is not None:
+        document = {**document, "requestId": request_id}
     return Response(dumps(document), document["status"], headers, media_type=PROBLEM_JSON)
 
 

@@ -11,6 +11,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
+from sandbox_agent.server import metrics
 from sandbox_agent.server.http.problems import status_problem
 from sandbox_agent.server.http.unread import UnreadWatch
 
@@ -28,6 +29,7 @@ class _Handshake(ServerProtocol):
 
     def reject(self, status: HTTPStatus | int, text: str) -> Response:
         response = super().reject(status, text)
+        metrics.REFUSED.add(str(int(status)))
         problem = status_problem(HTTPStatus(status), text.strip(), {})
         body = bytes(problem.body)
         for name in ("Content-Type", "Content-Length"):

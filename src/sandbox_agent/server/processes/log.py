@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event
+from sandbox_agent.server import metrics
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
@@ -110,6 +111,7 @@ class ProcessLog:
         An event ``gap`` has the range of the entries that are dropped.
         """
         if cursor + 1 < self.first:
+            metrics.GAPS.add("process_logs")
             return Slice(encode_gap(cursor + 1, self.first - 1), self.first - 1)
         size = 0
         parts: list[bytes] = []

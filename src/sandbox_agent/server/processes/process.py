@@ -13,6 +13,7 @@ import anyio
 
 from sandbox_agent.errors import ConflictError, ProblemError
 from sandbox_agent.runtime.process import ExitStatus
+from sandbox_agent.server import metrics
 from sandbox_agent.server.processes.child import Child
 from sandbox_agent.server.processes.log import ProcessLog
 from sandbox_agent.server.processes.restarts import Restarts
@@ -117,6 +118,7 @@ class SandboxProcess:
                 self._error = str(error)
                 success, ran_seconds = False, 0.0
                 continue
+            metrics.PROCESS_STARTS.add("restart")
             self.child = child
             self._status = self._exited_at_ms = self._next_start_at_ms = self._error = None
             if self._stopping.is_set():  # it was stopped while it was started

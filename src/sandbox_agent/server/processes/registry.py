@@ -12,6 +12,7 @@ import anyio
 import anyio.abc
 
 from sandbox_agent.errors import ConflictError, NotFoundError, StreamError
+from sandbox_agent.server import metrics
 from sandbox_agent.server.processes.child import Child, PipeChild, Spawner, check_command
 from sandbox_agent.server.processes.log import ProcessLog
 from sandbox_agent.server.processes.process import SandboxProcess
@@ -144,6 +145,7 @@ class Processes:
         if self._closing:
             await process.stop()
             raise _shutting_down()
+        metrics.PROCESS_STARTS.add("create")
         logger.info("process %s started, pid %d", process_id, child.pid)
         return process
 

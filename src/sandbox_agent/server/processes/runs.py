@@ -10,6 +10,7 @@ import anyio.abc
 
 from sandbox_agent.errors import StreamError
 from sandbox_agent.runtime.process import ExitStatus, Process
+from sandbox_agent.server import metrics
 from sandbox_agent.server.processes.child import Spawner, drain, read_output
 from sandbox_agent.wire.processes import ProcessConfig, ProcessRunRequest, ProcessRunResponse
 
@@ -79,6 +80,7 @@ class Runs:
 
         begun = time.monotonic()
         process = await self._spawner.spawn(request, lingers=True)
+        metrics.PROCESS_STARTS.add("run")
         process.close_stdin()
         self._processes.add(process)
         status: ExitStatus | None = None

@@ -21,6 +21,7 @@ from sandbox_agent.persist.store import (
     TextRow,
     TurnRow,
 )
+from sandbox_agent.server import metrics
 from sandbox_agent.server.recorder.published_session import PublishedSession
 from sandbox_agent.server.recorder.rows import Row
 
@@ -102,6 +103,7 @@ class Committer:
         exclusive: held while a batch is stored, and by others that change sessions' rows.
         commits: how many batches were stored.
         listeners: called after the commit of a permission request or an answer.
+        observers: called with what each batch has stored.
 
     Args:
         store: an open store.
@@ -120,6 +122,7 @@ class Committer:
         self.exclusive: asyncio.Lock = asyncio.Lock()
         self.commits: int = 0
         self.listeners: list[Callable[[PublishedSession, PermissionRow], None]] = []
+        self.observers: list[Callable[[Changes], None]] = []
         self._store = store
         self._on_stored = on_stored
         self._on_recovery = on_recovery
@@ -201,6 +204,7 @@ class Committer:
             self._in_flight = None
             self.commits += 1
             batch.publish()
+            self._notify_observers(batch.changes)
             self._notify_listeners(batch)
             for waiter in batch.waiters:
                 if not waiter.done():
@@ -225,10 +229,14 @@ class Committer:
     async def _commit(self, changes: Changes) -> None:
         """Commit; a commit that takes long counts as a failure of the store until it is done."""
         timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self.report_failure, _SLOW)
+        begun = time.perf_counter()
         try:
             await self._store.commit(changes)
         finally:
             timer.cancel()
+        metrics.COMMIT_SECONDS.observe(time.perf_counter() - begun)
+        metrics.EVENTS.add(amount=len(changes.events))
+        metrics.ENVELOPES.add(amount=len(changes.envelopes))
 
     async def store_new(self, session: PublishedSession, rows: Iterable[Row]) -> None:
         """Store and publish the first rows of a session at once (see commit)."""
@@ -271,6 +279,7 @@ class Committer:
 
     def report_failure(self, error: PersistError) -> None:
         """Note that the store failed, and fail all waiters."""
+        metrics.COMMIT_FAILURES.add()
         if self.degraded is None:
             self._failed_at = time.monotonic()
             logger.error("the store failed: nothing is published until it works again (%s)", error)
@@ -285,6 +294,13 @@ class Committer:
         self.degraded = None
         logger.warning("the store works again, after %.1f s", seconds)
         self._on_recovery(list({**batch.sessions, **self._batch.sessions}), seconds)
+
+    def _notify_observers(self, changes: Changes) -> None:
+        for observer in self.observers:
+            try:
+                observer(changes)
+            except Exception:  # the boundary, as below
+                logger.exception("an observer of what is stored failed")
 
     def _notify_listeners(self, batch: _Batch) -> None:
         permissions: Sequence[PermissionRow] = batch.changes.permissions

@@ -22,6 +22,7 @@ from sandbox_agent.persist.store import (
     TextRow,
     TurnRow,
 )
+from sandbox_agent.server.log_context import log_fields
 from sandbox_agent.server.permissions.policies import expiry_of
 from sandbox_agent.server.recorder.rows import (
     Row,
@@ -136,7 +137,8 @@ class Projection:
         try:
             events = self.projector.feed(sender, line, time_ms, subject_id=subject_id, by=client)
         except Exception:  # the boundary: a bug in one session's projection must not end the others
-            logger.exception("envelope %d of session %s can't be projected", index, row.session_id)
+            with log_fields(session_id=row.session_id, connection_id=connection_id):
+                logger.exception("envelope %d of session %s can't be projected", index, row.session_id)
             events = self._recover(time_ms, index)
         if events:
             self._add(rows, events, time_ms, envelope, client)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from sandbox_agent.server.log_context import current_request_id
 from sandbox_agent.wire.records import Sender
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Tap:
     def sent(self, line: bytes, client: str) -> None:
         """Record what a client sent, as the agent reads it."""
         if not self._closed:
-            self._queue.enqueue(Envelopes(self, "client", line, self._clock(), client))
+            request_id = current_request_id() or ""
+            self._queue.enqueue(Envelopes(self, "client", line, self._clock(), client, request_id))
 
     def received(self, lines: Sequence[bytes]) -> None:
         """Record what the agent wrote."""
@@ -93,6 +95,7 @@ class Envelopes(NamedTuple):
         data: the lines, joined: one object costs no more than the bytes that it holds.
         time_ms: when they were read or written.
         client: the client's name; empty for the agent's envelopes and those of an unnamed client.
+        request_id: the id of the request that had them, for the log; empty without one.
     """
 
     tap: Tap
@@ -100,6 +103,7 @@ class Envelopes(NamedTuple):
     data: bytes
     time_ms: int
     client: str
+    request_id: str = ""
 
 
 class Binding(NamedTuple):

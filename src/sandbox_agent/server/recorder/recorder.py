@@ -15,7 +15,9 @@ from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import Changes, PermissionRow, SessionRow, SessionStore
 from sandbox_agent.server.errors import session_not_found
+from sandbox_agent.server.log_context import log_fields
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
+from sandbox_agent.server.recorder.counting import count_turns
 from sandbox_agent.server.recorder.published_session import PublishedSession
 from sandbox_agent.server.recorder.queue import Job, RecorderQueue, Tap
 from sandbox_agent.server.recorder.registry import RecordedSession, SessionRegistry
@@ -61,6 +63,7 @@ class Recorder:
         self._committer = Committer(
             store, on_stored=self._queue.release, on_recovery=self._add_recovery_event
         )
+        self.observers.append(count_turns)
         self._gave_up_at: int | None = None
         self._worker = Worker(self._queue, self._registry, self._committer, store, clock)
 
@@ -139,6 +142,21 @@ class Recorder:
         return self._committer.listeners
 
     @property
+    def observers(self) -> list[Callable[[Changes], None]]:
+        """Called with what each commit of the recorder has stored."""
+        return self._committer.observers
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open at an agent."""
+        return self._worker.open_sessions
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of envelopes that are not stored yet."""
+        return self._queue.used
+
+    @property
     def sessions(self) -> list[RecordedSession]:
         """The sessions in memory."""
         return self._registry.sessions
@@ -175,6 +193,8 @@ class Recorder:
             rows = projection.add_events(events, projection.next_time(row.created_at))
             await self._committer.store_new(session, [*rows, *projection.state_rows()])
             self._registry.keep(session)
+            with log_fields(session_id=row.session_id):
+                logger.info("session %s of agent %s was created", row.session_id, row.agent)
             return session
 
     async def commit(self, changes: Changes) -> None:

@@ -14,7 +14,7 @@ from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, members
 from sandbox_agent.wire.sessions import UsageInfo
 from sandbox_agent.wire.universal import JsonPart, StatusPart, TurnEventData, UniversalItem
 
-_TOKENS = {
+TOKENS = {
     "inputTokens": "input_tokens",
     "outputTokens": "output_tokens",
     "totalTokens": "total_tokens",
@@ -76,7 +76,7 @@ class SessionMetadata:
         """Return the turn's row with its usage, and add that to the session's."""
         usage = members(members(data.metadata).get("usage"))
         mine = UsageInfo()
-        for name, attribute in _TOKENS.items():
+        for name, attribute in TOKENS.items():
             count = usage.get(name)
             if isinstance(count, int) and not isinstance(count, bool):
                 setattr(mine, attribute, count)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,12 +17,14 @@ from sandbox_agent.engine.project import Projector
 from sandbox_agent.engine.route import Held, Route, Router
 from sandbox_agent.errors import PersistError, SandboxAgentError
 from sandbox_agent.persist.store import EnvelopeRow, SessionRow, SessionStore
+from sandbox_agent.server.log_context import log_fields
 from sandbox_agent.server.recorder.committer import RETRY_SECONDS, Committer
 from sandbox_agent.server.recorder.queue import (
     Binding,
     Closing,
     Entry,
     Envelopes,
+    Job,
     Pace,
     RecorderQueue,
     Stopping,
@@ -103,6 +106,13 @@ class Worker:
         """The sessions of these rows."""
         return [session.session_id for session in list(self._rows)]
 
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open at an agent."""
+        return len(
+            {each for connection in self._connections.values() for each in connection.sessions.values()}
+        )
+
     def uses(self, session: RecordedSession) -> bool:
         """Return whether a connection has the session open, or rows of it are not stored."""
         return self._is_open(session) or session in self._rows or self._committer.has_rows(session)
@@ -129,7 +139,8 @@ class Worker:
             try:
                 await self._process(entry)
             except Exception:  # the boundary: a failure in one entry must not end the recorder
-                logger.exception("something could not be recorded")
+                with _log_fields_of(entry):
+                    logger.exception("something could not be recorded")
             finally:
                 self._flush_rows()
             if pace.is_over:
@@ -314,6 +325,8 @@ class Worker:
         )
         session, events = await self._read(self._registry.make, new)
         self._registry.keep(session)
+        with _log_fields_of(first if isinstance(first, Envelopes) else entry, session_id=name):
+            logger.info("session %s of agent %s is recorded", name, agent)
         self._rows[session] += session.projection.add_events(events, session.projection.next_time(now))
         return session
 
@@ -392,6 +405,17 @@ class Worker:
             except PersistError as error:
                 self._committer.report_failure(error)
             await anyio.sleep(RETRY_SECONDS)
+
+
+def _log_fields_of(entry: Entry, *, session_id: str | None = None) -> AbstractContextManager[None]:
+    """Return a context whose lines in the log have the ids of an entry."""
+    tap = None if isinstance(entry, Job) else entry.tap
+    return log_fields(
+        request_id=(entry.request_id or None) if isinstance(entry, Envelopes) else None,
+        server_id=tap and tap.server_id,
+        connection_id=tap and tap.connection_id,
+        session_id=session_id,
+    )
 
 
 def _directory(line: bytes) -> str | None:

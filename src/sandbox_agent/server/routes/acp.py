@@ -21,6 +21,7 @@ from sandbox_agent.errors import (
     UnsupportedAgentError,
 )
 from sandbox_agent.runtime.tree_usage import TreeUsage, read_usage
+from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import UNTIMED_METHODS
 from sandbox_agent.server.client_names import CLIENT_HEADER, MAX_CLIENT_NAME
 from sandbox_agent.server.http.operations import (
@@ -397,6 +398,7 @@ async def delete_v1_acp(request: Request) -> Response:
 
 
 def _reset_event(epoch: str, last_event_id: int) -> bytes:
+    metrics.RESETS.add()
     data = dumps({"epoch": epoch, "lastEventId": last_event_id})
     return encode_event("reset", data, event_id=0)
 

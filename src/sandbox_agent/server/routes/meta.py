@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from sandbox_agent.server.errors import without_path
 from sandbox_agent.server.http.operations import Answer, Operation
-from sandbox_agent.server.state import json_response, state_of
+from sandbox_agent.server.state import degradation, json_response, state_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
 
 _OPENAPI_PATH = "/v1/openapi.json"
@@ -40,8 +40,7 @@ async def get_v1_health(request: Request) -> Response:
     `status` is `ok` while the server answers. While the store refuses events, `store` is `degraded` and
     `reason` is the cause.
     """
-    state = state_of(request)
-    reason = state.recorder.degraded or state.bridge.spiller.degraded or state.store.trouble
+    reason = degradation(state_of(request))
     if reason is None:
         return json_response(HealthResponse(status="ok"))
     return json_response(HealthResponse(status="ok", store="degraded", reason=without_path(reason)))

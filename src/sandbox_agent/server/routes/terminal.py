@@ -108,8 +108,10 @@ def _terminal(process: SandboxProcess) -> Terminal:
 class _Socket(Response):
     """The connection of one viewer."""
 
+    stream_type = "websocket"
+    status_code = HTTPStatus.SWITCHING_PROTOCOLS
+
     def __init__(self, process: SandboxProcess, terminal: Terminal, max_input: int) -> None:
-        super().__init__()
         self._process = process
         self._terminal = terminal
         self._max_input = max_input

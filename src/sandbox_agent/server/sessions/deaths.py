@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sandbox_agent.errors import StreamError
+from sandbox_agent.server import metrics
 
 # After so many deaths within so many seconds an agent is not started again until one of them is older.
 MAX_DEATHS = 3
@@ -38,6 +39,7 @@ class Deaths:
             return
         remaining = self._times[0] + WITHIN_SECONDS - self._clock()
         if remaining > 0:
+            metrics.CRASH_LOOPS.add(agent)
             raise StreamError(
                 f"stream error: {agent} ended by itself {MAX_DEATHS} times within {WITHIN_SECONDS:g} s and "
                 f"is not started again for {remaining:.0f} s: the events before this one say how it ended",

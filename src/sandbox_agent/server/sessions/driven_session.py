@@ -29,12 +29,14 @@ from sandbox_agent.errors import (
 from sandbox_agent.persist.store import Changes, TurnRow
 from sandbox_agent.server.client_names import CANCELLATION
 from sandbox_agent.server.errors import without_path
+from sandbox_agent.server.log_context import add_fields, current_request_id
 from sandbox_agent.server.permissions.policies import stored_request
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import AgentClient, SessionContext, answer
 from sandbox_agent.server.sessions.deaths import Deaths
 from sandbox_agent.server.sessions.requests import digest_of
 from sandbox_agent.server.sessions.restore import NativeRestoreLostError, restore
+from sandbox_agent.server.trace_context import TraceContext, current_trace, trace_context
 from sandbox_agent.wire.jsonrpc import dumps, loads
 from sandbox_agent.wire.universal import UniversalEvent
 
@@ -70,6 +72,8 @@ class DrivenSession:
         self._sent = False
         self._unopenable = False
         self._deaths = Deaths()
+        # The request and the trace that a turn belongs to, by its id.
+        self._origins: dict[str, tuple[str | None, TraceContext | None]] = {}
         self._cancelled = False
         self._cancelled_next: TurnRow | None = None
         self._response: asyncio.Future[bytes] | None = None
@@ -123,6 +127,7 @@ class DrivenSession:
             with anyio.CancelScope(shield=True):  # bounded by the store: a stored turn must also run
                 await self._context.recorder.commit(Changes(turns=[turn]))
             self._number += 1
+            self._origins[turn.turn_id] = current_request_id(), current_trace()
             waiting.append(turn)
             self._run_queue()
         return turn
@@ -168,8 +173,11 @@ class DrivenSession:
         try:
             with scope:
                 while (turn := self._turn) is not None:
+                    request_id, trace = self._origins.pop(turn.turn_id, (None, None))
+                    add_fields(request_id=request_id, session_id=self.session_id)
                     try:
-                        await self._run(turn)
+                        with trace_context(trace):
+                            await self._run(turn)
                     except SandboxAgentError as error:
                         logger.warning("turn %s of %s: %s", turn.turn_id, self.session_id, error)
                     except Exception:  # the boundary: a bug in one turn must not end the others

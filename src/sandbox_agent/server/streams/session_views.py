@@ -8,6 +8,7 @@ from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event, encode_messages
 from sandbox_agent.engine.ui_messages import Chunk, UiMessageChunks
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
+from sandbox_agent.server import metrics
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
@@ -201,4 +202,5 @@ async def _page(
 
 
 def _gap(first: int, last: int) -> Slice:
+    metrics.GAPS.add("session_events")
     return Slice(encode_event("gap", dumps({"from": first, "to": last}), event_id=last), last)

@@ -151,6 +151,9 @@ class EventStream(Response):
     ``presence`` is entered while the response lasts.
     """
 
+    stream_type = "sse"
+    status_code = 200
+
     def __init__(
         self,
         viewer: Viewer,

@@ -1,0 +1,31 @@
+"""Counts the turns that the recorder has stored."""
+
+from __future__ import annotations
+
+from sandbox_agent.persist.store import Changes
+from sandbox_agent.server import metrics
+from sandbox_agent.server.recorder.session_metadata import TOKENS, read_usage
+
+
+def count_turns(changes: Changes) -> None:
+    """Count the turns that end in what was stored, with their time, tokens and cost."""
+    for turn in changes.turns:
+        if turn.ended_at is None:
+            continue
+        agent = next((row.agent for row in changes.sessions if row.key == turn.key), metrics.OTHER)
+        metrics.TURNS.add(agent, turn.state)
+        if turn.started_at is not None:
+            metrics.TURN_SECONDS.observe((turn.ended_at - turn.started_at) / 1000, agent)
+        usage = read_usage(turn.usage)
+        if usage is None:
+            continue
+        for name in TOKENS.values():
+            if (count := getattr(usage, name)) and count > 0:
+                metrics.TOKENS.add(agent, name.removesuffix("_tokens"), amount=count)
+        for currency, amount in (usage.cost or {}).items():
+            metrics.COST.add(agent, _currency(currency), amount=amount)
+
+
+def _currency(name: str) -> str:
+    """Return a currency as agents should report it, an ISO 4217 code."""
+    return name if len(name) == 3 and name.isascii() and name.isalpha() else metrics.OTHER
