@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from sandbox_agent.providers.jail_limits import Limits
     from sandbox_agent.providers.kubernetes import KubernetesProvider, kubernetes
     from sandbox_agent.providers.local import LocalProvider, local
+    from sandbox_agent.providers.microsandbox import MicrosandboxProvider, microsandbox
     from sandbox_agent.providers.modal import ModalProvider, modal
     from sandbox_agent.providers.mounts import Mount
     from sandbox_agent.providers.sprites import SpritesProvider, sprites
@@ -224,6 +225,7 @@ _MODULES = {
     "providers.jail_limits": ("Limits",),
     "providers.kubernetes": ("KubernetesProvider", "kubernetes"),
     "providers.local": ("LocalProvider", "local"),
+    "providers.microsandbox": ("MicrosandboxProvider", "microsandbox"),
     "providers.modal": ("ModalProvider", "modal"),
     "providers.mounts": ("Mount",),
     "providers.sprites": ("SpritesProvider", "sprites"),
@@ -346,6 +348,7 @@ __all__ = [
     "McpLocalServer",
     "McpOAuth",
     "McpRemoteServer",
+    "MicrosandboxProvider",
     "ModalProvider",
     "ModeNotSupportedError",
     "Mount",
@@ -452,6 +455,7 @@ __all__ = [
     "jail",
     "kubernetes",
     "local",
+    "microsandbox",
     "modal",
     "open_driver",
     "podman",

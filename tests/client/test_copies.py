@@ -67,6 +67,7 @@ LIVE = {
         "SpritesProvider",
         "KubernetesProvider",
     ),
+    *("KubernetesProvider", "MicrosandboxProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "FolderConfig", "Processes", "ProcessTerminal", "SandboxAgent", "ServerSessions"),
     *("Session", "Turn"),
