@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -43,6 +44,7 @@ class Box:
         token: A secret of the sandbox, or the id of its session, if the service has one.
         port: The port that the service publishes.
         timeout: Seconds from its start to its end.
+        home: Its home, once a command has named it.
         service: The command that the service starts with it.
         child: The process of this command.
         started: When it started.
@@ -55,6 +57,7 @@ class Box:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     port: int = 0
     timeout: int = 0
+    home: Path | None = None
     service: Sequence[str] = ()
     child: subprocess.Popen[bytes] | None = None
     started: float = field(default_factory=time.time)
@@ -70,9 +73,9 @@ class Failure:
 
 
 class FakeService(ABC):
-    """A service, in a thread, with one folder for the homes of all sandboxes.
+    """A service, in a thread, whose sandboxes have their homes on this machine.
 
-    A sandbox's home is the same path for all: here there is one sandbox at a time.
+    A sandbox's home is where its start script is. Two at a time need homes and ports of their own.
 
     Attributes:
         requests: Method, path and JSON body of each request to the API, but for those to sandboxes.
@@ -133,10 +136,10 @@ class FakeService(ABC):
             self._end(child)
         self.kill_server()
 
-    def kill_server(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the server in the sandbox, if there is one. One that is killed then has ended."""
+    def kill_server(self, number: signal.Signals = signal.SIGKILL, home: Path | None = None) -> None:
+        """Send a signal to the server in a home, if there is one. One that is killed then has ended."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-            pid = int((self.home / ".sandbox-agent/server.pid").read_text())
+            pid = int(((home or self.home) / ".sandbox-agent/server.pid").read_text())
             os.kill(pid, number)
             while number == signal.SIGKILL and not _has_ended(Path(f"/proc/{pid}")):
                 time.sleep(0.001)
@@ -177,8 +180,8 @@ class FakeService(ABC):
         """Destroy a sandbox."""
         box = self.boxes.pop(box_id)
         self._end(box.child)
-        self.kill_server()
-        await asyncio.to_thread(shutil.rmtree, self.home, True)
+        self.kill_server(home=box.home)
+        await asyncio.to_thread(shutil.rmtree, box.home or self.home, True)
 
     async def run(self, box: Box, command: Sequence[str], stdin: bytes = b"") -> Output:
         """Run a command in a sandbox to its end. Not with asyncio: this loop is not the main thread's."""
@@ -186,7 +189,12 @@ class FakeService(ABC):
         def run() -> Output:
             pipe = subprocess.PIPE
             child = subprocess.Popen(
-                list(command), stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.home, env=self._env(box)
+                list(command),
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                cwd=self.home,
+                env=self._env(box, command),
             )
             self._children.add(child)
             out, err = child.communicate(stdin)
@@ -196,8 +204,10 @@ class FakeService(ABC):
         # The thread waits for the process also when the client is gone.
         return await asyncio.to_thread(run)
 
-    def _env(self, box: Box) -> dict[str, str]:
-        return {"HOME": str(self.home), "PATH": f"{self.programs}:/usr/bin:/bin", **box.env}
+    def _env(self, box: Box, command: Sequence[str]) -> dict[str, str]:
+        if found := re.search(r"(/\S+)/\.sandbox-agent/start\.sh", " ".join(command)):
+            box.home = Path(found[1])
+        return {"HOME": str(box.home or self.home), "PATH": f"{self.programs}:/usr/bin:/bin", **box.env}
 
     def start(self, box: Box, command: Sequence[str]) -> None:
         """Start a command that runs until the sandbox or this service ends."""
@@ -208,7 +218,7 @@ class FakeService(ABC):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=self.home,
-            env=self._env(box),
+            env=self._env(box, command),
             start_new_session=True,
         )
         self._services.append(box.child)
