@@ -77,9 +77,12 @@ if TYPE_CHECKING:
     from sandbox_agent.providers.engine.factories import DockerProvider, PodmanProvider, docker, podman
     from sandbox_agent.providers.jail import JailProvider, jail
     from sandbox_agent.providers.jail_limits import Limits
+    from sandbox_agent.providers.kubernetes import KubernetesProvider, kubernetes
     from sandbox_agent.providers.local import LocalProvider, local
+    from sandbox_agent.providers.microsandbox import MicrosandboxProvider, microsandbox
     from sandbox_agent.providers.modal import ModalProvider, modal
     from sandbox_agent.providers.mounts import Mount
+    from sandbox_agent.providers.sprites import SpritesProvider, sprites
     from sandbox_agent.providers.vercel import VercelProvider, vercel
     from sandbox_agent.wire.acp import (
         AgentMessageChunk,
@@ -220,9 +223,12 @@ _MODULES = {
     "providers.engine.factories": ("DockerProvider", "PodmanProvider", "docker", "podman"),
     "providers.jail": ("JailProvider", "jail"),
     "providers.jail_limits": ("Limits",),
+    "providers.kubernetes": ("KubernetesProvider", "kubernetes"),
     "providers.local": ("LocalProvider", "local"),
+    "providers.microsandbox": ("MicrosandboxProvider", "microsandbox"),
     "providers.modal": ("ModalProvider", "modal"),
     "providers.mounts": ("Mount",),
+    "providers.sprites": ("SpritesProvider", "sprites"),
     "providers.vercel": ("VercelProvider", "vercel"),
     "wire.acp": (
         "AgentMessageChunk",
@@ -335,12 +341,14 @@ __all__ = [
     "ItemEventData",
     "JailProvider",
     "JsonPart",
+    "KubernetesProvider",
     "Limits",
     "ListPage",
     "LocalProvider",
     "McpLocalServer",
     "McpOAuth",
     "McpRemoteServer",
+    "MicrosandboxProvider",
     "ModalProvider",
     "ModeNotSupportedError",
     "Mount",
@@ -410,6 +418,7 @@ __all__ = [
     "SessionUpdate",
     "SettingNotConfirmedError",
     "SkillSource",
+    "SpritesProvider",
     "StateSessionPersistDriver",
     "StatusPart",
     "StoreUnavailableError",
@@ -444,10 +453,13 @@ __all__ = [
     "docker",
     "e2b",
     "jail",
+    "kubernetes",
     "local",
+    "microsandbox",
     "modal",
     "open_driver",
     "podman",
+    "sprites",
     "vercel",
 ]
 

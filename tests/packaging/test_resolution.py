@@ -74,3 +74,8 @@ def test_the_sdk_alone_brings_none_of_the_servers_dependencies(pypi: None, wheel
     chosen = resolve(wheel, "")
     assert direct <= chosen.keys()
     assert not chosen.keys() & {*servers, "rich"}
+
+
+def test_the_extras_of_sandboxes_resolve_together(pypi: None, wheel: Path) -> None:
+    chosen = resolve(wheel, "[server,sprites,kubernetes,microsandbox]")
+    assert {"pyyaml", "websockets", "microsandbox", "uvicorn"} <= chosen.keys()

@@ -47,10 +47,10 @@ class Box:
         """Install sandbox-agent on PATH, as an image may have it."""
         (self.programs / "sandbox-agent").symlink_to(Path(sys.executable).with_name("sandbox-agent"))
 
-    def run(self, script: StartScript, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: StartScript, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the script to its end, and to the end of its output."""
         return subprocess.run(
-            [SH],
+            [SH, "-s", *words],
             input=script.text(),
             env={"HOME": str(self.home), "PATH": f"{self.programs}:/usr/bin:/bin:{os.defpath}", **env},
             capture_output=True,
@@ -110,6 +110,15 @@ def test_the_script_does_nothing_if_the_server_answers_and_starts_it_again_if_it
     assert box.run(script).returncode == 0
     assert box.pid() != first
     assert box.status(TOKEN) == 200
+
+
+def test_a_script_that_only_installs_starts_no_server(box: Box) -> None:
+    box.put_token()
+    box.put_program()
+    assert box.run(StartScript(port=box.port, host="127.0.0.1"), "install").returncode == 0
+    assert not (box.folder / "server.pid").exists()
+    done = box.run(StartScript(port=box.port, install_agents=["no-such-agent"]), "install")
+    assert done.returncode == start_script.AGENTS_FAILED
 
 
 def test_two_scripts_at_once_start_one_server(box: Box) -> None:

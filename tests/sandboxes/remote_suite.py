@@ -15,7 +15,14 @@ import pytest
 from sandbox_agent import SandboxAgent, SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.providers.remote import RemoteProvider
 from sandbox_agent.providers.start_script import package_version
-from sandbox_agent.testing.providers import ReconnectSuite, RestartSuite, SandboxProviderSuite, run_command
+from sandbox_agent.testing.providers import (
+    ReconnectSuite,
+    RestartSuite,
+    SandboxProviderSuite,
+    raw_id_of,
+    run_command,
+    running_sandbox,
+)
 from tests.sandboxes.fakes.service import Failure, FakeService
 from tests.support import shell_agent
 from tests.support.servers import free_port
@@ -84,12 +91,29 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
     @pytest.fixture
     def kill_server(self, service: FakeService) -> Callable[[str], Awaitable[object]]:
         async def kill(_: str) -> None:
-            service.kill_server()
+            # The loop goes on, so that the client notices.
+            await asyncio.to_thread(service.kill_server)
 
         return kill
 
-    # Both would listen on the same port of this machine.
+    # Both run on this machine, where each needs a home and a port of its own.
     test_two_sandboxes_are_independent = None  # pyright: ignore[reportAssignmentType]
+
+    async def test_two_sandboxes_at_once_are_independent(
+        self, make: Make, service: FakeService, tmp_path: Path
+    ) -> None:
+        one, two = (make(home=str(tmp_path / name), agent_port=free_port()) for name in ("one", "two"))
+        async with running_sandbox(one) as first, running_sandbox(two) as second:
+            assert len(service.boxes) == 2
+            assert await one.get_token(raw_id_of(first)) != await two.get_token(raw_id_of(second))
+            for sdk, name in ((first, "one"), (second, "two")):
+                session = await sdk.create_session(agent="shell")
+                assert str(tmp_path / name) in await run_command(session, "pwd")
+            await one.destroy(raw_id_of(first))
+            assert list(service.boxes) != []
+            session = await second.create_session(agent="mock")
+            assert (await session.prompt("echo hello")).stop_reason == "end_turn"
+        assert service.boxes == {}
 
     async def test_variables_and_the_workspace_arrive(self, make: Make, tmp_path: Path) -> None:
         project = tmp_path / "project"

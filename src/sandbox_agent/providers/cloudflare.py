@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import httpx2
 import msgspec
 
 from sandbox_agent.errors import SandboxAgentError
-from sandbox_agent.providers.remote import Address, CommandOutput, RemoteOptions, RemoteProvider
-from sandbox_agent.providers.service import Service, ServiceFailure, retry_after
+from sandbox_agent.providers.http_service import HTTPProvider
+from sandbox_agent.providers.remote import Address, CommandOutput, RemoteOptions
+from sandbox_agent.providers.service import Service
 
 _URL_VARIABLE = "CLOUDFLARE_SANDBOX_URL"
 _KEY_VARIABLE = "CLOUDFLARE_SANDBOX_API_KEY"
@@ -28,7 +29,7 @@ class CloudflareOptions(RemoteOptions, total=False):
     api_key: str | None
 
 
-class CloudflareProvider(RemoteProvider[httpx2.AsyncClient]):
+class CloudflareProvider(HTTPProvider):
     """Runs each sandbox in a container at Cloudflare. Created by ``cloudflare``."""
 
     name: str = "cloudflare"
@@ -60,11 +61,6 @@ class CloudflareProvider(RemoteProvider[httpx2.AsyncClient]):
             base_url=f"{self._url}/v1/sandbox/", headers={_KEY_HEADER: self._key}, timeout=_TIMEOUT
         ) as client:
             yield client
-
-    async def _send(self, client: httpx2.AsyncClient, method: str, path: str, **options: Any) -> bytes:
-        response = await client.request(method, path, **options)
-        response.raise_for_status()
-        return response.content
 
     async def _create_sandbox(
         self, client: httpx2.AsyncClient, name: str, metadata: Mapping[str, str]
@@ -102,20 +98,6 @@ class CloudflareProvider(RemoteProvider[httpx2.AsyncClient]):
 
     async def _renew(self, client: httpx2.AsyncClient, sandbox_id: str) -> None:
         await self._wake_sandbox(client, sandbox_id)
-
-    def _describe(self, error: Exception) -> ServiceFailure | None:
-        match error:
-            case httpx2.HTTPStatusError(response=response):
-                message, code = response.text[:500], ""
-                with contextlib.suppress(msgspec.DecodeError, AttributeError):
-                    body = msgspec.json.decode(response.content)
-                    message, code = body.get("message", message), body.get("code", "")
-                wait = retry_after(response.headers)
-                return ServiceFailure(message, response.status_code, wait, code == "no_such_file")
-            case httpx2.TransportError():
-                return ServiceFailure(f"{type(error).__name__}: {error}", None)
-            case _:
-                return None
 
 
 def cloudflare(url: str | None = None, **options: Unpack[CloudflareOptions]) -> CloudflareProvider:

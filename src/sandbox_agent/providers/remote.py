@@ -122,6 +122,8 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
     finds_by_name: ClassVar[bool] = False
     # The service has no variables of a sandbox: they are in a file.
     has_env_file: ClassVar[bool] = False
+    # The service ends no sandbox by itself, so that there is no option for when.
+    never_ends: ClassVar[bool] = False
     # The service ends a sandbox after a time, which can be set again.
     has_timeout: ClassVar[bool] = True
 
@@ -134,7 +136,8 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             ValueError: The workspace is not a folder, or the timeout is not greater than 0.
         """
         self.service.check_installed()
-        if unknown := set(options) - self.options_type.__optional_keys__:
+        known = self.options_type.__optional_keys__ - ({"timeout"} if self.never_ends else set())
+        if unknown := set(options) - known:
             raise TypeError(f"{self.name}() has no argument {', '.join(sorted(unknown))!r}")
         workspace = options.get("workspace")
         if workspace is not None and not Path(workspace).is_dir():
@@ -313,9 +316,21 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             )
 
     async def _start_server(self, client: _C, sandbox_id: str) -> None:
-        command = f"sh {shlex.quote(f'{self._folder}/start.sh')}"
-        if self.has_env_file:
-            command = f". {shlex.quote(f'{self._folder}/env.sh')} && {command}"
+        await self._run_script(client, sandbox_id)
+
+    def _start_command(self, step: str = "") -> str:
+        command = f"sh {shlex.quote(f'{self._folder}/start.sh')} {step}".rstrip()
+        return f". {shlex.quote(f'{self._folder}/env.sh')} && {command}" if self.has_env_file else command
+
+    async def _run_script(self, client: _C, sandbox_id: str, step: str = "") -> None:
+        """Run the start script, which gets the wheel if it needs it.
+
+        Args:
+            client: The SDK's client.
+            sandbox_id: The sandbox.
+            step: "install" to start no server.
+        """
+        command = self._start_command(step)
         output = await self._shell(client, sandbox_id, command)
         if output.exit_code == start_script.NEEDS_WHEEL:
             name, wheel = await asyncio.to_thread(make_wheel)

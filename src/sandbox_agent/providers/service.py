@@ -58,7 +58,9 @@ class Service:
         variable: The environment variable with its key.
         argument: How to pass the key instead, such as ``client={'api_key': ...}``.
         module: The module of its SDK, or None if it needs none.
+        needs: More modules that the extra brings.
         client: What of it is used first: some SDKs import themselves only then.
+        permission: What helps if the key does not allow a call.
         tries: How often a call is tried; 1 if the SDK repeats calls itself.
     """
 
@@ -67,7 +69,9 @@ class Service:
     variable: str
     argument: str
     module: str | None = None
+    needs: tuple[str, ...] = ()
     client: str | None = None
+    permission: str = "Use a key of the team that owns the sandbox and its template."
     tries: int = _TRIES
 
     def check_installed(self) -> None:
@@ -76,7 +80,8 @@ class Service:
         Raises:
             MissingExtraError: It is not.
         """
-        if self.module is not None and not _is_installed(self.module):
+        modules = self.needs if self.module is None else (self.module, *self.needs)
+        if not all(_is_installed(module) for module in modules):
             raise MissingExtraError(
                 f"{self.provider}() needs the extra '{self.provider}': install it with "
                 f'pip install "sandbox-agent-py[{self.provider}]"'
@@ -167,7 +172,7 @@ class Service:
             case 403:
                 return (
                     f"{self.title} does not allow this with the key of {self.variable}: {failure.message}. "
-                    "Use a key of the team that owns the sandbox and its template."
+                    f"{self.permission}"
                 )
             case 429 | 503:
                 asked = f" It asks to wait {failure.retry_after:g} s." if failure.retry_after else ""

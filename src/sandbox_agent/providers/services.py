@@ -9,9 +9,19 @@ from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.providers.remote import RemoteProvider
 
 # Each is made by the function of this name in the module of this name.
-SERVICES: Final = ("cloudflare", "computesdk", "daytona", "e2b", "modal", "vercel")
+SERVICES: Final = (
+    "cloudflare",
+    "computesdk",
+    "daytona",
+    "e2b",
+    "kubernetes",
+    "microsandbox",
+    "modal",
+    "sprites",
+    "vercel",
+)
 # Those whose first argument is an image, a template or a snapshot.
-WITH_IMAGE: Final = ("computesdk", "daytona", "e2b", "modal", "vercel")
+WITH_IMAGE: Final = ("computesdk", "daytona", "e2b", "kubernetes", "microsandbox", "modal", "vercel")
 
 
 def open_service(name: str, image: str | None = None, **options: Any) -> RemoteProvider[Any]:

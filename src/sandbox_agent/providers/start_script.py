@@ -35,7 +35,7 @@ class StartScript:
 
     It uses ``sandbox-agent`` from PATH or from its own virtual environment, if that is this version.
     Otherwise it installs the package from the package index, or the wheel in its folder (``own_wheel.py``).
-    The token is read from the file ``token`` in its folder.
+    The token is read from the file ``token`` in its folder. With the argument ``install``, no server starts.
 
     Attributes:
         port: The server's port.
@@ -102,6 +102,7 @@ _SCRIPT = """\
 #!/bin/sh
 set -u
 umask 077
+step=${{1:-}}
 folder={folder}
 version={version}
 mkdir -p "$folder" || exit {install_failed}
@@ -193,6 +194,7 @@ if [ $# -gt 0 ]; then
         fail {agents_failed} "agents could not be installed: $*:" "$folder/agents.log"
 fi
 
+if [ "$step" = install ]; then exit 0; fi
 set -- {server} --token-file "$folder/token"
 case " $* " in *" --store "*|*" --store="*) ;; *) set -- "$@" --store "sqlite:$folder/server.db" ;; esac
 unset SANDBOX_AGENT_TOKEN

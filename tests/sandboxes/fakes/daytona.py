@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -44,7 +44,7 @@ class FakeDaytona(FakeService):
     def error(self, status: int, message: str) -> Response:
         return JSONResponse({"statusCode": status, "message": message, "source": "DAYTONA_API"}, status)
 
-    def refusal(self, request: Request, name: str = "", box: str | None = None) -> Response | None:
+    def refusal(self, request: HTTPConnection, name: str = "", box: str | None = None) -> Response | None:
         # Sandboxes are found by name, too.
         wanted = request.path_params.get("id")
         for box_id, found in self.boxes.items():

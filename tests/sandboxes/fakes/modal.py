@@ -115,12 +115,18 @@ class FakeModal(FakeService):
         return SimpleNamespace(app_id=f"ap-{name}")
 
     async def _create(
-        self, *args: str, name: str, tags: dict[str, str], env: dict[str, str], **_: Any
+        self,
+        *args: str,
+        name: str,
+        tags: dict[str, str],
+        env: dict[str, str],
+        encrypted_ports: list[int],
+        **_: Any,
     ) -> Any:
         self._fail("create")
         if name in self.boxes:
             raise exception.AlreadyExistsError(name)
-        await self.add(name, Box(tags, env))
+        await self.add(name, Box(tags, env, port=encrypted_ports[0]))
         return self._sandbox(name)
 
     async def _from_name(self, app_name: str, name: str, **_: Any) -> Any:
@@ -146,10 +152,7 @@ class FakeModal(FakeService):
             return box.metadata
 
         async def tunnels() -> dict[int, Any]:
-            [port] = next(
-                options["encrypted_ports"] for call, _, options in self.requests if "create" in call
-            )
-            return {port: SimpleNamespace(url=f"{self.url}/port/{name}/{port}")}
+            return {box.port: SimpleNamespace(url=f"{self.url}/port/{name}/{box.port}")}
 
         async def execute(*command: str) -> Any:
             if name not in self.boxes:

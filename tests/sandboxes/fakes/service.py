@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -17,13 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import anyio
 import httpx2
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
@@ -43,6 +44,9 @@ class Box:
         token: A secret of the sandbox, or the id of its session, if the service has one.
         port: The port that the service publishes.
         timeout: Seconds from its start to its end.
+        home: Its home, once a command has named it.
+        service: The command that the service starts with it.
+        child: The process of this command.
         started: When it started.
     """
 
@@ -53,6 +57,9 @@ class Box:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     port: int = 0
     timeout: int = 0
+    home: Path | None = None
+    service: Sequence[str] = ()
+    child: subprocess.Popen[bytes] | None = None
     started: float = field(default_factory=time.time)
 
 
@@ -66,9 +73,9 @@ class Failure:
 
 
 class FakeService(ABC):
-    """A service, in a thread, with one folder for the homes of all sandboxes.
+    """A service, in a thread, whose sandboxes have their homes on this machine.
 
-    A sandbox's home is the same path for all: here there is one sandbox at a time.
+    A sandbox's home is where its start script is. Two at a time need homes and ports of their own.
 
     Attributes:
         requests: Method, path and JSON body of each request to the API, but for those to sandboxes.
@@ -82,6 +89,8 @@ class FakeService(ABC):
 
     # What the SDK sends as its credentials, by the name of the header in lower case.
     credentials: ClassVar[tuple[str, str]]
+    # The WebSockets of uvicorn.
+    ws: ClassVar[Literal["none", "websockets-sansio"]] = "none"
 
     def __init__(self, home: Path, programs: Path) -> None:
         self.home = home
@@ -95,10 +104,11 @@ class FakeService(ABC):
         self.has_traffic = True
         self.has_script = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._services: list[subprocess.Popen[bytes]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         config = uvicorn.Config(
-            Starlette(routes=self.routes()), log_level="warning", lifespan="off", ws="none"
+            Starlette(routes=self.routes()), log_level="warning", lifespan="off", ws=self.ws
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
@@ -122,12 +132,17 @@ class FakeService(ABC):
         for child in list(self._children):
             child.kill()
         self._thread.join()
-        self.kill_server(signal.SIGKILL)
+        for child in self._services:
+            self._end(child)
+        self.kill_server()
 
-    def kill_server(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the server in the sandbox, if there is one."""
+    def kill_server(self, number: signal.Signals = signal.SIGKILL, home: Path | None = None) -> None:
+        """Send a signal to the server in a home, if there is one. One that is killed then has ended."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-            os.kill(int((self.home / ".sandbox-agent/server.pid").read_text()), number)
+            pid = int(((home or self.home) / ".sandbox-agent/server.pid").read_text())
+            os.kill(pid, number)
+            while number == signal.SIGKILL and not _has_ended(Path(f"/proc/{pid}")):
+                time.sleep(0.001)
 
     async def recorded(self, request: Request) -> Any:
         """Record a request and return its body."""
@@ -136,7 +151,7 @@ class FakeService(ABC):
         self.requests.append((request.method, request.url.path, data))
         return data
 
-    def refusal(self, request: Request, name: str = "", box: str | None = None) -> Response | None:
+    def refusal(self, request: HTTPConnection, name: str = "", box: str | None = None) -> Response | None:
         """Return the error to answer with, if there is one."""
         failure = self.failures.get(name)
         if failure is not None and failure.times > 0:
@@ -163,30 +178,56 @@ class FakeService(ABC):
 
     async def remove(self, box_id: str) -> None:
         """Destroy a sandbox."""
-        del self.boxes[box_id]
-        self.kill_server()
-        await asyncio.to_thread(shutil.rmtree, self.home, True)
+        box = self.boxes.pop(box_id)
+        self._end(box.child)
+        self.kill_server(home=box.home)
+        await asyncio.to_thread(shutil.rmtree, box.home or self.home, True)
 
-    async def run(self, box: Box, command: Sequence[str]) -> Output:
+    async def run(self, box: Box, command: Sequence[str], stdin: bytes = b"") -> Output:
         """Run a command in a sandbox to its end. Not with asyncio: this loop is not the main thread's."""
-        env = {"HOME": str(self.home), "PATH": f"{self.programs}:/usr/bin:/bin", **box.env}
 
         def run() -> Output:
+            pipe = subprocess.PIPE
             child = subprocess.Popen(
                 list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
                 cwd=self.home,
-                env=env,
+                env=self._env(box, command),
             )
             self._children.add(child)
-            out, err = child.communicate()
+            out, err = child.communicate(stdin)
             self._children.discard(child)
             return child.returncode, out, err
 
         # The thread waits for the process also when the client is gone.
         return await asyncio.to_thread(run)
+
+    def _env(self, box: Box, command: Sequence[str]) -> dict[str, str]:
+        if found := re.search(r"(/\S+)/\.sandbox-agent/start\.sh", " ".join(command)):
+            box.home = Path(found[1])
+        return {"HOME": str(box.home or self.home), "PATH": f"{self.programs}:/usr/bin:/bin", **box.env}
+
+    def start(self, box: Box, command: Sequence[str]) -> None:
+        """Start a command that runs until the sandbox or this service ends."""
+        self._end(box.child)
+        box.child = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.home,
+            env=self._env(box, command),
+            start_new_session=True,
+        )
+        self._services.append(box.child)
+
+    def _end(self, child: subprocess.Popen[bytes] | None) -> None:
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
     async def write(self, path: Path, content: bytes) -> None:
         """Write a file of a sandbox."""
@@ -231,3 +272,9 @@ class FakeService(ABC):
             if name.lower() not in (b"connection", b"transfer-encoding")
         ]
         return answer
+
+
+def _has_ended(process: Path) -> bool:
+    """Return whether a process and all of its threads have ended, and its sockets with them."""
+    state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+    return state in "ZX" and len(list((process / "task").iterdir())) <= 1

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
@@ -53,7 +53,7 @@ class FakeVercel(FakeService):
     def error(self, status: int, message: str) -> Response:
         return JSONResponse({"error": {"code": f"status_{status}", "message": message}}, status)
 
-    def refusal(self, request: Request, name: str = "", box: str | None = None) -> Response | None:
+    def refusal(self, request: HTTPConnection, name: str = "", box: str | None = None) -> Response | None:
         session = request.path_params.get("session")
         if session is not None:
             box = next((box_id for box_id, found in self.boxes.items() if found.token == session), session)
