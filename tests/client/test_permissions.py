@@ -348,3 +348,49 @@ async def test_a_request_that_breaks_the_protocol_is_answered_all_the_same(param
 
     await PermissionBroker("s", TaskOwner()).open(params, respond)
     assert answers == [{"outcome": {"outcome": "cancelled"}}]
+
+
+@pytest.mark.parametrize("returned", [True, None, "yes", {"outcome": "allow"}])
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_policy_that_returns_no_reply_raises_in_the_prompt(
+    sdk: SandboxAgent, returned: Any, is_async: bool
+) -> None:
+    async def policy(_request: PermissionRequest) -> Any:
+        return returned
+
+    def sync_policy(_request: PermissionRequest) -> Any:
+        return returned
+
+    session = await sdk.create_session(agent="mock", permission_policy=policy if is_async else sync_policy)
+    with anyio.fail_after(20):
+        with pytest.raises(TypeError, match=r'returned .*: return "once", "always" or "reject"'):
+            await session.prompt("permission")
+        assert "cancelled" in said(await all_events(sdk, session))
+        session.permission_policy = "once"
+        assert (await session.prompt("permission")).stop_reason == "end_turn"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_listener_that_returns_a_reply_raises_in_the_prompt(
+    sdk: SandboxAgent, is_async: bool
+) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    async def listener(_request: PermissionRequest) -> str:
+        return "once"
+
+    session.on_permission_request(listener if is_async else lambda _: "once")
+    with anyio.fail_after(20), pytest.raises(TypeError, match=r'respond_permission\(request.id, "once"\)'):
+        await session.prompt("permission")
+
+
+async def test_a_listener_may_return_anything_else(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    def listener(request: PermissionRequest) -> str:
+        session.respond_permission(request.id, "once")
+        return "once"
+
+    session.on_permission_request(listener)
+    session.on_permission_request(lambda request: request.id)
+    assert (await outcome(sdk, session)).startswith("Permission granted")

@@ -38,7 +38,7 @@ from sandbox_agent.client.settings import created_with, init_with_arguments, req
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import AgentModes, check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
-from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
+from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError, SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
 from sandbox_agent.wire.records import ListPage, SessionEvent
@@ -467,9 +467,16 @@ class SandboxAgent(ServerApi):
     async def get_events(
         self, *, session_id: str, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's stored events, oldest first."""
+        """Return a page of a session's stored events, oldest first.
+
+        Raises:
+            SessionNotFoundError: the store has no session of that id.
+        """
         self._tasks.check_process()
-        return await self.persist.list_events(session_id, limit=limit, cursor=cursor)
+        page = await self.persist.list_events(session_id, limit=limit, cursor=cursor)
+        if not page.items and await self.persist.get_session(session_id) is None:
+            raise SessionNotFoundError(session_id)
+        return page
 
     async def destroy_session(self, id: str) -> Session:  # noqa: A002 - the contract's name
         """Cancel the session's turn and mark it as destroyed; its history stays and it can be resumed.

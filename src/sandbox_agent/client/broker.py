@@ -44,6 +44,10 @@ class RequestBroker(Generic[R]):
         tasks: runs listeners and answers.
         kind: what the requests are, in messages.
         cancelled: returns the result that cancels a request.
+
+    Attributes:
+        failure: the wrong value that a callback of the user has returned since the last prompt, as an error
+            for the caller of that prompt.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class RequestBroker(Generic[R]):
         self._prefix = f"{kind[:4]}-{secrets.token_hex(8)}"
         self._counter = itertools.count(1)
         self._pending: dict[str, Pending[R]] = {}
+        self.failure: Exception | None = None
         self._listeners: dict[object, Callable[[R], Awaitable[object] | object]] = {}
 
     def listen(self, listener: Callable[[R], Awaitable[object] | object]) -> Callable[[], None]:

@@ -24,7 +24,6 @@ from sandbox_agent.engine.permissions import (
     select_option,
     verdict_outcome,
 )
-from sandbox_agent.errors import UnsupportedPermissionReplyError
 from sandbox_agent.wire.jsonrpc import elements, members
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
@@ -159,12 +158,37 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
             else:
                 reply = _ALIASES.get(policy, policy)
             if not is_reply(reply):
-                raise UnsupportedPermissionReplyError(request.id, str(reply), request.available_replies)
+                self.failure = TypeError(
+                    f"the permission policy of session '{self._session_id}' returned {reply!r}, so the "
+                    'request was cancelled: return "once", "always" or "reject"'
+                )
+                return cancelled_outcome()
             return select_option(request.id, request.options, reply)
         except Exception:
             # The boundary to the user's policy: the agent needs a response in any case.
             logger.exception("the permission policy of session %s failed: cancelled", self._session_id)
             return cancelled_outcome()
+
+    def _notify(self, listener: PermissionListener, request: PermissionRequest) -> None:
+        async def check(result: Awaitable[object]) -> object:
+            return self._check_answered(request, await result)
+
+        def call(request: PermissionRequest) -> object:
+            result = listener(request)
+            return check(result) if inspect.isawaitable(result) else self._check_answered(request, result)
+
+        super()._notify(call, request)
+
+    def _check_answered(self, request: PermissionRequest, result: object) -> object:
+        """Cancel a request whose listener returned a reply: it would wait forever."""
+        if isinstance(result, str) and is_reply(result) and request.id in self._pending:
+            self.failure = TypeError(
+                f"a permission listener of session '{self._session_id}' returned {result!r}, which answers "
+                "nothing, so the request was cancelled: call "
+                f'session.respond_permission(request.id, "{result}")'
+            )
+            self._send(self._pending[request.id], cancelled_outcome())
+        return result
 
     def respond(self, permission_id: str, reply: PermissionReply) -> Awaitable[None]:
         """Answer with the option of a reply; it is sent at once, even if the result is not awaited.

@@ -21,6 +21,7 @@ from sandbox_agent.engine.questions import (
     read_question,
     rejection_result,
 )
+from sandbox_agent.errors import InvalidRequestError
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -125,7 +126,11 @@ class QuestionBroker(RequestBroker[QuestionRequest]):
         try:
             decided = policy(request)
             answers = await decided if inspect.isawaitable(decided) else decided
-            result = _result(request, answers)
+            try:
+                result = _result(request, answers)
+            except (InvalidRequestError, TypeError) as error:
+                self.failure = error
+                result = rejection_result(request.method)
         except Exception:
             # The boundary to the user's policy: the agent needs a response in any case.
             logger.exception("the question policy of session %s failed: declined", self._session_id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from typing import Any, Literal
 from weakref import WeakKeyDictionary, ref
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy, PermissionRequest
+from sandbox_agent.client.prompts import Prompt, prompt_blocks
 from sandbox_agent.client.questions import QuestionListener, QuestionRequest
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.viewer import Viewer
@@ -99,7 +100,6 @@ class Turn:
         self._ended = True
 
 
-Prompt = str | Sequence[Mapping[str, Any] | object]
 OnBusy = Literal["queue", "error"]
 
 
@@ -215,6 +215,9 @@ class Session:
             on_busy: while another turn runs: "queue" sends the prompt after it, "error" refuses the prompt.
 
         Raises:
+            TypeError: the prompt is neither text nor a list of content blocks (nothing was sent), or a
+                callback for permission requests returned a wrong value (the request was cancelled, and the
+                turn has ended).
             ConflictError: another turn runs or waits, and ``on_busy`` is "error". Nothing was sent.
             ConnectionLostError: the server or the agent went away; the message says whether the prompt
                 was sent. The next call restores the session.
@@ -238,12 +241,16 @@ class Session:
                 f"conflict: a turn of session '{self.id}' runs or waits, so the prompt was not sent: send it "
                 'when that turn has ended, or use on_busy="queue"'
             )
+        blocks = prompt_blocks(prompt)
         outgoing = outgoing or Outgoing(core.host.next_request_id())
         core.prompts += 1
         try:
-            result = await core.call("session/prompt", {"prompt": _blocks(prompt)}, outgoing)
+            result = await core.call("session/prompt", {"prompt": blocks}, outgoing)
         finally:
             core.prompts -= 1
+            failure = core.take_failure()
+        if failure is not None:
+            raise failure
         return _response(result, outgoing)
 
     @property
@@ -269,7 +276,8 @@ class Session:
         ``turn.response`` is the response at the end. An error of the turn is raised after its events. With
         ``on_busy="error"``, a prompt that is not sent raises ConflictError when the iteration begins.
         """
-        return Turn(self._core, lambda outgoing: self._prompt(prompt, on_busy, outgoing))
+        blocks = prompt_blocks(prompt)
+        return Turn(self._core, lambda outgoing: self._prompt(blocks, on_busy, outgoing))
 
     def events(self, *, after: int = 0) -> Viewer:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.
@@ -447,12 +455,3 @@ def _response(result: object, outgoing: Outgoing) -> PromptResponse:
     response = parse_prompt_response(members(result))
     is_cancelled = outgoing.cancelled or response.stop_reason == "cancelled"
     return msgspec.structs.replace(response, cancelled=is_cancelled)
-
-
-def _blocks(prompt: Prompt) -> list[object]:
-    given = cast("object", prompt)
-    if isinstance(given, str):
-        return [{"type": "text", "text": given}]
-    if isinstance(given, bytes) or not isinstance(given, Sequence):
-        raise TypeError(f"prompt must be a str or a list of content blocks, not {type(given).__name__}")
-    return list(cast("Sequence[object]", given))

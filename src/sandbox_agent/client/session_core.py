@@ -408,6 +408,12 @@ class SessionCore:
         await self.permissions.cancel_all()
         await self.questions.cancel_all()
 
+    def take_failure(self) -> Exception | None:
+        """Return what a callback of the user did wrong since the last call, as an error for the user."""
+        failure = self.permissions.failure or self.questions.failure
+        self.permissions.failure = self.questions.failure = None
+        return failure
+
     def forget_requests(self) -> None:
         """Drop the agent's open requests without an answer."""
         self.permissions.forget_all()

@@ -9,11 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TypeVar
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
-from sandbox_agent.extras import MissingExtraError
+from sandbox_agent.extras import require_extra
 
 _T = TypeVar("_T")
 
@@ -76,11 +75,8 @@ class Service:
         Raises:
             MissingExtraError: It is not.
         """
-        if self.module is not None and not _is_installed(self.module):
-            raise MissingExtraError(
-                f"{self.provider}() needs the extra '{self.provider}': install it with "
-                f'pip install "sandbox-agent-py[{self.provider}]"'
-            )
+        if self.module is not None:
+            require_extra(f"{self.provider}()", self.provider, self.module)
 
     async def load(self) -> None:
         """Import the SDK, which may take a second, in a thread."""
@@ -227,10 +223,3 @@ def _cancelable() -> Generator[None]:
         if isinstance(cause, asyncio.CancelledError):
             raise cause from error
         raise
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
-        return False

@@ -8,13 +8,13 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, encode_header
-from sandbox_agent.client.options import to_acp
+from sandbox_agent.client.options import McpServers, to_acp
 from sandbox_agent.client.server_sessions.calls import (
     SessionCalls,
     decode,
@@ -85,7 +85,7 @@ class ServerSessions:
         directory: str | None = None,
         title: str | None = None,
         additional_directories: Sequence[str | os.PathLike[str]] | None = None,
-        mcp_servers: Sequence[Mapping[str, Any]] | None = None,
+        mcp_servers: McpServers | None = None,
         env: Mapping[str, str] | None = None,
         permission_rules: Sequence[PermissionRule] | None = None,
         permission_timeout_seconds: float | None = None,
@@ -104,7 +104,7 @@ class ServerSessions:
             directory: the agent's working directory; default: the server's own.
             title: a title for people.
             additional_directories: more directories that the agent may work in, absolute paths.
-            mcp_servers: MCP servers in ACP's shape; ``env`` and ``headers`` may also be dicts.
+            mcp_servers: MCP servers as in ``SandboxAgent.create_session``.
             env: variables of the session's agent, besides those that it inherits. The server keeps them with
                 the session and never returns their values.
             permission_rules: checked before ``permission_mode``; the first match decides.
