@@ -117,6 +117,11 @@ class SandboxAgent(ServerApi):
         self._registry = SessionRegistry(self._http, self._tasks, self._health, self.persist, limits)
         self._registry.cancel_grace = options.get("cancel_grace", CANCEL_GRACE)
 
+    def __repr__(self) -> str:
+        """Return the server's address, and the sandbox if there is one."""
+        sandbox = f" sandbox={self.sandbox_id!r}" if self.sandbox_id is not None else ""
+        return f"<SandboxAgent {self.base_url!r}{sandbox}>"
+
     @classmethod
     def connect(
         cls, *, base_url: str | None = None, **options: Unpack[ClientOptions]

@@ -6,8 +6,10 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, cast
+
+import msgspec
 
 from sandbox_agent.client.broker import Pending, RequestBroker, Respond
 from sandbox_agent.client.tasks import TaskOwner
@@ -25,12 +27,12 @@ from sandbox_agent.engine.permissions import (
     verdict_outcome,
 )
 from sandbox_agent.wire.jsonrpc import elements, members
+from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 
-@dataclass(frozen=True, slots=True)
-class PermissionRequest:
+class PermissionRequest(Serializable, msgspec.Struct, frozen=True, rename="camel"):
     """An agent's request to use a tool.
 
     Attributes:
@@ -51,7 +53,16 @@ class PermissionRequest:
     tool_call: dict[str, Any]
     options: list[dict[str, Any]]
     available_replies: list[PermissionReply]
-    raw_request: dict[str, Any] = field(repr=False)
+    raw_request: dict[str, Any]
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as a datetime in UTC."""
+        return to_time(self.created_at)
+
+    def __repr__(self) -> str:
+        """Return all but the raw request."""
+        return short_repr(self, "id", "session_id", "tool_call", "available_replies")
 
 
 PermissionListener = Callable[[PermissionRequest], Awaitable[object] | object]

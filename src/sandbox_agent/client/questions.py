@@ -6,8 +6,10 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
+
+import msgspec
 
 from sandbox_agent.client.broker import Pending, RequestBroker, Respond
 from sandbox_agent.client.tasks import TaskOwner
@@ -22,12 +24,12 @@ from sandbox_agent.engine.questions import (
     rejection_result,
 )
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionRequest:
+class QuestionRequest(Serializable, msgspec.Struct, frozen=True, rename="camel"):
     """An agent's question to the user.
 
     Attributes:
@@ -48,7 +50,16 @@ class QuestionRequest:
     message: str
     fields: list[QuestionField]
     method: str
-    raw_request: dict[str, Any] = field(repr=False)
+    raw_request: dict[str, Any]
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as a datetime in UTC."""
+        return to_time(self.created_at)
+
+    def __repr__(self) -> str:
+        """Return all but the raw request."""
+        return short_repr(self, "id", "session_id", "message", "fields")
 
 
 QuestionListener = Callable[[QuestionRequest], Awaitable[object] | object]

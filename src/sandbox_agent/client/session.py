@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from datetime import datetime
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, ref
 
@@ -23,6 +24,7 @@ from sandbox_agent.errors import ConflictError, SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
+from sandbox_agent.wire.serial import Serializable
 
 
 class Turn:
@@ -103,7 +105,7 @@ class Turn:
 OnBusy = Literal["queue", "error"]
 
 
-class Session:
+class Session(Serializable):
     """One conversation with one agent, kept in the store; made by a SandboxAgent.
 
     A session outlives its connection. The first call after the server or the agent restarted restores it:
@@ -117,6 +119,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id!r} agent={self.agent!r}{' read-only' if self._read_only else ''}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record without what the session was created with, which may hold secrets."""
+        fields = self.record.to_dict()
+        fields.pop("sessionInit", None)
+        return fields
 
     @property
     def _writer(self) -> SessionCore:
@@ -161,6 +169,16 @@ class Session:
     def destroyed_at(self) -> int | None:
         """When the session was destroyed, in milliseconds since the epoch, or None."""
         return self._core.record.destroyed_at
+
+    @property
+    def created_time(self) -> datetime:
+        """When the session was created, in UTC."""
+        return self._core.record.created_time
+
+    @property
+    def destroyed_time(self) -> datetime | None:
+        """When the session was destroyed, in UTC, or None."""
+        return self._core.record.destroyed_time
 
     @property
     def _usable(self) -> SessionCore:

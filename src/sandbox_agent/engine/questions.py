@@ -8,11 +8,13 @@ question. An answer is a list per field: the chosen options (labels, values or i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
 
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.wire.jsonrpc import dumps, elements, members
+from sandbox_agent.wire.serial import Serializable
 
 # ACP's elicitations, which have a schema for the answer.
 ELICITATIONS = frozenset({"elicitation/create", "session/elicitation"})
@@ -98,8 +100,7 @@ def _first(given: dict[str, Any], *names: str) -> str:
 FieldKind = Literal["text", "choice", "multi_choice", "boolean", "integer", "number"]
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionOption:
+class QuestionOption(Serializable, msgspec.Struct, frozen=True, rename="camel"):
     """An answer that a question offers.
 
     Attributes:
@@ -113,8 +114,7 @@ class QuestionOption:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionField:
+class QuestionField(Serializable, msgspec.Struct, frozen=True, rename="camel"):
     """One part of a question: a field of ACP's form, or one of the questions of an extension.
 
     Attributes:

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 import msgspec
 
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, load_object, members, replace_surrogates
+from sandbox_agent.wire.serial import Serializable
 
 
-class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+class AcpStruct(Serializable, msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """A view of an ACP object. Unknown fields are ignored, because the bytes are kept elsewhere.
 
     Attributes:
@@ -25,6 +26,10 @@ class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """
 
     meta: dict[str, Any] | None = msgspec.field(default=None, name="_meta")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object in ACP's shape."""
+        return cast("dict[str, Any]", _unwrap_unknown(super().to_dict()))
 
 
 class Annotations(AcpStruct, frozen=True):
@@ -92,7 +97,7 @@ class EmbeddedResource(AcpStruct, frozen=True, tag_field="type", tag="resource")
     annotations: Annotations | None = None
 
 
-class UnknownContent(msgspec.Struct, frozen=True, tag_field="type", tag=""):
+class UnknownContent(Serializable, msgspec.Struct, frozen=True, tag_field="type", tag=""):
     """A block whose type is unknown to this version, or that breaks the schema.
 
     Attributes:
@@ -102,6 +107,10 @@ class UnknownContent(msgspec.Struct, frozen=True, tag_field="type", tag=""):
 
     type: str = msgspec.field(name="_type")
     raw: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole block."""
+        return self.raw
 
 
 ContentBlock: TypeAlias = (
@@ -321,7 +330,7 @@ class CompactionSummaryChunk(_ContentChunk, frozen=True, tag="compaction_summary
     compaction_id: str
 
 
-class UnknownUpdate(msgspec.Struct, frozen=True):
+class UnknownUpdate(Serializable, msgspec.Struct, frozen=True):
     """An update whose kind is unknown to this version, or that lacks a required member.
 
     Attributes:
@@ -331,6 +340,10 @@ class UnknownUpdate(msgspec.Struct, frozen=True):
 
     session_update: str
     raw: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole update."""
+        return self.raw
 
 
 KnownUpdate: TypeAlias = (
@@ -456,6 +469,18 @@ def parse_permission_request(params: bytes | dict[str, Any]) -> PermissionReques
 def parse_prompt_response(result: bytes | dict[str, Any]) -> PromptResponse:
     """Return the view of a ``session/prompt``'s result; missing members are empty."""
     return _struct(PromptResponse, _object(result))
+
+
+def _unwrap_unknown(value: object) -> object:
+    """Replace what is an UnknownContent in a dict of JSON values by the block that it stands for."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        if fields.get("type") == "" and "_type" in fields and "raw" in fields:
+            return fields["raw"]
+        return {name: _unwrap_unknown(each) for name, each in fields.items()}
+    if isinstance(value, list):
+        return [_unwrap_unknown(each) for each in cast("list[object]", value)]
+    return value
 
 
 class _UnfitError(Exception):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
+
+from sandbox_agent.wire.serial import Serializable, to_time
 
 __all__ = [
     "IDLE_EXIT_CODE",
@@ -30,7 +33,7 @@ __all__ = [
 IDLE_EXIT_CODE = 75
 
 
-class Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+class Body(Serializable, msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
     """A body with camelCase members. Members with default values are omitted; unknown ones are ignored."""
 
 
@@ -98,6 +101,11 @@ class AcpServerInfo(Body):
     idle_ms: int | None = None
     usage: AcpUsageInfo | None = None
 
+    @property
+    def created_time(self) -> datetime:
+        """``created_at_ms`` as a datetime in UTC."""
+        return to_time(self.created_at_ms)
+
 
 class OpenAcpRequest(Body, kw_only=True):
     """``PUT /v1/acp/{server_id}``.
@@ -117,7 +125,7 @@ class AcpServerListResponse(Body):
     servers: list[AcpServerInfo]
 
 
-class AgentCapabilities(msgspec.Struct, kw_only=True, frozen=True, rename="camel"):
+class AgentCapabilities(Serializable, msgspec.Struct, kw_only=True, frozen=True, rename="camel"):
     """The capabilities of an agent, from the catalogue."""
 
     plan_mode: bool = False
@@ -211,7 +219,7 @@ class AgentInstallArtifact(Body):
     version: str | None = None
 
 
-class AgentInstallResponse(msgspec.Struct, omit_defaults=True):
+class AgentInstallResponse(Serializable, msgspec.Struct, omit_defaults=True):
     """Whether the agent was installed before, and what is installed. The first name is snake_case."""
 
     already_installed: bool
