@@ -41,6 +41,7 @@ from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError, SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
+from sandbox_agent.wire.api import AgentId
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
 T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
@@ -321,7 +322,7 @@ class SandboxAgent(ServerApi):
     async def create_session(
         self,
         *,
-        agent: str,
+        agent: AgentId,
         id: str | None = None,  # noqa: A002 - the contract's name
         **options: Unpack[SessionOptions],
     ) -> Session:
@@ -374,7 +375,7 @@ class SandboxAgent(ServerApi):
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
-        agent: str | None = None,
+        agent: AgentId | None = None,
         permission_policy: PermissionPolicy | None = None,
         env: Mapping[str, str] | None = None,
         question_policy: QuestionPolicy | None = None,
@@ -425,7 +426,7 @@ class SandboxAgent(ServerApi):
         self,
         *,
         id: str,  # noqa: A002 - the contract's name
-        agent: str,
+        agent: AgentId,
         take_over: bool = False,
         **options: Unpack[SessionOptions],
     ) -> Session:

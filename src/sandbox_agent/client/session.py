@@ -23,6 +23,7 @@ from sandbox_agent.engine.questions import Answers
 from sandbox_agent.errors import ConflictError, SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.jsonrpc import members
+from sandbox_agent.wire.objects import ConfigOption, SessionModes
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 from sandbox_agent.wire.serial import Serializable
 
@@ -432,17 +433,17 @@ class Session(Serializable):
         await self._writer.settings.set_category(category, value, self._writer.call)
         await self._core.journal.flush()
 
-    async def get_config_options(self) -> list[dict[str, Any]]:
+    async def get_config_options(self) -> list[ConfigOption]:
         """Return the options in ACP's shape; fetched from the server if session/new returned none."""
         options = await self._usable.settings.options()
         await self._core.journal.flush()
-        return options
+        return [ConfigOption(option) for option in options]
 
-    async def get_modes(self) -> dict[str, Any] | None:
-        """Return ``currentModeId`` and ``availableModes``, or None if the agent has no modes."""
+    async def get_modes(self) -> SessionModes | None:
+        """Return ``current_mode_id`` and ``available_modes``, or None if the agent has no modes."""
         modes = await self._usable.settings.modes()
         await self._core.journal.flush()
-        return modes
+        return None if modes is None else SessionModes(modes)
 
     async def refresh(self) -> Session:
         """Read the record again, as another process may have changed it.

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
+from sandbox_agent.wire import objects
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, load_object, members, replace_surrogates
 from sandbox_agent.wire.serial import Serializable
+
+if TYPE_CHECKING:
+    _Option = objects.ConfigOption
+else:
+    _Option = dict[str, Any]  # what msgspec decodes; __post_init__ converts it
 
 
 class AcpStruct(Serializable, msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -277,7 +283,12 @@ class ConfigOptionUpdate(_Update, frozen=True, tag="config_option_update"):
     """All config options with their values, in ACP's shape (SessionConfigOption)."""
 
     session_update: ClassVar[Literal["config_option_update"]] = "config_option_update"
-    config_options: list[dict[str, Any]]
+    config_options: list[_Option]
+
+    def __post_init__(self) -> None:
+        """Make the options' members attributes, too."""
+        options = [objects.ConfigOption(option) for option in self.config_options]
+        msgspec.structs.force_setattr(self, "config_options", options)
 
 
 class SessionInfoUpdate(_Update, frozen=True, tag="session_info_update"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from sandbox_agent.wire.serial import Serializable, to_time
+from sandbox_agent.wire import objects
+from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 __all__ = [
     "IDLE_EXIT_CODE",
@@ -15,6 +16,7 @@ __all__ = [
     "AcpServerInfo",
     "AcpServerListResponse",
     "AgentCapabilities",
+    "AgentId",
     "AgentInfo",
     "AgentInstallArtifact",
     "AgentInstallProgress",
@@ -22,6 +24,7 @@ __all__ = [
     "AgentInstallResponse",
     "AgentListResponse",
     "HealthResponse",
+    "KnownAgent",
     "ProblemDetails",
     "RootResponse",
     "ServerStatusInfo",
@@ -31,6 +34,32 @@ __all__ = [
 
 # The exit code of a server that ends by --exit-when-idle, by which a provider knows why its sandbox stopped.
 IDLE_EXIT_CODE = 75
+
+
+if TYPE_CHECKING:
+    _Option = objects.ConfigOption
+else:
+    _Option = dict[str, Any]  # what msgspec decodes; __post_init__ converts it
+
+
+# The agents that the catalogue has; a server may know more.
+KnownAgent: TypeAlias = Literal[
+    "amp",
+    "claude",
+    "codex",
+    "copilot",
+    "cursor",
+    "deepagents",
+    "gemini",
+    "goose",
+    "hermes",
+    "kimi",
+    "mock",
+    "opencode",
+    "pi",
+    "qwen",
+]
+AgentId: TypeAlias = KnownAgent | str
 
 
 class Body(Serializable, msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
@@ -186,12 +215,21 @@ class AgentInfo(Body):
     version: str | None = None
     path: str | None = None
     server_status: ServerStatusInfo | None = None
-    config_options: list[dict[str, Any]] | None = None
+    config_options: list[_Option] | None = None
     config_error: str | None = None
     package: str | None = None
     pinned_version: str | None = None
     auth_methods: list[AuthMethodInfo] | None = None
     permission_modes: dict[str, list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        """Make the options' members attributes, too."""
+        if self.config_options is not None:
+            self.config_options = [objects.ConfigOption(option) for option in self.config_options]
+
+    def __repr__(self) -> str:
+        """Return what tells agents apart."""
+        return short_repr(self, "id", "installed", "version", "credentials_available")
 
 
 class AgentInstallRequest(Body):

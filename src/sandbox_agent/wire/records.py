@@ -15,6 +15,7 @@ from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 if TYPE_CHECKING:
     from sandbox_agent.wire.acp import SessionUpdate
+    from sandbox_agent.wire.requests import PermissionRequest, QuestionRequest
 
 RESTORED_METHOD = "_sandbox_agent/session_restored"
 
@@ -175,13 +176,21 @@ class SessionEvent(Serializable):
         return self._payload
 
     @property
-    def update(self) -> SessionUpdate | SessionRestored | None:
-        """The typed session update in the envelope, SessionRestored, or None for other envelopes."""
+    def update(self) -> SessionUpdate | SessionRestored | PermissionRequest | QuestionRequest | None:
+        """What the envelope says, typed; None if its kind is not known.
+
+        It is the update of a session/update, SessionRestored, or the agent's request to the user, with the
+        ``id`` that ``respond_permission`` and ``respond_question`` take.
+        """
         if RESTORED_METHOD.encode() in self.payload_json and self.payload.get("method") == RESTORED_METHOD:
             # An agent may use the name for something else.
             with contextlib.suppress(msgspec.ValidationError):
                 return msgspec.convert(self.payload, _RestoredEnvelope).params
         # Programs that never use updates need not import their types.
+        from sandbox_agent.wire.requests import may_be_request, read_request
+
+        if may_be_request(self.payload_json) and (request := read_request(self)) is not None:
+            return request
         from sandbox_agent.wire.acp import read_update
 
         return read_update(self.payload_json)

@@ -37,6 +37,7 @@ from sandbox_agent.client.sinks import EventSink
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import ConflictError, SandboxAgentError, ServerSessionNotFoundError
+from sandbox_agent.wire.api import AgentId
 from sandbox_agent.wire.records import ListPage
 from sandbox_agent.wire.sessions import (
     CreateSessionRequest,
@@ -77,7 +78,7 @@ class ServerSessions:
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
-        agent: str,
+        agent: AgentId,
         agent_mode: str | None = None,
         permission_mode: str | None = None,
         model: str | None = None,
