@@ -532,6 +532,15 @@ _PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance", "requestId"
 _BY_NAME = {row.name: row.error for row in TABLE if row.name is not None}
 
 
+# A server's advice is for callers of the HTTP API. The same advice for callers of the SDK; ``problem`` keeps
+# the server's words.
+_SDK_ADVICE = (
+    (re.compile(r"^token invalid\b.*"), "token invalid: the server wants another token: pass token=…"),
+    (re.compile(r"POST again with \?agent=\S+ to start it again"), "the next call starts it again"),
+    (re.compile(r"(send it again, or )?DELETE the connection"), r"\1destroy the session"),
+)
+
+
 def error_from_problem(status: int, problem: Mapping[str, Any] | None) -> SandboxAgentError:
     """Return the error for an HTTP response that is not a success.
 
@@ -546,6 +555,8 @@ def error_from_problem(status: int, problem: Mapping[str, Any] | None) -> Sandbo
     kind = str(document.get("type") or "").removeprefix(URN_PREFIX)
     detail = str(document.get("detail") or document.get("title") or f"Request failed with status {status}")
     error = _BY_NAME.get(kind)
+    for words, own in _SDK_ADVICE:
+        detail = words.sub(own, detail)
     if error is not None and issubclass(error, ProblemError):
         back = error(detail, status=status, problem=problem)
         back.extensions = {name: value for name, value in document.items() if name not in _PROBLEM_MEMBERS}

@@ -9,16 +9,37 @@ class MissingExtraError(ImportError):
     """A feature needs an extra that is not installed; the message names it."""
 
 
+def missing_extra(feature: str, extra: str) -> MissingExtraError:
+    """Return the error of a feature whose extra is not installed."""
+    return MissingExtraError(
+        f"{feature} needs the extra '{extra}': install it with pip install \"sandbox-agent-py[{extra}]\""
+    )
+
+
+def require_extra(feature: str, extra: str, *modules: str) -> None:
+    """Check that the modules of an extra are installed, without importing them.
+
+    Raises:
+        MissingExtraError: they are not.
+    """
+    if not all(_is_installed(module) for module in modules):
+        raise missing_extra(feature, extra)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
+
+
 def require_server(feature: str) -> None:
     """Check that the server's dependencies are installed.
 
     Raises:
         MissingExtraError: they are not.
     """
-    if any(find_spec(module) is None for module in ("starlette", "uvicorn", "jinja2", "markdown_it")):
-        raise MissingExtraError(
-            f"{feature} needs the extra 'server': install it with pip install \"sandbox-agent-py[server]\""
-        )
+    require_extra(feature, "server", "starlette", "uvicorn", "jinja2", "markdown_it")
 
 
 def require_websockets(feature: str) -> None:
@@ -27,11 +48,7 @@ def require_websockets(feature: str) -> None:
     Raises:
         MissingExtraError: it is not.
     """
-    if find_spec("websockets") is None:
-        raise MissingExtraError(
-            f"{feature} needs the extra 'terminal': install it with "
-            'pip install "sandbox-agent-py[terminal]"'
-        )
+    require_extra(feature, "terminal", "websockets")
 
 
 def require_otel(feature: str) -> None:
@@ -40,12 +57,6 @@ def require_otel(feature: str) -> None:
     Raises:
         MissingExtraError: they are not.
     """
-    for module in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
-        try:
-            found = find_spec(module)
-        except ModuleNotFoundError:  # of what it is in
-            found = None
-        if found is None:
-            raise MissingExtraError(
-                f"{feature} needs the extra 'otel': install it with pip install \"sandbox-agent-py[otel]\""
-            )
+    require_extra(
+        feature, "otel", "opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"
+    )

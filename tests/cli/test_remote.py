@@ -191,7 +191,7 @@ def test_a_server_that_is_not_there_is_one_line_at_once(shell: Shell, words: tup
         (("api", "sessions", "reply-permission", "s", "p", "-r", "maybe"), "'maybe' is not one of"),
         (("api", "sessions", "reply-question", "s", "q", "-a", "yes"), "--answers must be a JSON array"),
         (("search", "word", "--since", "soon"), "invalid time 'soon'"),
-        (("tail", "s", "--endpoint", "ftp://host"), "base_url must be an http(s) URL"),
+        (("tail", "s", "--endpoint", "ftp://host"), "--endpoint must be an http(s) URL"),
     ],
 )
 def test_a_wrong_command_line_is_said(shell: Shell, words: tuple[str, ...], complaint: str) -> None:

@@ -15,6 +15,7 @@ from msgspec import inspect as shapes
 
 import sandbox_agent
 from sandbox_agent import Capability, ProblemError, SandboxAgentError
+from sandbox_agent.wire.objects import PermissionOption, PermissionToolCall
 from sandbox_agent.wire.universal import decode_event
 from tests.client.scripted_sessions import event
 
@@ -40,7 +41,7 @@ VALUES: dict[str, Any] = {
     "Capability": Capability.FENCE,
     "EventPage": sandbox_agent.EventPage([], has_more=True),
     "PermissionRequest": sandbox_agent.PermissionRequest(
-        "p", "s", "a", 1, {"title": "t"}, [{"optionId": "o"}], ["once"], {}
+        "p", "s", "a", 1, PermissionToolCall(title="t"), [PermissionOption(optionId="o")], ["once"], {}
     ),
     "QuestionField": sandbox_agent.QuestionField(
         "f", "t", "d", "choice", [sandbox_agent.QuestionOption("v", "l", "d")], required=True
@@ -49,6 +50,13 @@ VALUES: dict[str, Any] = {
     "QuestionRequest": sandbox_agent.QuestionRequest("q", "s", "a", 1, "m", [], "elicitation/create", {}),
     "SessionEvent": sandbox_agent.SessionEvent("e", 1, "s", 2, "c", "agent", b'{"method":"x"}'),
     "UniversalEvent": decode_event(event(1)),
+    "AcpObject": sandbox_agent.AcpObject(a=1),
+    "ConfigOption": sandbox_agent.ConfigOption(id="model", currentValue="m"),
+    "ConfigOptionValue": sandbox_agent.ConfigOptionValue(value="m"),
+    "PermissionOption": PermissionOption(optionId="o"),
+    "PermissionToolCall": PermissionToolCall(title="t"),
+    "SessionMode": sandbox_agent.SessionMode(id="plan"),
+    "SessionModes": sandbox_agent.SessionModes(currentModeId="plan"),
     "FsDiff": sandbox_agent.FsDiff(b"diff", truncated=True),
     "Limits": sandbox_agent.Limits(memory="2g", pids=100, cpus=1.5),
     "Mount": sandbox_agent.Mount("data", "/data", writable=True),
@@ -70,7 +78,7 @@ LIVE = {
     *("KubernetesProvider", "MicrosandboxProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "FolderConfig", "Processes", "ProcessTerminal", "SandboxAgent", "ServerSessions"),
-    *("Session", "Turn"),
+    *("Session", "Turn", "Viewer"),
 }
 CLONES: list[Callable[[Any], Any]] = [
     lambda value: pickle.loads(pickle.dumps(value)),

@@ -16,11 +16,13 @@ from sandbox_agent import (
     SandboxAgent,
     SandboxAgentError,
     Session,
+    SessionEvent,
     UnsupportedPermissionReplyError,
 )
 from sandbox_agent.client.permissions import PermissionBroker
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import PermissionReply
+from sandbox_agent.wire.requests import read_permission
 from tests.client.checks import all_events, methods, said
 from tests.support.servers import ServerProcess
 
@@ -346,5 +348,83 @@ async def test_a_request_that_breaks_the_protocol_is_answered_all_the_same(param
     async def respond(result: object) -> None:
         answers.append(result)
 
-    await PermissionBroker("s", TaskOwner()).open(params, respond)
+    payload = {"jsonrpc": "2.0", "id": 1, "method": "session/request_permission", "params": params}
+    event = SessionEvent("e", 1, "s", 2, "c", "agent", json.dumps(payload).encode())
+    broker = PermissionBroker("s", TaskOwner())
+    await broker.open(broker.add(read_permission(event), respond))
     assert answers == [{"outcome": {"outcome": "cancelled"}}]
+
+
+@pytest.mark.parametrize("returned", [True, None, "yes", {"outcome": "allow"}])
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_policy_that_returns_no_reply_raises_in_the_prompt(
+    sdk: SandboxAgent, returned: Any, is_async: bool
+) -> None:
+    async def policy(_request: PermissionRequest) -> Any:
+        return returned
+
+    def sync_policy(_request: PermissionRequest) -> Any:
+        return returned
+
+    session = await sdk.create_session(agent="mock", permission_policy=policy if is_async else sync_policy)
+    with anyio.fail_after(20):
+        with pytest.raises(TypeError, match=r'returned .*: return "once", "always" or "reject"'):
+            await session.prompt("permission")
+        assert "cancelled" in said(await all_events(sdk, session))
+        session.permission_policy = "once"
+        assert (await session.prompt("permission")).stop_reason == "end_turn"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_listener_that_returns_a_reply_raises_in_the_prompt(
+    sdk: SandboxAgent, is_async: bool
+) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    async def listener(_request: PermissionRequest) -> str:
+        return "once"
+
+    session.on_permission_request(listener if is_async else lambda _: "once")
+    with anyio.fail_after(20), pytest.raises(TypeError, match=r'respond_permission\(request.id, "once"\)'):
+        await session.prompt("permission")
+
+
+async def test_a_listener_may_return_anything_else(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+
+    def listener(request: PermissionRequest) -> str:
+        session.respond_permission(request.id, "once")
+        return "once"
+
+    session.on_permission_request(listener)
+    session.on_permission_request(lambda request: request.id)
+    assert (await outcome(sdk, session)).startswith("Permission granted")
+
+
+async def test_a_request_in_the_stream_is_typed_and_is_answered_by_its_id(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", permission_policy="ask")
+    seen: list[PermissionRequest] = []
+    with anyio.fail_after(20):
+        async for event in session.stream("permission"):
+            if isinstance(event.update, PermissionRequest):
+                assert [request.id for request in session.pending_permissions()] == [event.update.id]
+                seen.append(event.update)
+                await session.respond_permission(event.update.id, "once")
+    (request,) = seen
+    assert (request.tool_call.title, request.tool_call["kind"]) == ("Write hello.txt", "edit")
+    assert request.options[0].kind == "allow_once"
+    assert request.session_id == session.id
+    assert session.pending_permissions() == []
+    assert "Permission granted (allow_once)" in said(await all_events(sdk, session))
+
+
+async def test_a_request_that_the_stream_answers_is_not_delivered_again(sdk: SandboxAgent) -> None:
+    """The event is visible before its request is delivered: listeners and the policy come after it."""
+    session = await sdk.create_session(agent="mock", permission_policy="reject")
+
+    def answer(event: SessionEvent) -> None:
+        if isinstance(event.update, PermissionRequest):
+            session.respond_permission(event.update.id, "always")
+
+    session.on_event(answer)
+    assert "Permission granted (allow_always)" in await outcome(sdk, session)

@@ -18,16 +18,20 @@ import pytest
 from sandbox_agent import (
     InMemorySessionPersistDriver,
     InvalidRequestError,
+    ListPage,
     PermissionRequest,
     SandboxAgent,
     SandboxAgentError,
     Session,
     SessionFencedError,
+    SessionNotFoundError,
     SQLiteSessionPersistDriver,
     SQLiteSink,
+    TextContent,
+    TokenInvalidError,
 )
 from tests.client.checks import journal_of
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, our_server
 
 pytestmark = pytest.mark.anyio
 
@@ -333,3 +337,82 @@ async def test_an_mcp_server_that_acp_does_not_know_is_refused(
 def test_a_driver_that_was_made_elsewhere_is_used_as_it_is() -> None:
     driver = InMemorySessionPersistDriver()
     assert SandboxAgent(base_url="http://127.0.0.1:1", persist=driver).persist is driver
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_mcp_servers_may_be_those_of_a_configuration_file(sdk: SandboxAgent, wrapped: bool) -> None:
+    servers: dict[str, Any] = {
+        "files": {"command": "npx", "args": ["-y", "server-files"], "env": {"A": "1"}},
+        "web": {"url": "http://x", "headers": {"X": "2"}},
+    }
+    session = await sdk.create_session(
+        agent="mock", mcp_servers={"mcpServers": servers} if wrapped else servers
+    )
+    assert (session.record.session_init or {})["mcpServers"] == [
+        {
+            "name": "files",
+            "command": "npx",
+            "args": ["-y", "server-files"],
+            "env": [{"name": "A", "value": "1"}],
+        },
+        {"type": "http", "name": "web", "url": "http://x", "headers": [{"name": "X", "value": "2"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("servers", "message"),
+    [
+        ({"mcpServers": []}, "mcp_servers.'mcpServers'. must be a dict of servers by name, not list"),
+        ({"files": "npx"}, "mcp_servers.'files'. must be a dict"),
+        ({"files": {"comand": "npx"}}, "mcp_servers.'files'.: unknown member 'comand'"),
+    ],
+)
+async def test_a_configuration_of_mcp_servers_that_is_wrong_is_refused(
+    sdk: SandboxAgent, servers: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        await sdk.create_session(agent="mock", mcp_servers=servers)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[], (), b"text", 1, None, ["text"], [1], [None], [{}], [{"text": "x"}], [{"type": 1}], {"type": "text"}],
+)
+async def test_a_prompt_without_content_blocks_is_a_type_error_here(sdk: SandboxAgent, prompt: Any) -> None:
+    session = await sdk.create_session(agent="mock")
+    with pytest.raises(TypeError, match=r"^(a prompt|prompt.0.) "):
+        await session.prompt(prompt)
+    with pytest.raises(TypeError, match=r"^(a prompt|prompt.0.) "):
+        session.stream(prompt)
+    with pytest.raises(TypeError, match=r"^(a prompt|prompt.0.) "):
+        await sdk.sessions.post_message("any", prompt)
+    sent = [event.payload.get("method") for event in (await sdk.get_events(session_id=session.id)).items]
+    assert "session/prompt" not in sent
+
+
+async def test_a_prompt_may_be_typed_blocks(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    await session.prompt([TextContent(text="echo typed"), {"type": "text", "text": " and dicts"}])
+    events = (await sdk.get_events(session_id=session.id)).items
+    (sent,) = [
+        event.payload["params"]["prompt"]
+        for event in events
+        if event.payload.get("method") == "session/prompt"
+    ]
+    assert sent == [{"type": "text", "text": "echo typed"}, {"type": "text", "text": " and dicts"}]
+
+
+async def test_the_events_of_an_unknown_session_raise(sdk: SandboxAgent) -> None:
+    with pytest.raises(SessionNotFoundError):
+        await sdk.get_events(session_id="nothing")
+    session = await sdk.create_session(agent="mock")
+    assert await sdk.get_events(session_id=session.id, cursor="1000") == ListPage([])
+
+
+async def test_a_missing_token_names_the_argument(tmp_path: Path) -> None:
+    with our_server(tmp_path, token="a-token-for-the-tests") as server:
+        async with SandboxAgent.connect(base_url=server.url) as sdk:
+            with pytest.raises(TokenInvalidError, match=r"pass token=…") as info:
+                await sdk.list_agents()
+    assert "header" not in str(info.value)
+    assert "Authorization" in (info.value.problem or {})["detail"]

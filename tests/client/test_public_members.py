@@ -13,7 +13,9 @@ SESSION_MEMBERS = [
     "agent_session_id",
     "cancel",
     "created_at",
+    "created_time",
     "destroyed_at",
+    "destroyed_time",
     "events",
     "get_config_options",
     "get_modes",
@@ -39,6 +41,8 @@ SESSION_MEMBERS = [
     "set_permission_mode",
     "set_thought_level",
     "stream",
+    "to_dict",
+    "to_json",
     "turn",
 ]
 SANDBOX_AGENT_MEMBERS = [

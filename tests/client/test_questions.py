@@ -71,7 +71,6 @@ def _fail(_question: QuestionRequest) -> str:
         (_choose, RED),
         (_return(["Red"]), RED),
         (_return(None), '{"action":"decline"}'),
-        (_return({"note": "no color"}), '{"action":"decline"}'),
         (_fail, '{"action":"decline"}'),
     ],
 )
@@ -174,3 +173,21 @@ async def test_an_unknown_policy_is_refused(sdk: SandboxAgent) -> None:
     policy: Any = "always"
     with pytest.raises(ValueError, match='question_policy must be "ask" or a function'):
         await sdk.create_session(agent="mock", question_policy=policy)
+
+
+async def test_a_policy_whose_answers_do_not_fit_raises_in_the_prompt(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", question_policy=_return({"note": "no color"}))
+    with anyio.fail_after(20), pytest.raises(InvalidRequestError):
+        await session.prompt("question")
+    assert '{"action":"decline"}' in said(await all_events(sdk, session))
+
+
+async def test_a_question_in_the_stream_is_typed_and_is_answered_by_its_id(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock", question_policy="ask")
+    with anyio.fail_after(20):
+        async for event in session.stream("question"):
+            if isinstance(event.update, QuestionRequest):
+                assert event.update == session.pending_questions()[0]
+                assert event.update.fields[0].options[0].label == "Red"
+                await session.respond_question(event.update.id, ["Red"])
+    assert RED in said(await all_events(sdk, session))

@@ -12,10 +12,10 @@ from sandbox_agent.engine.questions import (
     answer_result,
     cancellation_result,
     read_answer,
-    read_fields,
     rejection_result,
 )
 from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.wire.questions import read_fields
 
 FORM = {
     "message": "Well?",

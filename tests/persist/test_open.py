@@ -121,3 +121,37 @@ async def test_a_namespace_means_a_servers_sessions(url: str) -> None:
     driver = open_driver(url, namespace="team")
     assert isinstance(driver, StoreDriver)
     await driver.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("redis", "redis://HOST/…"),
+        ("Postgres", "postgres://HOST/…"),
+        ("sqlite", "sqlite:PATH"),
+        ("bogus", "use ./bogus to make that file"),
+        ("encrypted+bogus", "use ./bogus to make that file"),
+    ],
+)
+def test_a_word_that_names_no_file_is_refused(
+    word: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequestError) as info:
+        open_driver(word)
+    assert advice in str(info.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_word_that_names_a_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sessions").touch()
+    assert parse_store_url("sessions") == ("sqlite", "sessions", False)
+    assert parse_store_url("./redis") == ("sqlite", "./redis", False)
+
+
+@pytest.mark.parametrize("prefix", ["", "sqlite:", "encrypted+sqlite:"])
+def test_a_store_in_a_folder_that_does_not_exist_is_refused(prefix: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"sessoins' does not exist; make it, or correct the path"):
+        open_driver(f"{prefix}{tmp_path}/sessoins/s.db")
+    assert list(tmp_path.iterdir()) == []

@@ -613,6 +613,40 @@ async def test_a_body_that_does_not_fit_is_refused(server: ServerProcess, fresh:
         assert (await session.info())["turns"] == []
 
 
+async def test_a_member_that_is_a_typo_is_refused_by_name(server: ServerProcess, fresh: Callable[[], str]):
+    """Ignored, it would change what the request means: this one would be another permission mode."""
+    async with made(server, fresh(), _meta={"any": 1}) as session:
+        new = f"/v1/sessions/{fresh()}"
+        rules = [{"reply": "allow", "_meta": 1}, {"reply": "allow", "kinds": "edit"}]
+        cases = [
+            (
+                new,
+                {"agent": "mock", "permisionMode": "plan"},
+                "'permisionMode'; did you mean 'permissionMode'",
+            ),
+            (new, {"agent": "mock", "permission_mode": "plan"}, "did you mean 'permissionMode'"),
+            (
+                new,
+                {"agent": "mock", "permissionRules": rules},
+                "'permissionRules[1].kinds'; did you mean 'kind'",
+            ),
+            (f"{session.path}/messages", {"message": "x", "zzz": 1}, "'zzz'; known here: message"),
+            (f"{session.path}/messages/stream", {"message": "x", "zzz": 1}, "'zzz'"),
+            (f"{session.path}/permissions/p/reply", {"reply": "once", "bye": "x"}, "'bye'"),
+            (f"{session.path}/questions/q/reply", {"answers": [["a"]], "answer": 1}, "'answer'"),
+        ]
+        for path, body, said in cases:
+            response = await session.client.post(path, json=body)
+            assert response.status_code == 400, path
+            assert response.json()["type"].endswith(":invalid_request")
+            assert said in response.json()["detail"]
+        assert (await session.client.get(new)).status_code == 404
+        everything = {"agentVersion": "1", "title": "t", "variant": None, "_meta": None}  # of the 0.1 API
+        response = await session.client.post(new, json={"agent": "mock", **everything})
+        assert response.status_code == 200
+        await session.client.delete(new)
+
+
 @pytest.mark.parametrize(
     "path",
     [

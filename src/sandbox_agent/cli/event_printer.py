@@ -19,6 +19,7 @@ from sandbox_agent.wire.acp import (
 )
 from sandbox_agent.wire.jsonrpc import elements, members
 from sandbox_agent.wire.records import SessionEvent, SessionRestored
+from sandbox_agent.wire.requests import PermissionRequest, QuestionRequest
 
 _PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}
 _STATUS_STYLES: Final[dict[str, Style]] = {"completed": "green", "failed": "red"}
@@ -66,7 +67,7 @@ class EventPrinter:
                 self._screen.note(f"{notice.severity}  {notice.title}{detail}", "yellow")
             case SessionRestored() as restored:
                 self._print_restored(restored)
-            case None:
+            case None | PermissionRequest() | QuestionRequest():
                 self._print_envelope(event)
             case _:
                 pass

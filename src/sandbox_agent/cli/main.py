@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
+import os
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -54,7 +57,21 @@ COMMANDS: Final = {
 _WITH_AGENTS: Final = ("demo", "run", "server")
 
 
+# How a closed pipe, a full device, a quota and a broken device end a write.
+_OUTPUT_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class _OutputError(Exception):
+    """The output can't be written. It is no OSError, because click exits silently for a closed pipe."""
+
+
 class _LazyGroup(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            raise _output_error(error) from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
@@ -103,11 +120,29 @@ def main() -> None:
     try:
         cli(prog_name="sandbox-agent")
     except SandboxAgentError as error:
-        click.echo(f"sandbox-agent: {' '.join(str(error).split())}", err=True)
+        from sandbox_agent.cli.output import name_options
+
+        click.echo(f"sandbox-agent: {name_options(' '.join(str(error).split()))}", err=True)
         sys.exit(next((row.exit_code for row in TABLE if isinstance(error, row.error)), 1))
     except MissingExtraError as error:
         click.echo(f"sandbox-agent: {error}", err=True)
         sys.exit(1)
+    except (OSError, _OutputError) as error:
+        if isinstance(error, OSError):
+            error = _output_error(error)
+        if not isinstance(error, _OutputError):
+            raise
+        # What is still in the buffer of stdout would fail again at the exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"sandbox-agent: the output can't be written: {error}", err=True)
+        sys.exit(1)
+
+
+def _output_error(error: OSError) -> Exception:
+    """Return the error for output that can't be written; any other error is returned unchanged."""
+    is_output = error.errno in _OUTPUT_ERRORS and error.filename is None
+    return _OutputError(error.strerror) if is_output else error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import click
 from sandbox_agent.cli.output import ProgressBar, printable
 from sandbox_agent.cli.remote import Remote, remote_options, run_remote
 from sandbox_agent.errors import InvalidRequestError
-from sandbox_agent.persist.open import parse_store_url
+from sandbox_agent.persist.open import check_folder, parse_store_url
 from sandbox_agent.runtime.privacy import hide_url
 from sandbox_agent.wire.universal import UniversalEvent
 
@@ -52,6 +52,7 @@ def mirror(*, remote: Remote, session_id: str, into: str, once: bool) -> None:
 
 def _open_sink(url: str) -> _Sink:
     place = parse_store_url(url)
+    check_folder(place)
     if place.encrypted or place.kind == "memory":
         raise InvalidRequestError(
             f"can't mirror into '{place.shown}': use a postgres://, redis:// or sqlite: URL"

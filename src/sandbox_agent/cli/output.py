@@ -41,6 +41,21 @@ def echo_json(document: object) -> None:
     echo_document(msgspec.json.encode(document))
 
 
+# What the SDK calls its arguments, and the options of the command.
+_OPTIONS: Final = (
+    ("pass token=…", "pass --token TOKEN, or set SANDBOX_AGENT_TOKEN"),
+    ("use that address as base_url", "use that address as --endpoint"),
+    ("base_url must be", "--endpoint must be"),
+)
+
+
+def name_options(message: str) -> str:
+    """Return an SDK's error message with the names of the command's options."""
+    for argument, option in _OPTIONS:
+        message = message.replace(argument, option)
+    return message
+
+
 class Screen:
     """Writes streamed text, and whole lines between the pieces.
 

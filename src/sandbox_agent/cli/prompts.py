@@ -13,7 +13,8 @@ from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.questions import QuestionRequest
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PermissionReply
-from sandbox_agent.engine.questions import QuestionField, is_answer
+from sandbox_agent.engine.questions import is_answer
+from sandbox_agent.wire.questions import QuestionField
 
 
 class ReadProgress:

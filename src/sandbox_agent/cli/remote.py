@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox_agent.cli.output import echo_json
+from sandbox_agent.cli.output import echo_json, name_options
 from sandbox_agent.cli.tokens import token_option
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def connect_and_run(remote: Remote, work: Callable[[SandboxAgent], Coroutine[Any
                 base_url=remote.endpoint, token=remote.token, skip_health_check=True
             )
         except ValueError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(name_options(str(error))) from error
         async with sdk:
             await work(sdk)
 

@@ -24,6 +24,7 @@ from sandbox_agent.cli.user_agents import agent_command_option, agents_options
 from sandbox_agent.egress.relay import parse_where
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.extras import require_otel
+from sandbox_agent.persist.open import check_folder, parse_store_url
 from sandbox_agent.runtime.limits import Limits
 from sandbox_agent.runtime.privacy import hide_url, take_variable
 from sandbox_agent.server.config import (
@@ -449,7 +450,9 @@ def _read_store(store: str | None) -> str:
     if store is None:
         return default_store()
     hide_url(store)
-    return check_store(store)
+    url = check_store(store)
+    check_folder(parse_store_url(url))
+    return url
 
 
 def _why_not(config: ServerConfig, error: OSError) -> str:

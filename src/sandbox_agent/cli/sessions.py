@@ -18,7 +18,7 @@ from sandbox_agent.cli.output import ProgressBar, Screen, open_output, print_tab
 from sandbox_agent.cli.stores import open_store, run_on_store, store_option
 from sandbox_agent.cli.verify import print_verified, read_heads, write_heads
 from sandbox_agent.errors import SessionNotFoundError
-from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.base import SessionPersistDriver, decode_cursor
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.persist.transfer.history import read_events
 from sandbox_agent.persist.transfer.lines import Imported, event_line, export_lines, import_lines
@@ -39,6 +39,12 @@ _namespace = click.option(
 )
 
 
+def _check_cursor(_context: click.Context, _parameter: click.Parameter, cursor: str | None) -> str | None:
+    if cursor not in (None, "0") and decode_cursor(cursor) is None:
+        raise click.BadParameter(f"{cursor!r} is not a cursor of this command: use the one that it printed")
+    return cursor
+
+
 @click.group()
 def sessions() -> None:
     """List, show, export, import and move the sessions of a store.
@@ -53,7 +59,7 @@ def sessions() -> None:
 @_store
 @_namespace
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, help="Sessions per page.")
-@click.option("--cursor", help="The cursor that the previous page printed.")
+@click.option("--cursor", callback=_check_cursor, help="The cursor that the previous page printed.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: items and nextCursor.")
 def list_(*, store: str, namespace: str | None, limit: int, cursor: str | None, as_json: bool) -> None:
     """List sessions, oldest first."""

@@ -11,7 +11,7 @@ import click
 
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.persist.base import SessionPersistDriver
-from sandbox_agent.persist.open import open_driver, parse_store_url
+from sandbox_agent.persist.open import check_folder, open_driver, parse_store_url
 from sandbox_agent.persist.store.view import sqlite_store_driver
 from sandbox_agent.runtime.privacy import hide_url
 
@@ -24,9 +24,11 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
             return None
         hide_url(value)
         try:
-            path = parse_store_url(value).path
+            store = parse_store_url(value)
+            check_folder(store)
         except InvalidRequestError as error:
             raise click.BadParameter(str(error), param=parameter) from error
+        path = store.path
         if path is not None and path.is_dir():
             raise click.BadParameter(f"'{path}' is a directory: use the path of a file", param=parameter)
         if path is not None and must_exist and not path.exists():

@@ -38,9 +38,10 @@ from sandbox_agent.client.settings import created_with, init_with_arguments, req
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import AgentModes, check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
-from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError
+from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError, SessionNotFoundError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
+from sandbox_agent.wire.api import AgentId
 from sandbox_agent.wire.records import ListPage, SessionEvent
 
 T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
@@ -116,6 +117,11 @@ class SandboxAgent(ServerApi):
         limits = Limits(max(max_events, 1), max(max_chars, 1))
         self._registry = SessionRegistry(self._http, self._tasks, self._health, self.persist, limits)
         self._registry.cancel_grace = options.get("cancel_grace", CANCEL_GRACE)
+
+    def __repr__(self) -> str:
+        """Return the server's address, and the sandbox if there is one."""
+        sandbox = f" sandbox={self.sandbox_id!r}" if self.sandbox_id is not None else ""
+        return f"<SandboxAgent {self.base_url!r}{sandbox}>"
 
     @classmethod
     def connect(
@@ -316,7 +322,7 @@ class SandboxAgent(ServerApi):
     async def create_session(
         self,
         *,
-        agent: str,
+        agent: AgentId,
         id: str | None = None,  # noqa: A002 - the contract's name
         **options: Unpack[SessionOptions],
     ) -> Session:
@@ -369,7 +375,7 @@ class SandboxAgent(ServerApi):
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
-        agent: str | None = None,
+        agent: AgentId | None = None,
         permission_policy: PermissionPolicy | None = None,
         env: Mapping[str, str] | None = None,
         question_policy: QuestionPolicy | None = None,
@@ -420,7 +426,7 @@ class SandboxAgent(ServerApi):
         self,
         *,
         id: str,  # noqa: A002 - the contract's name
-        agent: str,
+        agent: AgentId,
         take_over: bool = False,
         **options: Unpack[SessionOptions],
     ) -> Session:
@@ -467,9 +473,16 @@ class SandboxAgent(ServerApi):
     async def get_events(
         self, *, session_id: str, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
-        """Return a page of a session's stored events, oldest first."""
+        """Return a page of a session's stored events, oldest first.
+
+        Raises:
+            SessionNotFoundError: the store has no session of that id.
+        """
         self._tasks.check_process()
-        return await self.persist.list_events(session_id, limit=limit, cursor=cursor)
+        page = await self.persist.list_events(session_id, limit=limit, cursor=cursor)
+        if not page.items and await self.persist.get_session(session_id) is None:
+            raise SessionNotFoundError(session_id)
+        return page
 
     async def destroy_session(self, id: str) -> Session:  # noqa: A002 - the contract's name
         """Cancel the session's turn and mark it as destroyed; its history stays and it can be resumed.

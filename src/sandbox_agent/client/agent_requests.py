@@ -14,8 +14,9 @@ from sandbox_agent.client.journal import Journal
 from sandbox_agent.client.router import ClientSession, Router
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import cancelled_outcome
-from sandbox_agent.engine.questions import ELICITATIONS, read_question, rejection_result
+from sandbox_agent.engine.questions import rejection_result
 from sandbox_agent.wire.jsonrpc import loads, members
+from sandbox_agent.wire.questions import ELICITATIONS, read_question
 from sandbox_agent.wire.records import SessionEvent
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")

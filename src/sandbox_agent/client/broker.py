@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,10 +28,17 @@ R = TypeVar("R", bound=AgentRequest)
 
 @dataclass(slots=True)
 class Pending(Generic[R]):
-    """A request that waits for an answer."""
+    """A request that waits for an answer.
+
+    Attributes:
+        request: the request.
+        respond: sends the answer.
+        delivered: whether listeners and policies may see it: the events before it are stored.
+    """
 
     request: R
     respond: Respond
+    delivered: bool = False
 
 
 class RequestBroker(Generic[R]):
@@ -44,6 +49,10 @@ class RequestBroker(Generic[R]):
         tasks: runs listeners and answers.
         kind: what the requests are, in messages.
         cancelled: returns the result that cancels a request.
+
+    Attributes:
+        failure: the wrong value that a callback of the user has returned since the last prompt, as an error
+            for the caller of that prompt.
     """
 
     def __init__(
@@ -53,9 +62,8 @@ class RequestBroker(Generic[R]):
         self._tasks = tasks
         self._kind = kind
         self._cancelled = cancelled
-        self._prefix = f"{kind[:4]}-{secrets.token_hex(8)}"
-        self._counter = itertools.count(1)
         self._pending: dict[str, Pending[R]] = {}
+        self.failure: Exception | None = None
         self._listeners: dict[object, Callable[[R], Awaitable[object] | object]] = {}
 
     def listen(self, listener: Callable[[R], Awaitable[object] | object]) -> Callable[[], None]:
@@ -63,7 +71,8 @@ class RequestBroker(Generic[R]):
         key = object()
         self._listeners[key] = listener
         for pending in list(self._pending.values()):
-            self._notify(listener, pending.request)
+            if pending.delivered:
+                self._notify(listener, pending.request)
 
         def unregister() -> None:
             self._listeners.pop(key, None)
@@ -75,12 +84,23 @@ class RequestBroker(Generic[R]):
         """The requests that wait for an answer, oldest first."""
         return [pending.request for pending in self._pending.values()]
 
-    def _next_id(self) -> str:
-        return f"{self._prefix}-{next(self._counter)}"
-
-    def _add(self, request: R, respond: Respond) -> Pending[R]:
+    def add(self, request: R, respond: Respond) -> Pending[R]:
+        """Add a request; it can be answered from now on, and ``open`` delivers it."""
         pending = self._pending[request.id] = Pending(request, respond)
         return pending
+
+    async def open(self, pending: Pending[R], *, must_ask: bool = False) -> None:
+        """Deliver a request to the listeners, or answer it."""
+        raise NotImplementedError
+
+    def forget(self, pending: Pending[R]) -> None:
+        """Drop a request: another process answers it."""
+        self._pending.pop(pending.request.id, None)
+
+    def _deliver(self, pending: Pending[R]) -> bool:
+        """Return whether the request is still open; new listeners receive it from now on."""
+        pending.delivered = True
+        return pending.request.id in self._pending
 
     def _notify_all(self, request: R) -> None:
         for listener in list(self._listeners.values()):

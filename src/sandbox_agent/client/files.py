@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, NamedTuple, TypeVar
+from typing import IO, Final, TypeVar
 
 import httpx2
 import msgspec
@@ -40,6 +40,7 @@ from sandbox_agent.wire.files import (
     FsWatchEnd,
     FsWriteResponse,
 )
+from sandbox_agent.wire.serial import Serializable
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ _CHUNK: Final = 1024 * 1024
 _TAR: Final = "application/x-tar"
 
 
-class FsDiff(NamedTuple):
+class FsDiff(Serializable, msgspec.Struct, frozen=True):
     """What a session has changed in its workspace.
 
     Attributes:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx2
 
 from sandbox_agent.errors import URN_PREFIX, ConnectionLostError, SandboxAgentError, error_from_problem
-from sandbox_agent.extras import MissingExtraError
+from sandbox_agent.extras import missing_extra
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
 
 # The base URL if only a transport was given, which decides where requests are sent.
@@ -64,10 +64,7 @@ class Http:
                 headers=self._headers, transport=transport, timeout=_timeout(READ_TIMEOUT), limits=limits
             )
         except ImportError as error:
-            raise MissingExtraError(
-                "the environment names a SOCKS proxy, which needs the extra 'socks': install it with "
-                'pip install "sandbox-agent-py[socks]"'
-            ) from error
+            raise missing_extra("the SOCKS proxy that the environment names", "socks") from error
 
     def _set_token(self, token: str | None) -> None:
         if token and not (token.isascii() and token.isprintable()):

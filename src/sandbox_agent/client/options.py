@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypeAlias, TypedDict, cast
 
 import httpx2
 
@@ -14,6 +14,8 @@ from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
+
+McpServers: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class ClientOptions(TypedDict, total=False):
@@ -53,7 +55,8 @@ class SessionOptions(TypedDict, total=False):
         model: see ``Session.set_model``.
         mode: see ``Session.set_mode``.
         thought_level: see ``Session.set_thought_level``.
-        mcp_servers: MCP servers in ACP's shape; ``env`` and ``headers`` may also be dicts.
+        mcp_servers: MCP servers in ACP's shape, or by name in the shape of Claude Desktop's configuration;
+            ``env`` and ``headers`` may also be dicts.
         session_init: params of session/new; they take precedence over ``cwd`` and ``mcp_servers``.
         additional_directories: more directories that the agent may work in, in ACP's params of session/new.
         permission_mode: what the session may do: "ask", "accept_edits", "allow", "plan" or "read_only". It
@@ -70,7 +73,7 @@ class SessionOptions(TypedDict, total=False):
     model: str | None
     mode: str | None
     thought_level: str | None
-    mcp_servers: Sequence[Mapping[str, Any]] | None
+    mcp_servers: McpServers | None
     additional_directories: Sequence[str | os.PathLike[str]] | None
     session_init: Mapping[str, Any] | None
     permission_mode: PermissionMode | None
@@ -168,13 +171,40 @@ _HTTP = {"name": True, "url": True, "headers": False}
 _MEMBERS = {"stdio": _STDIO, "http": _HTTP, "sse": _HTTP}
 
 
-def to_acp(servers: Sequence[object]) -> list[dict[str, Any]]:
+def to_acp(servers: McpServers) -> list[dict[str, Any]]:
     """Return MCP servers in ACP's shape; ``env`` and ``headers`` may be dicts.
+
+    Args:
+        servers: a list of servers, or a dict of them by their names, also as the member ``mcpServers`` of a
+            dict: the configuration file of Claude Desktop and others.
 
     Raises:
         ValueError: a server is invalid, or has a member that ACP does not define.
     """
+    if isinstance(servers, Mapping):
+        return _named_servers(servers)
     return [_convert(server, f"mcp_servers[{index}]") for index, server in enumerate(servers)]
+
+
+def _named_servers(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    servers: object = given.get("mcpServers", given)
+    if not isinstance(servers, Mapping):
+        raise ValueError(
+            f"mcp_servers['mcpServers'] must be a dict of servers by name, not {type(servers).__name__}"
+        )
+    return [
+        _convert(_named(name, server), f"mcp_servers[{name!r}]")
+        for name, server in cast("Mapping[str, object]", servers).items()
+    ]
+
+
+def _named(name: str, server: object) -> object:
+    if not isinstance(server, Mapping):
+        return server
+    fields = {"name": name, **cast("Mapping[str, Any]", server)}
+    if "type" not in fields and "url" in fields:
+        fields["type"] = "http"
+    return fields
 
 
 def _convert(server: object, where: str) -> dict[str, Any]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sandbox_agent.client.broker import Pending, RequestBroker, Respond
+from sandbox_agent.client.broker import Pending, RequestBroker
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import (
     PERMISSION_MODES,
     PermissionMode,
     PermissionReply,
     Verdict,
-    available_replies,
     cancelled_outcome,
     decide_by_mode,
     is_permission_mode,
@@ -24,35 +21,9 @@ from sandbox_agent.engine.permissions import (
     select_option,
     verdict_outcome,
 )
-from sandbox_agent.errors import UnsupportedPermissionReplyError
-from sandbox_agent.wire.jsonrpc import elements, members
+from sandbox_agent.wire.requests import PermissionRequest
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
-
-
-@dataclass(frozen=True, slots=True)
-class PermissionRequest:
-    """An agent's request to use a tool.
-
-    Attributes:
-        id: the request's id for ``respond_permission``; not the agent's own id.
-        session_id: the local session id.
-        agent_session_id: the agent's session id.
-        created_at: when the request was received, in milliseconds since the epoch.
-        tool_call: the tool call, in ACP's shape.
-        options: the possible answers, in ACP's shape.
-        available_replies: the replies ("once", "always", "reject") that the options offer.
-        raw_request: the request's params.
-    """
-
-    id: str
-    session_id: str
-    agent_session_id: str
-    created_at: int
-    tool_call: dict[str, Any]
-    options: list[dict[str, Any]]
-    available_replies: list[PermissionReply]
-    raw_request: dict[str, Any] = field(repr=False)
 
 
 PermissionListener = Callable[[PermissionRequest], Awaitable[object] | object]
@@ -92,27 +63,16 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
             )
         self._policy = policy
 
-    async def open(self, params: Mapping[str, Any], respond: Respond, *, must_ask: bool = False) -> None:
-        """Add a request; it is delivered to the listeners or answered by the policy.
+    async def open(self, pending: Pending[PermissionRequest], *, must_ask: bool = False) -> None:
+        """Deliver a request to the listeners, or answer it by the mode or the policy.
 
         Args:
-            params: the request's params.
-            respond: sends the result.
+            pending: the request, as ``add`` returned it.
             must_ask: only a listener may allow it; without one it is cancelled.
         """
-        given: list[object] = elements(params.get("options"))
-        options = [cast("dict[str, Any]", option) for option in given if isinstance(option, dict)]
-        request = PermissionRequest(
-            id=self._next_id(),
-            session_id=self._session_id,
-            agent_session_id=str(params.get("sessionId") or ""),
-            created_at=time.time_ns() // 1_000_000,
-            tool_call=members(params.get("toolCall")),
-            options=options,
-            available_replies=available_replies(options),
-            raw_request=dict(params),
-        )
-        pending = self._add(request, respond)
+        request = pending.request
+        if not self._deliver(pending):
+            return  # a caller that reads the events has answered it
         mode = None if must_ask else self.mode
         result = self._decide(request, mode) if mode is not None else None
         if result is not None:
@@ -159,12 +119,37 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
             else:
                 reply = _ALIASES.get(policy, policy)
             if not is_reply(reply):
-                raise UnsupportedPermissionReplyError(request.id, str(reply), request.available_replies)
+                self.failure = TypeError(
+                    f"the permission policy of session '{self._session_id}' returned {reply!r}, so the "
+                    'request was cancelled: return "once", "always" or "reject"'
+                )
+                return cancelled_outcome()
             return select_option(request.id, request.options, reply)
         except Exception:
             # The boundary to the user's policy: the agent needs a response in any case.
             logger.exception("the permission policy of session %s failed: cancelled", self._session_id)
             return cancelled_outcome()
+
+    def _notify(self, listener: PermissionListener, request: PermissionRequest) -> None:
+        async def check(result: Awaitable[object]) -> object:
+            return self._check_answered(request, await result)
+
+        def call(request: PermissionRequest) -> object:
+            result = listener(request)
+            return check(result) if inspect.isawaitable(result) else self._check_answered(request, result)
+
+        super()._notify(call, request)
+
+    def _check_answered(self, request: PermissionRequest, result: object) -> object:
+        """Cancel a request whose listener returned a reply: it would wait forever."""
+        if isinstance(result, str) and is_reply(result) and request.id in self._pending:
+            self.failure = TypeError(
+                f"a permission listener of session '{self._session_id}' returned {result!r}, which answers "
+                "nothing, so the request was cancelled: call "
+                f'session.respond_permission(request.id, "{result}")'
+            )
+            self._send(self._pending[request.id], cancelled_outcome())
+        return result
 
     def respond(self, permission_id: str, reply: PermissionReply) -> Awaitable[None]:
         """Answer with the option of a reply; it is sent at once, even if the result is not awaited.

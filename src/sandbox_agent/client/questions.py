@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from sandbox_agent.client.broker import Pending, RequestBroker, Respond
+from sandbox_agent.client.broker import Pending, RequestBroker
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.questions import (
     Answers,
-    QuestionField,
     answer_lists,
     answer_result,
     cancellation_result,
-    read_fields,
-    read_question,
     rejection_result,
 )
+from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.wire.requests import QuestionRequest
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionRequest:
-    """An agent's question to the user.
-
-    Attributes:
-        id: the question's id for ``respond_question``; not the agent's own id.
-        session_id: the local session id.
-        agent_session_id: the agent's session id.
-        created_at: when the question was received, in milliseconds since the epoch.
-        message: the question.
-        fields: its parts, in the order of their answers.
-        method: the agent's method, such as "elicitation/create".
-        raw_request: the request's params.
-    """
-
-    id: str
-    session_id: str
-    agent_session_id: str
-    created_at: int
-    message: str
-    fields: list[QuestionField]
-    method: str
-    raw_request: dict[str, Any] = field(repr=False)
 
 
 QuestionListener = Callable[[QuestionRequest], Awaitable[object] | object]
@@ -81,29 +53,16 @@ class QuestionBroker(RequestBroker[QuestionRequest]):
         """Whether there is a listener or a policy."""
         return bool(self._listeners) or self._policy is not None
 
-    async def open(
-        self, method: str, params: Mapping[str, Any], respond: Respond, *, must_ask: bool = False
-    ) -> None:
-        """Add a question; it is delivered to the listeners or answered by the policy.
+    async def open(self, pending: Pending[QuestionRequest], *, must_ask: bool = False) -> None:
+        """Deliver a question to the listeners, or answer it by the policy.
 
         Args:
-            method: the request's method.
-            params: its params.
-            respond: sends the result.
+            pending: the question, as ``add`` returned it.
             must_ask: only a listener may answer it; without one it is declined.
         """
-        question = read_question(method, dict(params))
-        request = QuestionRequest(
-            id=self._next_id(),
-            session_id=self._session_id,
-            agent_session_id=str(params.get("sessionId") or ""),
-            created_at=time.time_ns() // 1_000_000,
-            message=question.prompt if question is not None else "",
-            fields=read_fields(method, params),
-            method=method,
-            raw_request=dict(params),
-        )
-        pending = self._add(request, respond)
+        request = pending.request
+        if not self._deliver(pending):
+            return  # a caller that reads the events has answered it
         if self._listeners:
             self._notify_all(request)
         elif callable(self._policy) and not must_ask:
@@ -114,7 +73,7 @@ class QuestionBroker(RequestBroker[QuestionRequest]):
                 request.id,
                 self._session_id,
             )
-            await self._answer(pending, rejection_result(method))
+            await self._answer(pending, rejection_result(request.method))
 
     async def _answer_by_policy(
         self,
@@ -125,7 +84,11 @@ class QuestionBroker(RequestBroker[QuestionRequest]):
         try:
             decided = policy(request)
             answers = await decided if inspect.isawaitable(decided) else decided
-            result = _result(request, answers)
+            try:
+                result = _result(request, answers)
+            except (InvalidRequestError, TypeError) as error:
+                self.failure = error
+                result = rejection_result(request.method)
         except Exception:
             # The boundary to the user's policy: the agent needs a response in any case.
             logger.exception("the question policy of session %s failed: declined", self._session_id)

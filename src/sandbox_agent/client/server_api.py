@@ -14,6 +14,7 @@ from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.wire.api import (
     AcpServerInfo,
     AcpServerListResponse,
+    AgentId,
     AgentInfo,
     AgentListResponse,
     HealthResponse,
@@ -59,7 +60,7 @@ class ServerApi:
         answer = await self._get("/v1/agents", AgentListResponse, **query(config=config, no_cache=no_cache))
         return answer.agents
 
-    async def get_agent(self, agent: str, *, config: bool = False, no_cache: bool = False) -> AgentInfo:
+    async def get_agent(self, agent: AgentId, *, config: bool = False, no_cache: bool = False) -> AgentInfo:
         """Return one agent.
 
         Raises:
@@ -68,7 +69,9 @@ class ServerApi:
         path = f"/v1/agents/{quote_segment(agent)}"
         return await self._get(path, AgentInfo, **query(config=config, no_cache=no_cache))
 
-    async def install_agent(self, agent: str, *, reinstall: bool = False, **options: Any) -> dict[str, Any]:
+    async def install_agent(
+        self, agent: AgentId, *, reinstall: bool = False, **options: Any
+    ) -> dict[str, Any]:
         """Install an agent on the server and return what was installed.
 
         Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from datetime import datetime
+from typing import Any, Literal
 from weakref import WeakKeyDictionary, ref
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy, PermissionRequest
+from sandbox_agent.client.prompts import Prompt, prompt_blocks
 from sandbox_agent.client.questions import QuestionListener, QuestionRequest
 from sandbox_agent.client.session_core import SessionCore
 from sandbox_agent.client.trace import current_trace
@@ -22,7 +24,9 @@ from sandbox_agent.engine.questions import Answers
 from sandbox_agent.errors import ConflictError, SandboxAgentError
 from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
 from sandbox_agent.wire.jsonrpc import members
+from sandbox_agent.wire.objects import ConfigOption, SessionModes
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
+from sandbox_agent.wire.serial import Serializable
 
 
 class Turn:
@@ -100,11 +104,10 @@ class Turn:
         self._ended = True
 
 
-Prompt = str | Sequence[Mapping[str, Any] | object]
 OnBusy = Literal["queue", "error"]
 
 
-class Session:
+class Session(Serializable):
     """One conversation with one agent, kept in the store; made by a SandboxAgent.
 
     A session outlives its connection. The first call after the server or the agent restarted restores it:
@@ -118,6 +121,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id!r} agent={self.agent!r}{' read-only' if self._read_only else ''}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record without what the session was created with, which may hold secrets."""
+        fields = self.record.to_dict()
+        fields.pop("sessionInit", None)
+        return fields
 
     @property
     def _writer(self) -> SessionCore:
@@ -162,6 +171,16 @@ class Session:
     def destroyed_at(self) -> int | None:
         """When the session was destroyed, in milliseconds since the epoch, or None."""
         return self._core.record.destroyed_at
+
+    @property
+    def created_time(self) -> datetime:
+        """When the session was created, in UTC."""
+        return self._core.record.created_time
+
+    @property
+    def destroyed_time(self) -> datetime | None:
+        """When the session was destroyed, in UTC, or None."""
+        return self._core.record.destroyed_time
 
     @property
     def _usable(self) -> SessionCore:
@@ -216,6 +235,9 @@ class Session:
             on_busy: while another turn runs: "queue" sends the prompt after it, "error" refuses the prompt.
 
         Raises:
+            TypeError: the prompt is neither text nor a list of content blocks (nothing was sent), or a
+                callback for permission requests returned a wrong value (the request was cancelled, and the
+                turn has ended).
             ConflictError: another turn runs or waits, and ``on_busy`` is "error". Nothing was sent.
             ConnectionLostError: the server or the agent went away; the message says whether the prompt
                 was sent. The next call restores the session.
@@ -239,12 +261,16 @@ class Session:
                 f"conflict: a turn of session '{self.id}' runs or waits, so the prompt was not sent: send it "
                 'when that turn has ended, or use on_busy="queue"'
             )
+        blocks = prompt_blocks(prompt)
         outgoing = outgoing or Outgoing(core.host.next_request_id())
         core.prompts += 1
         try:
-            result = await core.call("session/prompt", _params(prompt), outgoing)
+            result = await core.call("session/prompt", _params(blocks), outgoing)
         finally:
             core.prompts -= 1
+            failure = core.take_failure()
+        if failure is not None:
+            raise failure
         return _response(result, outgoing)
 
     @property
@@ -270,7 +296,8 @@ class Session:
         ``turn.response`` is the response at the end. An error of the turn is raised after its events. With
         ``on_busy="error"``, a prompt that is not sent raises ConflictError when the iteration begins.
         """
-        return Turn(self._core, lambda outgoing: self._prompt(prompt, on_busy, outgoing))
+        blocks = prompt_blocks(prompt)
+        return Turn(self._core, lambda outgoing: self._prompt(blocks, on_busy, outgoing))
 
     def events(self, *, after: int = 0) -> Viewer:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.
@@ -407,17 +434,17 @@ class Session:
         await self._writer.settings.set_category(category, value, self._writer.call)
         await self._core.journal.flush()
 
-    async def get_config_options(self) -> list[dict[str, Any]]:
+    async def get_config_options(self) -> list[ConfigOption]:
         """Return the options in ACP's shape; fetched from the server if session/new returned none."""
         options = await self._usable.settings.options()
         await self._core.journal.flush()
-        return options
+        return [ConfigOption(option) for option in options]
 
-    async def get_modes(self) -> dict[str, Any] | None:
-        """Return ``currentModeId`` and ``availableModes``, or None if the agent has no modes."""
+    async def get_modes(self) -> SessionModes | None:
+        """Return ``current_mode_id`` and ``available_modes``, or None if the agent has no modes."""
         modes = await self._usable.settings.modes()
         await self._core.journal.flush()
-        return modes
+        return None if modes is None else SessionModes(modes)
 
     async def refresh(self) -> Session:
         """Read the record again, as another process may have changed it.
@@ -450,16 +477,7 @@ def _response(result: object, outgoing: Outgoing) -> PromptResponse:
     return msgspec.structs.replace(response, cancelled=is_cancelled)
 
 
-def _params(prompt: Prompt) -> dict[str, Any]:
+def _params(blocks: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what a prompt sends: its blocks, and the trace that it belongs to."""
     trace = current_trace()
-    return {"prompt": _blocks(prompt), **({"_meta": trace} if trace else {})}
-
-
-def _blocks(prompt: Prompt) -> list[object]:
-    given = cast("object", prompt)
-    if isinstance(given, str):
-        return [{"type": "text", "text": given}]
-    if isinstance(given, bytes) or not isinstance(given, Sequence):
-        raise TypeError(f"prompt must be a str or a list of content blocks, not {type(given).__name__}")
-    return list(cast("Sequence[object]", given))
+    return {"prompt": blocks, **({"_meta": trace} if trace else {})}

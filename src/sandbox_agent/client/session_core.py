@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 from sandbox_agent.client.agent_info import KnownModes
-from sandbox_agent.client.broker import Respond
+from sandbox_agent.client.broker import R, RequestBroker, Respond
 from sandbox_agent.client.connection import Connection
 from sandbox_agent.client.envelopes import Answer
 from sandbox_agent.client.journal import Journal
@@ -26,6 +26,7 @@ from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, InvalidRequestError, PersistError
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
+from sandbox_agent.wire.requests import read_permission, read_question_request
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -381,20 +382,24 @@ class SessionCore:
     def on_permission_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None:
         """Open a permission request once all events before it are delivered."""
         self.acted = True
-        params = members(event.payload.get("params"))
-        self._open_later(partial(self.permissions.open, params, respond, must_ask=must_ask))
+        self._open_later(self.permissions, read_permission(event), respond, must_ask)
 
     def on_question_request(self, event: SessionEvent, respond: Respond, *, must_ask: bool) -> None:
         """Open a question once all events before it are delivered."""
         self.acted = True
-        method, params = str(event.payload.get("method")), members(event.payload.get("params"))
-        self._open_later(partial(self.questions.open, method, params, respond, must_ask=must_ask))
+        question = read_question_request(event)
+        if question is not None:
+            self._open_later(self.questions, question, respond, must_ask)
 
-    def _open_later(self, open_request: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _open_later(self, broker: RequestBroker[R], request: R, respond: Respond, must_ask: bool) -> None:
+        pending = broker.add(request, respond)
+
         async def flush_and_open() -> None:
             await self._flush_quietly()
-            if not self.journal.is_fenced:  # else the process that took the session over answers
-                await open_request()
+            if self.journal.is_fenced:
+                broker.forget(pending)  # the process that took the session over answers
+            else:
+                await broker.open(pending, must_ask=must_ask)
 
         self.host.tasks.spawn(flush_and_open(), name=f"request of {self.id}")
 
@@ -407,6 +412,12 @@ class SessionCore:
         """Answer the agent's open requests with "cancelled"."""
         await self.permissions.cancel_all()
         await self.questions.cancel_all()
+
+    def take_failure(self) -> Exception | None:
+        """Return what a callback of the user did wrong since the last call, as an error for the user."""
+        failure = self.permissions.failure or self.questions.failure
+        self.permissions.failure = self.questions.failure = None
+        return failure
 
     def forget_requests(self) -> None:
         """Drop the agent's open requests without an answer."""

@@ -35,7 +35,6 @@ from sandbox_agent.client.settings import init_for_agent, init_with_chosen
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.client.unfinished import end_unfinished_restore
 from sandbox_agent.engine import config_options as config
-from sandbox_agent.engine.questions import ELICITATIONS
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import (
     AcpRpcError,
@@ -46,6 +45,7 @@ from sandbox_agent.errors import (
 )
 from sandbox_agent.persist.base import Capability, SessionPersistDriver
 from sandbox_agent.wire.jsonrpc import loads, members
+from sandbox_agent.wire.questions import ELICITATIONS
 from sandbox_agent.wire.records import SessionRecord
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")

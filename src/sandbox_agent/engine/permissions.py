@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 from sandbox_agent.errors import UnsupportedPermissionReplyError
+from sandbox_agent.wire.requests import PermissionReply, available_replies
 
 PermissionMode = Literal["ask", "accept_edits", "allow", "plan", "read_only"]
-PermissionReply = Literal["once", "always", "reject"]
 Verdict = Literal["allow", "reject", "ask"]
 
 PERMISSION_MODES: tuple[PermissionMode, ...] = get_args(PermissionMode)
@@ -70,12 +70,6 @@ _KINDS: dict[PermissionReply, tuple[str, ...]] = {
     "once": ("allow_once",),
     "always": ("allow_always", "allow_once"),
     "reject": ("reject_once", "reject_always"),
-}
-_REPLY_OF_KIND: dict[str, PermissionReply] = {
-    "allow_once": "once",
-    "allow_always": "always",
-    "reject_once": "reject",
-    "reject_always": "reject",
 }
 # Nothing is allowed for longer than once, unless that is all that can be allowed.
 _REPLIES: dict[Verdict, tuple[PermissionReply, ...]] = {
@@ -189,16 +183,6 @@ def _is_named(agent_mode: str, name: str) -> bool:
 def is_reply(value: object) -> TypeGuard[PermissionReply]:
     """Return whether the value is one of the three replies."""
     return value in get_args(PermissionReply)
-
-
-def available_replies(options: Sequence[Mapping[str, Any]]) -> list[PermissionReply]:
-    """Return the replies that the options stand for, each once, in the options' order."""
-    found: dict[PermissionReply, None] = {}
-    for option in options:
-        reply = _REPLY_OF_KIND.get(str(option.get("kind")))
-        if reply is not None:
-            found[reply] = None
-    return list(found)
 
 
 def select_option(

@@ -8,50 +8,22 @@ question. An answer is a list per field: the chosen options (labels, values or i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.wire.jsonrpc import dumps, elements, members
+from sandbox_agent.wire.questions import ELICITATIONS, QuestionField, first_text
 
-# ACP's elicitations, which have a schema for the answer.
-ELICITATIONS = frozenset({"elicitation/create", "session/elicitation"})
 _TRUE = {"true", "yes"}
 _FALSE = {"false", "no"}
-
-
-# reading
-
-
-class Question(NamedTuple):
-    """The text of a question, and the offered answers."""
-
-    prompt: str
-    options: list[str]
-
-
-def read_question(method: str, params: dict[str, Any]) -> Question | None:
-    """Return the question in a request, or None if there is none."""
-    if method in ELICITATIONS:
-        schema = members(params.get("requestedSchema"))
-        return Question(_first(params, "message"), _schema_options(members(schema.get("properties"))))
-    if "question" not in method.rpartition("/")[2].lower():
-        return None
-    nested = [members(item) for item in elements(params.get("questions"))]
-    parts = [params, *nested]
-    prompts = [prompt for part in parts if (prompt := _first(part, "prompt", "question", "message", "title"))]
-    if not prompts:
-        return None
-    options = [_label(option) for part in parts for option in elements(part.get("options"))]
-    return Question("\n".join(dict.fromkeys(prompts)), [option for option in options if option])
 
 
 def read_answer(result: object) -> str | None:
     """Return the answer in the result of a response as text, or None if the user gave none."""
     given = members(result)
     outcome: Any = given.get("outcome")
-    verdict = _first(given, "action") or (
-        outcome if isinstance(outcome, str) else _first(members(outcome), "outcome")
+    verdict = first_text(given, "action") or (
+        outcome if isinstance(outcome, str) else first_text(members(outcome), "outcome")
     )
     if verdict in {"decline", "cancel", "cancelled", "skipped", "rejected"} or not given:
         return None
@@ -66,125 +38,10 @@ def read_answer(result: object) -> str | None:
     return content if isinstance(content, str) else dumps(content).decode()
 
 
-def _schema_options(properties: dict[str, Any]) -> list[str]:
-    options: list[str] = []
-    for value in properties.values():
-        schema = members(value)
-        if schema.get("type") == "boolean":
-            options += ["true", "false"]
-        for source in (schema, members(schema.get("items"))):
-            options += [str(name) for name in elements(source.get("enum"))]
-            choices = [*elements(source.get("oneOf")), *elements(source.get("anyOf"))]
-            options += [label for choice in choices if (label := _label(choice))]
-    return options
-
-
-def _label(option: object) -> str:
-    if isinstance(option, str):
-        return option
-    return _first(members(option), "label", "title", "name", "const", "id")
-
-
-def _first(given: dict[str, Any], *names: str) -> str:
-    for name in names:
-        value: Any = given.get(name)
-        if isinstance(value, str) and value:
-            return value
-    return ""
-
-
 # fields
-
-FieldKind = Literal["text", "choice", "multi_choice", "boolean", "integer", "number"]
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionOption:
-    """An answer that a question offers.
-
-    Attributes:
-        value: what an answer contains.
-        label: its text for people.
-        description: more about it, or "".
-    """
-
-    value: str
-    label: str
-    description: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionField:
-    """One part of a question: a field of ACP's form, or one of the questions of an extension.
-
-    Attributes:
-        name: its key in ``answers`` by name.
-        title: its text for people.
-        description: more about it, or "".
-        kind: "text" is free text; "choice" is one of the options, "multi_choice" any number of them.
-        options: the options of a choice, and "true" and "false" of a "boolean".
-        required: whether the agent needs an answer.
-        default: the answer that the agent suggests, in ACP's shape, or None.
-    """
-
-    name: str
-    title: str
-    description: str
-    kind: FieldKind
-    options: list[QuestionOption]
-    required: bool
-    default: Any = None
-
 
 Answer = str | bool | int | float
 Answers = Answer | Sequence[Answer | Sequence[Answer]] | Mapping[str, Answer | Sequence[Answer]]
-
-
-def read_fields(method: str, params: Mapping[str, Any]) -> list[QuestionField]:
-    """Return the parts of a question, in the order of their answers."""
-    if method not in ELICITATIONS:
-        parts = [members(item) for item in elements(params.get("questions"))] or [dict(params)]
-        return [_extension_field(part, number) for number, part in enumerate(parts)]
-    schema = members(params.get("requestedSchema"))
-    required = elements(schema.get("required"))
-    properties = members(schema.get("properties"))
-    return [_form_field(name, members(each), name in required) for name, each in properties.items()]
-
-
-def _form_field(name: str, schema: Mapping[str, Any], required: bool) -> QuestionField:
-    is_list = schema.get("type") == "array"
-    source = members(schema.get("items")) if is_list else schema
-    choices = [*elements(source.get("oneOf")), *elements(source.get("anyOf")), *elements(source.get("enum"))]
-    options = [_option(each) for each in choices]
-    kind: FieldKind = "multi_choice" if is_list else "choice" if options else "text"
-    match schema.get("type"):
-        case "boolean":
-            kind, options = "boolean", [QuestionOption("true", "true"), QuestionOption("false", "false")]
-        case "integer" | "number" as number:
-            kind = number
-        case _:
-            pass
-    title = _first(dict(schema), "title") or name
-    return QuestionField(
-        name, title, _first(dict(schema), "description"), kind, options, required, schema.get("default")
-    )
-
-
-def _extension_field(part: dict[str, Any], number: int) -> QuestionField:
-    options = [_option(each) for each in elements(part.get("options"))]
-    takes_many = any(part.get(name) is True for name in ("multiSelect", "allowMultiple", "multiple"))
-    kind: FieldKind = "text" if not options else "multi_choice" if takes_many else "choice"
-    title = _first(part, "prompt", "question", "message", "title")
-    name = _first(part, "id", "header") or f"question_{number}"
-    return QuestionField(name, title, _first(part, "description"), kind, options, required=False)
-
-
-def _option(given: object) -> QuestionOption:
-    option = members(given)
-    label = _label(given) or str(option.get("const", given))
-    return QuestionOption(
-        _first(option, "const", "id", "value") or label, label, _first(option, "description")
-    )
 
 
 def answer_lists(fields: Sequence[QuestionField], answers: Answers) -> list[list[str]]:

@@ -13,7 +13,14 @@ from sandbox_agent.persist.base import SessionPersistDriver
 if TYPE_CHECKING:
     from sandbox_agent.persist.store import SessionStore
 
-__all__ = ["KEY_VARIABLE", "StoreURL", "open_driver", "open_session_store", "parse_store_url"]
+__all__ = [
+    "KEY_VARIABLE",
+    "StoreURL",
+    "check_folder",
+    "open_driver",
+    "open_session_store",
+    "parse_store_url",
+]
 
 # The master keys of "encrypted+…" stores: base64, the current one first, older ones after commas.
 KEY_VARIABLE: Final = "SANDBOX_AGENT_STORE_KEY"
@@ -76,6 +83,9 @@ class StoreURL(NamedTuple):
 def parse_store_url(url: str) -> StoreURL:
     """Return the parts of the URL; nothing is opened.
 
+    A word without a dot, a slash or a scheme is the name of a file only if that file exists: it is likely a
+    kind of store or a typo.
+
     Raises:
         InvalidRequestError: no driver is known for it.
     """
@@ -85,6 +95,7 @@ def parse_store_url(url: str) -> StoreURL:
         return StoreURL("memory", rest, encrypted)
     match = _SCHEME.match(rest)
     if match is None:
+        _check_word(rest)
         return StoreURL("sqlite", _path(rest), encrypted)
     scheme = match[1].lower()
     # SQLAlchemy writes the client's package behind the scheme: postgresql+asyncpg.
@@ -100,6 +111,20 @@ def parse_store_url(url: str) -> StoreURL:
     if not address.startswith("//"):
         raise InvalidRequestError(f"a '{scheme}:' store needs two slashes: {scheme}://HOST/…")
     return StoreURL(kind, rest, encrypted)
+
+
+def check_folder(store: StoreURL) -> None:
+    """Refuse an SQLite store in a folder that does not exist: a typo would make a new, empty store.
+
+    Raises:
+        InvalidRequestError: the folder does not exist.
+    """
+    path = None if store.path is None else store.path.expanduser()
+    if path is not None and not path.parent.is_dir():
+        raise InvalidRequestError(
+            f"the store '{store.shown}' can't be made: the folder '{path.parent}' does not exist; make it, "
+            "or correct the path"
+        )
 
 
 def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriver:
@@ -119,11 +144,12 @@ def open_driver(url: str, *, namespace: str | None = None) -> SessionPersistDriv
         namespace: the sessions of the server that keeps them in a shared database under that name, to read.
 
     Raises:
-        InvalidRequestError: no driver is known for the URL, an option of it is invalid, it has no namespaces,
-            or a key is missing.
+        InvalidRequestError: no driver is known for the URL, an option of it is invalid, its folder does not
+            exist, it has no namespaces, or a key is missing.
         ImportError: the driver's extra is not installed; the message names it.
     """
     store = parse_store_url(url)
+    check_folder(store)
     try:
         driver = _open(store, namespace)
     except ValueError as error:
@@ -193,6 +219,20 @@ def _open_sqlite(path: str) -> SessionPersistDriver:
     from sandbox_agent.persist.sqlite.driver import SQLiteSessionPersistDriver
 
     return SQLiteSessionPersistDriver(path)
+
+
+def _check_word(text: str) -> None:
+    if not text or any(character in text for character in "./\\~") or Path(text).exists():
+        return
+    kind = _KINDS.get(text.lower())
+    if kind is not None:
+        example = "sqlite:PATH" if kind == "sqlite" else f"{text.lower()}://HOST/…"
+        raise InvalidRequestError(
+            f"'{text}' is a kind of store and does not say which one: use {example}, or ./{text} for a file"
+        )
+    raise InvalidRequestError(
+        f"there is no file '{text}', and no store of that kind: use ./{text} to make that file, or {_KNOWN}"
+    )
 
 
 def _path(text: str) -> str:

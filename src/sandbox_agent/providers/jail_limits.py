@@ -20,13 +20,14 @@ from sandbox_agent.cgroups import (
     remove_cgroups,
 )
 from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.wire.serial import Serializable
 
 # In the jail's folder: where its group is, for the program that deletes what was left.
 _RECORD = "cgroup.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Serializable):
     """What everything in a jail may use together. The kernel enforces it.
 
     Attributes:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.wire.serial import Serializable
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Serializable):
     """A file or folder of the host that is visible in a sandbox.
 
     Attributes:

@@ -9,11 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TypeVar
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
-from sandbox_agent.extras import MissingExtraError
+from sandbox_agent.extras import require_extra
 
 _T = TypeVar("_T")
 
@@ -81,11 +80,7 @@ class Service:
             MissingExtraError: It is not.
         """
         modules = self.needs if self.module is None else (self.module, *self.needs)
-        if not all(_is_installed(module) for module in modules):
-            raise MissingExtraError(
-                f"{self.provider}() needs the extra '{self.provider}': install it with "
-                f'pip install "sandbox-agent-py[{self.provider}]"'
-            )
+        require_extra(f"{self.provider}()", self.provider, *modules)
 
     async def load(self) -> None:
         """Import the SDK, which may take a second, in a thread."""
@@ -232,10 +227,3 @@ def _cancelable() -> Generator[None]:
         if isinstance(cause, asyncio.CancelledError):
             raise cause from error
         raise
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
-        return False

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
+from sandbox_agent.wire import objects
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, load_object, members, replace_surrogates
+from sandbox_agent.wire.serial import Serializable
+
+if TYPE_CHECKING:
+    _Option = objects.ConfigOption
+else:
+    _Option = dict[str, Any]  # what msgspec decodes; __post_init__ converts it
 
 
-class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+class AcpStruct(Serializable, msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """A view of an ACP object. Unknown fields are ignored, because the bytes are kept elsewhere.
 
     Attributes:
@@ -25,6 +32,10 @@ class AcpStruct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """
 
     meta: dict[str, Any] | None = msgspec.field(default=None, name="_meta")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object in ACP's shape."""
+        return cast("dict[str, Any]", _unwrap_unknown(super().to_dict()))
 
 
 class Annotations(AcpStruct, frozen=True):
@@ -92,7 +103,7 @@ class EmbeddedResource(AcpStruct, frozen=True, tag_field="type", tag="resource")
     annotations: Annotations | None = None
 
 
-class UnknownContent(msgspec.Struct, frozen=True, tag_field="type", tag=""):
+class UnknownContent(Serializable, msgspec.Struct, frozen=True, tag_field="type", tag=""):
     """A block whose type is unknown to this version, or that breaks the schema.
 
     Attributes:
@@ -102,6 +113,10 @@ class UnknownContent(msgspec.Struct, frozen=True, tag_field="type", tag=""):
 
     type: str = msgspec.field(name="_type")
     raw: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole block."""
+        return self.raw
 
 
 ContentBlock: TypeAlias = (
@@ -268,7 +283,12 @@ class ConfigOptionUpdate(_Update, frozen=True, tag="config_option_update"):
     """All config options with their values, in ACP's shape (SessionConfigOption)."""
 
     session_update: ClassVar[Literal["config_option_update"]] = "config_option_update"
-    config_options: list[dict[str, Any]]
+    config_options: list[_Option]
+
+    def __post_init__(self) -> None:
+        """Make the options' members attributes, too."""
+        options = [objects.ConfigOption(option) for option in self.config_options]
+        msgspec.structs.force_setattr(self, "config_options", options)
 
 
 class SessionInfoUpdate(_Update, frozen=True, tag="session_info_update"):
@@ -321,7 +341,7 @@ class CompactionSummaryChunk(_ContentChunk, frozen=True, tag="compaction_summary
     compaction_id: str
 
 
-class UnknownUpdate(msgspec.Struct, frozen=True):
+class UnknownUpdate(Serializable, msgspec.Struct, frozen=True):
     """An update whose kind is unknown to this version, or that lacks a required member.
 
     Attributes:
@@ -331,6 +351,10 @@ class UnknownUpdate(msgspec.Struct, frozen=True):
 
     session_update: str
     raw: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole update."""
+        return self.raw
 
 
 KnownUpdate: TypeAlias = (
@@ -456,6 +480,18 @@ def parse_permission_request(params: bytes | dict[str, Any]) -> PermissionReques
 def parse_prompt_response(result: bytes | dict[str, Any]) -> PromptResponse:
     """Return the view of a ``session/prompt``'s result; missing members are empty."""
     return _struct(PromptResponse, _object(result))
+
+
+def _unwrap_unknown(value: object) -> object:
+    """Replace what is an UnknownContent in a dict of JSON values by the block that it stands for."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        if fields.get("type") == "" and "_type" in fields and "raw" in fields:
+            return fields["raw"]
+        return {name: _unwrap_unknown(each) for name, each in fields.items()}
+    if isinstance(value, list):
+        return [_unwrap_unknown(each) for each in cast("list[object]", value)]
+    return value
 
 
 class _UnfitError(Exception):

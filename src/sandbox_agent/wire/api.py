@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
+
+from sandbox_agent.wire import objects
+from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 __all__ = [
     "IDLE_EXIT_CODE",
@@ -12,6 +16,7 @@ __all__ = [
     "AcpServerInfo",
     "AcpServerListResponse",
     "AgentCapabilities",
+    "AgentId",
     "AgentInfo",
     "AgentInstallArtifact",
     "AgentInstallProgress",
@@ -19,6 +24,7 @@ __all__ = [
     "AgentInstallResponse",
     "AgentListResponse",
     "HealthResponse",
+    "KnownAgent",
     "ProblemDetails",
     "RootResponse",
     "ServerStatusInfo",
@@ -30,7 +36,33 @@ __all__ = [
 IDLE_EXIT_CODE = 75
 
 
-class Body(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+if TYPE_CHECKING:
+    _Option = objects.ConfigOption
+else:
+    _Option = dict[str, Any]  # what msgspec decodes; __post_init__ converts it
+
+
+# The agents that the catalogue has; a server may know more.
+KnownAgent: TypeAlias = Literal[
+    "amp",
+    "claude",
+    "codex",
+    "copilot",
+    "cursor",
+    "deepagents",
+    "gemini",
+    "goose",
+    "hermes",
+    "kimi",
+    "mock",
+    "opencode",
+    "pi",
+    "qwen",
+]
+AgentId: TypeAlias = KnownAgent | str
+
+
+class Body(Serializable, msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
     """A body with camelCase members. Members with default values are omitted; unknown ones are ignored."""
 
 
@@ -98,6 +130,11 @@ class AcpServerInfo(Body):
     idle_ms: int | None = None
     usage: AcpUsageInfo | None = None
 
+    @property
+    def created_time(self) -> datetime:
+        """``created_at_ms`` as a datetime in UTC."""
+        return to_time(self.created_at_ms)
+
 
 class OpenAcpRequest(Body, kw_only=True):
     """``PUT /v1/acp/{server_id}``.
@@ -117,7 +154,7 @@ class AcpServerListResponse(Body):
     servers: list[AcpServerInfo]
 
 
-class AgentCapabilities(msgspec.Struct, kw_only=True, frozen=True, rename="camel"):
+class AgentCapabilities(Serializable, msgspec.Struct, kw_only=True, frozen=True, rename="camel"):
     """The capabilities of an agent, from the catalogue."""
 
     plan_mode: bool = False
@@ -178,12 +215,21 @@ class AgentInfo(Body):
     version: str | None = None
     path: str | None = None
     server_status: ServerStatusInfo | None = None
-    config_options: list[dict[str, Any]] | None = None
+    config_options: list[_Option] | None = None
     config_error: str | None = None
     package: str | None = None
     pinned_version: str | None = None
     auth_methods: list[AuthMethodInfo] | None = None
     permission_modes: dict[str, list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        """Make the options' members attributes, too."""
+        if self.config_options is not None:
+            self.config_options = [objects.ConfigOption(option) for option in self.config_options]
+
+    def __repr__(self) -> str:
+        """Return what tells agents apart."""
+        return short_repr(self, "id", "installed", "version", "credentials_available")
 
 
 class AgentInstallRequest(Body):
@@ -211,7 +257,7 @@ class AgentInstallArtifact(Body):
     version: str | None = None
 
 
-class AgentInstallResponse(msgspec.Struct, omit_defaults=True):
+class AgentInstallResponse(Serializable, msgspec.Struct, omit_defaults=True):
     """Whether the agent was installed before, and what is installed. The first name is snake_case."""
 
     already_installed: bool

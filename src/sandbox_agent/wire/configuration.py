@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from sandbox_agent.wire.api import Body
+from sandbox_agent.wire.serial import short_repr
 
 __all__ = [
     "McpLocalServer",
@@ -49,6 +50,10 @@ class McpLocalServer(Body, tag_field="type", tag="local"):
     enabled: bool | None = None
     timeout_ms: _Count | None = None
 
+    def __repr__(self) -> str:
+        """Return what is not secret."""
+        return short_repr(self, "command", "args", "cwd", "enabled")
+
 
 class McpOAuth(Body):
     """How an MCP server authorizes by OAuth. It is kept for clients; ACP can't pass it to agents.
@@ -62,6 +67,10 @@ class McpOAuth(Body):
     client_id: str | None = None
     client_secret: str | None = None
     scope: str | None = None
+
+    def __repr__(self) -> str:
+        """Return what is not secret."""
+        return short_repr(self, "client_id", "scope")
 
 
 class McpRemoteServer(Body, tag_field="type", tag="remote"):
@@ -86,6 +95,10 @@ class McpRemoteServer(Body, tag_field="type", tag="remote"):
     enabled: bool | None = None
     timeout_ms: _Count | None = None
     transport: Literal["http", "sse"] | None = None
+
+    def __repr__(self) -> str:
+        """Return what is not secret."""
+        return short_repr(self, "url", "transport", "enabled")
 
 
 McpServerConfig: TypeAlias = McpLocalServer | McpRemoteServer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from sandbox_agent.wire.api import Body
+from sandbox_agent.wire.serial import to_time
 
 __all__ = [
     "ProcessConfig",
@@ -160,6 +162,11 @@ class ProcessInfo(Body):
     exit_signal: int | None = None
     exited_at_ms: int | None = None
     restart: ProcessRestartInfo | None = None
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at_ms`` as a datetime in UTC."""
+        return to_time(self.created_at_ms)
 
 
 class ProcessListResponse(Body):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import msgspec
 
-from sandbox_agent.wire.jsonrpc import loads
+from sandbox_agent.wire.jsonrpc import dumps, loads
+from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 if TYPE_CHECKING:
     from sandbox_agent.wire.acp import SessionUpdate
+    from sandbox_agent.wire.requests import PermissionRequest, QuestionRequest
 
 RESTORED_METHOD = "_sandbox_agent/session_restored"
 
@@ -18,7 +23,7 @@ T = TypeVar("T")
 Sender = Literal["client", "agent"]
 
 
-class SessionRecord(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+class SessionRecord(Serializable, msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
     """A stored session; the field names on the wire are those of the TypeScript SDK.
 
     ``created_at`` and ``destroyed_at`` are milliseconds since the epoch. ``session_init`` is the
@@ -36,8 +41,24 @@ class SessionRecord(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=
     config_options: list[dict[str, Any]] | None = None
     modes: dict[str, Any] | None = None
 
+    @property
+    def created_time(self) -> datetime:
+        """When the session was created, in UTC."""
+        return to_time(self.created_at)
 
-class SessionRestored(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    @property
+    def destroyed_time(self) -> datetime | None:
+        """When the session was destroyed, in UTC, or None."""
+        return None if self.destroyed_at is None else to_time(self.destroyed_at)
+
+    def __repr__(self) -> str:
+        """Return the ids; what the session was created with may hold secrets."""
+        return short_repr(self, "id", "agent", "agent_session_id", "created_at", "destroyed_at")
+
+
+class SessionRestored(
+    Serializable, msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True
+):
     """The session was restored in another connection; stored in its history as an event of the client.
 
     Attributes:
@@ -81,7 +102,7 @@ class _RestoredEnvelope(msgspec.Struct, frozen=True):
     params: SessionRestored
 
 
-class SessionEvent:
+class SessionEvent(Serializable):
     """One stored JSON-RPC envelope of a session.
 
     The envelope is held as the received bytes; ``payload`` decodes them on first use.
@@ -155,16 +176,60 @@ class SessionEvent:
         return self._payload
 
     @property
-    def update(self) -> SessionUpdate | SessionRestored | None:
-        """The typed session update in the envelope, SessionRestored, or None for other envelopes."""
+    def update(self) -> SessionUpdate | SessionRestored | PermissionRequest | QuestionRequest | None:
+        """What the envelope says, typed; None if its kind is not known.
+
+        It is the update of a session/update, SessionRestored, or the agent's request to the user, with the
+        ``id`` that ``respond_permission`` and ``respond_question`` take.
+        """
         if RESTORED_METHOD.encode() in self.payload_json and self.payload.get("method") == RESTORED_METHOD:
             # An agent may use the name for something else.
             with contextlib.suppress(msgspec.ValidationError):
                 return msgspec.convert(self.payload, _RestoredEnvelope).params
         # Programs that never use updates need not import their types.
+        from sandbox_agent.wire.requests import may_be_request, read_request
+
+        if may_be_request(self.payload_json) and (request := read_request(self)) is not None:
+            return request
         from sandbox_agent.wire.acp import read_update
 
         return read_update(self.payload_json)
+
+    @property
+    def created_time(self) -> datetime:
+        """When the event was stored, in UTC."""
+        return to_time(self.created_at)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event in the shape of the TypeScript SDK, with the envelope as ``payload``."""
+        return {name: getattr(self, attribute) for name, attribute in _EVENT_NAMES.items()}
+
+    @classmethod
+    def from_dict(cls, event: Mapping[str, Any]) -> SessionEvent:
+        """Return the event of a dict that ``to_dict`` has returned.
+
+        Raises:
+            msgspec.ValidationError: the dict is not an event.
+        """
+        fields = msgspec.convert(event, _EventFields)
+        return cls(
+            fields.id,
+            fields.event_index,
+            fields.session_id,
+            fields.created_at,
+            fields.connection_id,
+            fields.sender,
+            dumps(fields.payload),
+        )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # msgspec.json.encode asks for the names in __dataclass_fields__.
+            attribute = _EVENT_NAMES.get(name)
+            if attribute is None or attribute == name:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self, attribute)
 
     def _key(self) -> tuple[object, ...]:
         return (
@@ -190,7 +255,37 @@ class SessionEvent:
         )
 
 
-class ListPage(msgspec.Struct, Generic[T], frozen=True):
+_EVENT_NAMES = {
+    "id": "id",
+    "eventIndex": "event_index",
+    "sessionId": "session_id",
+    "createdAt": "created_at",
+    "connectionId": "connection_id",
+    "sender": "sender",
+    "payload": "payload",
+}
+
+
+class _EventFields(msgspec.Struct, rename="camel"):
+    id: str
+    event_index: int
+    session_id: str
+    created_at: int
+    connection_id: str
+    sender: Sender
+    payload: dict[str, Any]
+
+
+def _fields() -> dict[str, object]:
+    shape = dataclasses.make_dataclass("_Shape", _EVENT_NAMES)
+    return {field.name: field for field in dataclasses.fields(shape)}
+
+
+# msgspec writes any object that has the fields of a dataclass, and this one as the TypeScript SDK does.
+SessionEvent.__dataclass_fields__ = _fields()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class ListPage(Serializable, msgspec.Struct, Generic[T], frozen=True):
     """A page of a listing: its items, and the cursor of the next page or None at the end."""
 
     items: list[T]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from sandbox_agent.wire.api import Body
+from sandbox_agent.wire.serial import to_time
 
 TurnState: TypeAlias = Literal["accepted", "running", "done", "failed", "cancelled", "interrupted"]
 PermissionReply: TypeAlias = Literal["once", "always", "reject"]
@@ -134,6 +136,21 @@ class TurnInfo(Body, kw_only=True):
     idempotency_key: str | None = None
     usage: UsageInfo | None = None
 
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as a datetime in UTC."""
+        return to_time(self.created_at)
+
+    @property
+    def started_time(self) -> datetime | None:
+        """``started_at`` as a datetime in UTC, or None."""
+        return None if self.started_at is None else to_time(self.started_at)
+
+    @property
+    def ended_time(self) -> datetime | None:
+        """``ended_at`` as a datetime in UTC, or None."""
+        return None if self.ended_at is None else to_time(self.ended_at)
+
 
 class SessionInfo(Body, kw_only=True):
     """A session.
@@ -167,6 +184,16 @@ class SessionInfo(Body, kw_only=True):
     usage: UsageInfo | None = None
     env: list[str] | None = None
     turns: list[TurnInfo] | None = None
+
+    @property
+    def created_time(self) -> datetime:
+        """``created_at`` as a datetime in UTC."""
+        return to_time(self.created_at)
+
+    @property
+    def updated_time(self) -> datetime:
+        """``updated_at`` as a datetime in UTC."""
+        return to_time(self.updated_at)
 
 
 class SessionListResponse(Body, kw_only=True):
@@ -248,6 +275,16 @@ class PendingPermission(Body, kw_only=True):
     requested_at: int
     expires_at: int | None = None
     metadata: Any = None
+
+    @property
+    def requested_time(self) -> datetime:
+        """``requested_at`` as a datetime in UTC."""
+        return to_time(self.requested_at)
+
+    @property
+    def expires_time(self) -> datetime | None:
+        """``expires_at`` as a datetime in UTC, or None."""
+        return None if self.expires_at is None else to_time(self.expires_at)
 
 
 class PermissionListResponse(Body, kw_only=True):

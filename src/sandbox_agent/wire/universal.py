@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 
 from sandbox_agent.wire.jsonrpc import loads
+from sandbox_agent.wire.serial import Serializable, short_repr, to_time
 
 ItemKind: TypeAlias = Literal["message", "tool_call", "tool_result", "system", "status", "unknown"]
 ItemRole: TypeAlias = Literal["user", "assistant", "system", "tool"]
@@ -19,7 +20,7 @@ FileAction: TypeAlias = Literal["read", "write", "patch"]
 ReasoningVisibility: TypeAlias = Literal["public", "private"]
 
 
-class _Part(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+class _Part(Serializable, msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
     pass
 
 
@@ -92,7 +93,7 @@ ContentPart: TypeAlias = (
 )
 
 
-class UniversalItem(msgspec.Struct, frozen=True, omit_defaults=True):
+class UniversalItem(Serializable, msgspec.Struct, frozen=True, omit_defaults=True):
     """An item of a session: a message, a tool call, its result, or a status.
 
     Attributes:
@@ -137,7 +138,7 @@ TerminatedBy: TypeAlias = Literal["agent", "daemon"]
 TurnPhase: TypeAlias = Literal["started", "ended"]
 
 
-class _Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class _Data(Serializable, msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     pass
 
 
@@ -263,7 +264,7 @@ EVENT_DATA_TYPES: Mapping[str, type[EventData]] = MappingProxyType(
 """The struct of an event's data, by the event's type."""
 
 
-class UniversalEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class UniversalEvent(Serializable, msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One event of a session.
 
     Attributes:
@@ -290,9 +291,24 @@ class UniversalEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     native_session_id: str | None = None
     raw: Any = msgspec.UNSET
 
+    @property
+    def created_time(self) -> datetime:
+        """``time`` as a datetime in UTC."""
+        return datetime.fromisoformat(self.time)
 
-# Year 9999, the last that RFC 3339 can write.
-_LAST_MS = 253_402_300_799_999
+    @classmethod
+    def from_dict(cls, event: Mapping[str, Any]) -> UniversalEvent:
+        """Return the event of a dict that ``to_dict`` or a server's JSON has.
+
+        Raises:
+            msgspec.ValidationError: the dict is not an event.
+        """
+        return _read(msgspec.convert(event, _Wire))
+
+    def __repr__(self) -> str:
+        """Return the place and the type of the event; its data may be long."""
+        return short_repr(self, "session_id", "sequence", "type")
+
 
 _encoder = msgspec.json.Encoder()
 
@@ -327,7 +343,10 @@ def decode_event(data: bytes) -> UniversalEvent:
         InvalidEnvelopeError: the data is not valid JSON.
         msgspec.ValidationError: the JSON is not an event.
     """
-    wire = msgspec.convert(loads(data), _Wire)
+    return _read(msgspec.convert(loads(data), _Wire))
+
+
+def _read(wire: _Wire) -> UniversalEvent:
     kind = EVENT_DATA_TYPES.get(wire.type)
     value = wire.data
     if kind is not None:
@@ -351,5 +370,4 @@ def decode_event(data: bytes) -> UniversalEvent:
 
 def event_time(time_ms: int) -> str:
     """Format milliseconds since the epoch as RFC 3339 in UTC; values out of range are clamped."""
-    seconds, milliseconds = divmod(min(max(time_ms, 0), _LAST_MS), 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
+    return to_time(time_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")

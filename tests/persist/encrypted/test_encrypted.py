@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import sys
 from pathlib import Path
 
 import msgspec
@@ -308,9 +307,3 @@ async def test_a_url_opens_an_encrypted_store_with_the_keys_of_the_environment(
 def test_a_driver_that_does_not_fence_writers_is_refused() -> None:
     with pytest.raises(TypeError, match=r"FiveMethodDriver can't be encrypted.* Capability\.FENCE: use"):
         EncryptedSessionPersistDriver(FiveMethodDriver(), key=KEY)
-
-
-def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
-    with pytest.raises(ImportError, match=r"pip install 'sandbox-agent-py\[encryption\]'"):
-        EncryptedSessionPersistDriver(InMemorySessionPersistDriver(), key=KEY)

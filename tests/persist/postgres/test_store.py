@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import logging
 import socket
-import sys
 import traceback
 from contextlib import aclosing
 from typing import Any
@@ -351,14 +350,6 @@ async def test_password_is_never_shown(
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(driver) + str(caught.value)
     assert "s3cret" not in shown
     assert "\n" not in str(caught.value)
-
-
-async def test_missing_asyncpg_is_told_with_the_extras_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "asyncpg", None)
-    driver = PostgresSessionPersistDriver("postgresql://127.0.0.1/x")
-    with pytest.raises(PersistError, match=r"pip install 'sandbox-agent-py\[postgres\]'"):
-        await driver.get_session("s")
-    await driver.close()
 
 
 def test_driver_is_not_made_of_two_sources_or_an_impossible_schema() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -287,17 +285,6 @@ async def test_a_cluster_keeps_each_session_on_one_node(tmp_path: Path) -> None:
             assert len(await all_sessions(driver)) == len(names) - 1
             await driver.close()
             await client.aclose()
-
-
-def test_the_library_is_named_where_it_is_missing() -> None:
-    code = (
-        "import sys; sys.modules['redis'] = None\n"
-        "from sandbox_agent.persist.redis.driver import RedisSessionPersistDriver\n"
-        "try: RedisSessionPersistDriver('redis://127.0.0.1')\n"
-        "except ImportError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'sandbox-agent-py[redis]'" in done.stdout
 
 
 async def test_the_driver_is_refused_in_another_event_loop_and_goes_on_in_its_own(

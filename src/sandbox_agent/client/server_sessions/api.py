@@ -8,13 +8,13 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, encode_header
-from sandbox_agent.client.options import to_acp
+from sandbox_agent.client.options import McpServers, to_acp
 from sandbox_agent.client.server_sessions.calls import (
     SessionCalls,
     decode,
@@ -38,6 +38,7 @@ from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.client.trace import current_trace
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import ConflictError, SandboxAgentError, ServerSessionNotFoundError
+from sandbox_agent.wire.api import AgentId
 from sandbox_agent.wire.records import ListPage
 from sandbox_agent.wire.sessions import (
     CreateSessionRequest,
@@ -78,7 +79,7 @@ class ServerSessions:
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
-        agent: str,
+        agent: AgentId,
         agent_mode: str | None = None,
         permission_mode: str | None = None,
         model: str | None = None,
@@ -86,7 +87,7 @@ class ServerSessions:
         directory: str | None = None,
         title: str | None = None,
         additional_directories: Sequence[str | os.PathLike[str]] | None = None,
-        mcp_servers: Sequence[Mapping[str, Any]] | None = None,
+        mcp_servers: McpServers | None = None,
         env: Mapping[str, str] | None = None,
         permission_rules: Sequence[PermissionRule] | None = None,
         permission_timeout_seconds: float | None = None,
@@ -105,7 +106,7 @@ class ServerSessions:
             directory: the agent's working directory; default: the server's own.
             title: a title for people.
             additional_directories: more directories that the agent may work in, absolute paths.
-            mcp_servers: MCP servers in ACP's shape; ``env`` and ``headers`` may also be dicts.
+            mcp_servers: MCP servers as in ``SandboxAgent.create_session``.
             env: variables of the session's agent, besides those that it inherits. The server keeps them with
                 the session and never returns their values.
             permission_rules: checked before ``permission_mode``; the first match decides.

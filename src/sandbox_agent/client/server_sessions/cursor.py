@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import httpx2
 import msgspec
@@ -15,6 +14,7 @@ from sandbox_agent.client.server_sessions.calls import decode
 from sandbox_agent.engine.sse import SseEvent
 from sandbox_agent.errors import GoneError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, replace_surrogates
+from sandbox_agent.wire.serial import Serializable
 from sandbox_agent.wire.sessions import EventsResponse
 from sandbox_agent.wire.universal import UniversalEvent, decode_event
 
@@ -123,8 +123,7 @@ def read_event(data: bytes) -> UniversalEvent:
         ) from error
 
 
-@dataclass(frozen=True)
-class EventPage:
+class EventPage(Serializable, msgspec.Struct, frozen=True, rename="camel"):
     """A page of a session's events; ``has_more`` says whether more follow."""
 
     events: list[UniversalEvent]

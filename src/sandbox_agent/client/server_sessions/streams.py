@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import httpx2
 
 from sandbox_agent.client.http import encode_header
+from sandbox_agent.client.prompts import Prompt, prompt_blocks
 from sandbox_agent.client.server_sessions.calls import (
     RetryPolicy,
     SessionCalls,
@@ -135,7 +136,7 @@ TURN_HEADER = "Sandbox-Agent-Turn"
 FINAL_STATES = frozenset({"done", "failed", "cancelled", "interrupted"})
 
 
-Message: TypeAlias = str | Sequence[Mapping[str, Any]]
+Message: TypeAlias = Prompt
 
 
 def new_key() -> str:
@@ -147,11 +148,12 @@ def message_body(message: Message) -> dict[str, Any]:
     """Return the request body of a message.
 
     Raises:
-        ValueError: the message is empty.
+        TypeError: the message is neither text nor a list of content blocks, or the list is empty.
+        ValueError: the text is empty.
     """
-    if not message:
+    if isinstance(message, str) and not message:
         raise ValueError("the message is empty: pass a text, or at least one content block")
-    return {"message": message if isinstance(message, str) else [dict(block) for block in message]}
+    return {"message": message if isinstance(message, str) else prompt_blocks(message)}
 
 
 async def stream_turn(

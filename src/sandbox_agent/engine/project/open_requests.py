@@ -9,9 +9,10 @@ import msgspec
 from sandbox_agent.engine.project.emit import Emitter
 from sandbox_agent.engine.project.state import Ask, State
 from sandbox_agent.engine.project.tools import Tools
-from sandbox_agent.engine.questions import Question, read_answer
+from sandbox_agent.engine.questions import read_answer
 from sandbox_agent.wire.acp import PermissionRequest
 from sandbox_agent.wire.jsonrpc import loads, members
+from sandbox_agent.wire.questions import Question
 from sandbox_agent.wire.universal import PermissionEventData, PermissionStatus, QuestionEventData
 
 

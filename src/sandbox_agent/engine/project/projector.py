@@ -19,9 +19,9 @@ from sandbox_agent.engine.project.statuses import Statuses
 from sandbox_agent.engine.project.texts import STREAMS, Texts
 from sandbox_agent.engine.project.tools import Tools
 from sandbox_agent.engine.project.turns import Turns
-from sandbox_agent.engine.questions import read_question
 from sandbox_agent.wire import acp
 from sandbox_agent.wire.jsonrpc import DECODE_FAILURES, InvalidEnvelopeError, loads
+from sandbox_agent.wire.questions import read_question
 from sandbox_agent.wire.records import RESTORED_METHOD, Sender
 from sandbox_agent.wire.universal import AgentUnparsedData, UniversalEvent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -93,7 +94,7 @@ class Statuses:
         """Show the session's mode."""
         self._show_changed("mode", mode_id, source=source)
 
-    def show_config(self, options: list[dict[str, Any]], source: EventSource = "agent") -> None:
+    def show_config(self, options: Sequence[dict[str, Any]], source: EventSource = "agent") -> None:
         """Show the values of the config options."""
         values = [f"{option.get('id')}={_plain(option.get('currentValue'))}" for option in options]
         self._show_changed("config", ", ".join(values), {"configOptions": options}, source=source)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from sandbox_agent.errors import InvalidRequestError, PersistError
+from sandbox_agent.extras import require_extra
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -267,10 +268,7 @@ def _material(key: MasterKey) -> bytes:
 
 
 def _aes_gcm() -> Any:
-    try:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-    except ImportError as error:
-        raise ImportError(
-            "encryption needs the package cryptography: pip install 'sandbox-agent-py[encryption]'"
-        ) from error
+    require_extra("encryption", "encryption", "cryptography")
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     return AESGCM

@@ -13,9 +13,12 @@ from typing import Any, Final, Protocol, TypeVar
 import anyio
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.extras import require_extra
 from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.postgres.errors import describe_target, explain_postgres, is_lost
 from sandbox_agent.persist.postgres.options import read_options
+
+_EXTRA = ("PostgreSQL", "postgres", "asyncpg")
 
 T = TypeVar("T")
 # A row of a result: its values by position.
@@ -139,6 +142,7 @@ class PostgresLink:
     ) -> None:
         if connection_string is not None and pool is not None:
             raise ValueError("give a connection string or a pool, not both")
+        require_extra(*_EXTRA)
         options = read_options(connection_string, name)
         self._dsn = options.connection_string
         self.target: str = describe_target(None if pool is not None else self._dsn or "")
@@ -340,12 +344,7 @@ def load_asyncpg() -> Any:
     """Return the module asyncpg.
 
     Raises:
-        PersistError: it is not installed.
+        MissingExtraError: it is not installed.
     """
-    try:
-        return importlib.import_module("asyncpg")
-    except ImportError as error:
-        raise PersistError(
-            "PostgreSQL needs the package asyncpg, which is not installed: "
-            "pip install 'sandbox-agent-py[postgres]'"
-        ) from error
+    require_extra(*_EXTRA)
+    return importlib.import_module("asyncpg")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.extras import require_extra
 from sandbox_agent.persist.loops import OneLoop
 from sandbox_agent.persist.redis.scripts import Script
 
@@ -257,12 +258,8 @@ class BoundedClient:
 
 
 def _import_library() -> Any:
-    try:
-        return cast("Any", importlib.import_module("redis.asyncio") and importlib.import_module("redis"))
-    except ImportError as error:
-        raise ImportError(
-            "Redis needs the package redis: install it with pip install 'sandbox-agent-py[redis]'"
-        ) from error
+    require_extra("Redis", "redis", "redis")
+    return cast("Any", importlib.import_module("redis.asyncio") and importlib.import_module("redis"))
 
 
 def _normalize_url(url: str) -> str:

@@ -20,6 +20,7 @@ from sandbox_agent.server.agents.bridge import Bridge
 from sandbox_agent.server.agents.connection import AgentConnection
 from sandbox_agent.wire.api import AgentInfo, ServerStatusInfo
 from sandbox_agent.wire.jsonrpc import dumps, elements, loads, members, read_head
+from sandbox_agent.wire.objects import ConfigOption
 from sandbox_agent.wire.sessions import (
     AgentModeInfo,
     AgentModelInfo,
@@ -65,14 +66,15 @@ class AgentRegistry:
         info = agent_info(agent, self._bridge.environment.variables(agent))
         if config and info.installed:
             try:
-                info.config_options = await self._read_options(agent, no_cache=no_cache)
+                own = await self._read_options(agent, no_cache=no_cache)
+                info.config_options = [ConfigOption(option) for option in own]
             except SandboxAgentError as error:
                 info.config_error = str(error)
         if info.installed and info.version is None:
             info.version = self._versions.get(agent)
         if config and not info.config_options:
             known = known_agents().get(agent)
-            info.config_options = list(known.config_options) if known else []
+            info.config_options = [ConfigOption(each) for each in known.config_options] if known else []
         info.server_status = self._status(agent)
         return info
 

@@ -5,9 +5,10 @@ The dispatcher and the OpenAPI document are both made from operations.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 from starlette.requests import Request
@@ -216,24 +217,59 @@ def parse_number(value: str, what: str, *, least: int = 0, most: int = MAX_NUMBE
     return int(value)
 
 
-async def read_json(request: Request, kind: type[Body], limit: int) -> Body:
+async def read_json(request: Request, kind: type[Body], limit: int, *, known_only: bool = False) -> Body:
     """Read the request's body as JSON.
+
+    Args:
+        request: the request.
+        kind: the type of its body.
+        limit: how many bytes it may have.
+        known_only: refuse members that the type does not have. ``_meta`` is allowed everywhere.
 
     Raises:
         UnsupportedMediaTypeError: its content type is not JSON.
         PayloadTooLargeError: it is larger than ``limit`` bytes.
-        InvalidRequestError: it is not valid JSON, or does not match the type.
+        InvalidRequestError: it is not valid JSON, does not match the type, or has an unknown member.
     """
     require_json_body(request)
     body = await read_body(request, limit)
     try:
-        return msgspec.json.decode(body, type=kind)
+        decoded = msgspec.json.decode(body, type=kind)
+        if known_only:
+            _check_members(msgspec.json.decode(body), kind)
+        return decoded
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"invalid request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequestError(
             "invalid request: the body is not valid JSON in UTF-8, or is nested too deeply"
         ) from None
+
+
+def _check_members(value: object, kind: object, where: str = "") -> None:
+    """Refuse members that the structs in a type do not have: a typo would change what the request means."""
+    struct = _struct_in(kind)
+    if struct is None:
+        return
+    if isinstance(value, list):
+        for index, each in enumerate(cast("list[object]", value)):
+            _check_members(each, struct, f"{where.removesuffix('.')}[{index}].")
+    elif isinstance(value, dict):
+        known = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+        for name, member in cast("dict[str, object]", value).items():
+            if name in known:
+                _check_members(member, known[name], f"{where}{name}.")
+            elif name != "_meta":
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+                raise InvalidRequestError(f"invalid request: unknown member '{where}{name}'; {hint}")
+
+
+def _struct_in(kind: object) -> type[msgspec.Struct] | None:
+    """Return the struct that a type is or contains: alone, optional, annotated, or as a list's items."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return kind
+    return next((found for each in get_args(kind) if (found := _struct_in(each)) is not None), None)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

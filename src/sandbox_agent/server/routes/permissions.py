@@ -66,7 +66,7 @@ async def reply_permission(request: Request) -> Response:
     """
     session_id, permission_id = session_id_of(request), path_name(request, "permission_id")
     state = state_of(request)
-    body = await read_json(request, PermissionReplyRequest, state.config.max_body_bytes)
+    body = await read_json(request, PermissionReplyRequest, state.config.max_body_bytes, known_only=True)
     await state.inbox.reply_permission(session_id, permission_id, body.reply, by=read_client(request))
     return Response(status_code=204)
 
@@ -87,7 +87,7 @@ async def reply_question(request: Request) -> Response:
     """
     session_id, question_id = session_id_of(request), path_name(request, "question_id")
     state = state_of(request)
-    body = await read_json(request, QuestionReplyRequest, state.config.max_body_bytes)
+    body = await read_json(request, QuestionReplyRequest, state.config.max_body_bytes, known_only=True)
     await state.inbox.reply_question(session_id, question_id, body.answers, by=read_client(request))
     return Response(status_code=204)
 

@@ -137,7 +137,7 @@ async def create_session(request: Request) -> Response:
     """
     session_id = session_id_of(request)
     state = state_of(request)
-    body = await read_json(request, CreateSessionRequest, state.config.max_body_bytes)
+    body = await read_json(request, CreateSessionRequest, state.config.max_body_bytes, known_only=True)
     key = read_idempotency_key(request)
     return json_response(await state.sessions.create(session_id, body, idempotency_key=key))
 

@@ -129,7 +129,7 @@ async def _send(request: Request) -> TurnRow:
     session_id = session_id_of(request)
     state = state_of(request)
     key = read_idempotency_key(request)
-    body = await read_json(request, MessageRequest, state.config.max_body_bytes)
+    body = await read_json(request, MessageRequest, state.config.max_body_bytes, known_only=True)
     message = body.message
     if isinstance(message, str):
         message = [{"type": "text", "text": message}] if message else []

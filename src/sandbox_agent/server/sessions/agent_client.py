@@ -15,7 +15,6 @@ from anyio.abc import TaskGroup
 
 from sandbox_agent.agents.info import credentials_hint, usable_auth_methods
 from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
-from sandbox_agent.engine.questions import read_question
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
@@ -24,6 +23,7 @@ from sandbox_agent.server.client_names import SESSION
 from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.recorder import RecordedSession, Recorder
 from sandbox_agent.wire.jsonrpc import Head, InvalidEnvelopeError, dumps, loads, members, read_head
+from sandbox_agent.wire.questions import read_question
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
