@@ -9,12 +9,24 @@ from datetime import datetime
 from types import TracebackType
 from typing import IO, Any, Generic, Self, TypeVar, Unpack
 
+from sandbox_agent import AcpClientInfo as AcpClientInfo
+from sandbox_agent import AcpObject as AcpObject
 from sandbox_agent import AcpRpcError as AcpRpcError
+from sandbox_agent import AcpServerInfo as AcpServerInfo
+from sandbox_agent import AcpUsageInfo as AcpUsageInfo
+from sandbox_agent import AgentCapabilities as AgentCapabilities
+from sandbox_agent import AgentId as AgentId
+from sandbox_agent import AgentInfo as AgentInfo
 from sandbox_agent import AgentMessageChunk as AgentMessageChunk
 from sandbox_agent import AgentNotInstalledError as AgentNotInstalledError
 from sandbox_agent import AgentProcessExitedError as AgentProcessExitedError
 from sandbox_agent import AgentThoughtChunk as AgentThoughtChunk
 from sandbox_agent import AgentUnparsedData as AgentUnparsedData
+from sandbox_agent import Annotations as Annotations
+from sandbox_agent import Answers as Answers
+from sandbox_agent import AudioContent as AudioContent
+from sandbox_agent import AuthMethodInfo as AuthMethodInfo
+from sandbox_agent import AvailableCommand as AvailableCommand
 from sandbox_agent import AvailableCommandsUpdate as AvailableCommandsUpdate
 from sandbox_agent import Capability as Capability
 from sandbox_agent import ClientOptions as ClientOptions
@@ -22,18 +34,28 @@ from sandbox_agent import CloudflareProvider as CloudflareProvider
 from sandbox_agent import CompactionSummaryChunk as CompactionSummaryChunk
 from sandbox_agent import CompactionUpdate as CompactionUpdate
 from sandbox_agent import ComputeSDKProvider as ComputeSDKProvider
+from sandbox_agent import ConfigOption as ConfigOption
 from sandbox_agent import ConfigOptionUpdate as ConfigOptionUpdate
+from sandbox_agent import ConfigOptionValue as ConfigOptionValue
 from sandbox_agent import ConflictError as ConflictError
 from sandbox_agent import ConnectionLostError as ConnectionLostError
+from sandbox_agent import Content as Content
+from sandbox_agent import ContentBlock as ContentBlock
+from sandbox_agent import ContentPart as ContentPart
+from sandbox_agent import Cost as Cost
 from sandbox_agent import CreateSessionResponse as CreateSessionResponse
 from sandbox_agent import CurrentModeUpdate as CurrentModeUpdate
 from sandbox_agent import DaytonaProvider as DaytonaProvider
+from sandbox_agent import Diff as Diff
 from sandbox_agent import DockerProvider as DockerProvider
 from sandbox_agent import E2BProvider as E2BProvider
+from sandbox_agent import EmbeddedResource as EmbeddedResource
 from sandbox_agent import EncryptedSessionPersistDriver as EncryptedSessionPersistDriver
 from sandbox_agent import ErrorData as ErrorData
+from sandbox_agent import EventData as EventData
 from sandbox_agent import EventPage as EventPage
 from sandbox_agent import EventSink as EventSink
+from sandbox_agent import EventType as EventType
 from sandbox_agent import FileRefPart as FileRefPart
 from sandbox_agent import FsChange as FsChange
 from sandbox_agent import FsDiff as FsDiff
@@ -41,7 +63,9 @@ from sandbox_agent import FsEntry as FsEntry
 from sandbox_agent import FsStat as FsStat
 from sandbox_agent import FsUploadBatchResponse as FsUploadBatchResponse
 from sandbox_agent import GoneError as GoneError
+from sandbox_agent import HealthResponse as HealthResponse
 from sandbox_agent import HealthTimeoutError as HealthTimeoutError
+from sandbox_agent import ImageContent as ImageContent
 from sandbox_agent import ImagePart as ImagePart
 from sandbox_agent import InMemorySessionPersistDriver as InMemorySessionPersistDriver
 from sandbox_agent import InstallFailedError as InstallFailedError
@@ -50,12 +74,14 @@ from sandbox_agent import ItemDeltaData as ItemDeltaData
 from sandbox_agent import ItemEventData as ItemEventData
 from sandbox_agent import JailProvider as JailProvider
 from sandbox_agent import JsonPart as JsonPart
+from sandbox_agent import KubernetesProvider as KubernetesProvider
 from sandbox_agent import Limits as Limits
 from sandbox_agent import ListPage as ListPage
 from sandbox_agent import LocalProvider as LocalProvider
 from sandbox_agent import McpLocalServer as McpLocalServer
 from sandbox_agent import McpOAuth as McpOAuth
 from sandbox_agent import McpRemoteServer as McpRemoteServer
+from sandbox_agent import MicrosandboxProvider as MicrosandboxProvider
 from sandbox_agent import ModalProvider as ModalProvider
 from sandbox_agent import ModeNotSupportedError as ModeNotSupportedError
 from sandbox_agent import Mount as Mount
@@ -67,12 +93,15 @@ from sandbox_agent import PendingPermission as PendingPermission
 from sandbox_agent import PermissionDeniedError as PermissionDeniedError
 from sandbox_agent import PermissionEventData as PermissionEventData
 from sandbox_agent import PermissionMode as PermissionMode
+from sandbox_agent import PermissionOption as PermissionOption
 from sandbox_agent import PermissionPolicy as PermissionPolicy
 from sandbox_agent import PermissionReply as PermissionReply
 from sandbox_agent import PermissionRequest as PermissionRequest
 from sandbox_agent import PermissionRule as PermissionRule
+from sandbox_agent import PermissionToolCall as PermissionToolCall
 from sandbox_agent import PersistError as PersistError
 from sandbox_agent import Plan as Plan
+from sandbox_agent import PlanEntry as PlanEntry
 from sandbox_agent import PodmanProvider as PodmanProvider
 from sandbox_agent import PostgresSessionPersistDriver as PostgresSessionPersistDriver
 from sandbox_agent import PostgresSink as PostgresSink
@@ -85,6 +114,7 @@ from sandbox_agent import ProcessLogsResponse as ProcessLogsResponse
 from sandbox_agent import ProcessRestartInfo as ProcessRestartInfo
 from sandbox_agent import ProcessRestartRequest as ProcessRestartRequest
 from sandbox_agent import ProcessRunResponse as ProcessRunResponse
+from sandbox_agent import Prompt as Prompt
 from sandbox_agent import PromptResponse as PromptResponse
 from sandbox_agent import QuestionEventData as QuestionEventData
 from sandbox_agent import QuestionField as QuestionField
@@ -95,6 +125,8 @@ from sandbox_agent import ReasoningPart as ReasoningPart
 from sandbox_agent import RedisSessionPersistDriver as RedisSessionPersistDriver
 from sandbox_agent import RedisSink as RedisSink
 from sandbox_agent import RequestTimeoutError as RequestTimeoutError
+from sandbox_agent import ResourceContents as ResourceContents
+from sandbox_agent import ResourceLink as ResourceLink
 from sandbox_agent import RivetSessionPersistDriver as RivetSessionPersistDriver
 from sandbox_agent import SandboxAgentError as SandboxAgentError
 from sandbox_agent import SandboxDestroyedError as SandboxDestroyedError
@@ -102,6 +134,7 @@ from sandbox_agent import SandboxProvider as SandboxProvider
 from sandbox_agent import SearchHit as SearchHit
 from sandbox_agent import SearchResponse as SearchResponse
 from sandbox_agent import ServerSessionNotFoundError as ServerSessionNotFoundError
+from sandbox_agent import ServerStatusInfo as ServerStatusInfo
 from sandbox_agent import SessionAlreadyExistsError as SessionAlreadyExistsError
 from sandbox_agent import SessionBusyError as SessionBusyError
 from sandbox_agent import SessionEndedData as SessionEndedData
@@ -109,6 +142,8 @@ from sandbox_agent import SessionEvent as SessionEvent
 from sandbox_agent import SessionFencedError as SessionFencedError
 from sandbox_agent import SessionInfo as SessionInfo
 from sandbox_agent import SessionInfoUpdate as SessionInfoUpdate
+from sandbox_agent import SessionMode as SessionMode
+from sandbox_agent import SessionModes as SessionModes
 from sandbox_agent import SessionNotFoundError as SessionNotFoundError
 from sandbox_agent import SessionOptions as SessionOptions
 from sandbox_agent import SessionPersistDriver as SessionPersistDriver
@@ -118,16 +153,21 @@ from sandbox_agent import SessionStartedData as SessionStartedData
 from sandbox_agent import SessionUpdate as SessionUpdate
 from sandbox_agent import SettingNotConfirmedError as SettingNotConfirmedError
 from sandbox_agent import SkillSource as SkillSource
+from sandbox_agent import SpritesProvider as SpritesProvider
 from sandbox_agent import SQLiteSessionPersistDriver as SQLiteSessionPersistDriver
 from sandbox_agent import SQLiteSink as SQLiteSink
 from sandbox_agent import StateSessionPersistDriver as StateSessionPersistDriver
 from sandbox_agent import StatusPart as StatusPart
+from sandbox_agent import StderrOutput as StderrOutput
 from sandbox_agent import StoreUnavailableError as StoreUnavailableError
 from sandbox_agent import StreamError as StreamError
+from sandbox_agent import Terminal as Terminal
 from sandbox_agent import TextContent as TextContent
 from sandbox_agent import TextPart as TextPart
 from sandbox_agent import TokenInvalidError as TokenInvalidError
 from sandbox_agent import ToolCall as ToolCall
+from sandbox_agent import ToolCallContent as ToolCallContent
+from sandbox_agent import ToolCallLocation as ToolCallLocation
 from sandbox_agent import ToolCallPart as ToolCallPart
 from sandbox_agent import ToolCallUpdate as ToolCallUpdate
 from sandbox_agent import ToolResultPart as ToolResultPart
@@ -135,7 +175,9 @@ from sandbox_agent import TurnEventData as TurnEventData
 from sandbox_agent import TurnInfo as TurnInfo
 from sandbox_agent import UniversalEvent as UniversalEvent
 from sandbox_agent import UniversalItem as UniversalItem
+from sandbox_agent import UnknownContent as UnknownContent
 from sandbox_agent import UnknownUpdate as UnknownUpdate
+from sandbox_agent import UnstructuredCommandInput as UnstructuredCommandInput
 from sandbox_agent import UnsupportedAgentError as UnsupportedAgentError
 from sandbox_agent import UnsupportedMediaTypeError as UnsupportedMediaTypeError
 from sandbox_agent import UnsupportedPermissionReplyError as UnsupportedPermissionReplyError
@@ -146,6 +188,7 @@ from sandbox_agent import UsageInfo as UsageInfo
 from sandbox_agent import UsageUpdate as UsageUpdate
 from sandbox_agent import UserMessageChunk as UserMessageChunk
 from sandbox_agent import VercelProvider as VercelProvider
+from sandbox_agent import Viewer as Viewer
 from sandbox_agent import build_inspector_url as build_inspector_url
 from sandbox_agent import cloudflare as cloudflare
 from sandbox_agent import computesdk as computesdk
@@ -153,32 +196,44 @@ from sandbox_agent import daytona as daytona
 from sandbox_agent import docker as docker
 from sandbox_agent import e2b as e2b
 from sandbox_agent import jail as jail
+from sandbox_agent import kubernetes as kubernetes
 from sandbox_agent import local as local
+from sandbox_agent import microsandbox as microsandbox
 from sandbox_agent import modal as modal
 from sandbox_agent import open_driver as open_driver
 from sandbox_agent import podman as podman
+from sandbox_agent import sprites as sprites
 from sandbox_agent import vercel as vercel
 from sandbox_agent.client.files import Progress, RemotePath
 from sandbox_agent.client.journal import EventListener
 from sandbox_agent.client.options import McpServers
 from sandbox_agent.client.permissions import PermissionListener
-from sandbox_agent.client.prompts import Prompt
 from sandbox_agent.client.questions import QuestionListener
 from sandbox_agent.client.server_sessions.api import ExportFormat, Timestamp
 from sandbox_agent.client.server_sessions.streams import Message
 from sandbox_agent.client.session import OnBusy
-from sandbox_agent.engine.questions import Answers
-from sandbox_agent.wire.api import AcpServerInfo, AgentInfo, HealthResponse
 from sandbox_agent.wire.configuration import McpServerConfig
 from sandbox_agent.wire.processes import ProcessOwner, ProcessStream, RestartMode
 
 __all__ = [
+    "AcpClientInfo",
+    "AcpObject",
     "AcpRpcError",
+    "AcpServerInfo",
+    "AcpUsageInfo",
+    "AgentCapabilities",
+    "AgentId",
+    "AgentInfo",
     "AgentMessageChunk",
     "AgentNotInstalledError",
     "AgentProcessExitedError",
     "AgentThoughtChunk",
     "AgentUnparsedData",
+    "Annotations",
+    "Answers",
+    "AudioContent",
+    "AuthMethodInfo",
+    "AvailableCommand",
     "AvailableCommandsUpdate",
     "Capability",
     "ClientOptions",
@@ -186,19 +241,29 @@ __all__ = [
     "CompactionSummaryChunk",
     "CompactionUpdate",
     "ComputeSDKProvider",
+    "ConfigOption",
     "ConfigOptionUpdate",
+    "ConfigOptionValue",
     "ConflictError",
     "ConnectionLostError",
+    "Content",
+    "ContentBlock",
+    "ContentPart",
+    "Cost",
     "CreateSessionResponse",
     "CurrentModeUpdate",
     "DaytonaProvider",
+    "Diff",
     "DockerProvider",
     "E2BProvider",
+    "EmbeddedResource",
     "EncryptedSessionPersistDriver",
     "ErrorData",
+    "EventData",
     "EventIterator",
     "EventPage",
     "EventSink",
+    "EventType",
     "FileRefPart",
     "Files",
     "FolderConfig",
@@ -208,7 +273,9 @@ __all__ = [
     "FsStat",
     "FsUploadBatchResponse",
     "GoneError",
+    "HealthResponse",
     "HealthTimeoutError",
+    "ImageContent",
     "ImagePart",
     "InMemorySessionPersistDriver",
     "InstallFailedError",
@@ -217,12 +284,14 @@ __all__ = [
     "ItemEventData",
     "JailProvider",
     "JsonPart",
+    "KubernetesProvider",
     "Limits",
     "ListPage",
     "LocalProvider",
     "McpLocalServer",
     "McpOAuth",
     "McpRemoteServer",
+    "MicrosandboxProvider",
     "ModalProvider",
     "ModeNotSupportedError",
     "Mount",
@@ -234,12 +303,15 @@ __all__ = [
     "PermissionDeniedError",
     "PermissionEventData",
     "PermissionMode",
+    "PermissionOption",
     "PermissionPolicy",
     "PermissionReply",
     "PermissionRequest",
     "PermissionRule",
+    "PermissionToolCall",
     "PersistError",
     "Plan",
+    "PlanEntry",
     "PodmanProvider",
     "PostgresSessionPersistDriver",
     "PostgresSink",
@@ -254,6 +326,7 @@ __all__ = [
     "ProcessRunResponse",
     "ProcessTerminal",
     "Processes",
+    "Prompt",
     "PromptResponse",
     "QuestionEventData",
     "QuestionField",
@@ -264,6 +337,8 @@ __all__ = [
     "RedisSessionPersistDriver",
     "RedisSink",
     "RequestTimeoutError",
+    "ResourceContents",
+    "ResourceLink",
     "RivetSessionPersistDriver",
     "SQLiteSessionPersistDriver",
     "SQLiteSink",
@@ -275,6 +350,7 @@ __all__ = [
     "SearchResponse",
     "ServerSessionNotFoundError",
     "ServerSessions",
+    "ServerStatusInfo",
     "Session",
     "SessionAlreadyExistsError",
     "SessionBusyError",
@@ -283,6 +359,8 @@ __all__ = [
     "SessionFencedError",
     "SessionInfo",
     "SessionInfoUpdate",
+    "SessionMode",
+    "SessionModes",
     "SessionNotFoundError",
     "SessionOptions",
     "SessionPersistDriver",
@@ -292,14 +370,19 @@ __all__ = [
     "SessionUpdate",
     "SettingNotConfirmedError",
     "SkillSource",
+    "SpritesProvider",
     "StateSessionPersistDriver",
     "StatusPart",
+    "StderrOutput",
     "StoreUnavailableError",
     "StreamError",
+    "Terminal",
     "TextContent",
     "TextPart",
     "TokenInvalidError",
     "ToolCall",
+    "ToolCallContent",
+    "ToolCallLocation",
     "ToolCallPart",
     "ToolCallUpdate",
     "ToolResultPart",
@@ -308,7 +391,9 @@ __all__ = [
     "TurnInfo",
     "UniversalEvent",
     "UniversalItem",
+    "UnknownContent",
     "UnknownUpdate",
+    "UnstructuredCommandInput",
     "UnsupportedAgentError",
     "UnsupportedMediaTypeError",
     "UnsupportedPermissionReplyError",
@@ -319,6 +404,7 @@ __all__ = [
     "UsageUpdate",
     "UserMessageChunk",
     "VercelProvider",
+    "Viewer",
     "build_inspector_url",
     "cloudflare",
     "computesdk",
@@ -326,10 +412,13 @@ __all__ = [
     "docker",
     "e2b",
     "jail",
+    "kubernetes",
     "local",
+    "microsandbox",
     "modal",
     "open_driver",
     "podman",
+    "sprites",
     "vercel",
 ]
 __version__: str
@@ -549,11 +638,11 @@ class Session:
             UnsupportedSessionConfigOptionError: the agent has no such option.
             UnsupportedSessionValueError: the option does not accept the value."""
 
-    def get_config_options(self) -> list[dict[str, Any]]:
+    def get_config_options(self) -> list[ConfigOption]:
         """Return the options in ACP's shape; fetched from the server if session/new returned none."""
 
-    def get_modes(self) -> dict[str, Any] | None:
-        """Return ``currentModeId`` and ``availableModes``, or None if the agent has no modes."""
+    def get_modes(self) -> SessionModes | None:
+        """Return ``current_mode_id`` and ``available_modes``, or None if the agent has no modes."""
 
     def refresh(self) -> Session:
         """Read the record again, as another process may have changed it.
@@ -588,7 +677,7 @@ class ServerSessions:
         self,
         id: str,
         *,
-        agent: str,
+        agent: AgentId,
         agent_mode: str | None = None,
         permission_mode: str | None = None,
         model: str | None = None,
@@ -1312,7 +1401,7 @@ class SandboxAgent:
         """The MCP servers and skills that are configured for folders of the sandbox."""
 
     def create_session(
-        self, *, agent: str, id: str | None = None, **options: Unpack[SessionOptions]
+        self, *, agent: AgentId, id: str | None = None, **options: Unpack[SessionOptions]
     ) -> Session:
         """Create a session; the same id and arguments again resume the session that exists.
 
@@ -1339,7 +1428,7 @@ class SandboxAgent:
         self,
         id: str,
         *,
-        agent: str | None = None,
+        agent: AgentId | None = None,
         permission_policy: PermissionPolicy | None = None,
         env: Mapping[str, str] | None = None,
         question_policy: QuestionPolicy | None = None,
@@ -1374,7 +1463,7 @@ class SandboxAgent:
                 ``create_session``. The session keeps its previous agent."""
 
     def resume_or_create_session(
-        self, *, id: str, agent: str, take_over: bool = False, **options: Unpack[SessionOptions]
+        self, *, id: str, agent: AgentId, take_over: bool = False, **options: Unpack[SessionOptions]
     ) -> Session:
         """Resume the session of that id, or create it; arguments as in ``create_session``.
 
@@ -1423,13 +1512,13 @@ class SandboxAgent:
             config: include their config options.
             no_cache: query the agents again instead of using the server's cache."""
 
-    def get_agent(self, agent: str, *, config: bool = False, no_cache: bool = False) -> AgentInfo:
+    def get_agent(self, agent: AgentId, *, config: bool = False, no_cache: bool = False) -> AgentInfo:
         """Return one agent.
 
         Raises:
             UnsupportedAgentError: the server does not know the agent."""
 
-    def install_agent(self, agent: str, *, reinstall: bool = False, **options: Any) -> dict[str, Any]:
+    def install_agent(self, agent: AgentId, *, reinstall: bool = False, **options: Any) -> dict[str, Any]:
         """Install an agent on the server and return what was installed.
 
         Args:
