@@ -187,26 +187,6 @@ def test_agents_that_cannot_be_installed_are_reported(box: Box) -> None:
     assert "agents could not be installed: no-such-agent" in done.stderr
 
 
-def test_in_the_foreground_the_server_replaces_the_shell(box: Box) -> None:
-    box.put_token()
-    box.put_program()
-    text = StartScript(port=box.port, host="127.0.0.1", is_foreground=True).text()
-    env = {"HOME": str(box.home), "PATH": f"{box.programs}:/usr/bin:/bin"}
-    with subprocess.Popen(
-        [SH, "-c", text], env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as server:
-        assert server.stderr is not None
-        try:
-            for line in server.stderr:
-                if b"listens on" in line:
-                    break
-            assert box.status(TOKEN) == 200
-            if sys.platform == "linux":
-                assert b"--token-file" in Path(f"/proc/{server.pid}/cmdline").read_bytes()
-        finally:
-            server.terminate()
-
-
 @pytest.mark.sandboxes
 def test_another_version_on_path_is_not_used(box: Box) -> None:
     box.put_token()

@@ -91,8 +91,7 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
     @pytest.fixture
     def kill_server(self, service: FakeService) -> Callable[[str], Awaitable[object]]:
         async def kill(_: str) -> None:
-            # The loop goes on, so that the client notices.
-            await asyncio.to_thread(service.kill_server)
+            service.kill_server()
 
         return kill
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from click.testing import CliRunner, Result
 
 from sandbox_agent import (
     KubernetesProvider,
@@ -19,10 +20,12 @@ from sandbox_agent import (
     SandboxDestroyedError,
     kubernetes,
 )
+from sandbox_agent.cli.main import cli
 from sandbox_agent.providers import kubernetes_access
 from sandbox_agent.providers.kubernetes_access import read_access
 from tests.sandboxes.fakes.kubernetes import TOKEN, FakeKubernetes
 from tests.sandboxes.remote_suite import METADATA, Make, RemoteSuite
+from tests.support.servers import free_port
 
 pytest.importorskip("yaml", reason="KUBERNETES NOT TESTED: PyYAML is not installed")
 pytestmark = [pytest.mark.anyio, pytest.mark.sandboxes]
@@ -183,11 +186,64 @@ class TestKubernetes(RemoteSuite):
         await provider.destroy(raw_id)
         assert service.boxes == {}
 
+    async def test_a_version_that_is_no_label_is_changed(
+        self, make: Make, service: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        provider = make()
+        monkeypatch.setattr("sandbox_agent.providers.remote.package_version", lambda: "1.0+local")
+        await provider.destroy(await provider.create())
+        labels = service.requests[0][2]["metadata"]["labels"]
+        assert labels == {"sandbox-agent": "1", "sandbox-agent-version": "1.0-local"}
+
+    async def test_a_cluster_that_is_not_found_is_named(
+        self, make: Make, service: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sandbox_agent.providers.service._FIRST_WAIT", 0.0)
+        config = json.dumps(service.kubeconfig()).replace("127.0.0.1", "no-such-host.invalid")
+        (service.home.parent / "kubeconfig").write_text(config)
+        provider = make()
+        for call in (provider.get_token, provider.reconnect):
+            with pytest.raises(SandboxAgentError, match="could not be reached"):
+                await call("sandbox-agent-0123")
+
     async def test_arguments_are_checked(self, make: Make) -> None:
         with pytest.raises(ValueError, match="'forward' or 'pod'"):
             make(connect="proxy")
         with pytest.raises(TypeError, match="has no argument 'timeout'"):
             make(timeout=60)
+
+
+def test_the_command_line_uses_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sandbox-agent").symlink_to(Path(sys.executable).with_name("sandbox-agent"))
+    (tmp_path / "file").write_text("of this machine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    port = free_port()
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(cli, list(words))
+
+    with FakeKubernetes(tmp_path / "home", programs) as fake:
+        (tmp_path / "kubeconfig").write_text(json.dumps(fake.kubeconfig()))
+
+        def make(image: str | None = None, **options: Any) -> KubernetesProvider:
+            return kubernetes(image, home=str(fake.home), agent_port=port, **options)
+
+        monkeypatch.setattr("sandbox_agent.providers.kubernetes.kubernetes", make)
+        words = ("--agent", "mock", "--sandbox", "kubernetes", "--image", "my/image", "--keep")
+        done = run("run", "echo hello", *words)
+        assert done.exit_code == 0, done.stderr
+        assert fake.requests[0][2]["spec"]["containers"][0]["image"] == "my/image"
+        [raw_id] = fake.boxes
+        sandbox_id = f"kubernetes/{raw_id}"
+        assert sandbox_id in run("sandboxes", "list", "--provider", "kubernetes", "--json").stdout
+        assert "listens on" in run("sandboxes", "logs", sandbox_id).stdout
+        ended = run("sandboxes", "exec", sandbox_id, "--", "sh", "-c", "cat file; exit 3")
+        assert (ended.exit_code, ended.stdout) == (3, "of this machine")
+        assert run("sandboxes", "destroy", sandbox_id).exit_code == 0
+        assert fake.boxes == {}
 
 
 class TestAccess:

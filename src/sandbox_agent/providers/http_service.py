@@ -45,7 +45,7 @@ class HTTPProvider(RemoteProvider[httpx2.AsyncClient]):
                 return _failure(response.status_code, response.headers, response.content)
             case FileNotFoundError():
                 return ServiceFailure(str(error), 404, is_about_file=True)
-            case httpx2.TransportError() | ConnectionError():
+            case httpx2.TransportError() | OSError():
                 return ServiceFailure(f"{type(error).__name__}: {error}", None)
             case _:
                 return None

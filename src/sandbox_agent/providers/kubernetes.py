@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, ClassVar, Final, Literal, Unpack
@@ -150,6 +151,8 @@ class KubernetesProvider(SocketProvider):
         }
         if self._runtime_class is not None:
             spec["runtimeClassName"] = self._runtime_class
+        # A label has fewer characters than a version, such as 1.0+local.
+        metadata = {key: re.sub(r"[^A-Za-z0-9._-]", "-", value) for key, value in metadata.items()}
         labels = {**self._labels, **metadata}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
         pod = self._native(pod)

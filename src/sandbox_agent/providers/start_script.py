@@ -46,8 +46,6 @@ class StartScript:
         version: The version of the package that has to run.
         install_agents: Agents to install before.
         arguments: More arguments of ``sandbox-agent server``.
-        is_foreground: Replace the shell with the server, as the command of a container does. Otherwise the
-            script ends when the server answers.
     """
 
     port: int
@@ -57,7 +55,6 @@ class StartScript:
     version: str = field(default_factory=package_version)
     install_agents: Sequence[str] = ()
     arguments: Sequence[str] = ()
-    is_foreground: bool = False
 
     def text(self) -> str:
         """Return the script. It has no secrets.
@@ -80,7 +77,6 @@ class StartScript:
                 *("--store-wait", str(_STORE_WAIT), *self.arguments),
             ]
         )
-        background = _BACKGROUND.format(start_failed=START_FAILED, timeout=START_TIMEOUT)
         return _SCRIPT.format(
             folder=folder,
             cwd='"${HOME:-/}"' if self.cwd is None else shlex.quote(self.cwd),
@@ -88,7 +84,8 @@ class StartScript:
             port=self.port,
             agents=shlex.join(self.install_agents),
             server=server,
-            run=_FOREGROUND if self.is_foreground else background,
+            start_failed=START_FAILED,
+            timeout=START_TIMEOUT,
             lines=_OUTPUT_LINES,
             needs_wheel=NEEDS_WHEEL,
             install_failed=INSTALL_FAILED,
@@ -199,12 +196,7 @@ set -- {server} --token-file "$folder/token"
 case " $* " in *" --store "*|*" --store="*) ;; *) set -- "$@" --store "sqlite:$folder/server.db" ;; esac
 unset SANDBOX_AGENT_TOKEN
 cd {cwd} || cd /
-{run}"""
-
-_FOREGROUND = 'exec "$program" "$@" 9>&-\n'
-
 # Its output goes to a file and its input is empty, so that what the service waits for is closed.
-_BACKGROUND = """\
 detach=
 if command -v setsid >/dev/null 2>&1; then detach=setsid; fi
 nohup $detach "$program" "$@" </dev/null >"$folder/server.log" 2>&1 9>&- &
