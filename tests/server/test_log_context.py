@@ -191,13 +191,14 @@ def test_ids_and_tracebacks_are_escaped_bounded_and_redacted(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
     configure_logging("info", log_format, secrets=[TOKEN], fields=current_fields)
-    with log_fields(server_id=f"x\n{TOKEN}", session_id="y" * 10_000):
+    with log_fields(server_id=f"x\n{TOKEN}", session_id="y" * 250 + TOKEN + "z" * 10_000, odd="a b=c"):
         try:
-            raise ValueError(f"a\nERROR root: forged {TOKEN}")
+            raise ValueError(f"a\nERROR root: forged {TOKEN}\r\x85more")
         except ValueError:
             logging.getLogger("test").exception("a\nb\x1b[2J ?token=secret-of-someone")
     logged = capsys.readouterr().err
     assert TOKEN not in logged
+    assert TOKEN[:4] not in logged
     assert "secret-of-someone" not in logged
     assert len(logged) < 3000
     first, *rest = logged.splitlines()
@@ -209,7 +210,8 @@ def test_ids_and_tracebacks_are_escaped_bounded_and_redacted(
         assert "forged" in line["exception"]
     else:
         assert r"a\nb\x1b[2J" in first
-        assert r"server_id=x\n[redacted]" in first
+        assert r'server_id="x\n[redacted]"' in first
+        assert 'odd="a b=c"' in first
         assert all(line.startswith("    ") for line in rest)
         assert any("forged" in line for line in rest)
 

@@ -339,6 +339,12 @@ def test_text_is_escaped_and_a_histogram_is_cumulative() -> None:
     }
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e300, 0.1, 3.0])
+def test_every_number_can_be_exposed(value: float) -> None:
+    [family] = text_string_to_metric_families(metrics.expose([metrics.gauge("g", "A gauge.", value)]))
+    assert repr(float(family.samples[0].value)) == repr(value)
+
+
 async def test_every_metric_is_documented(own: ServerProcess) -> None:
     documented = (Path(__file__).parents[2] / "docs/observability.md").read_text()
     async with client_of(own) as client:

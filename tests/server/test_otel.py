@@ -26,7 +26,7 @@ from sandbox_agent.server.recorder.spans import Spans
 from sandbox_agent.server.trace_context import TraceContext, add_trace, parse_trace, read_trace, trace_context
 from tests.server.sessions.stack import Stack, running
 from tests.server.talk import client_of, envelope, talk
-from tests.support.servers import our_server
+from tests.support.servers import descendants, our_server
 
 pytestmark = pytest.mark.anyio
 
@@ -311,6 +311,14 @@ def collecting() -> Generator[tuple[Collector, str]]:
             thread.join()
 
 
+def command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 async def test_a_collector_gets_the_spans_over_otlp(tmp_path: Path) -> None:
     with collecting() as (collector, url):
         variables = {
@@ -325,6 +333,10 @@ async def test_a_collector_gets_the_spans_over_otlp(tmp_path: Path) -> None:
                 headers = {"traceparent": TRACEPARENT}
                 await client.post(f"{path}/messages/stream", json={"message": "tool"}, headers=headers)
             async with talk(server, "acp") as talking:
+                # The key of the collector is none of the agent's business.
+                agents = [pid for pid in descendants(server.pid) if b"agents.mock" in command(pid)]
+                assert agents
+                assert not [pid for pid in agents if b"a-key" in environment(pid)]
                 body = envelope("session/prompt", talking.prompting("tool"), 77)
                 second = {"traceparent": TRACEPARENT.replace(TRACE, "2" * 32)}
                 answer = await talking.client.post(talking.path, json=body, headers=second)

@@ -31,6 +31,7 @@ MIN_SECRET = 8
 LOG_BYTES = 10 * 1024 * 1024
 # A longer id is cut.
 MAX_FIELD = 256
+_PLAIN = re.compile(r"[\w.:/+@~-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # The credentials that a URL may have, as they are or percent-encoded.
 _IN_QUERY = re.compile(r"(?<=[?&])((?:ticket|access_token|token)=)[^&#\s'\"]+")
@@ -47,7 +48,7 @@ class _Redacting(logging.Formatter):
 
     def read_fields(self) -> dict[str, str]:
         """Return the ids of what is being handled, shortened."""
-        return {name: value[:MAX_FIELD] for name, value in self._fields().items()}
+        return {name: self.redact(value)[:MAX_FIELD] for name, value in self._fields().items()}
 
     def redact(self, text: str) -> str:
         for secret in self._secrets:
@@ -55,11 +56,12 @@ class _Redacting(logging.Formatter):
         return _IN_QUERY.sub(rf"\1{_REDACTED}", text)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        fields = "".join(f" {name}={value}" for name, value in self.read_fields().items())
+        fields = "".join(f" {name}={_quote(value)}" for name, value in self.read_fields().items())
         return _escape(super().formatMessage(record) + fields)
 
     def format(self, record: logging.LogRecord) -> str:
-        return self.redact(super().format(record)).replace("\n", "\n    ")
+        lines = super().format(record).split("\n")  # of a traceback
+        return self.redact("\n    ".join(map(_escape, lines)))
 
 
 class _Json(_Redacting):
@@ -73,7 +75,14 @@ class _Json(_Redacting):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps({key: self.redact(value) for key, value in entry.items()}, ensure_ascii=False)
+        line = json.dumps({key: self.redact(value) for key, value in entry.items()}, ensure_ascii=False)
+        # JSON allows these in a string, but some readers end a line at them.
+        return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def _quote(value: str) -> str:
+    """Return an id as it is, or in quotes if it could be read as several."""
+    return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
 class _LogFile(RotatingFileHandler):

@@ -42,6 +42,8 @@ from sandbox_agent.server.store import check_namespace, check_store, default_sto
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 STORE_VARIABLE = "SANDBOX_AGENT_STORE"
+# Of the collector of --otel. Agents have them only if --agent-env names them.
+_OTEL_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
 def _read_size(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
@@ -397,7 +399,7 @@ def server(
         agent_environment=AgentEnvironment(
             policy=agent_env_policy,
             allow=agent_env,
-            deny=agent_env_deny,
+            deny=(*agent_env_deny, *(name for name in _OTEL_SECRETS if otel and name not in agent_env)),
             token=token,
             store_secrets=tuple(secrets_of(store)),
             user=user,

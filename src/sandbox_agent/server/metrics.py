@@ -6,6 +6,7 @@ What can be read when it is requested, such as the agents that run, is not count
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,8 @@ def expose(families: Iterable[Family]) -> str:
 
 def format_value(value: float) -> str:
     """Return a number as Prometheus writes it: without a fraction if it has none."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
     return str(int(value)) if value == int(value) else repr(float(value))
 
 

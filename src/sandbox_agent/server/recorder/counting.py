@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sandbox_agent.persist.store import Changes
 from sandbox_agent.server import metrics
 from sandbox_agent.server.recorder.session_metadata import TOKENS, read_usage
@@ -23,9 +25,10 @@ def count_turns(changes: Changes) -> None:
             if (count := getattr(usage, name)) and count > 0:
                 metrics.TOKENS.add(agent, name.removesuffix("_tokens"), amount=count)
         for currency, amount in (usage.cost or {}).items():
-            metrics.COST.add(agent, _currency(currency), amount=amount)
+            if math.isfinite(amount):
+                metrics.COST.add(agent, currency_label(currency), amount=amount)
 
 
-def _currency(name: str) -> str:
+def currency_label(name: str) -> str:
     """Return a currency as agents should report it, an ISO 4217 code."""
     return name if len(name) == 3 and name.isascii() and name.isalpha() else metrics.OTHER

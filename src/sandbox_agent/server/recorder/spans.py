@@ -26,6 +26,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sandbox_agent.persist.store import Changes, EventRow, SessionRow, TurnRow
+from sandbox_agent.server.recorder.counting import currency_label
 from sandbox_agent.server.recorder.session_metadata import read_usage
 from sandbox_agent.server.trace_context import read_trace
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
@@ -214,7 +215,7 @@ class Spans:
                 if (count := getattr(usage, name)) is not None:
                     span.set_attribute(attribute, count)
             for currency, amount in (usage.cost or {}).items():
-                span.set_attribute(f"sandbox_agent.cost.{currency.lower()}", amount)
+                span.set_attribute(f"sandbox_agent.cost.{currency_label(currency).lower()}", amount)
         if turn.state != "done":
             text = turn.error if self._content else None
             _fail(span, turn.state, (text or f"the turn was {turn.state}")[:MAX_CONTENT])
