@@ -51,7 +51,7 @@ COMMANDS: Final = {
 }
 
 # Commands whose process has the token of a server, and agents below it.
-_WITH_AGENTS: Final = ("demo", "run", "server")
+_WITH_AGENTS: Final = ("daemon", "demo", "run", "server")
 
 
 class _LazyGroup(click.Group):
