@@ -233,7 +233,12 @@ def test_an_input_that_fails_is_named_and_ends(server: ServerProcess) -> None:
         peer = socket.create_connection(listener.getsockname())
         given, _ = listener.accept()
     words = command(server, "-i", "sh", "-c", "echo up; cat; echo end")
-    with given, subprocess.Popen(words, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with (
+        given,
+        subprocess.Popen(
+            words, stdin=given.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as child,
+    ):
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
