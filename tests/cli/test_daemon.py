@@ -88,6 +88,7 @@ def test_a_server_is_started_shown_and_stopped(served: Daemon) -> None:
     assert (
         served.run("status", "--token", "another-token", code=4).stdout.splitlines()[0].endswith("unhealthy")
     )
+    assert "another token" in served.run("start", "--token", "another-token", code=77).stderr
     assert served.run("stop").stdout == "the server has ended\n"
     assert identity(pid) is None
     assert served.run("stop").stdout == "the server is not running\n"
@@ -157,11 +158,14 @@ def test_a_server_that_does_not_start_says_why(served: Daemon) -> None:
 
 
 def test_options_are_checked_and_kept(served: Daemon) -> None:
+    runner = CliRunner()
     for words in (["--host", "::"], ["-t", TOKEN], [f"-t{TOKEN}"], ["--uds", "x"], ["--log-file", "x"]):
-        assert "can't stand after --" in served.run("start", "--", *words, code=64).stderr
-    assert "has a password" in served.run("start", "--", "--store", "redis://me:secret@x", code=64).stderr
-    assert served.run("start", "--", "--unknown", code=2).stderr
-    assert "'word' is not an option" in served.run("start", "--", "word", code=2).stderr
+        refused = runner.invoke(cli, ["daemon", "start", "--", *words])
+        assert "can't stand after --" in str(refused.exception)
+    refused = runner.invoke(cli, ["daemon", "start", "--", "--store", "redis://me:secret@x"])
+    assert "has a password" in str(refused.exception)
+    assert runner.invoke(cli, ["daemon", "start", "--", "--unknown"]).exit_code == 2
+    assert "'word' is not an option" in runner.invoke(cli, ["daemon", "start", "--", "word"]).output
     served.run("start", "--", "--store", "memory", "--fs-root", ".")
     assert served.status()["store"] == "memory"
     served.run("start")

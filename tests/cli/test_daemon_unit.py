@@ -48,7 +48,7 @@ def test_systemd_rates_the_unit_as_hardened(shell: Shell) -> None:
 
 
 def test_the_page_shows_the_unit() -> None:
-    shown = re.findall(r"```ini\n(.*?)```", text_of("docs/deploy.md"), flags=re.DOTALL)
+    shown = re.findall(r"```text\n(# /etc.*?)```", text_of("docs/deploy.md"), flags=re.DOTALL)
     assert shown == [(UNITS / "sandbox-agent.service").read_text()]
 
 

@@ -9,6 +9,7 @@ import platform
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -225,6 +226,26 @@ def test_standard_streams_that_are_closed(server: ServerProcess) -> None:
         done = subprocess.run(["sh", "-c", line, "sh", *arguments], capture_output=True, timeout=SECONDS)
         assert (done.returncode, done.stderr) == (4, b""), closed
     assert processes(server) == []
+
+
+def test_an_input_that_fails_is_named_and_ends(server: ServerProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        given, _ = listener.accept()
+    words = command(server, "-i", "sh", "-c", "echo up; cat; echo end")
+    with (
+        given,
+        subprocess.Popen(
+            words, stdin=given.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as child,
+    ):
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # which resets the connection
+        output, errors = child.communicate(timeout=SECONDS)
+    assert (child.returncode, output) == (0, b"end\n")
+    assert errors == b"sandbox-agent: standard input can't be read: Connection reset by peer\n"
 
 
 def test_a_terminal_of_unknown_size_has_the_usual_one(server: ServerProcess) -> None:

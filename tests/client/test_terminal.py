@@ -256,7 +256,9 @@ async def test_a_server_that_is_silent_loses_the_connection(
 async def test_a_terminal_without_output_stays_connected(
     sdk: SandboxAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.05)
+    # More pings than may stay without an answer.
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.25)
+    monkeypatch.setattr(module, "_MAX_PINGS", 15)
     process_id = await create(sdk, "echo done")
     pings: list[bytes] = []
     send_ping = Protocol.send_ping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 from typing import Any, Final
@@ -64,5 +65,7 @@ async def read_available(fd: int, size: int) -> bytes:
             return os.read(fd, size)
         except BlockingIOError:  # another program was faster
             ready.clear()
-        except OSError:  # the terminal is gone
-            return b""
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""  # the terminal is gone

@@ -16,7 +16,7 @@ import click
 from sandbox_agent.cli.daemon_state import DaemonFiles, DaemonState, running
 from sandbox_agent.cli.output import echo_json, printable
 from sandbox_agent.cli.tokens import read_token, token_option
-from sandbox_agent.errors import ConflictError, SandboxAgentError
+from sandbox_agent.errors import ConflictError, SandboxAgentError, TokenInvalidError
 from sandbox_agent.extras import require_server
 from sandbox_agent.runtime.process_identity import KnownProcess
 
@@ -134,11 +134,16 @@ def _accept(state: DaemonState, wanted: Launch, own: str) -> None:
 
 
 def _wait_healthy(wanted: Launch) -> None:
-    from sandbox_agent.cli.daemon_start import why_unhealthy
+    from sandbox_agent.cli.daemon_start import REFUSED, why_unhealthy
 
     deadline = time.monotonic() + HEALTHY_SECONDS
     while (why := why_unhealthy(wanted.host, wanted.port, wanted.token)) is not None:
-        if "token" in why or time.monotonic() > deadline:
+        if why == REFUSED:
+            raise TokenInvalidError(
+                f"the server at {wanted.url} has another token: pass that one, or run "
+                "'sandbox-agent daemon stop' first"
+            )
+        if time.monotonic() > deadline:
             raise SandboxAgentError(f"the server at {wanted.url} runs, but {why}")
         time.sleep(_PAUSE_SECONDS)
 

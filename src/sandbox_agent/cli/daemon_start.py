@@ -32,6 +32,7 @@ CHECK_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = 0.1
 # The path of a Unix socket may have about 100 bytes.
 _LONG_FOLDER: Final = 70
+REFUSED: Final = "the token is not that of the server"
 # Options of the server that this command sets itself.
 _OWN_OPTIONS: Final = ("host", "port", "uds", "token", "no_token", "log_file")
 # Where a server is reached that listens on all addresses.
@@ -252,7 +253,7 @@ def why_unhealthy(host: str, port: int, token: str | None = None) -> str | None:
     if status == HTTPStatus.OK:
         return None
     if status == HTTPStatus.UNAUTHORIZED:
-        return "the token is not that of the server"
+        return REFUSED
     return f"the health check was answered with the status {status}"
 
 

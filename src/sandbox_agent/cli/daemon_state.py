@@ -21,7 +21,7 @@ _TAIL_BYTES: Final = 4_000
 
 
 class DaemonState(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """A server that was started in the background. It has no secrets.
+    """A server that was started in the background. Neither its token nor the password of its store is here.
 
     Attributes:
         pid: its pid.

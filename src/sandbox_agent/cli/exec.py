@@ -265,7 +265,13 @@ def _write(fd: int, data: memoryview) -> int:
 
 async def _read_stdin() -> bytes:
     # Python has no such stream if it was closed before this program started.
-    return b"" if sys.stdin is None else await read_available(sys.stdin.fileno(), _READ_BYTES)
+    if sys.stdin is None:
+        return b""
+    try:
+        return await read_available(sys.stdin.fileno(), _READ_BYTES)
+    except OSError as error:  # such as a connection that is reset
+        click.echo(f"sandbox-agent: standard input can't be read: {error.strerror}", err=True)
+        return b""
 
 
 def _size() -> os.terminal_size:

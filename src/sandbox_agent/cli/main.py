@@ -54,7 +54,7 @@ COMMANDS: Final = {
 }
 
 # Commands whose process has the token of a server, and agents below it.
-_WITH_AGENTS: Final = ("demo", "run", "server")
+_WITH_AGENTS: Final = ("daemon", "demo", "run", "server")
 
 
 # How a closed pipe, a full device, a quota and a broken device end a write.
