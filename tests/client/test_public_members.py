@@ -11,6 +11,7 @@ pytestmark = pytest.mark.anyio
 SESSION_MEMBERS = [
     "agent",
     "agent_session_id",
+    "ask",
     "cancel",
     "created_at",
     "created_time",

@@ -446,7 +446,6 @@ async def test_a_session_that_its_agent_has_lost_is_restored_once(sdk: SandboxAg
         else:
             turn = session.stream("blocks")
             seen = [event async for event in turn]
-            assert turn.response is not None
             assert seen[-1].payload["result"]["stopReason"] == "end_turn"
     assert session.agent_session_id != first
     events = await all_events(sdk, session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from sandbox_agent import (
     AcpRpcError,
     AgentMessageChunk,
     ConflictError,
+    PersistError,
     PromptResponse,
     SandboxAgent,
     SandboxAgentError,
@@ -57,7 +59,6 @@ async def test_a_stream_begins_with_the_prompt_and_ends_with_its_answer(sdk: San
     session = await sdk.create_session(agent="mock")
     turn = session.stream("echo hello")
     seen = [event async for event in turn]
-    assert turn.response is not None
     assert turn.response.stop_reason == "end_turn"
     assert methods(seen)[0] == "session/prompt"
     assert methods(seen)[-1] == "result"
@@ -196,7 +197,6 @@ async def test_cancel_stops_the_turn_and_is_stored(sdk: SandboxAgent) -> None:
         await anext(turn)
         await session.cancel()
         rest = [event async for event in turn]
-    assert turn.response is not None
     assert turn.response.stop_reason == "cancelled"
     assert turn.response.cancelled
     assert "session/cancel" in methods(rest)
@@ -283,7 +283,8 @@ async def test_a_deleted_session_leaves_nothing(sdk: SandboxAgent) -> None:
     await session.prompt("hello")
     await sdk.delete_session(session.id)
     assert await sdk.get_session(session.id) is None
-    assert (await sdk.get_events(session_id=session.id)).items == []
+    with pytest.raises(SessionNotFoundError):
+        await sdk.get_events(session_id=session.id)
     with pytest.raises(SessionNotFoundError):
         await sdk.resume_session(session.id)
 
@@ -337,7 +338,8 @@ async def test_a_session_deleted_in_a_turn_leaves_nothing(sdk: SandboxAgent) -> 
         await started.wait()
         await sdk.delete_session(session.id)
         assert (await turn).stop_reason == "cancelled"
-    assert (await sdk.get_events(session_id=session.id)).items == []
+    with pytest.raises(SessionNotFoundError):
+        await sdk.get_events(session_id=session.id)
     assert await sdk.get_session(session.id) is None
 
 
@@ -470,3 +472,51 @@ async def test_an_agent_that_ignores_a_cancellation_lets_other_turns_end(
             assert (await running).stop_reason == "cancelled"
             assert (await other.prompt("blocks")).stop_reason == "end_turn"
             assert other.last_connection_id == stuck.last_connection_id
+
+
+async def test_a_turn_has_its_text_and_its_response(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    async with session.stream("echo one two") as turn:
+        with pytest.raises(SandboxAgentError, match="has no response yet: await it, or iterate to its end"):
+            _ = turn.response
+        assert (turn.text, repr(turn)) == ("", f"<Turn of session {session.id!r}: running>")
+        async for _event in turn:
+            pass
+    assert (turn.text, turn.response.stop_reason) == ("one two", "end_turn")
+    assert repr(turn) == f"<Turn of session {session.id!r}: end_turn>"
+    awaited = session.stream("echo three")
+    assert (await awaited).stop_reason == "end_turn"
+    assert awaited.text == "three"
+    assert await awaited is awaited.response
+    assert await session.ask("echo four") == "four"
+
+
+async def test_a_turn_that_is_left_early_can_still_be_awaited(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    async with session.stream("burst 100 10") as turn:
+        async for _event in turn:
+            break
+    with anyio.fail_after(20):
+        assert (await turn).stop_reason == "end_turn"
+
+
+async def test_leaving_a_session_destroys_it_and_keeps_its_history(sdk: SandboxAgent) -> None:
+    async with await sdk.create_session(agent="mock") as session:
+        assert await session.ask("echo here") == "here"
+        assert session.destroyed_at is None
+    assert session.destroyed_at is not None
+    assert (await sdk.get_events(session_id=session.id)).items
+    async with await sdk.resume_session(session.id, read_only=True) as reader:
+        assert reader.id == session.id
+
+
+async def test_connect_takes_the_url_alone(shared_server: ServerProcess) -> None:
+    async with SandboxAgent.connect(shared_server.url) as sdk:
+        assert (await sdk.get_health()).status == "ok"
+
+
+async def test_leaving_a_driver_closes_it(tmp_path: Path) -> None:
+    async with SQLiteSessionPersistDriver(tmp_path / "s.db") as driver:
+        assert (await driver.list_sessions()).items == []
+    with pytest.raises(PersistError, match="closed"):
+        await driver.list_sessions()

@@ -72,7 +72,6 @@ async def test_claude_says_the_models_text_when_it_is_prompted(claude: ClaudeSer
         session = await sdk.create_session(agent="claude", cwd=str(claude.work))
         turn = session.stream("Summarize this. [[say It is empty, as a new folder is. 👋]]")
         streamed = [event async for event in turn]
-        assert turn.response is not None
         assert turn.response.stop_reason == "end_turn"
         assert spoken(streamed, AgentMessageChunk) == "It is empty, as a new folder is. 👋"
         stored = await history(sdk, session)
@@ -145,7 +144,6 @@ async def test_claude_goes_on_when_a_turn_was_cancelled(claude: ClaudeServer, tm
             text += spoken([event], AgentMessageChunk)
             if text == STALLED_TEXT:
                 await session.cancel()
-        assert turn.response is not None
         assert turn.response.stop_reason in {"cancelled", "end_turn"}
         after = len(await history(sdk, session))
         response = await session.prompt("[[say Still here.]]")

@@ -301,7 +301,7 @@ class _Run:
                 progress.advance(event.event_index)
         finally:
             screen.end_line()
-        return turn.response.stop_reason if turn.response is not None else ""
+        return turn.response.stop_reason
 
     @contextlib.asynccontextmanager
     async def _start_server(self, screen: Screen) -> AsyncGenerator[SandboxAgent]:

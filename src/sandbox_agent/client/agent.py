@@ -124,9 +124,7 @@ class SandboxAgent(ServerApi):
         return f"<SandboxAgent {self.base_url!r}{sandbox}>"
 
     @classmethod
-    def connect(
-        cls, *, base_url: str | None = None, **options: Unpack[ClientOptions]
-    ) -> AwaitableContext[Self]:
+    def connect(cls, base_url: str | None = None, **options: Unpack[ClientOptions]) -> AwaitableContext[Self]:
         """Use a server that is running; await the result or enter it with ``async with``.
 
         Returns at once: the first request waits until the server is healthy.

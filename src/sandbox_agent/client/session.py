@@ -22,7 +22,7 @@ from sandbox_agent.engine import config_options as config
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply, permission_mode_of
 from sandbox_agent.engine.questions import Answers
 from sandbox_agent.errors import ConflictError, SandboxAgentError
-from sandbox_agent.wire.acp import PromptResponse, parse_prompt_response
+from sandbox_agent.wire.acp import AgentMessageChunk, PromptResponse, parse_prompt_response
 from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.objects import ConfigOption, SessionModes
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
@@ -30,10 +30,9 @@ from sandbox_agent.wire.serial import Serializable
 
 
 class Turn:
-    """Iterates over a turn's events from the prompt to its response.
+    """Iterates over a turn's events from the prompt to its response; ``await`` waits for the response.
 
-    Attributes:
-        response: the prompt's response, once the iteration has ended.
+    Leaving ``async with`` ends the iteration; the turn continues.
     """
 
     def __init__(
@@ -42,7 +41,8 @@ class Turn:
         send: Callable[[Outgoing], Coroutine[Any, Any, PromptResponse]],
         running: Outgoing | None = None,
     ) -> None:
-        self.response: PromptResponse | None = None
+        self._response: PromptResponse | None = None
+        self._texts: list[str] = []
         self._core = core
         self._send = send
         self._outgoing: Outgoing | None = running
@@ -54,15 +54,46 @@ class Turn:
     def __aiter__(self) -> Turn:
         return self
 
+    def __repr__(self) -> str:
+        """Return the session and how the turn has ended."""
+        state = "running" if self._response is None else self._response.stop_reason or "ended"
+        return f"<Turn of session {self._core.id!r}: {state}>"
+
+    async def __aenter__(self) -> Turn:
+        """Return the turn."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """End the iteration, as ``aclose`` does."""
+        await self.aclose()
+
+    @property
+    def response(self) -> PromptResponse:
+        """The prompt's response, once the turn has ended.
+
+        Raises:
+            SandboxAgentError: the turn was not awaited, or not iterated to its end.
+        """
+        if self._response is None:
+            raise SandboxAgentError(
+                f"the turn of session '{self._core.id}' has no response yet: await it, or iterate to its end"
+            )
+        return self._response
+
+    @property
+    def text(self) -> str:
+        """What the agent has said in the events that were read; all of it once the turn was awaited."""
+        return "".join(self._texts)
+
     def __await__(self) -> Generator[Any, Any, PromptResponse]:
         """Wait for the end of the turn, without its events; raises as ``prompt``."""
         return self._wait().__await__()
 
     async def _wait(self) -> PromptResponse:
         if self._sent is None:
-            self._begin()
+            async for _ in self:  # for the text
+                pass
         await self._end()
-        assert self.response is not None
         return self.response
 
     async def __anext__(self) -> SessionEvent:
@@ -77,6 +108,9 @@ class Turn:
         except StopAsyncIteration:
             await self._end()
             raise
+        update = event.update
+        if isinstance(update, AgentMessageChunk):
+            self._texts.append(update.text)
         answer = self._outgoing.answer_event if self._outgoing is not None else None
         if answer is not None and event.id == answer.id:
             self._answered = True
@@ -97,7 +131,7 @@ class Turn:
     async def _end(self) -> None:
         self._ended = True
         if self._sent is not None:
-            self.response = await asyncio.shield(self._sent)
+            self._response = await asyncio.shield(self._sent)
 
     async def aclose(self) -> None:
         """Stop the iteration; the turn continues."""
@@ -127,6 +161,15 @@ class Session(Serializable):
         fields = self.record.to_dict()
         fields.pop("sessionInit", None)
         return fields
+
+    async def __aenter__(self) -> Session:
+        """Return the session."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Destroy the session, as ``SandboxAgent.destroy_session`` does; its history stays."""
+        if not self._read_only:
+            await self._core.host.destroy(self._usable)
 
     @property
     def _writer(self) -> SessionCore:
@@ -298,6 +341,12 @@ class Session(Serializable):
         """
         blocks = prompt_blocks(prompt)
         return Turn(self._core, lambda outgoing: self._prompt(blocks, on_busy, outgoing))
+
+    async def ask(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> str:
+        """Send a prompt and return what the agent says; raises as ``prompt``."""
+        turn = self.stream(prompt, on_busy=on_busy)
+        await turn
+        return turn.text
 
     def events(self, *, after: int = 0) -> Viewer:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import anyio
 
@@ -315,6 +315,14 @@ class SessionPersistDriver(ABC):
         from sandbox_agent.persist.searching import search_by_reading
 
         return await search_by_reading(self, query, session_id, normalize_limit(limit))
+
+    async def __aenter__(self) -> Self:
+        """Return the driver."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Close the driver."""
+        await self.close()
 
     async def close(self) -> None:  # noqa: B027 - optional hook
         """Release what the driver opened itself, not what was passed in. Safe to call twice."""

@@ -546,6 +546,9 @@ class Session:
         ``turn.response`` is the response at the end. An error of the turn is raised after its events. With
         ``on_busy="error"``, a prompt that is not sent raises ConflictError when the iteration begins."""
 
+    def ask(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> str:
+        """Send a prompt and return what the agent says; raises as ``prompt``."""
+
     def events(self, *, after: int = 0) -> EventIterator[SessionEvent]:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.
 
@@ -653,13 +656,30 @@ class Session:
     def to_json(self) -> str:
         """Return the object as JSON."""
 
-class Turn:
-    """Iterates over a turn's events from the prompt to its response.
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
-    Attributes:
-        response: the prompt's response, once the iteration has ended."""
+class Turn:
+    """Iterates over a turn's events from the prompt to its response; ``await`` waits for the response.
+
+    Leaving ``async with`` ends the iteration; the turn continues."""
     @property
-    def response(self) -> PromptResponse | None: ...
+    def response(self) -> PromptResponse:
+        """The prompt's response, once the turn has ended.
+
+        Raises:
+            SandboxAgentError: the turn was not awaited, or not iterated to its end."""
+
+    @property
+    def text(self) -> str:
+        """What the agent has said in the events that were read; all of it once the turn was awaited."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> SessionEvent: ...
     def close(self) -> None:
@@ -1321,7 +1341,7 @@ class SandboxAgent:
     @property
     def persist(self) -> SessionPersistDriver: ...
     @classmethod
-    def connect(cls, *, base_url: str | None = None, **options: Unpack[ClientOptions]) -> Self:
+    def connect(cls, base_url: str | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Use a server that is running; await the result or enter it with ``async with``.
 
         Returns at once: the first request waits until the server is healthy.
