@@ -148,8 +148,8 @@ def test_a_server_survives_the_end_of_its_terminal(served: Daemon) -> None:
 def test_a_server_that_does_not_start_says_why(served: Daemon) -> None:
     (served.shell.folder / "file").touch()
     failed = served.run("start", "--", "--store", f"sqlite:{served.shell.folder}/file/x.db", code=1)
-    assert "file/x.db' can't be opened" in failed.stderr
-    assert failed.stderr.endswith("exited with code 74 at its start: the end of its log says why\n")
+    assert "file/x.db' can't be" in failed.stderr
+    assert failed.stderr.endswith("exited with code 64 at its start: the end of its log says why\n")
     assert not served.state_file.exists()
     with our_server(served.shell.folder, port=served.port):
         failed = served.run("start", code=73)

@@ -69,7 +69,7 @@ def test_every_class_with_async_has_one_without() -> None:
         and found.__module__.startswith("sandbox_agent.client.")
         and any(is_async(value) for _, value in inspect.getmembers(found))
     }
-    assert handles - {"EventSink", "PostgresSink", "RedisSink", "SQLiteSink"} == {
+    assert handles - {"EventSink", "PostgresSink", "RedisSink", "SQLiteSink", "Viewer"} == {
         each.__name__ for each in CLASSES
     }
     assert sync.SQLiteSessionPersistDriver is sandbox_agent.SQLiteSessionPersistDriver
