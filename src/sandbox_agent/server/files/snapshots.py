@@ -244,6 +244,8 @@ class _Repository:
                 return False
             with open(self._index, "wb") as target:
                 shutil.copyfileobj(source, target)
+            # By it Git knows which files may have changed in the second in which the index was written.
+            os.utime(self._index, ns=(found.st_atime_ns, found.st_mtime_ns))
         return True
 
     async def _make_tree(self) -> str:
