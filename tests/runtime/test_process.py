@@ -283,7 +283,9 @@ async def test_writing_to_a_child_that_has_ended_is_a_broken_pipe() -> None:
 
 async def test_draining_ends_though_somebody_who_escaped_the_tree_writes_on() -> None:
     body = (
+        "import fcntl, termios\n"
         "c = subprocess.Popen(['yes'], env={}, start_new_session=True)\n"  # no tag, no group
+        "while not any(fcntl.ioctl(1, termios.FIONREAD, bytes(4))): pass\n"  # it has begun to write
         "os.write(2, b'%d\\n' % c.pid)\n"
         "sys.stdin.readline(); os._exit(0)\n"
     )
