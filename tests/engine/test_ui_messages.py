@@ -110,8 +110,8 @@ def test_it_waits_from_a_request_to_its_answer() -> None:
             stream.feed(event)
             if isinstance(event.data, PermissionEventData):
                 pending += 1 if event.data.status == "requested" else -1
-            assert stream.is_waiting == bool(pending)
-            waits.add(stream.is_waiting)
+            assert len(stream.waiting) == pending
+            waits.add(bool(stream.waiting))
     assert waits == {True, False}
 
 

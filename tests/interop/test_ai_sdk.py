@@ -153,6 +153,19 @@ def test_several_calls_that_ask_at_once_are_answered_one_by_one(chat: Chat) -> N
     assert "granted" in text_of(asked["messages"][1])
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [{"permissionMode": "allow"}, {"permissionRules": [{"reply": "allow", "path": "**"}]}],
+    ids=lambda rules: next(iter(rules)),
+)
+def test_what_a_policy_answers_ends_no_response(chat: Chat, rules: dict[str, Any]) -> None:
+    chat.open(body={"session": {"agent": "mock", **rules}})
+    sent = chat.send("permission 2")
+    calls = [part for part in sent["messages"][1]["parts"] if part["type"] == "dynamic-tool"]
+    assert [call["state"] for call in calls] == ["output-available"] * 2
+    assert sent["messages"][1]["metadata"]["stopReason"] == "end_turn"
+
+
 def test_an_answer_of_another_client_counts(chat: Chat) -> None:
     asked = chat.send("permission")
     approval = part_of(asked["messages"][1], "dynamic-tool")["approval"]["id"]

@@ -5,6 +5,7 @@ A turn is one assistant message, and one step of it. Its id is the turn's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from sandbox_agent.errors import InvalidRequestError
@@ -63,9 +64,9 @@ class UiMessageChunks:
         return opened + [{"type": f"{kind}-start", "id": name} for name, kind in self._open_texts.items()]
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether the turn waits for the answer to a permission request."""
-        return bool(self._waiting) and not self.ended
+    def waiting(self) -> Sequence[str]:
+        """The permission requests of the turn that have no answer."""
+        return () if self.ended else tuple(self._waiting)
 
     def pause(self, sequence: int) -> list[Chunk]:
         """Return what a response ends with because the user has to answer first.

@@ -101,23 +101,13 @@ class Watcher:
             self._tasks.start_soon(self._expire_request, session_id, row)
 
     async def _apply(self, session: SessionRow, row: PermissionRow) -> None:
-        policy = policy_of(session)
-        metadata = request_metadata(row)
         try:
-            call: dict[str, Any] = {}
-            if any(rule.path is not None for rule in policy.rules):
-                # the event has no paths of the call's diffs
-                params = members((await request_envelope(self._store, row)).get("params"))
-                call = members(params.get("toolCall"))
+            result = await _answer_of_policy(self._store, session, row)
         except SandboxAgentError:
             logger.warning(
                 "a policy cannot be applied: the request cannot be read from the store", exc_info=True
             )
             return
-        kind = metadata.get("kind")
-        paths = asked_paths(metadata, call)
-        verdict = decide(policy, kind if isinstance(kind, str) else None, paths)
-        result = verdict_outcome(row.permission_id, request_options(row), verdict)
         if result is not None:
             await self._answer(session.session_id, row, result, POLICY)
 
@@ -148,3 +138,31 @@ class Watcher:
                 logger.exception("%s '%s' could not be answered by %s", row.kind, row.permission_id, by)
             if attempt < TRIES:
                 await anyio.sleep(RETRY_SECONDS)
+
+
+async def waits_for_people(store: SessionStore, session: SessionRow, permission_id: str) -> bool:
+    """Return whether a permission request has no answer, and the policy of its session has none for it.
+
+    Raises:
+        PersistError: the store failed.
+    """
+    row = await store.permission(session.key, permission_id)
+    if row is None or row.answered is not None:
+        return False
+    return session.settings is None or await _answer_of_policy(store, session, row) is None
+
+
+async def _answer_of_policy(
+    store: SessionStore, session: SessionRow, row: PermissionRow
+) -> dict[str, Any] | None:
+    """Return the answer to a request by the policy of its session; None: people answer."""
+    policy = policy_of(session)
+    metadata = request_metadata(row)
+    call: dict[str, Any] = {}
+    if any(rule.path is not None for rule in policy.rules):
+        # the event has no paths of the call's diffs
+        params = members((await request_envelope(store, row)).get("params"))
+        call = members(params.get("toolCall"))
+    kind = metadata.get("kind")
+    verdict = decide(policy, kind if isinstance(kind, str) else None, asked_paths(metadata, call))
+    return verdict_outcome(row.permission_id, request_options(row), verdict)

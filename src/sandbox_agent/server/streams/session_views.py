@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from sandbox_agent.engine.feed import Slice
@@ -115,8 +116,9 @@ class TurnView:
 class UiTurnView(TurnView):
     """One turn as chunks of the AI SDK, from its start or behind a sequence.
 
-    It ends with the turn, or when the turn waits for an answer to a permission request: the AI SDK sends the
-    answer when the response has ended. ``after`` is the last sequence that the client has, or 0.
+    It ends with the turn, or when the turn waits for people to answer a permission request: the AI SDK sends
+    the answer when the response has ended. ``after`` is the last sequence that the client has, or 0.
+    ``is_for_people`` returns whether a request waits for people.
     """
 
     def __init__(
@@ -128,11 +130,25 @@ class UiTurnView(TurnView):
         first: int | None,
         last: int | None,
         after: int = 0,
+        is_for_people: Callable[[str], Awaitable[bool]],
     ) -> None:
         super().__init__(session, store, turn_id, first=first, last=last)
         self._chunks = UiMessageChunks(turn_id)
         self._after = after
+        self._is_for_people = is_for_people
         self._started = False
+
+    async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
+        """Return chunks for events after the cursor, and the end of the response if people have to answer."""
+        part = await super().read(cursor, viewer, max_bytes=max_bytes)
+        if self._ended or part.cursor == cursor or part.cursor < self._session.row.last_sequence:
+            return part
+        for request in self._chunks.waiting:
+            if await self._is_for_people(request):
+                self._ended = True
+                chunks = [*self._start(), *self._chunks.pause(part.cursor)]
+                return Slice(part.data + _encode_chunks(chunks) + UI_DONE, part.cursor)
+        return part
 
     def _encode(self, events: list[EventRow], cursor: int) -> bytes:
         chunks: list[Chunk] = []
@@ -142,23 +158,23 @@ class UiTurnView(TurnView):
                 chunks += self._chunks.feed(decode_event(event.data))
             else:
                 self._chunks.feed(decode_event(event.data))
-        at_end = cursor >= self._session.row.last_sequence
-        if self._chunks.is_waiting and at_end and not self._ended:
-            chunks += [*self._start(), *self._chunks.pause(cursor)]
-            self._ended = True
-        data = b"".join([b"data: %b\n\n" % dumps(chunk) for chunk in chunks])
+        data = _encode_chunks(chunks)
         return data + UI_DONE if self._ended else data
 
     def _missing(self, gap: Slice) -> Slice:
         self._ended = True
         error = {"type": "error", "errorText": "The first events of this turn are not stored any more."}
-        return Slice(b"data: %b\n\n" % dumps(error) + UI_DONE, gap.cursor)
+        return Slice(_encode_chunks([error]) + UI_DONE, gap.cursor)
 
     def _start(self) -> list[Chunk]:
         if self._started:
             return []
         self._started = True
         return self._chunks.start()
+
+
+def _encode_chunks(chunks: Sequence[Chunk]) -> bytes:
+    return b"".join([b"data: %b\n\n" % dumps(chunk) for chunk in chunks])
 
 
 async def read_stored(
