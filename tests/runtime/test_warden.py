@@ -163,3 +163,30 @@ async def test_a_warden_that_ends_is_replaced_at_once_and_the_new_one_knows_the_
     finally:
         await watched.stop(eof_grace=0)
         watched.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has keepers")
+def test_a_warden_without_room_for_a_process_says_so_and_goes_on() -> None:
+    script = """
+import os, socket
+from sandbox_agent.runtime.warden_main import _Keepers
+
+def refuse():
+    raise BlockingIOError(11, "no room")
+
+server, warden = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+keepers = _Keepers(warden.detach())
+os.fork, fork = refuse, os.fork
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+socket.send_fds(server, [b"!"], [theirs.fileno()])
+theirs.close()
+keepers.handle(keepers.descriptors[0])
+print(ours.recv(100).decode(), ours.recv(100) == b"")
+server.send(b"!")
+keepers.handle(keepers.descriptors[0])
+os._exit(0 if fork() == 0 else os.wait()[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ('{"errno": 11} True\n', "", 0)

@@ -34,7 +34,6 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/shm
 mount -t tmpfs shm /dev/shm
-mount -t tmpfs tmp /tmp
 mount -t cgroup2 none /sys/fs/cgroup
 ip link set lo up
 echo '+memory +pids +cpu' > /sys/fs/cgroup/cgroup.subtree_control
@@ -42,7 +41,7 @@ mkdir /sys/fs/cgroup/service
 echo $$ > /sys/fs/cgroup/service/cgroup.procs
 echo "groups: $(cat /proc/self/cgroup)"
 cd {root}
-export HOME=/tmp PATH={path} REQUIRE_ALL=1 PYTHONDONTWRITEBYTECODE=1
+export HOME=/dev/shm TMPDIR=/dev/shm PATH={path} REQUIRE_ALL=1 PYTHONDONTWRITEBYTECODE=1
 {python} -m pytest -p no:cacheprovider -n0 -q {tests} 2>&1
 echo "status: $?"
 echo o > /proc/sysrq-trigger

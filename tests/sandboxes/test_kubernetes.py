@@ -285,6 +285,10 @@ class TestAccess:
         program.write_text("#!/bin/sh\necho log in first >&2; exit 1")
         with pytest.raises(SandboxAgentError, match="log in first"):
             self.read(tmp_path, config)
+        for odd in ("null", "[]", '{"expirationTimestamp": "soon"}', '{"clientKeyData": 5}'):
+            program.write_text(f"#!/bin/sh\necho '{{\"status\": {odd}}}'")
+            with pytest.raises(SandboxAgentError, match="brought no credentials"):
+                self.read(tmp_path, config)
 
     async def test_a_context_is_chosen_and_what_is_missing_is_named(
         self, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

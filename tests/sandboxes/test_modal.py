@@ -92,6 +92,6 @@ def test_the_provider_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return None
 
     service: Service = ModalProvider.service
-    monkeypatch.setattr("sandbox_agent.providers.service.find_spec", find_spec)
+    monkeypatch.setattr("sandbox_agent.extras.find_spec", find_spec)
     with pytest.raises(ImportError, match=r"sandbox-agent-py\[modal\]"):
         service.check_installed()

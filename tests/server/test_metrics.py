@@ -183,7 +183,9 @@ async def test_a_turn_that_waits_for_a_permission_is_shown_until_it_is_answered(
         running = asyncio.ensure_future(turn(client, path, "permission"))
         found = await until(client, "permissions_pending", 1)
         assert found.value("turns_running") == 1
-        [request] = (await client.get("/v1/permissions")).json()["permissions"]
+        while not (requests := (await client.get("/v1/permissions")).json()["permissions"]):
+            pass  # it is stored a moment later
+        [request] = requests
         url = f"{path}/permissions/{request['permissionId']}/reply"
         assert (await client.post(url, json={"reply": "once"})).status_code == 204
         await running

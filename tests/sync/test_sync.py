@@ -156,6 +156,69 @@ def test_server_sessions_files_and_processes(sdk: sync.SandboxAgent, tmp_path: P
         assert terminal.wait() == 0
 
 
+def test_a_policy_that_is_an_object_is_called_in_a_thread_and_can_be_set_again(
+    sdk: sync.SandboxAgent,
+) -> None:
+    class Policy:
+        calls = 0
+
+        def __call__(self, request: Any) -> Any:
+            self.calls += 1
+            assert sdk.get_health().status == "ok"
+            return "once"
+
+    session = sdk.create_session(agent="mock")
+    for policy in (Policy(), Policy().__call__):
+        session.permission_policy = policy
+        assert session.permission_policy == policy
+        session.permission_policy = session.permission_policy
+        assert "granted" in session.ask("permission")
+
+
+def test_policies_that_wait_hold_up_no_other_client(sdk: sync.SandboxAgent, server: ServerProcess) -> None:
+    answer, waiting = threading.Event(), threading.Semaphore(0)
+
+    def wait(_request: Any) -> Any:
+        waiting.release()
+        assert answer.wait(30)
+        return "once"
+
+    def prompt() -> None:
+        session = sdk.create_session(agent="mock", permission_policy=wait)
+        session.prompt("permission")
+
+    threads = [threading.Thread(target=prompt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert waiting.acquire(timeout=30)
+    with sync.SandboxAgent.connect(base_url=server.url.replace("127.0.0.1", "localhost")) as other:
+        assert other.get_health().status == "ok"
+    answer.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_program_ends_while_a_policy_waits(server: ServerProcess) -> None:
+    done = run_script(
+        """
+import threading
+asked = threading.Event()
+def policy(request):
+    asked.set()
+    threading.Event().wait()
+sdk = SandboxAgent.connect(base_url=url)
+session = sdk.create_session(agent="mock", permission_policy=policy)
+turn = session.stream("permission")
+next(turn)
+asked.wait(20)
+print("end")
+""",
+        server.url,
+    )
+    assert (done.stdout, done.returncode) == ("end\n", 0)
+
+
 def test_what_is_not_used_any_more_is_freed(sdk: sync.SandboxAgent) -> None:
     turn = sdk.create_session(agent="mock").stream("echo hello")
     turn.wait()

@@ -178,13 +178,24 @@ def _run_program(program: Mapping[str, Any], file: Path, until: float) -> tuple[
             timeout=_PROGRAM_TIMEOUT,
             check=True,
         )
-        status = json.loads(done.stdout)["status"]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+        return _read_credentials(json.loads(done.stdout)["status"], until)
+    except (
+        OSError,
+        subprocess.SubprocessError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         said = getattr(error, "stderr", None) or b""
         raise SandboxAgentError(
             f"{command[0]}, which kubeconfig {file} names, brought no credentials: {type(error).__name__}: "
             f"{said.decode(errors='replace').strip()[-500:]}. Run it by hand, or log in again."
         ) from error
+
+
+def _read_credentials(status: Mapping[str, Any], until: float) -> tuple[dict[str, Any], float]:
     user: dict[str, Any] = {}
     if status.get("token"):
         user["token"] = status["token"]

@@ -5,6 +5,8 @@ server: then the leader of the group to end is an argument, and has a grace peri
 """
 
 import contextlib
+import errno
+import json
 import os
 import select
 import signal
@@ -78,8 +80,15 @@ class _Keepers:
         if not data:
             self.descriptors.remove(descriptor)  # the server has closed it, or is gone
             return
+        if not received:
+            return  # there was no descriptor left for it: the server sees that its end was closed
         control = received[0]
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no room for a process
+            with socket.socket(fileno=control) as refused, contextlib.suppress(OSError):
+                refused.send(json.dumps({"errno": error.errno or errno.EAGAIN}).encode())
+            return
         if pid == 0:
             try:
                 os.close(0)

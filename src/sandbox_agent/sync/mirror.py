@@ -135,7 +135,8 @@ def _member(source: type, name: str) -> Any:
 
 def _property(static: property, name: str) -> property:
     def get(self: Mirror) -> Any:
-        return wrap(getattr(self.async_object, name), self.portal)
+        value = getattr(self.async_object, name)
+        return wrap(getattr(value, "__wrapped__", value) if _is_function(value) else value, self.portal)
 
     def put(self: Mirror, value: Any) -> None:
         async def change() -> None:
@@ -157,7 +158,10 @@ def call(function: Callable[..., Any], used: Portal, args: Any, kwargs: Any) -> 
             result = await result
         return result
 
-    return wrap(used.run(work), used)
+    result = used.run(work)
+    if inspect.isfunction(result):  # it unregisters a listener
+        return lambda: used.run(_later(result))
+    return wrap(result, used)
 
 
 def wrap(value: Any, used: Portal) -> Any:
@@ -177,8 +181,6 @@ def wrap(value: Any, used: Portal) -> Any:
         return Context(cast("AbstractAsyncContextManager[Any]", value), used)
     if isinstance(value, AsyncIterator):
         return EventIterator(cast("AsyncIterator[Any]", value), used)
-    if inspect.isfunction(value):  # it unregisters a listener
-        return lambda: used.run(_later(value))
     return value
 
 
@@ -192,15 +194,19 @@ def _later(function: Callable[[], Any]) -> Callable[[], Any]:
 def _unwrap(name: str, value: object, used: Portal) -> Any:
     if isinstance(value, Mirror):
         return value.async_object
-    if name not in _DIRECT and _is_function(value):
+    if name not in _DIRECT and _is_function(value) and not _is_async(value):
         return in_thread(cast("Callable[..., Any]", value), lambda argument: wrap(argument, used))
     return value
 
 
 def _is_function(value: object) -> bool:
-    if not (inspect.isroutine(value) or isinstance(value, functools.partial)):
-        return False
-    return not inspect.iscoroutinefunction(cast("Any", value))
+    """Return whether a value is called with something: a function, or an object that can be called."""
+    return callable(value) and not isinstance(value, type | Mirror)
+
+
+def _is_async(function: object) -> bool:
+    called = cast("Any", function)
+    return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(type(called).__call__)
 
 
 def _enter(self: Mirror) -> Mirror:

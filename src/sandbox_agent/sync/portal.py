@@ -115,9 +115,31 @@ def portal() -> Portal:
 def in_thread(
     function: Callable[..., Any], wrap: Callable[[Any], Any]
 ) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a coroutine function that calls a program's function in a thread, where it may use the SDK."""
+    """Return a coroutine function that calls a program's function, which may use the SDK and wait for long.
+
+    Each call has a thread of its own: the threads of the event loop are few, and the program would wait for
+    them at its end.
+    """
 
     async def call(*arguments: Any) -> Any:
-        return await asyncio.to_thread(function, *[wrap(argument) for argument in arguments])
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
 
+        def work() -> None:
+            try:
+                result = function(*[wrap(argument) for argument in arguments])
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+                failure = RuntimeError(str(error)) if isinstance(error, StopIteration) else error
+                settle(lambda: future.set_exception(failure))
+            else:
+                settle(lambda: future.set_result(result))
+
+        def settle(put: Callable[[], None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the program ends
+                loop.call_soon_threadsafe(lambda: future.done() or put())
+
+        threading.Thread(target=work, name="sandbox_agent.sync callback", daemon=True).start()
+        return await future
+
+    call.__wrapped__ = function  # pyright: ignore[reportFunctionMemberAccess] - as functools.wraps does
     return call

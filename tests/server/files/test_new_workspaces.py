@@ -130,7 +130,8 @@ async def test_a_prompt_that_waits_fails_at_once_when_the_agent_ends(
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(prompt)
-                await client.post(4, "initialize", protocolVersion=1, clientCapabilities={})
+                for number in range(4, 14):  # the prompt is sent before these
+                    await client.post(number, "initialize", protocolVersion=1, clientCapabilities={})
                 await client.http.delete("/v1/acp/one")
             assert answers[0]["type"] == "urn:sandbox-agent:error:agent_process_exited", answers
         blocked_git()

@@ -57,16 +57,20 @@ class Workspaces:
         if self._baselines is not None and session_id and isinstance(directory, str):
             recording = self._baselines.begin(directory)
             recording.name(native_name(self._agent, session_id))
+            self._forget_made()
             self._new[session_id] = _NewSession(recording)
 
     def may_hold(self, head: Head) -> bool:
         """Return whether an envelope may have to wait (see wait)."""
         if not self._new or head.method not in _HELD:
             return False
+        self._forget_made()
+        return bool(self._new)
+
+    def _forget_made(self) -> None:
         for session_id, new in list(self._new.items()):
             if new.recording.made.is_set() and not new.waiting:
                 del self._new[session_id]
-        return bool(self._new)
 
     async def wait(self, head: Head, envelope: bytes) -> None:
         """Return when an envelope may be sent: a prompt once the workspace of its session is recorded.

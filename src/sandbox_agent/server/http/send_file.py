@@ -86,8 +86,8 @@ def _send(connection: int, descriptor: int, start: int, end: int) -> tuple[int, 
             except BlockingIOError:
                 if not waiting.poll(_PATIENCE_MS):
                     return start, True
-            except ConnectionError:
-                return start, False  # the transport notices that, too
+            except OSError:
+                return start, False  # the connection is lost, which the transport notices, too
             else:
                 start += written
                 data = data[written:]

@@ -8,6 +8,9 @@ from sandbox_agent.persist.store import Changes
 from sandbox_agent.server import metrics
 from sandbox_agent.server.recorder.session_metadata import TOKENS, read_usage
 
+# A larger number is no count, and may be no float.
+_MOST_TOKENS = 2**63 - 1
+
 
 def count_turns(changes: Changes) -> None:
     """Count the turns that end in what was stored, with their time, tokens and cost."""
@@ -22,7 +25,7 @@ def count_turns(changes: Changes) -> None:
         if usage is None:
             continue
         for name in TOKENS.values():
-            if (count := getattr(usage, name)) and count > 0:
+            if (count := getattr(usage, name)) and 0 < count <= _MOST_TOKENS:
                 metrics.TOKENS.add(agent, name.removesuffix("_tokens"), amount=count)
         for currency, amount in (usage.cost or {}).items():
             if math.isfinite(amount):

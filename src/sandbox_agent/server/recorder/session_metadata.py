@@ -138,7 +138,8 @@ class SessionMetadata:
             self._usage.context_size = size
         amount, currency = cost.get("amount"), cost.get("currency")
         if isinstance(amount, int | float) and isinstance(currency, str):
-            self._usage.cost = {**(self._usage.cost or {}), currency: float(amount)}
+            with contextlib.suppress(OverflowError):  # a number with hundreds of digits
+                self._usage.cost = {**(self._usage.cost or {}), currency: float(amount)}
         self._row.usage = msgspec.json.encode(self._usage)
 
 
