@@ -50,8 +50,8 @@ def api() -> None:
     """
 
 
-for group in (agents, config, fs, processes):
-    api.add_command(group)
+for _group in (agents, config, fs, processes):
+    api.add_command(_group)
 
 
 @api.group()

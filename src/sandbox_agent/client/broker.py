@@ -66,6 +66,10 @@ class RequestBroker(Generic[R]):
         self.failure: Exception | None = None
         self._listeners: dict[object, Callable[[R], Awaitable[object] | object]] = {}
 
+    def note_failure(self, failure: Exception) -> None:
+        """Keep the error of a callback, which the prompt raises."""
+        self.failure = failure
+
     def listen(self, listener: Callable[[R], Awaitable[object] | object]) -> Callable[[], None]:
         """Call the listener with requests, also those already open; return a function to unregister it."""
         key = object()

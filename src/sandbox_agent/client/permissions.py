@@ -119,10 +119,11 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
             else:
                 reply = _ALIASES.get(policy, policy)
             if not is_reply(reply):
-                self.failure = TypeError(
+                failure = TypeError(
                     f"the permission policy of session '{self._session_id}' returned {reply!r}, so the "
                     'request was cancelled: return "once", "always" or "reject"'
                 )
+                self.note_failure(failure)
                 return cancelled_outcome()
             return select_option(request.id, request.options, reply)
         except Exception:
@@ -143,11 +144,12 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
     def _check_answered(self, request: PermissionRequest, result: object) -> object:
         """Cancel a request whose listener returned a reply: it would wait forever."""
         if isinstance(result, str) and is_reply(result) and request.id in self._pending:
-            self.failure = TypeError(
+            failure = TypeError(
                 f"a permission listener of session '{self._session_id}' returned {result!r}, which answers "
                 "nothing, so the request was cancelled: call "
                 f'session.respond_permission(request.id, "{result}")'
             )
+            self.note_failure(failure)
             self._send(self._pending[request.id], cancelled_outcome())
         return result
 
