@@ -35,8 +35,8 @@ async function follow(id, end, query = {}) {
     query,
   );
   await done;
+  // `closed` never settles if the stream of a process that has ended is closed at the same moment.
   subscription.close();
-  await subscription.closed;
   return entries;
 }
 
