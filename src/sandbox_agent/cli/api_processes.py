@@ -65,7 +65,7 @@ def create(
     max_restarts: int | None,
     **options: Any,
 ) -> None:
-    """Start a process, which goes on when this command has ended."""
+    """Start a process, which continues after this command has ended."""
     policy = _restart(restart, max_restarts)
     connect_and_print(
         remote, lambda sdk: sdk.processes.create(command[0], command[1:], restart=policy, **options)

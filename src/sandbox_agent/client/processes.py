@@ -73,7 +73,7 @@ class Processes:
         interactive: bool = False,
         restart: ProcessRestartRequest | RestartMode | None = None,
     ) -> ProcessInfo:
-        """Start a process, which goes on when this client is gone. With it, all that it has started ends.
+        """Start a process, which continues when this client is gone. With it, all that it has started ends.
 
         Args:
             command: the program: a path, or a name that is searched for on ``PATH``.

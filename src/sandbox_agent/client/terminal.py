@@ -242,7 +242,7 @@ class ProcessTerminal:
         await self._send({"type": "resize", "cols": cols, "rows": rows})
 
     async def close(self) -> None:
-        """Disconnect. The process goes on."""
+        """Disconnect. The process continues."""
         self._is_closing = True
         if self._stream is not None and not self._closed.is_set():
             with contextlib.suppress(ConnectionLostError, TimeoutError):

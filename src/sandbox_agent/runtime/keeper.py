@@ -72,7 +72,7 @@ def _keep_one(control: socket.socket, wakeup: int, command: int, *pipes: int) ->
         command: a file with the command as JSON: ``argv``, ``env``, ``cwd`` and ``user`` (its id,
             its group's, and those of all its groups; or nulls), ``members``, the files by which it
             becomes a member of its control group (see Cgroup), and ``lingers``: whether what it has started
-            goes on when it has ended itself.
+            continues when it has ended itself.
         pipes: the agent's stdin, stdout and stderr: pipes, or a terminal.
     """
     with open(command, "rb") as file:

@@ -88,7 +88,7 @@ class Keeper:
             pipes: its stdin, stdout and stderr.
             user: its user.
             members: the files by which it becomes a member of a control group.
-            lingers: whether what it has started goes on when the command itself has ended.
+            lingers: whether what it has started continues when the command itself has ended.
             seconds: how long that may take.
 
         Raises:
@@ -113,7 +113,7 @@ class Keeper:
                 await child.started
         except BaseException as error:
             if isinstance(error, TimeoutError):
-                self.kill()  # else it would start the child when it goes on
+                self.kill()  # else it would start the child when it continues
             self.close()
             raise
         return child
@@ -194,7 +194,7 @@ class KeptChild:
         pid: the child's pid, once it was started.
         started: done when it was started; its exception is that of Keeper.start.
         gone: set when no process of its tree is left.
-        lingers: whether it has ended, and processes that it has started go on.
+        lingers: whether it has ended, and processes that it has started continue.
     """
 
     def __init__(self, keeper: Keeper) -> None:

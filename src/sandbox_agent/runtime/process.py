@@ -133,7 +133,7 @@ class Process:
             tag_prefix: The start of the tag. One search finds all trees of an owner by it.
             warden: Starts the command under a keeper, where the system allows it (see keeper).
             group: Its control group. Only with a keeper.
-            lingers: Whether what the command has started goes on when the command itself has ended, as
+            lingers: Whether what the command has started continues when the command itself has ended, as
                 programs do that go into the background. Only with a keeper; without one it ends.
             size: The size of its terminal, which it then has in place of pipes. All output is stdout's.
 
@@ -260,7 +260,7 @@ class Process:
 
     @property
     def lingers(self) -> bool:
-        """Whether the leader has ended, and processes that it has started go on."""
+        """Whether the leader has ended, and processes that it has started continue."""
         return isinstance(self._child, KeptChild) and self._child.lingers
 
     async def wait_gone(self) -> None:

@@ -100,7 +100,7 @@ class Warden:
             pipes: its stdin, stdout and stderr.
             user: its user.
             members: the files by which it becomes a member of a control group.
-            lingers: whether what it has started goes on when the command itself has ended.
+            lingers: whether what it has started continues when the command itself has ended.
 
         Raises:
             OSError: The command or the warden cannot be started.

@@ -1146,7 +1146,7 @@ class ProcessTerminal:
             ConnectionLostError: the connection has ended."""
 
     def close(self) -> None:
-        """Disconnect. The process goes on."""
+        """Disconnect. The process continues."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -1175,7 +1175,7 @@ class Processes:
         interactive: bool = False,
         restart: ProcessRestartRequest | RestartMode | None = None,
     ) -> ProcessInfo:
-        """Start a process, which goes on when this client is gone. With it, all that it has started ends.
+        """Start a process, which continues when this client is gone. With it, all that it has started ends.
 
         Args:
             command: the program: a path, or a name that is searched for on ``PATH``.

@@ -228,7 +228,7 @@ class AgentInfo(Body):
             self.config_options = [objects.ConfigOption(option) for option in self.config_options]
 
     def __repr__(self) -> str:
-        """Return what tells agents apart."""
+        """Return what distinguishes agents."""
         return short_repr(self, "id", "installed", "version", "credentials_available")
 
 
