@@ -35,7 +35,7 @@ import pytest
 
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
-from sandbox_agent.errors import SandboxDestroyedError
+from sandbox_agent.errors import ConnectionLostError, SandboxDestroyedError
 from sandbox_agent.providers.base import SandboxProvider
 from sandbox_agent.wire.acp import AgentMessageChunk, TextContent
 
@@ -161,7 +161,13 @@ class RestartSuite:
             session = await sdk.create_session(agent="mock")
             await session.prompt("echo before")
             await kill_server(raw_id_of(sdk))
-            assert (await session.prompt("echo after")).stop_reason == "end_turn"
+            try:
+                response = await session.prompt("echo after")
+            except ConnectionLostError:
+                # A gateway answered for the dead server, which may have received it: the outcome is unknown,
+                # and the next call restores the session.
+                response = await session.prompt("echo after")
+            assert response.stop_reason == "end_turn"
             sent: list[str] = []
             async for event in session.events():
                 if event.payload.get("method") == "session/prompt":
