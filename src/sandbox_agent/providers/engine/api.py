@@ -23,6 +23,7 @@ CONNECT_TIMEOUT = 5.0
 PROGRESS_TIMEOUT = 600.0
 _FRAME_HEAD = 8
 _START_TRIES = 3
+_REMOVE_TRIES = 3
 
 
 class _Stream(Protocol):
@@ -121,13 +122,24 @@ class EngineApi:
         return (await self.request("GET", "/containers/json", params=params)).json()
 
     async def remove(self, container: str) -> None:
-        """Remove a container and its volumes. Does nothing if there is no such container."""
-        try:
-            await self.request("DELETE", f"/containers/{container}", params={"force": "true", "v": "true"})
-        except SandboxAgentError as error:
-            # 409: another request removes it already.
-            if error.status not in (404, 409):
-                raise
+        """Remove a container and its volumes. Does nothing if there is no such container.
+
+        Podman refuses to remove a container whose process ends by itself while Podman stops it
+        (containers/podman issue 16142); it is then asked again.
+        """
+        for tries_left in reversed(range(_REMOVE_TRIES)):
+            try:
+                await self.request(
+                    "DELETE", f"/containers/{container}", params={"force": "true", "v": "true"}
+                )
+            except SandboxAgentError as error:
+                # 409: another request removes it already.
+                if error.status in (404, 409):
+                    return
+                if not tries_left or "could not be stopped" not in str(error):
+                    raise
+            else:
+                return
 
     async def start(self, container: str, text: str) -> None:
         """Start a container and send a text to its standard input, unless it runs already.
