@@ -375,6 +375,25 @@ async def test_a_policy_that_returns_no_reply_raises_in_the_prompt(
         assert (await session.prompt("permission")).stop_reason == "end_turn"
 
 
+async def test_a_wrong_answer_that_comes_after_its_turn_fails_no_other_prompt(sdk: SandboxAgent) -> None:
+    asked, release, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def policy(_request: PermissionRequest) -> Any:
+        asked.set()
+        await release.wait()
+        asyncio.get_running_loop().call_soon(answered.set)
+
+    session = await sdk.create_session(agent="mock", permission_policy=policy)
+    with anyio.fail_after(20):
+        turn = asyncio.create_task(session.prompt("permission"))
+        await asked.wait()
+        await session.cancel()
+        assert (await turn).stop_reason == "cancelled"
+        release.set()
+        await answered.wait()
+        assert (await session.prompt("echo next")).stop_reason == "end_turn"
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_listener_that_returns_a_reply_raises_in_the_prompt(
     sdk: SandboxAgent, is_async: bool

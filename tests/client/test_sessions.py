@@ -500,6 +500,15 @@ async def test_a_turn_that_is_left_early_can_still_be_awaited(sdk: SandboxAgent)
         assert (await turn).stop_reason == "end_turn"
 
 
+async def test_a_turn_that_is_left_before_its_first_event_was_not_sent(sdk: SandboxAgent) -> None:
+    session = await sdk.create_session(agent="mock")
+    async with session.stream("echo one") as turn:
+        pass
+    with pytest.raises(SandboxAgentError, match="was not sent: the turn was left before its first event"):
+        await turn
+    assert await session.ask("echo two") == "two"
+
+
 async def test_leaving_a_session_destroys_it_and_keeps_its_history(sdk: SandboxAgent) -> None:
     async with await sdk.create_session(agent="mock") as session:
         assert await session.ask("echo here") == "here"

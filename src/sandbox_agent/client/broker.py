@@ -66,9 +66,12 @@ class RequestBroker(Generic[R]):
         self.failure: Exception | None = None
         self._listeners: dict[object, Callable[[R], Awaitable[object] | object]] = {}
 
-    def note_failure(self, failure: Exception) -> None:
-        """Keep the error of a callback, which the prompt raises."""
-        self.failure = failure
+    def note_failure(self, request: R, failure: Exception) -> None:
+        """Keep the error of a callback, which the prompt raises that waits for the callback."""
+        if request.id in self._pending:
+            self.failure = failure
+        else:  # its turn has ended, and another prompt must not fail for it
+            logger.warning("a callback for %s %s was wrong: %s", self._kind, request.id, failure)
 
     def listen(self, listener: Callable[[R], Awaitable[object] | object]) -> Callable[[], None]:
         """Call the listener with requests, also those already open; return a function to unregister it."""

@@ -123,7 +123,7 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
                     f"the permission policy of session '{self._session_id}' returned {reply!r}, so the "
                     'request was cancelled: return "once", "always" or "reject"'
                 )
-                self.note_failure(failure)
+                self.note_failure(request, failure)
                 return cancelled_outcome()
             return select_option(request.id, request.options, reply)
         except Exception:
@@ -149,7 +149,7 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
                 "nothing, so the request was cancelled: call "
                 f'session.respond_permission(request.id, "{result}")'
             )
-            self.note_failure(failure)
+            self.note_failure(request, failure)
             self._send(self._pending[request.id], cancelled_outcome())
         return result
 

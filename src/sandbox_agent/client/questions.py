@@ -87,7 +87,7 @@ class QuestionBroker(RequestBroker[QuestionRequest]):
             try:
                 result = _result(request, answers)
             except (InvalidRequestError, TypeError) as error:
-                self.note_failure(error)
+                self.note_failure(request, error)
                 result = rejection_result(request.method)
         except Exception:
             # The boundary to the user's policy: the agent needs a response in any case.

@@ -82,7 +82,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What the agent has said in the events that were read; all of it once the turn was awaited."""
+        """What the agent has said in the events that were read: all of it if the turn was only awaited."""
         return "".join(self._texts)
 
     def __await__(self) -> Generator[Any, Any, PromptResponse]:
@@ -91,6 +91,11 @@ class Turn:
 
     async def _wait(self) -> PromptResponse:
         if self._sent is None:
+            if self._ended:
+                raise SandboxAgentError(
+                    f"the prompt of session '{self._core.id}' was not sent: the turn was left before its "
+                    "first event; await it, or iterate over it, before that"
+                )
             async for _ in self:  # for the text
                 pass
         await self._end()

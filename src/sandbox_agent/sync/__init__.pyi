@@ -674,7 +674,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What the agent has said in the events that were read; all of it once the turn was awaited."""
+        """What the agent has said in the events that were read: all of it if the turn was only awaited."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
