@@ -22,6 +22,7 @@ class Box(ScriptedServer):
     Attributes:
         address: the host that it can be reached at, and the token that it wants; others are refused with 401.
         is_gone: it refuses connections.
+        is_behind_gateway: if it is gone, a gateway in front of it answers with 502 instead.
         requests: all requests that came.
         prompted: the response to a prompt waits until it is set.
     """
@@ -30,6 +31,7 @@ class Box(ScriptedServer):
         super().__init__()
         self.address = (host, token)
         self.is_gone = False
+        self.is_behind_gateway = False
         self.is_closed = False
         self.requests: list[httpx2.Request] = []
         self.prompted = asyncio.Event()
@@ -37,10 +39,14 @@ class Box(ScriptedServer):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.requests.append(request)
+        if self.is_gone and self.is_behind_gateway:
+            return httpx2.Response(502, text="bad gateway")
         if self.is_gone:
             raise httpx2.ConnectError("connection refused")
         if (request.url.host, request.headers["Authorization"].removeprefix("Bearer ")) != self.address:
             return httpx2.Response(401, json={"type": "urn:sandbox-agent:error:token_invalid"})
+        if request.url.path == "/v1/agents":
+            return httpx2.Response(200, json={"agents": []})
         if b'"session/prompt"' in (await request.aread()):
             await self.prompted.wait()
         return await super().handle_async_request(request)
@@ -102,6 +108,21 @@ async def test_a_server_that_is_gone_is_restarted_at_once_and_found_at_its_new_a
             assert {r.headers["Authorization"] for r in second.requests} == {"Bearer token-2"}
             assert first.is_closed
         assert second.is_closed
+
+
+@pytest.mark.parametrize("is_behind_gateway", [False, True])
+async def test_a_server_that_is_gone_is_restarted_for_a_request_that_is_no_prompt(
+    is_behind_gateway: bool,
+) -> None:
+    provider = Moving(restarts=True)
+    (first,) = provider.boxes
+    first.is_behind_gateway = is_behind_gateway
+    with anyio.fail_after(20):
+        async with SandboxAgent.start(sandbox=provider) as sdk:
+            assert await sdk.list_agents() == []
+            first.is_gone = True
+            assert await sdk.list_agents() == []
+            assert (provider.ensured, sdk.base_url) == (1, "http://box-2")
 
 
 async def test_an_address_that_expired_is_renewed() -> None:

@@ -107,7 +107,7 @@ class RetryPolicy:
         logger.info("%s: %s: trying again", self._what, text)
         await asyncio.sleep(self._delay)
         self._delay = min(self._delay * 2, RECONNECT_MAX_DELAY)
-        if refused:
+        if refused or (isinstance(root, SandboxAgentError) and is_of_network(root)):
             self._health.mark_suspect()
         before = time.monotonic()
         await self._health.wait_ready()
@@ -185,9 +185,10 @@ class SessionCalls:
             except SandboxAgentError as error:
                 if is_uncertain and is_done(error):
                     return httpx2.Response(204)
-                if isinstance(error, ConnectionLostError):
+                is_lost = isinstance(error, ConnectionLostError)
+                if is_lost or is_of_network(error):
                     self._health.mark_suspect()
-                else:
+                if not is_lost:
                     retry.mark_responded()
                 if not repeats(error):
                     raise
