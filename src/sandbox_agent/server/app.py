@@ -220,6 +220,7 @@ class Application:
                 store=store.sessions,
                 sessions=driven,
                 inbox=Inbox(store.sessions, driven),
+                automatic=watcher,
                 installations=installations,
                 tickets=self.tickets,
                 processes=processes,

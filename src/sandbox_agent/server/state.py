@@ -21,6 +21,7 @@ from sandbox_agent.server.configuration.files import ConfigFiles
 from sandbox_agent.server.files.baselines import Baselines
 from sandbox_agent.server.files.tree import FileTree
 from sandbox_agent.server.files.watchers import Watchers
+from sandbox_agent.server.permissions.automatic import Watcher
 from sandbox_agent.server.permissions.inbox import Inbox
 from sandbox_agent.server.processes.registry import Processes
 from sandbox_agent.server.recorder.recorder import Recorder
@@ -45,6 +46,7 @@ class ServerState:
     store: SessionStore
     sessions: Sessions
     inbox: Inbox
+    automatic: Watcher
     installations: Installations
     tickets: Tickets
     files: FileTree

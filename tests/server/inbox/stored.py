@@ -13,6 +13,7 @@ from sandbox_agent.engine.project import Projector
 from sandbox_agent.persist.sqlite.store import SQLiteSessionStore
 from sandbox_agent.persist.sqlite.thread import SQLiteThread
 from sandbox_agent.persist.store import Changes, EnvelopeRow, EventRow, PermissionRow, SessionRow
+from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.sessions import CreateSessionRequest
 from sandbox_agent.wire.universal import PermissionEventData, QuestionEventData, encode_event
 
@@ -57,6 +58,7 @@ class Live:
 
     def __init__(self, row: SessionRow) -> None:
         self.row = row
+        self.signal = Signal()
 
 
 class Answered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -34,10 +34,19 @@ RETRY_SECONDS = 1.0
 TRIES = 5
 
 
+class _Signal(Protocol):
+    def fire(self) -> None: ...
+
+
 class _Listened(Protocol):
     """What is needed of a RecordedSession."""
 
     row: SessionRow
+
+    @property
+    def signal(self) -> _Signal:
+        """Wakes the viewers of the session."""
+        ...
 
 
 class Watcher:
@@ -51,6 +60,8 @@ class Watcher:
         self._sessions = sessions
         self._tasks: TaskGroup | None = None
         self._timers: dict[tuple[int, str], asyncio.TimerHandle] = {}
+        # Requests that a policy should have answered, but could not.
+        self._failed: set[tuple[int, str]] = set()
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[Watcher]:
@@ -77,13 +88,14 @@ class Watcher:
         if self._tasks is None:
             return
         if row.answered is not None:
+            self._failed.discard((row.key, row.permission_id))
             timer = self._timers.pop((row.key, row.permission_id), None)
             if timer is not None:
                 timer.cancel()
             return
         self._start_timer(live.row.session_id, row)
         if live.row.settings is not None and row.kind == "permission":
-            self._tasks.start_soon(self._apply, live.row, row)
+            self._tasks.start_soon(self._apply, live, row)
 
     def _start_timer(self, session_id: str, row: PermissionRow) -> None:
         known = (row.key, row.permission_id)
@@ -100,37 +112,60 @@ class Watcher:
         if self._tasks is not None:
             self._tasks.start_soon(self._expire_request, session_id, row)
 
-    async def _apply(self, session: SessionRow, row: PermissionRow) -> None:
-        try:
-            result = await _answer_of_policy(self._store, session, row)
-        except SandboxAgentError:
-            logger.warning(
-                "a policy cannot be applied: the request cannot be read from the store", exc_info=True
-            )
-            return
-        if result is not None:
-            await self._answer(session.session_id, row, result, POLICY)
+    async def waits_for_people(self, session: SessionRow, permission_id: str) -> bool:
+        """Return whether a permission request has no answer, and none will come from its session's policy.
+
+        Raises:
+            PersistError: the store failed.
+        """
+        row = await self._store.permission(session.key, permission_id)
+        if row is None or row.answered is not None:
+            return False
+        if session.settings is None or (row.key, permission_id) in self._failed:
+            return True
+        # It is read after the store, so that a failure meanwhile counts: its signal has fired already.
+        by_policy = await _answer_of_policy(self._store, session, row) is not None
+        return not by_policy or (row.key, permission_id) in self._failed
+
+    async def _apply(self, live: _Listened, row: PermissionRow) -> None:
+        session = live.row
+
+        async def result() -> dict[str, Any] | None:
+            return await _answer_of_policy(self._store, session, row)
+
+        if not await self._answer(session.session_id, row, result, POLICY):
+            self._failed.add((row.key, row.permission_id))
+            live.signal.fire()
 
     async def _expire_request(self, session_id: str, row: PermissionRow) -> None:
-        if row.kind == "permission":
-            result = verdict_outcome(row.permission_id, request_options(row), "reject")
-        else:
+        async def result() -> dict[str, Any] | None:
+            if row.kind == "permission":
+                return verdict_outcome(row.permission_id, request_options(row), "reject")
             try:
                 asked = await request_envelope(self._store, row)
             except SandboxAgentError:
                 asked = {}
-            result = rejection_result(str(asked.get("method") or "elicitation/create"))
-        if result is not None:
-            await self._answer(session_id, row, result, EXPIRY)
+            return rejection_result(str(asked.get("method") or "elicitation/create"))
 
-    async def _answer(self, session_id: str, row: PermissionRow, result: dict[str, Any], by: str) -> None:
+        await self._answer(session_id, row, result, EXPIRY)
+
+    async def _answer(
+        self,
+        session_id: str,
+        row: PermissionRow,
+        result: Callable[[], Awaitable[dict[str, Any] | None]],
+        by: str,
+    ) -> bool:
+        """Answer a request, if there is a result; return False if that failed."""
         for attempt in range(1, TRIES + 1):
             try:
-                await self._sessions.answer(session_id, row.permission_id, result, by)
-                return
+                found = await result()
+                if found is not None:
+                    await self._sessions.answer(session_id, row.permission_id, found, by)
+                return True
             except SandboxAgentError as error:
                 if isinstance(error, ProblemError) and (error.status or 500) < 500:
-                    return  # it is answered, or no longer pending
+                    return False  # it is no longer pending
                 logger.warning(
                     "%s '%s' could not be answered by %s (%s)", row.kind, row.permission_id, by, error
                 )
@@ -138,18 +173,7 @@ class Watcher:
                 logger.exception("%s '%s' could not be answered by %s", row.kind, row.permission_id, by)
             if attempt < TRIES:
                 await anyio.sleep(RETRY_SECONDS)
-
-
-async def waits_for_people(store: SessionStore, session: SessionRow, permission_id: str) -> bool:
-    """Return whether a permission request has no answer, and the policy of its session has none for it.
-
-    Raises:
-        PersistError: the store failed.
-    """
-    row = await store.permission(session.key, permission_id)
-    if row is None or row.answered is not None:
         return False
-    return session.settings is None or await _answer_of_policy(store, session, row) is None
 
 
 async def _answer_of_policy(

@@ -31,7 +31,6 @@ from sandbox_agent.server.http.operations import (
     read_json,
     text_schema,
 )
-from sandbox_agent.server.permissions.automatic import waits_for_people
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.routes.session_helpers import (
     CLIENT,
@@ -188,7 +187,7 @@ def _stream(
         first=turn.first_sequence,
         last=turn.last_sequence,
         after=after,
-        is_for_people=lambda request: waits_for_people(state.store, session.row, request),
+        is_for_people=lambda request: state.automatic.waits_for_people(session.row, request),
     )
     cursor = last_sequence if first is None else first - 1
     return EventStream(Viewer(view, cursor, UNNAMED), headers=[(_HEADER.encode(), b"v1")])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from sandbox_agent.engine.feed import Slice
 from sandbox_agent.engine.sse import encode_event, encode_messages
 from sandbox_agent.engine.ui_messages import Chunk, UiMessageChunks
+from sandbox_agent.errors import PersistError
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
 from sandbox_agent.server import metrics
 from sandbox_agent.server.streams.usage import Usage
 from sandbox_agent.server.streams.viewers import Signal
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.universal import TurnEventData, decode_event
+
+logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # A page of the store.
 PAGE_EVENTS = 1000
@@ -139,15 +143,32 @@ class UiTurnView(TurnView):
         self._started = False
 
     async def read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
-        """Return chunks for events after the cursor, and the end of the response if people have to answer."""
+        """Return chunks for events after the cursor, and the end of the response if people have to answer.
+
+        Whatever ends the turn or its events, the last chunk says so: the AI SDK takes a response without an
+        end for one that is still written.
+        """
+        try:
+            return await self._read(cursor, viewer, max_bytes=max_bytes)
+        except PersistError:
+            logger.warning("a chat ends early: the store can't be read", exc_info=True)
+            return self._fail(cursor, "The events of this turn cannot be read now. Resume the chat later.")
+
+    async def _read(self, cursor: int, viewer: str, *, max_bytes: int) -> Slice:
+        ends = self._session.finished or self.signal.closed
         part = await super().read(cursor, viewer, max_bytes=max_bytes)
-        if self._ended or part.cursor == cursor or part.cursor < self._session.row.last_sequence:
+        if self._ended or part.cursor < self._session.row.last_sequence:
             return part
         for request in self._chunks.waiting:
             if await self._is_for_people(request):
                 self._ended = True
                 chunks = [*self._start(), *self._chunks.pause(part.cursor)]
                 return Slice(part.data + _encode_chunks(chunks) + UI_DONE, part.cursor)
+        if ends and part.cursor == cursor:
+            deleted = self._session.finished
+            return self._fail(
+                cursor, "The session was deleted." if deleted else "The server is shutting down."
+            )
         return part
 
     def _encode(self, events: list[EventRow], cursor: int) -> bytes:
@@ -158,13 +179,19 @@ class UiTurnView(TurnView):
                 chunks += self._chunks.feed(decode_event(event.data))
             else:
                 self._chunks.feed(decode_event(event.data))
+            if self._chunks.ended:
+                self._ended = True  # also by the end of the session
+                break
         data = _encode_chunks(chunks)
         return data + UI_DONE if self._ended else data
 
     def _missing(self, gap: Slice) -> Slice:
+        return self._fail(gap.cursor, "The first events of this turn are not stored any more.")
+
+    def _fail(self, cursor: int, text: str) -> Slice:
         self._ended = True
-        error = {"type": "error", "errorText": "The first events of this turn are not stored any more."}
-        return Slice(_encode_chunks([error]) + UI_DONE, gap.cursor)
+        chunks = [*self._start(), {"type": "error", "errorText": text}]
+        return Slice(_encode_chunks(chunks) + UI_DONE, cursor)
 
     def _start(self) -> list[Chunk]:
         if self._started:

@@ -126,7 +126,7 @@ class Viewer:
         while not self._left:
             finished = self._viewed.finished or signal.closed
             part = await self._viewed.read(self._cursor, self._audience, max_bytes=SLICE_BYTES)
-            if part.cursor != self._cursor:
+            if part.cursor != self._cursor or part.data:
                 self._cursor = part.cursor
                 if part.data:
                     self._ticks = signal.ticks
