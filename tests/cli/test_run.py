@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -9,9 +10,11 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 
 from sandbox_agent.cli.run import EXIT_CODES, OTHER_STOP
@@ -186,18 +189,24 @@ def test_sigterm_ends_everything_at_once(shell: Shell) -> None:
 class Terminal:
     """The command on a pseudo-terminal."""
 
-    def __init__(self, shell: Shell, *words: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, shell: Shell, *words: str, env: dict[str, str] | None = None, stdin: bytes | None = None
+    ) -> None:
         self.master, slave = pty.openpty()
         self.child = subprocess.Popen(
             [*COMMAND, *words],
             cwd=shell.folder,
             env={**shell.env, "TERM": "xterm", **(env or {})},
-            stdin=slave,
+            stdin=slave if stdin is None else subprocess.PIPE,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
         )
         os.close(slave)
+        if stdin is not None:
+            assert self.child.stdin is not None
+            self.child.stdin.write(stdin)
+            self.child.stdin.close()
 
     def until(self, wanted: bytes) -> bytes:
         """Return what it wrote up to there."""
@@ -283,3 +292,152 @@ def test_run_starts_nothing_when_the_store_is_away(shell: Shell, kind: str) -> N
     assert "can't be reached" in line
     assert "then try again" in line
     assert "not-shown" not in line
+
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def test_run_continues_a_session_of_the_store(shell: Shell, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    store = ["--store", "s.db"]
+    assert shell.run("run", "echo first", "-a", "mock", *store).returncode == 0
+    first = session_id(shell.run("run", "echo second", "-a", "mock", *store).stderr)
+    assert shell.run("run", "echo elsewhere", "-a", "mock", "--cwd", other, *store).returncode == 0
+    done = shell.run("run", "echo third", "--continue", "--model", "mock-fast", *store)
+    assert (done.returncode, done.stdout) == (0, "third\n")
+    assert "restored  in a new agent session by replay" in done.stderr
+    assert session_id(done.stderr) == first
+    assert shell.run("run", "echo fourth", "--session", first, *store).returncode == 0
+    shown = shell.run("sessions", "show", first, *store).stdout
+    assert re.findall(r"^> echo (.*)$", shown, flags=re.MULTILINE) == ["second", "third", "fourth"]
+    records = json.loads(shell.run("sessions", "list", "--json", *store).stdout)["items"]
+    [record] = [record for record in records if record["id"] == first]
+    assert {"model": "mock-fast"}.items() <= {
+        option["id"]: option["currentValue"] for option in record["configOptions"]
+    }.items()
+
+
+def session_id(said: str) -> str:
+    (found,) = re.findall(r"session (\S+) is stored in", said)
+    return found
+
+
+def test_a_session_moves_to_another_agent(shell: Shell) -> None:
+    store = ["--store", "s.db"]
+    first = session_id(shell.run("run", "echo first", "-a", "mock", *store).stderr)
+    done = shell.run("run", "end_turn", "--session", first, "-a", "claude", *store)
+    assert (done.returncode, done.stdout) == (0, "end_turn\n")
+    assert "agent  claude, no longer mock" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (["--continue"], 2, "--session and --continue need --store"),
+        (["--session", "x"], 2, "--session and --continue need --store"),
+        (["--session", "x", "--continue", "--store", "s.db"], 2, "pass --session or --continue, not both"),
+        (["--continue", "--store", "s.db"], 64, "leave out --continue, or name a session with --session"),
+        (["--session", "unknown", "--store", "s.db"], 66, "'unknown'"),
+    ],
+    ids=str,
+)
+def test_run_says_why_there_is_nothing_to_continue(
+    shell: Shell, words: list[str], code: int, hint: str
+) -> None:
+    done = shell.run("run", "x", *words)
+    assert done.returncode == code, done.stderr
+    assert hint in done.stderr.splitlines()[-1]
+
+
+def test_run_sends_files_as_the_agent_supports(shell: Shell) -> None:
+    (shell.folder / "a b.txt").write_text("some text")
+    (shell.folder / "dot.png").write_bytes(PNG)
+    (shell.folder / "data.bin").write_bytes(b"\0\1")
+    files = ["--file", "a b.txt", "-f", "dot.png", "-f", "data.bin"]
+    done = shell.run("run", "echo seen", "-a", "mock", "--json", *files)
+    text, image, other, prompt = json.loads(done.stdout.splitlines()[0])["params"]["prompt"]
+    uri = f"file://{shell.folder}/"
+    assert text["resource"] == {"uri": f"{uri}a%20b.txt", "mimeType": "text/plain", "text": "some text"}
+    assert image == {"type": "image", "mimeType": "image/png", "data": base64.b64encode(PNG).decode()}
+    assert (other["type"], other["uri"], other["size"]) == ("resource_link", f"{uri}data.bin", 2)
+    assert prompt == {"type": "text", "text": "echo seen"}
+
+
+def test_an_agent_that_accepts_no_images_gets_links(shell: Shell) -> None:
+    (shell.folder / "dot.png").write_bytes(PNG)
+    agent = Path(__file__).with_name("stopping_agent.py")
+    own = ["-a", "own", "--agent-command", f"own={sys.executable} {agent}"]
+    done = shell.run("run", "end_turn", *own, "--json", "-f", "dot.png")
+    link, _ = json.loads(done.stdout.splitlines()[0])["params"]["prompt"]
+    assert (link["type"], link["uri"]) == ("resource_link", f"file://{shell.folder}/dot.png")
+
+
+def test_a_file_that_is_not_there_is_a_wrong_command_line(shell: Shell) -> None:
+    done = shell.run("run", "x", "-a", "mock", "-f", "missing.txt")
+    assert done.returncode == 2
+    assert "'missing.txt' does not exist" in done.stderr
+
+
+def test_run_sends_what_a_pipe_has_with_the_prompt(shell: Shell) -> None:
+    done = shell.run("run", "echo explained", "-a", "mock", "--json", stdin="an error\n")
+    given, prompt = json.loads(done.stdout.splitlines()[0])["params"]["prompt"]
+    assert given["text"] == "<stdin>\nan error\n</stdin>"
+    assert prompt["text"] == "echo explained"
+
+
+def test_run_sends_nothing_of_an_empty_input(shell: Shell) -> None:
+    envelope = shell.run("run", "echo x", "-a", "mock", "--json", stdin="\n").stdout.splitlines()[0]
+    assert len(json.loads(envelope)["params"]["prompt"]) == 1
+
+
+def test_run_shows_what_a_permission_is_for(shell: Shell) -> None:
+    terminal = Terminal(shell, "run", "permission", "-a", "mock", env={"NO_COLOR": "1"})
+    shown = terminal.until(b"[n]o? ").decode()
+    assert f"  file {shell.folder}/hello.txt" in shown
+    assert "  -hello\r\n" in shown
+    assert "  +hello, world\r\n" in shown
+    terminal.type(b"n\n")
+    assert terminal.end()[0] == 0
+
+
+def test_run_asks_on_the_terminal_while_standard_input_is_a_pipe(shell: Shell) -> None:
+    terminal = Terminal(shell, "run", "permission", "-a", "mock", stdin=b"some input")
+    terminal.until(b"[n]o? ")
+    terminal.type(b"y\n")
+    code, said = terminal.end()
+    assert code == 0
+    assert b"Permission granted (allow_once)" in said
+
+
+def test_run_draws_running_tools_and_the_plan_in_place_on_a_terminal(shell: Shell) -> None:
+    terminal = Terminal(shell, "run", "demo", "-a", "mock")
+    shown = terminal.until(b"[n]o? ")
+    assert b"plan   [>] Pretend to work" in shown
+    terminal.type(b"y\n")
+    code, said = terminal.end()
+    assert code == 0
+    screen = drawn(shown + said)
+    assert "tool   Write hello.txt: completed" in screen
+    assert "plan   [x] Say that it is done" in screen
+    # What was drawn in place is gone.
+    assert not [line for line in screen if "pending" in line or "[>]" in line or "[ ]" in line]
+    assert screen.index("plan   [x] Say that it is done") < screen.index("tool   Write hello.txt: completed")
+    assert screen[-1] == "turn   1,000 in, 234 out (tokens)"
+
+
+def drawn(output: bytes) -> list[str]:
+    """Return the lines that a terminal shows in the end."""
+    screen = pyte.Screen(100, 200)
+    pyte.ByteStream(screen).feed(output)
+    return [line.rstrip() for line in screen.display if line.strip()]
+
+
+def test_run_ends_with_the_usage(shell: Shell) -> None:
+    done = shell.run("run", "usage", "-a", "mock")
+    assert done.stderr.splitlines()[-2:] == [
+        "usage  1,234 of 200,000 tokens, 0.0125 USD",
+        "turn   1,000 in, 234 out (tokens)",
+    ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from sandbox_agent.cli.output import Screen, Style
 from sandbox_agent.wire.acp import (
@@ -25,20 +25,42 @@ _PLAN_MARKS: Final = {"completed": "[x]", "in_progress": "[>]"}
 _STATUS_STYLES: Final[dict[str, Style]] = {"completed": "green", "failed": "red"}
 
 
+class LiveView(Protocol):
+    """Shows what is going on, and changes in place."""
+
+    def show_plan(self, entries: Sequence[str]) -> None:
+        """Show the entries of the plan that are not completed."""
+
+    def show_tool(self, key: str, title: str | None) -> None:
+        """Show a running tool; None if it has ended."""
+
+    def clear(self) -> None:
+        """Show nothing: the turn has ended."""
+
+
 class EventPrinter:
     """Prints events in their order.
 
     Args:
         screen: Where to print.
         client: Also print what the client sent: prompts, and answers to permission requests.
+        live: Shows the plan and the running tools; what is completed is still printed.
+
+    Attributes:
+        usage: The latest usage of the session, if the agent reports it.
     """
 
-    def __init__(self, screen: Screen, *, client: bool = False) -> None:
+    def __init__(self, screen: Screen, *, client: bool = False, live: LiveView | None = None) -> None:
         self._screen = screen
         self._client = client
+        self._live = live
+        self._in_turn = False
+        self._printed_usage = True
+        self.usage: UsageUpdate | None = None
         self._titles: dict[str, str] = {}
         self._statuses: dict[str, str] = {}
         self._plan: list[str] = []
+        self._unfinished: set[str] = set()
         # The kind and message of the previous piece. A different one starts a new line.
         self._piece: tuple[object, ...] = ()
 
@@ -55,9 +77,10 @@ class EventPrinter:
                 self._print_tool(call)
             case Plan() as plan:
                 self._print_plan(plan)
-            case UsageUpdate(used=used, size=size, cost=cost):
-                price = f", {cost.amount:g} {cost.currency}" if cost is not None else ""
-                self._screen.note(f"usage  {used:,} of {size:,} tokens{price}", "dim")
+            case UsageUpdate() as usage:
+                self.usage, self._printed_usage = usage, False
+                if not self._in_turn:
+                    self._print_usage()
             case SessionInfoUpdate(title=str(title)):
                 self._screen.note(f"title  {title}", "dim")
             case CurrentModeUpdate(current_mode_id=mode):
@@ -86,14 +109,47 @@ class EventPrinter:
             return
         self._statuses[key] = status
         title = " ".join(self._titles.get(key, key).split())
-        self._screen.note(f"tool   {title}: {status}", _STATUS_STYLES.get(status, "cyan"))
+        if self._live is None or status in _STATUS_STYLES:
+            self._screen.note(f"tool   {title}: {status}", _STATUS_STYLES.get(status, "cyan"))
+        if self._live is not None:
+            self._screen.end_line()
+            self._live.show_tool(key, None if status in _STATUS_STYLES else title)
 
     def _print_plan(self, plan: Plan) -> None:
-        entries = [f"{_PLAN_MARKS.get(entry.status, '[ ]')} {entry.content}" for entry in plan.entries]
+        entries = [
+            f"{_PLAN_MARKS.get(entry.status, '[ ]')} {' '.join(entry.content.split())}"
+            for entry in plan.entries
+        ]
         for entry in entries:
-            if entry not in self._plan:
+            if entry not in self._plan and (self._live is None or entry.startswith("[x]")):
                 self._screen.note(f"plan   {entry}", "cyan")
         self._plan = entries
+        if self._live is not None:
+            self._screen.end_line()
+            self._live.show_plan([entry for entry in entries if not entry.startswith("[x]")])
+
+    def _end_turn(self, result: Mapping[str, Any]) -> None:
+        self._in_turn = False
+        if self._live is not None:
+            self._live.clear()
+            for key, status in self._statuses.items():
+                if status not in _STATUS_STYLES and key not in self._unfinished:
+                    self._unfinished.add(key)
+                    self._screen.note(f"tool   {self._titles.get(key, key)}: {status}", "cyan")
+        self._print_usage()
+        tokens = members(result.get("usage"))
+        counts = [
+            f"{count:,} {name}"
+            for member, name in (("inputTokens", "in"), ("outputTokens", "out"))
+            if isinstance(count := tokens.get(member), int)
+        ]
+        if counts:
+            self._screen.note(f"turn   {', '.join(counts)} (tokens)", "dim")
+
+    def _print_usage(self) -> None:
+        if self.usage is not None and not self._printed_usage:
+            self._printed_usage = True
+            self._screen.note(f"usage  {format_usage(self.usage)}", "dim")
 
     def _print_restored(self, restored: SessionRestored) -> None:
         left_out = f", {restored.left_out} older ones left out" if restored.left_out else ""
@@ -114,6 +170,8 @@ class EventPrinter:
         payload = event.payload
         params = members(payload.get("params"))
         method = payload.get("method")
+        if method == "session/prompt":
+            self._in_turn = True
         if method == "session/prompt" and self._client:
             self._screen.note(f"> {_text(params.get('prompt'))}", "bold")
         elif method == "_adapter/agent_exited":
@@ -127,6 +185,8 @@ class EventPrinter:
             self._screen.note(f"store failed: {params.get('message') or params}", "red")
         elif method == "_sandbox_agent/events_lost":
             self._screen.note(f"events lost: {params.get('reason') or params}", "red")
+        elif event.sender == "agent" and (result := members(payload.get("result"))).get("stopReason"):
+            self._end_turn(result)
         elif self._client and event.sender == "client" and "result" in payload:
             self._print_answer(members(members(payload["result"]).get("outcome")))
 
@@ -134,6 +194,13 @@ class EventPrinter:
         if outcome:
             answer = outcome.get("optionId") if outcome.get("outcome") == "selected" else "cancelled"
             self._screen.note(f"permission  {answer}", "yellow")
+
+
+def format_usage(usage: UsageUpdate) -> str:
+    """Return the tokens in the context, and the cost of the session if the agent reports it."""
+    cost = usage.cost
+    price = f", {cost.amount:g} {cost.currency}" if cost is not None else ""
+    return f"{usage.used:,} of {usage.size:,} tokens{price}"
 
 
 def _text(prompt: object) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal, Self, TextIO
+from typing import Any, BinaryIO, Final, Literal, Protocol, Self
 
 import click
 
@@ -19,7 +19,9 @@ Style = Literal["dim", "bold", "green", "red", "yellow", "cyan"]
 
 # An agent's output must not control the terminal: no control characters but these pass.
 _ALLOWED = {"\n", "\t"}
-_STRIPPED = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in _ALLOWED}
+# These reorder text: a permission request could show another command than the one that it is for.
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_STRIPPED = {code: None for code in (*range(32), *range(127, 160), *_REORDERING) if chr(code) not in _ALLOWED}
 
 
 def printable(text: str) -> str:
@@ -56,20 +58,45 @@ def name_options(message: str) -> str:
     return message
 
 
+class Stream(Protocol):
+    """What a screen writes to, such as ``sys.stdout``."""
+
+    def write(self, text: str, /) -> object:
+        """Write a text."""
+
+    def flush(self) -> object:
+        """Show what was written."""
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        ...
+
+
+class Region(Protocol):
+    """What is drawn below the last line of a terminal."""
+
+    def hide(self) -> None:
+        """Erase it, so that something can be written."""
+
+
 class Screen:
     """Writes streamed text, and whole lines between the pieces.
 
     Args:
         text: The stream for the agent's text.
         notes: The stream for notes. May be the same.
+
+    Attributes:
+        region: Hidden before anything is written.
     """
 
-    def __init__(self, text: TextIO, notes: TextIO) -> None:
+    def __init__(self, text: Stream, notes: Stream) -> None:
+        self.region: Region | None = None
         self._text = text
         self._notes = notes
-        self._colors = {stream: _supports_colors(stream) for stream in (text, notes)}
+        self._colors = {stream: supports_colors(stream) for stream in (text, notes)}
         # The stream whose last line is incomplete.
-        self._open: TextIO | None = None
+        self._open: Stream | None = None
 
     def write_text(self, text: str) -> None:
         """Write a piece of the agent's text."""
@@ -93,13 +120,17 @@ class Screen:
     def end_line(self) -> None:
         """End the incomplete line, if any."""
         if self._open is not None:
+            if self.region is not None:
+                self.region.hide()
             self._open.write("\n")
             self._open.flush()
             self._open = None
 
-    def _write(self, stream: TextIO, text: str, style: Style | None) -> None:
+    def _write(self, stream: Stream, text: str, style: Style | None) -> None:
         if not text:
             return
+        if self.region is not None:
+            self.region.hide()
         if self._open is not None and self._open is not stream:
             self.end_line()
         shown = printable(text) if stream.isatty() else text
@@ -141,11 +172,12 @@ def _print_rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], righ
         table.add_column(title, justify="right" if index == right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(color_system="auto" if _supports_colors(sys.stdout) else None).print(table)
+    Console(color_system="auto" if supports_colors(sys.stdout) else None).print(table)
     return True
 
 
-def _supports_colors(stream: TextIO) -> bool:
+def supports_colors(stream: Stream) -> bool:
+    """Return whether a stream is a terminal that may be colored."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

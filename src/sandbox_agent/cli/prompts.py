@@ -1,19 +1,26 @@
-"""The policies of ``run``: allow with ``--yes``, ask on a terminal, otherwise reject."""
+"""Permission requests and questions on a terminal, and the policies of ``run``.
+
+It allows with ``--yes``, asks on a terminal, and otherwise rejects.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from typing import cast
 
-from sandbox_agent.cli.output import Screen
+from sandbox_agent.cli.output import Screen, Style
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.questions import QuestionRequest
 from sandbox_agent.client.session import Session
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.engine.questions import is_answer
+from sandbox_agent.wire.acp import Diff
+from sandbox_agent.wire.jsonrpc import elements, members
 from sandbox_agent.wire.questions import QuestionField
 
 
@@ -43,6 +50,9 @@ class ReadProgress:
 
 
 _READ_BYTES = 4096
+# What is shown of a permission request: lines, and characters of each.
+_REQUEST_LINES = 40
+_LINE_CHARS = 1_000
 
 
 class Prompts:
@@ -59,7 +69,8 @@ class Prompts:
 
     def __init__(self, screen: Screen, *, yes: bool) -> None:
         self._screen = screen
-        self.can_ask: bool = sys.stdin.isatty() and sys.stderr.isatty()
+        self._terminal = _open_terminal()
+        self.can_ask: bool = self._terminal is not None
         self._decide = self._allow if yes else self._ask if self.can_ask else self._reject
         self._lock = asyncio.Lock()
         self.ready: Callable[[], Awaitable[None]] | None = None
@@ -72,25 +83,27 @@ class Prompts:
             return await self._decide(request)
 
     async def _allow(self, request: PermissionRequest) -> PermissionReply:
-        self._screen.note(f"permission  {_title(request)}: allowed (--yes)", "yellow")
-        return _allowing_reply(request)
+        self._screen.note(f"permission  {request_title(request)}: allowed (--yes)", "yellow")
+        return allowing_reply(request)
 
     async def _reject(self, request: PermissionRequest) -> PermissionReply:
         self._screen.note(
-            f"permission  {_title(request)}: rejected, no terminal to ask on (use --yes to allow)", "red"
+            f"permission  {request_title(request)}: rejected, no terminal to ask on (use --yes to allow)",
+            "red",
         )
         return "reject"
 
     async def _ask(self, request: PermissionRequest) -> PermissionReply:
         answers: dict[str, PermissionReply] = {
-            "y": _allowing_reply(request),
+            "y": allowing_reply(request),
             "n": "reject",
             **({"a": "always"} if "always" in request.available_replies else {}),
         }
         always = " / [a]lways" if "a" in answers else ""
+        show_request(self._screen, request)
         while True:
-            self._screen.ask(f"permission  {_title(request)}: [y]es{always} / [n]o? ")
-            line = await _read_line()
+            self._screen.ask(f"permission  {request_title(request)}: [y]es{always} / [n]o? ")
+            line = await self._read_line()
             if not line:
                 self._screen.note("")
                 return "reject"
@@ -113,6 +126,24 @@ class Prompts:
                 answers[asked.name] = given
             return answers
 
+    async def _read_line(self) -> str:
+        """Return a line from the terminal, or "" at the end of the input. A cancelled call reads nothing."""
+        assert self._terminal is not None
+        loop = asyncio.get_running_loop()
+        line: asyncio.Future[str] = loop.create_future()
+        descriptor = self._terminal
+
+        def on_readable() -> None:
+            # A terminal delivers whole lines, so one read is one line.
+            if not line.done():
+                line.set_result(os.read(descriptor, _READ_BYTES).decode(errors="replace"))
+
+        loop.add_reader(descriptor, on_readable)
+        try:
+            return await line
+        finally:
+            loop.remove_reader(descriptor)
+
     async def _ask_field(self, asked: QuestionField) -> list[str] | None:
         for number, option in enumerate(asked.options, 1):
             about = f": {_line(option.description)}" if option.description else ""
@@ -121,7 +152,7 @@ class Prompts:
         hint = " (several, with commas)" if asked.kind == "multi_choice" else ""
         while True:
             self._screen.ask(f"  {_line(asked.title)}{about}{hint}? ")
-            line = await _read_line()
+            line = await self._read_line()
             if not line:
                 self._screen.note("")
                 return None
@@ -150,28 +181,60 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _allowing_reply(request: PermissionRequest) -> PermissionReply:
+def allowing_reply(request: PermissionRequest) -> PermissionReply:
+    """Return the reply that allows a tool call once, or always if the agent offers nothing else."""
     return "always" if "once" not in request.available_replies else "once"
 
 
-def _title(request: PermissionRequest) -> str:
+def request_title(request: PermissionRequest) -> str:
+    """Return what the tool call does, in one line."""
     call = request.tool_call
     return _line(str(call.get("title") or call.get("toolCallId") or "a tool"))
 
 
-async def _read_line() -> str:
-    """Return a line of standard input, or "" at its end. A cancelled call reads nothing."""
-    loop = asyncio.get_running_loop()
-    line: asyncio.Future[str] = loop.create_future()
-    descriptor = sys.stdin.fileno()
+def show_request(screen: Screen, request: PermissionRequest) -> None:
+    """Show what a tool call would do: its command, its files and their changes, or else its arguments."""
+    for line in request_lines(request):
+        style = {"+": "green", "-": "red"}.get(line[:1], "dim")
+        screen.note(f"  {line}", cast("Style", style))
 
-    def on_readable() -> None:
-        # A terminal delivers whole lines, so one read is one line.
-        if not line.done():
-            line.set_result(os.read(descriptor, _READ_BYTES).decode(errors="replace"))
 
-    loop.add_reader(descriptor, on_readable)
-    try:
-        return await line
-    finally:
-        loop.remove_reader(descriptor)
+def request_lines(request: PermissionRequest) -> list[str]:
+    """Return what a tool call would do, in some lines."""
+    call = request.tool_call
+    given = members(call.raw_input)
+    command = given.get("command") or given.get("cmd")
+    diffs = [each for each in call.content if isinstance(each, Diff)]
+    paths = dict.fromkeys([each.path for each in diffs] + [each.path for each in call.locations])
+    lines = [f"file {_line(path)}" for path in paths]
+    if command:
+        words = [str(word) for word in elements(command)] or [str(command)]
+        lines += [f"$ {line}" for line in " ".join(words).splitlines()]
+    elif given and not diffs:
+        lines += [f"{name}: {_shorten(_line(str(value)))}" for name, value in given.items()]
+    for each in diffs:
+        old, new = (each.old_text or "").splitlines(), each.new_text.splitlines()
+        lines += list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]
+    shown = [_shorten(line) for line in lines[:_REQUEST_LINES]]
+    left_out = len(lines) - len(shown)
+    return [*shown, *([f"… {left_out:,} more lines"] if left_out else [])]
+
+
+def _shorten(text: str) -> str:
+    return (
+        text
+        if len(text) <= _LINE_CHARS
+        else f"{text[:_LINE_CHARS]}… {len(text) - _LINE_CHARS:,} more characters"
+    )
+
+
+def _open_terminal() -> int | None:
+    """Return a descriptor of the user's terminal, which may not be standard input; None without one."""
+    if not sys.stderr.isatty():
+        return None
+    if sys.stdin.isatty():
+        return sys.stdin.fileno()
+    try:  # not /dev/tty, which kqueue can't wait for
+        return os.open(os.ttyname(sys.stderr.fileno()), os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
