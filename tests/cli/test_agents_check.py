@@ -12,6 +12,7 @@ import pytest
 from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.testing.agents import SCENARIOS, Deviation, profile_of
 from sandbox_agent.testing.agents.check import FINAL
+from sandbox_agent.testing.agents.conversation import ROUTES
 from sandbox_agent.testing.agents.profile import known_profiles
 from tests.cli.conftest import Shell
 from tests.docs.pages import ROOT
@@ -59,7 +60,7 @@ def test_an_agent_passes_all_scenarios_on_both_routes(shell: Shell, own_agent: P
     results = results_of(done.stdout)
     assert {key: result for key, result in results.items() if not result["expected"]} == {}
     assert done.returncode == 0
-    expected = {(route, name) for name, scenario in SCENARIOS.items() for route in scenario.routes}
+    expected = {(route, name) for name in SCENARIOS for route in ROUTES}
     assert results.keys() == expected | {("server", name) for name in FINAL}
     none = {key[1] for key, result in results.items() if result["outcome"] != "ok"}
     assert none == {"thought_level", "option", "mcp_tool"}

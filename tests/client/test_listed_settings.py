@@ -13,7 +13,13 @@ import anyio.lowlevel
 import httpx2
 import pytest
 
-from sandbox_agent import SandboxAgent, SessionEvent, UnsupportedSessionValueError
+from sandbox_agent import (
+    InvalidRequestError,
+    SandboxAgent,
+    SessionAlreadyExistsError,
+    SessionEvent,
+    UnsupportedSessionValueError,
+)
 from tests.client.conftest import Front
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
@@ -147,3 +153,50 @@ async def test_a_session_of_the_server_shows_a_model_that_the_agent_took_and_doe
         pass
     assert prompts(log) == ["m2 default False"]
     assert (await sdk.sessions.get("s")).model == "m2"
+
+
+async def test_other_options_of_a_session_of_the_server_are_set_again_after_every_loss(
+    sdk: SandboxAgent, server: ServerProcess, log: Path
+) -> None:
+    await sdk.sessions.create("s", agent="gemini", model="m2", config_options={"fast": True})
+    for _ in range(2):
+        async for _event in sdk.sessions.stream_turn("s", "go"):
+            pass
+        os.kill(starts(log)[-1], signal.SIGKILL)
+        while (await sdk.list_acp_servers()) != []:
+            await anyio.lowlevel.checkpoint()
+    server.kill()
+    server.start()
+    async for _event in sdk.sessions.stream_turn("s", "go"):
+        pass
+    assert prompts(log) == ["m2 default True"] * 3
+    with pytest.raises(SessionAlreadyExistsError):
+        await sdk.sessions.create("s", agent="gemini", model="m2", config_options={"fast": False})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fast": "maybe"}, "gemini has no fast 'maybe': it has true, false"),
+        ({"slow": True}, "gemini has no slow 'True'"),
+        ({"mode": "yolo"}, "set by agentMode"),
+        ({"model": "m2"}, "set by model"),
+        ({"": "x"}, "printable"),
+        ({f"o{number}": "x" for number in range(257)}, "at most 256"),
+    ],
+)
+async def test_options_that_a_session_of_the_server_cannot_have_are_refused(
+    sdk: SandboxAgent, options: dict[str, str | bool], said: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        await sdk.sessions.create("s", agent="gemini", config_options=options)
+    assert (await sdk.sessions.list()).items == []
+
+
+async def test_an_option_of_the_mode_does_not_go_around_the_permission_mode(
+    sdk: SandboxAgent, log: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(LISTING), str(log), "option"]
+    put_launcher(tmp_path / "data", "qwen", command)
+    with pytest.raises(InvalidRequestError, match=r"'how', which is set by agentMode"):
+        await sdk.sessions.create("s", agent="qwen", permission_mode="ask", config_options={"how": "yolo"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandbox_agent.agents.catalogue import CATALOGUE
 from sandbox_agent.testing.agents import SCENARIOS, profile_of
 from sandbox_agent.testing.agents.check import FINAL
+from sandbox_agent.testing.agents.conversation import ROUTES
 from sandbox_agent.testing.agents.profile import known_profiles
 from tests.docs.pages import text_of
 
@@ -20,7 +21,7 @@ def table() -> list[list[str]]:
 
 
 def expected_cell(agent: str, scenario: str) -> str:
-    routes = ("server",) if scenario in FINAL else SCENARIOS[scenario].routes
+    routes = ("server",) if scenario in FINAL else ROUTES
     found = [profile_of(agent).deviation(route, scenario) for route in routes]
     outcomes = ["ok" if each is None else each.outcome for each in found]
     return outcomes[0] if len(set(outcomes)) == 1 else " / ".join(outcomes)

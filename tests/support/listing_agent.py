@@ -1,7 +1,8 @@
 """An ACP agent that reports modes and models and no config options of theirs, as Gemini and Hermes do.
 
 It appends its start and every prompt, with the settings, to the file that it is started with. With the second
-argument "silent" it reports nothing at all, and takes any model, as Copilot does.
+argument "silent" it reports nothing at all, and takes any model, as Copilot does; with "option" it has
+its mode as the option "how", too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MODES = [{"id": name, "name": name} for name in ("default", "plan", "yolo")]
 
 def main() -> None:
     """Answer the client."""
-    log, is_silent = Path(sys.argv[1]), sys.argv[2:] == ["silent"]
+    log, is_silent, has_option = Path(sys.argv[1]), sys.argv[2:] == ["silent"], sys.argv[2:] == ["option"]
     state: JsonObject = {"model": "m1", "mode": "default", "fast": False}
 
     def note(text: str) -> None:
@@ -28,7 +29,14 @@ def main() -> None:
             file.write(text + "\n")
 
     def options() -> list[JsonObject]:
-        return [{"id": "fast", "name": "Fast", "type": "boolean", "currentValue": state["fast"]}]
+        found: list[JsonObject] = [
+            {"id": "fast", "name": "Fast", "type": "boolean", "currentValue": state["fast"]}
+        ]
+        if has_option:
+            choices = [{"value": mode["id"], "name": mode["id"]} for mode in MODES]
+            how = {"id": "how", "name": "How", "category": "mode", "type": "select", "options": choices}
+            found.append({**how, "currentValue": state["mode"]})
+        return found
 
     def answer(method: str, params: JsonObject) -> JsonObject:
         opened = (

@@ -702,6 +702,7 @@ class ServerSessions:
         permission_mode: str | None = None,
         model: str | None = None,
         variant: str | None = None,
+        config_options: Mapping[str, str | bool] | None = None,
         directory: str | None = None,
         title: str | None = None,
         additional_directories: Sequence[str | os.PathLike[str]] | None = None,
@@ -721,6 +722,7 @@ class ServerSessions:
             permission_mode: "ask", "accept_edits", "allow", "plan", "read_only" or "reject".
             model: the model's id.
             variant: the model's variant, the agent's thought level.
+            config_options: values of the agent's other config options, by id, such as ``{"fast": True}``.
             directory: the agent's working directory; default: the server's own.
             title: a title for people.
             additional_directories: more directories that the agent may work in, absolute paths.

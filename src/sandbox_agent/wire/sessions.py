@@ -18,6 +18,7 @@ PermissionReply: TypeAlias = Literal["once", "always", "reject"]
 MAX_TEXT = 4096
 MAX_BLOCKS = 10_000
 MAX_RULES = 1000
+MAX_OPTIONS = 256
 MAX_GLOB = 4096
 TOOL_KINDS = ("read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other")
 
@@ -59,6 +60,7 @@ class CreateSessionRequest(Body, kw_only=True):
             API are "default" (ask), "acceptEdits" and "bypass" (allow).
         model: the model's id.
         variant: the model's variant, the agent's thought level.
+        config_options: values of the agent's other config options, by id.
         agent_version: accepted for clients of 0.1; the installed version runs.
         directory: the agent's working directory; the server's own working directory if absent.
         title: shown to users.
@@ -74,6 +76,9 @@ class CreateSessionRequest(Body, kw_only=True):
     permission_mode: _Text | None = None
     model: _Text | None = None
     variant: _Text | None = None
+    config_options: (
+        Annotated[dict[str, str | bool], Meta(extra_json_schema={"maxProperties": MAX_OPTIONS})] | None
+    ) = None
     agent_version: _Text | None = None
     directory: _Text | None = None
     title: _Text | None = None

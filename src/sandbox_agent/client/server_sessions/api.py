@@ -84,6 +84,7 @@ class ServerSessions:
         permission_mode: str | None = None,
         model: str | None = None,
         variant: str | None = None,
+        config_options: Mapping[str, str | bool] | None = None,
         directory: str | None = None,
         title: str | None = None,
         additional_directories: Sequence[str | os.PathLike[str]] | None = None,
@@ -103,6 +104,7 @@ class ServerSessions:
             permission_mode: "ask", "accept_edits", "allow", "plan", "read_only" or "reject".
             model: the model's id.
             variant: the model's variant, the agent's thought level.
+            config_options: values of the agent's other config options, by id, such as ``{"fast": True}``.
             directory: the agent's working directory; default: the server's own.
             title: a title for people.
             additional_directories: more directories that the agent may work in, absolute paths.
@@ -128,6 +130,7 @@ class ServerSessions:
             permission_mode=permission_mode,
             model=model,
             variant=variant,
+            config_options=None if config_options is None else dict(config_options),
             directory=directory,
             title=title,
             additional_directories=None

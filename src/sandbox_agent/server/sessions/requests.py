@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from sandbox_agent.agents.environment import check_variables
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.user import User
 from sandbox_agent.server.permissions.policies import check_policy
-from sandbox_agent.wire.sessions import MAX_BLOCKS, MAX_TEXT, CreateSessionRequest
+from sandbox_agent.server.sessions.settings import OPTION_MEMBERS
+from sandbox_agent.wire.sessions import MAX_BLOCKS, MAX_OPTIONS, MAX_TEXT, CreateSessionRequest
 
 MAX_ID = 256
 # The required members of ACP's content blocks. Blocks of unknown types are accepted.
@@ -60,11 +61,29 @@ def check_create(session_id: str, request: CreateSessionRequest) -> str:
     ):
         if value is not None and not value.strip():
             raise InvalidRequestError(f"invalid request: {name} is empty: leave it out for the agent's own")
+    _check_options(request.config_options or {})
     for directory in request.additional_directories or ():
         _check_directory("additionalDirectories", directory)
     if request.directory is None:
         return os.getcwd()  # noqa: PTH109 - a string is sent
     return _check_directory("directory", request.directory)
+
+
+def _check_options(options: Mapping[str, str | bool]) -> None:
+    if len(options) > MAX_OPTIONS:
+        raise InvalidRequestError(f"invalid request: configOptions has at most {MAX_OPTIONS} options")
+    for config_id, value in options.items():
+        if config_id in OPTION_MEMBERS:
+            member = OPTION_MEMBERS[config_id]
+            raise InvalidRequestError(
+                f"invalid request: configOptions has '{config_id}', which is set by {member}: use that"
+            )
+        for text in (config_id, str(value)):
+            if not text.strip() or len(text) > MAX_TEXT or not text.isprintable():
+                raise InvalidRequestError(
+                    f"invalid request: the ids and values of configOptions must be 1 to {MAX_TEXT} printable "
+                    "characters"
+                )
 
 
 def _check_directory(name: str, directory: str) -> str:

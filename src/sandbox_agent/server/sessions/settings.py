@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -43,6 +43,8 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 # ACP's categories of config options, and what the session API calls them.
 MODE, MODEL, VARIANT = "mode", "model", "thought_level"
 _NAMES = {MODE: "mode", MODEL: "model", VARIANT: "variant"}
+# The members of CreateSessionRequest that set them.
+OPTION_MEMBERS = {MODE: "agentMode", MODEL: "model", VARIANT: "variant"}
 _INVALID_PARAMS = -32602
 # An agent reports its settings within this many envelopes, or not at all.
 _MAX_ENVELOPES = 1_000
@@ -79,6 +81,7 @@ def stored_settings(
         mode=request.agent_mode or mode,
         model=request.model,
         thought_level=request.variant,
+        options=dict(request.config_options or {}),
         config_ids=config_ids or {},
         permission_mode=permission_mode_of(request),
     )
@@ -111,6 +114,7 @@ def chosen_settings(row: SessionRow) -> ChosenSettings:
         mode=stored.agent_mode,
         model=stored.model,
         thought_level=stored.variant,
+        options=dict(stored.config_options or {}),
     )
 
 
@@ -168,6 +172,16 @@ def _problem(agent: str, failure: Failure) -> SandboxAgentError:
     return InvalidRequestError(f"invalid request: {text}", allowed=allowed)
 
 
+def _check_options(settings: AgentSettings, chosen: Mapping[str, Any]) -> None:
+    """Refuse options that have members of their own: a mode must agree with the permission mode."""
+    for option in settings.options or ():
+        member = OPTION_MEMBERS.get(str(option.get("category")))
+        if member is not None and option["id"] in chosen:
+            raise InvalidRequestError(
+                f"invalid request: configOptions has '{option['id']}', which is set by {member}: use that"
+            )
+
+
 async def set_chosen(
     client: AgentClient,
     session: RecordedSession,
@@ -179,10 +193,11 @@ async def set_chosen(
 
     Raises:
         ModeNotSupportedError: the agent has no such mode.
-        InvalidRequestError: it has no such model or variant.
+        InvalidRequestError: it has no such model, variant or option, or the option is one of these settings.
         ProblemError: it refuses, reports another value afterwards, or has ended.
     """
     settings = AgentSettings.of_result(client.native_id, result)
+    _check_options(settings, chosen.options)
     wanted = chosen.wanted()
     mode = settings.mode_for(client.agent, chosen.permission_mode, agent_modes(client.agent))
     if mode is not None and chosen.mode is None:

@@ -10,8 +10,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx2
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -77,6 +79,22 @@ class AgentBed:
                 if found:
                     return found
                 await anyio.sleep(_POLL_SECONDS)
+
+    async def recorded(self, session_id: str) -> list[dict[str, Any]]:
+        """Return the envelopes of a server session, in order, as the server has recorded them."""
+        sandbox_id = (self.sdk.sandbox_id or "").partition("/")[2]
+        token = await self.provider.get_token(sandbox_id)
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        url = f"{await self.provider.get_url(sandbox_id)}/v1/sessions/{session_id}/envelopes"
+        found: list[dict[str, Any]] = []
+        async with httpx2.AsyncClient(headers=headers, trust_env=False, timeout=MOMENT) as http:
+            while True:
+                response = await http.get(url, params={"after": found[-1]["index"] if found else 0})
+                response.raise_for_status()
+                page = response.json()
+                found += page["envelopes"]
+                if not page["hasMore"]:
+                    return [each["envelope"] for each in found]
 
     async def kill_agent(self) -> None:
         """SIGKILL all processes of the agent, and wait until the server has noticed."""

@@ -124,8 +124,7 @@ async def check_agent(
                 async with anyio.create_task_group() as tasks:
                     run = Run(bed, route, tasks, patience)
                     for scenario in chosen:
-                        if route in scenario.routes:
-                            add(await _run(run, scenario))
+                        add(await _run(run, scenario))
                     await run.close()
                     tasks.cancel_scope.cancel()
             if not only or "log" in only:

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.session import Session
+from sandbox_agent.engine.config_options import valid_options
 from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.testing.agents.bed import AgentBed
@@ -41,13 +42,14 @@ TURN_SECONDS = 60.0
 
 
 class Settings(TypedDict, total=False):
-    """How a session is created; see ``SessionOptions``."""
+    """How a session is created; see ``SessionOptions``. ``options`` are set by their ids."""
 
     permission_mode: PermissionMode | None
     model: str | None
     mode: str | None
     thought_level: str | None
     mcp_servers: Sequence[Mapping[str, Any]] | None
+    options: Mapping[str, str | bool]
 
 
 @dataclass(slots=True)
@@ -128,6 +130,10 @@ class Conversation(ABC):
         """Return the current model, mode and thought_level, as far as they are known."""
 
     @abstractmethod
+    async def other_options(self) -> dict[str, str | bool]:
+        """Return the values of the options that are neither model, mode nor thought level, by id."""
+
+    @abstractmethod
     async def close(self) -> None:
         """End the session."""
 
@@ -183,12 +189,7 @@ class SdkConversation(Conversation):
         return {name: found[name] for name in SETTINGS if name in found}
 
     async def other_options(self) -> dict[str, str | bool]:
-        """Return the values of the options that are neither model, mode nor thought level, by id."""
-        return {
-            str(option["id"]): option["currentValue"]
-            for option in await self.session.get_config_options()
-            if option.get("category") not in SETTINGS
-        }
+        return _others(await self.session.get_config_options())
 
     async def close(self) -> None:
         await self._sdk.destroy_session(self.session.id)
@@ -200,6 +201,7 @@ class ServerConversation(Conversation):
     def __init__(self, bed: AgentBed, session_id: str, tasks: TaskGroup) -> None:
         super().__init__()
         self.id = session_id
+        self._bed = bed
         self._sessions = bed.sdk.sessions
         self._thoughts: set[str] = set()
         self._texts: set[str] = set()
@@ -254,8 +256,24 @@ class ServerConversation(Conversation):
         found = {"model": info.model, "mode": info.agent_mode, "thought_level": info.variant}
         return {name: value for name, value in found.items() if value}
 
+    async def other_options(self) -> dict[str, str | bool]:
+        options: list[dict[str, Any]] = []
+        for envelope in await self._bed.recorded(self.id):
+            update = members(members(envelope.get("params")).get("update"))
+            options = valid_options(members(envelope.get("result")).get("configOptions")) or options
+            options = valid_options(update.get("configOptions")) or options
+        return _others(options)
+
     async def close(self) -> None:
         await self._sessions.terminate(self.id)
+
+
+def _others(options: Sequence[Mapping[str, Any]]) -> dict[str, str | bool]:
+    return {
+        str(option["id"]): option["currentValue"]
+        for option in options
+        if option.get("category") not in SETTINGS
+    }
 
 
 async def open_conversation(
@@ -274,7 +292,17 @@ async def open_conversation(
     """
     with anyio.fail_after(TURN_SECONDS):
         if route == "sdk":
-            session = await bed.sdk.create_session(agent=bed.agent, cwd=bed.work, **settings)
+            session = await bed.sdk.create_session(
+                agent=bed.agent,
+                cwd=bed.work,
+                mode=settings.get("mode"),
+                model=settings.get("model"),
+                thought_level=settings.get("thought_level"),
+                permission_mode=settings.get("permission_mode"),
+                mcp_servers=settings.get("mcp_servers"),
+            )
+            for config_id, value in settings.get("options", {}).items():
+                await session.set_config_option(config_id, value)
             return SdkConversation(bed.sdk, session, tasks)
         session_id = f"check-{uuid.uuid4().hex[:12]}"
         await bed.sdk.sessions.create(
@@ -286,5 +314,6 @@ async def open_conversation(
             variant=settings.get("thought_level"),
             permission_mode=settings.get("permission_mode"),
             mcp_servers=settings.get("mcp_servers"),
+            config_options=settings.get("options"),
         )
         return ServerConversation(bed, session_id, tasks)

@@ -17,11 +17,9 @@ from sandbox_agent.engine.permissions import PermissionMode, PermissionReply
 from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.testing.agents.bed import AgentBed
 from sandbox_agent.testing.agents.conversation import (
-    ROUTES,
     SETTINGS,
     Conversation,
     Route,
-    SdkConversation,
     Setting,
     Settings,
     Turn,
@@ -123,13 +121,11 @@ class Scenario:
         name: Its name.
         title: What it shows, in one line.
         run: Runs it; the exception says what is wrong.
-        routes: What can drive it.
     """
 
     name: str
     title: str
     run: Function
-    routes: tuple[Route, ...] = ROUTES
 
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -139,8 +135,7 @@ def _scenario(function: Function) -> Function:
     """Add a scenario. The function's docstring is its title."""
     name = function.__name__  # type: ignore[attr-defined]
     title = (function.__doc__ or "").strip()
-    routes: tuple[Route, ...] = ("sdk",) if "SDK only" in title else ROUTES
-    SCENARIOS[name] = Scenario(name, title, function, routes)
+    SCENARIOS[name] = Scenario(name, title, function)
     return function
 
 
@@ -360,21 +355,22 @@ async def thought_level(run: Run) -> None:
 
 @_scenario
 async def option(run: Run) -> None:
-    """Another option is set and kept (SDK only: server sessions have no other options)."""
-    conversation = await run.open()
-    assert isinstance(conversation, SdkConversation)
+    """Another option is set, and is kept over a restore."""
     wanted = run.bed.profile.option
-    found = await conversation.other_options()
     if wanted is None:
+        found = await (await run.open()).other_options()
         assert not found, f"the profile names no option, but the agent has {', '.join(found)}"
         raise MissingError("there is no other option to set")
     config_id, value = wanted
-    assert config_id in found, f"there is no option {config_id}, only {', '.join(found)}"
-    for chosen in (value, found[config_id]):
-        await conversation.session.set_config_option(config_id, chosen)
+    before = (await (await run.open()).other_options()).get(config_id)
+    assert before != value, f"the option {config_id} is {value} already"
+    conversation = await run.open(options={config_id: value})
+    for kill in (None, run.bed.kill_agent):
+        if kill is not None:
+            await kill()
         await conversation.prompt("[[say option set]]")
         now = (await conversation.other_options()).get(config_id)
-        assert now == chosen, f"the option {config_id} is {now}, not {chosen}"
+        assert now == value, f"the option {config_id} is {now}, not {value}"
 
 
 @_scenario
