@@ -156,7 +156,14 @@ if TYPE_CHECKING:
         ProcessRunResponse,
     )
     from sandbox_agent.wire.questions import QuestionField, QuestionOption
-    from sandbox_agent.wire.records import ListPage, SessionEvent, SessionRecord, SessionRestored
+    from sandbox_agent.wire.records import (
+        ListEventsRequest,
+        ListPage,
+        ListPageRequest,
+        SessionEvent,
+        SessionRecord,
+        SessionRestored,
+    )
     from sandbox_agent.wire.requests import PermissionRequest, QuestionRequest
     from sandbox_agent.wire.sessions import (
         CreateSessionResponse,
@@ -272,7 +279,7 @@ _MODULES = {
         "ProcessRestartRequest ProcessRunResponse"
     ),
     "wire.questions": "QuestionField QuestionOption",
-    "wire.records": "ListPage SessionEvent SessionRecord SessionRestored",
+    "wire.records": "ListEventsRequest ListPage ListPageRequest SessionEvent SessionRecord SessionRestored",
     "wire.requests": "PermissionRequest QuestionRequest",
     "wire.sessions": (
         "CreateSessionResponse PendingPermission PermissionRule SearchHit SearchResponse SessionInfo "
@@ -357,7 +364,9 @@ __all__ = [
     "JsonPart",
     "KubernetesProvider",
     "Limits",
+    "ListEventsRequest",
     "ListPage",
+    "ListPageRequest",
     "LocalProvider",
     "McpLocalServer",
     "McpOAuth",

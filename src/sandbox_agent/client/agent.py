@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -93,7 +94,7 @@ class SandboxAgent(ServerApi):
             raise ValueError("base_url is required unless a transport is given")
         persist = options.get("persist")
         self.persist: SessionPersistDriver = open_persist(persist)
-        self._owns_persist = self.persist is not persist
+        self._owns_persist = persist is None or isinstance(persist, str | os.PathLike)
         self._provider: SandboxProvider | None = None
         self._raw_sandbox_id: str | None = None
         self._disposing = False

@@ -14,8 +14,10 @@ from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.persist.base import SessionPersistDriver
+from sandbox_agent.persist.plain import PlainDriver, adapt_driver
 
 McpServers: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+Persist: TypeAlias = SessionPersistDriver | PlainDriver | str | os.PathLike[str]
 
 
 class ClientOptions(TypedDict, total=False):
@@ -25,8 +27,9 @@ class ClientOptions(TypedDict, total=False):
         token: the server's bearer token; ``start`` asks the provider if it is None.
         headers: HTTP headers of every request.
         transport: an httpx2 transport that sends the requests; closed with the client.
-        persist: where sessions and events are stored (default: in memory): a driver, which is not closed with
-            the client, or a store URL or path such as "sqlite:agent.db", whose driver is.
+        persist: where sessions and events are stored (default: in memory): a driver, or any object with its
+            five methods, which is not closed with the client, or a store URL or path such as
+            "sqlite:agent.db", whose driver is.
         replay_max_events: how many events of history a restored session is given, 50 by default.
         replay_max_chars: the same limit in characters, 12,000 by default.
         skip_health_check: send requests without waiting until the server is healthy.
@@ -38,7 +41,7 @@ class ClientOptions(TypedDict, total=False):
     token: str | None
     headers: Mapping[str, str] | None
     transport: httpx2.AsyncBaseTransport | None
-    persist: SessionPersistDriver | str | os.PathLike[str] | None
+    persist: Persist | None
     replay_max_events: int
     replay_max_chars: int
     skip_health_check: bool
@@ -109,22 +112,22 @@ def check_keywords(options: Mapping[str, object], kind: type, function: str) -> 
 def check_client_options(options: ClientOptions, function: str) -> None:
     """Raise the TypeError of a call with an unknown keyword or an invalid store."""
     check_keywords(options, ClientOptions, function)
-    persist = cast("object", options.get("persist"))
+    persist = options.get("persist")
     if persist is not None and not isinstance(persist, SessionPersistDriver | str | os.PathLike):
-        raise TypeError(
-            "persist must be a SessionPersistDriver or a store URL such as 'sqlite:agent.db', "
-            f"not {persist!r}"
-        )
+        adapt_driver(persist)
 
 
-def open_persist(persist: SessionPersistDriver | str | os.PathLike[str] | None) -> SessionPersistDriver:
+def open_persist(persist: Persist | None) -> SessionPersistDriver:
     """Return the driver that the option names.
 
     Raises:
         InvalidRequestError: the store URL is unknown.
+        TypeError: an object lacks the methods of a driver.
     """
     if isinstance(persist, SessionPersistDriver):
         return persist
+    if persist is not None and not isinstance(persist, str | os.PathLike):
+        return adapt_driver(persist)
     if persist is None:
         from sandbox_agent.persist.memory import InMemorySessionPersistDriver
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
@@ -23,7 +24,23 @@ T = TypeVar("T")
 Sender = Literal["client", "agent"]
 
 
-class SessionRecord(Serializable, msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
+class _CamelNames:
+    """Lets drivers use the attributes by their names in the TypeScript SDK, too."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            attribute = re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name)
+            if attribute == name or attribute not in type(self).__struct_fields__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self, attribute)
+
+
+class SessionRecord(
+    _CamelNames, Serializable, msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True
+):
     """A stored session; the field names on the wire are those of the TypeScript SDK.
 
     ``created_at`` and ``destroyed_at`` are milliseconds since the epoch. ``session_init`` is the
@@ -290,3 +307,25 @@ class ListPage(Serializable, msgspec.Struct, Generic[T], frozen=True):
 
     items: list[T]
     next_cursor: str | None = None
+
+
+class ListPageRequest(_CamelNames, Serializable, msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a driver's ``list_sessions`` is called with, if it takes a request instead of keywords.
+
+    Attributes:
+        limit: the maximum number of items; None, or an invalid number, is the driver's default.
+        cursor: the cursor of an earlier page; None begins with the oldest.
+    """
+
+    limit: int | None = None
+    cursor: str | None = None
+
+
+class ListEventsRequest(ListPageRequest, frozen=True, kw_only=True, rename="camel"):
+    """What a driver's ``list_events`` is called with, if it takes a request instead of keywords.
+
+    Attributes:
+        session_id: the session of the events.
+    """
+
+    session_id: str
