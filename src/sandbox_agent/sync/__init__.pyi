@@ -76,7 +76,9 @@ from sandbox_agent import JailProvider as JailProvider
 from sandbox_agent import JsonPart as JsonPart
 from sandbox_agent import KubernetesProvider as KubernetesProvider
 from sandbox_agent import Limits as Limits
+from sandbox_agent import ListEventsRequest as ListEventsRequest
 from sandbox_agent import ListPage as ListPage
+from sandbox_agent import ListPageRequest as ListPageRequest
 from sandbox_agent import LocalProvider as LocalProvider
 from sandbox_agent import McpLocalServer as McpLocalServer
 from sandbox_agent import McpOAuth as McpOAuth
@@ -286,7 +288,9 @@ __all__ = [
     "JsonPart",
     "KubernetesProvider",
     "Limits",
+    "ListEventsRequest",
     "ListPage",
+    "ListPageRequest",
     "LocalProvider",
     "McpLocalServer",
     "McpOAuth",
