@@ -18,6 +18,7 @@ PUBLIC = [
     "AcpServerInfo",
     "AcpUsageInfo",
     "AgentCapabilities",
+    "AgentEvent",
     "AgentId",
     "AgentInfo",
     "AgentMessageChunk",

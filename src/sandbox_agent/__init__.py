@@ -182,6 +182,7 @@ if TYPE_CHECKING:
         UsageInfo,
     )
     from sandbox_agent.wire.universal import (
+        AgentEvent,
         AgentUnparsedData,
         ContentPart,
         ErrorData,
@@ -292,10 +293,10 @@ _MODULES = {
         "TurnInfo UsageInfo"
     ),
     "wire.universal": (
-        "AgentUnparsedData ContentPart ErrorData EventData EventType FileRefPart ImagePart ItemDeltaData "
-        "ItemEventData JsonPart PermissionEventData QuestionEventData ReasoningPart SessionEndedData "
-        "SessionStartedData StatusPart StderrOutput TextPart ToolCallPart ToolResultPart TurnEventData "
-        "UniversalEvent UniversalItem"
+        "AgentEvent AgentUnparsedData ContentPart ErrorData EventData EventType FileRefPart ImagePart "
+        "ItemDeltaData ItemEventData JsonPart PermissionEventData QuestionEventData ReasoningPart "
+        "SessionEndedData SessionStartedData StatusPart StderrOutput TextPart ToolCallPart "
+        "ToolResultPart TurnEventData UniversalEvent UniversalItem"
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -307,6 +308,7 @@ __all__ = [
     "AcpServerInfo",
     "AcpUsageInfo",
     "AgentCapabilities",
+    "AgentEvent",
     "AgentId",
     "AgentInfo",
     "AgentMessageChunk",

@@ -61,3 +61,66 @@ SandboxAgent.connect("http://127.0.0.1:2468", persist=WithoutTypes())
 SandboxAgent.connect("http://127.0.0.1:2468", persist=Half())  # error
 SandboxAgent.connect("http://127.0.0.1:2468", persist=3)  # error
 """
+
+EVENTS = """
+from typing import assert_type
+from sandbox_agent import AgentEvent, ErrorData, ItemDeltaData, ItemEventData, SandboxAgent, SQLiteSink
+from sandbox_agent import TurnEventData, UniversalEvent, sync
+
+def by_type(event: AgentEvent) -> str:
+    if event.type == "item.delta":
+        assert_type(event.data, ItemDeltaData)
+        return event.data.delta
+    if event.type == "turn.ended" or event.type == "turn.started":
+        assert_type(event.data, TurnEventData)
+    match event.type:
+        case "error":
+            assert_type(event.data, ErrorData)
+        case "item.started" | "item.completed":
+            assert_type(event.data, ItemEventData)
+            return event.data.item.kind
+        case _:
+            print(event.data.delta)  # error
+    if event.type == "item.strated":  # error
+        return ""
+    return any_type(event)
+
+def any_type(event: UniversalEvent) -> str:
+    return event.data.delta if isinstance(event.data, ItemDeltaData) else event.type
+
+async def streams(sdk: SandboxAgent) -> list[UniversalEvent]:
+    async for event in sdk.stream_events("s"):
+        print(by_type(event))
+    async for event in sdk.sessions.stream_turn("s", "hello"):
+        print(by_type(event))
+    page = await sdk.get_events("s", offset=0)
+    await SQLiteSink("mirror.db").insert_events("s", page.events)
+    return [event for event in page.events if event.type == "error"]
+
+def sync_streams(sdk: sync.SandboxAgent) -> None:
+    for event in sdk.sessions.stream_events("s"):
+        if event.type == "error":
+            print(event.data.message, by_type(UniversalEvent.from_dict(event.to_dict())))
+
+made = UniversalEvent("e", 1, "t", "s", "agent", False, "item.delta", ItemDeltaData("i", "text"))
+print(by_type(made), any_type(made), made.data.delta)
+UniversalEvent("e", 1, "t", "s", "agent", False, "item.delt", ItemDeltaData("i", "text"))  # error
+
+class Sink:
+    async def last_sequence(self, session_id: str, /) -> int:
+        return 0
+    async def insert_events(self, session_id: str, events: list[AgentEvent], /) -> None:
+        print([by_type(event) for event in events])
+
+async def mirror(sdk: SandboxAgent) -> None:
+    await sdk.sessions.mirror("s", into=SQLiteSink("mirror.db"))
+    await sdk.sessions.mirror("s", into=3)  # error
+"""
+
+AGENTS = """
+from sandbox_agent import AgentId
+
+known: AgentId = "claude"
+own: AgentId = "an-agent-of-my-own"
+wrong: AgentId = 3  # error
+"""

@@ -11,7 +11,7 @@ from sandbox_agent.client.server_api import ServerApi
 from sandbox_agent.client.server_sessions.api import ServerSessions
 from sandbox_agent.client.server_sessions.streams import Message
 from sandbox_agent.client.tasks import TaskOwner
-from sandbox_agent.wire.universal import UniversalEvent
+from sandbox_agent.wire.universal import AgentEvent
 
 
 class Namespaces(ServerApi):
@@ -59,6 +59,6 @@ class Namespaces(ServerApi):
         offset: int = 0,
         include_raw: bool = False,
         allow_gaps: bool = False,
-    ) -> AsyncGenerator[UniversalEvent]:
+    ) -> AsyncGenerator[AgentEvent]:
         """Iterate over the events of a session of the server; this is ``sessions.stream_events``."""
         return self.sessions.stream_events(id, offset=offset, include_raw=include_raw, allow_gaps=allow_gaps)

@@ -15,6 +15,7 @@ from sandbox_agent import AcpRpcError as AcpRpcError
 from sandbox_agent import AcpServerInfo as AcpServerInfo
 from sandbox_agent import AcpUsageInfo as AcpUsageInfo
 from sandbox_agent import AgentCapabilities as AgentCapabilities
+from sandbox_agent import AgentEvent as AgentEvent
 from sandbox_agent import AgentId as AgentId
 from sandbox_agent import AgentInfo as AgentInfo
 from sandbox_agent import AgentMessageChunk as AgentMessageChunk
@@ -226,6 +227,7 @@ __all__ = [
     "AcpServerInfo",
     "AcpUsageInfo",
     "AgentCapabilities",
+    "AgentEvent",
     "AgentId",
     "AgentInfo",
     "AgentMessageChunk",
@@ -756,7 +758,7 @@ class ServerSessions:
 
     def stream_turn(
         self, id: str, message: Message, *, include_raw: bool = False, idempotency_key: str | None = None
-    ) -> EventIterator[UniversalEvent]:
+    ) -> EventIterator[AgentEvent]:
         """Send a message and iterate over the events of its turn, each once, until the turn ends.
 
         A lost connection is opened again, and the message is sent once. A turn that was running when the
@@ -774,7 +776,7 @@ class ServerSessions:
 
     def stream_events(
         self, id: str, *, offset: int = 0, include_raw: bool = False, allow_gaps: bool = False
-    ) -> EventIterator[UniversalEvent]:
+    ) -> EventIterator[AgentEvent]:
         """Iterate over the events with a sequence above ``offset``: stored ones, then live ones, each once.
 
         The iteration survives lost connections and restarts of the server; it ends after ``session.ended``.
@@ -1543,7 +1545,7 @@ class SandboxAgent:
 
     def stream_events(
         self, id: str, *, offset: int = 0, include_raw: bool = False, allow_gaps: bool = False
-    ) -> EventIterator[UniversalEvent]:
+    ) -> EventIterator[AgentEvent]:
         """Iterate over the events of a session of the server; this is ``sessions.stream_events``."""
 
     def get_health(self) -> HealthResponse:

@@ -50,7 +50,7 @@ from sandbox_agent.wire.sessions import (
     SessionInfo,
     SessionListResponse,
 )
-from sandbox_agent.wire.universal import UniversalEvent
+from sandbox_agent.wire.universal import AgentEvent
 
 Timestamp: TypeAlias = datetime | int
 ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
@@ -203,7 +203,7 @@ class ServerSessions:
         *,
         include_raw: bool = False,
         idempotency_key: str | None = None,
-    ) -> AsyncGenerator[UniversalEvent]:
+    ) -> AsyncGenerator[AgentEvent]:
         """Send a message and iterate over the events of its turn, each once, until the turn ends.
 
         A lost connection is opened again, and the message is sent once. A turn that was running when the
@@ -228,7 +228,7 @@ class ServerSessions:
         offset: int = 0,
         include_raw: bool = False,
         allow_gaps: bool = False,
-    ) -> AsyncGenerator[UniversalEvent]:
+    ) -> AsyncGenerator[AgentEvent]:
         """Iterate over the events with a sequence above ``offset``: stored ones, then live ones, each once.
 
         The iteration survives lost connections and restarts of the server; it ends after ``session.ended``.
