@@ -30,6 +30,7 @@ CLASSES = (
     "Processes",
     "SandboxAgent",
 )
+ALIASES = {"SandboxAgentClient": "SandboxAgent"}
 # Results that are iterated over, or waited for.
 ITERATORS = {"AsyncGenerator", "AsyncIterator", "Viewer"}
 AWAITED = {"Awaitable", "AwaitableContext", "Coroutine"}
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar, overload
 
 '''
 ITERATOR = '''
@@ -103,7 +104,8 @@ class Stub:
     def text(self) -> str:
         """Return the stub."""
         classes = [self._class(name) for name in CLASSES]
-        for name in sorted(set(sandbox_agent.__all__) - set(CLASSES) - {"__version__"}):
+        classes += [f"{alias} = {name}\n" for alias, name in ALIASES.items()]
+        for name in sorted(set(sandbox_agent.__all__) - {*CLASSES, *ALIASES, "__version__"}):
             self._imports.setdefault("sandbox_agent", set()).add(f"{name} as {name}")
         lines = [
             f"from {module} import {', '.join(sorted(names))}" for module, names in self._imports.items()
@@ -125,7 +127,7 @@ class Stub:
                 continue
             module = importlib.import_module(owner.__module__)
             for member, code in self._members(module, owner.__name__):
-                key = member.removesuffix(".setter")
+                key = member.partition(".")[0]
                 if key not in done or member != key:
                     parts.append(code)
                 done.add(key)
@@ -148,6 +150,12 @@ class Stub:
     def _members(self, module: ModuleType, name: str) -> Iterator[tuple[str, str]]:
         tree = ast.parse(inspect.getsource(module))
         [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+        overloaded: dict[str, int] = {}
+        docs = {
+            node.name: ast.get_docstring(node)
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
         for node in body:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
@@ -155,10 +163,16 @@ class Stub:
                 yield from self._attributes(module, node)
             if node.name.startswith("_") or node.name == "aclose":
                 continue
-            suffix = (
-                ".setter" if any(ast.unparse(one).endswith(".setter") for one in node.decorator_list) else ""
-            )
-            yield node.name + suffix, self._function(module, node)
+            decorators = [ast.unparse(one) for one in node.decorator_list]
+            suffix = ".setter" if any(one.endswith(".setter") for one in decorators) else ""
+            if "overload" in decorators:
+                overloaded[node.name] = overloaded.get(node.name, 0) + 1
+                suffix = f".overload{overloaded[node.name]}"
+            elif node.name in overloaded:
+                continue  # its overloads have been written
+            # The last definition is the implementation, which says what all overloads do.
+            doc = docs[node.name] if "overload" in decorators else ast.get_docstring(node)
+            yield node.name + suffix, self._function(module, node, doc)
 
     def _attributes(
         self, module: ModuleType, init: ast.FunctionDef | ast.AsyncFunctionDef
@@ -171,7 +185,9 @@ class Stub:
                 result = self._type(module, node.annotation)
                 yield name, f"    @property\n    def {name}(self) -> {result}: ..."
 
-    def _function(self, module: ModuleType, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    def _function(
+        self, module: ModuleType, node: ast.FunctionDef | ast.AsyncFunctionDef, doc: str | None
+    ) -> str:
         arguments = node.args
         for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.kwarg]:
             if argument is not None and argument.annotation is not None:
@@ -180,12 +196,13 @@ class Stub:
             if default is not None:
                 self._need(module, default)
         result = "None" if node.returns is None else self._type(module, node.returns)
-        decorators = "".join(f"    @{ast.unparse(one)}\n" for one in node.decorator_list)
+        names = [ast.unparse(one) for one in node.decorator_list]
+        # At run time, keywords(...) shows what Unpack says to type checkers.
+        decorators = "".join(f"    @{name}\n" for name in names if not name.startswith("keywords("))
         if "asynccontextmanager" in decorators:
             self._modules.add("contextlib")
             decorators = "    @contextlib.contextmanager\n"
             result = result.replace("EventIterator", "Generator", 1)
-        doc = ast.get_docstring(node)
         text = (
             "..."
             if doc is None

@@ -7,10 +7,16 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     __version__: str
-    from sandbox_agent.client.agent import SandboxAgent
+    from sandbox_agent.client.agent import SandboxAgent, SandboxAgentClient
     from sandbox_agent.client.configuration import FolderConfig
     from sandbox_agent.client.files import Files, FsDiff
-    from sandbox_agent.client.options import ClientOptions, SessionOptions
+    from sandbox_agent.client.options import (
+        ClientOptions,
+        HandleOptions,
+        ResumeOptions,
+        ServerSessionOptions,
+        SessionOptions,
+    )
     from sandbox_agent.client.permissions import PermissionPolicy
     from sandbox_agent.client.processes import Processes
     from sandbox_agent.client.prompts import Prompt
@@ -176,6 +182,7 @@ if TYPE_CHECKING:
         UsageInfo,
     )
     from sandbox_agent.wire.universal import (
+        AgentEvent,
         AgentUnparsedData,
         ContentPart,
         ErrorData,
@@ -203,10 +210,10 @@ if TYPE_CHECKING:
 
 # The public names by their modules.
 _MODULES = {
-    "client.agent": "SandboxAgent",
+    "client.agent": "SandboxAgent SandboxAgentClient",
     "client.configuration": "FolderConfig",
     "client.files": "Files FsDiff",
-    "client.options": "ClientOptions SessionOptions",
+    "client.options": "ClientOptions HandleOptions ResumeOptions ServerSessionOptions SessionOptions",
     "client.permissions": "PermissionPolicy",
     "client.processes": "Processes",
     "client.prompts": "Prompt",
@@ -286,10 +293,10 @@ _MODULES = {
         "TurnInfo UsageInfo"
     ),
     "wire.universal": (
-        "AgentUnparsedData ContentPart ErrorData EventData EventType FileRefPart ImagePart ItemDeltaData "
-        "ItemEventData JsonPart PermissionEventData QuestionEventData ReasoningPart SessionEndedData "
-        "SessionStartedData StatusPart StderrOutput TextPart ToolCallPart ToolResultPart TurnEventData "
-        "UniversalEvent UniversalItem"
+        "AgentEvent AgentUnparsedData ContentPart ErrorData EventData EventType FileRefPart ImagePart "
+        "ItemDeltaData ItemEventData JsonPart PermissionEventData QuestionEventData ReasoningPart "
+        "SessionEndedData SessionStartedData StatusPart StderrOutput TextPart ToolCallPart "
+        "ToolResultPart TurnEventData UniversalEvent UniversalItem"
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -301,6 +308,7 @@ __all__ = [
     "AcpServerInfo",
     "AcpUsageInfo",
     "AgentCapabilities",
+    "AgentEvent",
     "AgentId",
     "AgentInfo",
     "AgentMessageChunk",
@@ -351,6 +359,7 @@ __all__ = [
     "FsStat",
     "FsUploadBatchResponse",
     "GoneError",
+    "HandleOptions",
     "HealthResponse",
     "HealthTimeoutError",
     "ImageContent",
@@ -419,16 +428,19 @@ __all__ = [
     "RequestTimeoutError",
     "ResourceContents",
     "ResourceLink",
+    "ResumeOptions",
     "RivetSessionPersistDriver",
     "SQLiteSessionPersistDriver",
     "SQLiteSink",
     "SandboxAgent",
+    "SandboxAgentClient",
     "SandboxAgentError",
     "SandboxDestroyedError",
     "SandboxProvider",
     "SearchHit",
     "SearchResponse",
     "ServerSessionNotFoundError",
+    "ServerSessionOptions",
     "ServerSessions",
     "ServerStatusInfo",
     "Session",

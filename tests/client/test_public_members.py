@@ -69,6 +69,7 @@ SANDBOX_AGENT_MEMBERS = [
     "on_request",
     "pause_sandbox",
     "persist",
+    "post_message",
     "processes",
     "resume_or_create_session",
     "resume_session",
@@ -76,6 +77,7 @@ SANDBOX_AGENT_MEMBERS = [
     "sandbox_id",
     "sessions",
     "start",
+    "stream_events",
 ]
 
 

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from sandbox_agent import (
+    AgentEvent,
     ConflictError,
     GoneError,
     ItemDeltaData,
@@ -336,3 +337,26 @@ async def test_the_text_of_an_event_can_be_printed_whatever_the_agent_says(sdk: 
         assert "\ufffd" in said
         "".join(said).encode()
     assert r"\ud83d" in str(said["\ufffd"])  # the agent's envelope is unchanged
+
+
+async def test_the_client_has_the_calls_of_sessions_that_the_typescript_sdk_has_on_it(
+    sdk: SandboxAgent, name: str
+) -> None:
+    created = await sdk.create_session(name, agent="mock", title="From the client")
+    assert created.healthy
+    assert (await sdk.sessions.get(name)).title == "From the client"
+    assert await sdk.get_session(name) is None, "a session of the server is not one of the store"
+    turn_id = await sdk.post_message(name, "echo good morning", idempotency_key="once")
+    assert await sdk.post_message(name, "echo good morning", idempotency_key="once") == turn_id
+    events: list[AgentEvent] = []
+    with anyio.fail_after(SECONDS):
+        async with aclosing(sdk.stream_events(name, offset=2)) as stream:
+            async for event in stream:
+                events.append(event)
+                if event.type == "turn.ended":
+                    break
+    assert text([*events]) == "good morning"
+    assert events[0].sequence == 3
+    page = await sdk.get_events(name, offset=1, limit=2)
+    assert (sequences([*page.events]), page.has_more) == ([2, 3], True)
+    assert await sdk.create_session(name, agent="mock", title="From the client") == created

@@ -120,6 +120,8 @@ def test_a_shell_snippet_runs_as_it_is_written(
 def test_every_snippet_of_a_page_says_what_it_is(page: Path) -> None:
     for snippet in snippets(page):
         # The one in JavaScript is a Worker, which tests/sandboxes/test_cloudflare.py runs.
-        assert snippet.language in {"python", "sh", "text", "js"}, snippet.name
+        # TypeScript is shown only beside the same in Python, which is run.
+        assert snippet.language in {"python", "sh", "text", "js", "ts"}, snippet.name
+        assert snippet.language != "ts" or page.name == "typescript.md", snippet.name
         assert snippet.flags <= {NOT_RUN}, snippet.name
         assert not (snippet.language == "python" and snippet.flags), f"{snippet.name}: python is run"

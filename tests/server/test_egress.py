@@ -70,7 +70,7 @@ async def refusals(sdk: SandboxAgent) -> list[str | None]:
     """Return what the session shows of refused hosts."""
     found: list[str | None] = []
     for event in (await sdk.sessions.get_events("s", limit=1_000)).events:
-        if event.type == "item.completed" and isinstance(event.data, ItemEventData):
+        if event.type == "item.completed":
             part = event.data.item.content[0]
             if isinstance(part, StatusPart) and part.label == "egress":
                 found.append(part.detail)

@@ -63,7 +63,7 @@ def test_every_public_member_is_there_without_async(source: type) -> None:
 
 def test_every_class_with_async_has_one_without() -> None:
     handles = {
-        name
+        found.__name__
         for name in sandbox_agent.__all__
         if inspect.isclass(found := getattr(sandbox_agent, name))
         and found.__module__.startswith("sandbox_agent.client.")
@@ -72,6 +72,7 @@ def test_every_class_with_async_has_one_without() -> None:
     assert handles - {"EventSink", "PostgresSink", "RedisSink", "SQLiteSink", "Viewer"} == {
         each.__name__ for each in CLASSES
     }
+    assert sync.SandboxAgentClient is sync.SandboxAgent
     assert sync.SQLiteSessionPersistDriver is sandbox_agent.SQLiteSessionPersistDriver
     assert set(dir(sync)) == {*sandbox_agent.__all__, "EventIterator"}
 

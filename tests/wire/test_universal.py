@@ -1,3 +1,4 @@
+import gc
 import json
 import typing
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.universal import (
+    AgentEvent,
     ContentPart,
     ErrorData,
     EventData,
@@ -136,3 +138,15 @@ def test_what_is_no_event_is_refused():
         decode_event(b"nonsense")
     with pytest.raises(msgspec.ValidationError):
         decode_event(b"{}")
+
+
+def test_an_event_of_a_type_is_made_as_before_and_costs_no_class_of_its_own() -> None:
+    event = UniversalEvent(
+        "e", 1, "2026-01-01T00:00:00.000Z", "s", "agent", False, "item.delta", ItemDeltaData("i", "text")
+    )
+    assert decode_event(encode_event(event)) == event
+    assert type(decode_event(encode_event(event))) is UniversalEvent
+    assert AgentEvent is UniversalEvent
+    assert UniversalEvent[typing.Literal["item.delta"], ItemDeltaData] is UniversalEvent
+    assert not gc.is_tracked(event)
+    assert not hasattr(event, "__dict__")

@@ -6,89 +6,60 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack, cast, overload
 
 import httpx2
 
-from sandbox_agent.client.configuration import FolderConfig
-from sandbox_agent.client.files import Files
-from sandbox_agent.client.health import DEFAULT_TIMEOUT, HealthCheck
+from sandbox_agent.client.contexts import AwaitableContext
+from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import DEFAULT_BASE_URL, Http
+from sandbox_agent.client.namespaces import Namespaces
 from sandbox_agent.client.options import (
+    CLIENT_DEFAULTS,
+    RESUME_DEFAULTS,
     ClientOptions,
+    ResumeOptions,
+    ServerSessionOptions,
     SessionOptions,
     arguments_digest,
     check_client_options,
     check_env,
-    check_keywords,
     open_persist,
 )
-from sandbox_agent.client.permissions import PermissionPolicy, permission_mode
-from sandbox_agent.client.processes import Processes
-from sandbox_agent.client.questions import QuestionPolicy
+from sandbox_agent.client.permissions import permission_mode
 from sandbox_agent.client.restore import Limits
-from sandbox_agent.client.server_api import ServerApi, build_inspector_url
-from sandbox_agent.client.server_sessions.api import ServerSessions
+from sandbox_agent.client.server_api import build_inspector_url
+from sandbox_agent.client.server_sessions.cursor import EventPage
 from sandbox_agent.client.session import Session, session_handle
 from sandbox_agent.client.session_core import Policies
-from sandbox_agent.client.session_registry import CANCEL_GRACE, SessionRegistry
+from sandbox_agent.client.session_registry import SessionRegistry
 from sandbox_agent.client.settings import created_with, init_with_arguments, required
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine.permissions import AgentModes, check_agreement
 from sandbox_agent.engine.settings import ChosenSettings
 from sandbox_agent.errors import SandboxAgentError, SessionAlreadyExistsError, SessionNotFoundError
+from sandbox_agent.keywords import check_keywords, keywords
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.providers.base import SandboxProvider, join_sandbox_id, split_sandbox_id
 from sandbox_agent.wire.api import AgentId
 from sandbox_agent.wire.records import ListPage, SessionEvent
-
-T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
-
-
-class AwaitableContext(Generic[T]):
-    """``await`` returns the object; ``async with`` also closes it at the end."""
-
-    def __init__(self, open_object: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._open = open_object
-        self._object: T | None = None
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        """Open the object."""
-        return self._open().__await__()
-
-    async def __aenter__(self) -> T:
-        """Open and enter the object."""
-        self._object = await self._open()
-        return await self._object.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Exit the object."""
-        if self._object is not None:
-            await self._object.__aexit__(kind, error, traceback)
+from sandbox_agent.wire.sessions import CreateSessionResponse
 
 
-DEFAULT_REPLAY_MAX_EVENTS = 50
-DEFAULT_REPLAY_MAX_CHARS = 12_000
-
-
-class SandboxAgent(ServerApi):
+class SandboxAgent(Namespaces):
     """The SDK's entry point; made by ``connect`` or ``start``, closed by ``dispose`` or ``async with``.
 
     Attributes:
         persist: the driver that stores sessions and events.
     """
 
+    @keywords(ClientOptions, None, **CLIENT_DEFAULTS)
     def __init__(self, *, base_url: str | None = None, **options: Unpack[ClientOptions]) -> None:
         """Prepare a client; call ``connect`` or ``start`` instead, which also begin to work."""
         check_client_options(options, "SandboxAgent")
+        given = cast("dict[str, Any]", {**CLIENT_DEFAULTS, **options})
         url, transport = (base_url or "").strip(), options.get("transport")
         if not url and transport is None:
             raise ValueError("base_url is required unless a transport is given")
@@ -99,7 +70,6 @@ class SandboxAgent(ServerApi):
         self._raw_sandbox_id: str | None = None
         self._disposing = False
         self._disposed = asyncio.Event()
-        self._server_sessions: ServerSessions | None = None
         self._http = Http(
             base_url=url or DEFAULT_BASE_URL,
             token=options.get("token"),
@@ -110,14 +80,12 @@ class SandboxAgent(ServerApi):
         self._health = HealthCheck(
             self._http,
             self._tasks,
-            enabled=not options.get("skip_health_check", False),
-            timeout=options.get("health_timeout", DEFAULT_TIMEOUT),
+            enabled=not given["skip_health_check"],
+            timeout=given["health_timeout"],
         )
-        max_events = options.get("replay_max_events", DEFAULT_REPLAY_MAX_EVENTS)
-        max_chars = options.get("replay_max_chars", DEFAULT_REPLAY_MAX_CHARS)
-        limits = Limits(max(max_events, 1), max(max_chars, 1))
+        limits = Limits(max(given["replay_max_events"], 1), max(given["replay_max_chars"], 1))
         self._registry = SessionRegistry(self._http, self._tasks, self._health, self.persist, limits)
-        self._registry.cancel_grace = options.get("cancel_grace", CANCEL_GRACE)
+        self._registry.cancel_grace = given["cancel_grace"]
 
     def __repr__(self) -> str:
         """Return the server's address, and the sandbox if there is one."""
@@ -125,6 +93,7 @@ class SandboxAgent(ServerApi):
         return f"<SandboxAgent {self.base_url!r}{sandbox}>"
 
     @classmethod
+    @keywords(ClientOptions, None, **CLIENT_DEFAULTS)
     def connect(cls, base_url: str | None = None, **options: Unpack[ClientOptions]) -> AwaitableContext[Self]:
         """Use a server that is running; await the result or enter it with ``async with``.
 
@@ -147,6 +116,7 @@ class SandboxAgent(ServerApi):
         return AwaitableContext(open_client)
 
     @classmethod
+    @keywords(ClientOptions, None, **CLIENT_DEFAULTS)
     def start(
         cls, *, sandbox: SandboxProvider, sandbox_id: str | None = None, **options: Unpack[ClientOptions]
     ) -> AwaitableContext[Self]:
@@ -296,38 +266,37 @@ class SandboxAgent(ServerApi):
 
     # sessions
 
-    @property
-    def sessions(self) -> ServerSessions:
-        """The sessions that the server itself stores and drives."""
-        if self._server_sessions is None:
-            self._server_sessions = ServerSessions(self._http, self._health, self._tasks)
-        return self._server_sessions
-
-    @property
-    def files(self) -> Files:
-        """The files of the sandbox."""
-        return Files(self._http, self._health)
-
-    @property
-    def processes(self) -> Processes:
-        """The processes of the sandbox."""
-        return Processes(self._http, self._health)
-
-    @property
-    def config(self) -> FolderConfig:
-        """The MCP servers and skills that are configured for folders of the sandbox."""
-        return FolderConfig(self._http, self._health)
-
+    @overload
     async def create_session(
         self,
+        /,
+        *,
+        agent: AgentId,
+        id: str | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> Session: ...
+
+    @overload
+    async def create_session(
+        self, session_id: str, /, *, agent: AgentId, **options: Unpack[ServerSessionOptions]
+    ) -> CreateSessionResponse: ...
+
+    @keywords(SessionOptions, None)
+    async def create_session(
+        self,
+        session_id: str | None = None,
+        /,
         *,
         agent: AgentId,
         id: str | None = None,  # noqa: A002 - the contract's name
-        **options: Unpack[SessionOptions],
-    ) -> Session:
+        **options: Any,
+    ) -> Session | CreateSessionResponse:
         """Create a session; the same id and arguments again resume the session that exists.
 
+        With the id as its first argument, this is ``sessions.create``: the server drives the session.
+
         Args:
+            session_id: the id of a session of the server; options are then those of ServerSessionOptions.
             agent: the agent's id ("claude", "codex", …).
             id: the local id; None generates one.
             **options: see ``SessionOptions``.
@@ -346,7 +315,16 @@ class SandboxAgent(ServerApi):
             UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
             SettingNotConfirmedError: the agent does not keep a value; the session is destroyed.
         """
+        if session_id is not None:
+            if id is not None:
+                raise TypeError(
+                    "create_session() got two ids: use id= alone for a session that this program drives"
+                )
+            return await self.sessions.create(session_id, agent=agent, **options)
         check_keywords(options, SessionOptions, "create_session")
+        return await self._create_session(agent, id, cast("SessionOptions", options))
+
+    async def _create_session(self, agent: str, id: str | None, options: SessionOptions) -> Session:  # noqa: A002
         name = _agent_name(agent)
         init, env = self._registry.session_init(options), check_env(options.get("env"))
         local_id = (id or "").strip() or None
@@ -370,16 +348,11 @@ class SandboxAgent(ServerApi):
                 env=env,
             )
 
+    @keywords(ResumeOptions, None, **RESUME_DEFAULTS)
     async def resume_session(
         self,
         id: str,  # noqa: A002 - the contract's name
-        *,
-        agent: AgentId | None = None,
-        permission_policy: PermissionPolicy | None = None,
-        env: Mapping[str, str] | None = None,
-        question_policy: QuestionPolicy | None = None,
-        take_over: bool = False,
-        read_only: bool = False,
+        **options: Unpack[ResumeOptions],
     ) -> Session:
         """Resume a stored session, whatever has happened to the process that drove it.
 
@@ -390,16 +363,7 @@ class SandboxAgent(ServerApi):
 
         Args:
             id: the session's id.
-            agent: the agent that continues the session; another agent than before is given the history, and
-                the previous agent's turn is cancelled. None keeps the agent.
-            permission_policy: as in ``create_session``; None keeps the handle's policy.
-            env: the variables of the session's agent. A process that has not created the session has to pass
-                them again before their agent can be started; an agent that runs keeps those that it has.
-            question_policy: the same for questions. An agent that still runs asks only if it did before.
-            take_over: take the session from another process that still drives it. Its calls fail with
-                SessionFencedError.
-            read_only: return a handle that only reads: ``events`` and listeners receive what any process
-                stores. Nothing is sent to the server, and no other argument is used.
+            **options: see ``ResumeOptions``.
 
         Raises:
             SessionNotFoundError: the store has no session of that id.
@@ -408,19 +372,22 @@ class SandboxAgent(ServerApi):
             UnsupportedAgentError: the server does not know the agent (any more); other errors as in
                 ``create_session``. The session keeps its previous agent.
         """
-        if read_only:
+        check_keywords(options, ResumeOptions, "resume_session")
+        if options.get("read_only"):
             return Session(await self._registry.require(id), read_only=True)
+        agent = options.get("agent")
         name = None if agent is None else _agent_name(agent)
         core = await self._registry.claim(id)
-        if env:
+        if env := options.get("env"):
             core.set_variables(check_env(env))
-        core.set_policies(Policies(permission_policy, question_policy))
-        await self._registry.bound_connection(core, name, take_over=take_over)
+        core.set_policies(Policies(options.get("permission_policy"), options.get("question_policy")))
+        await self._registry.bound_connection(core, name, take_over=options.get("take_over", False))
         if core.record.destroyed_at is not None:
             core.journal.change(destroyed_at=None)
             await core.journal.flush()
         return session_handle(core)
 
+    @keywords(SessionOptions, None)
     async def resume_or_create_session(
         self,
         *,
@@ -436,7 +403,7 @@ class SandboxAgent(ServerApi):
         check_keywords(options, SessionOptions, "resume_or_create_session")
         if await self._registry.load(id) is None:
             with contextlib.suppress(SessionAlreadyExistsError):  # another task created it meanwhile
-                return await self.create_session(agent=agent, id=id, **options)
+                return await self._create_session(agent, id, options)
         session = await self.resume_session(
             id,
             permission_policy=options.get("permission_policy"),
@@ -469,14 +436,43 @@ class SandboxAgent(ServerApi):
         sessions = [session_handle(self._registry.session(record, read_at)) for record in page.items]
         return ListPage(sessions, page.next_cursor)
 
+    @overload
     async def get_events(
-        self, *, session_id: str, limit: int | None = None, cursor: str | None = None
-    ) -> ListPage[SessionEvent]:
+        self, /, *, session_id: str, limit: int | None = None, cursor: str | None = None
+    ) -> ListPage[SessionEvent]: ...
+
+    @overload
+    async def get_events(
+        self, id: str, /, *, offset: int | None = 0, limit: int | None = None, include_raw: bool = False
+    ) -> EventPage: ...
+
+    async def get_events(
+        self,
+        id: str | None = None,  # noqa: A002 - the contract's name
+        /,
+        *,
+        session_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        offset: int | None = 0,
+        include_raw: bool = False,
+    ) -> ListPage[SessionEvent] | EventPage:
         """Return a page of a session's stored events, oldest first.
+
+        With the id as its first argument, this is ``sessions.get_events``: the events of a session of the
+        server, with a sequence above ``offset``.
 
         Raises:
             SessionNotFoundError: the store has no session of that id.
+            TypeError: there is no id, or both.
         """
+        if id is not None and session_id is None and cursor is None:
+            return await self.sessions.get_events(id, offset=offset, limit=limit, include_raw=include_raw)
+        if session_id is None or id is not None or offset or include_raw:
+            raise TypeError(
+                "get_events() takes session_id=, limit= and cursor= for a session of the store, or the id as "
+                "its first argument, offset=, limit= and include_raw= for a session of the server"
+            )
         self._tasks.check_process()
         page = await self.persist.list_events(session_id, limit=limit, cursor=cursor)
         if not page.items and await self.persist.get_session(session_id) is None:
@@ -546,3 +542,7 @@ def _agent_name(agent: str) -> str:
     if not name:
         raise ValueError("agent is empty: use an agent's id such as 'claude'")
     return name
+
+
+# The name of the TypeScript SDK's type.
+SandboxAgentClient = SandboxAgent

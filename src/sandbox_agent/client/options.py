@@ -6,18 +6,26 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import Any, Final, TypeAlias, TypedDict, cast
 
 import httpx2
 
+from sandbox_agent.client.health import DEFAULT_TIMEOUT
 from sandbox_agent.client.permissions import PermissionPolicy
 from sandbox_agent.client.questions import QuestionPolicy
 from sandbox_agent.engine.permissions import PermissionMode
+from sandbox_agent.keywords import check_keywords
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.plain import PlainDriver, adapt_driver
+from sandbox_agent.wire.api import AgentId
+from sandbox_agent.wire.sessions import PermissionRule
 
 McpServers: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 Persist: TypeAlias = SessionPersistDriver | PlainDriver | str | os.PathLike[str]
+
+
+# How long an agent may take to end a turn that was cancelled, by default.
+CANCEL_GRACE = 10.0
 
 
 class ClientOptions(TypedDict, total=False):
@@ -49,8 +57,39 @@ class ClientOptions(TypedDict, total=False):
     cancel_grace: float
 
 
-class SessionOptions(TypedDict, total=False):
-    """Keyword arguments of ``create_session`` and ``resume_or_create_session``.
+CLIENT_DEFAULTS: Final[ClientOptions] = {
+    "replay_max_events": 50,
+    "replay_max_chars": 12_000,
+    "skip_health_check": False,
+    "health_timeout": DEFAULT_TIMEOUT,
+    "cancel_grace": CANCEL_GRACE,
+}
+"""The options that are not None by default."""
+
+
+class HandleOptions(TypedDict, total=False):
+    """Keyword arguments of every method that returns a session; they are not stored with it.
+
+    Attributes:
+        env: variables of an agent process of the session's own, besides those that agents inherit. Their
+            values are not stored: a process that has not created the session passes them to
+            ``resume_session`` again, before their agent can be started. An agent that runs keeps those that
+            it has.
+        permission_policy: how permission requests are answered when there is no listener: a permission
+            mode, a reply ("once", "always", "reject"), or a function of the request. None keeps the policy
+            of a session that is resumed.
+        question_policy: lets the agent ask questions, which it otherwise does not. Listeners answer them;
+            without one, a function of the request does, or "ask" waits for a listener. An agent that still
+            runs asks only if it did before.
+    """
+
+    env: Mapping[str, str] | None
+    permission_policy: PermissionPolicy | None
+    question_policy: QuestionPolicy | None
+
+
+class SessionOptions(HandleOptions, total=False):
+    """Keyword arguments of ``create_session`` and ``resume_or_create_session``, with those of HandleOptions.
 
     Attributes:
         cwd: the agent's working directory on the server's machine; default: the provider's, else the current
@@ -64,12 +103,6 @@ class SessionOptions(TypedDict, total=False):
         additional_directories: more directories that the agent may work in, in ACP's params of session/new.
         permission_mode: what the session may do: "ask", "accept_edits", "allow", "plan" or "read_only". It
             decides permission requests before any listener, and sets the agent's mode that it stands for.
-        env: variables of an agent process of the session's own, besides those that agents inherit. Their
-            values are not stored: another process passes them to ``resume_session`` again.
-        permission_policy: how permission requests are answered when there is no listener: a permission
-            mode, a reply ("once", "always", "reject"), or a function of the request.
-        question_policy: lets the agent ask questions, which it otherwise does not. Listeners answer them;
-            without one, a function of the request does, or "ask" waits for a listener.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -80,9 +113,60 @@ class SessionOptions(TypedDict, total=False):
     additional_directories: Sequence[str | os.PathLike[str]] | None
     session_init: Mapping[str, Any] | None
     permission_mode: PermissionMode | None
+
+
+class ResumeOptions(HandleOptions, total=False):
+    """Keyword arguments of ``resume_session``, with those of HandleOptions.
+
+    Attributes:
+        agent: the agent that continues the session; another agent than before is given the history, and
+            the previous agent's turn is cancelled. None keeps the agent.
+        take_over: take the session from another process that still drives it. Its calls fail with
+            SessionFencedError.
+        read_only: return a handle that only reads: ``events`` and listeners receive what any process
+            stores. Nothing is sent to the server, and no other argument is used.
+    """
+
+    agent: AgentId | None
+    take_over: bool
+    read_only: bool
+
+
+RESUME_DEFAULTS: Final[ResumeOptions] = {"take_over": False, "read_only": False}
+"""The options that are not None by default."""
+
+
+class ServerSessionOptions(TypedDict, total=False):
+    """Keyword arguments of ``ServerSessions.create``.
+
+    Attributes:
+        agent_mode: the agent's mode.
+        permission_mode: "ask", "accept_edits", "allow", "plan", "read_only" or "reject".
+        model: the model's id.
+        variant: the model's variant, the agent's thought level.
+        config_options: values of the agent's other config options, by id, such as ``{"fast": True}``.
+        directory: the agent's working directory; default: the server's own.
+        title: a title for people.
+        additional_directories: more directories that the agent may work in, absolute paths.
+        mcp_servers: MCP servers as in SessionOptions.
+        env: variables of the session's agent, besides those that it inherits. The server keeps them with
+            the session and never returns their values.
+        permission_rules: checked before ``permission_mode``; the first match decides.
+        permission_timeout_seconds: a request that is not answered in this time is rejected.
+    """
+
+    agent_mode: str | None
+    permission_mode: str | None
+    model: str | None
+    variant: str | None
+    config_options: Mapping[str, str | bool] | None
+    directory: str | None
+    title: str | None
+    additional_directories: Sequence[str | os.PathLike[str]] | None
+    mcp_servers: McpServers | None
     env: Mapping[str, str] | None
-    permission_policy: PermissionPolicy | None
-    question_policy: QuestionPolicy | None
+    permission_rules: Sequence[PermissionRule] | None
+    permission_timeout_seconds: float | None
 
 
 def arguments_digest(agent: str, options: SessionOptions) -> str:
@@ -101,12 +185,6 @@ def _to_json(value: object) -> object:
         return list(cast("Sequence[Any]", value))
     is_path = isinstance(value, os.PathLike)
     return os.fspath(cast("os.PathLike[str]", value)) if is_path else "function"
-
-
-def check_keywords(options: Mapping[str, object], kind: type, function: str) -> None:
-    """Raise the TypeError of a call with a keyword that the options do not have."""
-    for name in options.keys() - kind.__annotations__.keys():
-        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def check_client_options(options: ClientOptions, function: str) -> None:

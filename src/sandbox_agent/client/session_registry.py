@@ -25,7 +25,7 @@ from sandbox_agent.client.http import Http, quote_segment
 from sandbox_agent.client.identity import connection_of, describe_process
 from sandbox_agent.client.journal import EventIds, Journal
 from sandbox_agent.client.opened import OpenedConnection
-from sandbox_agent.client.options import SessionOptions, session_params
+from sandbox_agent.client.options import CANCEL_GRACE, SessionOptions, session_params
 from sandbox_agent.client.outgoing import NotSentError
 from sandbox_agent.client.permissions import PermissionBroker
 from sandbox_agent.client.restore import Limits, Restorer, check_new_session
@@ -54,8 +54,6 @@ logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 CONFIRM_TIMEOUT = 5.0
 # How long an agent may take to end its turn when the session is handed over to another agent.
 HAND_OVER_TIMEOUT = 5.0
-# How long an agent may take to end a turn that was cancelled, by default.
-CANCEL_GRACE = 10.0
 
 
 class SessionRegistry:

@@ -27,6 +27,7 @@ import platformdirs
 from sandbox_agent.cgroups import Cgroup
 from sandbox_agent.egress.allow_list import AllowList
 from sandbox_agent.errors import SandboxAgentError
+from sandbox_agent.keywords import keywords
 from sandbox_agent.providers.egress_process import PROXY_VARIABLES, SOCKET, EgressProcess
 from sandbox_agent.providers.jail_limits import (
     Limits,
@@ -450,6 +451,7 @@ def _installed_agents() -> Iterator[str]:
                 yield from ("--ro-bind", str(folder / name), str(target))
 
 
+@keywords(JailOptions)
 def jail(**options: Unpack[JailOptions]) -> JailProvider:
     """Return a provider that starts the server and its agents in a jail on this machine (Linux, bubblewrap).
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
+from sandbox_agent.keywords import keywords
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.server_process import (
     CONNECT_TIMEOUT,
@@ -257,6 +258,7 @@ def local(*, isolation: None = None, **options: Unpack[LocalOptions]) -> LocalPr
 def local(*, isolation: Literal["jail"], **options: Unpack[JailOptions]) -> JailProvider: ...
 
 
+@keywords(LocalOptions)
 def local(*, isolation: Literal["jail"] | None = None, **options: Any) -> LocalProvider:
     """Return a provider that starts the server on this machine. Its sandbox ids are ``local/host:port``.
 

@@ -95,6 +95,9 @@ class SandboxAgent(Mirror):
     pass
 
 
+# The name of the TypeScript SDK's type.
+SandboxAgentClient = SandboxAgent
+
 _CLASSES = (
     "EventIterator",
     "Files",
@@ -102,6 +105,7 @@ _CLASSES = (
     "ProcessTerminal",
     "Processes",
     "SandboxAgent",
+    "SandboxAgentClient",
     "ServerSessions",
     "Session",
     "Turn",

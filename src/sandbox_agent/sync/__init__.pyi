@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import IO, Any, Generic, Self, TypeVar, Unpack
+from typing import IO, Any, Generic, Self, TypeVar, Unpack, overload
 
 from sandbox_agent import AcpClientInfo as AcpClientInfo
 from sandbox_agent import AcpObject as AcpObject
@@ -15,6 +15,7 @@ from sandbox_agent import AcpRpcError as AcpRpcError
 from sandbox_agent import AcpServerInfo as AcpServerInfo
 from sandbox_agent import AcpUsageInfo as AcpUsageInfo
 from sandbox_agent import AgentCapabilities as AgentCapabilities
+from sandbox_agent import AgentEvent as AgentEvent
 from sandbox_agent import AgentId as AgentId
 from sandbox_agent import AgentInfo as AgentInfo
 from sandbox_agent import AgentMessageChunk as AgentMessageChunk
@@ -63,6 +64,7 @@ from sandbox_agent import FsEntry as FsEntry
 from sandbox_agent import FsStat as FsStat
 from sandbox_agent import FsUploadBatchResponse as FsUploadBatchResponse
 from sandbox_agent import GoneError as GoneError
+from sandbox_agent import HandleOptions as HandleOptions
 from sandbox_agent import HealthResponse as HealthResponse
 from sandbox_agent import HealthTimeoutError as HealthTimeoutError
 from sandbox_agent import ImageContent as ImageContent
@@ -129,6 +131,7 @@ from sandbox_agent import RedisSink as RedisSink
 from sandbox_agent import RequestTimeoutError as RequestTimeoutError
 from sandbox_agent import ResourceContents as ResourceContents
 from sandbox_agent import ResourceLink as ResourceLink
+from sandbox_agent import ResumeOptions as ResumeOptions
 from sandbox_agent import RivetSessionPersistDriver as RivetSessionPersistDriver
 from sandbox_agent import SandboxAgentError as SandboxAgentError
 from sandbox_agent import SandboxDestroyedError as SandboxDestroyedError
@@ -136,6 +139,7 @@ from sandbox_agent import SandboxProvider as SandboxProvider
 from sandbox_agent import SearchHit as SearchHit
 from sandbox_agent import SearchResponse as SearchResponse
 from sandbox_agent import ServerSessionNotFoundError as ServerSessionNotFoundError
+from sandbox_agent import ServerSessionOptions as ServerSessionOptions
 from sandbox_agent import ServerStatusInfo as ServerStatusInfo
 from sandbox_agent import SessionAlreadyExistsError as SessionAlreadyExistsError
 from sandbox_agent import SessionBusyError as SessionBusyError
@@ -208,7 +212,6 @@ from sandbox_agent import sprites as sprites
 from sandbox_agent import vercel as vercel
 from sandbox_agent.client.files import Progress, RemotePath
 from sandbox_agent.client.journal import EventListener
-from sandbox_agent.client.options import McpServers
 from sandbox_agent.client.permissions import PermissionListener
 from sandbox_agent.client.questions import QuestionListener
 from sandbox_agent.client.server_sessions.api import ExportFormat, Timestamp
@@ -224,6 +227,7 @@ __all__ = [
     "AcpServerInfo",
     "AcpUsageInfo",
     "AgentCapabilities",
+    "AgentEvent",
     "AgentId",
     "AgentInfo",
     "AgentMessageChunk",
@@ -275,6 +279,7 @@ __all__ = [
     "FsStat",
     "FsUploadBatchResponse",
     "GoneError",
+    "HandleOptions",
     "HealthResponse",
     "HealthTimeoutError",
     "ImageContent",
@@ -343,16 +348,19 @@ __all__ = [
     "RequestTimeoutError",
     "ResourceContents",
     "ResourceLink",
+    "ResumeOptions",
     "RivetSessionPersistDriver",
     "SQLiteSessionPersistDriver",
     "SQLiteSink",
     "SandboxAgent",
+    "SandboxAgentClient",
     "SandboxAgentError",
     "SandboxDestroyedError",
     "SandboxProvider",
     "SearchHit",
     "SearchResponse",
     "ServerSessionNotFoundError",
+    "ServerSessionOptions",
     "ServerSessions",
     "ServerStatusInfo",
     "Session",
@@ -698,22 +706,7 @@ class ServerSessions:
     ConnectionLostError if no response was received; whether it took effect is then unknown.
     All calls raise TokenInvalidError and, if the session does not exist, ServerSessionNotFoundError."""
     def create(
-        self,
-        id: str,
-        *,
-        agent: AgentId,
-        agent_mode: str | None = None,
-        permission_mode: str | None = None,
-        model: str | None = None,
-        variant: str | None = None,
-        config_options: Mapping[str, str | bool] | None = None,
-        directory: str | None = None,
-        title: str | None = None,
-        additional_directories: Sequence[str | os.PathLike[str]] | None = None,
-        mcp_servers: McpServers | None = None,
-        env: Mapping[str, str] | None = None,
-        permission_rules: Sequence[PermissionRule] | None = None,
-        permission_timeout_seconds: float | None = None,
+        self, id: str, *, agent: AgentId, **options: Unpack[ServerSessionOptions]
     ) -> CreateSessionResponse:
         """Create a session; the same arguments again return the session that exists.
 
@@ -722,19 +715,7 @@ class ServerSessions:
         Args:
             id: the session's id, chosen by the caller.
             agent: the agent's id ("claude", "codex", …).
-            agent_mode: the agent's mode.
-            permission_mode: "ask", "accept_edits", "allow", "plan", "read_only" or "reject".
-            model: the model's id.
-            variant: the model's variant, the agent's thought level.
-            config_options: values of the agent's other config options, by id, such as ``{"fast": True}``.
-            directory: the agent's working directory; default: the server's own.
-            title: a title for people.
-            additional_directories: more directories that the agent may work in, absolute paths.
-            mcp_servers: MCP servers as in ``SandboxAgent.create_session``.
-            env: variables of the session's agent, besides those that it inherits. The server keeps them with
-                the session and never returns their values.
-            permission_rules: checked before ``permission_mode``; the first match decides.
-            permission_timeout_seconds: a request that is not answered in this time is rejected.
+            **options: see ``ServerSessionOptions``.
 
         Returns:
             The agent's own id of the session; ``healthy`` is true: a failure raises and creates no session.
@@ -777,7 +758,7 @@ class ServerSessions:
 
     def stream_turn(
         self, id: str, message: Message, *, include_raw: bool = False, idempotency_key: str | None = None
-    ) -> EventIterator[UniversalEvent]:
+    ) -> EventIterator[AgentEvent]:
         """Send a message and iterate over the events of its turn, each once, until the turn ends.
 
         A lost connection is opened again, and the message is sent once. A turn that was running when the
@@ -795,7 +776,7 @@ class ServerSessions:
 
     def stream_events(
         self, id: str, *, offset: int = 0, include_raw: bool = False, allow_gaps: bool = False
-    ) -> EventIterator[UniversalEvent]:
+    ) -> EventIterator[AgentEvent]:
         """Iterate over the events with a sequence above ``offset``: stored ones, then live ones, each once.
 
         The iteration survives lost connections and restarts of the server; it ends after ``session.ended``.
@@ -1410,28 +1391,16 @@ class SandboxAgent:
     def kill_sandbox(self) -> None:
         """Dispose the client and destroy the sandbox without a graceful shutdown."""
 
-    @property
-    def sessions(self) -> ServerSessions:
-        """The sessions that the server itself stores and drives."""
-
-    @property
-    def files(self) -> Files:
-        """The files of the sandbox."""
-
-    @property
-    def processes(self) -> Processes:
-        """The processes of the sandbox."""
-
-    @property
-    def config(self) -> FolderConfig:
-        """The MCP servers and skills that are configured for folders of the sandbox."""
-
+    @overload
     def create_session(
-        self, *, agent: AgentId, id: str | None = None, **options: Unpack[SessionOptions]
+        self, /, *, agent: AgentId, id: str | None = None, **options: Unpack[SessionOptions]
     ) -> Session:
         """Create a session; the same id and arguments again resume the session that exists.
 
+        With the id as its first argument, this is ``sessions.create``: the server drives the session.
+
         Args:
+            session_id: the id of a session of the server; options are then those of ServerSessionOptions.
             agent: the agent's id ("claude", "codex", …).
             id: the local id; None generates one.
             **options: see ``SessionOptions``.
@@ -1450,17 +1419,35 @@ class SandboxAgent:
             UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
             SettingNotConfirmedError: the agent does not keep a value; the session is destroyed."""
 
-    def resume_session(
-        self,
-        id: str,
-        *,
-        agent: AgentId | None = None,
-        permission_policy: PermissionPolicy | None = None,
-        env: Mapping[str, str] | None = None,
-        question_policy: QuestionPolicy | None = None,
-        take_over: bool = False,
-        read_only: bool = False,
-    ) -> Session:
+    @overload
+    def create_session(
+        self, session_id: str, /, *, agent: AgentId, **options: Unpack[ServerSessionOptions]
+    ) -> CreateSessionResponse:
+        """Create a session; the same id and arguments again resume the session that exists.
+
+        With the id as its first argument, this is ``sessions.create``: the server drives the session.
+
+        Args:
+            session_id: the id of a session of the server; options are then those of ServerSessionOptions.
+            agent: the agent's id ("claude", "codex", …).
+            id: the local id; None generates one.
+            **options: see ``SessionOptions``.
+
+        Raises:
+            SessionAlreadyExistsError: the store has a session of that id, which was created with other
+                arguments or destroyed.
+            UnsupportedAgentError: the server does not know the agent.
+            AgentNotInstalledError: the agent is not installed.
+            AgentProcessExitedError: the agent exited at its start.
+            HealthTimeoutError: the server was not healthy in time.
+            TokenInvalidError: the server refuses the token.
+            ValueError: the agent is empty, the permission mode or policy or an MCP server is invalid, or the
+                mode contradicts the permission mode.
+            UnsupportedSessionCategoryError: the agent lacks a setting; the session is destroyed.
+            UnsupportedSessionValueError: the agent does not accept a value; the session is destroyed.
+            SettingNotConfirmedError: the agent does not keep a value; the session is destroyed."""
+
+    def resume_session(self, id: str, **options: Unpack[ResumeOptions]) -> Session:
         """Resume a stored session, whatever has happened to the process that drove it.
 
         If the agent still runs, this client takes the lost one's place: what the agent did meanwhile is
@@ -1470,16 +1457,7 @@ class SandboxAgent:
 
         Args:
             id: the session's id.
-            agent: the agent that continues the session; another agent than before is given the history, and
-                the previous agent's turn is cancelled. None keeps the agent.
-            permission_policy: as in ``create_session``; None keeps the handle's policy.
-            env: the variables of the session's agent. A process that has not created the session has to pass
-                them again before their agent can be started; an agent that runs keeps those that it has.
-            question_policy: the same for questions. An agent that still runs asks only if it did before.
-            take_over: take the session from another process that still drives it. Its calls fail with
-                SessionFencedError.
-            read_only: return a handle that only reads: ``events`` and listeners receive what any process
-                stores. Nothing is sent to the server, and no other argument is used.
+            **options: see ``ResumeOptions``.
 
         Raises:
             SessionNotFoundError: the store has no session of that id.
@@ -1501,13 +1479,31 @@ class SandboxAgent:
     def list_sessions(self, *, limit: int | None = None, cursor: str | None = None) -> ListPage[Session]:
         """Return a page of the stored sessions, oldest first."""
 
+    @overload
     def get_events(
-        self, *, session_id: str, limit: int | None = None, cursor: str | None = None
+        self, /, *, session_id: str, limit: int | None = None, cursor: str | None = None
     ) -> ListPage[SessionEvent]:
         """Return a page of a session's stored events, oldest first.
 
+        With the id as its first argument, this is ``sessions.get_events``: the events of a session of the
+        server, with a sequence above ``offset``.
+
         Raises:
-            SessionNotFoundError: the store has no session of that id."""
+            SessionNotFoundError: the store has no session of that id.
+            TypeError: there is no id, or both."""
+
+    @overload
+    def get_events(
+        self, id: str, /, *, offset: int | None = 0, limit: int | None = None, include_raw: bool = False
+    ) -> EventPage:
+        """Return a page of a session's stored events, oldest first.
+
+        With the id as its first argument, this is ``sessions.get_events``: the events of a session of the
+        server, with a sequence above ``offset``.
+
+        Raises:
+            SessionNotFoundError: the store has no session of that id.
+            TypeError: there is no id, or both."""
 
     def destroy_session(self, id: str) -> Session:
         """Cancel the session's turn and mark it as destroyed; its history stays and it can be resumed.
@@ -1527,6 +1523,30 @@ class SandboxAgent:
         Requests without a handler are answered with "method not found", but for permission requests and
         questions, which go to their session. A handler of ``elicitation/create`` lets all agents that are
         started later ask questions, and answers them instead of the sessions."""
+
+    @property
+    def sessions(self) -> ServerSessions:
+        """The sessions that the server itself stores and drives."""
+
+    @property
+    def files(self) -> Files:
+        """The files of the sandbox."""
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the sandbox."""
+
+    @property
+    def config(self) -> FolderConfig:
+        """The MCP servers and skills that are configured for folders of the sandbox."""
+
+    def post_message(self, id: str, message: Message, *, idempotency_key: str | None = None) -> str:
+        """Send a message to a session of the server; this is ``sessions.post_message``."""
+
+    def stream_events(
+        self, id: str, *, offset: int = 0, include_raw: bool = False, allow_gaps: bool = False
+    ) -> EventIterator[AgentEvent]:
+        """Iterate over the events of a session of the server; this is ``sessions.stream_events``."""
 
     def get_health(self) -> HealthResponse:
         """Return the server's health document, without waiting for a healthy server."""
@@ -1565,3 +1585,5 @@ class SandboxAgent:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+
+SandboxAgentClient = SandboxAgent

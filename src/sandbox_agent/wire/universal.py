@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -264,8 +264,33 @@ EVENT_DATA_TYPES: Mapping[str, type[EventData]] = MappingProxyType(
 """The struct of an event's data, by the event's type."""
 
 
-class UniversalEvent(Serializable, msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One event of a session.
+if TYPE_CHECKING:
+    # The defaults make ``UniversalEvent`` alone an event of any type.
+    from typing import Generic
+
+    from typing_extensions import TypeVar
+
+    TypeT = TypeVar("TypeT", bound=EventType, default=EventType, covariant=True)
+    DataT = TypeVar("DataT", bound=EventData, default=EventData, covariant=True)
+
+    class _Typed(Generic[TypeT, DataT]):
+        """Where type checkers see the type and its data."""
+else:
+    TypeT, DataT = EventType, EventData
+
+    class _Typed:
+        """At run time, an event of some type is of the same class as all."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, _parameters: object) -> type:
+            return cls
+
+
+class UniversalEvent(
+    Serializable, msgspec.Struct, _Typed[TypeT, DataT], frozen=True, omit_defaults=True, gc=False
+):
+    """One event of a session. An ``AgentEvent`` is one whose data type checkers know once they know its type.
 
     Attributes:
         event_id: unique over all sessions; made from session id and sequence.
@@ -286,8 +311,8 @@ class UniversalEvent(Serializable, msgspec.Struct, frozen=True, omit_defaults=Tr
     session_id: str
     source: EventSource
     synthetic: bool
-    type: EventType
-    data: EventData
+    type: TypeT
+    data: DataT
     native_session_id: str | None = None
     raw: Any = msgspec.UNSET
 
@@ -297,7 +322,7 @@ class UniversalEvent(Serializable, msgspec.Struct, frozen=True, omit_defaults=Tr
         return datetime.fromisoformat(self.time)
 
     @classmethod
-    def from_dict(cls, event: Mapping[str, Any]) -> UniversalEvent:
+    def from_dict(cls, event: Mapping[str, Any]) -> AgentEvent:
         """Return the event of a dict that ``to_dict`` or a server's JSON has.
 
         Raises:
@@ -309,6 +334,21 @@ class UniversalEvent(Serializable, msgspec.Struct, frozen=True, omit_defaults=Tr
         """Return the place and the type of the event; its data may be long."""
         return short_repr(self, "session_id", "sequence", "type")
 
+
+if TYPE_CHECKING:
+    AgentEvent: TypeAlias = (
+        UniversalEvent[Literal["session.started"], SessionStartedData]
+        | UniversalEvent[Literal["session.ended"], SessionEndedData]
+        | UniversalEvent[Literal["turn.started", "turn.ended"], TurnEventData]
+        | UniversalEvent[Literal["item.started", "item.completed"], ItemEventData]
+        | UniversalEvent[Literal["item.delta"], ItemDeltaData]
+        | UniversalEvent[Literal["error"], ErrorData]
+        | UniversalEvent[Literal["permission.requested", "permission.resolved"], PermissionEventData]
+        | UniversalEvent[Literal["question.requested", "question.resolved"], QuestionEventData]
+        | UniversalEvent[Literal["agent.unparsed"], AgentUnparsedData]
+    )
+else:
+    AgentEvent = UniversalEvent
 
 _encoder = msgspec.json.Encoder()
 
@@ -336,7 +376,7 @@ def encode_event(event: UniversalEvent) -> bytes:
         return json.dumps(msgspec.to_builtins(event), separators=(",", ":")).encode()
 
 
-def decode_event(data: bytes) -> UniversalEvent:
+def decode_event(data: bytes) -> AgentEvent:
     """Decode an event. Data of an unknown type, or with unknown parts, stays a dict.
 
     Raises:
@@ -346,7 +386,7 @@ def decode_event(data: bytes) -> UniversalEvent:
     return _read(msgspec.convert(loads(data), _Wire))
 
 
-def _read(wire: _Wire) -> UniversalEvent:
+def _read(wire: _Wire) -> AgentEvent:
     kind = EVENT_DATA_TYPES.get(wire.type)
     value = wire.data
     if kind is not None:
@@ -354,7 +394,7 @@ def _read(wire: _Wire) -> UniversalEvent:
             value = msgspec.convert(value, kind)
         except msgspec.ValidationError:
             value = wire.data
-    return UniversalEvent(
+    event = UniversalEvent(
         wire.event_id,
         wire.sequence,
         wire.time,
@@ -366,6 +406,7 @@ def _read(wire: _Wire) -> UniversalEvent:
         wire.native_session_id,
         wire.raw,
     )
+    return cast("AgentEvent", event)
 
 
 def event_time(time_ms: int) -> str:

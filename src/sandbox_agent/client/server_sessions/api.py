@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, encode_header
-from sandbox_agent.client.options import McpServers, to_acp
+from sandbox_agent.client.options import ServerSessionOptions, to_acp
 from sandbox_agent.client.server_sessions.calls import (
     SessionCalls,
     decode,
@@ -38,6 +38,7 @@ from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.client.trace import current_trace
 from sandbox_agent.engine.permissions import PermissionReply
 from sandbox_agent.errors import ConflictError, SandboxAgentError, ServerSessionNotFoundError
+from sandbox_agent.keywords import check_keywords, keywords
 from sandbox_agent.wire.api import AgentId
 from sandbox_agent.wire.records import ListPage
 from sandbox_agent.wire.sessions import (
@@ -45,12 +46,11 @@ from sandbox_agent.wire.sessions import (
     CreateSessionResponse,
     PendingPermission,
     PermissionListResponse,
-    PermissionRule,
     SearchResponse,
     SessionInfo,
     SessionListResponse,
 )
-from sandbox_agent.wire.universal import UniversalEvent
+from sandbox_agent.wire.universal import AgentEvent
 
 Timestamp: TypeAlias = datetime | int
 ExportFormat: TypeAlias = Literal["jsonl", "markdown", "html"]
@@ -60,6 +60,19 @@ CLOSE_TIMEOUT = 5.0
 # The page size of ``iterate``.
 PAGE = 100
 _Pending: TypeAlias = list[PendingPermission]
+
+
+def _paths(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+    return [os.fspath(path) for path in given]
+
+
+_CONVERTED: dict[str, Callable[[Any], object]] = {
+    "config_options": dict,
+    "additional_directories": _paths,
+    "mcp_servers": to_acp,
+    "env": dict,
+    "permission_rules": list,
+}
 
 
 class ServerSessions:
@@ -75,23 +88,13 @@ class ServerSessions:
         self._tasks = tasks
         self._withdrawals: set[asyncio.Task[None]] = set()
 
+    @keywords(ServerSessionOptions, None)
     async def create(
         self,
         id: str,  # noqa: A002 - the contract's name
         *,
         agent: AgentId,
-        agent_mode: str | None = None,
-        permission_mode: str | None = None,
-        model: str | None = None,
-        variant: str | None = None,
-        config_options: Mapping[str, str | bool] | None = None,
-        directory: str | None = None,
-        title: str | None = None,
-        additional_directories: Sequence[str | os.PathLike[str]] | None = None,
-        mcp_servers: McpServers | None = None,
-        env: Mapping[str, str] | None = None,
-        permission_rules: Sequence[PermissionRule] | None = None,
-        permission_timeout_seconds: float | None = None,
+        **options: Unpack[ServerSessionOptions],
     ) -> CreateSessionResponse:
         """Create a session; the same arguments again return the session that exists.
 
@@ -100,19 +103,7 @@ class ServerSessions:
         Args:
             id: the session's id, chosen by the caller.
             agent: the agent's id ("claude", "codex", …).
-            agent_mode: the agent's mode.
-            permission_mode: "ask", "accept_edits", "allow", "plan", "read_only" or "reject".
-            model: the model's id.
-            variant: the model's variant, the agent's thought level.
-            config_options: values of the agent's other config options, by id, such as ``{"fast": True}``.
-            directory: the agent's working directory; default: the server's own.
-            title: a title for people.
-            additional_directories: more directories that the agent may work in, absolute paths.
-            mcp_servers: MCP servers as in ``SandboxAgent.create_session``.
-            env: variables of the session's agent, besides those that it inherits. The server keeps them with
-                the session and never returns their values.
-            permission_rules: checked before ``permission_mode``; the first match decides.
-            permission_timeout_seconds: a request that is not answered in this time is rejected.
+            **options: see ``ServerSessionOptions``.
 
         Returns:
             The agent's own id of the session; ``healthy`` is true: a failure raises and creates no session.
@@ -124,23 +115,12 @@ class ServerSessions:
             InvalidRequestError: a value is invalid.
             ValueError: an MCP server is invalid.
         """
-        request = CreateSessionRequest(
-            agent=agent,
-            agent_mode=agent_mode,
-            permission_mode=permission_mode,
-            model=model,
-            variant=variant,
-            config_options=None if config_options is None else dict(config_options),
-            directory=directory,
-            title=title,
-            additional_directories=None
-            if additional_directories is None
-            else [os.fspath(directory) for directory in additional_directories],
-            mcp_servers=None if mcp_servers is None else to_acp(mcp_servers),
-            env=None if env is None else dict(env),
-            permission_rules=None if permission_rules is None else list(permission_rules),
-            permission_timeout_seconds=permission_timeout_seconds,
-        )
+        check_keywords(options, ServerSessionOptions, "create")
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        for name, convert in _CONVERTED.items():
+            if name in given:
+                given[name] = convert(given[name])
+        request = CreateSessionRequest(agent=agent, **given)
         path = session_path(id)
         # The server recognizes a request that is sent again.
         headers = {"Idempotency-Key": new_key()}
@@ -224,7 +204,7 @@ class ServerSessions:
         *,
         include_raw: bool = False,
         idempotency_key: str | None = None,
-    ) -> AsyncGenerator[UniversalEvent]:
+    ) -> AsyncGenerator[AgentEvent]:
         """Send a message and iterate over the events of its turn, each once, until the turn ends.
 
         A lost connection is opened again, and the message is sent once. A turn that was running when the
@@ -249,7 +229,7 @@ class ServerSessions:
         offset: int = 0,
         include_raw: bool = False,
         allow_gaps: bool = False,
-    ) -> AsyncGenerator[UniversalEvent]:
+    ) -> AsyncGenerator[AgentEvent]:
         """Iterate over the events with a sequence above ``offset``: stored ones, then live ones, each once.
 
         The iteration survives lost connections and restarts of the server; it ends after ``session.ended``.

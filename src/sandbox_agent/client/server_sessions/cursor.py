@@ -16,7 +16,7 @@ from sandbox_agent.errors import GoneError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, loads, replace_surrogates
 from sandbox_agent.wire.serial import Serializable
 from sandbox_agent.wire.sessions import EventsResponse
-from sandbox_agent.wire.universal import UniversalEvent, decode_event
+from sandbox_agent.wire.universal import AgentEvent, decode_event
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.client")
 
@@ -42,7 +42,7 @@ class EventCursor:
         self._session_id = session_id
         self._allow_gaps = allow_gaps
 
-    def accept(self, received: Sequence[SseEvent]) -> list[UniversalEvent]:
+    def accept(self, received: Sequence[SseEvent]) -> list[AgentEvent]:
         """Return the new events among those received.
 
         Raises:
@@ -51,7 +51,7 @@ class EventCursor:
             SequenceGapError: an event is missing and the server sent no gap event.
         """
         before = self.sequence
-        new: list[UniversalEvent] = []
+        new: list[AgentEvent] = []
         try:
             for event in received:
                 self._accept(event, new)
@@ -61,7 +61,7 @@ class EventCursor:
             raise
         return new
 
-    def _accept(self, event: SseEvent, new: list[UniversalEvent]) -> None:
+    def _accept(self, event: SseEvent, new: list[AgentEvent]) -> None:
         if event.event == "message":
             self._accept_message(event.data, new)
         elif event.event == "gap":
@@ -75,7 +75,7 @@ class EventCursor:
         else:
             logger.info("session %s: unknown stream event %r", self._session_id, event.event)
 
-    def _accept_message(self, data: bytes, new: list[UniversalEvent]) -> None:
+    def _accept_message(self, data: bytes, new: list[AgentEvent]) -> None:
         event = read_event(data)
         if self.sequence is not None:
             if event.sequence <= self.sequence:
@@ -105,7 +105,7 @@ class EventCursor:
         self.sequence = end
 
 
-def read_event(data: bytes) -> UniversalEvent:
+def read_event(data: bytes) -> AgentEvent:
     """Decode an event. Half of a surrogate pair is U+FFFD in its data, and unchanged in ``raw``.
 
     Raises:
@@ -126,7 +126,7 @@ def read_event(data: bytes) -> UniversalEvent:
 class EventPage(Serializable, msgspec.Struct, frozen=True, rename="camel"):
     """A page of a session's events; ``has_more`` says whether more follow."""
 
-    events: list[UniversalEvent]
+    events: list[AgentEvent]
     has_more: bool
 
 

@@ -26,7 +26,7 @@ from sandbox_agent.engine.sse import SseDecoder, SseEvent, SseTooLargeError
 from sandbox_agent.errors import ConnectionLostError, SandboxAgentError
 from sandbox_agent.wire.jsonrpc import dumps
 from sandbox_agent.wire.sessions import SessionInfo
-from sandbox_agent.wire.universal import TurnEventData, UniversalEvent
+from sandbox_agent.wire.universal import AgentEvent, TurnEventData
 
 # A connection that has lasted for so long is no part of a loss, also if there were no events: the server
 # sends a comment every 15 seconds.
@@ -38,7 +38,7 @@ async def read_batches(
     cursor: EventCursor,
     retry: RetryPolicy,
     is_over: Callable[[], Awaitable[bool]],
-) -> AsyncGenerator[list[UniversalEvent]]:
+) -> AsyncGenerator[list[AgentEvent]]:
     """Iterate over the new events of a stream, those of one chunk together; a batch may be empty.
 
     Args:
@@ -89,7 +89,7 @@ async def follow(
     offset: int = 0,
     include_raw: bool = False,
     allow_gaps: bool = False,
-) -> AsyncGenerator[list[UniversalEvent]]:
+) -> AsyncGenerator[list[AgentEvent]]:
     """Iterate over a session's events with ``sequence > offset``, in batches as they are received.
 
     The iteration ends after session.ended, or at once if an ended session has no more events. Raises as
@@ -163,7 +163,7 @@ async def stream_turn(
     *,
     include_raw: bool = False,
     idempotency_key: str | None = None,
-) -> AsyncGenerator[UniversalEvent]:
+) -> AsyncGenerator[AgentEvent]:
     """Send a message and iterate over its turn's events; see ``ServerSessions.stream_turn``."""
     key = encode_header(idempotency_key or new_key())
     content = dumps(message_body(message))

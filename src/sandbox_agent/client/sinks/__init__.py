@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from sandbox_agent.errors import PersistError
-from sandbox_agent.wire.universal import UniversalEvent
+from sandbox_agent.wire.universal import AgentEvent, UniversalEvent
 
 
 class EventSink(Protocol):
@@ -21,9 +21,7 @@ class EventSink(Protocol):
         """Return the highest stored sequence of a session, or 0."""
         ...
 
-    def insert_events(
-        self, session_id: str, events: Sequence[UniversalEvent], /
-    ) -> object | Awaitable[object]:
+    def insert_events(self, session_id: str, events: Sequence[AgentEvent], /) -> object | Awaitable[object]:
         """Store events, in the order of their sequences, all or none, before returning.
 
         An exception ends the mirror.

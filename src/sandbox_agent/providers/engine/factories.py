@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack
 
+from sandbox_agent.keywords import keywords
 from sandbox_agent.providers.engine.container import EngineOptions
 from sandbox_agent.providers.engine.endpoints import EngineName
 from sandbox_agent.providers.engine.provider import EngineProvider
@@ -23,6 +24,7 @@ class PodmanProvider(EngineProvider):
     _engine: ClassVar[EngineName] = "podman"
 
 
+@keywords(EngineOptions)
 def docker(image: str | None = None, **options: Unpack[EngineOptions]) -> DockerProvider:
     """Return a provider that runs each sandbox in a Docker container. Its ids are ``docker/<container>``.
 
@@ -70,6 +72,7 @@ def docker(image: str | None = None, **options: Unpack[EngineOptions]) -> Docker
     return DockerProvider(image, **options)
 
 
+@keywords(EngineOptions)
 def podman(image: str | None = None, **options: Unpack[EngineOptions]) -> PodmanProvider:
     """Return a provider that runs each sandbox in a Podman container. Its ids are ``podman/<container>``.
 

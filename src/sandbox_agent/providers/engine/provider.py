@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Unpack
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
+from sandbox_agent.keywords import check_keywords
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.engine.api import EngineApi
 from sandbox_agent.providers.engine.container import (
@@ -75,6 +76,7 @@ class EngineProvider(SandboxProvider):
 
     def __init__(self, image: str | None = None, **options: Unpack[EngineOptions]) -> None:
         """Store the options. See ``docker`` for the arguments."""
+        check_keywords(options, EngineOptions, self._engine)
         workspace = options.get("workspace")
         self._options = ContainerOptions(
             image=image or DEFAULT_IMAGE,
