@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/agents/matrix.md"
 HEAD = """# What each agent does
 
-The results of [`sandbox-agent agents check`](../testing.md#check-an-agent) with real agents, in the versions
-that the catalogue installs, each with a scripted model in an empty home folder. Where a cell has two results,
-the first is that of the SDK over `/v1/acp`, and the second that of a [server session](../server-sessions.md).
+The results of [`sandbox-agent agents check`](../test-agents.md#check-an-agent) with real agents, in the
+versions that the catalogue installs, each with a scripted model in an empty home folder. If a cell has two
+results, the first is that of the SDK over `/v1/acp`, and the second that of a
+[server session](../server-sessions.md).
 `make test-agents` fails when a result changes, in either direction. This page is written by
 `scripts/agents_matrix.py`.
 

@@ -12,7 +12,7 @@ import time
 
 from sandbox_agent.agents.mock import commands
 from sandbox_agent.agents.mock.peer import INVALID_PARAMS, Peer, RpcError, as_list, as_object
-from sandbox_agent.agents.mock.sessions import Session, SessionStore, config_options, modes, values
+from sandbox_agent.agents.mock.sessions import Session, SessionStore
 from sandbox_agent.agents.mock.turn import Cancelled, Turn
 
 TYPE_CHECKING = False
@@ -25,18 +25,27 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = 1
 VERSION = "1.0.0"
 _METHOD_NOT_FOUND, _PARSE_ERROR, _INVALID_REQUEST, _INTERNAL = -32601, -32700, -32600, -32603
+_RESTORING = ("session/load", "session/resume", "session/list")
 # A deaf agent exits by itself after this many seconds.
 _DEAF_LIFETIME = 600
 
 
 class Agent:
-    """Answers the client. Requests are handled in order; each session's turns run in their own thread."""
+    """Answers the client. Requests are handled in order; each session's turns run in their own thread.
+
+    Attributes:
+        info: ACP's ``agentInfo``.
+        can_restore: Whether sessions can be loaded and resumed.
+        peer: The connection to the client.
+    """
 
     def __init__(self, peer: Peer, store: SessionStore) -> None:
-        self._peer = peer
+        self.info: JsonObject = {"name": "mock", "title": "Mock", "version": VERSION}
+        self.can_restore: bool = True
+        self.peer = peer
         self._store = store
         self._turns: dict[str, list[Turn]] = {}
-        self._queues: dict[str, queue.SimpleQueue[tuple[Turn, list[JsonObject]]]] = {}
+        self._queues: dict[str, queue.SimpleQueue[tuple[Turn, list[JsonObject]] | None]] = {}
         self._lock = threading.Lock()
         self._methods: dict[str, Callable[[JsonObject], JsonObject]] = {
             "initialize": self._initialize,
@@ -54,24 +63,32 @@ class Agent:
         try:
             message = as_object(json.loads(line))
         except (ValueError, RecursionError) as error:
-            self._peer.respond(None, RpcError(_PARSE_ERROR, f"Parse error: {error}"))
+            self.peer.respond(None, RpcError(_PARSE_ERROR, f"Parse error: {error}"))
             return
         if message is None:
-            self._peer.respond(None, RpcError(_INVALID_REQUEST, "Invalid Request: expected an object"))
+            self.peer.respond(None, RpcError(_INVALID_REQUEST, "Invalid Request: expected an object"))
         else:
             self._dispatch(message)
 
     def _dispatch(self, message: JsonObject) -> None:
         method = message.get("method")
         if method is None:
-            self._peer.deliver_response(message)
-        elif "id" not in message:
+            self.peer.deliver_response(message)
+            return
+        self.on_message(str(method), message.get("params"))
+        if "id" not in message:
             self._handle_notification(str(method), message.get("params"))
         else:
             try:
                 self._handle_request(str(method), message.get("params"), message["id"])
             except RpcError as error:
-                self._peer.respond(message["id"], error)
+                self.peer.respond(message["id"], error)
+
+    def on_message(self, method: str, params: object) -> None:
+        """Note a request or a notification of the client, before it is handled."""
+
+    def on_setting(self, session: Session, option: str, value: str) -> None:
+        """Note an option that the client has set."""
 
     def _handle_notification(self, method: str, params: object) -> None:
         if method == "session/cancel":
@@ -83,6 +100,8 @@ class Agent:
 
     def _handle_request(self, method: str, params: object, request_id: object) -> None:
         known = self._methods.get(method)
+        if method in _RESTORING and not self.can_restore:
+            known = None
         if known is None and method != "session/prompt":
             raise RpcError(_METHOD_NOT_FOUND, f'"Method not found": {method}', {"method": method})
         members = {} if params is None else as_object(params)
@@ -91,37 +110,37 @@ class Agent:
         if known is None:
             self._prompt(members, request_id)
         else:
-            self._peer.respond(request_id, known(members))
+            self.peer.respond(request_id, known(members))
 
     def _initialize(self, params: JsonObject) -> JsonObject:
         version = params.get("protocolVersion")
         if isinstance(version, bool) or not str(version).isdigit():
             raise RpcError(INVALID_PARAMS, "Invalid params: protocolVersion must be a number")
-        self._peer.client_capabilities = as_object(params.get("clientCapabilities")) or {}
+        self.peer.client_capabilities = as_object(params.get("clientCapabilities")) or {}
         return {
             "protocolVersion": PROTOCOL_VERSION,
-            "agentInfo": {"name": "mock", "title": "Mock", "version": VERSION},
+            "agentInfo": self.info,
             "agentCapabilities": {
-                "loadSession": True,
+                "loadSession": self.can_restore,
                 "promptCapabilities": {"image": True, "audio": True, "embeddedContext": True},
                 "mcpCapabilities": {"http": True, "sse": True},
-                "sessionCapabilities": {"list": {}, "resume": {}},
+                "sessionCapabilities": {"list": {}, "resume": {}} if self.can_restore else {},
             },
             "authMethods": [],
         }
 
     def _new(self, params: JsonObject) -> JsonObject:
         session = self._store.create(_string(params, "cwd"))
-        return {"sessionId": session.id, **self._state(session)}
+        return {"sessionId": session.id, **session.state()}
 
     def _load(self, params: JsonObject) -> JsonObject:
         session = self._store.open(_string(params, "sessionId"))
         for update in list(session.history):
             self._update(session, update)
-        return self._state(session)
+        return session.state()
 
     def _resume(self, params: JsonObject) -> JsonObject:
-        return self._state(self._store.open(_string(params, "sessionId")))
+        return self._store.open(_string(params, "sessionId")).state()
 
     def _list(self, params: JsonObject) -> JsonObject:
         cwd = params.get("cwd")
@@ -135,10 +154,19 @@ class Agent:
     def _set_config_option(self, params: JsonObject) -> JsonObject:
         session = self._store.get(_string(params, "sessionId"))
         self._set(session, _string(params, "configId"), _string(params, "value"))
-        return {"configOptions": config_options(session.settings)}
+        return {"configOptions": session.config_options()}
 
     def _set(self, session: Session, config_id: str, value: str) -> None:
-        allowed = values(config_id)
+        self.set_option(session, config_id, value)
+        self.on_setting(session, config_id, value)
+
+    def set_option(self, session: Session, config_id: str, value: str) -> None:
+        """Set an option of a session and report it.
+
+        Raises:
+            RpcError: -32602, there is no such option or value.
+        """
+        allowed = session.values(config_id)
         if not allowed:
             raise RpcError(INVALID_PARAMS, f"Invalid params: no config option {config_id!r}")
         if value not in allowed:
@@ -146,14 +174,11 @@ class Agent:
         session.apply({"settings": {config_id: value}})
         if config_id == "mode":
             self._update(session, {"sessionUpdate": "current_mode_update", "currentModeId": value})
-        current = config_options(session.settings)
+        current = session.config_options()
         self._update(session, {"sessionUpdate": "config_option_update", "configOptions": current})
 
-    def _state(self, session: Session) -> JsonObject:
-        return {"modes": modes(session.settings), "configOptions": config_options(session.settings)}
-
     def _update(self, session: Session, update: JsonObject) -> None:
-        self._peer.notify("session/update", {"sessionId": session.id, "update": update})
+        self.peer.notify("session/update", {"sessionId": session.id, "update": update})
 
     def _prompt(self, params: JsonObject, request_id: object) -> None:
         session = self._store.get(_string(params, "sessionId"))
@@ -161,7 +186,7 @@ class Agent:
         known_blocks = [block for block in blocks if block is not None]
         if len(known_blocks) != len(blocks):
             raise RpcError(INVALID_PARAMS, "Invalid params: prompt must be a list of content blocks")
-        turn = Turn(self._peer, session, request_id)
+        turn = Turn(self.peer, session, request_id)
         with self._lock:
             self._turns.setdefault(session.id, []).append(turn)
             work = self._queues.get(session.id)
@@ -170,9 +195,9 @@ class Agent:
                 threading.Thread(target=self._work, args=(work,), daemon=True).start()
         work.put((turn, known_blocks))
 
-    def _work(self, work: queue.SimpleQueue[tuple[Turn, list[JsonObject]]]) -> None:
-        while True:
-            turn, blocks = work.get()
+    def _work(self, work: queue.SimpleQueue[tuple[Turn, list[JsonObject]] | None]) -> None:
+        while (item := work.get()) is not None:
+            turn, blocks = item
             try:
                 response = self._run(turn, blocks)
             except RpcError as error:
@@ -180,22 +205,34 @@ class Agent:
             except Exception as error:  # noqa: BLE001 - a bug must end in a response
                 response = RpcError(_INTERNAL, f"Internal error: {error!r}")
             self._remove_turn(turn)
-            self._peer.respond(turn.request_id, response)
+            self.peer.respond(turn.request_id, response)
 
     def _run(self, turn: Turn, blocks: list[JsonObject]) -> JsonObject:
         for block in blocks:
             turn.session.record({"sessionUpdate": "user_message_chunk", "content": block})
-        texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
-        others = [_describe(block) for block in blocks if block.get("type") != "text"]
         try:
             turn.check()
-            if others:
-                turn.say(f"I was also sent {', '.join(others)}.\n")
-            # In a restored session the history comes first; the user's prompt is the last text.
-            commands.run(turn, texts[-1] if texts else "nothing")
+            self.run_turn(turn, blocks)
         except Cancelled:
             return {"stopReason": "cancelled"}
-        return {"stopReason": "end_turn", **({} if turn.usage is None else {"usage": turn.usage})}
+        return {"stopReason": turn.stop_reason, **({} if turn.usage is None else {"usage": turn.usage})}
+
+    def run_turn(self, turn: Turn, blocks: list[JsonObject]) -> None:
+        """Do what a prompt of these content blocks asks for, in the thread of its session."""
+        others = [_describe(block) for block in blocks if block.get("type") != "text"]
+        if others:
+            turn.say(f"I was also sent {', '.join(others)}.\n")
+        text = prompt_text(blocks)
+        commands.run(turn, "nothing" if text is None else text)
+
+    def close(self) -> None:
+        """Cancel all turns, and end their threads: the client has gone."""
+        with self._lock:
+            turns = [turn for turns in self._turns.values() for turn in turns]
+            for work in self._queues.values():
+                work.put(None)
+        for turn in turns:
+            turn.cancel()
 
     def _remove_turn(self, turn: Turn) -> None:
         with self._lock:
@@ -207,6 +244,12 @@ def _string(params: JsonObject, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise RpcError(INVALID_PARAMS, f"Invalid params: {name} must be a string")
     return value
+
+
+def prompt_text(blocks: list[JsonObject]) -> str | None:
+    """Return the user's text, if any: the last one, because in a restored session the history comes first."""
+    texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
+    return texts[-1] if texts else None
 
 
 def _describe(block: JsonObject) -> str:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     JsonObject = dict[str, Any]
+    Choices = dict[str, list[tuple[str, str, str]]]
 
 # The (value, name, description) of each choice, by config id.
-_CHOICES: dict[str, list[tuple[str, str, str]]] = {
+CHOICES: dict[str, list[tuple[str, str, str]]] = {
     "mode": [
         ("default", "Default", "Asks before it pretends to do something dangerous"),
         ("acceptEdits", "Accept Edits", "Pretends to edit without asking"),
@@ -40,44 +41,9 @@ _TITLES = {
 DEFAULTS = {"mode": "default", "model": "mock", "thought_level": "medium"}
 
 
-def values(config_id: str) -> list[str]:
-    """Return the allowed values of an option, or an empty list if the option does not exist."""
-    return [value for value, _, _ in _CHOICES.get(config_id, [])]
-
-
-def config_options(current: dict[str, str]) -> list[JsonObject]:
-    """Return ACP's ``configOptions``. Each id equals its category."""
-    return [
-        {
-            "id": config_id,
-            "name": _TITLES[config_id][0],
-            "description": _TITLES[config_id][1],
-            "category": config_id,
-            "type": "select",
-            "currentValue": current[config_id],
-            "options": [
-                {"value": value, "name": name, "description": description}
-                for value, name, description in choices
-            ],
-        }
-        for config_id, choices in _CHOICES.items()
-    ]
-
-
 def _open_private(path: str, flags: int) -> int:
     # A conversation is its owner's.
     return os.open(path, flags, 0o600)
-
-
-def modes(current: dict[str, str]) -> JsonObject:
-    """Return ACP's ``modes``."""
-    return {
-        "currentModeId": current["mode"],
-        "availableModes": [
-            {"id": value, "name": name, "description": description}
-            for value, name, description in _CHOICES["mode"]
-        ],
-    }
 
 
 class Session:
@@ -87,15 +53,55 @@ class Session:
     ``{"settings": …}`` and ``{"title": …}`` as they happen.
     """
 
-    def __init__(self, session_id: str, cwd: str, path: str | None) -> None:
+    def __init__(self, session_id: str, cwd: str, path: str | None, choices: Choices = CHOICES) -> None:
         self.id = session_id
         self.cwd = cwd
         self.title: str | None = None
         self.updated_at: str = _now()
-        self.settings: dict[str, str] = dict(DEFAULTS)
+        self.settings: dict[str, str] = {
+            config_id: DEFAULTS[config_id] if choices is CHOICES else values[0][0]
+            for config_id, values in choices.items()
+        }
         self.history: list[JsonObject] = []
         self._path = path
+        self._choices = choices
         self._lock = threading.Lock()
+
+    def values(self, config_id: str) -> list[str]:
+        """Return the allowed values of an option, or an empty list if the option does not exist."""
+        return [value for value, _, _ in self._choices.get(config_id, [])]
+
+    def state(self) -> JsonObject:
+        """Return ACP's ``modes`` and ``configOptions``, as responses of ``session/new`` have them."""
+        modes = {"modes": self._modes()} if "mode" in self._choices else {}
+        return {**modes, "configOptions": self.config_options()}
+
+    def config_options(self) -> list[JsonObject]:
+        """Return ACP's ``configOptions``. Each id equals its category."""
+        return [
+            {
+                "id": config_id,
+                "name": _TITLES[config_id][0],
+                "description": _TITLES[config_id][1],
+                "category": config_id,
+                "type": "select",
+                "currentValue": self.settings[config_id],
+                "options": [
+                    {"value": value, "name": name, "description": description}
+                    for value, name, description in choices
+                ],
+            }
+            for config_id, choices in self._choices.items()
+        ]
+
+    def _modes(self) -> JsonObject:
+        return {
+            "currentModeId": self.settings["mode"],
+            "availableModes": [
+                {"id": value, "name": name, "description": description}
+                for value, name, description in self._choices["mode"]
+            ],
+        }
 
     def record(self, update: JsonObject) -> None:
         """Store an update for ``session/load``."""
@@ -125,10 +131,12 @@ class SessionStore:
 
     Args:
         folder: Where to store sessions, or None for memory only.
+        choices: The values of the sessions' options.
     """
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str | None, choices: Choices = CHOICES) -> None:
         self._folder = folder
+        self._choices = choices
         self._sessions: dict[str, Session] = {}
         if folder is not None:
             os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103 - pathlib costs start-up
@@ -137,7 +145,7 @@ class SessionStore:
         """Create a session."""
         raw = os.urandom(16).hex()
         session_id = f"mock-{raw[:8]}-{raw[8:16]}-{raw[16:]}"
-        session = self._sessions[session_id] = Session(session_id, cwd, self._path(session_id))
+        session = self._sessions[session_id] = Session(session_id, cwd, self._path(session_id), self._choices)
         session.apply({"session": session_id, "cwd": cwd})
         return session
 
@@ -186,7 +194,7 @@ class SessionStore:
             head = json.loads(lines[0])
         except (OSError, ValueError, IndexError):
             return None
-        session = Session(session_id, head["cwd"], path)
+        session = Session(session_id, head["cwd"], path, self._choices)
         for line in lines:
             try:
                 entry = json.loads(line)

@@ -33,6 +33,7 @@ class Turn:
         session: The session of the prompt.
         peer: The connection to the client.
         cancelled: Set when the client cancels.
+        stop_reason: The ``stopReason`` of the prompt's response, unless the client cancels.
         usage: The ``usage`` of the prompt's response, or None to omit it.
         held: What the turn keeps in memory.
     """
@@ -42,6 +43,7 @@ class Turn:
         self.session = session
         self.request_id = request_id
         self.cancelled: threading.Event = threading.Event()
+        self.stop_reason: str = "end_turn"
         self.usage: JsonObject | None = None
         self.held = b""
         self._answers: queue.SimpleQueue[JsonObject | None] = queue.SimpleQueue()
