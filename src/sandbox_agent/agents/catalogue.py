@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -234,8 +234,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def _read_catalogue() -> dict[str, dict[str, Any]]:
-    text = files("sandbox_agent.agents").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8"))
 
 
 def to_agent(agent_id: str, entry: Mapping[str, Any]) -> Agent:

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -21,7 +21,6 @@ from sandbox_agent.cli.lifeline import watch_lifeline
 from sandbox_agent.cli.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from sandbox_agent.cli.tokens import read_token, readable_by_others, stays_readable, token_option
 from sandbox_agent.cli.user_agents import agent_command_option, agents_options
-from sandbox_agent.egress.relay import parse_where
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.extras import require_otel
 from sandbox_agent.persist.open import check_folder, parse_store_url
@@ -38,6 +37,9 @@ from sandbox_agent.server.config import (
 from sandbox_agent.server.log_context import current_fields
 from sandbox_agent.server.serve import serve
 from sandbox_agent.server.store import check_namespace, check_store, default_store, files_of, secrets_of
+
+if TYPE_CHECKING:
+    from sandbox_agent.egress.relay import Where
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -406,7 +408,7 @@ def server(
         ),
         agent_limits=_read_limits(agent_memory, agent_pids),
         fs_roots=fs_root,
-        egress_proxy=None if egress_proxy is None else parse_where(egress_proxy),
+        egress_proxy=None if egress_proxy is None else _read_proxy(egress_proxy),
         otel=otel,
         otel_content=otel_content,
         allow_hosts=allow_host,
@@ -436,6 +438,12 @@ def _check_only_path(context: click.Context) -> None:
             raise InvalidRequestError(
                 f"--uds and --{name} exclude each other: with a socket there is no port"
             )
+
+
+def _read_proxy(address: str) -> Where:
+    from sandbox_agent.egress.relay import parse_where
+
+    return parse_where(address)
 
 
 def _read_limits(memory: int, processes: int) -> Limits:

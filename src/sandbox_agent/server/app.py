@@ -8,13 +8,12 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence, Sized
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
@@ -22,7 +21,6 @@ from sandbox_agent.engine.feed import FeedMemory
 from sandbox_agent.persist.store import Changes
 from sandbox_agent.runtime.folder_lock import temporary_folder
 from sandbox_agent.server.agents.bridge import Bridge
-from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations
 from sandbox_agent.server.agents.metering import Metering
 from sandbox_agent.server.agents.registry import AgentRegistry
@@ -41,7 +39,6 @@ from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
 from sandbox_agent.server.http.fast_path import FastPath
 from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
-from sandbox_agent.server.http.openapi import build_document
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.request_ids import RequestIds
 from sandbox_agent.server.http.turns import Turns
@@ -77,6 +74,9 @@ from sandbox_agent.server.store import MEMORY_STORE, open_store
 from sandbox_agent.server.streams.viewers import EVENT_STREAM
 from sandbox_agent.server.tickets import EVENTS, TERMINAL, Tickets
 
+if TYPE_CHECKING:
+    from sandbox_agent.server.agents.egress import Egress
+
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 OPERATIONS: tuple[Operation, ...] = tuple(
@@ -109,11 +109,13 @@ class Application:
         self.tickets: Tickets = Tickets(_streams())
         self.turns: Turns = Turns()
         self.guard: BearerAuth | None = None
-        self._lifespan = Router(lifespan=lambda _: self.running()).lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
+            # Not with our own command, which runs the context itself.
+            from starlette.routing import Router
+
+            await Router(lifespan=lambda _: self.running()).lifespan(scope, receive, send)
         elif self._entry is not None:
             await self._entry(scope, receive, send)
 
@@ -162,9 +164,7 @@ class Application:
             spiller = Spiller(FeedMemory(config.feed_memory_bytes), store.spill)
             installations = Installations(on_first_use=not config.require_preinstall)
             await stack.enter_async_context(installations.run())
-            egress = None if config.egress_proxy is None else Egress(config.egress_proxy)
-            if egress is not None:
-                await stack.enter_async_context(egress.run())
+            egress = await _enter_egress(stack, config)
             proxy = _proxy_of(egress)
             children = Children(data_dir() / "run", config.agent_limits)
             await stack.enter_async_context(children.run())
@@ -215,7 +215,7 @@ class Application:
                 config=config,
                 bridge=bridge,
                 agents=AgentRegistry(bridge),
-                openapi=openapi_json(),
+                openapi=openapi_json,
                 recorder=recorder,
                 store=store.sessions,
                 sessions=driven,
@@ -235,6 +235,8 @@ class Application:
             if config.token is not None:
                 entry = self.guard = BearerAuth(entry, config.token, self.tickets)
             if config.cors.allow_origins:
+                from starlette.middleware.cors import CORSMiddleware
+
                 entry = CORSMiddleware(entry, **_cors(config.cors))
             hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None
             if hosts is not None:
@@ -243,6 +245,17 @@ class Application:
             self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
             gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
+
+
+async def _enter_egress(stack: AsyncExitStack, config: ServerConfig) -> Egress | None:
+    """Return the proxy of the sandbox, or None without one."""
+    if config.egress_proxy is None:
+        return None
+    from sandbox_agent.server.agents.egress import Egress
+
+    egress = Egress(config.egress_proxy)
+    await stack.enter_async_context(egress.run())
+    return egress
 
 
 async def _enter_spans(stack: AsyncExitStack, config: ServerConfig) -> Sequence[Callable[[Changes], None]]:
@@ -255,14 +268,17 @@ async def _enter_spans(stack: AsyncExitStack, config: ServerConfig) -> Sequence[
     return (spans.observe,)
 
 
+@cache
 def openapi_json() -> bytes:
-    """Return the OpenAPI document as it is served and checked in."""
+    """Return the OpenAPI document as it is served and checked in. The first call takes some time."""
+    from sandbox_agent.server.http.openapi import build_document
+
     return json.dumps(build_document(OPERATIONS), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _proxy_of(egress: Egress | None) -> Callable[[], Mapping[str, str]]:
     """Return a function that returns the variables for the sandbox's proxy, with a new name each time."""
-    return dict if egress is None else lambda: egress.variables(new_user())
+    return dict if egress is None else lambda: egress.variables(egress.new_user())
 
 
 @contextmanager

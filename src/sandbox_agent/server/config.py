@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox_agent.agents.environment import AgentEnvironment
-from sandbox_agent.egress.relay import Where
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.runtime.limits import Limits
+
+if TYPE_CHECKING:
+    from sandbox_agent.egress.relay import Where
 
 DEFAULT_PORT = 2468
 CANCEL_GRACE = 10.0

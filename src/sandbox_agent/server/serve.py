@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
@@ -104,7 +105,7 @@ def serve(config: ServerConfig) -> int:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             lifespan="off",  # _serve runs it, so that a failure is an error of ours, not a traceback
-            ws=_websocket_protocol(),
+            ws=cast(type[asyncio.Protocol], _websocket_protocol),
         ),
         app,
     )
@@ -191,10 +192,11 @@ async def _end_when_idle(app: Application, server: _Server, seconds: float) -> N
             return
 
 
-def _websocket_protocol() -> type[asyncio.Protocol]:
+def _websocket_protocol(*args: Any, **kwargs: Any) -> asyncio.Protocol:
+    # Imported for the first terminal: few servers have one, and the import takes long.
     from sandbox_agent.server.http.websocket_protocol import WebSocketProtocol
 
-    return WebSocketProtocol
+    return WebSocketProtocol(*args, **kwargs)
 
 
 def _http_protocol() -> type[asyncio.Protocol] | str:

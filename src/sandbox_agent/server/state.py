@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,14 @@ class ServerState:
     """The parts of a running server.
 
     Attributes:
-        openapi: its OpenAPI document as JSON.
+        openapi: returns its OpenAPI document as JSON.
         connections: the open connections.
     """
 
     config: ServerConfig
     bridge: Bridge
     agents: AgentRegistry
-    openapi: bytes
+    openapi: Callable[[], bytes]
     recorder: Recorder
     store: SessionStore
     sessions: Sessions

@@ -27,7 +27,6 @@ from sandbox_agent.runtime.limits import LimitedGroup, Limits
 from sandbox_agent.runtime.process import Process, SpawnError
 from sandbox_agent.server import metrics
 from sandbox_agent.server.agents.connection import AgentConnection
-from sandbox_agent.server.agents.egress import Egress, new_user
 from sandbox_agent.server.agents.installations import Installations, Listener
 from sandbox_agent.server.agents.limits import enforce
 from sandbox_agent.server.agents.openings import Configuration
@@ -40,6 +39,7 @@ from sandbox_agent.server.streams.viewers import KEEPALIVE_SECONDS
 from sandbox_agent.server.trace_context import add_trace
 
 if TYPE_CHECKING:
+    from sandbox_agent.server.agents.egress import Egress
     from sandbox_agent.server.recorder.recorder import Recorder
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
@@ -274,7 +274,7 @@ class Bridge:
         if self._tasks is None or self._closing:
             raise StreamError("stream error: the server is shutting down")
         launch = resolve(agent)
-        user = new_user()
+        user = "" if self._egress is None else self._egress.new_user()
         proxy = {} if self._egress is None else self._egress.variables(user)
         try:
             process = await self._children.spawn(

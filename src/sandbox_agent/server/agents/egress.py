@@ -44,6 +44,11 @@ class Egress:
         async with self._relay.run():
             yield
 
+    @staticmethod
+    def new_user() -> str:
+        """Return a name of an agent that no other agent can guess."""
+        return secrets.token_hex(8)
+
     def variables(self, user: str) -> dict[str, str]:
         """Return the variables by which programs find the proxy.
 
@@ -77,8 +82,3 @@ class Egress:
             return
         params = {"host": refusal.host, "port": refusal.port, "message": refusal.message}
         connection.announce(METHOD, params)
-
-
-def new_user() -> str:
-    """Return a name of an agent that no other agent can guess."""
-    return secrets.token_hex(8)

@@ -6,19 +6,22 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import anyio.abc
 
 from sandbox_agent.agents.catalogue import known_agents
-from sandbox_agent.agents.install.installer import Installed, Progress, Versions, install
 from sandbox_agent.agents.launch import resolve
 from sandbox_agent.errors import AgentNotInstalledError, InstallFailedError, SandboxAgentError, StreamError
+
+if TYPE_CHECKING:
+    from sandbox_agent.agents.install.installer import Installed, Progress, Versions
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
 # Receives progress, and lines of npm's or pip's output.
-Listener = Callable[[Progress | str], None]
+Listener: TypeAlias = "Callable[[Progress | str], None]"
 
 
 @dataclass(eq=False, slots=True)
@@ -136,6 +139,9 @@ class Installations:
         return running.result
 
     async def _install(self, key: tuple[str, Versions | None, bool], running: _Running) -> None:
+        # Imported when it is used, as it makes the server's start longer.
+        from sandbox_agent.agents.install.installer import install
+
         agent, versions, reinstall = key
         logger.info("agent %s: installing", agent)
         try:

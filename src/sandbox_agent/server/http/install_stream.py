@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sandbox_agent.agents.install.installer import Installed, Progress, response_of
 from sandbox_agent.engine.sse import encode_comment, encode_event
 from sandbox_agent.server.agents.installations import Listener
 from sandbox_agent.server.http.problems import error_response
 from sandbox_agent.server.streams.viewers import EVENT_STREAM_HEADERS, KEEPALIVE_SECONDS, on_disconnect
 from sandbox_agent.wire.api import AgentInstallProgress
 from sandbox_agent.wire.jsonrpc import dumps
+
+if TYPE_CHECKING:
+    from sandbox_agent.agents.install.installer import Installed, Progress
 
 # A client that reads slower than npm writes does not get all lines.
 _MAX_WAITING = 1024
@@ -35,6 +38,8 @@ class InstallStream(Response):
         self._install = install
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from sandbox_agent.agents.install.installer import response_of
+
         await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM_HEADERS]})
         events, waiting = anyio.create_memory_object_stream[bytes](_MAX_WAITING)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any, get_args
 
 import msgspec
@@ -47,6 +46,8 @@ _ACP_ENVELOPE: dict[str, Any] = {
 
 def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
     """Build the OpenAPI 3.0 document of the operations."""
+    from importlib.metadata import version
+
     operations = tuple(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:

@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from sandbox_agent.server.processes.screen import Screen
-
 DEFAULT_COLS: Final = 80
 DEFAULT_ROWS: Final = 24
 # How far the slowest viewer may be behind before no more is read.
@@ -89,6 +87,8 @@ class Terminal:
     """
 
     def __init__(self, cols: int = DEFAULT_COLS, rows: int = DEFAULT_ROWS) -> None:
+        from sandbox_agent.server.processes.screen import Screen  # its library takes long to import
+
         self.cols: int = cols
         self.rows: int = rows
         self.ended: bool = False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox_agent.agents.install.installer import Installed, Versions, check_installable, response_of
 from sandbox_agent.errors import ConflictError, InstallFailedError, StreamError, UnsupportedAgentError
 from sandbox_agent.server.agents.installations import Listener
 from sandbox_agent.server.agents.registry import models_of, modes_of
@@ -28,6 +29,9 @@ from sandbox_agent.wire.api import (
     AgentListResponse,
 )
 from sandbox_agent.wire.sessions import AgentModelsResponse, AgentModesResponse
+
+if TYPE_CHECKING:
+    from sandbox_agent.agents.install.installer import Installed
 
 _AGENT = Parameter("agent", "path", "The agent's id.", text_schema(least=1))
 _BOOLEAN = {"type": "boolean"}
@@ -137,6 +141,8 @@ async def post_v1_agent_install(request: Request) -> Response:
     `total`. A `log` event has a `line` of npm's or pip's output. The last event is `done`, with an
     AgentInstallResponse, or `error`, with a problem document.
     """
+    from sandbox_agent.agents.install.installer import Versions, check_installable, response_of
+
     state = state_of(request)
     agent: str = request.path_params["agent"]
     body = await read_json(request, AgentInstallRequest, state.config.max_body_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -57,7 +58,7 @@ async def get_v1_openapi(request: Request) -> Response:
 
     Returns the OpenAPI document, which is generated from the code.
     """
-    return json_response(state_of(request).openapi)
+    return json_response(await run_sync(state_of(request).openapi))
 
 
 OPERATIONS = (

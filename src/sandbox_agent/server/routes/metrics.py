@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 
 from starlette.requests import Request
@@ -21,7 +21,6 @@ from sandbox_agent.server.http.operations import Answer, Operation, text_schema
 from sandbox_agent.server.metrics import Family, Labels, counter, gauge
 from sandbox_agent.server.state import ServerState, degradation, state_of
 
-_VERSION = version("sandbox-agent-py")
 _STARTED = time.time()
 _BEGUN = time.monotonic()
 
@@ -45,8 +44,15 @@ async def get_v1_metrics(request: Request) -> Response:
     return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
 
+@cache
+def _build() -> Labels:
+    from importlib.metadata import version
+
+    return version("sandbox-agent-py"), platform.python_version()
+
+
 def _server(state: ServerState) -> Iterable[Family]:
-    build: Labels = (_VERSION, platform.python_version())
+    build: Labels = _build()
     yield gauge("sandbox_agent_build_info", "Always 1.", {build: 1}, "version", "python")
     yield gauge("sandbox_agent_uptime_seconds", "Time since the server started.", time.monotonic() - _BEGUN)
     yield gauge("sandbox_agent_http_connections", "Open connections.", len(state.connections))

@@ -6,18 +6,20 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from sandbox_agent.agents.install.installer import Progress
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import InstallFailedError, SandboxAgentError
 from sandbox_agent.server.errors import without_path
 from sandbox_agent.server.recorder import RecordedSession
 from sandbox_agent.server.sessions.agent_client import SessionContext
 from sandbox_agent.wire.universal import UniversalEvent
+
+if TYPE_CHECKING:
+    from sandbox_agent.agents.install.installer import Progress
 
 logger: logging.Logger = logging.getLogger("sandbox_agent.server")
 
@@ -41,7 +43,7 @@ async def install_in_session(context: SessionContext, session: RecordedSession) 
     """
     agent = session.row.agent
     output: deque[str] = deque(maxlen=OUTPUT_LINES)
-    progress, shown = anyio.create_memory_object_stream[Progress](_MAX_WAITING)
+    progress, shown = anyio.create_memory_object_stream["Progress"](_MAX_WAITING)
 
     def listen(event: Progress | str) -> None:
         if isinstance(event, str):

@@ -10,13 +10,13 @@ import msgspec
 
 from sandbox_agent.errors import GoneError
 from sandbox_agent.persist.store import EventRow, SessionRow, SessionStore
-from sandbox_agent.server.transcripts.transcript_builder import Failure, TranscriptBuilder
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError
 from sandbox_agent.wire.sessions import SessionInfo
 from sandbox_agent.wire.universal import decode_event
 
 if TYPE_CHECKING:
     from sandbox_agent.server.transcripts.templating import TemplateRenderer
+    from sandbox_agent.server.transcripts.transcript_builder import TranscriptBuilder
 
 ExportFormat = Literal["jsonl", "markdown", "html"]
 # Media type and file name suffix.
@@ -34,6 +34,8 @@ def render_events(
     renderer: TemplateRenderer, builder: TranscriptBuilder, events: Iterable[bytes]
 ) -> Iterator[str]:
     """Render the entries that encoded events complete."""
+    from sandbox_agent.server.transcripts.transcript_builder import Failure
+
     for data in events:
         try:
             entries = builder.add(decode_event(data))
@@ -64,8 +66,7 @@ async def export(
         async for page in _read_pages(store, row):
             yield b"\n".join([event.data for event in page]) + b"\n"
         return
-    renderer = await anyio.to_thread.run_sync(_renderer, form)
-    builder = TranscriptBuilder()
+    renderer, builder = await anyio.to_thread.run_sync(_begin, form)
     async for chunk in _encode_in_thread(renderer.begin(info)):
         yield chunk
     async for page in _read_pages(store, row):
@@ -77,12 +78,13 @@ async def export(
         yield chunk
 
 
-def _renderer(form: ExportFormat) -> TemplateRenderer:
-    # Their libraries are a sixth of the server's time to start, and few servers export anything.
+def _begin(form: ExportFormat) -> tuple[TemplateRenderer, TranscriptBuilder]:
+    # These and their libraries are a sixth of the server's time to start, and few servers export anything.
     from sandbox_agent.server.transcripts.html import HtmlRenderer
     from sandbox_agent.server.transcripts.markdown import MarkdownRenderer
+    from sandbox_agent.server.transcripts.transcript_builder import TranscriptBuilder
 
-    return MarkdownRenderer() if form == "markdown" else HtmlRenderer()
+    return MarkdownRenderer() if form == "markdown" else HtmlRenderer(), TranscriptBuilder()
 
 
 async def _read_pages(store: SessionStore, row: SessionRow) -> AsyncIterator[list[EventRow]]:
