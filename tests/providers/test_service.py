@@ -102,6 +102,13 @@ async def test_a_call_that_may_have_had_its_effect_is_repeated_only_if_it_was_re
     assert len(calls) == 1 + is_repeated
 
 
+async def test_a_gateway_that_does_not_say_when_to_come_back_may_have_passed_the_call_on() -> None:
+    call, calls = failing(status(503, None))
+    with pytest.raises(SandboxAgentError):
+        await SERVICE.call(None, call, describe, is_repeatable=False)
+    assert calls == [0]
+
+
 async def test_a_call_is_given_up_after_several_tries() -> None:
     call, calls = failing(*[status(503)] * 100)
     with pytest.raises(SandboxAgentError, match="after several tries"):

@@ -239,8 +239,20 @@ class RemoteSuite(ReconnectSuite, RestartSuite, SandboxProviderSuite):
         provider = make()
         with pytest.raises(SandboxAgentError, match="did not answer in time"):
             await provider.create()
-        # Without a name, the service's own timeout ends it.
-        assert len(service.boxes) == (not provider.finds_by_name)
+        assert service.boxes == {}
+
+    async def test_a_create_whose_response_is_lost_leaves_nothing(
+        self, make: Make, service: FakeService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A gateway says 503 for a service that has created the sandbox."""
+        monkeypatch.setattr("sandbox_agent.providers.service._FIRST_WAIT", 0.0)
+        service.failures["created"] = Failure(503, 1)
+        provider = make()
+        try:
+            await provider.destroy(await provider.create())
+        except SandboxAgentError:
+            assert service.failures["created"].times == 0
+        assert service.boxes == {}
 
     async def test_the_loop_runs_while_a_sandbox_is_created(self, make: Make) -> None:
         provider = make()

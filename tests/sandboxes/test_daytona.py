@@ -81,6 +81,23 @@ class TestDaytona(RemoteSuite):
         assert body["cpu"] == 2
         assert {**body["labels"], **METADATA} == body["labels"]
 
+    async def test_a_sandbox_that_two_programs_wake_at_once_is_there_for_both(
+        self, make: Make, service: FakeDaytona
+    ) -> None:
+        provider = make()
+        raw_id = await provider.create()
+        await provider.pause(raw_id)
+        service.failures["start"] = Failure(409, 1)
+        await provider.reconnect(raw_id)
+        assert service.failures["start"].times == 0
+        assert await provider.get_token(raw_id)
+        # Another conflict is an error.
+        await provider.pause(raw_id)
+        service.failures["start"] = Failure(500, 100)
+        with pytest.raises(SandboxAgentError, match="made to fail with 500"):
+            await provider.reconnect(raw_id)
+        await provider.destroy(raw_id)
+
     async def test_a_snapshot_and_an_image_are_refused_together(self, make: Make) -> None:
         with pytest.raises(ValueError, match="not both"):
             make(snapshot="a", image="b")

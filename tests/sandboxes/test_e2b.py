@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -45,7 +46,7 @@ class TestE2B(StartSuite):
                     "timeout": 3600,
                     "autoPause": True,
                     "allow_internet_access": False,
-                    "metadata": METADATA,
+                    "metadata": {**METADATA, "sandbox-agent-name": ANY},
                     "envVars": {"A": "1"},
                 },
             ),
@@ -63,4 +64,4 @@ class TestE2B(StartSuite):
         await provider.destroy(await provider.create())
         body = service.requests[0][2]
         assert body["timeout"] == 60
-        assert body["metadata"] == {"team": "a", **METADATA}
+        assert body["metadata"] == {"team": "a", **METADATA, "sandbox-agent-name": ANY}

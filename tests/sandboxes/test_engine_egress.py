@@ -24,7 +24,7 @@ from sandbox_agent import (
     SandboxAgentError,
     docker,
 )
-from sandbox_agent.providers.engine.container import proxy_folder, socket_folder
+from sandbox_agent.providers.engine.container import PROXY_LABEL, proxy_folder, socket_folder
 from sandbox_agent.providers.engine.provider import EngineProvider
 from sandbox_agent.providers.engine.reaper import remove_leftovers
 from sandbox_agent.providers.engine.sidecar import SANDBOX_LABEL
@@ -34,7 +34,7 @@ from sandbox_agent.testing.providers import raw_id_of, run_command
 from tests.real_agent.test_matrix import SECONDS, install
 from tests.sandboxes.test_egress import GET, TALK
 from tests.sandboxes.test_engines import OPTIONS, sandboxed
-from tests.support.engines import Engine
+from tests.support.engines import IMAGE, Engine
 from tests.support.npm import NpmMissingError, node_wheel
 from tests.support.tls import make_certificate, tls_in_front
 
@@ -180,6 +180,21 @@ async def test_a_proxy_that_is_left_is_removed(engine: Engine, monkeypatch: pyte
     assert await proxies(engine) == []
     assert not proxy_folder(raw_id).exists()
     await anyio.to_thread.run_sync(shutil.rmtree, socket_folder(raw_id))
+
+
+async def test_a_proxy_that_a_killed_program_has_not_started_is_removed(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, folder = "sandbox-agent-never", tmp_path / "folder"
+    folder.mkdir()
+    body = {"Image": IMAGE, "Labels": {SANDBOX_LABEL: name, PROXY_LABEL: str(folder)}}
+    await engine.api.request("POST", "/containers/create", params={"name": f"{name}-proxy"}, body=body)
+    await remove_leftovers(engine.api)
+    assert await proxies(engine) == [f"{name}-proxy"]  # its program may start it yet
+    monkeypatch.setattr("sandbox_agent.providers.engine.sidecar.ALONE", -10)
+    await remove_leftovers(engine.api)
+    assert await proxies(engine) == []
+    assert not folder.exists()
 
 
 async def test_a_creation_that_fails_leaves_no_proxy(engine: Engine) -> None:

@@ -254,13 +254,10 @@ async def test_a_missing_image_is_named_with_what_builds_it(engine: Engine) -> N
         await engine.provider(image="missing:1", pull="never").create()
 
 
-async def test_an_image_without_the_server_is_named_with_what_builds_one(engine: Engine) -> None:
-    def without_server(body: dict[str, Any]) -> None:
-        body["Entrypoint"][2] = body["Entrypoint"][2].replace("exec sandbox-agent ", "exec missing ")
-
-    bare = engine.provider(create=without_server)
-    with pytest.raises(SandboxAgentError, match="has no sandbox-agent server"):
-        await bare.create()
+async def test_a_server_that_does_not_start_says_why_and_leaves_no_container(engine: Engine) -> None:
+    with pytest.raises(SandboxAgentError, match=r"exited with code 2 at its start: .*--missing"):
+        await engine.provider(args=["--missing"]).create()
+    assert await engine.containers() == []
 
 
 async def test_a_container_that_is_no_sandbox_is_left_alone(engine: Engine) -> None:

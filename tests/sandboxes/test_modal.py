@@ -71,6 +71,13 @@ class TestModal(RemoteSuite):
             "client": None,
         }
 
+    async def test_a_port_that_is_not_published_says_what_to_pass(self, make: Make) -> None:
+        provider = make()
+        raw_id = await provider.create()
+        with pytest.raises(SandboxAgentError, match="does not publish port 1: pass the agent_port"):
+            await make(agent_port=1).get_url(raw_id)
+        await provider.destroy(raw_id)
+
     async def test_an_image_of_a_registry_is_named(self, make: Make, service: FakeModal) -> None:
         service.failures["create"] = Failure(400, 1)
         with pytest.raises(SandboxAgentError, match="status 400"):

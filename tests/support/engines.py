@@ -36,7 +36,7 @@ from tests.support.npm import cache_folder
 __all__ = ["Engine", "docker_engine", "engine", "podman_engine"]
 
 IMAGE: Final = "sandbox-agent-test:latest"
-_BASE: Final = "sandbox-agent-test-base:latest"
+BASE: Final = "sandbox-agent-test-base:latest"
 _TOOLS: Final[dict[EngineName, tuple[str, ...]]] = {
     "docker": ("dockerd", "docker-proxy", "runc", "ip", "debootstrap"),
     "podman": ("podman", "runc", "conmon", "iptables", "debootstrap"),
@@ -220,7 +220,7 @@ def _responds(path: Path) -> bool:
 
 
 def _import_base(path: Path, archive: Path) -> None:
-    name, _, tag = _BASE.partition(":")
+    name, _, tag = BASE.partition(":")
     with contextlib.closing(_UnixConnection(path)) as connection, archive.open("rb") as content:
         connection.timeout = 120
         headers = {"Content-Type": "application/x-tar", "Content-Length": str(archive.stat().st_size)}
@@ -259,7 +259,7 @@ def running_engine(name: EngineName) -> Generator[Engine]:
 
 
 async def _build(found: Engine) -> None:
-    await build_image(found.api, tag=IMAGE, base=_BASE, network="host")
+    await build_image(found.api, tag=IMAGE, base=BASE, network="host")
 
 
 def _delete(folder: Path) -> None:

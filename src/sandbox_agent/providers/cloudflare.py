@@ -36,7 +36,6 @@ class CloudflareProvider(HTTPProvider):
     service: ClassVar[Service] = Service("The Worker", "cloudflare", _KEY_VARIABLE, "api_key=...")
     options_type: ClassVar[type[RemoteOptions]] = CloudflareOptions
     default_home: ClassVar[str] = "/root"
-    finds_by_name: ClassVar[bool] = True
     has_env_file: ClassVar[bool] = True
 
     def __init__(self, url: str | None = None, **options: Unpack[CloudflareOptions]) -> None:

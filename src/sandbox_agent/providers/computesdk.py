@@ -48,7 +48,6 @@ class ComputeSDKProvider(RemoteProvider[Connection]):
     )
     options_type: ClassVar[type[RemoteOptions]] = ComputeSDKOptions
     default_home: ClassVar[str] = "/home/user"
-    finds_by_name: ClassVar[bool] = True
 
     def __init__(self, template: str | None = None, **options: Unpack[ComputeSDKOptions]) -> None:
         """Store the options. See ``computesdk`` for the arguments."""

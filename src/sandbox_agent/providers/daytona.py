@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Seconds. Daytona's own default would end a slow installation.
 _COMMAND_TIMEOUT = 1800
+# Of a start while another program has started the sandbox.
+_CONFLICT = (400, 409)
 # None for its waits: the provider has a limit of its own.
 _NO_LIMIT = 0
 
@@ -58,7 +60,6 @@ class DaytonaProvider(RemoteProvider[Connection]):
     )
     options_type: ClassVar[type[RemoteOptions]] = DaytonaOptions
     default_home: ClassVar[str] = "/home/daytona"
-    finds_by_name: ClassVar[bool] = True
 
     def __init__(self, snapshot: str | None = None, **options: Unpack[DaytonaOptions]) -> None:
         """Store the options. See ``daytona`` for the arguments."""
@@ -115,22 +116,35 @@ class DaytonaProvider(RemoteProvider[Connection]):
         await (await self._get(client, sandbox_id)).delete()
 
     async def _wake_sandbox(self, client: Connection, sandbox_id: str) -> bool:
-        from daytona import SandboxState
+        from daytona import DaytonaError, SandboxState
 
         sandbox = await self._get(client, sandbox_id)
-        match sandbox.state:
-            case SandboxState.STARTED:
-                return False
-            case SandboxState.STARTING | SandboxState.RESTORING | SandboxState.RESUMING:
-                await sandbox.wait_for_sandbox_start(_NO_LIMIT)
-            case SandboxState.ERROR if sandbox.recoverable:
-                await sandbox.recover(_NO_LIMIT)
-            case SandboxState.STOPPING:
-                await sandbox.wait_for_sandbox_stop(_NO_LIMIT)
-                await sandbox.start(_NO_LIMIT)
-            case _:
-                await sandbox.start(_NO_LIMIT)
+        if sandbox.state == SandboxState.STARTED:
+            return False
+        try:
+            await self._resume(sandbox)
+        except DaytonaError as error:
+            if error.status_code not in _CONFLICT:
+                raise
+            client.sandboxes.pop(sandbox_id)
+            sandbox = await self._get(client, sandbox_id)
+            if not (sandbox.state == SandboxState.STARTED or _is_starting(sandbox)):
+                raise
+            # Another program has started it meanwhile.
+            await sandbox.wait_for_sandbox_start(_NO_LIMIT)
         return True
+
+    async def _resume(self, sandbox: AsyncSandbox) -> None:
+        from daytona import SandboxState
+
+        if _is_starting(sandbox):
+            await sandbox.wait_for_sandbox_start(_NO_LIMIT)
+        elif sandbox.state == SandboxState.ERROR and sandbox.recoverable:
+            await sandbox.recover(_NO_LIMIT)
+        else:
+            if sandbox.state == SandboxState.STOPPING:
+                await sandbox.wait_for_sandbox_stop(_NO_LIMIT)
+            await sandbox.start(_NO_LIMIT)
 
     async def _write_file(self, client: Connection, sandbox_id: str, path: str, content: bytes) -> None:
         await (await self._get(client, sandbox_id)).fs.upload_file(content, path)
@@ -189,6 +203,20 @@ class DaytonaProvider(RemoteProvider[Connection]):
                 return ServiceFailure(text, error.status_code or 0, retry_after(error.headers))
             case _:
                 return None
+
+
+def _is_starting(sandbox: AsyncSandbox) -> bool:
+    from daytona import SandboxState
+
+    return sandbox.state in (
+        SandboxState.CREATING,
+        SandboxState.PENDING_BUILD,
+        SandboxState.BUILDING_SNAPSHOT,
+        SandboxState.PULLING_SNAPSHOT,
+        SandboxState.STARTING,
+        SandboxState.RESTORING,
+        SandboxState.RESUMING,
+    )
 
 
 def daytona(snapshot: str | None = None, **options: Unpack[DaytonaOptions]) -> DaytonaProvider:

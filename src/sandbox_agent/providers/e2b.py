@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from sandbox_agent.providers.base import finish
@@ -18,6 +18,10 @@ from sandbox_agent.providers.service import Service, ServiceFailure
 
 if TYPE_CHECKING:
     from e2b import AsyncCommandHandle, AsyncSandbox
+
+
+# Finds a sandbox whose id was lost with a response, in its metadata.
+_NAME_KEY = "sandbox-agent-name"
 
 
 class E2BOptions(RemoteOptions, total=False):
@@ -55,16 +59,21 @@ class E2BProvider(RemoteProvider[None]):
 
         options = self._native(
             {
+                # The SDK repeats the request, also if E2B may have created the sandbox.
+                "idempotency_key": name,
                 "template": self._template,
                 "timeout": self._timeout,
                 "lifecycle": {"on_timeout": self._on_timeout},
                 "envs": self._env,
             },
-            metadata=metadata,
+            metadata={**metadata, _NAME_KEY: name},
         )
         sandbox = await AsyncSandbox.create(**options, **self._client)
         self._sandboxes[sandbox.sandbox_id] = sandbox
         return sandbox.sandbox_id
+
+    async def _find_lost(self, client: None, name: str) -> Sequence[str]:
+        return [item.id for item in await self._list_sandboxes(client, {_NAME_KEY: name})]
 
     async def _destroy_sandbox(self, client: None, sandbox_id: str) -> None:
         from e2b import AsyncSandbox

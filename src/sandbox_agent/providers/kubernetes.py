@@ -76,7 +76,6 @@ class KubernetesProvider(SocketProvider):
     )
     options_type: ClassVar[type[RemoteOptions]] = KubernetesOptions
     default_home: ClassVar[str] = "/home/agent"
-    finds_by_name: ClassVar[bool] = True
     # The variables of a pod can be read by all who can read pods.
     has_env_file: ClassVar[bool] = True
     never_ends: ClassVar[bool] = True

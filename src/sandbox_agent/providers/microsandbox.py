@@ -44,7 +44,6 @@ class MicrosandboxProvider(RemoteProvider[None]):
     )
     options_type: ClassVar[type[RemoteOptions]] = RemoteOptions
     default_home: ClassVar[str] = "/root"
-    finds_by_name: ClassVar[bool] = True
     # Its configuration is a file of this machine, which keeps what is set at its creation.
     has_env_file: ClassVar[bool] = True
 

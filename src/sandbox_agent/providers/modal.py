@@ -41,7 +41,6 @@ class ModalProvider(RemoteProvider[None]):
     )
     options_type: ClassVar[type[RemoteOptions]] = ModalOptions
     default_home: ClassVar[str] = "/root"
-    finds_by_name: ClassVar[bool] = True
     # Connections through its tunnels keep a sandbox running.
     has_timeout: ClassVar[bool] = False
 
@@ -113,6 +112,8 @@ class ModalProvider(RemoteProvider[None]):
 
     async def _find_address(self, client: None, sandbox_id: str) -> Address:
         tunnels = await (await self._get(sandbox_id)).tunnels.aio()
+        if self._agent_port not in tunnels:
+            raise self._unpublished(sandbox_id)
         return Address(tunnels[self._agent_port].url)
 
     async def _list_sandboxes(self, client: None, metadata: Mapping[str, str]) -> list[SandboxListing]:

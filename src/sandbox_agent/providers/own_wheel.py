@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import importlib.metadata
 import io
 import zipfile
+from collections.abc import Awaitable, Callable
 
 from sandbox_agent.providers.server_process import PACKAGE_ROOT
+from sandbox_agent.providers.start_script import NEEDS_WHEEL
 
 _DISTRIBUTION = "sandbox-agent-py"
 
@@ -42,3 +45,19 @@ def make_wheel() -> tuple[str, bytes]:
 def _digest(data: bytes) -> str:
     digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
     return f"sha256={digest.decode()}"
+
+
+async def run_with_wheel(
+    run: Callable[[], Awaitable[tuple[int, str]]], put: Callable[[str, bytes], Awaitable[None]]
+) -> tuple[int, str]:
+    """Run the start script, and again with the wheel if the package index does not have this package.
+
+    Args:
+        run: Runs the script in a sandbox and returns its exit code and output.
+        put: Writes a file to the script's folder.
+    """
+    code, output = await run()
+    if code == NEEDS_WHEEL:
+        await put(*await asyncio.to_thread(make_wheel))
+        code, output = await run()
+    return code, output

@@ -20,9 +20,8 @@ from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
-from sandbox_agent.providers import start_script
 from sandbox_agent.providers.base import SandboxProvider, finish
-from sandbox_agent.providers.own_wheel import make_wheel
+from sandbox_agent.providers.own_wheel import run_with_wheel
 from sandbox_agent.providers.renewing_transport import RenewingTransport
 from sandbox_agent.providers.service import Service, ServiceFailure, limited, was_refused
 from sandbox_agent.providers.start_script import StartScript, package_version
@@ -118,8 +117,6 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
     # The arguments of the function that makes the provider.
     options_type: ClassVar[type[RemoteOptions]]
     default_home: ClassVar[str]
-    # The name that a sandbox is created with finds it, so that one whose id was lost can be destroyed.
-    finds_by_name: ClassVar[bool] = False
     # The service has no variables of a sandbox: they are in a file.
     has_env_file: ClassVar[bool] = False
     # The service ends no sandbox by itself, so that there is no option for when.
@@ -174,6 +171,10 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
     async def _create_sandbox(self, client: _C, name: str, metadata: Mapping[str, str]) -> str:
         """Create a sandbox and return its id. The name is one that no other sandbox has."""
 
+    async def _find_lost(self, client: _C, name: str) -> Sequence[str]:
+        """Return the ids of the sandboxes that may have been created with this name, without a response."""
+        return [name]
+
     @abstractmethod
     async def _destroy_sandbox(self, client: _C, sandbox_id: str) -> None:
         """Destroy a sandbox."""
@@ -197,6 +198,12 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
     @abstractmethod
     async def _find_address(self, client: _C, sandbox_id: str) -> Address:
         """Return where the service publishes the server's port."""
+
+    def _unpublished(self, sandbox_id: str) -> SandboxAgentError:
+        return SandboxAgentError(
+            f"sandbox '{self.name}/{sandbox_id}' does not publish port {self._agent_port}: pass the "
+            "agent_port with which it was created"
+        )
 
     async def _renew(self, client: _C, sandbox_id: str) -> None:
         """Set the sandbox's timeout again, if the service has one."""
@@ -267,17 +274,18 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
                 await self._set_up(client, created[0])
             except BaseException as error:
                 # Without a response there may be one of this name.
-                lost = [name] if self.finds_by_name and not was_refused(error) else []
-                for sandbox_id in created or lost:
-                    await finish(self._abandon(client, sandbox_id))
+                if created or not was_refused(error):
+                    await finish(self._abandon(client, name, created))
                 raise
         return created[0]
 
-    async def _abandon(self, client: _C, sandbox_id: str) -> None:
+    async def _abandon(self, client: _C, name: str, created: Sequence[str]) -> None:
         try:
-            await self._destroy(client, sandbox_id)
-        except SandboxAgentError:  # the error that led here is the one to raise
-            logger.exception("sandbox '%s/%s' is not used and could not be destroyed", self.name, sandbox_id)
+            for sandbox_id in created or await self._call(None, lambda: self._find_lost(client, name)):
+                await self._destroy(client, sandbox_id)
+        except Exception:  # of any SDK: the error that led here is the one to raise
+            shown = created[0] if created else name
+            logger.exception("sandbox '%s/%s' is not used and could not be destroyed", self.name, shown)
 
     async def _set_up(self, client: _C, sandbox_id: str) -> None:
         token = secrets.token_urlsafe(24)
@@ -331,15 +339,19 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             step: "install" to start no server.
         """
         command = self._start_command(step)
-        output = await self._shell(client, sandbox_id, command)
-        if output.exit_code == start_script.NEEDS_WHEEL:
-            name, wheel = await asyncio.to_thread(make_wheel)
-            await self._put(client, sandbox_id, name, wheel)
+
+        async def run() -> tuple[int, str]:
             output = await self._shell(client, sandbox_id, command)
-        if output.exit_code:
+            return output.exit_code, output.stderr
+
+        async def put(name: str, content: bytes) -> None:
+            await self._put(client, sandbox_id, name, content)
+
+        code, said = await run_with_wheel(run, put)
+        if code:
             raise SandboxAgentError(
-                f"the server did not start in sandbox '{self.name}/{sandbox_id}' (exit code "
-                f"{output.exit_code}): {output.stderr.strip() or 'without any output'}"
+                f"the server did not start in sandbox '{self.name}/{sandbox_id}' (exit code {code}): "
+                f"{said.strip() or 'without any output'}"
             )
 
     async def _wait_responding(self, client: _C, sandbox_id: str) -> None:

@@ -18,10 +18,8 @@ _T = TypeVar("_T")
 
 _LOADED: set[tuple[str, str | None]] = set()
 
-# The service has not done what it was asked, so that any call can be repeated.
-_REFUSED = (429, 503)
-# It may have done it: only calls that may be repeated are.
-_UNCERTAIN = (500, 502, 504, 520, 522, 524, None)
+# The service may have done what it was asked: only calls that may be repeated are.
+_UNCERTAIN = (500, 502, 503, 504, 520, 522, 524, None)
 _GONE = (404, 410)
 _TRIES = 5
 # Seconds before the first repetition without a Retry-After; each further one waits twice as long.
@@ -45,6 +43,15 @@ class ServiceFailure:
     status: int | None
     retry_after: float | None = None
     is_about_file: bool = False
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the service has not done what it was asked for now, so that any call can be repeated.
+
+        A gateway also answers 503 when it loses the connection to a service that has done it, but then it
+        does not say when to come back.
+        """
+        return self.status == 429 or (self.status == 503 and self.retry_after is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +144,7 @@ class Service:
                 wait = failure.retry_after
                 if wait is None:
                     wait = _FIRST_WAIT * 2 ** (tried - 1)
-                may_repeat = failure.status in _REFUSED or (is_repeatable and failure.status in _UNCERTAIN)
+                may_repeat = failure.is_refusal or (is_repeatable and failure.status in _UNCERTAIN)
                 if not may_repeat or tried >= self.tries or wait > LONGEST_WAIT:
                     raise self._error(failure, sandbox_id) from error
             await asyncio.sleep(wait)

@@ -43,7 +43,6 @@ class SpritesProvider(SocketProvider):
     service: ClassVar[Service] = Service("Sprites", "sprites", _VARIABLE, "api_key=...", module="websockets")
     options_type: ClassVar[type[RemoteOptions]] = SpritesOptions
     default_home: ClassVar[str] = "/home/sprite"
-    finds_by_name: ClassVar[bool] = True
     # A command's variables are in the URL of its request.
     has_env_file: ClassVar[bool] = True
     never_ends: ClassVar[bool] = True

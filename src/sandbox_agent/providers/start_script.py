@@ -35,7 +35,8 @@ class StartScript:
 
     It uses ``sandbox-agent`` from PATH or from its own virtual environment, if that is this version.
     Otherwise it installs the package from the package index, or the wheel in its folder (``own_wheel.py``).
-    The token is read from the file ``token`` in its folder. With the argument ``install``, no server starts.
+    The token is read from the file ``token`` in its folder. With the argument ``install``, no server starts,
+    and no token is needed.
 
     Attributes:
         port: The server's port.
@@ -139,8 +140,10 @@ if command -v flock >/dev/null 2>&1; then
     if answers; then exit 0; fi
 fi
 
-if [ ! -s "$folder/token" ]; then fail {no_token} "there is no token in $folder/token"; fi
-chmod 600 "$folder/token"
+if [ "$step" != install ]; then
+    if [ ! -s "$folder/token" ]; then fail {no_token} "there is no token in $folder/token"; fi
+    chmod 600 "$folder/token"
+fi
 
 is_this_version() {{
     [ "$("$1" --version 2>/dev/null)" = "sandbox-agent, version $version" ]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import httpx2
 
-from sandbox_agent.errors import SandboxAgentError
 from sandbox_agent.providers.remote import (
     Address,
     CommandOutput,
@@ -44,7 +43,6 @@ class VercelProvider(RemoteProvider["SandboxClient"]):
     )
     options_type: ClassVar[type[RemoteOptions]] = VercelOptions
     default_home: ClassVar[str] = "/vercel/sandbox"
-    finds_by_name: ClassVar[bool] = True
 
     def __init__(self, image: str | None = None, **options: Unpack[VercelOptions]) -> None:
         """Store the options. See ``vercel`` for the arguments."""
@@ -106,10 +104,7 @@ class VercelProvider(RemoteProvider["SandboxClient"]):
         for route in sandbox.routes:
             if route.port == self._agent_port:
                 return Address(route.url.rstrip("/"))
-        raise SandboxAgentError(
-            f"sandbox '{self.name}/{sandbox_id}' does not publish port {self._agent_port}: pass the "
-            "agent_port with which it was created"
-        )
+        raise self._unpublished(sandbox_id)
 
     async def _renew(self, client: SandboxClient, sandbox_id: str) -> None:
         # Vercel adds to the time that is left.

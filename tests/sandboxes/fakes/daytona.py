@@ -110,6 +110,8 @@ class FakeDaytona(FakeService):
         await self.recorded(request)
         action = request.path_params["action"]
         if (refusal := self.refusal(request, "timeout" if action == "last-activity" else action)) is not None:
+            if action == "start":  # another program was faster
+                self.boxes[request.path_params["id"]].is_paused = False
             return refusal
         box_id = request.path_params["id"]
         match action:

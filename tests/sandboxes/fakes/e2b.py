@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -45,8 +46,12 @@ class FakeE2B(FakeService):
         body = await self.recorded(request)
         if (refusal := self.refusal(request, "create")) is not None:
             return refusal
-        box_id = f"i{secrets.token_hex(8)}"
-        await self.add(box_id, Box(body["metadata"], body["envVars"]))
+        # The same request has the same sandbox.
+        key = request.headers["idempotency-key"]
+        box_id = next(
+            (known for known, box in self.boxes.items() if box.name == key), f"i{secrets.token_hex(8)}"
+        )
+        await self.add(box_id, Box(body["metadata"], body["envVars"], name=key))
         return JSONResponse(self._described(box_id), 201)
 
     def _described(self, box_id: str) -> dict[str, Any]:
@@ -62,6 +67,7 @@ class FakeE2B(FakeService):
 
     async def _list(self, request: Request) -> Response:
         self.requests.append(("GET", str(request.url.replace(scheme="", netloc="")), None))
+        wanted = dict(parse_qsl(request.query_params["metadata"]))
         items = [
             {
                 **self._described(box_id),
@@ -74,6 +80,7 @@ class FakeE2B(FakeService):
                 "metadata": box.metadata,
             }
             for box_id, box in self.boxes.items()
+            if wanted.items() <= box.metadata.items()
         ]
         return self.refusal(request) or JSONResponse(items)
 

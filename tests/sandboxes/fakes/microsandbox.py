@@ -34,11 +34,14 @@ class FakeMicrosandbox(FakeService):
     def routes(self) -> Sequence[BaseRoute]:
         return []  # there is no service
 
+    def native_error(self, status: int) -> Exception:
+        return errors.InvalidConfigError(f"made to fail with {status}")
+
     def _fail(self, name: str) -> None:
         failure = self.failures.get(name)
         if failure is not None and failure.times > 0:
             failure.times -= 1
-            raise errors.InvalidConfigError(f"made to fail with {failure.status}")
+            raise self.native_error(failure.status)
 
     def _record(self, call: str, name: str, **options: Any) -> None:
         self.requests.append((call, name, options))

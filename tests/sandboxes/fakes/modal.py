@@ -92,11 +92,14 @@ class FakeModal(FakeService):
 
         return SimpleNamespace(aio=aio)
 
+    def native_error(self, status: int) -> Exception:
+        return _ERRORS[status](f"made to fail with {status}")
+
     def _fail(self, name: str) -> None:
         failure = self.failures.get(name)
         if failure is not None and failure.times > 0:
             failure.times -= 1
-            raise _ERRORS[failure.status](f"made to fail with {failure.status}")
+            raise self.native_error(failure.status)
 
     def _image(self, tag: str, **options: Any) -> Any:
         _signature(modal.Image, "from_registry").bind(tag, **options)

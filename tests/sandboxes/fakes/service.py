@@ -72,6 +72,14 @@ class Failure:
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
 
+class LostResponseError(Exception):
+    """A request had its effect, and a gateway answers with an error."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class FakeService(ABC):
     """A service, in a thread, whose sandboxes have their homes on this machine.
 
@@ -80,7 +88,8 @@ class FakeService(ABC):
     Attributes:
         requests: Method, path and JSON body of each request to the API, but for those to sandboxes.
         boxes: The sandboxes that exist.
-        failures: By the name of the call: "create", "wake", "timeout", "destroy".
+        failures: By the name of the call: "create", "wake", "timeout", "destroy"; "created" for a sandbox
+            that was created before the answer is an error.
         created: Set when a sandbox was created, before the response.
         may_respond: Cleared to delay this response.
         has_traffic: Whether requests reach the ports of sandboxes.
@@ -108,7 +117,10 @@ class FakeService(ABC):
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         config = uvicorn.Config(
-            Starlette(routes=self.routes()), log_level="warning", lifespan="off", ws=self.ws
+            Starlette(routes=self.routes(), exception_handlers={LostResponseError: self._answer_lost}),
+            log_level="warning",
+            lifespan="off",
+            ws=self.ws,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
@@ -120,6 +132,10 @@ class FakeService(ABC):
     def error(self, status: int, message: str) -> Response:
         """Return an error as the service does."""
         return JSONResponse({"code": status, "message": message}, status)
+
+    def _answer_lost(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, LostResponseError)
+        return self.error(error.status, "the connection to the service was lost")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -175,6 +191,14 @@ class FakeService(ABC):
         # Not in a thread, which a client that leaves would not end.
         while not self.may_respond.is_set():  # noqa: ASYNC110 - it is set in another thread
             await asyncio.sleep(0.01)
+        failure = self.failures.get("created")
+        if failure is not None and failure.times > 0:
+            failure.times -= 1
+            raise self.native_error(failure.status)
+
+    def native_error(self, status: int) -> Exception:
+        """Return what a call raises that has had its effect and is answered with an error."""
+        return LostResponseError(status)
 
     async def remove(self, box_id: str) -> None:
         """Destroy a sandbox."""

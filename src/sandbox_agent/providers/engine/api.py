@@ -227,15 +227,14 @@ class EngineApi:
         state = (await self.request("GET", f"/exec/{made}/json")).json()
         return int(state["ExitCode"] or 0), split_frames(answer.content)
 
-    async def has_image(self, image: str) -> bool:
-        """Return whether the engine has an image."""
+    async def find_image(self, image: str) -> str | None:
+        """Return the id of an image, or None if the engine does not have it."""
         try:
-            await self.request("GET", f"/images/{image}/json")
+            return str((await self.request("GET", f"/images/{image}/json")).json()["Id"])
         except SandboxAgentError as error:
             if error.status == 404:
-                return False
+                return None
             raise
-        return True
 
     async def stream_lines(
         self, path: str, *, params: Mapping[str, Any], content: bytes | None = None

@@ -48,8 +48,11 @@ async def build_image(
     Raises:
         SandboxAgentError: The build failed. The message ends with its last output.
     """
-    arguments = {name: os.environ[name] for name in _PROXIES if os.environ.get(name)}
-    arguments |= {"BASE": base or (AGENTS_BASE if agents else BASE), "AGENTS": ",".join(agents)}
+    arguments = {
+        **proxy_variables(),
+        "BASE": base or (AGENTS_BASE if agents else BASE),
+        "AGENTS": ",".join(agents),
+    }
     params = {"t": tag, "buildargs": json.dumps(arguments), "rm": "true", "forcerm": "true"}
     if network is not None:
         params["networkmode"] = network
@@ -69,20 +72,18 @@ def _make_context() -> bytes:
     """Return the build's context: a tar archive with the wheel and the settings of pip and npm."""
     name, wheel = make_wheel()
     npmrc = Path(os.environ.get("NPM_CONFIG_USERCONFIG") or Path.home() / ".npmrc")
-    pip = _pip_options()
-    certificate = os.environ.get("PIP_CERT") or pip.pop("cert", "")
-    pip.pop("cert", None)
     files = {
         "Dockerfile": _DOCKERFILE.read_bytes(),
         name: wheel,
         "npmrc": _read(npmrc) + _npm_registry(),
-        "ca.pem": _read(Path(certificate)) if certificate else b"",
+        "ca.pem": b"",
+        **pip_settings("/build"),
     }
-    if files["ca.pem"]:
-        pip["cert"] = "/build/ca.pem"
-    files["pip.conf"] = "".join(
-        ["[global]\n", *(f"{key} = {value}\n" for key, value in pip.items())]
-    ).encode()
+    return archive_files(files)
+
+
+def archive_files(files: Mapping[str, bytes]) -> bytes:
+    """Return a tar archive with these files."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in files.items():
@@ -90,6 +91,28 @@ def _make_context() -> bytes:
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def proxy_variables() -> dict[str, str]:
+    """Return the variables of this machine that name its proxies."""
+    return {name: os.environ[name] for name in _PROXIES if os.environ.get(name)}
+
+
+def pip_settings(folder: str) -> dict[str, bytes]:
+    """Return this machine's settings of pip: the files ``pip.conf`` and, with a CA file, ``ca.pem``.
+
+    Args:
+        folder: Where they are read.
+    """
+    options = _pip_options()
+    certificate = os.environ.get("PIP_CERT") or options.pop("cert", "")
+    options.pop("cert", None)
+    files: dict[str, bytes] = {}
+    if certificate and (content := _read(Path(certificate))):
+        files["ca.pem"] = content
+        options["cert"] = f"{folder}/ca.pem"
+    lines = ["[global]\n", *(f"{key} = {value}\n" for key, value in options.items())]
+    return {**files, "pip.conf": "".join(lines).encode()}
 
 
 def _npm_registry() -> bytes:

@@ -394,11 +394,11 @@ def secret_archive(text: str, user: str = "0:0") -> bytes:
     return _archive([(SECRET_FILE, text.encode(), 0o400, *_ids(user))])
 
 
-def folders_archive(user: str, *, workspace: bool) -> bytes:
+def folders_archive(user: str, *, workspace: bool, mode: int = 0o755) -> bytes:
     """Return a tar archive for the root of an image that may lack these folders."""
     uid, gid = _ids(user)
     names = [HOME, *([WORKSPACE] if workspace else [])]
-    return _archive([(name.strip("/"), None, 0o755, uid, gid) for name in names])
+    return _archive([(name.strip("/"), None, mode, uid, gid) for name in names])
 
 
 def _archive(entries: Sequence[tuple[str, bytes | None, int, int, int]]) -> bytes:

@@ -35,7 +35,8 @@ def docker(image: str | None = None, **options: Unpack[EngineOptions]) -> Docker
     DOCKER_CERT_PATH), its context, and the usual sockets.
 
     Args:
-        image: The image, or None for the one that ``sandbox-agent image build`` makes.
+        image: The image, or None for the one that ``sandbox-agent image build`` makes. In another one, such
+            as "python:3.12", the server is installed once, which needs Python 3.11 or uv there.
         env: Variables for the server and its agents. The container's configuration does not show them.
         mounts: Files and folders of this machine, which the engine has to be on.
         workspace: A folder of this machine for ``/workspace``, which agents may write to. None for an empty

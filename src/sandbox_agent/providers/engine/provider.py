@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -44,6 +45,7 @@ from sandbox_agent.providers.engine.container import (
 )
 from sandbox_agent.providers.engine.endpoints import EngineName
 from sandbox_agent.providers.engine.images import ensure_image, split_tag
+from sandbox_agent.providers.engine.install import install_server, installed_image
 from sandbox_agent.providers.engine.reaper import remove_leftovers, remove_sandbox
 from sandbox_agent.providers.engine.sidecar import start_proxy, wait_proxy, wake_proxy
 from sandbox_agent.providers.mounts import checked_mount, existing_path
@@ -66,6 +68,10 @@ _WAKE_DELAY = 0.2
 _MAX_LIFETIME = 3600.0
 # Of a commit, which copies what the container has written.
 _SNAPSHOT_TIMEOUT = 600.0
+
+
+class _NoServerError(SandboxAgentError):
+    """The image lacks the server."""
 
 
 class EngineProvider(SandboxProvider):
@@ -116,6 +122,7 @@ class EngineProvider(SandboxProvider):
         """Start a container and return its name when its server responds.
 
         Containers of programs that were killed are removed first, if they have ended by ``max_lifetime``.
+        Where the image lacks the server, it is installed, and the engine keeps the result as an image.
 
         Raises:
             SandboxAgentError: There is no engine, it lacks the image, it refused the container, or the server
@@ -124,15 +131,27 @@ class EngineProvider(SandboxProvider):
         api = self._api()
         self._check_reachable(api)
         user = await asyncio.to_thread(find_user, self._options)
-        await ensure_image(api, self._options.image, self._pull)
+        image = await ensure_image(api, self._options.image, self._pull)
         await remove_leftovers(api)
+        options = self._options
+        if await api.find_image(installed := installed_image(image)) is not None:
+            options = replace(options, image=installed)
+        try:
+            return await self._create(api, options, user)
+        except _NoServerError:
+            if options.image == installed:
+                raise
+            installed = await install_server(api, options, image)
+        return await self._create(api, replace(options, image=installed), user)
+
+    async def _create(self, api: EngineApi, options: ContainerOptions, user: str) -> str:
         name = f"sandbox-agent-{secrets.token_hex(6)}"
         secret = Secret.make(self._options.env)
         self._secrets[name] = secret
         try:
-            await finish(self._make(api, name, user, secret))
+            await finish(self._make(api, options, name, user, secret))
             await self._wait_responding(api, name, secret.token)
-            if self._options.allow_hosts is not None:
+            if options.allow_hosts is not None:
                 await wait_proxy(api, name)
         except BaseException:
             await finish(self._remove(api, name))
@@ -154,9 +173,10 @@ class EngineProvider(SandboxProvider):
                 "SandboxAgent.connect()"
             )
 
-    async def _make(self, api: EngineApi, name: str, user: str, secret: Secret) -> None:
+    async def _make(
+        self, api: EngineApi, options: ContainerOptions, name: str, user: str, secret: Secret
+    ) -> None:
         """Create and start the container."""
-        options = self._options
         if not options.has_network:
             await asyncio.to_thread(make_socket_folder, socket_folder(name), user)
         if options.allow_hosts is not None:
@@ -192,7 +212,7 @@ class EngineProvider(SandboxProvider):
                             return
                     found = await self._inspect(api, name)
                     if not found["State"]["Running"]:
-                        raise SandboxAgentError(await self._describe_exit(api, name, found))
+                        raise await self._exit_error(api, name, found)
                     await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
             raise SandboxAgentError(
@@ -200,15 +220,15 @@ class EngineProvider(SandboxProvider):
                 f"{(await api.logs(name, _LOG_LINES)).strip()}"
             ) from None
 
-    async def _describe_exit(self, api: EngineApi, name: str, found: dict[str, Any]) -> str:
+    async def _exit_error(self, api: EngineApi, name: str, found: dict[str, Any]) -> SandboxAgentError:
         code, log = found["State"]["ExitCode"], (await api.logs(name, _LOG_LINES)).strip()
         if code == 127:  # of sh: it did not find a command
-            return (
-                f"the image '{self._options.image}' has no sandbox-agent server ({log}): build one from it "
-                f"with 'sandbox-agent image build --engine {self._engine} --base {self._options.image} "
-                "--tag NAME'"
+            return _NoServerError(
+                f"the image '{found['Config']['Image']}' has no sandbox-agent server: {log}"
             )
-        return f"the container {name} exited with code {code} at its start: {log or 'without any output'}"
+        return SandboxAgentError(
+            f"the container {name} exited with code {code} at its start: {log or 'without any output'}"
+        )
 
     async def _inspect(self, api: EngineApi, name: str) -> dict[str, Any]:
         """Return what the engine knows about a sandbox's container.
@@ -323,6 +343,8 @@ class EngineProvider(SandboxProvider):
             if state["Status"] != "created":
                 await api.wait_exited(sandbox_id)
             await finish(api.start(sandbox_id, secret.text))
+        if labels.get(PROXY_LABEL):
+            await wait_proxy(api, sandbox_id)
 
     async def pause(self, sandbox_id: str, /) -> None:
         """Freeze all processes of the container, or stop it with ``pause="stop"``.

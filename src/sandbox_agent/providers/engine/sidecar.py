@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,14 @@ async def wait_proxy(api: EngineApi, sandbox: str) -> None:
     Raises:
         SandboxAgentError: It has exited, or did not listen in time.
     """
-    path = proxy_folder(sandbox) / PROXY_SOCKET
     try:
         async with asyncio.timeout(_START_TIMEOUT):
-            while not await _listens(path):
+            while True:
                 found = await api.inspect(_name(sandbox))
                 if found is None or found["State"]["Status"] == "exited" or found["RestartCount"] > _RESTARTS:
                     raise TimeoutError
+                if await _listens(_folder(found) / PROXY_SOCKET):
+                    return
                 await asyncio.sleep(_POLL_INTERVAL)
     except TimeoutError:
         log = (await api.logs(_name(sandbox), _LOG_LINES)).strip()
@@ -120,14 +122,16 @@ async def remove_proxy(api: EngineApi, sandbox: str) -> None:
 
 
 async def remove_lonely_proxies(api: EngineApi) -> None:
-    """Remove the proxies that have ended and whose sandbox was removed by another program.
+    """Remove the proxies without a sandbox that have ended, or that a killed program has not started.
 
     Raises:
         SandboxAgentError: The engine refused it.
     """
     for item in await api.list_containers(SANDBOX_LABEL):
         sandbox = item["Labels"][SANDBOX_LABEL]
-        if item["State"] == "exited" and await api.inspect(sandbox) is None:
+        is_old = item["Created"] + ALONE < time.time()
+        is_left = item["State"] == "exited" or (item["State"] == "created" and is_old)
+        if is_left and await api.inspect(sandbox) is None:
             await remove_proxy(api, sandbox)
 
 
