@@ -78,7 +78,8 @@ def _install(agent: Agent) -> Iterator[str]:
 
 
 def _credentials(agent: Agent) -> Iterator[str]:
-    variables = ", ".join(f"`{name}`" for name in agent.credential_env)
+    sets = [" with ".join(f"`{name}`" for name in names) for names in agent.credential_variables]
+    variables = ", ".join(sets)
     stored = ", ".join(f"`~/{file.path}`" for file in agent.credential_files)
     rows = [("any of the variables", variables), ("any of the files", stored)]
     rows += [
@@ -136,7 +137,7 @@ def main() -> None:
     wanted = pages()
     FOLDER.mkdir(exist_ok=True)
     for file in FOLDER.glob("*.md"):
-        if file not in wanted:
+        if file not in wanted and file.name != "matrix.md":
             file.unlink()
     for file, text in wanted.items():
         file.write_text(text, encoding="utf-8")

@@ -1,4 +1,5 @@
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ PEER: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/agents-
 ]
 # What this server adds.
 ADDED = {"package", "pinnedVersion"}
+# The peer says that their credentials are there, wherever they are.
+KEYLESS_ON_PEER = {"pi", "cursor"}
 SECRET = "sk-very-secret"
 
 
 def encoded(agent_id: str, **more: Any) -> dict[str, Any]:
     info = json.loads(msgspec.json.encode(msgspec.structs.replace(agent_info(agent_id), **more)))
-    for added in ("authMethods", "permissionModes"):  # the peer has none
+    for added in ("authMethods", "permissionModes", "credentialVariables"):  # the peer has none
         info.pop(added, None)
     return info
 
@@ -37,6 +40,8 @@ def test_an_agent_that_is_not_here_looks_as_on_the_peer(machine: Machine, peer: 
     ours = encoded(peer["id"], config_options=CATALOGUE[peer["id"]].config_options)
     if peer["id"] == "mock":  # ours is built in, and its options are its own
         peer = peer | {"installed": True, "version": "1.0.0", "configOptions": ours["configOptions"]}
+    if peer["id"] in KEYLESS_ON_PEER:
+        peer = peer | {"credentialsAvailable": False}
     assert {name: value for name, value in ours.items() if name not in ADDED} == peer
 
 
@@ -91,18 +96,35 @@ def test_an_agent_outside_the_catalogue_has_info_when_it_has_a_launcher(machine:
     assert set(info["capabilities"]) == set(PEER[0]["capabilities"])
 
 
+def assign(wanted: str) -> tuple[str, str]:
+    name, _, value = wanted.partition("=")
+    return name, value or SECRET
+
+
 @pytest.mark.parametrize(
-    ("agent_id", "name"),
-    [(agent.id, name) for agent in CATALOGUE.values() for name in agent.credential_env],
+    ("agent_id", "names"),
+    [(agent.id, names) for agent in CATALOGUE.values() for names in agent.credential_variables],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
-def test_credentials_are_found_in_the_environment(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, agent_id: str, name: str
+def test_credentials_are_found_in_the_environment_if_all_of_a_set_are_there(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, agent_id: str, names: tuple[str, ...]
 ) -> None:
-    assert not credentials_available(agent_id)
-    monkeypatch.setenv(name, "")
-    assert not credentials_available(agent_id)
-    monkeypatch.setenv(name, SECRET)
+    for left_out in names:
+        variables = dict(assign(each) for each in names if each != left_out)
+        assert not credentials_available(agent_id, variables)
+        name, _, value = left_out.partition("=")
+        assert not credentials_available(agent_id, {**variables, name: "other" if value else ""})
+    for name, value in map(assign, names):
+        monkeypatch.setenv(name, value)
     assert credentials_available(agent_id)
+
+
+def test_an_agent_inherits_the_variables_of_its_sets() -> None:
+    for agent in CATALOGUE.values():
+        for name in {each.partition("=")[0] for names in agent.credential_variables for each in names}:
+            assert any(fnmatch(name, each) for each in (*agent.credential_env, *agent.env)), (agent.id, name)
+        in_sets = {each.partition("=")[0] for names in agent.credential_variables for each in names}
+        assert set(agent.credential_env) <= in_sets, agent.id
 
 
 @pytest.mark.parametrize(
@@ -119,7 +141,7 @@ def test_credentials_are_found_in_files(machine: Machine, agent_id: str, index: 
         for useless in ("{", "[]", '{"theme": "dark"}', json.dumps({file.members[0]: None})):
             path.write_text(useless)
             assert not credentials_available(agent_id)
-    path.write_text(json.dumps({file.members[0]: SECRET} if file.members else "anything"))
+    path.write_text(json.dumps({file.members[0]: {"key": SECRET}} if file.members else "anything"))
     assert credentials_available(agent_id)
 
 
@@ -133,7 +155,30 @@ def test_the_value_of_a_credential_is_in_no_answer(machine: Machine, monkeypatch
     assert SECRET not in json.dumps([encoded(agent_id) for agent_id in CATALOGUE])
 
 
-@pytest.mark.parametrize("agent_id", ["pi", "cursor", "mock", "my-own"])
+@pytest.mark.parametrize(
+    ("login", "is_there"),
+    [
+        ({"accessToken": SECRET, "expiresAt": 1_700_000_000_000}, False),
+        ({"accessToken": SECRET, "expiresAt": 1_700_000_000_000, "refreshToken": SECRET}, True),
+        ({"accessToken": SECRET, "expiresAt": 99_000_000_000_000}, True),
+        ({"accessToken": SECRET}, True),
+    ],
+)
+def test_a_login_that_has_expired_and_cannot_be_renewed_is_none(
+    machine: Machine, login: dict[str, Any], is_there: bool
+) -> None:
+    path = machine.home / ".claude/.credentials.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"claudeAiOauth": login}))
+    assert credentials_available("claude") is is_there
+    path = machine.home / ".local/share/opencode/auth.json"
+    path.parent.mkdir(parents=True)
+    entry = {"type": "oauth", "access": SECRET, "expires": login.get("expiresAt")}
+    path.write_text(json.dumps({"anthropic": {**entry, "refresh": login.get("refreshToken")}}))
+    assert credentials_available("opencode") is is_there
+
+
+@pytest.mark.parametrize("agent_id", ["mock", "my-own"])
 def test_an_agent_whose_credentials_are_its_own_matter_counts_as_having_them(
     machine: Machine, agent_id: str
 ) -> None:

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from sandbox_agent import AcpRpcError, SandboxAgent, StreamError
+from sandbox_agent.wire.universal import ErrorData, TurnEventData
 from tests.support.servers import ServerProcess, our_server, put_launcher
 
 pytestmark = pytest.mark.anyio
@@ -39,10 +40,25 @@ async def test_without_a_key_the_error_names_the_variables(tmp_path: Path) -> No
                 await sdk.create_session(agent="codex")
             assert str(caught.value) == (
                 "Authentication required: "
-                "set CODEX_API_KEY or OPENAI_API_KEY in the environment of the server"
+                "set OPENAI_API_KEY or CODEX_API_KEY in the environment of the server"
             )
             with pytest.raises(StreamError, match="set OPENAI_API_KEY or CODEX_API_KEY in the environment"):
                 await sdk.sessions.create("s", agent="codex")
+
+
+async def test_the_error_names_the_variables_of_an_agent_without_authentication_methods(
+    tmp_path: Path,
+) -> None:
+    put_launcher(tmp_path / "data", "copilot", [sys.executable, str(LOCKED)])
+    said = (
+        "set COPILOT_GITHUB_TOKEN, GH_TOKEN, GITHUB_TOKEN, or COPILOT_PROVIDER_BASE_URL with COPILOT_MODEL "
+    )
+    with our_server(tmp_path) as server:
+        async with SandboxAgent.connect(base_url=server.url) as sdk:
+            with pytest.raises(AcpRpcError, match=said):
+                await sdk.create_session(agent="copilot")
+            with pytest.raises(StreamError, match=said):
+                await sdk.sessions.create("s", agent="copilot")
 
 
 async def test_the_methods_of_an_agent_are_listed(tmp_path: Path) -> None:
@@ -59,3 +75,23 @@ async def test_the_methods_of_an_agent_are_listed(tmp_path: Path) -> None:
     ]
     assert "authMethods" not in mock
     assert "configError" not in asked
+
+
+async def test_a_turn_that_is_refused_without_a_key_names_the_variables(tmp_path: Path) -> None:
+    put_launcher(tmp_path / "data", "codex", [sys.executable, str(LOCKED), "late"])
+    said = "Authentication required: set OPENAI_API_KEY or CODEX_API_KEY in the environment of the server"
+    with our_server(tmp_path, env=NO_KEYS) as server:
+        async with SandboxAgent.connect(base_url=server.url) as sdk:
+            session = await sdk.create_session(agent="codex")
+            with pytest.raises(AcpRpcError, match=said):
+                await session.prompt("hello")
+            await sdk.sessions.create("s", agent="codex")
+            events = [event async for event in sdk.sessions.stream_turn("s", "hello")]
+            (error,) = [event.data for event in events if isinstance(event.data, ErrorData)]
+            assert error.message == said
+            ended = events[-1].data
+            assert isinstance(ended, TurnEventData)
+            assert ended.metadata["error"] == {"message": said, "code": "-32000"}
+            (turn,) = (await sdk.sessions.get("s")).turns or []
+            assert turn.error is not None
+            assert said in turn.error

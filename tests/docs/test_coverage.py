@@ -156,7 +156,7 @@ def row_of(agent: Agent) -> str:
     if agent.npm is not None:
         needs = f"Node.js {agent.npm.node}"
     commands = " or ".join(f"`{' '.join(words)}`" for words in agent.adapters)
-    keys = ", ".join(f"`{name}`" for name in agent.credential_env)
+    keys = ", ".join(" with ".join(f"`{name}`" for name in names) for names in agent.credential_variables)
     built_in = "built in" if agent.id == "mock" else "none"
     title = agent.title if agent.id == "mock" else f"[{agent.title}](agents/{agent.id}.md)"
     cells = [f"`{agent.id}`", title, ", ".join(installs) or built_in, needs or "", commands or "", keys]

@@ -1,6 +1,7 @@
 """An ACP agent that needs ``authenticate`` with a method that its environment has a key for, as Codex does.
 
-It offers "chat-gpt", "openai-api-key" and "api-key", in that order; a method without its key is refused.
+It offers "chat-gpt", "openai-api-key" and "api-key", in that order; a method without its key is refused. With
+the argument "late" it opens sessions without one, and refuses prompts, as Claude Code does.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def main() -> None:
                 method_used = params["methodId"]
             else:
                 answer = {"error": REFUSED}
-        elif not method_used:
+        elif not method_used and not (method == "session/new" and sys.argv[1:] == ["late"]):
             answer = {"error": REFUSED}
         elif method == "session/new":
-            answer = {"result": {"sessionId": method_used}}
+            answer = {"result": {"sessionId": method_used or "no-key"}}
         elif method == "session/prompt":
             answer = {"result": {"stopReason": "end_turn"}}
         if "id" in message:

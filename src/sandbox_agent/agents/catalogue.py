@@ -29,7 +29,8 @@ class CredentialFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         path: Relative to the home folder.
-        members: If given, the file is JSON and must have a value for one of these members.
+        members: If given, the file is JSON and must have a value for one of these members; "*" is any
+            member that is an object. A login that has expired and that the agent cannot renew is none.
     """
 
     path: str
@@ -167,6 +168,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         command: A command line that speaks ACP. If given, nothing else starts the agent, and it is not
             installed.
         credential_env: Environment variables, any of which holds credentials.
+        credential_sets: Sets of variables, for an agent that needs more than one of them to start;
+            ``NAME=VALUE`` names a value. Without it, each of ``credential_env`` is enough.
         env: Other variables that the agent reads, such as base URLs; patterns with ``*``. It inherits them
             and ``credential_env`` even with ``--agent-env-policy strict``.
         defaults: Variables that the agent gets with these values unless its environment has them.
@@ -190,6 +193,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     native_args: tuple[str, ...] | None = None
     command: tuple[str, ...] = ()
     credential_env: tuple[str, ...] = ()
+    credential_sets: tuple[tuple[str, ...], ...] = ()
     env: tuple[str, ...] = ()
     defaults: dict[str, str] = {}
     credential_files: tuple[CredentialFile, ...] = ()
@@ -206,6 +210,11 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def package(self) -> Package | None:
         """What installs it, or None if it cannot be installed by this program."""
         return None if self.command else self.npm or self.pypi or self.archive
+
+    @property
+    def credential_variables(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of variables, with all of which the agent starts."""
+        return self.credential_sets or tuple((name,) for name in self.credential_env)
 
     @property
     def modes(self) -> AgentModes | None:

@@ -81,6 +81,13 @@ def find_credentials(
     return sorted(usable, key=lambda each: each.is_expired)
 
 
+def is_expired_login(stored: object) -> bool:
+    """Return whether a stored login has expired and its agent cannot renew it."""
+    login = members(stored)
+    ends = [_expiry(login, "expiresAt", "refreshToken"), _expiry(login, "expires", "refresh")]
+    return any(each is not None and each <= time.time() for each in ends)
+
+
 def _of_environment(
     variables: Mapping[str, str], names: Mapping[str, tuple[str, ...]], auth_type: AuthType
 ) -> Iterator[Credential]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from sandbox_agent.agents.catalogue import Agent, CredentialFile, known_agents
+from sandbox_agent.agents.credentials import is_expired_login
 from sandbox_agent.agents.install.installed import read_launcher
 from sandbox_agent.agents.launch import Launch, resolve
 from sandbox_agent.agents.mock.agent import VERSION as MOCK_VERSION
 from sandbox_agent.engine.permissions import PERMISSION_MODES
 from sandbox_agent.errors import AgentNotInstalledError
 from sandbox_agent.wire.api import AgentCapabilities, AgentInfo, AuthMethodInfo
+from sandbox_agent.wire.jsonrpc import members
 
 # An agent that only has a launcher speaks ACP; nothing else is known about it.
 _LAUNCHER_ONLY = AgentCapabilities(
@@ -50,6 +52,7 @@ def agent_info(agent_id: str, variables: Mapping[str, str] | None = None) -> Age
         package=None if package is None else package.name,
         pinned_version=None if package is None else package.version,
         auth_methods=auth_methods(agent_id, variables) or None,
+        credential_variables=[list(names) for names in credential_variables(agent_id)] or None,
         permission_modes=_permission_modes(agent),
     )
 
@@ -98,11 +101,10 @@ def usable_auth_methods(agent_id: str, variables: Mapping[str, str]) -> list[str
     return [each.method for each in methods if each.required and each.satisfied] if methods else None
 
 
-def credentials_hint(agent_id: str) -> str:
-    """Return what to do when the agent has no credentials."""
+def credential_variables(agent_id: str) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of variables, with all of which the agent starts; empty if none are known."""
     agent = known_agents().get(agent_id)
-    names = " or ".join(agent.credential_env) if agent is not None else ""
-    return f"set {names} in the environment of the server" if names else ""
+    return () if agent is None else agent.credential_variables
 
 
 def installed_version(launch: Launch) -> str | None:
@@ -137,19 +139,25 @@ def _npm_package(path: Path) -> Path | None:
 def credentials_available(agent_id: str, variables: Mapping[str, str] | None = None) -> bool:
     """Return whether its environment or home folder contains credentials for the agent.
 
-    True for agents that are not in the catalogue, or whose credential locations are not known.
+    True for agents that are not in the catalogue, or whose credential locations are not known. False if more
+    variables are needed than are there: the agent would not start.
     """
     agent = known_agents().get(agent_id)
     if agent is None or not (agent.credential_env or agent.credential_files):
         return True
     variables = _environment(agent_id, variables)
-    if any(variables.get(name) for name in agent.credential_env):
+    if any(all(_is_set(each, variables) for each in names) for names in agent.credential_variables):
         return True
     try:
         home = Path(variables.get("HOME") or Path.home())
     except RuntimeError:  # no HOME and no entry in the user database
         return False
     return any(_holds_credentials(home, file) for file in agent.credential_files)
+
+
+def _is_set(wanted: str, variables: Mapping[str, str]) -> bool:
+    name, _, value = wanted.partition("=")
+    return variables.get(name) == value if value else bool(variables.get(name))
 
 
 def _holds_credentials(home: Path, file: CredentialFile) -> bool:
@@ -161,7 +169,7 @@ def _holds_credentials(home: Path, file: CredentialFile) -> bool:
         content: Any = json.loads(path.read_bytes()) if size <= _MAX_BYTES else None
     except (OSError, ValueError, RecursionError):
         return False
-    if not isinstance(content, dict):
-        return False
-    members = cast("dict[str, Any]", content)
-    return any(members.get(name) for name in file.members)
+    stored = members(content)
+    anything = [name for name, value in stored.items() if isinstance(value, dict)]
+    names = anything if file.members == ("*",) else file.members
+    return any(stored.get(name) and not is_expired_login(stored[name]) for name in names)

@@ -94,7 +94,9 @@ def show(*, agent_id: str, as_json: bool) -> None:
         if agent is not None and isinstance(agent.package, NpmPackages)
         else None,
         "credentials": "found" if info.credentials_available else "not found",
-        "variables": None if agent is None else ", ".join(agent.credential_env),
+        "variables": None
+        if agent is None
+        else ", ".join(" with ".join(names) for names in agent.credential_variables),
     }
     for name, value in lines.items():
         if value:

@@ -11,11 +11,12 @@ import anyio
 
 from sandbox_agent.agents.catalogue import NpmPackages, known_agents
 from sandbox_agent.agents.credentials import find_credentials
-from sandbox_agent.agents.info import agent_info, credentials_hint
+from sandbox_agent.agents.info import agent_info, credential_variables
 from sandbox_agent.agents.install.node import find_node
 from sandbox_agent.agents.install.probe import probe_agent
 from sandbox_agent.agents.launch import Launch, agent_ids, resolve
 from sandbox_agent.cli.doctor_findings import Finding, ok, problem, warning
+from sandbox_agent.engine.handshake import credentials_hint
 from sandbox_agent.errors import AgentNotInstalledError, InstallFailedError
 from sandbox_agent.runtime.warden import Warden
 
@@ -71,7 +72,7 @@ def check_agents() -> Iterator[Finding]:
         if agent_info(agent_id).credentials_available:
             yield ok(check, shown)
         else:
-            hint = credentials_hint(agent_id) or "log in with the agent's own program"
+            hint = credentials_hint(credential_variables(agent_id)) or "log in with the agent's own program"
             yield warning(check, f"{shown}; no credentials were found", hint.strip(" ;:"))
     if not is_any:
         yield warning(

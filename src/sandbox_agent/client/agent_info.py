@@ -10,6 +10,7 @@ import msgspec
 
 from sandbox_agent.client.health import HealthCheck
 from sandbox_agent.client.http import Http, describe, quote_segment
+from sandbox_agent.engine.handshake import credentials_hint
 from sandbox_agent.engine.permissions import AgentModes, PermissionMode
 from sandbox_agent.errors import AcpRpcError, SandboxAgentError
 from sandbox_agent.wire.api import AuthMethodInfo
@@ -59,7 +60,6 @@ async def _fetch(http: Http, agent: str, member: str, kind: type[T]) -> T | None
 async def add_credentials_hint(http: Http, agent: str, error: AcpRpcError) -> None:
     """Name the variables that hold the agent's credentials, in an error that says that it has none."""
     if error.code == AcpRpcError.AUTH_REQUIRED:
-        names = [name for each in await auth_methods(http, agent) or () for name in each.variables]
-        if names:
-            variables = " or ".join(dict.fromkeys(names))
-            error.add_hint(f"set {variables} in the environment of the server")
+        hint = credentials_hint(await _fetch(http, agent, "credentialVariables", list[list[str]]) or ())
+        if hint:
+            error.add_hint(hint)

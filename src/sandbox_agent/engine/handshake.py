@@ -61,6 +61,18 @@ def auth_method(offered: Sequence[str], usable: Collection[str] | None) -> str |
     return next((each for each in offered if each in (_KEY_METHODS if usable is None else usable)), None)
 
 
+def credentials_hint(sets: Sequence[Sequence[str]]) -> str:
+    """Return what to do when an agent has no credentials; empty if that is not known.
+
+    Args:
+        sets: the sets of variables, with all of which the agent starts; ``NAME=VALUE`` names a value.
+    """
+    names = [" with ".join(each) for each in sets]
+    if len(names) > 2:
+        names = [f"{', '.join(names[:-1])},", names[-1]]
+    return f"set {' or '.join(names)} in the environment of the server" if names else ""
+
+
 def is_lost_session_error(error: object) -> bool:
     """Return whether the ``error`` of a response says that the agent does not know the session."""
     fields = members(error)

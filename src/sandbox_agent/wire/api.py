@@ -202,7 +202,9 @@ class AgentInfo(Body):
     """One agent: whether it can be started here, and with which options.
 
     ``config_options`` have the shape of ACP's session/new; ``config_error`` says why they could not be read.
-    ``package`` and ``pinned_version`` are what an installation installs. ``permission_modes`` has the agent's
+    ``package`` and ``pinned_version`` are what an installation installs. ``credential_variables`` are sets of
+    environment variables, with all of which of one set the agent starts; ``NAME=VALUE`` names a value.
+    ``permission_modes`` has the agent's
     modes that each permission mode stands for, best first; "#name" is the end of an id. With an empty list,
     the agent's requests alone are decided. A permission mode that is not in there is refused. It is absent if
     the agent's modes are not known.
@@ -220,6 +222,7 @@ class AgentInfo(Body):
     package: str | None = None
     pinned_version: str | None = None
     auth_methods: list[AuthMethodInfo] | None = None
+    credential_variables: list[list[str]] | None = None
     permission_modes: dict[str, list[str]] | None = None
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from sandbox_agent.persist.store import (
 )
 from sandbox_agent.server.log_context import log_fields
 from sandbox_agent.server.permissions.policies import expiry_of
+from sandbox_agent.server.recorder.hints import with_hints
 from sandbox_agent.server.recorder.rows import (
     Row,
     ended_turn,
@@ -141,7 +142,7 @@ class Projection:
                 logger.exception("envelope %d of session %s can't be projected", index, row.session_id)
             events = self._recover(time_ms, index)
         if events:
-            self._add(rows, events, time_ms, envelope, client)
+            self._add(rows, with_hints(events, row.agent), time_ms, envelope, client)
         return rows
 
     def add_events(self, events: Sequence[UniversalEvent], time_ms: int) -> list[Row]:

@@ -13,8 +13,13 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from sandbox_agent.agents.info import credentials_hint, usable_auth_methods
-from sandbox_agent.engine.handshake import auth_method, initialize_params, offered_methods
+from sandbox_agent.agents.info import credential_variables, usable_auth_methods
+from sandbox_agent.engine.handshake import (
+    auth_method,
+    credentials_hint,
+    initialize_params,
+    offered_methods,
+)
 from sandbox_agent.errors import AcpRpcError, ProblemError, StreamError
 from sandbox_agent.persist.store import SessionStore
 from sandbox_agent.server.agents.bridge import Bridge
@@ -252,7 +257,7 @@ def native_id_of(agent: str, result: Mapping[str, Any]) -> str:
 
 def refused(agent: str, method: str, error: AcpRpcError) -> StreamError:
     """Return the problem that stands for an error response of the agent."""
-    hint = credentials_hint(agent) if error.code == AcpRpcError.AUTH_REQUIRED else ""
+    hint = credentials_hint(credential_variables(agent)) if error.code == AcpRpcError.AUTH_REQUIRED else ""
     return StreamError(
         f"stream error: {agent} refused {method}: {error}" + (f": {hint}" if hint else ""),
         agent=agent,
