@@ -75,7 +75,7 @@ def run_pytest(folder: Path, source: str, *options: str, **environment: str) -> 
     indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
     (folder / "test_it.py").write_text("\n".join(line[indent:] for line in lines))
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nmarkers = anyio\n")
-    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-p", "no:asyncio", *options]
     env = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "REQUIRE_ALL"))
     }
