@@ -78,7 +78,15 @@ LIVE = {
     ),
     *("KubernetesProvider", "MicrosandboxProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
-    *("Files", "FolderConfig", "Processes", "ProcessTerminal", "SandboxAgent", "SandboxAgentClient", "ServerSessions"),
+    *(
+        "Files",
+        "FolderConfig",
+        "Processes",
+        "ProcessTerminal",
+        "SandboxAgent",
+        "SandboxAgentClient",
+        "ServerSessions",
+    ),
     *("Session", "Turn", "Viewer"),
 }
 CLONES: list[Callable[[Any], Any]] = [
