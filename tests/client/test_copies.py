@@ -50,6 +50,7 @@ VALUES: dict[str, Any] = {
     "QuestionRequest": sandbox_agent.QuestionRequest("q", "s", "a", 1, "m", [], "elicitation/create", {}),
     "SessionEvent": sandbox_agent.SessionEvent("e", 1, "s", 2, "c", "agent", b'{"method":"x"}'),
     "UniversalEvent": decode_event(event(1)),
+    "AgentEvent": decode_event(event(1)),
     "AcpObject": sandbox_agent.AcpObject(a=1),
     "ConfigOption": sandbox_agent.ConfigOption(id="model", currentValue="m"),
     "ConfigOptionValue": sandbox_agent.ConfigOptionValue(value="m"),
@@ -77,7 +78,15 @@ LIVE = {
     ),
     *("KubernetesProvider", "MicrosandboxProvider"),
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
-    *("Files", "FolderConfig", "Processes", "ProcessTerminal", "SandboxAgent", "ServerSessions"),
+    *(
+        "Files",
+        "FolderConfig",
+        "Processes",
+        "ProcessTerminal",
+        "SandboxAgent",
+        "SandboxAgentClient",
+        "ServerSessions",
+    ),
     *("Session", "Turn", "Viewer"),
 }
 CLONES: list[Callable[[Any], Any]] = [

@@ -245,7 +245,7 @@ def test_a_client_whose_event_loop_ended_is_disposed(shared_server: ServerProces
 
     async def use(sdk: SandboxAgent) -> None:
         async with sdk:
-            with pytest.raises(SandboxAgentError, match="is disposed"):
+            with pytest.raises(SandboxAgentError, match="an event loop that has ended"):
                 await sdk.list_agents()
 
     asyncio.run(use(asyncio.run(connect())))

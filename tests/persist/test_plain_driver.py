@@ -237,8 +237,8 @@ class Narrow(Keywords):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (3, "persist must be a driver or a store URL such as 'sqlite:agent.db', not 3"),
-        (Keywords, r"persist must be a driver, not a class: use Keywords\(...\)"),
+        (3, "persist must be a SessionPersistDriver or a store URL such as 'sqlite:agent.db', not 3"),
+        (Keywords, r"persist must be a SessionPersistDriver, not a class: use Keywords\(...\)"),
         (
             Half(),
             "Half is not a driver: it has no list_se",

@@ -28,6 +28,7 @@ __all__ = [
     "GROUPS",
     "PUBLISHED_SDK",
     "PUBLISHED_SERVER",
+    "TYPESCRIPT",
     "NpmMissingError",
     "cache_folder",
     "node_modules",
@@ -42,6 +43,8 @@ Packages = dict[str, str]
 # of its own, so that one that can't be installed doesn't skip the tests of the others.
 PUBLISHED_SERVER: Final[Packages] = {"@sandbox-agent/cli-linux-x64": "0.4.2"}
 AI_SDK: Final[Packages] = {"ai": "6.0.326"}
+# The last line that is JavaScript: the next one has native programs.
+TYPESCRIPT: Final[Packages] = {"typescript": "5.9.3"}
 PUBLISHED_SDK: Final[Packages] = {"sandbox-agent": "0.4.2", "@agentclientprotocol/sdk": "2.4.0"}
 # npm compiles it where its prebuilt binary can't be downloaded.
 BETTER_SQLITE: Final[Packages] = {"better-sqlite3": "12.11.1"}
@@ -49,7 +52,7 @@ BETTER_SQLITE: Final[Packages] = {"better-sqlite3": "12.11.1"}
 CLAUDE_AGENT: Final[Packages] = {"@agentclientprotocol/claude-agent-acp": "0.49.0"}
 # What each group of tests needs.
 GROUPS: Final[dict[str, tuple[Packages, ...]]] = {
-    "test": (PUBLISHED_SERVER, PUBLISHED_SDK, BETTER_SQLITE, AI_SDK),
+    "test": (PUBLISHED_SERVER, PUBLISHED_SDK, BETTER_SQLITE, AI_SDK, TYPESCRIPT),
     "agents": (CLAUDE_AGENT,),
 }
 # Their native programs are optional dependencies; those of all others are left out.

@@ -473,7 +473,7 @@ class SandboxAgent(Namespaces):
                 "get_events() takes session_id=, limit= and cursor= for a session of the store, or the id as "
                 "its first argument, offset=, limit= and include_raw= for a session of the server"
             )
-        self._tasks.check_process()
+        self._tasks.check_caller()
         page = await self.persist.list_events(session_id, limit=limit, cursor=cursor)
         if not page.items and await self.persist.get_session(session_id) is None:
             raise SessionNotFoundError(session_id)

@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from sandbox_agent.event_loop import running_loop
+
 T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
 
 
@@ -19,10 +21,12 @@ class AwaitableContext(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Open the object."""
+        running_loop()  # its error comes before a sandbox is created
         return self._open().__await__()
 
     async def __aenter__(self) -> T:
         """Open and enter the object."""
+        running_loop()
         self._object = await self._open()
         return await self._object.__aenter__()
 

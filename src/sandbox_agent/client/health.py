@@ -161,6 +161,7 @@ class HealthCheck:
 
     async def probe(self) -> Any:
         """Fetch the health document once."""
+        self._tasks.check_caller()
         return await self._http.json("GET", "/v1/health", read_timeout=PROBE_TIMEOUT)
 
     def start(self) -> None:

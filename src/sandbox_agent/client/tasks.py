@@ -19,6 +19,10 @@ STOP_TIMEOUT = 5.0
 DISPOSED = "this SandboxAgent is disposed: connect a new one"
 FORKED = "this SandboxAgent was created before this process was forked: connect a new one in this process"
 OTHER_LOOP = "this SandboxAgent belongs to another event loop: use it there, or connect one in this loop"
+LOOP_ENDED = (
+    "this SandboxAgent belongs to an event loop that has ended, such as that of an earlier asyncio.run: "
+    "connect one in each asyncio.run, or use sandbox_agent.sync, which needs no event loop"
+)
 
 
 class TaskOwner:
@@ -38,6 +42,7 @@ class TaskOwner:
         self._task: asyncio.Task[None] | None = None
         self._children: set[asyncio.Task[Any]] = set()
         self._stopper: asyncio.Task[Any] | None = None
+        self._was_stopped = False
         self._pid = os.getpid()
 
     async def start(self) -> None:
@@ -76,9 +81,11 @@ class TaskOwner:
         """Check that the caller is in the process and the event loop of a client that is in use.
 
         Raises:
-            SandboxAgentError: it is not.
+            SandboxAgentError: it is not, or the loop has ended.
         """
         self.check_process()
+        if self.loop is not None and self.loop.is_closed() and not self._was_stopped:
+            raise SandboxAgentError(LOOP_ENDED)
         if self.running and self.loop is not _running_loop():
             raise SandboxAgentError(OTHER_LOOP)
 
@@ -141,6 +148,7 @@ class TaskOwner:
         """Cancel all tasks except the caller's and wait for them, at most STOP_TIMEOUT."""
         if self.is_inside:
             self._stopper = asyncio.current_task()
+        self._was_stopped = True
         self._stopping.set()
         waited = self._children - {self._stopper} if self._stopper is not None else {self._task}
         tasks = [task for task in waited if task is not None]

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.event_loop import running_loop
 from sandbox_agent.persist.base import SessionPersistDriver, encode_cursor
 from sandbox_agent.wire.records import SessionEvent
 
@@ -132,7 +133,7 @@ class FileHint(ChangeHint):
 
     async def wait(self, followed: Callable[[], Mapping[str, Mark]], /) -> None:
         """Poll until the store has to be checked."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         interval = _BUSY_INTERVAL if loop.time() < self._busy_until else _INTERVAL
 
         def poll() -> None:
@@ -152,13 +153,13 @@ class FileHint(ChangeHint):
     def changed(self, session_ids: Collection[str], /) -> Collection[str]:
         """Return all: a file's state does not say which session has changed."""
         self._prompted = self._changed > self._checked
-        self._checked = asyncio.get_running_loop().time()
+        self._checked = running_loop().time()
         return session_ids
 
     def checked(self, found: bool, /) -> None:
         """Poll more often while others store events for a follower."""
         if found:
-            self._busy_until = asyncio.get_running_loop().time() + _BUSY_TIME
+            self._busy_until = running_loop().time() + _BUSY_TIME
         elif self._prompted:
             self._in_vain = self._checked
 
@@ -431,7 +432,7 @@ class Following:
 
     async def follow(self, session_id: str, after: int) -> AsyncGenerator[SessionEvent]:
         """Iterate over the events after an index, the stored ones first; see ``follow_events``."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         hub = self._hubs.get(loop)
         if hub is None:
             hub = self._hubs[loop] = _Hub(self._store, self._make_hint)
@@ -501,12 +502,12 @@ class Following:
         """End all followers, and the task that reads for them."""
         self._closings += 1
         self._notify(lambda hub: hub.end_all())
-        hub = self._hubs.get(asyncio.get_running_loop())
+        hub = self._hubs.get(running_loop())
         if hub is not None:
             await hub.close()
 
     def _notify(self, action: Callable[[_Hub], None]) -> None:
-        here = asyncio.get_running_loop()
+        here = running_loop()
         for loop, hub in list(self._hubs.items()):
             if loop is here:
                 action(hub)

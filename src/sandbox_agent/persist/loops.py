@@ -10,6 +10,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.event_loop import running_loop
 
 # How often a loop that waits for a thread steps aside, and for how long, in seconds. The nap only has to
 # outlast the waking of a thread; together they cost a busy loop a few percent while it waits.
@@ -33,17 +34,17 @@ class OneLoop:
             PersistError: another one was.
         """
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            self._loop = running_loop()
         elif self.is_another:
             raise PersistError(
                 f"the connections to the store at {target} belong to another event loop, nothing was done: "
-                "make a driver in each loop (in each asyncio.run)"
+                "make a driver in each loop (in each asyncio.run), or use sandbox_agent.sync"
             )
 
     @property
     def is_another(self) -> bool:
         """Whether the first call was made in another loop than the running one."""
-        return self._loop is not None and self._loop is not asyncio.get_running_loop()
+        return self._loop is not None and self._loop is not running_loop()
 
 
 # Each loop's futures that are waited for; a loop is in it while it steps aside.

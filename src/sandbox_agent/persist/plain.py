@@ -94,11 +94,13 @@ def adapt_driver(plain: object) -> SessionPersistDriver:
     if isinstance(plain, SessionPersistDriver):
         return plain
     if isinstance(plain, type):
-        raise TypeError(f"persist must be a driver, not a class: use {plain.__name__}(...)")
+        raise TypeError(f"persist must be a SessionPersistDriver, not a class: use {plain.__name__}(...)")
     methods = {name: _find(plain, name) for name in _FORMS}
     missing = [name for name, method in methods.items() if method is None]
     if len(missing) == len(methods):
-        raise TypeError(f"persist must be a driver or a store URL such as 'sqlite:agent.db', not {plain!r}")
+        raise TypeError(
+            f"persist must be a SessionPersistDriver or a store URL such as 'sqlite:agent.db', not {plain!r}"
+        )
     if missing:
         raise TypeError(f"{type(plain).__name__} is not a driver: it has no {', '.join(missing)}")
     return _AdaptedDriver(plain, {name: cast("_Method", method) for name, method in methods.items()})

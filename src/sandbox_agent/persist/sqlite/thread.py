@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from sandbox_agent.errors import PersistError
+from sandbox_agent.event_loop import running_loop
 from sandbox_agent.persist.loops import give_way_until_done
 from sandbox_agent.persist.private import create_private, make_private_folder, tighten
 from sandbox_agent.persist.sqlite.errors import error_code, explain_sqlite
@@ -121,7 +122,7 @@ class SQLiteThread:
 
     def submit(self, work: Work[T], *, transaction: bool = True) -> Awaitable[T]:
         """Accept a job now, in the order of the calls, and return what ``run`` would wait for."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._worker.enqueue(_Job(work, transaction, loop, future))
         give_way_until_done(future)

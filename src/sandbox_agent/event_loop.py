@@ -1,0 +1,26 @@
+"""The event loop that the SDK works in, and the error where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sandbox_agent.errors import SandboxAgentError
+
+__all__ = ["running_loop"]
+
+NO_LOOP = (
+    "sandbox_agent needs a running asyncio event loop, and there is none here: call it in asyncio.run(...), "
+    "or use sandbox_agent.sync, which needs none. trio and other event loops are not supported"
+)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the running event loop.
+
+    Raises:
+        SandboxAgentError: there is none, or it is not one of asyncio.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise SandboxAgentError(NO_LOOP) from None
