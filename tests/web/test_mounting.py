@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ import anyio
 import httpx
 import httpx2
 import pytest
-import uvicorn
 from fastapi import FastAPI, HTTPException
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
@@ -28,7 +26,7 @@ from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.server import Authenticate, create_app
 from sandbox_agent.testing.asgi import ASGITransport
 
-from .conftest import TOKEN, Outer
+from .conftest import TOKEN, Outer, listening
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 30
@@ -40,20 +38,6 @@ async def client_of(app: ASGIApp, **headers: str) -> AsyncGenerator[httpx2.Async
     transport = ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
         yield client
-
-
-@asynccontextmanager
-async def listening(app: ASGIApp) -> AsyncGenerator[str]:
-    """Serve an application with uvicorn, as its users do."""
-    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    serving = asyncio.ensure_future(server.serve([listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
 
 
 async def said_by(session: Any, prompt: str) -> str:
