@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from sandbox_agent.client.asgi import streaming
 from sandbox_agent.errors import URN_PREFIX, ConnectionLostError, SandboxAgentError, error_from_problem
 from sandbox_agent.extras import missing_extra
 from sandbox_agent.wire.jsonrpc import InvalidEnvelopeError, dumps, loads
@@ -58,7 +59,7 @@ class Http:
         )
         self._no_proxy = no_proxy
         # A client with a transport ignores HTTP_PROXY and ALL_PROXY.
-        transport = httpx2.AsyncHTTPTransport(limits=limits) if no_proxy else self._transport
+        transport = httpx2.AsyncHTTPTransport(limits=limits) if no_proxy else streaming(self._transport)
         try:
             return httpx2.AsyncClient(
                 headers=self._headers, transport=transport, timeout=_timeout(READ_TIMEOUT), limits=limits

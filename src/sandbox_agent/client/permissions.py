@@ -84,6 +84,18 @@ class PermissionBroker(RequestBroker[PermissionRequest]):
         elif mode is None or mode == "allow":
             await self._cancel(pending)
 
+    def waits_for_people(self, request_id: str) -> bool:
+        """Return whether a request is open, and neither the mode nor the policy answers it."""
+        pending = self._pending.get(request_id)
+        if pending is None:
+            return False
+        request, policy = pending.request, self._policy
+        if self.mode is not None and self._decide(request, self.mode) is not None:
+            return False
+        if self._listeners or policy is None:
+            return True
+        return is_permission_mode(policy) and self._decide(request, policy) is None
+
     async def _cancel(self, pending: Pending[PermissionRequest]) -> None:
         """Cancel a request that nothing can answer."""
         logger.warning(

@@ -512,6 +512,11 @@ class Session(Serializable):
         return self
 
 
+def waits_for_people(session: Session, permission_id: str) -> bool:
+    """Return whether a permission request is open, and the session answers it neither by mode nor policy."""
+    return session._core.permissions.waits_for_people(permission_id)  # pyright: ignore[reportPrivateUsage]
+
+
 _handles: WeakKeyDictionary[SessionCore, ref[Session]] = WeakKeyDictionary()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -38,9 +37,12 @@ from sandbox_agent.server.files.watchers import Watchers
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.dispatch import Dispatcher
 from sandbox_agent.server.http.fast_path import FastPath
+from sandbox_agent.server.http.identities import Authenticate, HookAuth
 from sandbox_agent.server.http.local_only import AllowedHosts, LocalOnly
 from sandbox_agent.server.http.operations import Operation
+from sandbox_agent.server.http.problems import status_problem
 from sandbox_agent.server.http.request_ids import RequestIds
+from sandbox_agent.server.http.root_path import without_root_path
 from sandbox_agent.server.http.turns import Turns
 from sandbox_agent.server.log_context import REQUEST_ID_HEADER
 from sandbox_agent.server.permissions.automatic import Watcher
@@ -89,6 +91,11 @@ OPERATIONS: tuple[Operation, ...] = tuple(
 )
 
 
+_NOT_RUNNING = (
+    "this server does not run: it is shutting down, or its lifespan was not entered. FastAPI and Starlette "
+    "do not run the lifespan of an application that is mounted: use FastAPI(lifespan=agents.lifespan), or "
+    "enter 'async with agents.lifespan():' in the lifespan of the outer application"
+)
 # The folders of servers whose store is their memory.
 _MEMORY_BASELINES = "sandbox-agent-workspaces-"
 
@@ -96,11 +103,13 @@ _MEMORY_BASELINES = "sandbox-agent-workspaces-"
 class Application:
     """The server as an ASGI application. Its lifespan opens the store and runs the agents.
 
-    At the end of the lifespan no agent runs.
+    At the end of the lifespan no agent runs. FastAPI and Starlette do not run the lifespan of an application
+    that is mounted: pass ``lifespan`` to the outer application, or enter it in a lifespan of your own.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, authenticate: Authenticate | None = None) -> None:
         self.config = config
+        self._authenticate = authenticate
         # The server's own set of them, which it replaces.
         self.connections: Sized = ()
         self._state: ServerState | None = None
@@ -108,16 +117,40 @@ class Application:
         self.fast_path: FastPath | None = None
         self.tickets: Tickets = Tickets(_streams())
         self.turns: Turns = Turns()
+        self._runs = False
         self.guard: BearerAuth | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            # Not with our own command, which runs the context itself.
-            from starlette.routing import Router
+            from starlette.routing import Router  # not needed by our own command, which runs the context
 
-            await Router(lifespan=lambda _: self.running()).lifespan(scope, receive, send)
+            await Router(lifespan=self.lifespan).lifespan(scope, receive, send)
         elif self._entry is not None:
-            await self._entry(scope, receive, send)
+            await self._entry(without_root_path(scope), receive, send)
+        else:
+            await status_problem(HTTPStatus.SERVICE_UNAVAILABLE, _NOT_RUNNING, {})(scope, receive, send)
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
+        """Run the server while the context lasts: ``FastAPI(lifespan=agents.lifespan)``.
+
+        Args:
+            app: The outer application, which is not used.
+
+        Raises:
+            PersistError: The store can't be opened, or another server uses it.
+            RuntimeError: The server runs already.
+        """
+        if self._runs:
+            raise RuntimeError(
+                "this application runs already: enter its lifespan once, either as the lifespan of the outer "
+                "application or in one of your own"
+            )
+        async with self.running():
+            try:
+                yield
+            finally:
+                await self.end_agents()
 
     async def end_agents(self) -> None:
         """End all agents and processes, then all streams once they have sent everything.
@@ -155,6 +188,8 @@ class Application:
         """
         config = self.config
         async with AsyncExitStack() as stack:
+            self._runs = True
+            stack.callback(self._stopped)
             store = await stack.enter_async_context(
                 open_store(config.store, namespace=config.store_namespace, wait=config.store_wait)
             )
@@ -232,19 +267,26 @@ class Application:
                 connections=self.connections,
             )
             entry: ASGIApp = Dispatcher(OPERATIONS, self._state)
-            if config.token is not None:
-                entry = self.guard = BearerAuth(entry, config.token, self.tickets)
+            if config.token is not None or self._authenticate is not None:
+                inner, entry = entry, BearerAuth(entry, config.token, self.tickets)
+                self.guard = entry
+                if self._authenticate is not None:
+                    entry = HookAuth(inner, entry, self._authenticate, config.cors.allow_origins)
             if config.cors.allow_origins:
                 from starlette.middleware.cors import CORSMiddleware
 
                 entry = CORSMiddleware(entry, **_cors(config.cors))
-            hosts = AllowedHosts(config.allow_hosts) if config.is_local_only else None
+            is_local_only = config.is_local_only and self._authenticate is None
+            hosts = AllowedHosts(config.allow_hosts) if is_local_only else None
             if hosts is not None:
                 entry = LocalOnly(entry, hosts, config.cors.allow_origins)
             self._entry = RequestIds(entry)
             self.fast_path = FastPath(bridge, config.token, config.max_body_bytes, hosts)
-            gc.freeze()  # these objects live as long as the server: the collector can skip them
             yield
+
+    def _stopped(self) -> None:
+        self._runs = False
+        self._entry = None
 
 
 async def _enter_egress(stack: AsyncExitStack, config: ServerConfig) -> Egress | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -152,6 +153,7 @@ def _address(listener: socket.socket) -> str:
 
 async def _serve(app: Application, server: _Server, listener: socket.socket) -> None:
     async with app.running():
+        gc.freeze()  # these objects live as long as the server: the collector can skip them
         if app.config.token is None:
             logger.warning("no token: %s", _who_can_use(app.config))
         logger.info("sandbox-agent listens on %s", _address(listener))

@@ -19,12 +19,13 @@ from sandbox_agent.server.tickets import Tickets, has_ticket
 class BearerAuth:
     """Middleware that refuses requests without the token or a ticket; WebSockets may have it in the query.
 
-    Health without credentials says only that the server answers, which load balancers ask.
+    Health without credentials says only that the server answers, which load balancers ask. Without a token,
+    only tickets are accepted.
     """
 
-    def __init__(self, app: ASGIApp, token: str, tickets: Tickets) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, tickets: Tickets) -> None:
         self._app = app
-        self._token = token.encode()
+        self._token = None if token is None else token.encode()
         self._tickets = tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,10 +44,14 @@ class BearerAuth:
         if _asks_for_health(scope):
             return json_response({"status": "ok"})
         metrics.REFUSED.add("401")
-        return problem_response(_BAD_TICKET if has_ticket(scope) else _BAD_TOKEN)
+        if has_ticket(scope):
+            return problem_response(_BAD_TICKET)
+        return problem_response(_REFUSED if self._token is None else _BAD_TOKEN)
 
     def allows(self, scope: Scope) -> bool:
         """Return whether a request has the token."""
+        if self._token is None:
+            return False
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         if scope["type"] == "websocket" and _has_no_credentials(scope):
             given = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [""])[0]
@@ -57,6 +62,9 @@ class BearerAuth:
 _BAD_TICKET = TokenInvalidError(
     "ticket invalid: it has expired or was used, or it is for another path, query or method; "
     "get a new one with POST /v1/tickets"
+)
+_REFUSED = TokenInvalidError(
+    "not authenticated: the program that this server is a part of refuses the request"
 )
 _BAD_TOKEN = TokenInvalidError("token invalid: send the header 'Authorization: Bearer <token>'")
 

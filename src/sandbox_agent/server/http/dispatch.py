@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox_agent.errors import PersistError
 from sandbox_agent.server import metrics
+from sandbox_agent.server.http.in_process import buffers_responses, endless_stream
 from sandbox_agent.server.http.operations import Operation
 from sandbox_agent.server.http.problems import error_response, method_not_allowed, no_endpoint, status_problem
 from sandbox_agent.server.log_context import add_fields
@@ -145,6 +146,8 @@ class Dispatcher:
             if deadline is not None and await deadline.is_over():
                 _count(operation, method, HTTPStatus.SERVICE_UNAVAILABLE, begun)
                 return
+        if getattr(response, "endless", False) and method != "HEAD" and buffers_responses(scope):
+            response = endless_stream()
         _count(next(iter(operations.values()), None), method, response.status_code, begun)
         kind: str | None = getattr(response, "stream_type", None)
         if operation is None or kind is None or method == "HEAD":

@@ -7,7 +7,7 @@ even read the answers (DNS rebinding). Browsers name the page's origin, and the 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -89,7 +89,7 @@ class LocalOnly:
                 "use http://127.0.0.1, or start it with --allow-host NAME or with a token"
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if self._allows_origin(origin, headers.get(b"host", b"")):
+        if origin and allows_origin(origin, headers.get(b"host", b""), self._origins):
             return None
         if origin or headers.get(b"sec-fetch-site") == b"cross-site":
             return HTTPStatus.FORBIDDEN, (
@@ -98,7 +98,7 @@ class LocalOnly:
             )
         return None
 
-    def _allows_origin(self, origin: str, host: bytes) -> bool:
-        if not origin:
-            return False
-        return bool(self._origins & {origin, "*"}) or origin.partition("://")[2].encode("latin-1") == host
+
+def allows_origin(origin: str, host: bytes, origins: Set[str]) -> bool:
+    """Return whether a page's origin is allowed, or is that of the host to which its request was sent."""
+    return bool(origins & {origin, "*"}) or origin.partition("://")[2].encode("latin-1") == host

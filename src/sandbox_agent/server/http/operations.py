@@ -138,6 +138,20 @@ def read_idempotency_key(request: Request) -> str | None:
     return key
 
 
+# Where the scope of a request has the name that ``authenticate`` of ``create_app`` returned.
+IDENTITY = "sandbox_agent_identity"
+
+
+def read_identity(request: Request) -> str:
+    """Return who answers a permission request: the user that was authenticated, or the client's name.
+
+    Raises:
+        InvalidRequestError: as of read_client.
+    """
+    identity: str = request.scope.get(IDENTITY, "")
+    return identity or read_client(request)
+
+
 def read_client(request: Request) -> str:
     """Return the client's name, or UNNAMED.
 

@@ -8,8 +8,10 @@ from starlette.responses import Response
 
 from sandbox_agent.server.errors import without_path
 from sandbox_agent.server.http.operations import Answer, Operation
+from sandbox_agent.server.http.root_path import root_path_of
 from sandbox_agent.server.state import degradation, json_response, state_of
 from sandbox_agent.wire.api import HealthResponse, RootResponse
+from sandbox_agent.wire.jsonrpc import dumps, loads, members
 
 _OPENAPI_PATH = "/v1/openapi.json"
 
@@ -25,8 +27,8 @@ async def get_root(request: Request) -> Response:
 
     Returns the server's name and the address of its API documentation.
     """
-    docs = str(request.base_url).rstrip("/") + _OPENAPI_PATH
-    return json_response(RootResponse(name="Sandbox Agent", docs=docs))
+    docs = request.base_url.replace(path=root_path_of(request.scope) + _OPENAPI_PATH)
+    return json_response(RootResponse(name="Sandbox Agent", docs=str(docs)))
 
 
 @Operation(
@@ -58,7 +60,11 @@ async def get_v1_openapi(request: Request) -> Response:
 
     Returns the OpenAPI document, which is generated from the code.
     """
-    return json_response(await run_sync(state_of(request).openapi))
+    document: bytes = await run_sync(state_of(request).openapi)
+    root = root_path_of(request.scope)
+    if root:
+        document = dumps({**members(loads(document)), "servers": [{"url": root}]})
+    return json_response(document)
 
 
 OPERATIONS = (

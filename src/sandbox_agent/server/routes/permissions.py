@@ -16,7 +16,7 @@ from sandbox_agent.server.http.operations import (
     Answer,
     Operation,
     Parameter,
-    read_client,
+    read_identity,
     read_json,
 )
 from sandbox_agent.server.routes.session_helpers import (
@@ -67,7 +67,7 @@ async def reply_permission(request: Request) -> Response:
     session_id, permission_id = session_id_of(request), path_name(request, "permission_id")
     state = state_of(request)
     body = await read_json(request, PermissionReplyRequest, state.config.max_body_bytes, known_only=True)
-    await state.inbox.reply_permission(session_id, permission_id, body.reply, by=read_client(request))
+    await state.inbox.reply_permission(session_id, permission_id, body.reply, by=read_identity(request))
     return Response(status_code=204)
 
 
@@ -88,7 +88,7 @@ async def reply_question(request: Request) -> Response:
     session_id, question_id = session_id_of(request), path_name(request, "question_id")
     state = state_of(request)
     body = await read_json(request, QuestionReplyRequest, state.config.max_body_bytes, known_only=True)
-    await state.inbox.reply_question(session_id, question_id, body.answers, by=read_client(request))
+    await state.inbox.reply_question(session_id, question_id, body.answers, by=read_identity(request))
     return Response(status_code=204)
 
 
@@ -105,7 +105,7 @@ async def reject_question(request: Request) -> Response:
     Tells the agent that the user declines to answer. The first answer wins.
     """
     session_id, question_id = session_id_of(request), path_name(request, "question_id")
-    await state_of(request).inbox.reject_question(session_id, question_id, by=read_client(request))
+    await state_of(request).inbox.reject_question(session_id, question_id, by=read_identity(request))
     return Response(status_code=204)
 
 

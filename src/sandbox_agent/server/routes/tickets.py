@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from sandbox_agent.errors import InvalidRequestError
 from sandbox_agent.server.http.operations import Answer, Operation, read_json
+from sandbox_agent.server.http.root_path import root_path_of
 from sandbox_agent.server.state import json_response, state_of
 from sandbox_agent.server.tickets import TICKET_SECONDS
 from sandbox_agent.wire.api import TicketRequest, TicketResponse
@@ -34,7 +35,10 @@ async def post_v1_tickets(request: Request) -> Response:
     """
     state = state_of(request)
     wanted = await read_json(request, TicketRequest, state.config.max_body_bytes)
-    ticket = state.tickets.issue(wanted.scope, wanted.path)
+    path, root = wanted.path, root_path_of(request.scope)
+    if root and path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    ticket = state.tickets.issue(wanted.scope, path)
     expires_at = event_time(int((time.time() + TICKET_SECONDS) * 1000))
     response = json_response(TicketResponse(ticket=ticket, expires_at=expires_at))
     response.headers["cache-control"] = "no-store"

@@ -122,7 +122,8 @@ async def post_message_stream(request: Request) -> Response:
         last=turn.last_sequence,
         include_raw=raw,
     )
-    return EventStream(Viewer(view, cursor, UNNAMED), headers=[(TURN_HEADER.encode(), turn.turn_id.encode())])
+    headers = [(TURN_HEADER.encode(), turn.turn_id.encode())]
+    return EventStream(Viewer(view, cursor, UNNAMED), headers=headers, endless=False)
 
 
 async def _send(request: Request) -> TurnRow:

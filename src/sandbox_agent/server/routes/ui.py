@@ -27,7 +27,7 @@ from sandbox_agent.server.http.operations import (
     Answer,
     Operation,
     Parameter,
-    read_client,
+    read_identity,
     read_json,
     text_schema,
 )
@@ -159,7 +159,7 @@ async def _continue(request: Request, session_id: str, message: dict[str, Any]) 
     for permission_id, approved in answers.items():
         try:
             await state.inbox.reply_permission(
-                session_id, permission_id, "once" if approved else "reject", by=read_client(request)
+                session_id, permission_id, "once" if approved else "reject", by=read_identity(request)
             )
         except ConflictError:
             continue  # it was answered before, here or elsewhere
@@ -190,7 +190,7 @@ def _stream(
         is_for_people=lambda request: state.automatic.waits_for_people(session.row, request),
     )
     cursor = last_sequence if first is None else first - 1
-    return EventStream(Viewer(view, cursor, UNNAMED), headers=[(_HEADER.encode(), b"v1")])
+    return EventStream(Viewer(view, cursor, UNNAMED), headers=[(_HEADER.encode(), b"v1")], endless=False)
 
 
 def _key_of(message: dict[str, Any], prompt: list[dict[str, Any]]) -> str | None:

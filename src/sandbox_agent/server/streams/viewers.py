@@ -148,7 +148,7 @@ class EventStream(Response):
 
     The first bytes are sent at once. If the store fails, the stream ends: the client's next request
     continues where this one stopped, or fails with the reason. ``opening`` has events that are sent first.
-    ``presence`` is entered while the response lasts.
+    ``presence`` is entered while the response lasts. ``endless``: it lasts until the client leaves.
     """
 
     stream_type = "sse"
@@ -161,7 +161,9 @@ class EventStream(Response):
         opening: bytes = b"",
         headers: Sequence[tuple[bytes, bytes]] = (),
         presence: AbstractContextManager[None] | None = None,
+        endless: bool = True,
     ) -> None:
+        self.endless: bool = endless
         self._viewer = viewer
         self._presence = presence or nullcontext()
         self._opening = encode_comment("connected") + encode_retry(RETRY_MS) + opening

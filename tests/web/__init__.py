@@ -1,0 +1,1 @@
+"""The server and the SDK as parts of web applications."""
