@@ -181,6 +181,7 @@ PUBLIC = [
     "ToolCallPart",
     "ToolCallUpdate",
     "ToolResultPart",
+    "Transcript",
     "Turn",
     "TurnEventData",
     "TurnInfo",

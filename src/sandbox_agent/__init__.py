@@ -168,6 +168,7 @@ if TYPE_CHECKING:
         TurnInfo,
         UsageInfo,
     )
+    from sandbox_agent.wire.transcript import Transcript
     from sandbox_agent.wire.universal import (
         AgentUnparsedData,
         ContentPart,
@@ -278,6 +279,7 @@ _MODULES = {
         "CreateSessionResponse PendingPermission PermissionRule SearchHit SearchResponse SessionInfo "
         "TurnInfo UsageInfo"
     ),
+    "wire.transcript": "Transcript",
     "wire.universal": (
         "AgentUnparsedData ContentPart ErrorData EventData EventType FileRefPart ImagePart ItemDeltaData "
         "ItemEventData JsonPart PermissionEventData QuestionEventData ReasoningPart SessionEndedData "
@@ -457,6 +459,7 @@ __all__ = [
     "ToolCallPart",
     "ToolCallUpdate",
     "ToolResultPart",
+    "Transcript",
     "Turn",
     "TurnEventData",
     "TurnInfo",

@@ -79,6 +79,7 @@ LIVE = {
     *("EventSink", "PostgresSink", "RedisSink", "SQLiteSink"),
     *("Files", "FolderConfig", "Processes", "ProcessTerminal", "SandboxAgent", "ServerSessions"),
     *("Session", "Turn", "Viewer"),
+    "Transcript",  # it grows
 }
 CLONES: list[Callable[[Any], Any]] = [
     lambda value: pickle.loads(pickle.dumps(value)),
