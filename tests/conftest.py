@@ -32,6 +32,7 @@ __all__ = [
     "redis_url",
 ]
 
+pytest_plugins = ("pytester",)
 
 # With bytecode files, the Python processes that tests start don't compile the package each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

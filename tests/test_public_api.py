@@ -188,6 +188,7 @@ PUBLIC = [
     "ToolCallPart",
     "ToolCallUpdate",
     "ToolResultPart",
+    "Transcript",
     "Turn",
     "TurnEventData",
     "TurnInfo",

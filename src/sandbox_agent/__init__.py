@@ -181,6 +181,7 @@ if TYPE_CHECKING:
         TurnInfo,
         UsageInfo,
     )
+    from sandbox_agent.wire.transcript import Transcript
     from sandbox_agent.wire.universal import (
         AgentEvent,
         AgentUnparsedData,
@@ -292,6 +293,7 @@ _MODULES = {
         "CreateSessionResponse PendingPermission PermissionRule SearchHit SearchResponse SessionInfo "
         "TurnInfo UsageInfo"
     ),
+    "wire.transcript": "Transcript",
     "wire.universal": (
         "AgentEvent AgentUnparsedData ContentPart ErrorData EventData EventType FileRefPart ImagePart "
         "ItemDeltaData ItemEventData JsonPart PermissionEventData QuestionEventData ReasoningPart "
@@ -478,6 +480,7 @@ __all__ = [
     "ToolCallPart",
     "ToolCallUpdate",
     "ToolResultPart",
+    "Transcript",
     "Turn",
     "TurnEventData",
     "TurnInfo",

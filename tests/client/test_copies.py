@@ -88,6 +88,7 @@ LIVE = {
         "ServerSessions",
     ),
     *("Session", "Turn", "Viewer"),
+    "Transcript",  # it grows
 }
 CLONES: list[Callable[[Any], Any]] = [
     lambda value: pickle.loads(pickle.dumps(value)),

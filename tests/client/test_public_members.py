@@ -41,6 +41,7 @@ SESSION_MEMBERS = [
     "set_model",
     "set_permission_mode",
     "set_thought_level",
+    "show",
     "stream",
     "to_dict",
     "to_json",

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 import msgspec
 
 from sandbox_agent.client.journal import EventListener
+from sandbox_agent.client.live import show_events
 from sandbox_agent.client.outgoing import Outgoing
 from sandbox_agent.client.permissions import PermissionListener, PermissionPolicy, PermissionRequest
 from sandbox_agent.client.prompts import Prompt, prompt_blocks
@@ -27,6 +28,7 @@ from sandbox_agent.wire.jsonrpc import members
 from sandbox_agent.wire.objects import ConfigOption, SessionModes
 from sandbox_agent.wire.records import SessionEvent, SessionRecord
 from sandbox_agent.wire.serial import Serializable
+from sandbox_agent.wire.transcript import message_html, message_markdown
 
 
 class Turn:
@@ -66,6 +68,14 @@ class Turn:
     async def __aexit__(self, *_error: object) -> None:
         """End the iteration, as ``aclose`` does."""
         await self.aclose()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what the agent has said."""
+        return message_html("Agent", self.text)
+
+    def _repr_markdown_(self) -> str:
+        """Return the same as Markdown."""
+        return message_markdown("Agent", self.text)
 
     @property
     def response(self) -> PromptResponse:
@@ -352,6 +362,16 @@ class Session(Serializable):
         turn = self.stream(prompt, on_busy=on_busy)
         await turn
         return turn.text
+
+    async def show(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> PromptResponse:
+        """Send a prompt and show the turn in the notebook while it runs; raises as ``prompt``.
+
+        Raises:
+            ImportError: IPython is not installed.
+        """
+        turn = self.stream(prompt, on_busy=on_busy)
+        await show_events(turn)
+        return turn.response
 
     def events(self, *, after: int = 0) -> Viewer:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.

@@ -177,6 +177,7 @@ from sandbox_agent import ToolCallLocation as ToolCallLocation
 from sandbox_agent import ToolCallPart as ToolCallPart
 from sandbox_agent import ToolCallUpdate as ToolCallUpdate
 from sandbox_agent import ToolResultPart as ToolResultPart
+from sandbox_agent import Transcript as Transcript
 from sandbox_agent import TurnEventData as TurnEventData
 from sandbox_agent import TurnInfo as TurnInfo
 from sandbox_agent import UniversalEvent as UniversalEvent
@@ -398,6 +399,7 @@ __all__ = [
     "ToolCallPart",
     "ToolCallUpdate",
     "ToolResultPart",
+    "Transcript",
     "Turn",
     "TurnEventData",
     "TurnInfo",
@@ -560,6 +562,12 @@ class Session:
 
     def ask(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> str:
         """Send a prompt and return what the agent says; raises as ``prompt``."""
+
+    def show(self, prompt: Prompt, *, on_busy: OnBusy = "queue") -> PromptResponse:
+        """Send a prompt and show the turn in the notebook while it runs; raises as ``prompt``.
+
+        Raises:
+            ImportError: IPython is not installed."""
 
     def events(self, *, after: int = 0) -> EventIterator[SessionEvent]:
         """Iterate over the events with an index above ``after``: stored ones, then live ones, each once.

@@ -25,7 +25,7 @@ from sandbox_agent.wire.jsonrpc import members
 if TYPE_CHECKING:
     from sandbox_agent.agents.mock.sessions import Session
 
-__all__ = ["Script", "ScriptedAgent", "SettingChange"]
+__all__ = ["Script", "ScriptedAgent", "SettingChange", "relay_command"]
 
 Script: TypeAlias = str | Callable[[ScriptedTurn], object]
 
@@ -138,7 +138,7 @@ class ScriptedAgent:
     @property
     def command(self) -> list[str]:
         """The command line of the agent's process."""
-        return [sys.executable, "-P", "-m", "sandbox_agent.testing.relay", self._path]
+        return relay_command(self._path)
 
     @property
     def commands(self) -> dict[str, list[str]]:
@@ -204,11 +204,12 @@ class ScriptedAgent:
         with self._listener:
             while True:
                 connection, _ = self._listener.accept()
-                agent = _Agent(self, self._next_script, ScriptedPeer(connection), self._store())
-                with self._lock:
+                with self._lock:  # the folder of the store exists until close() has the lock
                     if self._closed:
                         connection.close()
                         return
+                    peer = ScriptedPeer(connection)
+                    agent = _Agent(self, self._next_script, peer, self._store())
                     self._connections[connection] = agent
                 threading.Thread(target=self._serve, args=(connection, agent), daemon=True).start()
 
@@ -273,6 +274,12 @@ class _Agent(Agent):
         except BaseException as error:
             self._owner.errors.append(error)
             raise RpcError(-32603, f"the script failed: {error!r}") from error
+
+
+def relay_command(socket_path: str) -> list[str]:
+    """Return the command line of the process of a ScriptedAgent that listens on a socket."""
+    # -P: modules in the working directory must not shadow ours.
+    return [sys.executable, "-P", "-m", "sandbox_agent.testing.relay", socket_path]
 
 
 def _check(script: object) -> None:

@@ -217,6 +217,18 @@ class SessionEvent(Serializable):
         """When the event was stored, in UTC."""
         return to_time(self.created_at)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from sandbox_agent.wire.transcript import event_html
+
+        return event_html(self)
+
+    def _repr_markdown_(self) -> str:
+        """Return the same as Markdown."""
+        from sandbox_agent.wire.transcript import event_markdown
+
+        return event_markdown(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the event in the shape of the TypeScript SDK, with the envelope as ``payload``."""
         return {name: getattr(self, attribute) for name, attribute in _EVENT_NAMES.items()}
