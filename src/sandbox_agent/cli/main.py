@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "agents": Entry("sandbox_agent.cli.agents:agents", "Install and list the agents of this machine."),
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
+    "chat": Entry("sandbox_agent.cli.chat.command:chat", "Talk with agents on the terminal."),
     "credentials": Entry(
         "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
     ),
@@ -54,7 +55,7 @@ COMMANDS: Final = {
 }
 
 # Commands whose process has the token of a server, and agents below it.
-_WITH_AGENTS: Final = ("daemon", "demo", "run", "server")
+_WITH_AGENTS: Final = ("chat", "daemon", "demo", "run", "server")
 
 
 # How a closed pipe, a full device, a quota and a broken device end a write.
