@@ -273,13 +273,14 @@ def test_a_chat_needs_a_terminal(shell: Shell) -> None:
     assert "use 'sandbox-agent run PROMPT --continue'" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["chat", "-a", "mock"], ["sessions", "browse"]], ids=str)
-def test_a_missing_extra_is_named(shell: Shell, words: list[str]) -> None:
-    blocker = "import sys\nsys.modules['prompt_toolkit'] = None\n"
-    (shell.folder / "sitecustomize.py").write_text(blocker)
+@pytest.mark.parametrize(
+    ("words", "name"), [(["chat", "-a", "mock"], "chat"), (["sessions", "browse"], "sessions browse")]
+)
+def test_a_missing_extra_is_named(shell: Shell, words: list[str], name: str) -> None:
+    (shell.folder / "sitecustomize.py").write_text("import sys\nsys.modules['prompt_toolkit'] = None\n")
     done = shell.run(*words, env={"PYTHONPATH": str(shell.folder)})
     assert done.returncode == 1
     assert done.stderr == (
-        f"sandbox-agent: sandbox-agent {words[0]}{' browse' * (words[0] == 'sessions')} needs the extra 'cli': "
+        f"sandbox-agent: sandbox-agent {name} needs the extra 'cli': "
         'install it with pip install "sandbox-agent-py[cli]"\n'
     )

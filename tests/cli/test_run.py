@@ -6,13 +6,14 @@ import base64
 import json
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from sandbox_agent.cli.run import EXIT_CODES, OTHER_STOP
-from tests.cli.conftest import SECONDS, Shell
+from tests.cli.conftest import COMMAND, SECONDS, Shell
 from tests.cli.pseudo_terminals import Terminal, drawn, read_until
 from tests.support.servers import free_port
 
@@ -328,6 +329,21 @@ def test_run_sends_what_a_pipe_has_with_the_prompt(shell: Shell) -> None:
     given, prompt = json.loads(done.stdout.splitlines()[0])["params"]["prompt"]
     assert given["text"] == "<stdin>\nan error\n</stdin>"
     assert prompt["text"] == "echo explained"
+
+
+def test_run_says_that_it_waits_for_standard_input(shell: Shell) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "echo hello", "-a", "mock"],
+        cwd=shell.folder,
+        env=shell.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stderr is not None
+        read_until(child.stderr.fileno(), b"reading standard input to its end")
+        said, _ = child.communicate(timeout=SECONDS)
+    assert (child.returncode, said) == (0, b"hello\n")
 
 
 def test_run_sends_nothing_of_an_empty_input(shell: Shell) -> None:

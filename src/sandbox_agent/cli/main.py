@@ -50,7 +50,7 @@ COMMANDS: Final = {
     "sandboxes": Entry("sandbox_agent.cli.sandboxes:sandboxes", "List and destroy sandboxes in containers."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
-    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show, export and move stored sessions."),
+    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "Browse, export and move stored sessions."),
     "tail": Entry("sandbox_agent.cli.tail:tail", "Follow a session of a running server."),
 }
 
