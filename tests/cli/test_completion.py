@@ -50,6 +50,7 @@ def test_options_and_their_values_are_completed(shell: Shell) -> None:
     "line",
     [
         "run --agent ",
+        "chat -a ",
         "demo -a ",
         "search --agent ",
         "agents show ",

@@ -23,7 +23,9 @@ def loaded_by(statement: str) -> set[str]:
 LIST = "from sandbox_agent.cli.main import cli\ncli(['--help'], standalone_mode=False)"
 
 
-@pytest.mark.parametrize("module", ["asyncio", "httpx2", "starlette", "uvicorn", "sqlite3"])
+@pytest.mark.parametrize(
+    "module", ["asyncio", "httpx2", "starlette", "uvicorn", "sqlite3", "rich", "prompt_toolkit"]
+)
 def test_the_list_of_commands_loads_nothing_heavy(module: str) -> None:
     assert module not in loaded_by(LIST)
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pyte
 import pytest
 
 from sandbox_agent.cli.run import EXIT_CODES, OTHER_STOP
 from tests.cli.conftest import COMMAND, SECONDS, Shell
+from tests.cli.pseudo_terminals import Terminal, drawn, read_until
 from tests.support.servers import free_port
 
 
@@ -137,17 +133,6 @@ def test_run_says_in_one_line_what_is_wrong(shell: Shell, words: list[str], code
     assert "Traceback" not in done.stderr
 
 
-def read_until(stream: int, wanted: bytes) -> bytes:
-    """Read from a descriptor until it has said something."""
-    said, deadline = b"", time.monotonic() + SECONDS
-    while wanted not in said:
-        ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
-        piece = os.read(stream, 4096) if ready else b""
-        assert piece, f"it never said {wanted!r}: {said!r}"
-        said += piece
-    return said
-
-
 def test_ctrl_c_cancels_the_turn(shell: Shell) -> None:
     with shell.start("run", "stream 10000 10", "-a", "mock", "--store", "s.db") as child:
         assert child.stdout is not None
@@ -184,48 +169,6 @@ def test_sigterm_ends_everything_at_once(shell: Shell) -> None:
         child.communicate(timeout=SECONDS)
     assert child.returncode == 128 + signal.SIGTERM
     shell.leftovers.wait()
-
-
-class Terminal:
-    """The command on a pseudo-terminal."""
-
-    def __init__(
-        self, shell: Shell, *words: str, env: dict[str, str] | None = None, stdin: bytes | None = None
-    ) -> None:
-        self.master, slave = pty.openpty()
-        self.child = subprocess.Popen(
-            [*COMMAND, *words],
-            cwd=shell.folder,
-            env={**shell.env, "TERM": "xterm", **(env or {})},
-            stdin=slave if stdin is None else subprocess.PIPE,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        if stdin is not None:
-            assert self.child.stdin is not None
-            self.child.stdin.write(stdin)
-            self.child.stdin.close()
-
-    def until(self, wanted: bytes) -> bytes:
-        """Return what it wrote up to there."""
-        return read_until(self.master, wanted)
-
-    def type(self, text: bytes) -> None:
-        """Type something."""
-        os.write(self.master, text)
-
-    def end(self) -> tuple[int, bytes]:
-        """Return its exit code, and what it still wrote."""
-        said = b""
-        try:
-            while piece := os.read(self.master, 4096):
-                said += piece
-        except OSError:
-            pass  # Linux: the other side is closed
-        os.close(self.master)
-        return self.child.wait(SECONDS), said
 
 
 @pytest.mark.parametrize(
@@ -388,6 +331,21 @@ def test_run_sends_what_a_pipe_has_with_the_prompt(shell: Shell) -> None:
     assert prompt["text"] == "echo explained"
 
 
+def test_run_says_that_it_waits_for_standard_input(shell: Shell) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "echo hello", "-a", "mock"],
+        cwd=shell.folder,
+        env=shell.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stderr is not None
+        read_until(child.stderr.fileno(), b"reading standard input to its end")
+        said, _ = child.communicate(timeout=SECONDS)
+    assert (child.returncode, said) == (0, b"hello\n")
+
+
 def test_run_sends_nothing_of_an_empty_input(shell: Shell) -> None:
     envelope = shell.run("run", "echo x", "-a", "mock", "--json", stdin="\n").stdout.splitlines()[0]
     assert len(json.loads(envelope)["params"]["prompt"]) == 1
@@ -426,13 +384,6 @@ def test_run_draws_running_tools_and_the_plan_in_place_on_a_terminal(shell: Shel
     assert not [line for line in screen if "pending" in line or "[>]" in line or "[ ]" in line]
     assert screen.index("plan   [x] Say that it is done") < screen.index("tool   Write hello.txt: completed")
     assert screen[-1] == "turn   1,000 in, 234 out (tokens)"
-
-
-def drawn(output: bytes) -> list[str]:
-    """Return the lines that a terminal shows in the end."""
-    screen = pyte.Screen(100, 200)
-    pyte.ByteStream(screen).feed(output)
-    return [line.rstrip() for line in screen.display if line.strip()]
 
 
 def test_run_ends_with_the_usage(shell: Shell) -> None:

@@ -130,6 +130,9 @@ class EventPrinter:
 
     def _end_turn(self, result: Mapping[str, Any]) -> None:
         self._in_turn = False
+        reason = result["stopReason"]
+        if self._client and reason != "end_turn":
+            self._screen.note(f"stopped: {reason}", "yellow")
         if self._live is not None:
             self._live.clear()
             for key, status in self._statuses.items():

@@ -33,6 +33,7 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "agents": Entry("sandbox_agent.cli.agents:agents", "Install and list the agents of this machine."),
     "api": Entry("sandbox_agent.cli.api:api", "Call the HTTP API of a running server."),
+    "chat": Entry("sandbox_agent.cli.chat.command:chat", "Talk with agents on the terminal."),
     "credentials": Entry(
         "sandbox_agent.cli.credentials:credentials", "Show the credentials that agents find on this machine."
     ),
@@ -52,12 +53,12 @@ COMMANDS: Final = {
     "sandboxes": Entry("sandbox_agent.cli.sandboxes:sandboxes", "List and destroy sandboxes in containers."),
     "search": Entry("sandbox_agent.cli.search:search", "Search all sessions of a running server."),
     "server": Entry("sandbox_agent.cli.server:server", "Serve coding agents over HTTP, inside the sandbox."),
-    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "List, show, export and move stored sessions."),
+    "sessions": Entry("sandbox_agent.cli.sessions:sessions", "Browse, export and move stored sessions."),
     "tail": Entry("sandbox_agent.cli.tail:tail", "Follow a session of a running server."),
 }
 
 # Commands whose process has the token of a server, and agents below it.
-_WITH_AGENTS: Final = ("daemon", "demo", "run", "server")
+_WITH_AGENTS: Final = ("chat", "daemon", "demo", "run", "server")
 
 
 # How a closed pipe, a full device, a quota and a broken device end a write.

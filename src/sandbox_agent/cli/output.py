@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return text.translate(_STRIPPED)
 
 
+def one_line(text: str) -> str:
+    """Return the text in one line."""
+    return " ".join(text.split())
+
+
 def echo_document(document: bytes) -> None:
     """Write a document to stdout, and a newline if it has none; on a terminal without control characters."""
     if sys.stdout.isatty():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from sandbox_agent.cli.output import Screen, Style
+from sandbox_agent.cli.output import Screen, Style, one_line
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.permissions import PermissionRequest
 from sandbox_agent.client.questions import QuestionRequest
@@ -116,7 +116,7 @@ class Prompts:
         async with self._lock:
             if self.ready is not None:
                 await self.ready()
-            self._screen.note(f"question  {_line(request.message)}", "yellow")
+            self._screen.note(f"question  {one_line(request.message)}", "yellow")
             answers: dict[str, list[str]] = {}
             for asked in request.fields:
                 given = await self._ask_field(asked)
@@ -145,23 +145,38 @@ class Prompts:
             loop.remove_reader(descriptor)
 
     async def _ask_field(self, asked: QuestionField) -> list[str] | None:
-        for number, option in enumerate(asked.options, 1):
-            about = f": {_line(option.description)}" if option.description else ""
-            self._screen.note(f"  {number}. {_line(option.label)}{about}", "yellow")
-        about = f" ({_line(asked.description)})" if asked.description else ""
+        show_field(self._screen, asked)
+        about = f" ({one_line(asked.description)})" if asked.description else ""
         hint = " (several, with commas)" if asked.kind == "multi_choice" else ""
         while True:
-            self._screen.ask(f"  {_line(asked.title)}{about}{hint}? ")
+            self._screen.ask(f"  {one_line(asked.title)}{about}{hint}? ")
             line = await self._read_line()
             if not line:
                 self._screen.note("")
                 return None
-            given = _parse(asked, line.strip())
+            given = parse_answer(asked, line.strip())
             if given is not None and is_answer(asked, given):
                 return given
 
 
-def _parse(asked: QuestionField, line: str) -> list[str] | None:
+def show_question(screen: Screen, question: QuestionRequest) -> None:
+    """Show a question with all its fields and their options."""
+    screen.note(f"question  {one_line(question.message)}", "yellow")
+    for asked in question.fields:
+        about = f": {one_line(asked.description)}" if asked.description else ""
+        hint = " (several, with commas)" if asked.kind == "multi_choice" else ""
+        screen.note(f"  {one_line(asked.title)}{about}{hint}", "yellow")
+        show_field(screen, asked)
+
+
+def show_field(screen: Screen, asked: QuestionField) -> None:
+    """Show the options of a field with their numbers."""
+    for number, option in enumerate(asked.options, 1):
+        about = f": {one_line(option.description)}" if option.description else ""
+        screen.note(f"  {number}. {one_line(option.label)}{about}", "yellow")
+
+
+def parse_answer(asked: QuestionField, line: str) -> list[str] | None:
     """Return the values that a line chooses, by their numbers or labels; None if one is unknown."""
     if not asked.options:
         return [line] if line else []
@@ -177,10 +192,6 @@ def _parse(asked: QuestionField, line: str) -> list[str] | None:
     return chosen
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def allowing_reply(request: PermissionRequest) -> PermissionReply:
     """Return the reply that allows a tool call once, or always if the agent offers nothing else."""
     return "always" if "once" not in request.available_replies else "once"
@@ -189,7 +200,7 @@ def allowing_reply(request: PermissionRequest) -> PermissionReply:
 def request_title(request: PermissionRequest) -> str:
     """Return what the tool call does, in one line."""
     call = request.tool_call
-    return _line(str(call.get("title") or call.get("toolCallId") or "a tool"))
+    return one_line(str(call.get("title") or call.get("toolCallId") or "a tool"))
 
 
 def show_request(screen: Screen, request: PermissionRequest) -> None:
@@ -206,12 +217,12 @@ def request_lines(request: PermissionRequest) -> list[str]:
     command = given.get("command") or given.get("cmd")
     diffs = [each for each in call.content if isinstance(each, Diff)]
     paths = dict.fromkeys([each.path for each in diffs] + [each.path for each in call.locations])
-    lines = [f"file {_line(path)}" for path in paths]
+    lines = [f"file {one_line(path)}" for path in paths]
     if command:
         words = [str(word) for word in elements(command)] or [str(command)]
         lines += [f"$ {line}" for line in " ".join(words).splitlines()]
     elif given and not diffs:
-        lines += [f"{name}: {_shorten(_line(str(value)))}" for name, value in given.items()]
+        lines += [f"{name}: {_shorten(one_line(str(value)))}" for name, value in given.items()]
     for each in diffs:
         old, new = (each.old_text or "").splitlines(), each.new_text.splitlines()
         lines += list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -15,9 +16,10 @@ import click
 
 from sandbox_agent.cli.event_printer import EventPrinter
 from sandbox_agent.cli.output import ProgressBar, Screen, open_output, print_table
-from sandbox_agent.cli.stores import open_store, run_on_store, store_option
+from sandbox_agent.cli.stores import chat_store, open_store, run_on_store, store_option
 from sandbox_agent.cli.verify import print_verified, read_heads, write_heads
-from sandbox_agent.errors import SessionNotFoundError
+from sandbox_agent.errors import InvalidRequestError, SessionNotFoundError
+from sandbox_agent.extras import require_extra
 from sandbox_agent.persist.base import SessionPersistDriver, decode_cursor
 from sandbox_agent.persist.open import parse_store_url
 from sandbox_agent.persist.transfer.history import read_events
@@ -53,6 +55,49 @@ def sessions() -> None:
     TypeScript, or of a server) or a URL: sqlite:PATH, postgres://..., redis://..., rediss://...,
     valkey://.... Prefix it with encrypted+ if it is encrypted; the key is read from SANDBOX_AGENT_STORE_KEY.
     """
+
+
+@sessions.command()
+@store_option(
+    "--store",
+    envvar="SANDBOX_AGENT_STORE",
+    show_envvar=True,
+    help="A path or a store URL. Default: the store of 'sandbox-agent chat'.",
+)
+@_namespace
+def browse(*, store: str | None, namespace: str | None) -> None:
+    """Browse the sessions on the full terminal: search, read, open in a chat, export and delete them.
+
+    What you type is searched in the first prompt, the agent, the folder and the id of each session.
+    """
+    require_extra("sandbox-agent sessions browse", "cli", "prompt_toolkit", "rich")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError(
+            "sessions browse needs a terminal: without one use 'sandbox-agent sessions list' and "
+            "'sessions show ID'"
+        )
+    url = store or chat_store()
+    path = parse_store_url(url).path
+    if path is not None and not path.exists():
+        raise click.UsageError("there are no sessions of 'sandbox-agent chat' yet: pass --store")
+    chosen: SessionRecord | None = None
+
+    async def show_browser(driver: SessionPersistDriver) -> None:
+        from sandbox_agent.cli.browse import Browser
+
+        nonlocal chosen
+        chosen = await Browser(driver).run()
+
+    run_on_store(show_browser, url, namespace)
+    if chosen is None:
+        return
+    if namespace is not None:
+        raise InvalidRequestError(
+            "the sessions of a server can't be opened in a chat: only that server may write them"
+        )
+    # A chat protects its memory from the start, and the URL of the store may have a password.
+    words = [sys.executable, "-m", "sandbox_agent", "chat", f"--session={chosen.id}"]
+    os.execve(sys.executable, words, {**os.environ, "SANDBOX_AGENT_STORE": url})  # noqa: S606 - this command
 
 
 @sessions.command("list")

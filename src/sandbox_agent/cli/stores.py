@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import click
 
-from sandbox_agent.errors import InvalidRequestError
+from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.persist.base import SessionPersistDriver
 from sandbox_agent.persist.open import check_folder, open_driver, parse_store_url
+from sandbox_agent.persist.private import make_private_folder
 from sandbox_agent.persist.store.view import sqlite_store_driver
 from sandbox_agent.runtime.privacy import hide_url
 
@@ -36,6 +38,27 @@ def store_option(*names: str, help: str, must_exist: bool = True, **settings: An
         return value
 
     return click.option(*names, metavar="STORE", callback=check, help=help, **settings)
+
+
+def state_file(name: str) -> Path:
+    """Return the path of a file that the commands keep for this user, in a folder that only they can read.
+
+    Raises:
+        PersistError: the folder can't be made.
+    """
+    from sandbox_agent.agents.launch import data_dir
+
+    folder = data_dir() / "cli"
+    try:
+        make_private_folder(folder)
+    except OSError as error:
+        raise PersistError(f"the folder '{folder}' can't be made: {error.strerror}") from error
+    return folder / name
+
+
+def chat_store() -> str:
+    """Return the store of ``chat`` that is used if the user names no other."""
+    return f"sqlite:{state_file('sessions.db')}"
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,1 @@
+"""``sandbox-agent chat``: conversations with agents on a terminal, by prompt_toolkit."""
