@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support.leaks import checked_loop, pytest_collection_finish, pytest_runtest_teardown
+from tests.support.leaks import (
+    checked_loop,
+    pytest_collection,
+    pytest_collection_finish,
+    pytest_runtest_teardown,
+)
 from tests.support.postgres import own_postgres, postgres, postgres_dsn
 from tests.support.redis import foreign_redis, redis_server, redis_url
 from tests.support.requiring import pytest_make_collect_report, pytest_runtest_makereport
@@ -21,6 +26,7 @@ __all__ = [
     "own_postgres",
     "postgres",
     "postgres_dsn",
+    "pytest_collection",
     "pytest_collection_finish",
     "pytest_configure",
     "pytest_itemcollected",

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-__all__ = ["checked_loop", "pytest_collection_finish", "pytest_runtest_teardown"]
+__all__ = ["checked_loop", "pytest_collection", "pytest_collection_finish", "pytest_runtest_teardown"]
 
 # The task in which anyio's plugin runs tests and async fixtures: it ends with the loop.
 _RUNNER_TASK: Final = "TestRunner._run_tests_and_fixtures"
@@ -79,6 +79,16 @@ def _record_unraisable_errors() -> Generator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage: among so many objects, that takes longer than the rest."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
