@@ -18,6 +18,7 @@ from tests.support.postgres import own_postgres, postgres, postgres_dsn
 from tests.support.redis import foreign_redis, redis_server, redis_url
 from tests.support.requiring import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.signals import restore_signals
+from tests.support.trust import share_authorities
 from tests.support.workers import worker_count
 
 __all__ = [
@@ -50,6 +51,7 @@ settings.load_profile("tests")
 
 def pytest_configure() -> None:
     restore_signals()
+    share_authorities()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
