@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support.leaks import checked_loop, pytest_collection_finish, pytest_runtest_teardown
+from tests.support.leaks import (
+    checked_loop,
+    pytest_collection,
+    pytest_collection_finish,
+    pytest_runtest_teardown,
+)
 from tests.support.postgres import own_postgres, postgres, postgres_dsn
 from tests.support.redis import foreign_redis, redis_server, redis_url
 from tests.support.requiring import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.signals import restore_signals
+from tests.support.trust import share_authorities
 from tests.support.workers import worker_count
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "own_postgres",
     "postgres",
     "postgres_dsn",
+    "pytest_collection",
     "pytest_collection_finish",
     "pytest_configure",
     "pytest_itemcollected",
@@ -45,6 +52,7 @@ settings.load_profile("tests")
 
 def pytest_configure() -> None:
     restore_signals()
+    share_authorities()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

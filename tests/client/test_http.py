@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+from pathlib import Path
+
 import httpx2
 import pytest
 
@@ -44,3 +48,20 @@ async def test_a_request_that_changes_something_is_sent_once() -> None:
     with pytest.raises(ConnectionLostError):
         await Http(base_url="http://sandbox", transport=server).json("POST", "/v1/sessions/x")
     assert server.requests == 1
+
+
+async def test_clients_read_the_authorities_of_this_machine_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read: list[str | None] = []
+
+    def create_ssl_context() -> ssl.SSLContext:
+        read.append(os.environ.get("SSL_CERT_DIR"))
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(httpx2, "create_ssl_context", create_ssl_context)
+    for folder in ("a", "a", "b"):
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / folder))
+        for url in ("http://127.0.0.1:1", "https://127.0.0.1:1", "https://elsewhere.example"):
+            await Http(base_url=url).aclose()
+    assert read == [str(tmp_path / "a"), str(tmp_path / "b")]

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import httpx2
@@ -53,6 +53,9 @@ post["requestBody"]["content"]["application/json"]["schema"] = {
 # schemathesis' own types are partly unknown to a strict checker
 general: Any = importlib.import_module("schemathesis.checks")
 openapi: Any = importlib.import_module("schemathesis.specs.openapi.checks")
+builder: Any = importlib.import_module("schemathesis.pytest._test_builder")
+feedback: Any = importlib.import_module("schemathesis.generation.feedback")
+constants: Any = importlib.import_module("schemathesis.python._constants.orchestrator")
 schemathesis.serializer("application/x-tar")(lambda _, value: value if isinstance(value, bytes) else b"x")
 checks = [
     general.not_a_server_error,
@@ -61,7 +64,7 @@ checks = [
     openapi.response_schema_conformance,
 ]
 schema: Any = schemathesis.openapi.from_dict(document)
-each_operation: Callable[[Callable[..., None]], Callable[..., None]] = schema.parametrize()
+ALL = [(path, method) for path, of_path in document["paths"].items() for method in of_path]
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +106,11 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
         seen.update((what, status) for what, status in before[1])
         file.truncate(0)
         json.dump([sorted(operations), sorted(seen)], file)
-    if len(operations) == len(list(schema.get_all_operations())):
+    if len(operations) == len(ALL):
         assert seen >= EXPECTED
 
 
-@pytest.mark.loops
-@each_operation
-@settings(
+SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
@@ -117,7 +118,29 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-def test_every_answer_is_a_documented_one(case: Any, target: ServerProcess) -> None:
+
+
+@pytest.mark.loops
+@pytest.mark.parametrize(
+    ("path", "method"), [pytest.param(path, method, id=f"{method.upper()} {path}") for path, method in ALL]
+)
+def test_every_answer_is_a_documented_one(path: str, method: str, target: ServerProcess) -> None:
+    # As schema.parametrize(), which makes the examples of all operations in each process at collection.
+    test = builder.build_operation_test(
+        config=schema.config,
+        operation=schema[path][method],
+        test_func=lambda case: send(case, target),  # pyright: ignore[reportUnknownLambdaType]
+        given_kwargs={},
+        feedback=feedback.FeedbackSources(
+            constants_value_source=constants.make_constants_value_source(schema)
+        ),
+        explicit_settings=SETTINGS,
+    )
+    test()
+
+
+def send(case: Any, target: ServerProcess) -> None:
+    """Send an example and check the answer."""
     stored = case.operation.path in STORED_PATHS and next(numbers) % 2 == 0
     if stored:
         case.path_parameters["session_id"] = STORED

@@ -103,7 +103,7 @@ def test_the_warden_needs_nothing_but_the_standard_library() -> None:
     source = Path(__file__).parents[2] / "src"
     code = (
         "import sys; import sandbox_agent.runtime.warden_main;"
-        "heavy = ('anyio', 'msgspec', 'starlette', 'uvloop');"
+        "heavy = ('anyio', 'msgspec', 'pathlib', 'starlette', 'urllib', 'uvloop');"
         "print([name for name in sys.modules if name.split('.')[0] in heavy])"
     )
     found = subprocess.run(

@@ -1,7 +1,8 @@
 """A test that leaks a pipe, a process, a file or a task fails itself, instead of a later test.
 
 Python reports a leak when the object is garbage collected, so garbage is collected after each test. This is
-cheap because the objects that exist before the first test are frozen: the collector skips them.
+cheap because the objects that exist before the first test of a module are frozen: the collector skips them
+until the last test has run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-__all__ = ["checked_loop", "pytest_collection_finish", "pytest_runtest_teardown"]
+__all__ = ["checked_loop", "pytest_collection", "pytest_collection_finish", "pytest_runtest_teardown"]
 
 # The task in which anyio's plugin runs tests and async fixtures: it ends with the loop.
 _RUNNER_TASK: Final = "TestRunner._run_tests_and_fixtures"
@@ -81,13 +82,23 @@ def _record_unraisable_errors() -> Generator[None]:
         sys.unraisablehook = previous
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage: among so many objects, that takes longer than the rest."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
     """Fail the test if it leaked. Runs after its fixtures, once their values are no longer referenced."""
     yield
     with _record_unraisable_errors():
@@ -96,7 +107,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
         for name in ("last_exc", "last_value", "last_traceback"):
             if hasattr(sys, name):  # pytest keeps the frames of a failure here for debuggers
                 delattr(sys, name)
+        if nextitem is None:
+            gc.unfreeze()
         gc.collect()
+        if nextitem is not None and nextitem.path != item.path:
+            gc.freeze()
     if _found:
         leaks = "\n".join(_found)
         _found.clear()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from functools import cache
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import quote
@@ -59,10 +62,19 @@ class Http:
         )
         self._no_proxy = no_proxy
         # A client with a transport ignores HTTP_PROXY and ALL_PROXY.
-        transport = httpx2.AsyncHTTPTransport(limits=limits) if no_proxy else streaming(self._transport)
+        trusted = self._transport is not None or _trusted(
+            os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        )
+        transport = streaming(self._transport)
+        if no_proxy:
+            transport = httpx2.AsyncHTTPTransport(verify=trusted, limits=limits)
         try:
             return httpx2.AsyncClient(
-                headers=self._headers, transport=transport, timeout=_timeout(READ_TIMEOUT), limits=limits
+                headers=self._headers,
+                verify=trusted,
+                transport=transport,
+                timeout=_timeout(READ_TIMEOUT),
+                limits=limits,
             )
         except ImportError as error:
             raise missing_extra("the SOCKS proxy that the environment names", "socks") from error
@@ -216,6 +228,12 @@ class Http:
 
 def _timeout(read: float | None) -> httpx2.Timeout:
     return httpx2.Timeout(None, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, read=read)
+
+
+@cache
+def _trusted(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    """Return the authorities of this machine or of the variables; reading them takes 20 ms."""
+    return httpx2.create_ssl_context()
 
 
 def _needs_no_proxy(base_url: str, transport: httpx2.AsyncBaseTransport | None) -> bool:

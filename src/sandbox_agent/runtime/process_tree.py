@@ -7,12 +7,12 @@ import os
 import select
 import signal
 import time
-from pathlib import Path
 
 # Tools of agents start shells in new sessions, outside the group. All of them inherit the environment.
 TAG_VARIABLE = "SANDBOX_AGENT_PROCESS_TAG"
 
-_PROC = Path("/proc")
+# The warden imports this, and pathlib would be a fifth of its time to start.
+_PROC = "/proc"
 # How long a program may take to have its environment once it is started.
 _EXEC_SECONDS = 0.05
 _EXEC_PAUSE_MS = 1
@@ -39,7 +39,8 @@ def _has_tag(pid: str, needle: bytes) -> bool:
 
 def _environ(pid: str) -> bytes:
     try:
-        return (_PROC / pid / "environ").read_bytes()
+        with open(f"{_PROC}/{pid}/environ", "rb") as file:  # noqa: PTH123 - as above
+            return file.read()
     except OSError:
         return b""
 
