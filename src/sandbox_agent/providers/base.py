@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import anyio
@@ -75,6 +75,25 @@ class SandboxProvider(ABC):
     async def kill(self, sandbox_id: str, /) -> None:
         """Destroy the sandbox without a clean shutdown."""
         await self.destroy(sandbox_id)
+
+
+def check_options(
+    provider: str, options: Mapping[str, Any], kind: type, unsupported: Sequence[str] = ()
+) -> None:
+    """Check that a provider has all options that it was given, as a misspelled one would weaken a sandbox.
+
+    Args:
+        provider: The name of the function that makes it.
+        options: The options.
+        kind: The ``TypedDict`` with those that there are.
+        unsupported: Those of them that this provider lacks.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+    known: frozenset[str] = getattr(kind, "__optional_keys__")  # noqa: B009 - of any TypedDict
+    if unknown := set(options) - (known - set(unsupported)):
+        raise TypeError(f"{provider}() has no argument {', '.join(sorted(unknown))!r}")
 
 
 def join_sandbox_id(provider: SandboxProvider, raw_id: str) -> str:

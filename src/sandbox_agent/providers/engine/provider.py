@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Unpack
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
-from sandbox_agent.providers.base import SandboxProvider, finish
+from sandbox_agent.providers.base import SandboxProvider, check_options, finish
 from sandbox_agent.providers.engine.api import EngineApi
 from sandbox_agent.providers.engine.container import (
     DEFAULT_IMAGE,
@@ -81,6 +81,7 @@ class EngineProvider(SandboxProvider):
 
     def __init__(self, image: str | None = None, **options: Unpack[EngineOptions]) -> None:
         """Store the options. See ``docker`` for the arguments."""
+        check_options(self.name, options, EngineOptions)
         workspace = options.get("workspace")
         self._options = ContainerOptions(
             image=image or DEFAULT_IMAGE,
