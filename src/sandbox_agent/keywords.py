@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar, cast
 
 __all__ = ["check_keywords", "keywords"]
@@ -11,9 +11,18 @@ __all__ = ["check_keywords", "keywords"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def check_keywords(options: Mapping[str, object], kind: type, function: str) -> None:
-    """Raise the TypeError of a call with a keyword that the options do not have."""
-    known = kind.__annotations__
+def check_keywords(
+    options: Mapping[str, object], kind: type, function: str, *, without: Container[str] = ()
+) -> None:
+    """Raise the TypeError of a call with a keyword that the options do not have.
+
+    Args:
+        options: the keyword arguments.
+        kind: the TypedDict of those that there are.
+        function: the name of the function, for the error.
+        without: those of them that this function lacks.
+    """
+    known = [name for name in kind.__annotations__ if name not in without]
     for name in options:
         if name not in known:
             allowed = ", ".join(sorted(known))

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sandbox_agent import InvalidRequestError, JailProvider, Mount, SandboxAgentError, jail, local
+from sandbox_agent import (
+    InvalidRequestError,
+    JailProvider,
+    Mount,
+    SandboxAgentError,
+    docker,
+    jail,
+    local,
+    podman,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +39,13 @@ def test_a_missing_program_is_named_with_how_to_install_it(monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SandboxAgentError, match="apt install bubblewrap"):
         jail()
+
+
+@pytest.mark.parametrize("make", [jail, local, docker, podman])
+def test_a_misspelled_option_is_refused(make: Any) -> None:
+    """It might have been one that isolates."""
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'netwrok'"):
+        make(netwrok="none")
 
 
 def test_folders_that_do_not_exist_are_refused(tmp_path: Path) -> None:

@@ -281,18 +281,23 @@ async def test_a_real_agent_completes_a_turn_through_the_proxy(
         )
         async with SandboxAgent.start(sandbox=provider) as sdk:
             try:
-                session = await sdk.create_session(agent=agent, permission_policy="allow_once")
-                said = ""
-                with anyio.fail_after(_TURN_SECONDS):
-                    turn = session.stream("[[say Through the proxy.]]")
-                    async for event in turn:
-                        if isinstance(event.update, AgentMessageChunk):
-                            said += event.update.text
-                assert turn.response.stop_reason == "end_turn"
-                assert "Through the proxy." in said
+                await check_turn(sdk, agent)
                 assert llm.requests
             finally:
                 await sdk.destroy_sandbox()
+
+
+async def check_turn(sdk: SandboxAgent, agent: str) -> None:
+    """Let an agent complete a turn with the scripted model."""
+    session = await sdk.create_session(agent=agent, permission_policy="allow_once")
+    said = ""
+    with anyio.fail_after(_TURN_SECONDS):
+        turn = session.stream("[[say Through the proxy.]]")
+        async for event in turn:
+            if isinstance(event.update, AgentMessageChunk):
+                said += event.update.text
+    assert turn.response.stop_reason == "end_turn"
+    assert "Through the proxy." in said
 
 
 async def test_a_provider_without_the_option_shows_that_it_has_a_network(engine: Engine) -> None:

@@ -209,7 +209,7 @@ class TestKubernetes(RemoteSuite):
     async def test_arguments_are_checked(self, make: Make) -> None:
         with pytest.raises(ValueError, match="'forward' or 'pod'"):
             make(connect="proxy")
-        with pytest.raises(TypeError, match="has no argument 'timeout'"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
             make(timeout=60)
 
 

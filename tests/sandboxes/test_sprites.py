@@ -82,5 +82,5 @@ class TestSprites(RemoteSuite):
         monkeypatch.delenv("SPRITE_TOKEN", raising=False)
         with pytest.raises(SandboxAgentError, match="set SPRITE_TOKEN"):
             await sprites().reconnect("a")
-        with pytest.raises(TypeError, match="has no argument 'timeout'"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
             sprites(timeout=60)

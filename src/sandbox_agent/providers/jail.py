@@ -17,9 +17,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack, cast
 
 import httpx2
 import platformdirs
@@ -27,7 +27,7 @@ import platformdirs
 from sandbox_agent.cgroups import Cgroup
 from sandbox_agent.egress.allow_list import AllowList
 from sandbox_agent.errors import SandboxAgentError
-from sandbox_agent.keywords import keywords
+from sandbox_agent.keywords import check_keywords, keywords
 from sandbox_agent.providers.egress_process import PROXY_VARIABLES, SOCKET, EgressProcess
 from sandbox_agent.providers.jail_limits import (
     Limits,
@@ -35,9 +35,9 @@ from sandbox_agent.providers.jail_limits import (
     create_jail_group,
     remove_jail_group,
 )
-from sandbox_agent.providers.local import LocalProvider
+from sandbox_agent.providers.local import LocalOptions, LocalProvider, ServerOptions
 from sandbox_agent.providers.mounts import Mount, checked_mount, existing_path
-from sandbox_agent.providers.server_process import PACKAGE_ROOT, Log
+from sandbox_agent.providers.server_process import PACKAGE_ROOT
 from sandbox_agent.providers.unix_transport import UnixTransport
 
 HOME = "/home/agent"
@@ -128,7 +128,7 @@ def _delete_folder(path: Path) -> None:
         subprocess.run([*command, "--", str(path)], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
 
 
-class JailOptions(TypedDict, total=False):
+class JailOptions(ServerOptions, total=False):
     """The options of ``jail()``, which explains them."""
 
     workspace: str | os.PathLike[str] | None
@@ -136,14 +136,6 @@ class JailOptions(TypedDict, total=False):
     allow_hosts: Sequence[str] | None
     mounts: Sequence[Mount]
     limits: Limits | None
-    port: int | None
-    token: str | None
-    env: Mapping[str, str] | None
-    log: Log
-    store: str | None
-    agents: str | os.PathLike[str] | None
-    agent_commands: Mapping[str, str | Sequence[str]] | None
-    args: Sequence[str]
 
 
 class JailProvider(LocalProvider):
@@ -153,24 +145,12 @@ class JailProvider(LocalProvider):
     default_cwd: str | None = WORKSPACE
     _ends_by_lifeline: bool = True
 
-    def __init__(
-        self,
-        *,
-        workspace: str | os.PathLike[str] | None = None,
-        network: bool = True,
-        allow_hosts: Sequence[str] | None = None,
-        mounts: Sequence[Mount] = (),
-        limits: Limits | None = None,
-        port: int | None = None,
-        token: str | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Log = "inherit",
-        store: str | None = None,
-        agents: str | os.PathLike[str] | None = None,
-        agent_commands: Mapping[str, str | Sequence[str]] | None = None,
-        args: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, **options: Unpack[JailOptions]) -> None:
         """Store the options. See ``jail`` for the arguments."""
+        check_keywords(options, JailOptions, self.name)
+        workspace, network = options.pop("workspace", None), options.pop("network", True)
+        allow_hosts, mounts = options.pop("allow_hosts", None), options.pop("mounts", ())
+        limits, agents = options.pop("limits", None), options.pop("agents", None)
         if allow_hosts is not None:
             if not network:
                 raise ValueError(
@@ -179,16 +159,8 @@ class JailProvider(LocalProvider):
                 )
             AllowList(allow_hosts)
             network = False  # but for the proxy
-        super().__init__(
-            port=port,
-            token=token,
-            env=env,
-            log=log,
-            store=store,
-            agents=_agents_file() if agents is None else existing_path(agents, "agents file"),
-            agent_commands=agent_commands,
-            args=args,
-        )
+        found = _agents_file() if agents is None else existing_path(agents, "agents file")
+        super().__init__(**cast(LocalOptions, {**options, "agents": found}))
         self._bubblewrap = _find_bubblewrap()
         self._workspace = None if workspace is None else existing_path(workspace, "workspace")
         self._network = network
@@ -355,7 +327,10 @@ def _check_peer(connection: socket.socket, bubblewrap: int) -> None:
 
 def _find_bubblewrap() -> str:
     if not sys.platform.startswith("linux"):
-        raise SandboxAgentError("jail() needs Linux: on this platform use docker or a remote sandbox")
+        raise SandboxAgentError(
+            "jail() needs Linux, because its isolation was not tested elsewhere: on this platform use docker(), "
+            "podman() or a sandbox at a service"
+        )
     found = shutil.which("bwrap")
     if found is None:
         raise SandboxAgentError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
 from sandbox_agent.extras import require_server
-from sandbox_agent.keywords import keywords
+from sandbox_agent.keywords import check_keywords, keywords
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.server_process import (
     CONNECT_TIMEOUT,
@@ -43,20 +43,25 @@ class _Running:
     token: str
 
 
-class LocalOptions(TypedDict, total=False):
-    """The options of ``local()``, which explains them."""
+class ServerOptions(TypedDict, total=False):
+    """The options of ``local()`` and ``jail()``, which explain them."""
 
-    host: str
     port: int | None
     token: str | None
     env: Mapping[str, str] | None
     log: Log
-    binary: str | os.PathLike[str] | None
     store: str | None
-    agent_env_policy: Literal["strict", "default"]
     agents: str | os.PathLike[str] | None
     agent_commands: Mapping[str, str | Sequence[str]] | None
     args: Sequence[str]
+
+
+class LocalOptions(ServerOptions, total=False):
+    """The options of ``local()``, which explains them."""
+
+    host: str
+    binary: str | os.PathLike[str] | None
+    agent_env_policy: Literal["strict", "default"]
 
 
 class LocalProvider(SandboxProvider):
@@ -65,39 +70,28 @@ class LocalProvider(SandboxProvider):
     name = "local"
     _ends_by_lifeline: bool = False
 
-    def __init__(
-        self,
-        *,
-        host: str = "127.0.0.1",
-        port: int | None = None,
-        token: str | None = None,
-        env: Mapping[str, str] | None = None,
-        log: Log = "inherit",
-        binary: str | os.PathLike[str] | None = None,
-        store: str | None = None,
-        agent_env_policy: Literal["strict", "default"] = "strict",
-        agents: str | os.PathLike[str] | None = None,
-        agent_commands: Mapping[str, str | Sequence[str]] | None = None,
-        args: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, **options: Unpack[LocalOptions]) -> None:
         """Store the options. See ``local`` for the arguments."""
+        check_keywords(options, LocalOptions, self.name)
+        binary, agents = options.get("binary"), options.get("agents")
+        agent_commands = options.get("agent_commands")
         if binary is None:
             require_server("local()")
         elif agents is not None or agent_commands:
             raise ValueError(
                 "agents and agent_commands are for this package's server: leave them out, or leave binary out"
             )
-        self._host = host.strip("[]")
-        self._port = port
-        self._token = token
-        self._env = dict(env or {})
-        self._log = log
+        self._host = options.get("host", "127.0.0.1").strip("[]")
+        self._port = options.get("port")
+        self._token = options.get("token")
+        self._env = dict(options.get("env") or {})
+        self._log: Log = options.get("log", "inherit")
         self._binary = binary
-        self._store = store
-        self._agent_env_policy = agent_env_policy
+        self._store = options.get("store")
+        self._agent_env_policy = options.get("agent_env_policy", "strict")
         self._agents = None if agents is None else Path(agents).absolute()
         self._agent_commands = dict(agent_commands or {})
-        self._args = list(args)
+        self._args = list(options.get("args", ()))
         self._running: dict[str, _Running] = {}
         self._restarting: set[str] = set()
 
@@ -289,6 +283,7 @@ def local(*, isolation: Literal["jail"] | None = None, **options: Any) -> LocalP
         args: More command line arguments.
 
     Raises:
+        TypeError: There is no such argument.
         ValueError: Agents are given with ``binary``, or the isolation is unknown.
         ImportError: The extra ``server`` is not installed, and ``binary`` is not given.
     """

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 import httpx2
 
 from sandbox_agent.errors import SandboxAgentError, SandboxDestroyedError
+from sandbox_agent.keywords import check_keywords
 from sandbox_agent.providers.base import SandboxProvider, finish
 from sandbox_agent.providers.own_wheel import run_with_wheel
 from sandbox_agent.providers.renewing_transport import RenewingTransport
@@ -133,9 +134,7 @@ class RemoteProvider(SandboxProvider, Generic[_C]):
             ValueError: The workspace is not a folder, or the timeout is not greater than 0.
         """
         self.service.check_installed()
-        known = self.options_type.__optional_keys__ - ({"timeout"} if self.never_ends else set())
-        if unknown := set(options) - known:
-            raise TypeError(f"{self.name}() has no argument {', '.join(sorted(unknown))!r}")
+        check_keywords(options, self.options_type, self.name, without=["timeout"] if self.never_ends else [])
         workspace = options.get("workspace")
         if workspace is not None and not Path(workspace).is_dir():
             raise ValueError(f"workspace must be a folder of this machine, not '{os.fspath(workspace)}'")

@@ -66,6 +66,7 @@ def docker(image: str | None = None, **options: Unpack[EngineOptions]) -> Docker
         host: The engine's URL (``unix:///path``, ``tcp://host:port``), or None to find it.
 
     Raises:
+        TypeError: There is no such argument.
         ValueError: An argument is invalid.
         InvalidRequestError: A host of ``allow_hosts`` is invalid.
         SandboxAgentError: A folder does not exist.

@@ -82,7 +82,7 @@ class EngineProvider(SandboxProvider):
 
     def __init__(self, image: str | None = None, **options: Unpack[EngineOptions]) -> None:
         """Store the options. See ``docker`` for the arguments."""
-        check_keywords(options, EngineOptions, self._engine)
+        check_keywords(options, EngineOptions, self.name)
         workspace = options.get("workspace")
         self._options = ContainerOptions(
             image=image or DEFAULT_IMAGE,
