@@ -3,8 +3,9 @@
 ``scripts/observe_agents.py FOLDER [--write]`` reads ``ID.ndjson`` and ``ID-*.ndjson`` of agents: one JSON
 object a line, with ``dir`` ("c2a" from the client, "a2c" from the agent, "meta") and ``msg``, the envelope.
 It prints what differs from ``catalogue.toml``, and with ``--write`` changes that file, except for the options
-of agents that the published 0.4.2 server lists, which are as there. A list of models is left out if it has the
-recording's own. A current value that the catalogue has is kept: that of a recording may have been configured.
+of agents that the published 0.4.2 server lists, which are as there. A list of models is left out if it has
+the recording's own. A current value that the catalogue has is kept: that of a recording may have been
+configured.
 """
 
 from __future__ import annotations
