@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Seconds, by agent. Goose ignores a cancellation while it waits for its model; others it obeys in 0.2 s.
+# Seconds, by agent. Goose ignores a cancellation while it waits for its model; else it ends a turn in 0.2 s.
 _SECONDS = {"goose": 1.0}
 
 
