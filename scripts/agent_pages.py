@@ -38,6 +38,7 @@ def page_of(agent: Agent) -> str:
         *_install(agent),
         "## Credentials",
         *_credentials(agent),
+        *_state(agent),
         "## Modes and permissions",
         *_modes(agent),
         "## Models",
@@ -89,6 +90,22 @@ def _credentials(agent: Agent) -> Iterator[str]:
     rows += [("other variables that it inherits", ", ".join(f"`{name}`" for name in agent.env))]
     found = [f"| {name} | {value} |" for name, value in rows if value]
     yield "\n".join(["| where | names |", "|---|---|", *found])
+
+
+def _state(agent: Agent) -> Iterator[str]:
+    if agent.state:
+        names = ", ".join(f"`~/{path}`" for path in agent.state)
+        is_xdg = any(path.startswith((".local/", ".config/")) for path in agent.state)
+        xdg = (
+            " The variables `XDG_DATA_HOME`, `XDG_STATE_HOME` and `XDG_CONFIG_HOME` move them."
+            if is_xdg
+            else ""
+        )
+        yield "## Sessions and configuration"
+        yield (
+            f"It keeps them in {names}.{xdg} If they are lost, the history of a session is "
+            "[sent to it](../restore.md) instead."
+        )
 
 
 def _modes(agent: Agent) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 ``scripts/observe_agents.py FOLDER [--write]`` reads ``ID.ndjson`` and ``ID-*.ndjson`` of agents: one JSON
 object a line, with ``dir`` ("c2a" from the client, "a2c" from the agent, "meta") and ``msg``, the envelope.
-It prints what differs from ``catalogue.toml``, and with ``--write`` changes that file, except for the agents
-that the published 0.4.2 server lists, whose entries are as there. A list of models is left out if it has the
-recording's own. A current value that the catalogue has is kept: that of a recording may have been configured.
+It prints what differs from ``catalogue.toml``, and with ``--write`` changes that file, except for the options
+of agents that the published 0.4.2 server lists, which are as there. A list of models is left out if it has
+the recording's own. A current value that the catalogue has is kept: that of a recording may have been
+configured.
 """
 
 from __future__ import annotations
@@ -164,8 +165,8 @@ def option_tables(agent_id: str, options: Mapping[str, Json]) -> str:
     return text
 
 
-def rewrite(catalogue: str, agent_id: str, observed: Observed) -> str:
-    """Return the text of the catalogue with an agent's capabilities and options replaced."""
+def rewrite(catalogue: str, agent_id: str, observed: Observed, *, with_options: bool = True) -> str:
+    """Return the text of the catalogue with an agent's capabilities, and maybe its options, replaced."""
     begin = catalogue.index(f"[{agent_id}]\n")
     end = re.compile(rf"^\[(?!{agent_id}[.\]])", re.MULTILINE).search(catalogue, begin)
     stop = end.start() if end else len(catalogue)
@@ -173,8 +174,11 @@ def rewrite(catalogue: str, agent_id: str, observed: Observed) -> str:
     entry = re.sub(
         r"^capabilities = \[[^\]]*\]", capability_lines(observed.capabilities), entry, flags=re.MULTILINE
     )
-    entry = re.sub(rf"\n\[{agent_id}\.options\.[^\0]*", "", entry).rstrip() + "\n"
-    entry += option_tables(agent_id, observed.options)
+    if with_options:
+        entry = re.sub(rf"\n\[{agent_id}\.options\.[^\0]*", "", entry)
+    entry = entry.rstrip() + "\n"
+    if with_options:
+        entry += option_tables(agent_id, observed.options)
     return catalogue[:begin] + entry + ("\n" if end else "") + catalogue[stop:]
 
 
@@ -193,10 +197,9 @@ def main() -> None:
             known = agent.options.get(category)
             if known is None or known.choices.keys() != choices_of(option).keys():
                 print(f"{agent_id}: {category}: {', '.join(choices_of(option))}")
-        if agent_id not in published:
-            text = rewrite(text, agent_id, observed)
-        else:
-            print(f"{agent_id}: is kept as the published server lists it")
+        text = rewrite(text, agent_id, observed, with_options=agent_id not in published)
+        if agent_id in published:
+            print(f"{agent_id}: its options are kept as the published server lists them")
     if "--write" in sys.argv:
         FILE.write_text(text, encoding="utf-8")
 

@@ -78,6 +78,9 @@ def test_an_agent_inherits_the_keys_and_addresses_that_the_catalogue_names(
     trust = "GEMINI_CLI_TRUST_WORKSPACE"
     assert variables(monkeypatch, agent="gemini")[trust] == "true"
     assert variables(monkeypatch, {trust: "false"}, agent="gemini")[trust] == "false"
+    assert variables(monkeypatch, agent="goose")["GOOSE_MODE"] == "approve"
+    assert variables(monkeypatch, {"GOOSE_MODE": "auto"}, agent="goose")["GOOSE_MODE"] == "auto"
+    assert variables(monkeypatch, agent="pi")["PI_OFFLINE"] == "1"
     assert inherited("not-in-the-catalogue") == inherited("mock") == ""
 
 

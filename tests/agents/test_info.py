@@ -20,6 +20,18 @@ PEER: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/agents-
 ADDED = {"package", "pinnedVersion"}
 # The peer says that their credentials are there, wherever they are.
 KEYLESS_ON_PEER = {"pi", "cursor"}
+# Their capabilities are what was observed (scripts/observe_agents.py), not what the peer says.
+OBSERVED: dict[str, set[str]] = {
+    "claude": {
+        *("planMode", "images", "fileAttachments", "sessionLifecycle", "errorEvents", "reasoning", "status"),
+        *("commandExecution", "fileChanges", "itemStarted"),
+    },
+    "codex": {"planMode"},
+    "opencode": {
+        *("planMode", "permissions", "reasoning", "status", "commandExecution", "fileChanges"),
+    },
+    "pi": {"reasoning", "status", "commandExecution", "fileChanges"},
+}
 SECRET = "sk-very-secret"
 
 
@@ -40,6 +52,9 @@ def test_an_agent_that_is_not_here_looks_as_on_the_peer(machine: Machine, peer: 
     ours = encoded(peer["id"], config_options=CATALOGUE[peer["id"]].config_options)
     if peer["id"] == "mock":  # ours is built in, and its options are its own
         peer = peer | {"installed": True, "version": "1.0.0", "configOptions": ours["configOptions"]}
+    theirs, seen = peer["capabilities"], ours["capabilities"]
+    assert {name for name in theirs if theirs[name] != seen[name]} == OBSERVED.get(peer["id"], set())
+    peer = peer | {"capabilities": seen}
     if peer["id"] in KEYLESS_ON_PEER:
         peer = peer | {"credentialsAvailable": False}
     assert {name: value for name, value in ours.items() if name not in ADDED} == peer

@@ -19,6 +19,7 @@ from sandbox_agent import (
     ConnectionLostError,
     PermissionReply,
     PermissionRequest,
+    QuestionRequest,
     SandboxAgent,
     Session,
     SessionEvent,
@@ -29,6 +30,7 @@ from sandbox_agent import (
     UnsupportedSessionValueError,
 )
 from sandbox_agent.testing.llm import STALLED_TEXT
+from sandbox_agent.wire.universal import QuestionEventData
 from tests.real_agent.conftest import ClaudeServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.agents]
@@ -226,3 +228,51 @@ async def test_claude_knows_the_history_when_the_server_was_killed_in_a_turn(
         assert restored.left_out == 0
         assert spoken(events, AgentMessageChunk).endswith(f"{STALLED_TEXT}You said it before.")
     await claude.leftovers.gone("claude-agent-acp", "claude-agent-sdk")
+
+
+QUESTION = {
+    "question": "Which color?",
+    "header": "Color",
+    "multiSelect": False,
+    "options": [
+        {"label": "Red", "description": "like wine"},
+        {"label": "Blue", "description": "like the sea"},
+    ],
+}
+ASK = f"[[call AskUserQuestion {json.dumps({'questions': [QUESTION]})}]]"
+
+
+async def test_claude_asks_the_user_of_the_sdk(claude: ClaudeServer, tmp_path: Path) -> None:
+    asked: list[QuestionRequest] = []
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        session = await sdk.create_session(agent="claude", cwd=str(claude.work), question_policy="ask")
+
+        def answer(question: QuestionRequest) -> object:
+            asked.append(question)
+            return session.respond_question(question.id, ["Blue"])
+
+        session.on_question(answer)
+        response = await session.prompt(ASK)
+        assert response.stop_reason == "end_turn"
+        ((field, *_),) = [question.fields for question in asked]
+        assert (asked[0].message, field.kind) == ("Which color?", "choice")
+        assert any("Blue" in result for request in claude.llm.requests for result in request.results)
+
+
+async def test_claude_asks_the_users_of_a_server_session_and_its_inbox(
+    claude: ClaudeServer, tmp_path: Path
+) -> None:
+    async with connected(claude, tmp_path / "sdk.db") as sdk:
+        await sdk.sessions.create("s", agent="claude", directory=str(claude.work))
+        kinds: list[str] = []
+        async for event in sdk.sessions.stream_turn("s", ASK):
+            kinds.append(event.type)
+            if event.type == "question.requested":
+                assert isinstance(event.data, QuestionEventData)
+                (pending,) = await sdk.sessions.permissions()
+                assert (pending.kind, pending.session_id) == ("question", "s")
+                assert pending.permission_id == event.data.question_id
+                await sdk.sessions.reply_question("s", event.data.question_id, [["Blue"]])
+        assert kinds.count("question.requested") == kinds.count("question.resolved") == 1
+        assert any("Blue" in result for request in claude.llm.requests for result in request.results)
+        assert await sdk.sessions.permissions() == []

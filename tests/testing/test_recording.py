@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from sandbox_agent.runtime.process_tree import TAG_VARIABLE
-from sandbox_agent.testing.agents import Profile, check_agent
-from sandbox_agent.testing.agents.bed import processes_of
+from sandbox_agent.testing.agents import Profile, check_agent, profile_of
+from sandbox_agent.testing.agents.bed import open_bed, processes_of
 from sandbox_agent.testing.agents.log import log_faults
 from sandbox_agent.testing.mcp import answer
 from sandbox_agent.wire.universal import (
@@ -182,3 +183,18 @@ def test_the_mcp_server_answers_what_agents_ask() -> None:
     assert called["result"]["content"] == [{"type": "text", "text": "The sum is 42."}]
     assert ask("resources/list")["error"]["code"] == -32601
     assert answer({"jsonrpc": "2.0", "method": "notifications/initialized"}) is None
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found on Linux only")
+async def test_a_process_whose_agent_has_ended_is_a_stray(tmp_path: Path) -> None:
+    async with open_bed("mock", profile_of("mock"), tmp_path / "bed") as bed:
+        session = await bed.sdk.create_session(agent="mock", cwd=bed.work)
+        await bed.sdk.sessions.create("s", agent="mock", directory=str(bed.work))
+        await session.prompt("spawn")
+        assert await bed.strays() == []
+        env = {"HOME": str(bed.home), TAG_VARIABLE: "x"}
+        async with await anyio.open_process(["sleep", "60"], env=env) as stray:
+            assert await bed.strays(seconds=0.5) == ["sleep 60"]
+            stray.kill()
+        assert await bed.strays() == []

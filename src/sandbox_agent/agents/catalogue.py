@@ -174,6 +174,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             and ``credential_env`` even with ``--agent-env-policy strict``.
         defaults: Variables that the agent gets with these values unless its environment has them.
         credential_files: Files, any of which holds credentials. An agent with neither needs none.
+        state: Files and folders below the home folder in which it keeps its sessions and its configuration.
         auth: Its authentication methods that need no user.
         options: Known select options by ACP category: model, mode, thought_level.
         permission_modes: The agent's modes that a permission mode stands for, best first. Without it, those
@@ -197,6 +198,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     env: tuple[str, ...] = ()
     defaults: dict[str, str] = {}
     credential_files: tuple[CredentialFile, ...] = ()
+    state: tuple[_Below, ...] = ()
     auth: tuple[AuthMethod, ...] = ()
     options: dict[str, Option] = {}
     permission_modes: dict[PermissionMode, tuple[str, ...]] | None = None

@@ -23,6 +23,8 @@ _KEYS = {"anthropic": ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY"), "openai": ("OPENA
 _OAUTH = {"anthropic": ("CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN")}
 # The variables that hold a provider's key, for programs that read one of them.
 VARIABLES: dict[str, tuple[str, ...]] = _KEYS
+# All variables of the environment in which credentials are looked for.
+KEY_VARIABLES = frozenset(name for names in (*_KEYS.values(), *_OAUTH.values()) for name in names)
 _CLAUDE_KEYS = ("primaryApiKey", "apiKey", "anthropicApiKey", "customApiKey")
 # Credential files are small, but a user's ~/.claude.json can be several megabytes.
 _MAX_BYTES = 32 * 1024 * 1024

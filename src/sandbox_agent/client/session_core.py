@@ -21,6 +21,7 @@ from sandbox_agent.client.questions import QuestionBroker, QuestionPolicy
 from sandbox_agent.client.settings import SET_METHODS, Settings, init_with_variables, variable_names
 from sandbox_agent.client.tasks import TaskOwner
 from sandbox_agent.engine import config_options as config
+from sandbox_agent.engine.cancellation import cancel_grace_of
 from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.permissions import PermissionMode
 from sandbox_agent.errors import AcpRpcError, InvalidRequestError, PersistError
@@ -327,8 +328,9 @@ class SessionCore:
             await self.cancel_requests()
 
     async def _end_if_ignored(self, connection: Connection, turns: set[asyncio.Event]) -> None:
+        grace = cancel_grace_of(connection.agent, self.host.cancel_grace)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.host.cancel_grace):
+            async with asyncio.timeout(grace):
                 await asyncio.gather(*(turn.wait() for turn in turns))
         if connection.lost is not None or all(turn.is_set() for turn in turns):
             return
@@ -336,7 +338,7 @@ class SessionCore:
             "agent %s did not end a turn of session %s within %g s of session/cancel: it is stopped",
             connection.agent,
             self.id,
-            self.host.cancel_grace,
+            grace,
         )
         await self.host.end_turn(self, connection)
 

@@ -142,12 +142,14 @@ async def test_the_servers_secrets_do_not_reach_npm_nor_keys_the_scripts(
     machine: Machine, npm: FakeNpm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SANDBOX_AGENT_TOKEN", "secret-token")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    keys = {"OPENAI_API_KEY", "CLAUDE_API_KEY", "DASHSCOPE_API_KEY", "GH_TOKEN"}
+    for name in keys:
+        monkeypatch.setenv(name, "sk-secret")
     await install("opencode")
     ci, rebuild = (set(names) for _, _, names in npm.calls)
     assert "SANDBOX_AGENT_TOKEN" not in ci | rebuild
-    assert "OPENAI_API_KEY" in ci
-    assert "OPENAI_API_KEY" not in rebuild
+    assert keys <= ci
+    assert not keys & rebuild
 
 
 async def test_node_and_the_listed_commands_are_first_on_the_agents_path_and_nothing_else_is(

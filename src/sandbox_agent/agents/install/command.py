@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from sandbox_agent.agents.catalogue import known_agents
+from sandbox_agent.agents.credentials import KEY_VARIABLES
 from sandbox_agent.agents.environment import is_server_secret
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.errors import InstallFailedError
@@ -115,7 +116,9 @@ async def _run(
 
 def credential_names() -> frozenset[str]:
     """Return the variables that hold credentials of agents: a package's code is installed without them."""
-    return frozenset(name for each in known_agents().values() for name in each.credential_env)
+    agents = known_agents().values()
+    others = {name for agent in agents for name in agent.env if _SECRET_NAME.search(name)}
+    return KEY_VARIABLES | others | {name for agent in agents for name in agent.credential_env}
 
 
 def path_with(folder: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from sandbox_agent.engine.cancellation import cancel_grace_of
 from sandbox_agent.engine.handshake import is_lost_session
 from sandbox_agent.engine.project import Projector
 from sandbox_agent.errors import (
@@ -419,7 +420,9 @@ class DrivenSession:
             logger.info("session %s: %s", self.session_id, error)
 
     async def _stop_if_ignored(self, turn: TurnRow, turn_over: anyio.Event) -> None:
-        with anyio.move_on_after(self._context.cancel_grace):
+        agent = "" if self._client is None else self._client.agent
+        grace = cancel_grace_of(agent, self._context.cancel_grace)
+        with anyio.move_on_after(grace):
             await turn_over.wait()
         async with self._agent_lock:  # a turn that begins meanwhile starts the agent again
             client = self._client
@@ -429,7 +432,7 @@ class DrivenSession:
                 "agent %s of session %s did not end its turn within %g s of session/cancel: it is stopped",
                 client.agent,
                 self.session_id,
-                self._context.cancel_grace,
+                grace,
             )
             await self.announce_shutdown("cancelled")
             await client.stop()

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,25 @@ class AgentBed:
                         os.kill(pid, signal.SIGKILL)
                 await anyio.sleep(_POLL_SECONDS)
 
+    async def strays(self, seconds: float = MOMENT) -> list[str]:
+        """Return the command lines of processes whose agent has ended. Only on Linux.
+
+        Args:
+            seconds: How long such processes may take to end.
+        """
+        found: list[str] = []
+        with anyio.move_on_after(seconds):
+            while True:
+                found = _without_agent(
+                    processes_of(self.home, tagged=True),
+                    self.provider.pid((self.sdk.sandbox_id or "").partition("/")[2]),
+                    len(await self.sdk.list_acp_servers()),
+                )
+                if not found:
+                    break
+                await anyio.sleep(_POLL_SECONDS)
+        return found
+
     async def kill_server(self) -> None:
         """SIGKILL the server, and start it again."""
         sandbox_id = (self.sdk.sandbox_id or "").partition("/")[2]
@@ -191,6 +210,31 @@ def processes_of(home: Path, *, tagged: bool = False) -> dict[int, str]:
         if wanted[0] in variables and (is_tagged or not tagged):
             found[int(entry.name)] = command.strip()
     return found
+
+
+def _without_agent(processes: Mapping[int, str], server: int | None, connections: int) -> list[str]:
+    """Return the processes that are not below the server, or all if it has more agents than connections.
+
+    Between the server and an agent are its warden, and the keeper of that agent.
+    """
+    outside: list[str] = []
+    keepers: set[int] = set()
+    for pid, command in processes.items():
+        line = [pid]
+        while line[-1] > 1 and line[-1] != server:
+            line.append(_parent_of(line[-1]))
+        if line[-1] != server:
+            outside.append(command)
+        else:
+            keepers.update(line[-3:-2])
+    return [*processes.values()] if len(keepers) > connections else outside
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0  # it has ended
 
 
 def _own_variables(agent: str) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ _FAILURES = (AssertionError, MissingError, PartlyError, SandboxAgentError, Timeo
 # What holds after all scenarios, with the titles of their rows.
 FINAL = {
     "log": "the server's log has no gaps, no open items and nothing unparsed",
-    "processes": "no process of the agent is left when the server has ended",
+    "processes": "no process of an ended agent is left after a scenario, and none when the server has ended",
 }
 
 
@@ -144,6 +144,8 @@ async def _run(run: Run, scenario: Scenario) -> Result:
     try:
         with anyio.fail_after(SCENARIO_SECONDS):
             await scenario.run(run)
+            strays = await run.bed.strays()
+            assert not strays, f"processes of agents that have ended are left: {', '.join(strays)}"
     except _FAILURES as error:
         failure = error
         # The next scenario must not find a turn that runs, or an agent that has died.
