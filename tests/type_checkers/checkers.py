@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CHECKERS", "Finding", "check", "expected"]
+__all__ = ["CHECKERS", "Finding", "check", "expected", "mypy"]
 
 CHECKERS = ("pyright", "mypy")
 _EXPECTED = "# error"
@@ -26,14 +26,15 @@ class Finding(NamedTuple):
 
 def check(checker: str, folder: Path) -> list[Finding]:
     """Return what a checker finds in the files of a folder."""
-    return _pyright(folder) if checker == "pyright" else _mypy(folder)
+    return _pyright(folder) if checker == "pyright" else mypy(folder)
 
 
-def _mypy(folder: Path) -> list[Finding]:
+def mypy(folder: Path, *more: str) -> list[Finding]:
+    """Return what mypy finds in the files of a folder, with more options if there are any."""
     # From a folder without a configuration. Reading the package takes longer than checking the files: the
     # cache is kept for the next run.
-    cache = Path(__file__).parents[2] / "build/mypy"
-    options = ["--strict", "--no-error-summary", "--no-pretty", "--cache-dir", str(cache)]
+    cache = Path(__file__).parents[2] / "build/mypy" / str(len(more))
+    options = ["--strict", "--no-error-summary", "--no-pretty", "--cache-dir", str(cache), *more]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", *options, *sorted(path.name for path in folder.glob("*.py"))],
         cwd=folder,
