@@ -98,7 +98,7 @@ async def websocket_endpoint(session: Session, websocket: WebSocket, *, after: i
         {"type": "permission", "id": "...", "reply": "once" | "always" | "reject"}
         {"type": "question", "id": "...", "answers": [...] | {...} | null}
 
-    and receives::
+    The ``id`` of an answer is that of the event with the request. The client receives::
 
         {"type": "event", "event": {...}}                       SessionEvent.to_dict()
         {"type": "turn_ended", "id": 1, "stopReason": "end_turn"}

@@ -1,0 +1,1 @@
+"""The programs of examples/, each run as a user would."""
