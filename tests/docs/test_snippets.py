@@ -119,7 +119,7 @@ def test_a_shell_snippet_runs_as_it_is_written(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_snippet_of_a_page_says_what_it_is(page: Path) -> None:
     for snippet in snippets(page):
-        # tests/sandboxes run those for nginx (test_tls_proxy.py) and a Worker in JavaScript (test_cloudflare.py).
+        # tests/sandboxes run those for nginx (test_tls_proxy.py) and a Worker (test_cloudflare.py).
         assert snippet.language in {"python", "sh", "text", "js", "nginx"}, snippet.name
         assert snippet.flags <= {NOT_RUN}, snippet.name
         assert not (snippet.language == "python" and snippet.flags), f"{snippet.name}: python is run"
