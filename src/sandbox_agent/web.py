@@ -48,6 +48,7 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _UI_HEADERS = {**_HEADERS, "x-vercel-ai-ui-message-stream": "v1"}
 _UI_DONE = b"data: [DONE]\n\n"
 _TURN = "turn-"
+_MAX_DIGITS = 18
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION, _INTERNAL_ERROR = 1000, 1001, 1008, 1011
 
 
@@ -70,10 +71,10 @@ def sse_response(
         The response; one with the status 400 if the id is not a number.
     """
     given = (None if request is None else request.headers.get("last-event-id")) or last_event_id or 0
-    text = str(given)
-    if not (text.isascii() and text.isdigit()):
-        return _refusal(InvalidRequestError(f"invalid request: Last-Event-ID must be a number, not {text!r}"))
-    frames = _event_frames(session.events(after=int(text)))
+    index = _index_of(str(given))
+    if index is None:
+        return _refusal(InvalidRequestError("invalid request: Last-Event-ID must be the index of an event"))
+    frames = _event_frames(session.events(after=index))
     return StreamingResponse(_kept_alive(frames), media_type=_SSE, headers=_HEADERS)
 
 
@@ -98,7 +99,7 @@ async def websocket_endpoint(session: Session, websocket: WebSocket, *, after: i
         {"type": "permission", "id": "...", "reply": "once" | "always" | "reject"}
         {"type": "question", "id": "...", "answers": [...] | {...} | null}
 
-    and receives::
+    The ``id`` of an answer is that of the event with the request. The client receives::
 
         {"type": "event", "event": {...}}                       SessionEvent.to_dict()
         {"type": "turn_ended", "id": 1, "stopReason": "end_turn"}
@@ -120,11 +121,11 @@ async def websocket_endpoint(session: Session, websocket: WebSocket, *, after: i
     _wait_for_people(session)
     if websocket.application_state is WebSocketState.CONNECTING:
         await websocket.accept()
-    given = str(after if after is not None else websocket.query_params.get("after") or 0)
+    index = after if after is not None else _index_of(websocket.query_params.get("after") or "0")
     socket = _Socket(session, websocket)
     code, reason = _POLICY_VIOLATION, "after must be the index of an event"
-    if given.isascii() and given.isdigit():
-        code, reason = await socket.serve(int(given))
+    if index is not None:
+        code, reason = await socket.serve(index)
     if websocket.client_state is not WebSocketState.DISCONNECTED:
         try:
             await websocket.close(code, reason)
@@ -147,6 +148,7 @@ class _Socket:
     async def serve(self, after: int) -> tuple[int, str]:
         """Serve until the client has left; return the code and the reason of the close."""
         code, reason = _GOING_AWAY, "the SDK was disposed"
+        self._sent = after
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._receive, tasks)
@@ -292,20 +294,21 @@ def _wait_for_people(session: Session) -> None:
 
 def _turn_of(message: dict[str, Any]) -> tuple[int, int]:
     """Return the index of the prompt of an assistant's message, and of the last event that the page has."""
-    number = str(message.get("id") or "").removeprefix(_TURN)
+    number = _index_of(str(message.get("id") or "").removeprefix(_TURN))
     after = members(message.get("metadata")).get("sequence")
-    if (
-        not number.isdigit()
-        or not number.isascii()
-        or not isinstance(after, int)
-        or not approvals_of(message)
-    ):
+    if number is None or not isinstance(after, int) or not approvals_of(message):
         raise InvalidRequestError(
             "invalid request: the last message is an assistant's, but does not answer a permission request: "
             "it needs the id and metadata that the stream gave it, and a part in the state "
             "'approval-responded'"
         )
-    return int(number), after
+    return number, after
+
+
+def _index_of(text: str) -> int | None:
+    """Return the index that a text has; None if it has none."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return int(text) if is_number else None
 
 
 def _ui_response(
@@ -358,6 +361,8 @@ async def _chunks(
     started = False
     async for event in events:
         if message is None:
+            if _is_prompt(event, 0) and event.event_index > index > 0:
+                return  # the turn is not one of this session's
             if not _is_prompt(event, index):
                 continue
             message = UiMessageChunks(f"{_TURN}{event.event_index}")

@@ -119,9 +119,9 @@ def test_a_shell_snippet_runs_as_it_is_written(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_snippet_of_a_page_says_what_it_is(page: Path) -> None:
     for snippet in snippets(page):
-        # The one in JavaScript is a Worker, which tests/sandboxes/test_cloudflare.py runs.
+        # tests/sandboxes run those for nginx (test_tls_proxy.py) and a Worker (test_cloudflare.py).
         # TypeScript is shown only beside the same in Python, which is run.
-        assert snippet.language in {"python", "sh", "text", "js", "ts"}, snippet.name
+        assert snippet.language in {"python", "sh", "text", "js", "ts", "nginx"}, snippet.name
         assert snippet.language != "ts" or page.name == "typescript.md", snippet.name
         assert snippet.flags <= {NOT_RUN}, snippet.name
         assert not (snippet.language == "python" and snippet.flags), f"{snippet.name}: python is run"

@@ -238,6 +238,10 @@ async def by_cookie(connection: HTTPConnection) -> bool:
     return connection.cookies.get("user") == "ada"
 
 
+def by_password(connection: HTTPConnection) -> bool:
+    return connection.headers.get("authorization", "").endswith("YWRh")
+
+
 def forbidding(connection: HTTPConnection) -> bool:
     raise HTTPException(418, "a teapot", {"x-why": "tea"})
 
@@ -257,6 +261,9 @@ def broken(connection: HTTPConnection) -> Any:
         (by_cookie, {"cookie": "user=ada", "origin": "http://test"}, 200),
         (by_cookie, {"cookie": "user=ada", "origin": "https://app.example"}, 200),
         (by_cookie, {"cookie": "user=ada", "origin": "https://evil.example"}, 403),
+        (by_password, {"authorization": "Basic YWRh", "origin": "https://evil.example"}, 403),
+        (by_password, {"authorization": "Basic YWRh"}, 200),
+        (by_password, {"authorization": "Bearer YWRh", "origin": "https://evil.example"}, 200),
         (forbidding, {}, 418),
         (forbidding, BEARER, 200),
         (by_header, {**BEARER, "origin": "https://evil.example"}, 200),

@@ -150,10 +150,11 @@ async def test_a_stream_resumes_after_the_last_event_of_the_client(
             await sent
 
 
-async def test_an_id_that_is_not_a_number_is_refused(client: httpx2.AsyncClient) -> None:
-    refused = await client.get("/events", headers={"Last-Event-ID": "x"})
+@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 5000])
+async def test_an_id_that_is_no_index_is_refused(client: httpx2.AsyncClient, given: str) -> None:
+    refused = await client.get("/events", headers={"Last-Event-ID": given})
     assert refused.status_code == 400
-    assert "must be a number" in refused.json()["detail"]
+    assert "must be the index" in refused.json()["detail"]
 
 
 async def test_a_client_that_leaves_does_not_cancel_the_turn(
@@ -289,6 +290,31 @@ async def test_a_client_whose_socket_is_lost_finds_the_turn_and_its_permission(
             assert frames[0]["event"]["eventIndex"] == last + 1
             assert session.turn is not None
             assert (await session.turn).stop_reason == "end_turn"
+
+
+async def test_a_socket_that_begins_behind_the_last_event_gets_the_ends_of_turns(app: ASGIApp) -> None:
+    async with socket_of(app, "?after=1000") as socket:
+        await socket.send(json.dumps({"type": "prompt", "prompt": "echo hello"}))
+        assert (await frames_until(socket, "turn_ended"))[-1]["stopReason"] == "end_turn"
+
+
+async def test_a_message_of_another_session_continues_no_turn(
+    client: httpx2.AsyncClient, session: Session
+) -> None:
+    turn = session.stream("stall")
+    await anext(turn)
+    approval = {"id": "x", "approved": True}
+    message = {
+        "id": "turn-1",
+        "role": "assistant",
+        "metadata": {"sequence": 1},
+        "parts": [{"state": "approval-responded", "approval": approval}],
+    }
+    with anyio.fail_after(TIMEOUT):
+        chunks = chunks_of((await client.post("/chat", json={"messages": [message]})).text)
+    assert [chunk["type"] for chunk in chunks] == ["error"]
+    await session.cancel()
+    await turn
 
 
 async def test_a_socket_is_closed_with_a_code(app: ASGIApp, sdk: SandboxAgent) -> None:

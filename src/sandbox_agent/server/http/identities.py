@@ -29,8 +29,8 @@ Authenticate: TypeAlias = Callable[[HTTPConnection], Identity | Awaitable[Identi
 class HookAuth:
     """Middleware that lets a function decide about requests without the token or a ticket.
 
-    Browsers add cookies to requests of all pages. A request that has an Origin, and no Authorization header,
-    must be from a page of the server itself or of an origin that CORS allows.
+    Browsers add cookies, and passwords of HTTP Basic, to requests of all pages. A request that has an Origin,
+    and no bearer token, must be from a page of the server itself or of an origin that CORS allows.
 
     Args:
         app: the application.
@@ -63,8 +63,8 @@ class HookAuth:
             await self._guard(scope, receive, send)  # a ticket, or the refusal
         elif (origin := self._foreign_origin(scope)) is not None:
             why = (
-                f"pages of {origin} may not use this server with a cookie: name the origin in "
-                "cors_allow_origins of create_app, or send an Authorization header"
+                f"pages of {origin} may not use this server with a cookie or a password: name the origin in "
+                "cors_allow_origins of create_app, or send a bearer token"
             )
             await _count(status_problem(HTTPStatus.FORBIDDEN, why, {}))(scope, receive, send)
         else:
@@ -88,7 +88,7 @@ class HookAuth:
     def _foreign_origin(self, scope: Scope) -> str | None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if not origin or b"authorization" in headers:
+        if not origin or headers.get(b"authorization", b"").lower().startswith(b"bearer "):
             return None
         return None if allows_origin(origin, headers.get(b"host", b""), self._origins) else origin
 
