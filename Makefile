@@ -8,7 +8,7 @@ export VENV
 unexport PYTHONDONTWRITEBYTECODE
 
 LOCKED := pyproject.toml uv.lock scripts/setup.sh scripts/constraints.py
-SOURCES := src tests benchmarks scripts
+SOURCES := src tests benchmarks scripts examples
 
 # Number of test processes; 0 runs the tests in pytest's own process (for --pdb).
 WORKERS ?= auto
