@@ -33,7 +33,7 @@ from sandbox_agent.providers.engine.build import build_image
 from sandbox_agent.providers.engine.endpoints import EngineName
 from tests.support.npm import cache_folder
 
-__all__ = ["Engine", "docker_engine", "engine", "podman_engine"]
+__all__ = ["IMAGE", "Engine", "docker_engine", "engine", "podman_engine"]
 
 IMAGE: Final = "sandbox-agent-test:latest"
 BASE: Final = "sandbox-agent-test-base:latest"
