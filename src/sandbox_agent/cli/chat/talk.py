@@ -94,8 +94,10 @@ class Talk:
             request = self._show(event)
             self._shown = max(self._shown, event.event_index)
             if request is not None:
-                await written()
-                self._asked.add(request)
+                try:
+                    await written()
+                finally:
+                    self._asked.add(request)
             on_shown()
 
     def _show(self, event: SessionEvent) -> str | None:
