@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
@@ -80,7 +81,7 @@ class Browser:
         async with aclosing(list_all_sessions(self._driver)) as records:
             self._records = [record async for record in records][::-1]
         self._filter()
-        self._start("titles", self._read_titles())
+        self._start("titles", self._read_titles)
         try:
             return await self._app.run_async()
         finally:
@@ -106,7 +107,7 @@ class Browser:
         self._selected = max(0, min(index, len(self._found) - 1))
         self._preview, self._scrolled, self._message = [], None, ""
         if self._found:
-            self._start("preview", self._read_preview(self._found[self._selected]))
+            self._start("preview", partial(self._read_preview, self._found[self._selected]))
         self._app.invalidate()
 
     @property
@@ -137,15 +138,15 @@ class Browser:
 
     # tasks
 
-    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run a task in place of the one with the same name."""
         if name in self._tasks:
             self._tasks[name].cancel()
         self._tasks[name] = asyncio.ensure_future(self._report(work))
 
-    async def _report(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _report(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except (SandboxAgentError, NotImplementedError, OSError) as error:
             self._message = printable(one_line(str(error)))
         self._app.invalidate()
@@ -222,7 +223,7 @@ class Browser:
         def _(event: KeyPressEvent) -> None:
             record, self._confirming = self._confirming, None
             if record is not None and event.data in ("y", "Y"):
-                self._start("delete", self._delete(record))
+                self._start("delete", partial(self._delete, record))
 
         @keys.add("up", filter=~confirming)
         def _(_event: KeyPressEvent) -> None:
@@ -250,7 +251,7 @@ class Browser:
         @keys.add("c-e", filter=~confirming)
         def _(_event: KeyPressEvent) -> None:
             if self._current is not None:
-                self._start("export", self._export(self._current))
+                self._start("export", partial(self._export, self._current))
 
         @keys.add("delete", filter=~confirming)
         def _(_event: KeyPressEvent) -> None:

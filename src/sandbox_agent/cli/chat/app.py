@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, Final
 
 from prompt_toolkit import PromptSession
@@ -24,7 +25,7 @@ from sandbox_agent.cli.stores import state_file
 from sandbox_agent.client.agent import SandboxAgent
 from sandbox_agent.client.session import Session
 from sandbox_agent.errors import SandboxAgentError
-from sandbox_agent.persist.private import create_private
+from sandbox_agent.persist.private import create_private, tighten
 from sandbox_agent.persist.transfer.sessions import list_all_sessions
 from sandbox_agent.wire.acp import TextContent
 from sandbox_agent.wire.records import SessionRecord
@@ -71,6 +72,7 @@ class Chat:
         self._commands = Commands(self)
         history = str(state_file("history"))
         create_private(history)
+        tighten([Path(history)])
         self._prompt: PromptSession[str] = PromptSession(
             history=FileHistory(history),
             completer=self._commands.completer,
@@ -145,7 +147,7 @@ class Chat:
         self._command = asyncio.ensure_future(self._handle(text))
         try:
             await self._command
-        except SandboxAgentError as error:
+        except (SandboxAgentError, NotImplementedError, ValueError) as error:
             self.screen.note(one_line(str(error)), "red")
         except asyncio.CancelledError:
             if not self._command.cancelled() or self._exit_code:
@@ -208,6 +210,7 @@ class Chat:
             self.front.is_front = False
         self.front = talk
         talk.is_front = True
+        self._was_asking = False
         self.screen.note(f"{talk.name}  session {talk.session.id}", "bold")
         self._reader = asyncio.ensure_future(self._show(talk))
 
@@ -219,7 +222,7 @@ class Chat:
 
     async def _show(self, talk: Talk) -> None:
         try:
-            await talk.show_events(self._on_shown)
+            await talk.show_events(self._on_shown, self._output.drain)
         except SandboxAgentError as error:
             self.screen.note(f"the events can't be read: {one_line(str(error))}", "red")
 

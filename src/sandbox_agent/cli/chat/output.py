@@ -50,11 +50,14 @@ class PromptOutput:
 
     async def run(self) -> None:
         """Write complete lines until the task is cancelled."""
-        while True:
-            await self._ready.wait()
-            async with in_terminal():
-                self._write_lines()
-            self._written.set()
+        try:
+            while True:
+                await self._ready.wait()
+                async with in_terminal():
+                    self._write_lines()
+                self._written.set()
+        finally:
+            self._written.set()  # nothing may wait for a writer that has ended
 
     async def drain(self) -> None:
         """Wait until all complete lines are written."""

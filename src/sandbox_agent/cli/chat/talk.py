@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from sandbox_agent.cli.chat.output import LiveLines
@@ -70,7 +70,8 @@ class Talk:
         self._announce = announce
         # The requests that the user has seen: only these can be answered.
         self._asked: set[str] = set()
-        self._answers: dict[str, list[str]] = {}
+        # The answers to the fields of a question, by its id.
+        self._answers: dict[str, dict[str, list[str]]] = {}
         session.on_permission_request(self._on_permission)
         session.on_question(self._on_question)
 
@@ -82,29 +83,41 @@ class Talk:
 
     # events
 
-    async def show_events(self, on_shown: Callable[[], None]) -> None:
-        """Show the events that were not shown, and then all new ones, until the task is cancelled."""
+    async def show_events(self, on_shown: Callable[[], None], written: Callable[[], Awaitable[None]]) -> None:
+        """Show the events that were not shown, and then all new ones, until the task is cancelled.
+
+        Args:
+            on_shown: called after each event.
+            written: waits until what was shown is on the terminal. Only then is a request asked about.
+        """
         async for event in self.session.events(after=self._shown):
-            self._show(event)
+            request = self._show(event)
             self._shown = max(self._shown, event.event_index)
+            if request is not None:
+                try:
+                    await written()
+                finally:
+                    self._asked.add(request)
             on_shown()
 
-    def _show(self, event: SessionEvent) -> None:
+    def _show(self, event: SessionEvent) -> str | None:
+        """Show an event; return its id if it is an open request."""
         self.printer.print_event(event)
         match event.update:
             case PermissionRequest() as request if self._is_open(request):
                 self._screen.note(f"permission  {request_title(request)}", "yellow")
                 show_request(self._screen, request)
-                self._asked.add(request.id)
+                return request.id
             case QuestionRequest() as question if self._is_open(question):
                 show_question(self._screen, question)
-                self._asked.add(question.id)
+                return question.id
             case AvailableCommandsUpdate(available_commands=commands):
                 self.commands = [f"/{command.name}" for command in commands]
             case SessionInfoUpdate(title=str(title)):
                 self.title = title
             case _:
                 pass
+        return None
 
     def _is_open(self, request: PermissionRequest | QuestionRequest) -> bool:
         pending = [*self.session.pending_permissions(), *self.session.pending_questions()]
@@ -163,8 +176,10 @@ class Talk:
     def field(self) -> QuestionField | None:
         """The first field of the question that has no answer."""
         question = self.question
-        fields = [] if question is None else question.fields
-        return next((field for field in fields if field.name not in self._answers), None)
+        if question is None:
+            return None
+        given = self._answers.get(question.id, {})
+        return next((field for field in question.fields if field.name not in given), None)
 
     @property
     def asks(self) -> str | None:
@@ -193,10 +208,9 @@ class Talk:
             given = parse_answer(field, text.strip())
             if given is None or not is_answer(field, given):
                 return False
-            self._answers[field.name] = given
+            self._answers.setdefault(question.id, {})[field.name] = given
         if self.field is None:
-            answers, self._answers = self._answers, {}
-            await self.session.respond_question(question.id, answers)
+            await self.session.respond_question(question.id, self._answers.pop(question.id, {}))
         return True
 
     async def decline(self) -> None:
@@ -204,5 +218,5 @@ class Talk:
         if (request := self.permission) is not None:
             await self.session.respond_permission(request.id, "reject")
         elif (question := self.question) is not None:
-            self._answers = {}
+            self._answers.pop(question.id, None)
             await self.session.respond_question(question.id, None)
