@@ -216,7 +216,8 @@ def test_what_is_typed_before_the_command_runs_reaches_it(server: ServerProcess)
 def test_input_without_a_newline_ends_in_a_terminal(server: ServerProcess) -> None:
     script = "stty -echo; printf ready; cat; echo end"
     done = run(server, "-it", "--", "sh", "-c", script, given=b"half")
-    assert (done.returncode, done.stdout) == (0, b"readyhalfend\r\n")
+    # The terminal echoes input that arrives before the echo is off.
+    assert (done.returncode, done.stdout.removeprefix(b"half")) == (0, b"readyhalfend\r\n")
 
 
 def test_standard_streams_that_are_closed(server: ServerProcess) -> None:

@@ -123,7 +123,7 @@ def read_permission(event: SessionEvent) -> PermissionRequest:
 
 
 def read_question_request(event: SessionEvent) -> QuestionRequest | None:
-    """Return the question in an event, or None if its request is none."""
+    """Return the question in an event, or None if the event is another request."""
     method, params = str(event.payload.get("method")), members(event.payload.get("params"))
     question = read_question(method, params)
     if question is None:

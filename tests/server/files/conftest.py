@@ -11,7 +11,7 @@ import pytest
 from tests.support.servers import ServerProcess, our_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[ServerProcess, Path]]:
     """A server that gives access to all files, and its home."""
     folder = tmp_path_factory.mktemp("files")

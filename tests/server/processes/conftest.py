@@ -10,7 +10,7 @@ from tests.server.processes.talk import Talk
 from tests.support.servers import ServerProcess, our_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
     """A server with processes."""
     with our_server(tmp_path_factory.mktemp("processes")) as running:

@@ -25,7 +25,7 @@ _logger.setLevel(logging.WARNING)
 
 
 class _Handshake(ServerProtocol):
-    """The rules of WebSockets, with a problem document for a request that is none."""
+    """The rules of WebSockets, with a problem document as the answer to an invalid request."""
 
     def reject(self, status: HTTPStatus | int, text: str) -> Response:
         response = super().reject(status, text)
