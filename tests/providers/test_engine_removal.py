@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ IMPROPER = (500, _REFUSAL)
 
 
 @contextlib.asynccontextmanager
-async def engine_that_answers(folder: Path, *answers: tuple[int, str]) -> AsyncIterator[list[str]]:
+async def engine_that_answers(folder: Path, *answers: tuple[int, str]) -> AsyncGenerator[list[str]]:
     """Listen as Podman, give these answers one after the other, and yield the request lines."""
     requests: list[str] = []
     remaining = list(answers)
