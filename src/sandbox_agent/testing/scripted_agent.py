@@ -122,7 +122,7 @@ class ScriptedAgent:
         self._choices = _choices(given)
         self._connections: dict[socket.socket, Agent] = {}
         self._closed = False
-        # Short, because the path of a socket may not be long; private, because what connects is the agent.
+        # A short path, as sockets need it, and private: a process that connects is the agent's.
         self._folder = tempfile.mkdtemp(prefix="sandbox-agent-")
         self._path = os.fspath(socket_path or os.path.join(self._folder, "agent.sock"))  # noqa: PTH118
         self._listener = socket.socket(socket.AF_UNIX)
