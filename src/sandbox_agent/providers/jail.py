@@ -328,8 +328,8 @@ def _check_peer(connection: socket.socket, bubblewrap: int) -> None:
 def _find_bubblewrap() -> str:
     if not sys.platform.startswith("linux"):
         raise SandboxAgentError(
-            "jail() needs Linux, because its isolation was not tested elsewhere: on this platform use "
-            "docker(), podman() or a sandbox at a service"
+            "jail() needs Linux: its isolation has not been tested with sandbox-exec of macOS or elsewhere. "
+            "Use docker(), podman() or a sandbox at a service on this platform"
         )
     found = shutil.which("bwrap")
     if found is None:
