@@ -19,6 +19,8 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from sandbox_agent import AgentMessageChunk, ConnectionLostError, SandboxAgent
 from sandbox_agent.client import asgi
@@ -26,7 +28,7 @@ from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.server import Authenticate, create_app
 from sandbox_agent.testing.asgi import ASGITransport
 
-from .conftest import TOKEN, Outer, listening
+from .conftest import TOKEN, Outer, in_starlette, listening
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 30
@@ -238,6 +240,10 @@ async def by_cookie(connection: HTTPConnection) -> bool:
     return connection.cookies.get("user") == "ada"
 
 
+def by_password(connection: HTTPConnection) -> bool:
+    return connection.headers.get("authorization") == "Basic YWRhOnB3"
+
+
 def forbidding(connection: HTTPConnection) -> bool:
     raise HTTPException(418, "a teapot", {"x-why": "tea"})
 
@@ -255,8 +261,13 @@ def broken(connection: HTTPConnection) -> Any:
         (by_cookie, {"cookie": "user=ada"}, 200),
         (by_cookie, {"cookie": "user=bob"}, 401),
         (by_cookie, {"cookie": "user=ada", "origin": "http://test"}, 200),
-        (by_cookie, {"cookie": "user=ada", "origin": "https://app.example"}, 200),
+        (by_cookie, {"cookie": "user=ada", "origin": "https://app.example"}, 403),
         (by_cookie, {"cookie": "user=ada", "origin": "https://evil.example"}, 403),
+        (by_header, {"x-user": "ada", "origin": "https://app.example"}, 200),
+        (by_header, {"x-user": "ada", "origin": "https://evil.example"}, 403),
+        (by_password, {"authorization": "Basic YWRhOnB3"}, 200),
+        (by_password, {"authorization": "Basic YWRhOnB3", "origin": "https://app.example"}, 403),
+        (by_password, {"authorization": "Basic YWRhOnB3", "origin": "https://evil.example"}, 403),
         (forbidding, {}, 418),
         (forbidding, BEARER, 200),
         (by_header, {**BEARER, "origin": "https://evil.example"}, 200),
@@ -271,6 +282,34 @@ async def test_a_function_of_the_program_authenticates(
         answer = await client.get("/v1/agents/mock")
         assert answer.status_code == status, answer.text
         assert answer.headers.get("x-why") == ("tea" if status == 418 else None)
+
+
+@pytest.mark.parametrize(
+    ("origins", "credentials", "origin", "allowed"),
+    [
+        (["https://app.example"], True, "https://app.example", True),
+        (["https://app.example"], True, "https://evil.example", False),
+        (["https://app.example"], False, "https://app.example", False),
+        (["*"], False, "https://evil.example", False),
+    ],
+)
+async def test_pages_of_others_use_cookies_only_if_credentials_are_allowed(
+    origins: list[str], credentials: bool, origin: str, allowed: bool
+) -> None:
+    agents = create_app(
+        authenticate=by_cookie, cors_allow_origins=origins, cors_allow_credentials=credentials
+    )
+    headers = {"Cookie": "user=ada", "Origin": origin}
+    async with listening(in_starlette(agents)) as url:
+        async with httpx2.AsyncClient(base_url=f"{url}/agents/v1", headers=headers) as client:
+            ran = await client.post("/processes/run", json={"command": "true"})
+            assert ran.status_code == (200 if allowed else 403)
+        # Browsers send the handshake of a WebSocket with cookies, whatever CORS says.
+        address = f"{url}/agents/v1/processes/none/terminal/ws".replace("http", "ws", 1)
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connect(address, additional_headers=headers):
+                pass
+        assert refusal.value.response.status_code == (404 if allowed else 403)
 
 
 async def test_the_user_who_answers_a_permission_request_is_known() -> None:
@@ -290,8 +329,21 @@ async def test_the_user_who_answers_a_permission_request_is_known() -> None:
         assert again.json()["answeredBy"] == "ada"
 
 
-async def test_a_ticket_opens_its_stream_without_the_function() -> None:
-    agents = create_app(authenticate=by_header)
+def raising(connection: HTTPConnection) -> str:
+    if "x-user" not in connection.headers:
+        raise HTTPException(401, "log in")
+    return connection.headers["x-user"]
+
+
+@pytest.mark.parametrize("authenticate", [by_header, raising])
+async def test_a_ticket_opens_its_stream_without_the_function(authenticate: Authenticate) -> None:
+    called: list[str] = []
+
+    def counting(connection: HTTPConnection) -> Any:
+        called.append(connection.url.path)
+        return authenticate(connection)
+
+    agents = create_app(authenticate=counting)
     async with agents.lifespan(), client_of(agents) as client:
         user = {"x-user": "ada"}
         await client.post("/v1/sessions/s", json={"agent": "mock"}, headers=user)
@@ -299,9 +351,16 @@ async def test_a_ticket_opens_its_stream_without_the_function() -> None:
         body = {"scope": "events", "path": path}
         assert (await client.post("/v1/tickets", json=body)).status_code == 401
         ticket = (await client.post("/v1/tickets", json=body, headers=user)).json()["ticket"]
+        called.clear()
         async with client.stream("GET", f"{path}?ticket={ticket}") as response:
             assert response.status_code == 200
         assert (await client.get(f"{path}?ticket=x")).status_code == 401
+        assert called == []
+
+
+async def test_health_without_credentials_says_that_the_server_answers() -> None:
+    agents = create_app(authenticate=by_header)
+    async with agents.lifespan(), client_of(agents) as client:
         assert (await client.get("/v1/health")).json() == {"status": "ok"}
 
 

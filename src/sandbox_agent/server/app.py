@@ -271,7 +271,7 @@ class Application:
                 inner, entry = entry, BearerAuth(entry, config.token, self.tickets)
                 self.guard = entry
                 if self._authenticate is not None:
-                    entry = HookAuth(inner, entry, self._authenticate, config.cors.allow_origins)
+                    entry = HookAuth(inner, entry, self._authenticate, config.cors)
             if config.cors.allow_origins:
                 from starlette.middleware.cors import CORSMiddleware
 
