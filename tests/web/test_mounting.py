@@ -28,6 +28,8 @@ from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.server import Authenticate, create_app
 from sandbox_agent.testing.asgi import ASGITransport
 
+from tests.server.files.test_snapshots import make_repo
+
 from .conftest import TOKEN, Outer, in_starlette, listening
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +80,23 @@ async def test_a_whole_session_runs_in_one_process(outer: Outer, kind: Any) -> N
                 session = await sdk.create_session(agent="mock", permission_policy="allow_once")
                 assert await said_by(session, "echo hello") == "hello"
                 assert "granted" in await said_by(session, "permission")
+
+
+def test_a_client_of_the_same_process_finds_what_its_agent_has_changed(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    agents = create_app(token=TOKEN)
+
+    async def run() -> str:
+        async with agents.lifespan():
+            transport = ASGITransport(agents)
+            async with SandboxAgent.connect("http://test", token=TOKEN, transport=transport) as sdk:
+                session = await sdk.create_session(agent="mock", cwd=str(repo))
+                await session.prompt("echo hello")
+                (repo / "new").write_text("new\n")
+                return (await sdk.files.diff(session)).text
+
+    # In the loop of a program, not in that of pytest, which anyio knows.
+    assert "+new" in asyncio.run(asyncio.wait_for(run(), TIMEOUT))
 
 
 @pytest.mark.parametrize("root", ["/agents", "/a b/ä", "/x/"])
