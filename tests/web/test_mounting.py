@@ -27,7 +27,6 @@ from sandbox_agent.client import asgi
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.server import Authenticate, create_app
 from sandbox_agent.testing.asgi import ASGITransport
-
 from tests.server.files.test_snapshots import make_repo
 
 from .conftest import TOKEN, Outer, in_starlette, listening
