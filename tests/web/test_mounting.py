@@ -434,3 +434,26 @@ async def test_an_application_that_goes_on_is_cancelled_when_its_transport_is_cl
             pass
         assert not cancelled.is_set()
     assert cancelled.is_set()
+
+
+async def test_a_reader_ends_when_its_transport_is_closed() -> None:
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    client = httpx2.AsyncClient(transport=ASGITransport(endless), timeout=None)
+    reads = anyio.Event()
+
+    async def read() -> None:
+        async with client.stream("GET", "http://test/") as response:
+            async for _ in response.aiter_raw():
+                reads.set()
+
+    reading = asyncio.ensure_future(read())
+    with anyio.fail_after(TIMEOUT):
+        await reads.wait()
+        await client.aclose()
+        with pytest.raises(httpx2.ReadError, match="closed"):
+            await reading
