@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from sandbox_agent.errors import SandboxAgentError
 
-__all__ = ["running_loop"]
+__all__ = ["name_library", "running_loop"]
 
 NO_LOOP = (
     "sandbox_agent needs a running asyncio event loop, and there is none here: call it in asyncio.run(...), "
@@ -24,3 +25,10 @@ def running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise SandboxAgentError(NO_LOOP) from None
+
+
+def name_library() -> None:
+    """Let anyio find the loop in callbacks, too. If sniffio is installed, it finds only the loop of tasks."""
+    sniffio = sys.modules.get("sniffio")  # anyio has imported it
+    if sniffio is not None:
+        sniffio.current_async_library_cvar.set("asyncio")

@@ -19,14 +19,17 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from sandbox_agent import AgentMessageChunk, ConnectionLostError, SandboxAgent
 from sandbox_agent.client import asgi
 from sandbox_agent.errors import InvalidRequestError, PersistError
 from sandbox_agent.server import Authenticate, create_app
 from sandbox_agent.testing.asgi import ASGITransport
+from tests.server.files.test_snapshots import make_repo
 
-from .conftest import TOKEN, Outer, listening
+from .conftest import TOKEN, Outer, in_starlette, listening
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 30
@@ -76,6 +79,23 @@ async def test_a_whole_session_runs_in_one_process(outer: Outer, kind: Any) -> N
                 session = await sdk.create_session(agent="mock", permission_policy="allow_once")
                 assert await said_by(session, "echo hello") == "hello"
                 assert "granted" in await said_by(session, "permission")
+
+
+def test_a_client_of_the_same_process_finds_what_its_agent_has_changed(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    agents = create_app(token=TOKEN)
+
+    async def run() -> str:
+        async with agents.lifespan():
+            transport = ASGITransport(agents)
+            async with SandboxAgent.connect("http://test", token=TOKEN, transport=transport) as sdk:
+                session = await sdk.create_session(agent="mock", cwd=str(repo))
+                await session.prompt("echo hello")
+                (repo / "new").write_text("new\n")
+                return (await sdk.files.diff(session)).text
+
+    # In the loop of a program, not in that of pytest, which anyio knows.
+    assert "+new" in asyncio.run(asyncio.wait_for(run(), TIMEOUT))
 
 
 @pytest.mark.parametrize("root", ["/agents", "/a b/ä", "/x/"])
@@ -239,7 +259,7 @@ async def by_cookie(connection: HTTPConnection) -> bool:
 
 
 def by_password(connection: HTTPConnection) -> bool:
-    return connection.headers.get("authorization", "").endswith("YWRh")
+    return connection.headers.get("authorization") == "Basic YWRhOnB3"
 
 
 def forbidding(connection: HTTPConnection) -> bool:
@@ -259,11 +279,13 @@ def broken(connection: HTTPConnection) -> Any:
         (by_cookie, {"cookie": "user=ada"}, 200),
         (by_cookie, {"cookie": "user=bob"}, 401),
         (by_cookie, {"cookie": "user=ada", "origin": "http://test"}, 200),
-        (by_cookie, {"cookie": "user=ada", "origin": "https://app.example"}, 200),
+        (by_cookie, {"cookie": "user=ada", "origin": "https://app.example"}, 403),
         (by_cookie, {"cookie": "user=ada", "origin": "https://evil.example"}, 403),
-        (by_password, {"authorization": "Basic YWRh", "origin": "https://evil.example"}, 403),
-        (by_password, {"authorization": "Basic YWRh"}, 200),
-        (by_password, {"authorization": "Bearer YWRh", "origin": "https://evil.example"}, 200),
+        (by_header, {"x-user": "ada", "origin": "https://app.example"}, 200),
+        (by_header, {"x-user": "ada", "origin": "https://evil.example"}, 403),
+        (by_password, {"authorization": "Basic YWRhOnB3"}, 200),
+        (by_password, {"authorization": "Basic YWRhOnB3", "origin": "https://app.example"}, 403),
+        (by_password, {"authorization": "Basic YWRhOnB3", "origin": "https://evil.example"}, 403),
         (forbidding, {}, 418),
         (forbidding, BEARER, 200),
         (by_header, {**BEARER, "origin": "https://evil.example"}, 200),
@@ -278,6 +300,34 @@ async def test_a_function_of_the_program_authenticates(
         answer = await client.get("/v1/agents/mock")
         assert answer.status_code == status, answer.text
         assert answer.headers.get("x-why") == ("tea" if status == 418 else None)
+
+
+@pytest.mark.parametrize(
+    ("origins", "credentials", "origin", "allowed"),
+    [
+        (["https://app.example"], True, "https://app.example", True),
+        (["https://app.example"], True, "https://evil.example", False),
+        (["https://app.example"], False, "https://app.example", False),
+        (["*"], False, "https://evil.example", False),
+    ],
+)
+async def test_pages_of_others_use_cookies_only_if_credentials_are_allowed(
+    origins: list[str], credentials: bool, origin: str, allowed: bool
+) -> None:
+    agents = create_app(
+        authenticate=by_cookie, cors_allow_origins=origins, cors_allow_credentials=credentials
+    )
+    headers = {"Cookie": "user=ada", "Origin": origin}
+    async with listening(in_starlette(agents)) as url:
+        async with httpx2.AsyncClient(base_url=f"{url}/agents/v1", headers=headers) as client:
+            ran = await client.post("/processes/run", json={"command": "true"})
+            assert ran.status_code == (200 if allowed else 403)
+        # Browsers send the handshake of a WebSocket with cookies, whatever CORS says.
+        address = f"{url}/agents/v1/processes/none/terminal/ws".replace("http", "ws", 1)
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connect(address, additional_headers=headers):
+                pass
+        assert refusal.value.response.status_code == (404 if allowed else 403)
 
 
 async def test_the_user_who_answers_a_permission_request_is_known() -> None:
@@ -297,8 +347,21 @@ async def test_the_user_who_answers_a_permission_request_is_known() -> None:
         assert again.json()["answeredBy"] == "ada"
 
 
-async def test_a_ticket_opens_its_stream_without_the_function() -> None:
-    agents = create_app(authenticate=by_header)
+def raising(connection: HTTPConnection) -> str:
+    if "x-user" not in connection.headers:
+        raise HTTPException(401, "log in")
+    return connection.headers["x-user"]
+
+
+@pytest.mark.parametrize("authenticate", [by_header, raising])
+async def test_a_ticket_opens_its_stream_without_the_function(authenticate: Authenticate) -> None:
+    called: list[str] = []
+
+    def counting(connection: HTTPConnection) -> Any:
+        called.append(connection.url.path)
+        return authenticate(connection)
+
+    agents = create_app(authenticate=counting)
     async with agents.lifespan(), client_of(agents) as client:
         user = {"x-user": "ada"}
         await client.post("/v1/sessions/s", json={"agent": "mock"}, headers=user)
@@ -306,9 +369,16 @@ async def test_a_ticket_opens_its_stream_without_the_function() -> None:
         body = {"scope": "events", "path": path}
         assert (await client.post("/v1/tickets", json=body)).status_code == 401
         ticket = (await client.post("/v1/tickets", json=body, headers=user)).json()["ticket"]
+        called.clear()
         async with client.stream("GET", f"{path}?ticket={ticket}") as response:
             assert response.status_code == 200
         assert (await client.get(f"{path}?ticket=x")).status_code == 401
+        assert called == []
+
+
+async def test_health_without_credentials_says_that_the_server_answers() -> None:
+    agents = create_app(authenticate=by_header)
+    async with agents.lifespan(), client_of(agents) as client:
         assert (await client.get("/v1/health")).json() == {"status": "ok"}
 
 
@@ -364,3 +434,26 @@ async def test_an_application_that_goes_on_is_cancelled_when_its_transport_is_cl
             pass
         assert not cancelled.is_set()
     assert cancelled.is_set()
+
+
+async def test_a_reader_ends_when_its_transport_is_closed() -> None:
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    client = httpx2.AsyncClient(transport=ASGITransport(endless), timeout=None)
+    reads = anyio.Event()
+
+    async def read() -> None:
+        async with client.stream("GET", "http://test/") as response:
+            async for _ in response.aiter_raw():
+                reads.set()
+
+    reading = asyncio.ensure_future(read())
+    with anyio.fail_after(TIMEOUT):
+        await reads.wait()
+        await client.aclose()
+        with pytest.raises(httpx2.ReadError, match="closed"):
+            await reading

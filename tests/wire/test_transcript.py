@@ -159,6 +159,12 @@ def outside_of_fences(markdown: str) -> str:
     return "".join(outside)
 
 
+def test_a_code_block_begins_at_the_start_of_a_line() -> None:
+    # Searching for more, a line of many backticks takes minutes.
+    assert "<pre" not in html_of(Transcript([said("see ```x\ny")]))
+    assert "<pre" in html_of(Transcript([said("see\n```x\ny\n```\n")]))
+
+
 def test_half_of_a_surrogate_pair_can_be_shown() -> None:
     payload = b'{"jsonrpc":"2.0","method":"session/update","params":{"update":{"sessionUpdate":'
     payload += b'"agent_message_chunk","content":{"type":"text","text":"a \\ud800 b"}}}}'

@@ -145,13 +145,22 @@ class _Exchange(httpx2.AsyncByteStream):
 
     async def _next(self) -> _Message | None:
         """Return the next message; None at the end of the response."""
+        getting = asyncio.ensure_future(self._parts.get())
+        leaving = asyncio.ensure_future(self._disconnected.wait())
         try:
-            async with asyncio.timeout(self._read_timeout):
-                part = await self._parts.get()
-        except TimeoutError:
+            await asyncio.wait(
+                {getting, leaving}, timeout=self._read_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            getting.cancel()
+            leaving.cancel()
+        if not getting.done():
+            if self._disconnected.is_set():
+                raise httpx2.ReadError("the transport was closed", request=self._request)
             raise httpx2.ReadTimeout(
                 f"the application has sent nothing for {self._read_timeout:g} s", request=self._request
-            ) from None
+            )
+        part = getting.result()
         if isinstance(part, Exception):
             raise httpx2.RemoteProtocolError(
                 f"the application failed: {part!r}", request=self._request

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.agents.launch import data_dir
 from sandbox_agent.engine.feed import FeedMemory
+from sandbox_agent.event_loop import name_library
 from sandbox_agent.persist.store import Changes
 from sandbox_agent.runtime.folder_lock import temporary_folder
 from sandbox_agent.server.agents.bridge import Bridge
@@ -126,6 +127,7 @@ class Application:
 
             await Router(lifespan=self.lifespan).lifespan(scope, receive, send)
         elif self._entry is not None:
+            name_library()
             await self._entry(without_root_path(scope), receive, send)
         else:
             await status_problem(HTTPStatus.SERVICE_UNAVAILABLE, _NOT_RUNNING, {})(scope, receive, send)
@@ -187,6 +189,7 @@ class Application:
             PersistError: the store can't be opened, or another server uses it.
         """
         config = self.config
+        name_library()
         async with AsyncExitStack() as stack:
             self._runs = True
             stack.callback(self._stopped)
@@ -271,7 +274,7 @@ class Application:
                 inner, entry = entry, BearerAuth(entry, config.token, self.tickets)
                 self.guard = entry
                 if self._authenticate is not None:
-                    entry = HookAuth(inner, entry, self._authenticate, config.cors.allow_origins)
+                    entry = HookAuth(inner, entry, self._authenticate, config.cors)
             if config.cors.allow_origins:
                 from starlette.middleware.cors import CORSMiddleware
 

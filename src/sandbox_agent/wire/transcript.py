@@ -32,7 +32,8 @@ _MARKS = {"pending": "☐", "in_progress": "▶", "completed": "✓", "failed": 
 _NO_MATH = "tex2jax_ignore mathjax_ignore"
 _PRE = "white-space:pre-wrap;overflow-wrap:anywhere"
 _BOX = "border-left:3px solid #8888;padding:0.2em 0.8em;margin:0.4em 0"
-_CODE = re.compile(r"```[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+# Only at the start of a line: else the time is quadratic in the length of a line of backticks.
+_CODE = re.compile(r"^```[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`|\*\*([^*\n]+)\*\*")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 

@@ -39,6 +39,10 @@ class BearerAuth:
         with ticket:
             await self._app(scope, receive, send)
 
+    def decides(self, scope: Scope) -> bool:
+        """Return whether a request has a ticket instead of credentials."""
+        return has_ticket(scope) and _has_no_credentials(scope)
+
     def refuse(self, scope: Scope) -> Response:
         """Return the response to a request without the token or a ticket."""
         if _asks_for_health(scope):

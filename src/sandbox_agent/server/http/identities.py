@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_agent.server import metrics
 from sandbox_agent.server.client_names import check_client_name
+from sandbox_agent.server.config import CorsConfig
 from sandbox_agent.server.http.auth import BearerAuth
 from sandbox_agent.server.http.local_only import allows_origin
 from sandbox_agent.server.http.operations import IDENTITY
@@ -26,30 +27,37 @@ Authenticate: TypeAlias = Callable[[HTTPConnection], Identity | Awaitable[Identi
 """Returns who sends a request, or raises an HTTPException of Starlette or FastAPI."""
 
 
+# Browsers add these to requests by themselves, as they do with cookies.
+_OF_BROWSERS = (b"basic", b"digest", b"negotiate", b"ntlm")
+
+
 class HookAuth:
     """Middleware that lets a function decide about requests without the token or a ticket.
 
-    Browsers add cookies, and passwords of HTTP Basic, to requests of all pages. A request that has an Origin,
-    and no bearer token, must be from a page of the server itself or of an origin that CORS allows.
+    Browsers add cookies and passwords to requests of all pages. A request of a page must be from the server
+    itself or from an origin that CORS allows, with credentials if it has some that browsers add. A request
+    with another Authorization header, such as a bearer token, can be from any page.
 
     Args:
         app: the application.
         guard: knows the token, if there is one, and the tickets.
         authenticate: the function.
-        origins: the origins that CORS allows; "*" for all.
+        cors: the origins that CORS allows, and whether their pages may send cookies.
     """
 
-    def __init__(
-        self, app: ASGIApp, guard: BearerAuth, authenticate: Authenticate, origins: Sequence[str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, guard: BearerAuth, authenticate: Authenticate, cors: CorsConfig) -> None:
         self._app = app
         self._guard = guard
         self._authenticate = authenticate
-        self._origins = frozenset(origins)
+        self._origins = frozenset(cors.allow_origins)
+        self._allows_credentials = cors.allow_credentials
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self._guard.allows(scope):
             await self._app(scope, receive, send)
+            return
+        if self._guard.decides(scope):
+            await self._guard(scope, receive, send)
             return
         try:
             identity = await self._identify(scope)
@@ -60,11 +68,12 @@ class HookAuth:
             await error_response(f"authenticate of {scope['path']}", error)(scope, receive, send)
             return
         if identity is None:
-            await self._guard(scope, receive, send)  # a ticket, or the refusal
+            await self._guard.refuse(scope)(scope, receive, send)
         elif (origin := self._foreign_origin(scope)) is not None:
             why = (
-                f"pages of {origin} may not use this server with a cookie or a password: name the origin in "
-                "cors_allow_origins of create_app, or send a bearer token"
+                f"pages of {origin} may not use this server with credentials that browsers add: name the "
+                "origin in cors_allow_origins of create_app, with cors_allow_credentials=True, or send a "
+                "bearer token in the Authorization header"
             )
             await _count(status_problem(HTTPStatus.FORBIDDEN, why, {}))(scope, receive, send)
         else:
@@ -88,9 +97,12 @@ class HookAuth:
     def _foreign_origin(self, scope: Scope) -> str | None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if not origin or headers.get(b"authorization", b"").lower().startswith(b"bearer "):
+        scheme = headers.get(b"authorization", b"").partition(b" ")[0].lower()
+        if not origin or (scheme and scheme not in _OF_BROWSERS):
             return None
-        return None if allows_origin(origin, headers.get(b"host", b""), self._origins) else origin
+        has_credentials = bool(scheme) or b"cookie" in headers
+        origins = self._origins if self._allows_credentials or not has_credentials else frozenset[str]()
+        return None if allows_origin(origin, headers.get(b"host", b""), origins) else origin
 
 
 def _refusal_of(error: HTTPException) -> Response:
