@@ -264,7 +264,7 @@ async def test_an_agent_that_has_exited_meanwhile_is_heard_to_its_end(
     server: ServerProcess, store: str
 ) -> None:
     program = Program(server, store, "stream 4000 5")
-    program.wait_stored(10)
+    program.wait_stored(20)  # more than 10 of them are pieces of the message
     program.kill()
     with anyio.fail_after(60):
         async with SandboxAgent.connect(base_url=server.url, persist=store) as sdk:
