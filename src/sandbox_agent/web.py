@@ -48,6 +48,8 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _UI_HEADERS = {**_HEADERS, "x-vercel-ai-ui-message-stream": "v1"}
 _UI_DONE = b"data: [DONE]\n\n"
 _TURN = "turn-"
+# Those of 2**53, beyond which JavaScript has no exact integers.
+_MAX_DIGITS = 16
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION, _INTERNAL_ERROR = 1000, 1001, 1008, 1011
 
 
@@ -71,10 +73,15 @@ def sse_response(
     """
     given = (None if request is None else request.headers.get("last-event-id")) or last_event_id or 0
     text = str(given)
-    if not (text.isascii() and text.isdigit()):
+    if not _is_index(text):
         return _refusal(InvalidRequestError(f"invalid request: Last-Event-ID must be a number, not {text!r}"))
     frames = _event_frames(session.events(after=int(text)))
     return StreamingResponse(_kept_alive(frames), media_type=_SSE, headers=_HEADERS)
+
+
+def _is_index(text: str) -> bool:
+    """Return whether a text is a number that may be the index of an event."""
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 async def _event_frames(events: AsyncIterator[SessionEvent]) -> AsyncGenerator[bytes]:
@@ -123,7 +130,7 @@ async def websocket_endpoint(session: Session, websocket: WebSocket, *, after: i
     given = str(after if after is not None else websocket.query_params.get("after") or 0)
     socket = _Socket(session, websocket)
     code, reason = _POLICY_VIOLATION, "after must be the index of an event"
-    if given.isascii() and given.isdigit():
+    if _is_index(given):
         code, reason = await socket.serve(int(given))
     if websocket.client_state is not WebSocketState.DISCONNECTED:
         try:
@@ -147,6 +154,7 @@ class _Socket:
     async def serve(self, after: int) -> tuple[int, str]:
         """Serve until the client has left; return the code and the reason of the close."""
         code, reason = _GOING_AWAY, "the SDK was disposed"
+        self._sent = after
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._receive, tasks)
@@ -261,6 +269,8 @@ def ui_stream_response(session: Session, body: Mapping[str, Any]) -> Response:
     Returns:
         The response; one with the status 400 if the body is not that of a chat.
     """
+    if not isinstance(body, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it is a client's
+        return _refusal(InvalidRequestError("invalid request: the body must be a JSON object with messages"))
     _wait_for_people(session)
     messages = [members(message) for message in elements(body.get("messages"))]
     message = messages[-1] if messages else {}
@@ -294,12 +304,7 @@ def _turn_of(message: dict[str, Any]) -> tuple[int, int]:
     """Return the index of the prompt of an assistant's message, and of the last event that the page has."""
     number = str(message.get("id") or "").removeprefix(_TURN)
     after = members(message.get("metadata")).get("sequence")
-    if (
-        not number.isdigit()
-        or not number.isascii()
-        or not isinstance(after, int)
-        or not approvals_of(message)
-    ):
+    if not _is_index(number) or not isinstance(after, int) or not approvals_of(message):
         raise InvalidRequestError(
             "invalid request: the last message is an assistant's, but does not answer a permission request: "
             "it needs the id and metadata that the stream gave it, and a part in the state "
