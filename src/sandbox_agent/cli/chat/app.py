@@ -232,7 +232,7 @@ class Chat:
             self.screen.note(f"the events can't be read: {one_line(str(error))}", "red")
 
     def _on_shown(self) -> None:
-        """Keep a message that is being typed when the agent asks something; drop an answer to what is gone."""
+        """Keep a message that is typed when the agent asks something; drop an answer that came too late."""
         asked = self.front.asked_id
         is_sent = self._prompt.app.future is None or self._prompt.app.future.done()
         if asked != self._asked and self._command is None and not is_sent:
