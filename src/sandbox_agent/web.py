@@ -48,7 +48,8 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _UI_HEADERS = {**_HEADERS, "x-vercel-ai-ui-message-stream": "v1"}
 _UI_DONE = b"data: [DONE]\n\n"
 _TURN = "turn-"
-_MAX_DIGITS = 18
+# Those of 2**53, beyond which JavaScript has no exact integers.
+_MAX_DIGITS = 16
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION, _INTERNAL_ERROR = 1000, 1001, 1008, 1011
 
 
@@ -263,6 +264,8 @@ def ui_stream_response(session: Session, body: Mapping[str, Any]) -> Response:
     Returns:
         The response; one with the status 400 if the body is not that of a chat.
     """
+    if not isinstance(body, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it is a client's
+        return _refusal(InvalidRequestError("invalid request: the body must be a JSON object with messages"))
     _wait_for_people(session)
     messages = [members(message) for message in elements(body.get("messages"))]
     message = messages[-1] if messages else {}

@@ -61,9 +61,10 @@ def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResu
 
 
 def test_tests_without_async_have_a_client_and_see_nothing_of_each_other(pytester: pytest.Pytester) -> None:
+    before = descendants(os.getpid())  # servers that other tests share
     result = run(pytester, SYNC)
     result.assert_outcomes(passed=3)
-    assert descendants(os.getpid()) == []
+    assert set(descendants(os.getpid())) <= set(before)
 
 
 @pytest.mark.parametrize("mark", ["anyio", "asyncio"])

@@ -150,7 +150,7 @@ async def test_a_stream_resumes_after_the_last_event_of_the_client(
             await sent
 
 
-@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 5000])
+@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 17, "9" * 5000])
 async def test_an_id_that_is_no_index_is_refused(client: httpx2.AsyncClient, given: str) -> None:
     refused = await client.get("/events", headers={"Last-Event-ID": given})
     assert refused.status_code == 400
@@ -317,6 +317,24 @@ async def test_a_message_of_another_session_continues_no_turn(
     await turn
 
 
+async def test_a_prompt_is_sent_if_the_client_leaves_at_once(session: Session) -> None:
+    frame = json.dumps({"type": "prompt", "prompt": "echo left"})
+    received = iter([{"type": "websocket.connect"}, {"type": "websocket.receive", "text": frame}])
+
+    async def receive() -> Any:
+        return next(received, {"type": "websocket.disconnect", "code": 1001})
+
+    async def send(_message: Any) -> None:
+        pass
+
+    scope: dict[str, Any] = {"type": "websocket", "query_string": b"", "headers": []}
+    await websocket_endpoint(session, WebSocket(scope, receive, send))
+    with anyio.fail_after(TIMEOUT):
+        async for event in session.events():
+            if event.payload.get("result") == {"stopReason": "end_turn"}:
+                break
+
+
 async def test_a_socket_is_closed_with_a_code(app: ASGIApp, sdk: SandboxAgent) -> None:
     async with socket_of(app, "?after=x") as socket:
         with pytest.raises(ConnectionClosed) as closed:
@@ -414,3 +432,15 @@ async def test_a_body_that_is_no_chat_is_refused(client: httpx2.AsyncClient, bod
     refused = await client.post("/chat", json=body)
     assert refused.status_code == 400
     assert "last message" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [[], "x", 5, None])
+async def test_a_body_that_is_no_object_is_refused(session: Session, body: Any) -> None:
+    assert ui_stream_response(session, body).status_code == 400
+
+
+async def test_an_approval_of_an_impossible_turn_is_refused(session: Session) -> None:
+    approval = {"state": "approval-responded", "approval": {"id": "p", "approved": True}}
+    message = {"role": "assistant", "id": f"turn-{'9' * 5000}", "metadata": {"sequence": 1}}
+    body = {"messages": [{**message, "parts": [{"type": "tool-x", **approval}]}]}
+    assert ui_stream_response(session, body).status_code == 400

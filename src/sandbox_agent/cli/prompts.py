@@ -217,11 +217,13 @@ def request_lines(request: PermissionRequest) -> list[str]:
     command = given.get("command") or given.get("cmd")
     diffs = [each for each in call.content if isinstance(each, Diff)]
     paths = dict.fromkeys([each.path for each in diffs] + [each.path for each in call.locations])
-    lines = [f"file {one_line(path)}" for path in paths]
-    if command:
+    lines: list[str] = []
+    if command:  # first, so that many files do not hide it
         words = [str(word) for word in elements(command)] or [str(command)]
         lines += [f"$ {line}" for line in " ".join(words).splitlines()]
-    elif given and not diffs:
+        given = {name: value for name, value in given.items() if value is not command}
+    lines += [f"file {one_line(path)}" for path in paths]
+    if not diffs:
         lines += [f"{name}: {_shorten(one_line(str(value)))}" for name, value in given.items()]
     for each in diffs:
         old, new = (each.old_text or "").splitlines(), each.new_text.splitlines()

@@ -68,7 +68,8 @@ class Chat:
         self._main: asyncio.Task[Any] | None = None
         self._exit_code = 0
         self._draft = ""
-        self._was_asking = False
+        # What the user sees that is asked, which an answer is for.
+        self._asked: str | None = None
         self._commands = Commands(self)
         history = str(state_file("history"))
         create_private(history)
@@ -155,11 +156,17 @@ class Chat:
             self.screen.note("interrupted", "yellow")
         finally:
             self._command = None
+            self._asked = self.front.asked_id
         await self._output.drain()
 
     async def _handle(self, text: str) -> None:
         talk = self.front
         if text.startswith("/") and await self._commands.run(text):
+            return
+        if talk.asked_id != self._asked:
+            if self._asked is None:
+                self._draft = text
+            self.screen.note("this was not sent: what the agent asks has changed", "yellow")
             return
         if talk.asks is not None:
             if not await talk.answer(text):
@@ -209,6 +216,7 @@ class Chat:
             self._reader.cancel()
             self.front.is_front = False
         self.front = talk
+        self._asked = talk.asked_id
         talk.is_front = True
         self._was_asking = False
         self.screen.note(f"{talk.name}  session {talk.session.id}", "bold")
@@ -227,15 +235,19 @@ class Chat:
             self.screen.note(f"the events can't be read: {one_line(str(error))}", "red")
 
     def _on_shown(self) -> None:
-        """Keep what the user is typing for later when the agent asks something."""
-        asking = self.front.asks is not None
-        if asking and not self._was_asking and self._command is None:
+        """Keep a message that is typed when the agent asks something; drop an answer that came too late."""
+        asked = self.front.asked_id
+        is_sent = self._prompt.app.future is None or self._prompt.app.future.done()
+        if asked != self._asked and self._command is None and not is_sent:
             buffer = self._prompt.default_buffer
-            is_sent = self._prompt.app.future is None or self._prompt.app.future.done()
-            if not is_sent and not buffer.text.startswith("/"):
-                self._draft = buffer.text
+            if not buffer.text.startswith("/"):
+                if self._asked is None:
+                    self._draft = buffer.text
                 buffer.reset()
-        self._was_asking = asking
+                if asked is None:  # another client has answered
+                    buffer.insert_text(self._draft)
+                    self._draft = ""
+            self._asked = asked
         self._invalidate()
 
     def _announce(self, text: str) -> None:

@@ -182,6 +182,16 @@ class Talk:
         return next((field for field in question.fields if field.name not in given), None)
 
     @property
+    def asked_id(self) -> str | None:
+        """The id of what the user is asked now, or None."""
+        if (request := self.permission) is not None:
+            return request.id
+        if (question := self.question) is None:
+            return None
+        field = self.field
+        return f"{question.id} {'' if field is None else field.name}"
+
+    @property
     def asks(self) -> str | None:
         """What the user is asked now, or None."""
         if (request := self.permission) is not None:
