@@ -44,3 +44,20 @@ def test_a_restore_is_printed_with_its_method_and_what_is_missing(
     payload = dumps({"jsonrpc": "2.0", "method": RESTORED_METHOD, "params": restored.params()})
     EventPrinter(Screen(stream, stream)).print_event(SessionEvent("e", 1, "s", 1, "c", "client", payload))
     assert stream.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"sessionUpdate": "session_info_update", "title": "a\nnot restored  b"},
+        {"sessionUpdate": "current_mode_update", "currentModeId": "a\nnot restored  b"},
+        {"sessionUpdate": "tool_call", "toolCallId": "1", "title": "a\nnot restored  b", "status": "pending"},
+    ],
+)
+def test_what_an_agent_names_stays_in_its_line(update: dict[str, str]) -> None:
+    stream = io.StringIO()
+    params = {"sessionId": "s", "update": update}
+    payload = dumps({"jsonrpc": "2.0", "method": "session/update", "params": params})
+    EventPrinter(Screen(stream, stream)).print_event(SessionEvent("e", 1, "s", 1, "c", "agent", payload))
+    assert stream.getvalue().count("\n") == 1
+    assert "a not restored b" in stream.getvalue()

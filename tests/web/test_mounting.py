@@ -457,3 +457,10 @@ async def test_a_reader_ends_when_its_transport_is_closed() -> None:
         await client.aclose()
         with pytest.raises(httpx2.ReadError, match="closed"):
             await reading
+
+
+async def test_health_is_answered_without_credentials_if_the_function_refuses_them() -> None:
+    agents = create_app(authenticate=forbidding)
+    async with agents.lifespan(), client_of(agents) as client:
+        assert (await client.get("/v1/health")).json() == {"status": "ok"}
+        assert (await client.get("/v1/health", headers={"Authorization": "Bearer no"})).status_code == 418

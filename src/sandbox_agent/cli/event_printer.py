@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from sandbox_agent.cli.output import Screen, Style
+from sandbox_agent.cli.output import Screen, Style, one_line
 from sandbox_agent.wire.acp import (
     AgentMessageChunk,
     AgentThoughtChunk,
@@ -82,12 +82,12 @@ class EventPrinter:
                 if not self._in_turn:
                     self._print_usage()
             case SessionInfoUpdate(title=str(title)):
-                self._screen.note(f"title  {title}", "dim")
+                self._screen.note(f"title  {one_line(title)}", "dim")
             case CurrentModeUpdate(current_mode_id=mode):
-                self._screen.note(f"mode   {mode}", "dim")
+                self._screen.note(f"mode   {one_line(mode)}", "dim")
             case Notice() as notice:
                 detail = f": {notice.description}" if notice.description else ""
-                self._screen.note(f"{notice.severity}  {notice.title}{detail}", "yellow")
+                self._screen.note(f"{notice.severity}  {one_line(notice.title + detail)}", "yellow")
             case SessionRestored() as restored:
                 self._print_restored(restored)
             case None | PermissionRequest() | QuestionRequest():
@@ -108,7 +108,7 @@ class EventPrinter:
         if self._statuses.get(key) == status:
             return
         self._statuses[key] = status
-        title = " ".join(self._titles.get(key, key).split())
+        title = one_line(self._titles.get(key, key))
         if self._live is None or status in _STATUS_STYLES:
             self._screen.note(f"tool   {title}: {status}", _STATUS_STYLES.get(status, "cyan"))
         if self._live is not None:
@@ -138,7 +138,7 @@ class EventPrinter:
             for key, status in self._statuses.items():
                 if status not in _STATUS_STYLES and key not in self._unfinished:
                     self._unfinished.add(key)
-                    self._screen.note(f"tool   {self._titles.get(key, key)}: {status}", "cyan")
+                    self._screen.note(f"tool   {one_line(self._titles.get(key, key))}: {status}", "cyan")
         self._print_usage()
         tokens = members(result.get("usage"))
         counts = [

@@ -45,7 +45,7 @@ class BearerAuth:
 
     def refuse(self, scope: Scope) -> Response:
         """Return the response to a request without the token or a ticket."""
-        if _asks_for_health(scope):
+        if asks_for_health(scope):
             return json_response({"status": "ok"})
         metrics.REFUSED.add("401")
         if has_ticket(scope):
@@ -73,7 +73,7 @@ _REFUSED = TokenInvalidError(
 _BAD_TOKEN = TokenInvalidError("token invalid: send the header 'Authorization: Bearer <token>'")
 
 
-def _asks_for_health(scope: Scope) -> bool:
+def asks_for_health(scope: Scope) -> bool:
     """Return whether this is a request for health without credentials."""
     return (
         scope["type"] == "http"

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox_agent.server import metrics
 from sandbox_agent.server.client_names import check_client_name
 from sandbox_agent.server.config import CorsConfig
-from sandbox_agent.server.http.auth import BearerAuth
+from sandbox_agent.server.http.auth import BearerAuth, asks_for_health
 from sandbox_agent.server.http.local_only import allows_origin
 from sandbox_agent.server.http.operations import IDENTITY
 from sandbox_agent.server.http.problems import error_response, status_problem
@@ -62,7 +62,8 @@ class HookAuth:
         try:
             identity = await self._identify(scope)
         except HTTPException as error:
-            await _count(_refusal_of(error))(scope, receive, send)
+            refusal = self._guard.refuse(scope) if asks_for_health(scope) else _count(_refusal_of(error))
+            await refusal(scope, receive, send)
             return
         except Exception as error:  # noqa: BLE001 - a function of the program's; what is unexpected is logged
             await error_response(f"authenticate of {scope['path']}", error)(scope, receive, send)
