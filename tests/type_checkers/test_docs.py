@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, Snippet, snippets
+from tests.docs.pages import PAGES, ROOT, Snippet, snippets
 from tests.type_checkers.checkers import CHECKERS, check, mypy
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
+EXAMPLES = ROOT / "examples"
 PYTHON = [each for page in PAGES for each in snippets(page) if each.language == "python"]
 PROGRAMS = [each for each in PYTHON if "asyncio.run(" in each.code]
 # Snippets build on those above them, as tests/docs runs them. They define functions and names of their own
@@ -51,3 +52,12 @@ def test_snippets_agree_with_the_types_of_the_package(tmp_path: Path) -> None:
     for page, code in pages.items():
         (tmp_path / f"page_{page.stem.replace('-', '_')}.py").write_text(HEAD + "\n".join(code))
     assert mypy(tmp_path, *RELAXED) == []
+
+
+def test_examples_are_strictly_typed(tmp_path: Path) -> None:
+    for path in EXAMPLES.rglob("*.py"):
+        # The tests of an app import it by its name.
+        name = path.name if path.parent.name == "testing" else f"{path.parent.name}_{path.name}"
+        (tmp_path / name).write_text(path.read_text())
+    assert len([*tmp_path.iterdir()]) > 8
+    assert mypy(tmp_path) == []  # pyright checks them with the rest of the repository
