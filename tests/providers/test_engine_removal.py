@@ -59,6 +59,14 @@ async def test_a_container_that_stays_is_reported_with_the_words_of_the_engine(t
     assert len(requests) == 3
 
 
+async def test_a_container_that_another_request_removes_is_gone(tmp_path: Path) -> None:
+    gone = (500, "container 9d11 does not exist in database: no such container")
+    async with engine_that_answers(tmp_path, gone, gone):
+        api = EngineApi("podman", f"unix://{tmp_path}/engine.sock")
+        assert await api.inspect("box") is None
+        await api.remove("box")
+
+
 async def test_another_refusal_is_not_repeated(tmp_path: Path) -> None:
     async with engine_that_answers(tmp_path, (500, "the storage is read-only")) as requests:
         with pytest.raises(SandboxAgentError, match="read-only"):

@@ -255,7 +255,7 @@ async def test_a_missing_image_is_named_with_what_builds_it(engine: Engine) -> N
 
 
 async def test_a_server_that_does_not_start_says_why_and_leaves_no_container(engine: Engine) -> None:
-    with pytest.raises(SandboxAgentError, match=r"exited with code 2 at its start: .*--missing"):
+    with pytest.raises(SandboxAgentError, match=r"(?s)exited with code 2 at its start: .*--missing"):
         await engine.provider(args=["--missing"]).create()
     assert await engine.containers() == []
 

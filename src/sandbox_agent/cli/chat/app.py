@@ -61,7 +61,7 @@ class Chat:
         self.ended: bool = False
         self._output = PromptOutput(self._invalidate)
         self._live = LiveLines(self._invalidate)
-        self.screen = Screen(self._output, self._output)
+        self.screen: Screen = Screen(self._output, self._output)
         self._reader: asyncio.Task[None] | None = None
         self._command: asyncio.Task[None] | None = None
         self._cancelling: set[asyncio.Task[None]] = set()

@@ -62,7 +62,7 @@ class Talk:
         self.files: list[ContentBlock] = []
         self.turns: set[asyncio.Task[None]] = set()
         self.commands: list[str] = []
-        self.printer = EventPrinter(screen, client=True, live=live)
+        self.printer: EventPrinter = EventPrinter(screen, client=True, live=live)
         self.title: str = ""
         self._shown = shown
         self._screen = screen

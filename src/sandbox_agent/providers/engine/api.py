@@ -111,8 +111,7 @@ class EngineApi:
         try:
             return (await self.request("GET", f"/containers/{container}/json")).json()
         except SandboxAgentError as error:
-            # Podman answers so while another request removes it.
-            if error.status == 404 or "container not known" in str(error):
+            if _is_gone(error):
                 return None
             raise
 
@@ -134,7 +133,7 @@ class EngineApi:
                 )
             except SandboxAgentError as error:
                 # 409: another request removes it already.
-                if error.status in (404, 409):
+                if error.status == 409 or _is_gone(error):
                     return
                 if not tries_left or "could not be stopped" not in str(error):
                     raise
@@ -258,6 +257,12 @@ class EngineApi:
                 if "error" in item:
                     raise SandboxAgentError(f"{self.engine}: {str(item['error']).strip()}")
                 yield item
+
+
+def _is_gone(error: SandboxAgentError) -> bool:
+    """Return whether there is no such container. Podman answers 500 while another request removes it."""
+    message = str(error)
+    return error.status == 404 or "container not known" in message or "no such container" in message
 
 
 def split_frames(data: bytes) -> bytes:
