@@ -30,8 +30,8 @@ try:
     from starlette.requests import HTTPConnection
     from starlette.responses import Response, StreamingResponse
     from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
-except ImportError as _error:
-    raise missing_extra("sandbox_agent.web", "server") from _error
+except ImportError as _missing:
+    raise missing_extra("sandbox_agent.web", "server") from _missing
 
 __all__ = ["sse_response", "ui_resume_response", "ui_stream_response", "websocket_endpoint"]
 
