@@ -1,4 +1,4 @@
-"""The event loop that the SDK works in, and the error where there is none."""
+"""The event loop that the SDK works in, and the error of a call outside of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
     """Return the running event loop.
 
     Raises:
-        SandboxAgentError: there is none, or it is not one of asyncio.
+        SandboxAgentError: no event loop runs, or it is not one of asyncio.
     """
     try:
         return asyncio.get_running_loop()

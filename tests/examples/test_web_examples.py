@@ -98,7 +98,7 @@ async def test_a_page_of_another_site_cannot_chat() -> None:
 
 def test_the_script_of_the_page_is_javascript() -> None:
     if shutil.which("node") is None:
-        pytest.skip("needs node")
+        pytest.skip("NOT TESTED: the script of the page (node is not on PATH)")
     copy = Path("chat.mjs")
     copy.write_bytes((EXAMPLES / "fastapi_chat/chat.js").read_bytes())
     subprocess.run(["node", "--check", str(copy)], check=True, timeout=TIMEOUT)

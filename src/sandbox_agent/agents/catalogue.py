@@ -30,7 +30,7 @@ class CredentialFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         path: Relative to the home folder.
         members: If given, the file is JSON and must have a value for one of these members; "*" is any
-            member that is an object. A login that has expired and that the agent cannot renew is none.
+            member that is an object. An expired login counts only if the agent can renew it.
     """
 
     path: str
